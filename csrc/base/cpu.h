@@ -1,0 +1,17 @@
+/* What this CPU can do, as far as a kernel was written for it. */
+#ifndef QV_BASE_CPU_H
+#define QV_BASE_CPU_H
+
+#include <stdbool.h>
+
+typedef struct {
+    bool avx2_fma;
+    bool avx512;      /* F, BW, DQ, VL */
+    bool avx512_bf16; /* and its bfloat16 dot product */
+    bool neon;
+} qv_cpu_features;
+
+/* QAVIT_CPU=portable|avx2|avx512|avx512_bf16 in the environment hides everything above the named level. */
+qv_cpu_features qv_cpu(void);
+
+#endif

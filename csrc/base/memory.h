@@ -1,0 +1,48 @@
+/* Sizes checked for overflow, aligned memory, and the arena that a forward pass is planned on. */
+#ifndef QV_BASE_MEMORY_H
+#define QV_BASE_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define QV_ALIGNMENT ((size_t)64)
+
+/* *out = a * b, or a + b; false (and *out = SIZE_MAX) when it does not fit. */
+bool qv_multiply_size(size_t a, size_t b, size_t *out);
+bool qv_add_size(size_t a, size_t b, size_t *out);
+
+/* `count` items of `size` bytes, 64-byte aligned, not cleared; NULL when there is no memory or the size overflows.
+ * Freed by qv_free. Large blocks ask for huge pages. */
+void *qv_allocate(size_t count, size_t size);
+void qv_free(void *memory);
+
+/* In a QV_DEBUG build: the n-th allocation from now fails (1 the next; 0 none). Returns false in other builds. */
+bool qv_fail_allocation(size_t n);
+
+/* A bump allocator. With base NULL it only measures: `used` grows, the pointers are NULL. */
+typedef struct {
+    char *base;
+    size_t capacity;
+    size_t used;
+    bool overflow; /* a size did not fit in size_t, or the arena was too small for what was planned */
+} qv_arena;
+
+/* `count` items of `size` bytes at a 64-byte boundary. */
+void *qv_arena_take(qv_arena *arena, size_t count, size_t size);
+
+/* count floats. */
+static inline float *qv_arena_floats(qv_arena *arena, size_t count) {
+    return (float *)qv_arena_take(arena, count, sizeof(float));
+}
+
+/* Arenas kept between the calls on a model, so that only the first call (of each of several threads) allocates. */
+typedef struct {
+    _Atomic(void *) slots[8];
+} qv_arena_cache;
+
+/* An arena of at least `bytes` (base NULL when there is no memory); give it back with qv_arena_release. */
+qv_arena qv_arena_acquire(qv_arena_cache *cache, size_t bytes);
+void qv_arena_release(qv_arena_cache *cache, qv_arena *arena);
+void qv_arena_cache_clear(qv_arena_cache *cache);
+
+#endif

@@ -1,0 +1,134 @@
+#include "base/tensor.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PROBLEMS_SHOWN ((size_t)8)
+
+size_t qv_dtype_size(qv_dtype dtype) {
+    return dtype == QV_FLOAT32 ? 4 : 2;
+}
+
+size_t qv_tensor_count(const qv_tensor *tensor) {
+    size_t count = 1;
+    for (size_t i = 0; i < tensor->dims; i++) {
+        count *= tensor->shape[i];
+    }
+    return count;
+}
+
+static float float_from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static float float_from_half(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
+    uint32_t exponent = (half >> 10) & 0x1fu, fraction = half & 0x3ffu;
+    if (exponent == 0x1fu) {
+        return float_from_bits(sign | 0x7f800000u | fraction << 13);
+    }
+    if (exponent == 0) {
+        float tiny = (float)fraction * 0x1p-24f;
+        return sign != 0 ? -tiny : tiny;
+    }
+    return float_from_bits(sign | (exponent + 112u) << 23 | fraction << 13);
+}
+
+void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t count) {
+    const char *data = (const char *)tensor->data + first * qv_dtype_size(tensor->dtype);
+    if (tensor->dtype == QV_FLOAT32) {
+        memcpy(out, data, count * sizeof *out);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        uint16_t bits;
+        memcpy(&bits, data + 2 * i, sizeof bits);
+        out[i] = tensor->dtype == QV_FLOAT16 ? float_from_half(bits) : float_from_bits((uint32_t)bits << 16);
+    }
+}
+
+static int compare_name(const void *name, const void *tensor) {
+    return strcmp((const char *)name, ((const qv_tensor *)tensor)->name);
+}
+
+const qv_tensor *qv_weights_peek(const qv_weights *weights, const char *name) {
+    if (weights->count == 0) {
+        return NULL;
+    }
+    return bsearch(name, weights->tensors, weights->count, sizeof *weights->tensors, compare_name);
+}
+
+static void format_shape(char *out, size_t size, const size_t *shape, size_t dims) {
+    size_t used = (size_t)snprintf(out, size, "[");
+    for (size_t i = 0; i < dims && used < size; i++) {
+        used += (size_t)snprintf(out + used, size - used, i == 0 ? "%zu" : ", %zu", shape[i]);
+    }
+    if (used < size) {
+        snprintf(out + used, size - used, "]");
+    }
+}
+
+static void note_problem(qv_weights *weights, const char *line) {
+    size_t used = strlen(weights->report);
+    if (weights->problems < PROBLEMS_SHOWN && used < sizeof weights->report) {
+        snprintf(weights->report + used, sizeof weights->report - used, "\n  %s", line);
+    }
+    weights->problems++;
+}
+
+static const qv_tensor *look_up(qv_weights *weights, const char *name, bool required, size_t dims, va_list sizes) {
+    size_t shape[QV_MAX_DIMS] = {0};
+    for (size_t i = 0; i < dims && i < QV_MAX_DIMS; i++) {
+        shape[i] = va_arg(sizes, size_t);
+    }
+    const qv_tensor *tensor = qv_weights_peek(weights, name);
+    char wanted[96], line[400];
+    if (tensor == NULL) {
+        if (required) {
+            format_shape(wanted, sizeof wanted, shape, dims);
+            snprintf(line, sizeof line, "missing: %s %s", name, wanted);
+            note_problem(weights, line);
+        }
+        return NULL;
+    }
+    if (tensor->dims != dims || memcmp(tensor->shape, shape, dims * sizeof *shape) != 0) {
+        char found[96];
+        format_shape(wanted, sizeof wanted, shape, dims);
+        format_shape(found, sizeof found, tensor->shape, tensor->dims);
+        snprintf(line, sizeof line, "%s: shape %s, expected %s", name, found, wanted);
+        note_problem(weights, line);
+        return NULL;
+    }
+    return tensor;
+}
+
+const qv_tensor *qv_weights_get(qv_weights *weights, const char *name, size_t dims, ...) {
+    va_list sizes;
+    va_start(sizes, dims);
+    const qv_tensor *tensor = look_up(weights, name, true, dims, sizes);
+    va_end(sizes);
+    return tensor;
+}
+
+const qv_tensor *qv_weights_find(qv_weights *weights, const char *name, size_t dims, ...) {
+    va_list sizes;
+    va_start(sizes, dims);
+    const qv_tensor *tensor = look_up(weights, name, false, dims, sizes);
+    va_end(sizes);
+    return tensor;
+}
+
+qv_status qv_weights_check(const qv_weights *weights, const char *what, qv_error *err) {
+    if (weights->problems == 0) {
+        return QV_OK;
+    }
+    if (weights->problems > PROBLEMS_SHOWN) {
+        return qv_fail(err, QV_ERR_VALUE, "%s: %zu tensors are missing or mis-shaped, the first of them:%s", what,
+                       weights->problems, weights->report);
+    }
+    return qv_fail(err, QV_ERR_VALUE, "%s: missing or mis-shaped tensors:%s", what, weights->report);
+}

@@ -1,0 +1,47 @@
+/* Read-only views of named weights: where a model's tensors come from, checked by name and shape. */
+#ifndef QV_BASE_TENSOR_H
+#define QV_BASE_TENSOR_H
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum { QV_FLOAT32, QV_FLOAT16, QV_BFLOAT16 } qv_dtype;
+
+#define QV_MAX_DIMS ((size_t)4)
+
+/* A contiguous row-major tensor in memory that somebody else owns and keeps alive. Its address may be unaligned. */
+typedef struct {
+    const char *name;
+    qv_dtype dtype;
+    size_t dims;
+    size_t shape[QV_MAX_DIMS];
+    const void *data;
+} qv_tensor;
+
+size_t qv_dtype_size(qv_dtype dtype);
+size_t qv_tensor_count(const qv_tensor *tensor);
+/* out [count] = the tensor's items from `first` on, as float32 */
+void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t count);
+
+/* A set of named tensors, sorted by name, with what was asked of it and not found. */
+typedef struct {
+    const qv_tensor *tensors; /* [count], sorted by name */
+    size_t count;
+    size_t problems;
+    char report[1600]; /* the first few problems, a line each */
+} qv_weights;
+
+/* The tensor `name` with exactly this shape (dims sizes follow). A missing or mis-shaped one is noted in the set and
+ * NULL returned, so that a loader can ask for everything first and list all that is wrong in one error. */
+const qv_tensor *qv_weights_get(qv_weights *weights, const char *name, size_t dims, ...);
+/* The same, without a complaint where the name is missing. */
+const qv_tensor *qv_weights_find(qv_weights *weights, const char *name, size_t dims, ...);
+/* Any shape; NULL where there is none. For sizes that only the weights know. */
+const qv_tensor *qv_weights_peek(const qv_weights *weights, const char *name);
+/* QV_ERR_VALUE with the list of problems, if any were noted. `what` names the model. */
+qv_status qv_weights_check(const qv_weights *weights, const char *what, qv_error *err);
+
+#endif

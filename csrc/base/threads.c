@@ -1,0 +1,218 @@
+#include "base/threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define MAX_THREADS ((size_t)256)
+/* A worker looks this often for new work before it sleeps: about 20 microseconds, the gap between two layers. */
+#define SPINS 2000
+
+typedef struct {
+    qv_task run;
+    void *context;
+    size_t tasks;
+    size_t width;
+    atomic_size_t next_task;
+    atomic_size_t next_lane;
+} job_state;
+
+static struct {
+    pthread_mutex_t lock;     /* guards started, workers, sleeping */
+    pthread_cond_t wake;
+    atomic_flag busy;         /* one parallel call at a time */
+    atomic_size_t width;      /* 0: not decided yet */
+    size_t workers;           /* threads running, the caller not counted */
+    atomic_size_t sleepers;
+    atomic_uint generation;   /* a new job: workers compare it with the last one they saw */
+    atomic_size_t inside;     /* workers that are looking at `job` */
+    job_state job;
+    bool fork_handler;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .busy = ATOMIC_FLAG_INIT};
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* The cgroup's CPU quota in CPUs, rounded up; 0 where there is none. */
+static size_t cgroup_quota(void) {
+    long quota = -1, period = 100000;
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (file != NULL) {
+        if (fscanf(file, "%ld %ld", &quota, &period) != 2) {
+            quota = -1;
+        }
+        fclose(file);
+    } else if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) != NULL) {
+        if (fscanf(file, "%ld", &quota) != 1) {
+            quota = -1;
+        }
+        fclose(file);
+        if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) != NULL) {
+            if (fscanf(file, "%ld", &period) != 1) {
+                period = 100000;
+            }
+            fclose(file);
+        }
+    }
+    return quota > 0 && period > 0 ? (size_t)((quota + period - 1) / period) : 0;
+}
+
+size_t qv_usable_cpus(void) {
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    size_t cpus = online > 0 ? (size_t)online : 1;
+#if defined(__linux__)
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        int count = CPU_COUNT(&set);
+        cpus = count > 0 ? (size_t)count : cpus;
+    }
+#endif
+    size_t quota = cgroup_quota();
+    return quota != 0 && quota < cpus ? quota : cpus;
+}
+
+static size_t clamp_width(size_t n) {
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
+}
+
+size_t qv_thread_count(void) {
+    size_t width = atomic_load(&pool.width);
+    if (width != 0) {
+        return width;
+    }
+    const char *wanted = getenv("QAVIT_NUM_THREADS");
+    char *end = NULL;
+    long n = wanted != NULL ? strtol(wanted, &end, 10) : 0;
+    width = n > 0 && end != NULL && *end == '\0' ? clamp_width((size_t)n) : clamp_width(qv_usable_cpus());
+    size_t undecided = 0;
+    atomic_compare_exchange_strong(&pool.width, &undecided, width);
+    return atomic_load(&pool.width);
+}
+
+void qv_set_thread_count(size_t n) {
+    atomic_store(&pool.width, clamp_width(n));
+}
+
+/* Take tasks until none is left. */
+static void work(job_state *job) {
+    size_t lane = atomic_fetch_add(&job->next_lane, 1);
+    if (lane >= job->width) {
+        return;
+    }
+    for (size_t task = atomic_fetch_add(&job->next_task, 1); task < job->tasks;
+         task = atomic_fetch_add(&job->next_task, 1)) {
+        job->run(job->context, task, lane);
+    }
+}
+
+static void *worker(void *unused) {
+    (void)unused;
+    unsigned seen = 0;
+    for (;;) {
+        unsigned now = atomic_load(&pool.generation);
+        for (int spin = 0; now == seen && spin < SPINS; spin++) {
+            relax();
+            now = atomic_load(&pool.generation);
+        }
+        if (now == seen) {
+            pthread_mutex_lock(&pool.lock);
+            atomic_fetch_add(&pool.sleepers, 1);
+            while ((now = atomic_load(&pool.generation)) == seen) {
+                pthread_cond_wait(&pool.wake, &pool.lock);
+            }
+            atomic_fetch_sub(&pool.sleepers, 1);
+            pthread_mutex_unlock(&pool.lock);
+        }
+        seen = now;
+        /* An odd generation is a job being served; an even one means that it has ended. Entering is announced before
+         * the check, so that the caller that ends the job sees either the worker inside or the worker turned away. */
+        atomic_fetch_add(&pool.inside, 1);
+        if ((atomic_load(&pool.generation) & 1u) != 0) {
+            work(&pool.job);
+        }
+        atomic_fetch_sub(&pool.inside, 1);
+    }
+    return NULL;
+}
+
+/* In a forked child no worker exists and any lock may be held by a thread that is not there: start afresh. */
+static void after_fork_in_child(void) {
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    atomic_flag_clear(&pool.busy);
+    pool.workers = 0;
+    atomic_store(&pool.sleepers, 0);
+    atomic_store(&pool.inside, 0);
+    atomic_store(&pool.generation, 0);
+}
+
+/* Workers are started when first needed and stay, asleep, when the width shrinks. */
+static void start_workers(size_t wanted) {
+    if (pool.workers >= wanted) {
+        return;
+    }
+    pthread_mutex_lock(&pool.lock);
+    if (!pool.fork_handler) {
+        pool.fork_handler = pthread_atfork(NULL, NULL, after_fork_in_child) == 0;
+    }
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) == 0) {
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&attributes, (size_t)1 << 20);
+        pthread_t thread;
+        while (pool.workers < wanted && pthread_create(&thread, &attributes, worker, NULL) == 0) {
+            pool.workers++;
+        }
+        pthread_attr_destroy(&attributes);
+    }
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void run_alone(size_t tasks, qv_task run, void *context) {
+    for (size_t task = 0; task < tasks; task++) {
+        run(context, task, 0);
+    }
+}
+
+void qv_parallel(size_t width, size_t tasks, qv_task run, void *context) {
+    if (width > tasks) {
+        width = tasks;
+    }
+    if (width <= 1 || atomic_flag_test_and_set(&pool.busy)) {
+        run_alone(tasks, run, context);
+        return;
+    }
+    start_workers(width - 1);
+    pool.job.run = run;
+    pool.job.context = context;
+    pool.job.tasks = tasks;
+    pool.job.width = width;
+    atomic_store(&pool.job.next_task, 0);
+    atomic_store(&pool.job.next_lane, 0);
+    atomic_fetch_add(&pool.generation, 1); /* odd: open */
+    if (atomic_load(&pool.sleepers) != 0) {
+        pthread_mutex_lock(&pool.lock);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    work(&pool.job);
+    atomic_fetch_add(&pool.generation, 1); /* even: closed; wait for the workers that are still in a task */
+    for (int spin = 0; atomic_load(&pool.inside) != 0; spin++) {
+        if (spin < SPINS) {
+            relax();
+        } else {
+            sched_yield();
+        }
+    }
+    atomic_flag_clear(&pool.busy);
+}

@@ -1,0 +1,159 @@
+/* The ops interface: all arithmetic that the models call. csrc/ops implements it for the CPU (qv_cpu_ops).
+ *
+ * Letters, everywhere: B batch, T tokens (queries), S keys, D width, H heads, d head width (D = H d), F feed-forward
+ * width, L blocks, P patches, M question tokens, Q questions, R rows (B T of them, as a matrix product sees them).
+ * Activations are float32, row-major. Outputs come first, sizes last; `ld` is a row stride in floats.
+ * Ops allocate nothing and cannot fail: sizes were checked when the forward pass was planned. */
+#ifndef QV_OPS_OPS_H
+#define QV_OPS_OPS_H
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "base/tensor.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum { QV_PRECISION_FLOAT32, QV_PRECISION_BFLOAT16 } qv_precision;
+
+typedef enum {
+    QV_IDENTITY,
+    QV_GELU,       /* x Phi(x), by erf */
+    QV_GELU_TANH,  /* its tanh approximation, "gelu_new" */
+    QV_QUICK_GELU, /* x sigmoid(1.702 x) */
+    QV_RELU,
+} qv_activation;
+
+/* Up to this many projections of one input share a matrix (q, k and v). */
+#define QV_MAX_PARTS ((size_t)3)
+
+/* One part of a linear layer as it lies in the file: weight [N, K...] and bias [N] (NULL: none); the layer computes
+ * with weight + scale * add_weight and bias + scale * add_bias where add_weight is given (same shape). */
+typedef struct {
+    const qv_tensor *weight;
+    const qv_tensor *bias;
+    const qv_tensor *add_weight;
+    const qv_tensor *add_bias;
+    float scale;
+} qv_linear_source;
+
+/* A linear layer ready for the backend's product. Its columns are those of its parts one after the other. */
+typedef struct {
+    size_t columns;                     /* N, all parts */
+    size_t depth;                       /* K */
+    size_t parts;
+    size_t part_columns[QV_MAX_PARTS];  /* N of each */
+    const float *plain[QV_MAX_PARTS];   /* [part_columns, K], borrowed from the file or in `owned`; NULL when packed */
+    const float *bias;                  /* [N] or NULL */
+    void *packed;                       /* the kernels' own layout, NULL when plain */
+    qv_precision precision;
+    void *owned;                        /* memory behind plain (when converted) */
+    void *owned_bias;
+} qv_linear_weight;
+
+/* A float32 vector or table: borrowed when the file holds float32, else converted into `owned`. */
+typedef struct {
+    const float *data;
+    void *owned;
+} qv_vector;
+
+/* What happens to a product while it is still in cache: out = (act(x W^T + bias) * multiply) + residual. */
+typedef struct {
+    qv_activation activation;
+    const float *multiply; /* [R, count] or NULL */
+    size_t ld_multiply;
+    const float *residual; /* [R, count] or NULL; may be `out` itself */
+    size_t ld_residual;
+} qv_epilogue;
+
+/* softmax(scale q k^T + bias, masked) v for B queries' sets over two runs of keys: `extra` question tokens in front
+ * (QA-ViT; M = 0 for everybody else), then S keys. Head h occupies columns [h d, (h + 1) d) of each row. */
+typedef struct {
+    float *out; /* [B, T, ld_out], or NULL when only probabilities are wanted */
+    size_t ld_out;
+    const float *q; /* [., T, ld_q] */
+    size_t ld_q;
+    const float *k, *v; /* [., S, ld_kv]; v may be NULL when out is */
+    size_t ld_kv;
+    const float *extra_k, *extra_v; /* [B, M, ld_extra] */
+    size_t ld_extra;
+    const size_t *extra_length; /* [B]: how many of the M count; NULL: all */
+    const uint8_t *key_mask;    /* [B, S], 0: not seen; NULL: all seen */
+    const float *bias;          /* [H, T, S] added to the scores after scale, or NULL */
+    const size_t *q_index;      /* [B]: which set of q belongs to b; NULL: b itself */
+    const size_t *kv_index;     /* [B]: which set of k and v; NULL: b itself */
+    bool causal;                /* query t sees keys <= t of the S */
+    float scale;
+    float *probabilities; /* [B, H, row_count, column_count] or NULL */
+    size_t first_row, row_count;       /* of the T */
+    size_t first_column, column_count; /* of the M + S */
+    size_t B, H, T, S, M, d;
+} qv_attention;
+
+typedef struct qv_ops qv_ops;
+
+/* One running call: the backend, its lanes, its scratch, and how it learns that it should stop. */
+typedef struct {
+    const qv_ops *ops;
+    size_t lanes;         /* thread pool width, fixed for the call */
+    void *scratch;        /* ops->scratch_bytes(...) bytes, from the call's arena */
+    bool (*poll)(void *); /* true: stop; called between ops on the thread that made the call; may be NULL */
+    void *poll_context;
+    bool stopped;
+} qv_call;
+
+struct qv_ops {
+    const char *name;
+
+    /* Make a layer of `parts` sources that share K. Borrowed memory must outlive `weight`. */
+    qv_status (*linear_prepare)(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
+                                qv_precision precision, qv_error *err);
+    void (*linear_free)(qv_linear_weight *weight);
+
+    /* Scratch for products of up to `rows` rows and `depth` deep and attention over up to `keys` keys. */
+    size_t (*scratch_bytes)(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width);
+
+    /* out [R, count] = epilogue(x [R, K] W[first : first + count]^T); first and first + count are part boundaries. */
+    void (*linear)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
+                   const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
+
+    /* y = (x - mean) / sqrt(var + eps) * weight + bias, a row at a time; bias may be NULL */
+    void (*layer_norm)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                       const float *bias, float eps, size_t R, size_t D);
+    /* y = x / sqrt(mean(x^2) + eps) * weight */
+    void (*rms_norm)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                     float eps, size_t R, size_t D);
+
+    void (*attention)(qv_call *call, const qv_attention *attention);
+
+    /* out [P, 3 p p] = the p x p patches of image [3, H, W], channels outermost, row by row */
+    void (*patches)(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
+    /* out [n, D] = table[ids[i]] (+ positions[i], [n, D], when given); ids were checked against the table's rows */
+    void (*embedding)(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
+                      size_t n, size_t D);
+    /* out [R, D] += x [R, D] */
+    void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
+};
+
+extern const qv_ops qv_cpu_ops;
+
+/* Which packed kernels this CPU uses, for each precision: "avx512", "avx512_bf16", "avx2", "openblas". */
+const char *qv_cpu_kernels(qv_precision precision);
+/* Whether bfloat16 products run in bfloat16 here; where not, that precision computes in float32. */
+bool qv_cpu_has_bfloat16(void);
+
+/* A vector of the weights as float32. A NULL tensor (a problem that qv_weights_check will report) gives NULL data. */
+qv_status qv_vector_prepare(qv_vector *vector, const qv_tensor *tensor, qv_error *err);
+void qv_vector_free(qv_vector *vector);
+
+/* Whether the call was told to stop: asks poll at most every few milliseconds. */
+bool qv_call_stopped(qv_call *call);
+#define QV_CHECK_STOPPED(call, err)                                              \
+    do {                                                                         \
+        if (qv_call_stopped(call)) {                                             \
+            return qv_fail((err), QV_ERR_CANCELLED, "the call was interrupted"); \
+        }                                                                        \
+    } while (0)
+
+#endif
