@@ -47,6 +47,8 @@ def relative(pattern: str) -> list[str]:
 class BuildCore(build_ext):
     """Adds what only the build machine can tell: where OpenBLAS lies and whether stb_image.h is there."""
 
+    library: Path | None = None
+
     def build_extension(self, ext: Extension) -> None:
         """Configure, compile, and put OpenBLAS beside the module."""
         library = self.use_openblas(ext)
@@ -55,10 +57,20 @@ class BuildCore(build_ext):
         else:
             self.warn("stb/stb_image.h was not found (Debian: libstb-dev); images will be decoded by Pillow")
         super().build_extension(ext)
-        if library is not None:
-            folder = Path(self.get_ext_fullpath(ext.name)).parent / ".libs"
+        self.library = library
+        self.place_library(Path(self.get_ext_fullpath(ext.name)).parent)
+
+    def copy_extensions_to_source(self) -> None:
+        """For a build in place, the library goes where the module goes."""
+        super().copy_extensions_to_source()
+        self.place_library(ROOT / "qavit")
+
+    def place_library(self, package: Path) -> None:
+        """Copy the shipped OpenBLAS into package/.libs."""
+        if self.library is not None:
+            folder = package / ".libs"
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(library, folder / library.name)
+            shutil.copy2(self.library, folder / self.library.name)
 
     def use_openblas(self, ext: Extension) -> Path | None:
         """Point the compiler at OpenBLAS; return the library file to ship, if one is shipped."""

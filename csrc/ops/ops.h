@@ -63,7 +63,7 @@ typedef struct {
     qv_activation activation;
     const float *multiply; /* [R, count] or NULL */
     size_t ld_multiply;
-    const float *residual; /* [R, count] or NULL; may be `out` itself */
+    const float *residual; /* [R, count] or NULL; may be `out` itself if there is no activation and no multiply */
     size_t ld_residual;
 } qv_epilogue;
 
@@ -101,6 +101,7 @@ typedef struct {
     bool (*poll)(void *); /* true: stop; called between ops on the thread that made the call; may be NULL */
     void *poll_context;
     bool stopped;
+    int64_t last_poll; /* monotonic nanoseconds */
 } qv_call;
 
 struct qv_ops {

@@ -1,0 +1,33 @@
+/* The CPU's table of ops. */
+#include "ops/cpu_ops.h"
+
+#include "base/cpu.h"
+
+static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
+    (void)rows;
+    (void)depth;
+    return qv_cpu_attention_scratch(lanes, keys, head_width);
+}
+
+const qv_ops qv_cpu_ops = {
+    .name = "cpu",
+    .linear_prepare = qv_cpu_linear_prepare,
+    .linear_free = qv_cpu_linear_free,
+    .scratch_bytes = scratch_bytes,
+    .linear = qv_cpu_linear,
+    .layer_norm = qv_cpu_layer_norm,
+    .rms_norm = qv_cpu_rms_norm,
+    .attention = qv_cpu_attention,
+    .patches = qv_cpu_patches,
+    .embedding = qv_cpu_embedding,
+    .add = qv_cpu_add,
+};
+
+const char *qv_cpu_kernels(qv_precision precision) {
+    (void)precision;
+    return "openblas";
+}
+
+bool qv_cpu_has_bfloat16(void) {
+    return false;
+}

@@ -1,0 +1,32 @@
+/* What the files of the CPU backend share. Models include ops/ops.h only. */
+#ifndef QV_OPS_CPU_OPS_H
+#define QV_OPS_CPU_OPS_H
+
+#include "ops/ops.h"
+
+qv_status qv_cpu_linear_prepare(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
+                                qv_precision precision, qv_error *err);
+void qv_cpu_linear_free(qv_linear_weight *weight);
+void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
+                   const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
+void qv_cpu_attention(qv_call *call, const qv_attention *attention);
+size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width);
+
+void qv_cpu_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                       const float *bias, float eps, size_t R, size_t D);
+void qv_cpu_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                     float eps, size_t R, size_t D);
+void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
+void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
+                      size_t n, size_t D);
+void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
+
+/* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual. */
+void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,
+                       size_t rows, size_t count);
+/* x [n] = act(x) */
+void qv_activate(float *x, qv_activation activation, size_t n);
+/* x [n] = exp(x - max) / sum over the items; -INFINITY items give 0. All -INFINITY: zeros. */
+void qv_softmax(float *x, size_t n);
+
+#endif

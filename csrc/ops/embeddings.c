@@ -1,0 +1,50 @@
+/* Look-ups and patches: data movement in front of the first product. */
+#include "ops/cpu_ops.h"
+
+#include "base/threads.h"
+
+#include <string.h>
+
+typedef struct {
+    float *out;
+    const float *image;
+    size_t height, width, p;
+} patches_work;
+
+static void patch_row(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const patches_work *w = context;
+    size_t p = w->p, across = w->width / p;
+    for (size_t x = 0; x < across; x++) {
+        float *out = w->out + (task * across + x) * 3 * p * p;
+        for (size_t c = 0; c < 3; c++) {
+            for (size_t y = 0; y < p; y++) {
+                memcpy(out, w->image + (c * w->height + task * p + y) * w->width + x * p, p * sizeof *out);
+                out += p;
+            }
+        }
+    }
+}
+
+void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p) {
+    patches_work work = {out, image, height, width, p};
+    qv_parallel(call->lanes, height / p, patch_row, &work);
+}
+
+void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
+                      size_t n, size_t D) {
+    (void)call;
+    for (size_t i = 0; i < n; i++) {
+        qv_tensor_read(out + i * D, table, (size_t)ids[i] * D, D);
+        for (size_t c = 0; positions != NULL && c < D; c++) {
+            out[i * D + c] += positions[i * D + c];
+        }
+    }
+}
+
+void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
+    (void)call;
+    for (size_t i = 0; i < R * D; i++) {
+        out[i] += x[i];
+    }
+}

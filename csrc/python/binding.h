@@ -1,0 +1,63 @@
+/* What the files of the binding share. The binding converts arguments, releases the GIL and raises; it computes nothing. */
+#ifndef QV_PYTHON_BINDING_H
+#define QV_PYTHON_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+/* One file (module.c) defines QV_IMPORT_ARRAY and imports NumPy; the others share its table. */
+#define PY_ARRAY_UNIQUE_SYMBOL qavit_core_array_api
+#ifndef QV_IMPORT_ARRAY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "base/error.h"
+#include "base/tensor.h"
+#include "ops/ops.h"
+
+/* Raise the Python exception of a failed call (ValueError, MemoryError, KeyboardInterrupt..., RuntimeError); returns
+ * NULL. A pending exception (a signal handler that raised) is left as it is. */
+PyObject *qvpy_raise(const qv_error *err);
+
+/* A call's context with the poll that looks for signals: fill before the GIL is released. */
+typedef struct {
+    PyThreadState *thread; /* saved by qvpy_release */
+    int raised;            /* a signal handler raised; the exception is pending */
+} qvpy_poll;
+/* Release the GIL and set call->poll, so that Ctrl-C stops the core within a layer; and take it back. */
+void qvpy_release(qvpy_poll *poll, qv_call *call);
+void qvpy_acquire(qvpy_poll *poll);
+
+/* A new reference to `object` as a C-contiguous aligned array of a NumPy type and `dims` dimensions (-1: any);
+ * raises TypeError or ValueError naming `argument`. */
+PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims);
+PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims);
+PyArrayObject *qvpy_new_floats(int dims, const size_t *shape);
+
+/* The weights given as a dict name -> (buffer, dtype "float32" | "float16" | "bfloat16", shape tuple, byte offset).
+ * Holds the buffers until qvpy_weights_release. Returns 0, or -1 with an exception. */
+typedef struct {
+    qv_tensor *tensors; /* [count], sorted by name */
+    size_t count;
+    Py_buffer *buffers; /* [buffer_count] */
+    size_t buffer_count;
+    PyObject *names; /* keeps the names' UTF-8 alive */
+} qvpy_weights;
+int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict);
+void qvpy_weights_release(qvpy_weights *weights);
+
+/* Items of a config dict, with an error that names the key. Return 0, or -1 with an exception. `required` 0 leaves
+ * *out as it is when the key is missing or None. */
+int qvpy_config_size(PyObject *config, const char *key, int required, size_t *out);
+int qvpy_config_float(PyObject *config, const char *key, int required, float *out);
+int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out);
+int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out);
+
+/* Each adds its functions or its heap type to the module; 0 or -1 with an exception. */
+int qvpy_add_runtime(PyObject *module);
+int qvpy_add_vit(PyObject *module);
+int qvpy_add_text(PyObject *module);
+int qvpy_add_blip(PyObject *module);
+int qvpy_add_images(PyObject *module);
+
+#endif

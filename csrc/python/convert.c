@@ -1,0 +1,259 @@
+/* Arguments in, exceptions out. */
+#include "python/binding.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+PyObject *qvpy_raise(const qv_error *err) {
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    PyObject *type = PyExc_RuntimeError;
+    switch (err->code) {
+    case QV_ERR_VALUE:
+        type = PyExc_ValueError;
+        break;
+    case QV_ERR_MEMORY:
+        type = PyExc_MemoryError;
+        break;
+    case QV_ERR_CANCELLED:
+        type = PyExc_KeyboardInterrupt;
+        break;
+    case QV_OK:
+    case QV_ERR_UNSUPPORTED:
+        break;
+    }
+    PyErr_SetString(type, err->message);
+    return NULL;
+}
+
+static bool poll_signals(void *context) {
+    qvpy_poll *poll = context;
+    PyEval_RestoreThread(poll->thread);
+    if (PyErr_CheckSignals() < 0) {
+        poll->raised = 1;
+    }
+    poll->thread = PyEval_SaveThread();
+    return poll->raised != 0;
+}
+
+void qvpy_release(qvpy_poll *poll, qv_call *call) {
+    call->poll = poll_signals;
+    call->poll_context = poll;
+    poll->raised = 0;
+    poll->thread = PyEval_SaveThread();
+}
+
+void qvpy_acquire(qvpy_poll *poll) {
+    PyEval_RestoreThread(poll->thread);
+}
+
+PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims) {
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(
+        object, type_number, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
+    if (array == NULL) {
+        return NULL;
+    }
+    if (dims >= 0 && PyArray_NDIM(array) != dims) {
+        PyErr_Format(PyExc_ValueError, "%s has %d dimensions, expected %d", argument, PyArray_NDIM(array), dims);
+        Py_DECREF(array);
+        return NULL;
+    }
+    return array;
+}
+
+PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims) {
+    return qvpy_array(object, argument, NPY_FLOAT32, dims);
+}
+
+PyArrayObject *qvpy_new_floats(int dims, const size_t *shape) {
+    npy_intp sizes[NPY_MAXDIMS > 8 ? 8 : NPY_MAXDIMS];
+    for (int i = 0; i < dims; i++) {
+        sizes[i] = (npy_intp)shape[i];
+    }
+    return (PyArrayObject *)PyArray_SimpleNew(dims, sizes, NPY_FLOAT32);
+}
+
+static int compare_tensors(const void *a, const void *b) {
+    return strcmp(((const qv_tensor *)a)->name, ((const qv_tensor *)b)->name);
+}
+
+static int read_dtype(const char *name, const char *text, qv_dtype *dtype) {
+    static const char *const names[] = {"float32", "float16", "bfloat16"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *dtype = (qv_dtype)i;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "weights[%s]: dtype %s, expected float32, float16 or bfloat16", name, text);
+    return -1;
+}
+
+/* One (buffer, dtype, shape, offset) entry: a view inside the buffer, checked against its length. */
+static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value) {
+    PyObject *owner, *shape;
+    const char *dtype;
+    Py_ssize_t offset;
+    if (!PyTuple_Check(value) || !PyArg_ParseTuple(value, "OsO!n", &owner, &dtype, &PyTuple_Type, &shape, &offset)) {
+        PyErr_Format(PyExc_TypeError, "weights[%s]: expected (buffer, dtype, shape, offset)", tensor->name);
+        return -1;
+    }
+    if (read_dtype(tensor->name, dtype, &tensor->dtype) < 0) {
+        return -1;
+    }
+    Py_ssize_t dims = PyTuple_GET_SIZE(shape);
+    if (dims > (Py_ssize_t)QV_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "weights[%s]: %zd dimensions, at most 4 are expected", tensor->name, dims);
+        return -1;
+    }
+    tensor->dims = (size_t)dims;
+    size_t bytes = qv_dtype_size(tensor->dtype);
+    for (Py_ssize_t i = 0; i < dims; i++) {
+        tensor->shape[i] = PyLong_AsSize_t(PyTuple_GET_ITEM(shape, i));
+        if (PyErr_Occurred()) {
+            return -1;
+        }
+        if (!qv_multiply_size(bytes, tensor->shape[i], &bytes)) {
+            PyErr_Format(PyExc_ValueError, "weights[%s]: the shape is too large", tensor->name);
+            return -1;
+        }
+    }
+    Py_buffer *buffer = &weights->buffers[weights->buffer_count];
+    if (PyObject_GetBuffer(owner, buffer, PyBUF_C_CONTIGUOUS) < 0) {
+        return -1;
+    }
+    weights->buffer_count++;
+    size_t length = (size_t)buffer->len;
+    if (offset < 0 || (size_t)offset > length || bytes > length - (size_t)offset) {
+        PyErr_Format(PyExc_ValueError, "weights[%s]: %zu bytes at %zd do not lie inside the buffer of %zu",
+                     tensor->name, bytes, offset, length);
+        return -1;
+    }
+    tensor->data = (const char *)buffer->buf + offset;
+    return 0;
+}
+
+int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
+    *weights = (qvpy_weights){NULL, 0, NULL, 0, NULL};
+    if (!PyDict_Check(dict)) {
+        PyErr_Format(PyExc_TypeError, "weights: expected a dict, got %s", Py_TYPE(dict)->tp_name);
+        return -1;
+    }
+    weights->names = PyDict_Keys(dict);
+    if (weights->names == NULL) {
+        return -1;
+    }
+    size_t count = (size_t)PyList_GET_SIZE(weights->names);
+    weights->tensors = PyMem_Calloc(count + 1, sizeof *weights->tensors);
+    weights->buffers = PyMem_Calloc(count + 1, sizeof *weights->buffers);
+    if (weights->tensors == NULL || weights->buffers == NULL) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    for (; weights->count < count; weights->count++) {
+        PyObject *name = PyList_GET_ITEM(weights->names, (Py_ssize_t)weights->count);
+        qv_tensor *tensor = &weights->tensors[weights->count];
+        tensor->name = PyUnicode_AsUTF8(name);
+        PyObject *value = tensor->name != NULL ? PyDict_GetItemWithError(dict, name) : NULL;
+        if (value == NULL || read_tensor(weights, tensor, value) < 0) {
+            goto fail;
+        }
+    }
+    qsort(weights->tensors, weights->count, sizeof *weights->tensors, compare_tensors);
+    return 0;
+fail:
+    qvpy_weights_release(weights);
+    return -1;
+}
+
+void qvpy_weights_release(qvpy_weights *weights) {
+    for (size_t i = 0; i < weights->buffer_count; i++) {
+        PyBuffer_Release(&weights->buffers[i]);
+    }
+    PyMem_Free(weights->buffers);
+    PyMem_Free(weights->tensors);
+    Py_CLEAR(weights->names);
+    *weights = (qvpy_weights){NULL, 0, NULL, 0, NULL};
+}
+
+/* Borrowed; NULL without an exception where the key is missing or None and not required. */
+static PyObject *config_item(PyObject *config, const char *key, int required) {
+    PyObject *value = PyDict_Check(config) ? PyDict_GetItemString(config, key) : NULL;
+    if (value == Py_None) {
+        value = NULL;
+    }
+    if (value == NULL && required) {
+        PyErr_Format(PyExc_ValueError, "config: '%s' is missing", key);
+    }
+    return value;
+}
+
+int qvpy_config_size(PyObject *config, const char *key, int required, size_t *out) {
+    PyObject *value = config_item(config, key, required);
+    if (value == NULL) {
+        return required ? -1 : 0;
+    }
+    size_t size = PyLong_Check(value) ? PyLong_AsSize_t(value) : (size_t)-1;
+    if (size == (size_t)-1 || size > (size_t)1 << 31) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected a whole number from 0 to 2^31", key, value);
+        return -1;
+    }
+    *out = size;
+    return 0;
+}
+
+int qvpy_config_float(PyObject *config, const char *key, int required, float *out) {
+    PyObject *value = config_item(config, key, required);
+    if (value == NULL) {
+        return required ? -1 : 0;
+    }
+    double number = PyFloat_AsDouble(value);
+    if ((number == -1.0 && PyErr_Occurred()) || !(number > -1e30 && number < 1e30)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected a finite number", key, value);
+        return -1;
+    }
+    *out = (float)number;
+    return 0;
+}
+
+int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out) {
+    PyObject *value = config_item(config, key, required);
+    if (value == NULL) {
+        return required ? -1 : 0;
+    }
+    if (!PyBool_Check(value)) {
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected True or False", key, value);
+        return -1;
+    }
+    *out = value == Py_True;
+    return 0;
+}
+
+int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out) {
+    static const struct {
+        const char *name;
+        qv_activation activation;
+    } known[] = {
+        {"gelu", QV_GELU},         {"gelu_new", QV_GELU_TANH},     {"gelu_pytorch_tanh", QV_GELU_TANH},
+        {"relu", QV_RELU},         {"quick_gelu", QV_QUICK_GELU},  {"gelu_fast", QV_GELU_TANH},
+        {"linear", QV_IDENTITY},
+    };
+    PyObject *value = config_item(config, key, required);
+    if (value == NULL) {
+        return required ? -1 : 0;
+    }
+    const char *text = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
+    for (size_t i = 0; text != NULL && i < sizeof known / sizeof known[0]; i++) {
+        if (strcmp(known[i].name, text) == 0) {
+            *out = known[i].activation;
+            return 0;
+        }
+    }
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError,
+                 "config: '%s' is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu", key, value);
+    return -1;
+}

@@ -1,0 +1,42 @@
+/* qavit._core: module definition. Every other file of this folder adds its part. */
+#define QV_IMPORT_ARRAY
+#include "python/binding.h"
+
+#include "base/blas.h"
+
+static int execute(PyObject *module) {
+    if (PyArray_ImportNumPyAPI() < 0) {
+        return -1;
+    }
+    qv_error err;
+    if (qv_blas_start(&err) != QV_OK) {
+        qvpy_raise(&err);
+        return -1;
+    }
+    int (*const parts[])(PyObject *) = {qvpy_add_runtime};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        if (parts[i](module) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)execute},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "qavit._core",
+    .m_doc = "The C core of qavit. Use it through the qavit package.",
+    .m_size = 0,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void);
+
+PyMODINIT_FUNC PyInit__core(void) {
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,76 @@
+/* Threads and what is in this build. */
+#include "python/binding.h"
+
+#include "base/blas.h"
+#include "base/cpu.h"
+#include "base/threads.h"
+
+static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    return PyLong_FromSize_t(qv_thread_count());
+}
+
+static PyObject *set_num_threads(PyObject *module, PyObject *argument) {
+    (void)module;
+    Py_ssize_t n = PyNumber_AsSsize_t(argument, PyExc_OverflowError);
+    if (n == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (n < 1 || n > 256) {
+        return PyErr_Format(PyExc_ValueError, "n: %zd threads asked for, expected 1 to 256", n);
+    }
+    qv_set_thread_count((size_t)n);
+    Py_RETURN_NONE;
+}
+
+static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
+    (void)module;
+    size_t n = PyLong_AsSize_t(argument);
+    if (n == (size_t)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    return PyBool_FromLong(qv_fail_allocation(n));
+}
+
+static PyObject *build_info(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    qv_cpu_features cpu = qv_cpu();
+#if defined(QV_HAVE_STB)
+    int stb = 1;
+#else
+    int stb = 0;
+#endif
+#if defined(QV_HAVE_CUDA)
+    int cuda = 1;
+#else
+    int cuda = 0;
+#endif
+#if defined(QV_DEBUG)
+    int debug = 1;
+#else
+    int debug = 0;
+#endif
+    return Py_BuildValue(
+        "{s:s, s:s, s:n, s:n, s:{s:O, s:O, s:O, s:O}, s:{s:s, s:s}, s:O, s:O, s:O}", "blas", qv_blas_config(),
+        "blas_kernels", qv_blas_kernels(), "threads", (Py_ssize_t)qv_thread_count(), "cpus",
+        (Py_ssize_t)qv_usable_cpus(), "cpu_features", "avx2_fma", cpu.avx2_fma ? Py_True : Py_False, "avx512",
+        cpu.avx512 ? Py_True : Py_False, "avx512_bf16", cpu.avx512_bf16 ? Py_True : Py_False, "neon",
+        cpu.neon ? Py_True : Py_False, "kernels", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
+        qv_cpu_kernels(QV_PRECISION_BFLOAT16), "stb_image", stb ? Py_True : Py_False, "cuda",
+        cuda ? Py_True : Py_False, "debug", debug ? Py_True : Py_False);
+}
+
+static PyMethodDef functions[] = {
+    {"get_num_threads", get_num_threads, METH_NOARGS, "The width of the thread pool."},
+    {"set_num_threads", set_num_threads, METH_O, "Set the width of the thread pool, 1 to 256."},
+    {"build_info", build_info, METH_NOARGS, "What is in this build, as a dict."},
+    {"fail_allocation", fail_allocation, METH_O,
+     "In a QAVIT_DEBUG build, let the n-th allocation from now fail (0: none); False in other builds."},
+    {NULL, NULL, 0, NULL},
+};
+
+int qvpy_add_runtime(PyObject *module) {
+    return PyModule_AddFunctions(module, functions);
+}
