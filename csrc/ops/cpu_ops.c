@@ -21,6 +21,7 @@ const qv_ops qv_cpu_ops = {
     .patches = qv_cpu_patches,
     .embedding = qv_cpu_embedding,
     .add = qv_cpu_add,
+    .copy = qv_cpu_copy,
 };
 
 const char *qv_cpu_kernels(qv_precision precision) {

@@ -20,6 +20,7 @@ void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height
 void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                       size_t n, size_t D);
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
+void qv_cpu_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
 
 /* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual. */
 void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,

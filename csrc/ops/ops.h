@@ -135,6 +135,8 @@ struct qv_ops {
                       size_t n, size_t D);
     /* out [R, D] += x [R, D] */
     void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
+    /* out [R, D] = x [R, D]; ld_x 0 repeats one row */
+    void (*copy)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
 };
 
 extern const qv_ops qv_cpu_ops;
