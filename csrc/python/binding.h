@@ -53,6 +53,9 @@ int qvpy_config_float(PyObject *config, const char *key, int required, float *ou
 int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out);
 int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out);
 
+/* "float32" or "bfloat16"; 0, or -1 with an exception. */
+int qvpy_precision(const char *text, qv_precision *out);
+
 /* Each adds its functions or its heap type to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);
 int qvpy_add_vit(PyObject *module);

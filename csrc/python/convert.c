@@ -257,3 +257,15 @@ int qvpy_config_activation(PyObject *config, const char *key, int required, qv_a
                  "config: '%s' is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu", key, value);
     return -1;
 }
+
+int qvpy_precision(const char *text, qv_precision *out) {
+    if (strcmp(text, "float32") == 0) {
+        *out = QV_PRECISION_FLOAT32;
+    } else if (strcmp(text, "bfloat16") == 0) {
+        *out = QV_PRECISION_BFLOAT16;
+    } else {
+        PyErr_Format(PyExc_ValueError, "precision is '%s', expected 'float32' or 'bfloat16'", text);
+        return -1;
+    }
+    return 0;
+}

@@ -13,7 +13,7 @@ static int execute(PyObject *module) {
         qvpy_raise(&err);
         return -1;
     }
-    int (*const parts[])(PyObject *) = {qvpy_add_runtime};
+    int (*const parts[])(PyObject *) = {qvpy_add_runtime, qvpy_add_vit};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         if (parts[i](module) < 0) {
             return -1;
