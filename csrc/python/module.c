@@ -13,7 +13,11 @@ static int execute(PyObject *module) {
         qvpy_raise(&err);
         return -1;
     }
-    int (*const parts[])(PyObject *) = {qvpy_add_runtime, qvpy_add_vit};
+    int (*const parts[])(PyObject *) = {
+        qvpy_add_runtime,
+        qvpy_add_ops,
+        qvpy_add_vit,
+    };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         if (parts[i](module) < 0) {
             return -1;

@@ -1,0 +1,334 @@
+/* The ops by themselves, for tests and benchmarks: arrays in and out, shapes trusted less than a model's. */
+#include "python/binding.h"
+
+#include "base/threads.h"
+
+#include <string.h>
+
+#define LAYER_CAPSULE "qavit._core._Layer"
+
+/* A float32 array whose rows are contiguous: [..., R, C] with a row stride `ld`, in one run of rows. */
+typedef struct {
+    float *data;
+    size_t rows, columns, ld;
+    int dims;
+    size_t shape[4];
+} row_view;
+
+/* Fill `view` from an array object (None where `optional`: data NULL). Returns 0, or -1 with an exception. */
+static int view_rows(PyObject *object, const char *argument, bool optional, bool writable, row_view *view) {
+    *view = (row_view){.ld = 0};
+    if (object == Py_None && optional) {
+        return 0;
+    }
+    if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != NPY_FLOAT32) {
+        PyErr_Format(PyExc_TypeError, "%s: expected a float32 array", argument);
+        return -1;
+    }
+    PyArrayObject *array = (PyArrayObject *)object;
+    int dims = PyArray_NDIM(array);
+    if (dims < 1 || dims > 4 || !PyArray_ISALIGNED(array) || (writable && !PyArray_ISWRITEABLE(array))) {
+        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array of 1 to 4 dimensions", argument);
+        return -1;
+    }
+    view->data = PyArray_DATA(array);
+    view->dims = dims;
+    view->rows = 1;
+    for (int i = 0; i < dims; i++) {
+        view->shape[i] = (size_t)PyArray_DIM(array, i);
+        view->rows *= i < dims - 1 ? view->shape[i] : 1;
+    }
+    view->columns = view->shape[dims - 1];
+    view->ld = dims > 1 ? (size_t)PyArray_STRIDE(array, dims - 2) / sizeof(float) : view->columns;
+    npy_intp stride = (npy_intp)(view->ld * sizeof(float));
+    for (int i = dims - 2; i >= 0; i--) {
+        if (PyArray_DIM(array, i) > 1 && PyArray_STRIDE(array, i) != stride) {
+            PyErr_Format(PyExc_ValueError, "%s: its rows do not lie one stride apart", argument);
+            return -1;
+        }
+        stride *= PyArray_DIM(array, i);
+    }
+    if (view->columns > 1 && PyArray_STRIDE(array, dims - 1) != (npy_intp)sizeof(float)) {
+        PyErr_Format(PyExc_ValueError, "%s: its rows are not contiguous", argument);
+        return -1;
+    }
+    return 0;
+}
+
+/* Scratch and lanes for one call. */
+static int start_call(qv_call *call, size_t rows, size_t depth, size_t keys, size_t head_width) {
+    *call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    call->scratch = qv_allocate(qv_cpu_ops.scratch_bytes(call->lanes, rows, depth, keys, head_width), 1);
+    if (call->scratch == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static void end_call(qv_call *call) {
+    qv_free(call->scratch);
+}
+
+static int read_precision(const char *text, qv_precision *precision) {
+    if (strcmp(text, "float32") != 0 && strcmp(text, "bfloat16") != 0) {
+        PyErr_Format(PyExc_ValueError, "precision: %s, expected float32 or bfloat16", text);
+        return -1;
+    }
+    *precision = text[0] == 'f' ? QV_PRECISION_FLOAT32 : QV_PRECISION_BFLOAT16;
+    return 0;
+}
+
+typedef struct {
+    qv_linear_weight weight;
+    qvpy_weights source;
+} layer;
+
+static void free_layer(PyObject *capsule) {
+    layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
+    if (object != NULL) {
+        qv_cpu_ops.linear_free(&object->weight);
+        qvpy_weights_release(&object->source);
+        PyMem_Free(object);
+    }
+}
+
+/* _prepare(weights: dict, parts: int, precision, scale): parts named "0.weight", "0.bias", "0.add_weight", ... */
+static PyObject *prepare(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *weights;
+    Py_ssize_t parts;
+    const char *precision_name;
+    float scale;
+    if (!PyArg_ParseTuple(arguments, "Onsf", &weights, &parts, &precision_name, &scale)) {
+        return NULL;
+    }
+    qv_precision precision;
+    if (read_precision(precision_name, &precision) < 0) {
+        return NULL;
+    }
+    if (parts < 1 || parts > (Py_ssize_t)QV_MAX_PARTS) {
+        return PyErr_Format(PyExc_ValueError, "parts: %zd, expected 1 to 3", parts);
+    }
+    layer *object = PyMem_Calloc(1, sizeof *object);
+    if (object == NULL) {
+        return PyErr_NoMemory();
+    }
+    if (qvpy_weights_acquire(&object->source, weights) < 0) {
+        PyMem_Free(object);
+        return NULL;
+    }
+    PyObject *capsule = PyCapsule_New(object, LAYER_CAPSULE, free_layer);
+    if (capsule == NULL) {
+        qvpy_weights_release(&object->source);
+        PyMem_Free(object);
+        return NULL;
+    }
+    qv_weights set = {.tensors = object->source.tensors, .count = object->source.count};
+    qv_linear_source sources[QV_MAX_PARTS];
+    for (Py_ssize_t i = 0; i < parts; i++) {
+        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias"};
+        const qv_tensor *tensors[4];
+        for (size_t j = 0; j < 4; j++) {
+            char name[32];
+            PyOS_snprintf(name, sizeof name, "%d.%s", (int)i, names[j]);
+            tensors[j] = qv_weights_peek(&set, name);
+        }
+        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale};
+    }
+    qv_error err;
+    if (qv_cpu_ops.linear_prepare(&object->weight, sources, (size_t)parts, precision, &err) != QV_OK) {
+        Py_DECREF(capsule);
+        return qvpy_raise(&err);
+    }
+    return capsule;
+}
+
+static int read_activation(PyObject *text, qv_activation *activation) {
+    PyObject *config = Py_BuildValue("{s:O}", "activation", text);
+    int status = config != NULL ? qvpy_config_activation(config, "activation", 1, activation) : -1;
+    Py_XDECREF(config);
+    return status;
+}
+
+/* _linear(layer, out, x, first, count, activation, multiply, residual) */
+static PyObject *linear(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *capsule, *out_object, *x_object, *multiply_object, *residual_object, *activation;
+    Py_ssize_t first, count;
+    if (!PyArg_ParseTuple(arguments, "OOOnnOOO", &capsule, &out_object, &x_object, &first, &count, &activation,
+                          &multiply_object, &residual_object)) {
+        return NULL;
+    }
+    layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
+    row_view out, x, multiply, residual;
+    qv_epilogue epilogue = {QV_IDENTITY, NULL, 0, NULL, 0};
+    if (object == NULL || view_rows(out_object, "out", false, true, &out) < 0 ||
+        view_rows(x_object, "x", false, false, &x) < 0 ||
+        view_rows(multiply_object, "multiply", true, false, &multiply) < 0 ||
+        view_rows(residual_object, "residual", true, false, &residual) < 0 ||
+        read_activation(activation, &epilogue.activation) < 0) {
+        return NULL;
+    }
+    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count ||
+        (multiply.data != NULL && (multiply.rows != out.rows || multiply.columns != out.columns)) ||
+        (residual.data != NULL && (residual.rows != out.rows || residual.columns != out.columns))) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
+        return NULL;
+    }
+    epilogue.multiply = multiply.data;
+    epilogue.ld_multiply = multiply.ld;
+    epilogue.residual = residual.data;
+    epilogue.ld_residual = residual.ld;
+    qv_call call;
+    if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.linear(&call, out.data, out.ld, x.data, x.ld, &object->weight, (size_t)first, (size_t)count, &epilogue,
+                      x.rows);
+    Py_END_ALLOW_THREADS
+    end_call(&call);
+    Py_RETURN_NONE;
+}
+
+/* The optional arrays of attention that are not float32: data NULL where None. */
+static int optional_array(PyObject *object, const char *argument, int type, int dims, PyArrayObject **array) {
+    *array = NULL;
+    if (object == Py_None) {
+        return 0;
+    }
+    *array = qvpy_array(object, argument, type, dims);
+    return *array != NULL ? 0 : -1;
+}
+
+static void *data_of(PyArrayObject *array) {
+    return array != NULL ? PyArray_DATA(array) : NULL;
+}
+
+/* _attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
+ * batch, scale, causal, first_row, first_column): every array but q and k may be None */
+static PyObject *attention(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *objects[12];
+    Py_ssize_t heads, batch, first_row, first_column;
+    int causal;
+    qv_attention a = {.scale = 1.0f};
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnn", &objects[0], &objects[1], &objects[2], &objects[3],
+                          &objects[4], &objects[5], &objects[6], &objects[7], &objects[8], &objects[9], &objects[10],
+                          &objects[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column)) {
+        return NULL;
+    }
+    row_view out, q, k, v, extra_k, extra_v, bias, probabilities;
+    if (view_rows(objects[0], "out", true, true, &out) < 0 || view_rows(objects[1], "q", false, false, &q) < 0 ||
+        view_rows(objects[2], "k", false, false, &k) < 0 || view_rows(objects[3], "v", true, false, &v) < 0 ||
+        view_rows(objects[4], "extra_k", true, false, &extra_k) < 0 ||
+        view_rows(objects[5], "extra_v", true, false, &extra_v) < 0 ||
+        view_rows(objects[8], "bias", true, false, &bias) < 0 ||
+        view_rows(objects[11], "probabilities", true, true, &probabilities) < 0) {
+        return NULL;
+    }
+    if (q.dims != 3 || k.dims != 3 || heads < 1 || q.columns % (size_t)heads != 0 || k.columns != q.columns ||
+        (v.data != NULL && v.ld != k.ld) || (extra_v.data != NULL && extra_v.ld != extra_k.ld) ||
+        (probabilities.data != NULL && probabilities.dims != 4)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        return NULL;
+    }
+    PyObject *result = NULL;
+    PyArrayObject *extra_length = NULL, *key_mask = NULL, *q_index = NULL, *kv_index = NULL;
+    qv_call call = {.scratch = NULL};
+    if (optional_array(objects[6], "extra_length", NPY_UINTP, 1, &extra_length) < 0 ||
+        optional_array(objects[7], "key_mask", NPY_UINT8, 2, &key_mask) < 0 ||
+        optional_array(objects[9], "q_index", NPY_UINTP, 1, &q_index) < 0 ||
+        optional_array(objects[10], "kv_index", NPY_UINTP, 1, &kv_index) < 0) {
+        goto done;
+    }
+    a.out = out.data;
+    a.ld_out = out.ld;
+    a.q = q.data;
+    a.ld_q = q.ld;
+    a.k = k.data;
+    a.v = v.data;
+    a.ld_kv = k.ld;
+    a.extra_k = extra_k.data;
+    a.extra_v = extra_v.data;
+    a.ld_extra = extra_k.ld;
+    a.extra_length = data_of(extra_length);
+    a.key_mask = data_of(key_mask);
+    a.bias = bias.data;
+    a.q_index = data_of(q_index);
+    a.kv_index = data_of(kv_index);
+    a.causal = causal != 0;
+    a.probabilities = probabilities.data;
+    a.first_row = (size_t)first_row;
+    a.row_count = probabilities.shape[2];
+    a.first_column = (size_t)first_column;
+    a.column_count = probabilities.shape[3];
+    a.B = (size_t)batch;
+    a.H = (size_t)heads;
+    a.T = q.shape[1];
+    a.S = k.shape[1];
+    a.M = extra_k.data != NULL ? extra_k.shape[1] : 0;
+    a.d = q.columns / (size_t)heads;
+    if (start_call(&call, a.T, q.columns, a.S + a.M, a.d) < 0) {
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.attention(&call, &a);
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("");
+done:
+    end_call(&call);
+    Py_XDECREF(extra_length);
+    Py_XDECREF(key_mask);
+    Py_XDECREF(q_index);
+    Py_XDECREF(kv_index);
+    return result;
+}
+
+/* _norm(out, x, weight, bias, eps, rms) */
+static PyObject *norm(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *out_object, *x_object, *weight_object, *bias_object;
+    float eps;
+    int rms;
+    if (!PyArg_ParseTuple(arguments, "OOOOfp", &out_object, &x_object, &weight_object, &bias_object, &eps, &rms)) {
+        return NULL;
+    }
+    row_view out, x, weight, bias;
+    if (view_rows(out_object, "out", false, true, &out) < 0 || view_rows(x_object, "x", false, false, &x) < 0 ||
+        view_rows(weight_object, "weight", false, false, &weight) < 0 ||
+        view_rows(bias_object, "bias", true, false, &bias) < 0) {
+        return NULL;
+    }
+    if (x.rows != out.rows || x.columns != out.columns || weight.columns != x.columns) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        return NULL;
+    }
+    qv_call call;
+    if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    if (rms) {
+        qv_cpu_ops.rms_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, eps, x.rows, x.columns);
+    } else {
+        qv_cpu_ops.layer_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, bias.data, eps, x.rows, x.columns);
+    }
+    Py_END_ALLOW_THREADS
+    end_call(&call);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"_prepare", prepare, METH_VARARGS, "A linear layer: _prepare(weights, parts, precision, scale)."},
+    {"_linear", linear, METH_VARARGS,
+     "_linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
+    {"_attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/python/ops.c."},
+    {"_norm", norm, METH_VARARGS, "_norm(out, x, weight, bias, eps, rms), written to out."},
+    {NULL, NULL, 0, NULL},
+};
+
+int qvpy_add_ops(PyObject *module) {
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,336 @@
+"""The core's ops against their NumPy twins, at odd sizes, at every level of CPU features."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+
+from qavit import _core
+
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
+Array = Any
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def entry(array: Array) -> tuple[Any, str, tuple[int, ...], int]:
+    """An array as the core's weights dict has it; uint16 is bfloat16."""
+    dtype = {"float32": "float32", "float16": "float16", "uint16": "bfloat16"}[array.dtype.name]
+    return (array.reshape(-1).view(np.uint8), dtype, array.shape, 0)
+
+
+def prepare(parts: list[dict[str, Array]], precision: str = "float32", scale: float = 1.0) -> Any:
+    weights = {f"{i}.{name}": entry(array) for i, part in enumerate(parts) for name, array in part.items()}
+    return _core._prepare(weights, len(parts), precision, scale)
+
+
+def linear(
+    layer: Any,
+    x: Array,
+    columns: int,
+    *,
+    first: int = 0,
+    activation: str = "linear",
+    multiply: Array | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    if out is None:
+        out = np.full((x.shape[0], columns), np.nan, np.float32)
+    _core._linear(layer, out, x, first, columns, activation, multiply, residual)
+    return out
+
+
+def close(found: Array, expected: Array, tolerance: float) -> None:
+    """The largest difference, relative to the largest expected value."""
+    assert np.isfinite(found).all()
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * scale
+
+
+# rows, columns, depth
+SHAPES = [(1, 1, 1), (1, 7, 3), (2, 63, 17), (3, 65, 64), (5, 130, 33), (6, 64, 16), (7, 16, 65), (13, 192, 129)]
+SHAPES += [(15, 96, 96), (17, 257, 1025), (65, 33, 2051), (197, 100, 48), (1, 300, 4096), (4, 64, 3000), (800, 70, 20)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "depth"), SHAPES)
+def test_linear(rows: int, columns: int, depth: int) -> None:
+    x, weight, bias = normal(rows, depth), normal(columns, depth, seed=1), normal(columns, seed=2)
+    layer = prepare([{"weight": weight, "bias": bias}])
+    close(linear(layer, x, columns), reference.linear(x, weight, bias), 2e-6)  # 5e-7
+    layer = prepare([{"weight": weight}])
+    close(linear(layer, x, columns), reference.linear(x, weight), 2e-6)  # 5e-7
+
+
+@pytest.mark.parametrize("activation", ["linear", "gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("extras", ["", "multiply", "residual", "both"])
+@pytest.mark.parametrize("depth", [40, 2100])
+def test_epilogue(activation: str, extras: str, depth: int) -> None:
+    rows, columns = 19, 83
+    x, weight, bias = normal(rows, depth), normal(columns, depth, seed=1) / depth**0.5, normal(columns, seed=2)
+    multiply = normal(rows, columns, seed=3) if extras in ("multiply", "both") else None
+    residual = normal(rows, columns, seed=4) if extras in ("residual", "both") else None
+    found = linear(prepare([{"weight": weight, "bias": bias}]), x, columns, activation=activation, multiply=multiply,
+                   residual=residual)  # fmt: skip
+    close(found, reference.linear(x, weight, bias, activation, multiply, residual), 1e-6)  # 3e-7
+
+
+@pytest.mark.parametrize("depth", [40, 2100])
+def test_residual_that_is_the_output(depth: int) -> None:
+    x, weight, bias = normal(31, depth), normal(70, depth, seed=1), normal(70, seed=2)
+    out = normal(31, 70, seed=3)
+    expected = reference.linear(x, weight, bias, residual=out)
+    linear(prepare([{"weight": weight, "bias": bias}]), x, 70, residual=out, out=out)
+    close(out, expected, 2e-6)  # 5e-7
+
+
+def test_strides_leave_the_rest_alone() -> None:
+    wide = np.full((9, 200), 7, np.float32)
+    x = normal(9, 60)[:, 3:43]
+    weight = normal(75, 40, seed=1)
+    multiply, residual = normal(9, 90, seed=2)[:, 5:80], normal(9, 99, seed=3)[:, 1:76]
+    linear(prepare([{"weight": weight}]), x, 75, multiply=multiply, residual=residual, out=wide[:, 11:86])
+    close(wide[:, 11:86], reference.linear(x, weight, None, "linear", multiply, residual), 2e-6)  # 4e-7
+    assert (wide[:, :11] == 7).all()
+    assert (wide[:, 86:] == 7).all()
+
+
+@pytest.mark.parametrize("widths", [(64, 64, 64), (70, 10, 65)])
+def test_parts(widths: tuple[int, ...]) -> None:
+    x = normal(11, 50)
+    weights = [normal(n, 50, seed=i) for i, n in enumerate(widths)]
+    biases = [normal(n, seed=9 + i) for i, n in enumerate(widths)]
+    parts = [{"weight": w, "bias": b} for w, b in zip(weights, biases)]
+    del parts[1]["bias"]
+    biases[1] = np.zeros_like(biases[1])
+    expected = reference.linear(x, np.concatenate(weights), np.concatenate(biases))
+    layer = prepare(parts)
+    total = sum(widths)
+    whole = linear(layer, x, total)
+    close(whole, expected, 2e-6)  # 4e-7
+    a, b = widths[0], widths[0] + widths[1]
+    for first, last in ((0, a), (a, b), (b, total), (0, b), (a, total)):
+        np.testing.assert_array_equal(linear(layer, x, last - first, first=first), whole[:, first:last])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_weights(dtype: str) -> None:
+    weight, bias, x = normal(90, 45), normal(90, seed=1), normal(8, 45, seed=2)
+    if dtype == "float16":
+        weight, bias = weight.astype(np.float16), bias.astype(np.float16)
+        weight[0, :4] = [6e-8, -6e-5, 65504, 0]
+        expected = reference.linear(x, weight, bias)
+    else:
+        weight, bias = reference.to_bfloat16(weight), reference.to_bfloat16(bias)
+        expected = reference.linear(x, reference.from_bfloat16(weight), reference.from_bfloat16(bias))
+    close(linear(prepare([{"weight": weight, "bias": bias}]), x, 90), expected, 2e-6)  # 3e-7
+
+
+def test_added_weights_and_unaligned_memory() -> None:
+    weight, more, x = normal(70, 30), normal(70, 30, seed=1), normal(5, 30)
+    bias, more_bias = normal(70), normal(70, seed=1)
+    layer = prepare([{"weight": weight, "add_weight": more, "bias": bias, "add_bias": more_bias}], scale=-0.25)
+    close(linear(layer, x, 70), reference.linear(x, weight - 0.25 * more, bias - 0.25 * more_bias), 2e-6)  # 4e-7
+    buffer = np.zeros(weight.nbytes + 1, np.uint8)
+    buffer[1:] = weight.reshape(-1).view(np.uint8)
+    layer = _core._prepare({"0.weight": (buffer, "float32", weight.shape, 1)}, 1, "float32", 1.0)
+    close(linear(layer, x, 70), reference.linear(x, weight), 2e-6)  # 4e-7
+
+
+def test_convolution_weight_is_a_matrix() -> None:
+    weight, x = normal(24, 3, 4, 4), normal(5, 48)
+    close(linear(prepare([{"weight": weight}]), x, 24), reference.linear(x, weight.reshape(24, 48)), 2e-6)  # 3e-7
+
+
+def test_lanes_do_not_change_a_bit() -> None:
+    before = _core.get_num_threads()
+    weight, x = normal(333, 1300), normal(100, 1300, seed=1)
+    q, k = normal(2, 45, 96), normal(2, 70, 96, seed=1)
+    gain = normal(1300, seed=2)
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            _core.set_num_threads(threads)
+            out, probabilities = np.empty((2, 45, 96), np.float32), np.empty((2, 3, 45, 70), np.float32)
+            attention(out, q, k, k, probabilities=probabilities, heads=3, scale=0.2)
+            normed = np.empty_like(x)
+            _core._norm(normed, x, gain, None, 1e-5, False)
+            results.append((linear(prepare([{"weight": weight}]), x, 333), out, probabilities, normed))
+        for other in results[1:]:
+            for a, b in zip(results[0], other):
+                np.testing.assert_array_equal(a, b)
+    finally:
+        _core.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("rows", "columns", "depth"), SHAPES)
+def test_linear_bfloat16(rows: int, columns: int, depth: int) -> None:
+    x, weight, bias = normal(rows, depth), normal(columns, depth, seed=1), normal(columns, seed=2)
+    found = linear(prepare([{"weight": weight, "bias": bias}], "bfloat16"), x, columns)
+    expected = reference.linear(x, weight, bias)
+    rounded = [reference.from_bfloat16(reference.to_bfloat16(a)) for a in (x, weight)]
+    in_bfloat16 = reference.linear(*rounded, bias)
+    if _core.build_info()["kernels"]["bfloat16"] == "avx512_bf16":
+        close(found, in_bfloat16, 4e-6)  # 1e-6
+    else:
+        close(found, expected, 2e-6)  # 5e-7
+
+
+def attention(
+    out: Array | None,
+    q: Array,
+    k: Array,
+    v: Array | None,
+    *,
+    heads: int,
+    scale: float,
+    probabilities: Array | None = None,
+    extra_k: Array | None = None,
+    extra_v: Array | None = None,
+    extra_length: Array | None = None,
+    key_mask: Array | None = None,
+    bias: Array | None = None,
+    q_index: Array | None = None,
+    kv_index: Array | None = None,
+    causal: bool = False,
+    first_row: int = 0,
+    first_column: int = 0,
+) -> None:
+    batch = len(q) if q_index is None else len(q_index)
+    _core._attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities,
+                     heads, batch, scale, causal, first_row, first_column)  # fmt: skip
+
+
+# batch, heads, tokens, keys, extra keys, head width
+ATTENTION = [(1, 1, 1, 1, 0, 1), (2, 3, 7, 5, 0, 16), (1, 2, 17, 65, 3, 32), (2, 2, 63, 63, 0, 64)]
+ATTENTION += [(1, 3, 65, 129, 30, 64)]
+ATTENTION += [
+    (3, 2, 1, 145, 0, 32),
+    (2, 4, 1, 100, 7, 64),
+    (2, 2, 3, 200, 1, 80),
+    (1, 1, 100, 40, 0, 65),
+    (1, 2, 33, 577, 16, 64),
+]
+
+
+@pytest.mark.parametrize(("batch", "heads", "tokens", "keys", "extra", "width"), ATTENTION)
+@pytest.mark.parametrize("options", ["", "mask", "bias", "causal", "length", "all"])
+def test_attention(batch: int, heads: int, tokens: int, keys: int, extra: int, width: int, options: str) -> None:
+    size = heads * width
+    q, k, v = normal(batch, tokens, size), normal(batch, keys, size, seed=1), normal(batch, keys, size, seed=2)
+    more: dict[str, Any] = {}
+    if extra:
+        more["extra_k"], more["extra_v"] = normal(batch, extra, size, seed=3), normal(batch, extra, size, seed=4)
+        if options in ("length", "all"):
+            more["extra_length"] = np.arange(batch, dtype=np.uintp) % (extra + 1)
+    if options in ("mask", "all"):
+        more["key_mask"] = (normal(batch, keys, seed=5) > 0).astype(np.uint8)
+        more["key_mask"][:, 0] = 1
+    if options in ("bias", "all"):
+        more["bias"] = normal(heads, tokens, keys, seed=6)
+    more["causal"] = options in ("causal", "all")
+    probabilities = np.full((batch, heads, tokens, extra + keys), np.nan, np.float32)
+    out = np.full((batch, tokens, size), np.nan, np.float32)
+    attention(out, q, k, v, heads=heads, scale=width**-0.5, probabilities=probabilities, **more)
+    expected, expected_out = reference.attention(q, k, v, heads=heads, scale=width**-0.5, **more)
+    assert np.abs(probabilities - expected).max() < 2e-6  # 5e-7
+    close(out, expected_out, 3e-6)  # 8e-7
+    alone = np.full_like(out, np.nan)
+    attention(alone, q, k, v, heads=heads, scale=width**-0.5, **more)
+    np.testing.assert_allclose(alone, out, rtol=0, atol=2e-6)  # the probabilities that nobody asked for change nothing
+    only = np.full_like(probabilities, np.nan)
+    attention(None, q, k, None, heads=heads, scale=width**-0.5, probabilities=only, **more)
+    np.testing.assert_array_equal(only, probabilities)
+
+
+@pytest.mark.parametrize("window", [(0, 1, 0, 73), (5, 3, 10, 40), (40, 10, 72, 1), (49, 1, 13, 60), (0, 0, 0, 0)])
+def test_probability_window(window: tuple[int, int, int, int]) -> None:
+    first_row, rows, first_column, columns = window
+    q, k, extra = normal(2, 50, 48), normal(2, 60, 48, seed=1), normal(2, 13, 48, seed=2)
+    buffer = np.full((2, 3, rows, columns), np.nan, np.float32)
+    out = np.empty((2, 50, 48), np.float32)
+    attention(out, q, k, k, heads=3, scale=0.25, extra_k=extra, extra_v=extra, probabilities=buffer,
+              first_row=first_row, first_column=first_column)  # fmt: skip
+    expected, expected_out = reference.attention(q, k, k, heads=3, scale=0.25, extra_k=extra, extra_v=extra)
+    expected = expected[:, :, first_row : first_row + rows, first_column : first_column + columns]
+    assert np.abs(buffer - expected).max(initial=0) < 2e-6  # 3e-7
+    close(out, expected_out, 3e-6)  # 6e-7
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("shared_queries", [True, False])
+def test_shared_sets(tokens: int, shared_queries: bool) -> None:
+    kv_index = np.array([1, 1, 0, 1], np.uintp)
+    q_index = kv_index if shared_queries else np.array([0, 2, 1, 2], np.uintp)
+    q, k, v = normal(3, tokens, 64), normal(2, 37, 64, seed=1), normal(2, 37, 64, seed=2)
+    more = {"extra_k": normal(4, 6, 64, seed=3), "extra_v": normal(4, 6, 64, seed=4)}
+    more["extra_length"] = np.array([6, 2, 0, 3], np.uintp)
+    more["q_index"], more["kv_index"] = q_index, kv_index
+    out, probabilities = np.empty((4, tokens, 64), np.float32), np.empty((4, 2, tokens, 43), np.float32)
+    attention(out, q, k, v, heads=2, scale=0.2, probabilities=probabilities, **more)
+    expected, expected_out = reference.attention(q, k, v, heads=2, scale=0.2, **more)
+    assert np.abs(probabilities - expected).max() < 2e-6  # 3e-7
+    close(out, expected_out, 3e-6)  # 5e-7
+
+
+def test_attention_on_views_of_one_buffer() -> None:
+    qkv = normal(2, 30, 3 * 64)
+    q, k, v = qkv[..., :64], qkv[..., 64:128], qkv[..., 128:]
+    wide = np.full((2, 30, 100), 7, np.float32)
+    attention(wide[..., 20:84], q, k, v, heads=1, scale=0.1)
+    close(wide[..., 20:84], reference.attention(q, k, v, heads=1, scale=0.1)[1], 3e-6)  # 6e-7
+    assert (wide[..., :20] == 7).all()
+    assert (wide[..., 84:] == 7).all()
+
+
+def test_softmax_range() -> None:
+    q = np.array([[[1], [40], [-1000]]], np.float32)
+    k = np.linspace(-4, 4, 65, dtype=np.float32).reshape(1, 65, 1)  # exact products
+    found = np.empty((1, 1, 3, 65), np.float32)
+    attention(None, q, k, None, heads=1, scale=1.0, probabilities=found)
+    expected, _ = reference.attention(q, k, None, heads=1, scale=1.0)
+    np.testing.assert_allclose(found, expected, rtol=3e-6, atol=2e-38)  # 8e-7
+    mask = np.zeros((1, 65), np.uint8)
+    attention(None, q, k, None, heads=1, scale=1.0, probabilities=found, key_mask=mask)
+    assert (found == 0).all()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])
+def test_activation_range(activation: str) -> None:
+    x = np.concatenate([np.linspace(-12, 12, 4801), [-1e4, -100, -30, 30, 100, 1e4, 0.0]]).astype(np.float32)
+    found = linear(prepare([{"weight": np.eye(1, dtype=np.float32)}]), x.reshape(-1, 1), 1, activation=activation)
+    expected = reference.activate(x, activation)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=3e-6, atol=3e-7)  # 9e-7, 1e-7
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (5, 96), (17, 65), (100, 768), (33, 1027)])
+def test_norms(rows: int, width: int) -> None:
+    x = normal(rows, width + 3)[:, 2 : 2 + width] + 2
+    weight, bias = normal(width, seed=1), normal(width, seed=2)
+    wide = np.full((rows, width + 5), 7, np.float32)
+    for bias_or_none in (bias, None):
+        _core._norm(wide[:, 1 : 1 + width], x, weight, bias_or_none, 1e-5, False)
+        close(wide[:, 1 : 1 + width], reference.layer_norm(x, weight, bias_or_none, 1e-5), 3e-6)  # 8e-7
+    _core._norm(wide[:, 1 : 1 + width], x, weight, None, 1e-6, True)
+    close(wide[:, 1 : 1 + width], reference.rms_norm(x, weight, 1e-6), 3e-6)  # 3e-7
+    assert (wide[:, 0] == 7).all()
+    assert (wide[:, 1 + width :] == 7).all()
+
+
+@pytest.mark.skipif("QAVIT_CPU" in os.environ, reason="already inside a run at one level")
+@pytest.mark.parametrize("level", LEVELS)
+def test_level(level: str) -> None:
+    """This file's other tests, with everything above `level` hidden from the core."""
+    environment = {**os.environ, "QAVIT_CPU": level}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
