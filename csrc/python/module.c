@@ -17,6 +17,7 @@ static int execute(PyObject *module) {
         qvpy_add_runtime,
         qvpy_add_ops,
         qvpy_add_vit,
+        qvpy_add_text,
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         if (parts[i](module) < 0) {

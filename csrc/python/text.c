@@ -1,0 +1,276 @@
+/* _core.T5Encoder, BertEncoder and ClipTextEncoder: one object over any qv_text_encoder; a type adds how it is loaded. */
+#include "python/binding.h"
+
+#include "models/t5.h"
+
+#include <stddef.h>
+#include <string.h>
+
+typedef struct {
+    PyObject_HEAD
+    qvpy_weights weights; /* what the encoder borrows */
+    qv_text_encoder *encoder;
+} EncoderObject;
+
+/* ---- construction ---- */
+
+/* What an architecture needs to come from a config dict: `read` fills a config union under the GIL, `load` needs none. */
+typedef union {
+    qv_t5_config t5;
+} text_config;
+
+typedef struct {
+    const char *format; /* of PyArg_ParseTupleAndKeywords, with the type's name */
+    int (*read)(PyObject *dict, text_config *config);
+    qv_status (*load)(qv_text_encoder **encoder, const text_config *config, qv_weights *weights, const char *prefix,
+                      qv_precision precision, qv_error *err);
+} text_type;
+
+static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const text_type *kind) {
+    static char *names[] = {"config", "weights", "precision", "prefix", NULL};
+    PyObject *dict, *weights_dict;
+    const char *precision_name = "float32", *prefix = "text_model.";
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, kind->format, names, &dict, &weights_dict, &precision_name,
+                                     &prefix)) {
+        return NULL;
+    }
+    if (!PyDict_Check(dict)) {
+        return PyErr_Format(PyExc_TypeError, "config: expected a dict, got %s", Py_TYPE(dict)->tp_name);
+    }
+    text_config config;
+    qv_precision precision;
+    if (qvpy_precision(precision_name, &precision) < 0 || kind->read(dict, &config) < 0) {
+        return NULL;
+    }
+    EncoderObject *self = (EncoderObject *)type->tp_alloc(type, 0);
+    if (self == NULL || qvpy_weights_acquire(&self->weights, weights_dict) < 0) {
+        Py_XDECREF(self);
+        return NULL;
+    }
+    qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
+    qv_error err;
+    qv_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = kind->load(&self->encoder, &config, &weights, prefix, precision, &err);
+    Py_END_ALLOW_THREADS
+    if (status != QV_OK) {
+        Py_DECREF(self);
+        return qvpy_raise(&err);
+    }
+    return (PyObject *)self;
+}
+
+/* "relu", or "gated-gelu", which has always meant the tanh form */
+static int read_feed_forward(PyObject *dict, qv_t5_config *config) {
+    PyObject *value = PyDict_GetItemString(dict, "feed_forward_proj");
+    if (value == NULL || value == Py_None) {
+        return 0;
+    }
+    const char *text = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
+    if (text != NULL && strcmp(text, "gated-gelu") == 0) {
+        config->activation = QV_GELU_TANH;
+        config->gated = true;
+        return 0;
+    }
+    if (text != NULL && strncmp(text, "gated-", 6) == 0) {
+        PyErr_Format(PyExc_ValueError, "config: 'feed_forward_proj' is %R, expected gated-gelu or relu", value);
+        return -1;
+    }
+    return qvpy_config_activation(dict, "feed_forward_proj", 0, &config->activation);
+}
+
+static int read_t5(PyObject *dict, text_config *out) {
+    qv_t5_config *config = &out->t5;
+    *config = (qv_t5_config){.max_distance = 128, .activation = QV_RELU, .eps = 1e-6f};
+    return qvpy_config_size(dict, "vocab_size", 0, &config->vocab_size) < 0 ||
+                   qvpy_config_size(dict, "d_model", 0, &config->d_model) < 0 ||
+                   qvpy_config_size(dict, "d_kv", 0, &config->d_kv) < 0 ||
+                   qvpy_config_size(dict, "d_ff", 0, &config->d_ff) < 0 ||
+                   qvpy_config_size(dict, "num_heads", 0, &config->num_heads) < 0 ||
+                   qvpy_config_size(dict, "num_layers", 0, &config->num_layers) < 0 ||
+                   qvpy_config_size(dict, "relative_attention_num_buckets", 0, &config->buckets) < 0 ||
+                   qvpy_config_size(dict, "relative_attention_max_distance", 0, &config->max_distance) < 0 ||
+                   qvpy_config_float(dict, "layer_norm_epsilon", 0, &config->eps) < 0 ||
+                   read_feed_forward(dict, config) < 0
+               ? -1
+               : 0;
+}
+
+static qv_status load_t5(qv_text_encoder **encoder, const text_config *config, qv_weights *weights, const char *prefix,
+                         qv_precision precision, qv_error *err) {
+    return qv_t5_load(encoder, &config->t5, weights, prefix, precision, &qv_cpu_ops, err);
+}
+
+static const text_type t5_type = {"OO|ss:T5Encoder", read_t5, load_t5};
+
+static PyObject *new_t5(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    return new_encoder(type, arguments, keywords, &t5_type);
+}
+
+/* The buffers' owners can refer back to the encoder. Such a cycle is cleared at its other objects: this one is immutable. */
+static int traverse_encoder(EncoderObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    for (size_t i = 0; i < self->weights.buffer_count; i++) {
+        Py_VISIT(self->weights.buffers[i].obj);
+    }
+    Py_VISIT(self->weights.names);
+    return 0;
+}
+
+static void dealloc_encoder(EncoderObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    qv_text_free(self->encoder);
+    qvpy_weights_release(&self->weights);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ---- encode ---- */
+
+/* ids and mask of a call as int64 [B, M]. */
+typedef struct {
+    PyArrayObject *ids, *mask; /* mask may be NULL: nothing is padding */
+    size_t B, M;
+} token_arrays;
+
+static PyArrayObject *integer_matrix(PyObject *object, const char *argument) {
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
+    if (array == NULL) {
+        return NULL;
+    }
+    if (!PyArray_ISINTEGER(array) && !PyArray_ISBOOL(array)) {
+        PyErr_Format(PyExc_TypeError, "%s: dtype %S, expected integers", argument, (PyObject *)PyArray_DESCR(array));
+    } else if (PyArray_NDIM(array) != 2) {
+        PyErr_Format(PyExc_ValueError, "%s has %d dimensions, expected 2: [rows, tokens]", argument,
+                     PyArray_NDIM(array));
+    } else {
+        PyArrayObject *integers = qvpy_array((PyObject *)array, argument, NPY_INT64, 2);
+        Py_DECREF(array);
+        return integers;
+    }
+    Py_DECREF(array);
+    return NULL;
+}
+
+static int read_tokens(PyObject *ids, PyObject *mask, token_arrays *tokens) {
+    tokens->ids = integer_matrix(ids, "ids");
+    if (tokens->ids == NULL) {
+        return -1;
+    }
+    tokens->B = (size_t)PyArray_DIM(tokens->ids, 0);
+    tokens->M = (size_t)PyArray_DIM(tokens->ids, 1);
+    if (mask == Py_None) {
+        return 0;
+    }
+    tokens->mask = integer_matrix(mask, "mask");
+    if (tokens->mask == NULL) {
+        return -1;
+    }
+    if (!PyArray_SAMESHAPE(tokens->ids, tokens->mask)) {
+        PyErr_Format(PyExc_ValueError, "mask has shape [%zd, %zd], expected that of ids, [%zu, %zu]",
+                     (Py_ssize_t)PyArray_DIM(tokens->mask, 0), (Py_ssize_t)PyArray_DIM(tokens->mask, 1), tokens->B,
+                     tokens->M);
+        return -1;
+    }
+    return 0;
+}
+
+static void release_tokens(token_arrays *tokens) {
+    Py_CLEAR(tokens->ids);
+    Py_CLEAR(tokens->mask);
+}
+
+static const int64_t *mask_data(const token_arrays *tokens) {
+    return tokens->mask != NULL ? PyArray_DATA(tokens->mask) : NULL;
+}
+
+static PyObject *encode(EncoderObject *self, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"ids", "mask", NULL};
+    PyObject *ids, *mask = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:encode", names, &ids, &mask)) {
+        return NULL;
+    }
+    token_arrays tokens = {0};
+    PyArrayObject *states = NULL;
+    if (read_tokens(ids, mask, &tokens) < 0) {
+        goto done;
+    }
+    size_t shape[3] = {tokens.B, tokens.M, self->encoder->width};
+    states = qvpy_new_floats(3, shape);
+    if (states == NULL) {
+        goto done;
+    }
+    qv_error err;
+    qv_call call = {0};
+    qvpy_poll poll;
+    qvpy_release(&poll, &call);
+    qv_status status = qv_text_encode(self->encoder, &call, PyArray_DATA(states), PyArray_DATA(tokens.ids),
+                                      mask_data(&tokens), tokens.B, tokens.M, &err);
+    qvpy_acquire(&poll);
+    if (status != QV_OK) {
+        Py_CLEAR(states);
+        qvpy_raise(&err);
+    }
+done:
+    release_tokens(&tokens);
+    return (PyObject *)states;
+}
+
+/* ---- attributes and types ---- */
+
+static PyObject *get_size(EncoderObject *self, void *offset) {
+    size_t value;
+    memcpy(&value, (const char *)self->encoder + (size_t)(uintptr_t)offset, sizeof value);
+    return PyLong_FromSize_t(value);
+}
+
+#define SIZE(name, field, doc) \
+    {name, (getter)get_size, NULL, doc, (void *)(uintptr_t)offsetof(qv_text_encoder, field)}
+
+static PyGetSetDef attributes[] = {
+    SIZE("width", width, "Width of a token's state."),
+    SIZE("vocab_size", vocab_size, "Ids are below it."),
+    SIZE("max_tokens", max_tokens, "The most tokens a row may have; 0: no limit."),
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#define ENCODE_METHOD                                                                                  \
+    {"encode", (PyCFunction)(void (*)(void))encode, METH_VARARGS | METH_KEYWORDS,                     \
+     "encode(ids, mask=None)\n--\n\nThe last hidden states, float32 [B, M, width], of integer ids [B, M].\n" \
+     "Where mask [B, M] is 0 is padding: never attended to, its states are zero."}
+
+static PyMethodDef methods[] = {
+    ENCODE_METHOD,
+    {NULL, NULL, 0, NULL},
+};
+
+#define ENCODER_SLOTS(create, doc, its_methods)                                                    \
+    {                                                                                              \
+        {Py_tp_new, (void *)(create)}, {Py_tp_dealloc, (void *)dealloc_encoder},                   \
+            {Py_tp_traverse, (void *)traverse_encoder}, {Py_tp_methods, (void *)(its_methods)},    \
+            {Py_tp_getset, (void *)attributes}, {Py_tp_doc, (void *)(doc)}, {0, NULL},             \
+    }
+#define ENCODER_SPEC(type_name, its_slots)                                                         \
+    {.name = "qavit._core." type_name, .basicsize = sizeof(EncoderObject),                         \
+     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, .slots = (its_slots)}
+#define SIGNATURE(type_name) type_name "(config, weights, precision='float32', prefix='text_model.')\n--\n\n"
+
+static PyType_Slot t5_slots[] = ENCODER_SLOTS(new_t5, SIGNATURE("T5Encoder") "The encoder of a T5.", methods);
+
+static PyType_Spec t5_spec = ENCODER_SPEC("T5Encoder", t5_slots);
+
+int qvpy_add_text(PyObject *module) {
+    struct {
+        const char *name;
+        PyType_Spec *spec;
+    } types[] = {{"T5Encoder", &t5_spec}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        PyObject *type = PyType_FromSpec(types[i].spec);
+        if (type == NULL || PyModule_AddObject(module, types[i].name, type) < 0) {
+            Py_XDECREF(type);
+            return -1;
+        }
+    }
+    return 0;
+}
