@@ -1,5 +1,98 @@
-"""Where a vision model looks for a question: attention heatmaps from a C core, without torch."""
+"""Where a vision model looks for a question: attention heatmaps from a C core, without torch.
+
+    import qavit
+
+    model = qavit.load("demo")
+    result = model.heatmaps("picture.jpg", ["where is the red star?", "what color is the circle?"])
+    result.save("heatmaps.png")
+
+Importing this package loads NumPy and the core; everything else is imported when it is used.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from ._core import get_num_threads, set_num_threads
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .heatmaps import HeatmapResult
+    from .models import (
+        BlockAttentions,
+        EncodedQuestions,
+        QAViT,
+        QuestionBlindWarning,
+        VisionOutput,
+        extract_attention,
+        forward_itm,
+        load,
+    )
+    from .pnpvqa import PNPVQAWithQAViT
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "BlipITM": "blip",
+    "BlockAttentions": "models",
+    "Config": "config",
+    "EncodedQuestions": "models",
+    "HeatmapResult": "heatmaps",
+    "PNPVQAWithQAViT": "pnpvqa",
+    "QAViT": "models",
+    "QuestionBlindWarning": "models",
+    "VisionOutput": "models",
+    "extract_attention": "models",
+    "forward_itm": "models",
+    "load": "models",
+}
+
+__all__ = [
+    "BlockAttentions",
+    "Config",
+    "EncodedQuestions",
+    "HeatmapResult",
+    "PNPVQAWithQAViT",
+    "QAViT",
+    "QuestionBlindWarning",
+    "VisionOutput",
+    "build_info",
+    "extract_attention",
+    "forward_itm",
+    "get_num_threads",
+    "load",
+    "set_num_threads",
+]
+
+logging.getLogger("qavit").addHandler(logging.NullHandler())
+if os.environ.get("QAVIT_VERBOSITY"):
+    logging.getLogger("qavit").setLevel(os.environ["QAVIT_VERBOSITY"].upper())
+
+
+def build_info() -> dict[str, Any]:
+    """What is in this build, and what it found on this machine.
+
+    Returns
+    -------
+    dict
+        version; blas and blas_kernels (OpenBLAS's own words); kernels (which of ours run, by precision); threads and cpus;
+        cpu_features; stb_image and cuda, whether they were compiled in.
+    """
+    from . import _core
+
+    return {"version": __version__, **_core.build_info()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qavit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

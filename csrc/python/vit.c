@@ -239,12 +239,12 @@ static size_t sequences_at(const forward_call *c, const qv_vit *vit, size_t bloc
     return block < vit->first_integrated ? c->request.image_count : c->request.pair_count;
 }
 
-/* One (block, "class" | "raw" | "question") of the attention asked for. */
+/* One (block, "class" | "raw") of the attention asked for: the class token's row, or all. */
 static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     Py_ssize_t block;
     const char *kind;
     if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "ns", &block, &kind)) {
-        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw' | 'question') pairs");
+        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw') pairs");
         return -1;
     }
     if (block < 0 || (size_t)block >= vit->config.L) {
@@ -262,13 +262,8 @@ static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     tap->column_count = extra + vit->T;
     if (strcmp(kind, "class") == 0) {
         tap->row_count = 1;
-    } else if (strcmp(kind, "question") == 0 && extra != 0) {
-        tap->first_row = 1;
-        tap->row_count = vit->P;
-        tap->column_count = extra;
     } else if (strcmp(kind, "raw") != 0) {
-        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class', 'raw' or, where questions enter, "
-                     "'question'", kind, i);
+        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class' or 'raw'", kind, i);
         return -1;
     }
     size_t shape[4] = {sequences_at(c, vit, i), vit->config.H, tap->row_count, tap->column_count};

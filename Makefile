@@ -1,0 +1,69 @@
+# make help lists the targets. Everything is set up in $(VENV); nothing outside this folder changes but system packages.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := .stamps
+CSRC := $(shell find csrc -name '*.[ch]')
+OUT ?= out
+IMAGE ?=
+QUESTIONS ?=
+
+.PHONY: help demo test lint asan fuzz bench wheel docs train clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMPS)/system: scripts/system_packages.sh
+	@mkdir -p $(STAMPS)
+	@PYTHON=$(PYTHON) scripts/system_packages.sh build
+	@touch $@
+
+$(STAMPS)/venv: pyproject.toml $(STAMPS)/system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "setuptools>=77" wheel "numpy>=2.0" scipy-openblas32
+	@touch $@
+
+$(STAMPS)/build: $(CSRC) setup.py pyproject.toml $(STAMPS)/venv
+	@echo "building qavit"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml $(STAMPS)/build
+	@PYTHON=$(PYTHON) scripts/system_packages.sh test
+	@echo "installing what the tests need"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[test,lint]" --no-build-isolation
+	@touch $@
+
+demo: $(STAMPS)/build ## draw heatmaps of three questions (IMAGE=picture.jpg QUESTIONS="where is it?;what is it?" for your own)
+	@$(BIN)/qavit demo -o $(OUT) $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUESTIONS),--questions "$(QUESTIONS)")
+
+test: $(STAMPS)/test ## run the whole test suite, PyTorch comparisons included
+	@$(BIN)/python -m pytest
+
+lint: $(STAMPS)/test ## ruff, mypy, and both compilers with warnings as errors
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PYTHON=$(BIN)/python scripts/lint_c.sh
+
+asan: $(STAMPS)/test ## build with AddressSanitizer and UBSan, and run the core's tests
+	@PYTHON=$(BIN)/python scripts/asan.sh
+
+fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
+	@PYTHON=$(BIN)/python scripts/fuzz.sh
+
+bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
+	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[bench]" --no-build-isolation
+	@$(BIN)/python -m benchmarks.run
+
+wheel: $(STAMPS)/venv ## sdist and a repaired wheel in dist/
+	@PYTHON=$(BIN)/python scripts/wheel.sh
+
+train: $(STAMPS)/test ## train the demo model anew (hours)
+	@$(BIN)/python -m training.train
+
+clean: ## remove everything that was built
+	rm -rf $(STAMPS) $(VENV) build dist *.egg-info qavit/*.so qavit/.libs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,33 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+def get_num_threads() -> int: ...
+def set_num_threads(n: int, /) -> None: ...
+def build_info() -> dict[str, Any]: ...
+def fail_allocation(n: int, /) -> bool: ...
+
+class Vit:
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    heads: int
+    blocks: int
+    tokens: int
+    instruction_dim: int
+    integrated: tuple[int, ...]
+    def __init__(
+        self, config: dict[str, Any], weights: dict[str, Any], precision: str = ..., prefix: str = ...
+    ) -> None: ...
+    def forward(
+        self,
+        pixel_values: npt.NDArray[np.float32],
+        pair_image: npt.NDArray[np.int32] | None = ...,
+        instruct: npt.NDArray[np.float32] | None = ...,
+        instruct_length: npt.NDArray[np.int32] | None = ...,
+        attention: Sequence[tuple[int, str]] = ...,
+        hidden: Sequence[int] = ...,
+        outputs: Sequence[str] = ...,
+    ) -> dict[str, Any]: ...

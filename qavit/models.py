@@ -1,0 +1,789 @@
+"""Loaded models: what a picture and questions go into, and maps come out of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .arguments import is_pixel_values, question_list, read_samples, to_numpy, unique_images
+from .checkpoints import ModelSource, open_model
+
+if TYPE_CHECKING:
+    from .blip import BlipITM
+    from .heatmaps import HeatmapResult
+    from .images import Preprocessing, Region
+
+__all__ = ["BlockAttentions", "EncodedQuestions", "QAViT", "QuestionBlindWarning", "VisionOutput", "load"]
+
+FloatArray = npt.NDArray[np.float32]
+Readout = Union[str, Callable[[FloatArray], Any]]
+Heads = Union[str, int, None]
+
+TEXT_ENCODERS = {
+    "t5": "T5Encoder",
+    "mt5": "T5Encoder",
+    "bert": "BertEncoder",
+    "roberta": "BertEncoder",
+    "clip_text_model": "ClipTextEncoder",
+}
+CACHED_QUESTIONS = 4096
+
+
+class QuestionBlindWarning(UserWarning):
+    """The class token of the asked block has not seen the question yet: its map is the same for every question."""
+
+
+class EncodedQuestions(NamedTuple):
+    """Questions as the vision model takes them.
+
+    Attributes
+    ----------
+    states : ndarray of float32, [B, M, Dt]
+        The text encoder's last hidden states; zero where the mask is.
+    mask : ndarray of uint8, [B, M]
+        1 for a token of the question, 0 for padding.
+    """
+
+    states: FloatArray
+    mask: npt.NDArray[np.uint8]
+
+
+class BlockAttentions(Sequence[FloatArray]):
+    """Attention probabilities by block: ``attentions[7]`` is block 7's, [B, h, T, M + T] (M = 0 before questions enter).
+
+    Only the blocks that were computed are there; asking for another is an IndexError that says which are.
+    """
+
+    def __init__(self, by_block: dict[int, FloatArray], num_blocks: int) -> None:
+        self._by_block = by_block
+        self._num_blocks = num_blocks
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that are there."""
+        return tuple(sorted(self._by_block))
+
+    def __len__(self) -> int:
+        return self._num_blocks
+
+    @overload
+    def __getitem__(self, index: int) -> FloatArray: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[FloatArray, ...]: ...
+    def __getitem__(self, index: int | slice) -> FloatArray | tuple[FloatArray, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(self._num_blocks)))
+        block = index + self._num_blocks if index < 0 else index
+        if block not in self._by_block:
+            raise IndexError(f"attention of block {index} was not computed; there are blocks {list(self.blocks)}")
+        return self._by_block[block]
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        return (self._by_block[block] for block in self.blocks)
+
+
+class VisionOutput(NamedTuple):
+    """What :meth:`QAViT.vision` returns; a part that was not asked for is None.
+
+    Attributes
+    ----------
+    last_hidden_state : ndarray of float32, [B, T, D], or None
+        What leaves the last block.
+    pooler_output : ndarray of float32, [B, D], or None
+        The normed class token.
+    attentions : BlockAttentions or None
+        By block, [B, h, T, M + T].
+    hidden_states : tuple of ndarray of float32, [B, T, D], or None
+        What enters block 0, then what leaves each block.
+    """
+
+    last_hidden_state: FloatArray | None
+    pooler_output: FloatArray | None
+    attentions: BlockAttentions | None
+    hidden_states: tuple[FloatArray, ...] | None
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    vision: str | Path | None = None,
+    text: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    config: dict[str, Any] | None = None,
+    precision: str = "float32",
+    device: str = "cpu",
+    image_size: int | None = None,
+) -> QAViT | BlipITM:
+    """Load a model.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        ``"demo"``, the bundled model (also when nothing at all is given); a converted folder; or a hub name.
+    checkpoint : str or Path, optional
+        A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`) or a LAVIS BLIP-ITM one (with `tokenizer`).
+    vision, text : str or Path, optional
+        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, RoBERTa or CLIP text encoder. `vision` alone is plain CLIP.
+    tokenizer : str or Path, optional
+        A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
+    config : dict, optional
+        What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
+    precision : {"float32", "bfloat16"}
+        Of the products. Where the CPU has no bfloat16 products, float32 is used (``qavit.build_info()`` tells).
+    device : {"cpu", "cuda", "cuda:N"}
+        Where to run.
+    image_size : int, optional
+        Another input side than the model was trained at, a multiple of its patch size; position embeddings are interpolated.
+
+    Returns
+    -------
+    QAViT or BlipITM
+        By what the files hold.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file or folder is missing.
+    ValueError
+        A file is broken, a tensor is missing or mis-shaped, two parts do not fit, or an argument is not one of the above.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
+    check_device(device)
+    if path is None and checkpoint is None and vision is None:
+        path = "demo"
+    if path == "demo":
+        path = Path(__file__).with_name("demo_model")
+    source = open_model(
+        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size
+    )
+    if source.architecture == "blip_itm":
+        from .blip import BlipITM
+
+        return BlipITM(source, precision=precision)
+    return QAViT(source, precision=precision)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, saying what is missing."""
+    name = str(device)
+    if name == "cpu":
+        return
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if not _core.build_info()["cuda"]:
+        raise RuntimeError(f"device {name!r}: this build of qavit has no CUDA; use device='cpu'")
+
+
+class QAViT:
+    """A vision transformer and, where it takes questions, its text encoder and tokenizer.
+
+    Made by :func:`load`. Immutable: one object may be used from many threads at once, and after a fork.
+
+    Attributes
+    ----------
+    image_size, patch_size, num_blocks, heads, hidden_size, instruction_dim : int
+        Sizes; `instruction_dim` is 0 for plain CLIP.
+    grid : tuple of int
+        Rows and columns of patches, (gh, gw).
+    integrated : tuple of int
+        The blocks that attend to the question.
+    integration_point : str or None
+        "all", "early", "late", ... as the model's configuration names it.
+    first_question_aware_block : int or None
+        The first block whose class token has seen the question.
+    default_block : int
+        What ``heatmaps(block=None)`` uses.
+    answers : list of str or None
+        What :meth:`answer` chooses from.
+    """
+
+    def __init__(self, source: ModelSource, *, precision: str = "float32") -> None:
+        from .images import Preprocessing
+
+        vision = dict(source.vision)
+        self._vit = _core.Vit(vision, source.weights, precision)
+        self._text: Any = None
+        self._tokenizer: Any = None
+        self._cache: Any = None
+        self.name = source.name
+        self.precision = precision
+        self.device = "cpu"
+        self.image_size: int = self._vit.image_size
+        self.patch_size: int = self._vit.patch_size
+        self.num_blocks: int = self._vit.blocks
+        self.heads: int = self._vit.heads
+        self.hidden_size: int = self._vit.hidden_size
+        self.instruction_dim: int = self._vit.instruction_dim
+        self.integrated: tuple[int, ...] = self._vit.integrated
+        self.integration_point: str | None = vision.get("integration_point")
+        side = self.image_size // self.patch_size
+        self.grid: tuple[int, int] = (side, side)
+        self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
+        self.max_words = int(source.questions.get("max_words", 50))
+        self.max_tokens = int(source.questions.get("max_tokens", 30))
+        self.first_question_aware_block: int | None = None
+        if self.integrated:
+            self._load_text(source, precision)
+            aware = self.integrated[0] + 1
+            self.first_question_aware_block = aware if aware < self.num_blocks else None
+        self.default_block = self._choose_block(source.defaults.get("block"))
+        self.default_readout = str(source.defaults.get("readout", "class"))
+        self.answers: list[str] | None = None
+        if source.answers:
+            self._load_answers(source)
+
+    # ---- construction ----
+
+    def _load_text(self, source: ModelSource, precision: str) -> None:
+        from .text import QuestionCache, Tokenizer
+
+        if source.text is None or source.tokenizer is None:
+            raise ValueError(
+                f"{source.name}: blocks {list(self.integrated)} take a question, so the model needs a text encoder and a "
+                "tokenizer; give text= a folder"
+            )
+        kind = str(source.text.get("model_type", ""))
+        if kind not in TEXT_ENCODERS:
+            raise ValueError(f"text encoder of type {kind!r}; expected one of {sorted(TEXT_ENCODERS)}")
+        self._text = getattr(_core, TEXT_ENCODERS[kind])(source.text, source.weights, precision)
+        if self._text.width != self.instruction_dim:
+            raise ValueError(
+                f"the text encoder is {self._text.width} wide, but the vision model takes questions of width "
+                f"{self.instruction_dim}"
+            )
+        if self._text.max_tokens:
+            self.max_tokens = min(self.max_tokens, self._text.max_tokens)
+        self._tokenizer = Tokenizer.from_json(source.tokenizer)
+        self._cache = QuestionCache(CACHED_QUESTIONS)
+
+    def _load_answers(self, source: ModelSource) -> None:
+        from .checkpoints import read_float32
+
+        head = {}
+        for name, shape in (
+            ("answer_head.weight", (len(source.answers or ()), self.hidden_size)),
+            ("answer_head.bias", (len(source.answers or ()),)),
+        ):
+            if name not in source.weights:
+                raise ValueError(f"{source.name}: config.json lists answers, but {name} {list(shape)} is missing")
+            head[name] = read_float32(source.weights[name])
+            if head[name].shape != shape:
+                raise ValueError(f"{source.name}: {name} has shape {list(head[name].shape)}, expected {list(shape)}")
+        self.answers = list(source.answers or ())
+        self._answer_weight, self._answer_bias = head["answer_head.weight"], head["answer_head.bias"]
+
+    def _choose_block(self, configured: Any) -> int:
+        """A block whose class token has seen the question for a while: three quarters up; for plain CLIP the last."""
+        if configured is not None:
+            return self.check_block(int(configured), "defaults.block")
+        if self.first_question_aware_block is None:
+            return self.num_blocks - 1
+        return max(self.first_question_aware_block, min(self.num_blocks - 1, (3 * self.num_blocks) // 4))
+
+    def check_block(self, block: int, argument: str = "block") -> int:
+        """`block` as a number from 0, counting negative ones from the end; ValueError when there is no such block."""
+        if isinstance(block, bool) or not isinstance(block, (int, np.integer)):
+            raise TypeError(f"{argument}: expected a whole number, got {type(block).__name__}")
+        number = int(block) + self.num_blocks if block < 0 else int(block)
+        if not 0 <= number < self.num_blocks:
+            raise ValueError(f"{argument}: block {block} does not exist; this model has blocks 0 to {self.num_blocks - 1}")
+        return number
+
+    # ---- questions ----
+
+    def encode_questions(self, questions: str | Sequence[str]) -> EncodedQuestions:
+        """Encode questions for the vision model.
+
+        A question is lower-cased, freed of ``. ! " ( ) * # : ; ~``, cut to 50 words and tokenized to at most 30 tokens,
+        as amazon-science/QA-ViT does. Encoded questions are remembered (the last 4096).
+
+        Parameters
+        ----------
+        questions : str or list of str
+            At least one; none may be empty.
+
+        Returns
+        -------
+        EncodedQuestions
+            states float32 [B, M, Dt] and mask uint8 [B, M]; M is the longest question's length.
+        """
+        states, mask, _ = self._encode(question_list(questions))
+        return EncodedQuestions(states, mask)
+
+    def _encode(self, questions: list[str]) -> tuple[FloatArray, npt.NDArray[np.uint8], list[Any]]:
+        """States, mask, and each question's words with the tokens that make them."""
+        if self._text is None:
+            raise ValueError("this model takes no questions: none of its blocks has instruct weights (plain CLIP)")
+        from .text import clean_question
+
+        cleaned = [clean_question(question, self.max_words) for question in questions]
+        for question, clean in zip(questions, cleaned):
+            if not clean.strip():
+                raise ValueError(f"questions: {question!r} has no words")
+        missing = [clean for clean in dict.fromkeys(cleaned) if self._cache.get(clean) is None]
+        entries = {clean: self._cache.get(clean) for clean in cleaned}
+        if missing:
+            batch = self._tokenizer.encode(missing, self.max_tokens)
+            if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
+                raise ValueError(
+                    f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
+                    "this is another model's tokenizer"
+                )
+            states = self._text.encode(batch.ids, batch.mask)
+            for row, clean in enumerate(missing):
+                length = int(batch.mask[row].sum())
+                entry = (states[row, :length].copy(), batch.words[row], batch.word_of[row])
+                entry[0].setflags(write=False)
+                self._cache.put(clean, entry)
+                entries[clean] = entry
+        rows = [entries[clean] for clean in cleaned]
+        longest = max(len(row[0]) for row in rows)
+        all_states = np.zeros((len(rows), longest, self.instruction_dim), np.float32)
+        mask = np.zeros((len(rows), longest), np.uint8)
+        for i, row in enumerate(rows):
+            all_states[i, : len(row[0])] = row[0]
+            mask[i, : len(row[0])] = 1
+        return all_states, mask, [(row[1], row[2]) for row in rows]
+
+    # ---- the vision model ----
+
+    def vision(
+        self,
+        pixel_values: Any,
+        instruct_states: Any = None,
+        instruct_mask: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        blocks: Iterable[int] | None = None,
+    ) -> VisionOutput:
+        """Run the vision model.
+
+        Parameters
+        ----------
+        pixel_values : array-like, [B, 3, S, S] or [3, S, S]
+            Normalised pictures, NumPy or torch.
+        instruct_states : EncodedQuestions or array-like, [B, M, Dt], optional
+            One question a picture, from :meth:`encode_questions`. Needed as soon as an integrated block is.
+        instruct_mask : array-like, [B, M], optional
+            1 for tokens that count; padding never does. EncodedQuestions brings its own.
+        output_attentions, output_hidden_states : bool
+            Whether to return them.
+        blocks : iterable of int, optional
+            Return the attention of these blocks only, and compute no further than the last of them needs.
+
+        Returns
+        -------
+        VisionOutput
+            With `blocks`, only attentions; else also last_hidden_state and pooler_output.
+        """
+        images = self._pixels(pixel_values)
+        states, mask = self._instruct(instruct_states, instruct_mask, len(images))
+        wanted = None if blocks is None else [self.check_block(block, "blocks") for block in blocks]
+        attention = [(block, "raw") for block in (wanted if wanted is not None else range(self.num_blocks))]
+        if wanted is None and not output_attentions:
+            attention = []
+        attention = sorted(set(attention))
+        hidden = list(range(self.num_blocks + 1)) if output_hidden_states else []
+        result = self._run(images, states, mask, attention, hidden, () if wanted is not None else ("last", "pooled"))
+        return VisionOutput(
+            result.get("last"),
+            result.get("pooled"),
+            BlockAttentions(result["attentions"], self.num_blocks) if output_attentions or wanted is not None else None,
+            tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,
+        )
+
+    def _pixels(self, pixel_values: Any) -> FloatArray:
+        from .images import as_pixel_values
+
+        images = as_pixel_values(pixel_values)
+        if images.ndim == 3:
+            images = images[None]
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"pixel_values: shape {list(images.shape)}, expected [B, 3, {self.image_size}, {self.image_size}]"
+            )
+        return images
+
+    def _instruct(
+        self, states: Any, mask: Any, count: int
+    ) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
+        if states is None:
+            return None, None
+        if isinstance(states, tuple) and len(states) == 2:
+            states, own_mask = states
+            mask = own_mask if mask is None else mask
+        states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
+        if states.ndim != 3 or states.shape[2] != self.instruction_dim or states.shape[1] == 0:
+            raise ValueError(
+                f"instruct_states: shape {list(states.shape)}, expected [B, M, {self.instruction_dim}] with M at least 1"
+            )
+        if states.shape[0] != count:
+            raise ValueError(f"instruct_states: {states.shape[0]} questions for {count} pictures; give one a picture")
+        if mask is None:
+            full = np.ones(states.shape[:2], np.uint8)
+            return states, full
+        mask = (to_numpy(mask, "instruct_mask") != 0).astype(np.uint8)
+        if mask.shape != states.shape[:2]:
+            raise ValueError(f"instruct_mask: shape {list(mask.shape)}, expected {list(states.shape[:2])}")
+        if not mask.any(axis=1).all():
+            raise ValueError("instruct_mask: a question has no token that counts")
+        return states, mask
+
+    def _run(
+        self,
+        images: FloatArray,
+        states: FloatArray | None,
+        mask: npt.NDArray[np.uint8] | None,
+        attention: Sequence[tuple[int, str]],
+        hidden: Sequence[int] = (),
+        outputs: Sequence[str] = (),
+        pair_image: npt.NDArray[np.int32] | None = None,
+    ) -> dict[str, Any]:
+        """One row a pair, in the order given; pairs of equal pictures share the work before the question."""
+        if states is None or mask is None:
+            result: dict[str, Any] = self._vit.forward(images, attention=attention, hidden=hidden, outputs=outputs)
+            return result
+        if pair_image is None:
+            images, pair_image = unique_images(images)
+        if states.size and not np.isfinite(states).all():
+            raise ValueError("instruct_states: NaN or infinity")
+        # The core wants tokens that count in front, and pairs in the order of their images.
+        tokens = np.argsort(mask == 0, axis=1, kind="stable")
+        scattered = not (mask[:, :-1] >= mask[:, 1:]).all()
+        if scattered:
+            states = np.take_along_axis(states, tokens[:, :, None], axis=1)
+        order = np.argsort(pair_image, kind="stable")
+        back = np.argsort(order, kind="stable")
+        lengths = mask.sum(axis=1, dtype=np.int32)
+        in_order = bool((order == back).all() and (np.diff(order) == 1).all())
+        result = self._vit.forward(
+            images,
+            pair_image[order] if not in_order else pair_image,
+            states[order] if not in_order else states,
+            lengths[order] if not in_order else lengths,
+            attention=attention,
+            hidden=hidden,
+            outputs=outputs,
+        )
+        first = self.integrated[0] if self.integrated else self.num_blocks
+
+        def rows(array: FloatArray, question_entered: bool) -> FloatArray:
+            if not question_entered:
+                return array[pair_image] if len(array) != len(back) or not in_order else array
+            return array if in_order else array[back]
+
+        for block, array in result["attentions"].items():
+            array = rows(array, block >= first)
+            if scattered and block in self.integrated:
+                array[..., : mask.shape[1]] = np.take_along_axis(
+                    array[..., : mask.shape[1]], np.argsort(tokens, axis=1)[:, None, None, :], axis=-1
+                )
+            result["attentions"][block] = array
+        for level, array in result["hidden"].items():
+            result["hidden"][level] = rows(array, level > first)
+        for name in outputs:
+            result[name] = rows(result[name], self.num_blocks > first)
+        return result
+
+    # ---- maps ----
+
+    def heatmaps(
+        self,
+        image: Any,
+        questions: str | Sequence[str] | None = None,
+        block: int | None = None,
+        readout: Readout | None = None,
+        heads: Heads = "mean",
+    ) -> HeatmapResult:
+        """Where the model looks for each question.
+
+        Parameters
+        ----------
+        image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
+            One picture.
+        questions : str or list of str, optional
+            None for plain CLIP only.
+        block : int, optional
+            Whose attention; None chooses a block that knows the question well (see `default_block`).
+        readout : {"class", "question"} or callable, optional
+            "class": what the class token attends to; "question": how much each patch attends to the question, also a word at a
+            time; a callable takes the raw attention [Q, h, T, M + T] and returns [Q, P] or [Q, gh, gw]. None: the model's default.
+        heads : {"mean", "max"} or int
+            How heads become one map.
+
+        Returns
+        -------
+        HeatmapResult
+            ``maps`` float32 [Q, gh, gw], each summing to 1.
+
+        Warns
+        -----
+        QuestionBlindWarning
+            The map cannot know the question.
+        """
+        from .heatmaps import HeatmapResult
+
+        picture, pixels, region = self._picture(image)
+        asked = None if questions is None else question_list(questions)
+        states = mask = None
+        words: list[Any] = []
+        if asked is not None:
+            states, mask, words = self._encode(asked)
+        elif self.integrated:
+            raise ValueError("questions: this model takes questions; give at least one")
+        number = self.default_block if block is None else self.check_block(block)
+        chosen: Readout = self.default_readout if readout is None else readout
+        self._warn_if_blind(number, chosen, asked, stacklevel=3)
+        pairs = None if states is None else np.zeros(len(states), np.int32)
+        maps = self._maps(pixels, states, mask, [number], chosen, heads, pairs)
+        gh, gw = self.grid
+        word_lists = [list(entry[0]) for entry in words] if words else None
+
+        def word_maps() -> list[FloatArray]:
+            return self._word_maps(pixels, states, mask, words, number, heads, pairs)
+
+        def block_maps() -> FloatArray:
+            blocks = list(range(self.num_blocks))
+            if chosen == "question":
+                blocks = [i for i in blocks if i in self.integrated]
+            every = self._maps(pixels, states, mask, blocks, chosen, heads, pairs)
+            full = np.zeros((self.num_blocks, every.shape[0], gh, gw), np.float32)
+            full[blocks] = every.transpose(1, 0, 2).reshape(len(blocks), -1, gh, gw)
+            return full
+
+        return HeatmapResult(
+            maps=maps[:, 0].reshape(-1, gh, gw),
+            questions=asked if asked is not None else [""],
+            picture=picture,
+            region=region,
+            block=number,
+            readout=chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "custom"),
+            words=word_lists,
+            word_maps=word_maps if words else None,
+            answers=self._answers(pixels, states, mask, pairs) if self.answers is not None and asked is not None else None,
+            block_maps=block_maps,
+        )
+
+    def forward_itm(self, samples: Any, block_num: int = 7) -> FloatArray:
+        """The map of each picture and question of a batch, as PnP-VQA's image-question matching call gives it.
+
+        Parameters
+        ----------
+        samples : mapping
+            ``image`` [B, 3, S, S] (NumPy or torch, normalised) and ``text_input``, B questions.
+        block_num : int
+            Whose attention.
+
+        Returns
+        -------
+        ndarray of float32, [B, P]
+            The class token's attention over the patches, mean over heads; each row sums to 1.
+        """
+        image, questions = read_samples(samples)
+        return self.extract_attention(image, questions, blocks=(block_num,), _stacklevel=4)[:, 0]
+
+    def extract_attention(
+        self,
+        image: Any,
+        questions: str | Sequence[str] | None = None,
+        blocks: Iterable[int] = (3, 7, 11),
+        heads: Heads = "mean",
+        readout: Readout = "class",
+        *,
+        _stacklevel: int = 3,
+    ) -> FloatArray:
+        """Maps of several blocks.
+
+        Parameters
+        ----------
+        image : picture, or array-like [B, 3, S, S]
+            One picture for all questions, or one a question.
+        questions : str or list of str, optional
+            None for plain CLIP only.
+        blocks : iterable of int
+            Which blocks, in the order wanted.
+        heads : {"mean", "max"}, int or None
+            None keeps the head axis.
+        readout : {"class", "question"} or callable
+            As in :meth:`heatmaps`.
+
+        Returns
+        -------
+        ndarray of float32, [B, len(blocks), P] or [B, len(blocks), h, P]
+            Each map sums to 1.
+        """
+        numbers = [self.check_block(block, "blocks") for block in blocks]
+        if not numbers:
+            raise ValueError("blocks: none given")
+        images = self._batch(image)
+        states = mask = pair_image = None
+        asked = None
+        if questions is not None:
+            asked = question_list(questions)
+            states, mask, _ = self._encode(asked)
+            if len(images) not in (1, len(asked)):
+                raise ValueError(f"image: {len(images)} pictures for {len(asked)} questions; expected 1 or {len(asked)}")
+            if len(images) == 1:
+                pair_image = np.zeros(len(asked), np.int32)
+        elif self.integrated and max(numbers) >= self.integrated[0]:
+            raise ValueError("questions: the asked blocks take questions; give one a picture")
+        for number in numbers:
+            self._warn_if_blind(number, readout, asked, stacklevel=_stacklevel)
+        return self._maps(images, states, mask, numbers, readout, heads, pair_image)
+
+    def answer(self, image: Any, question: str) -> list[tuple[str, float]]:
+        """The answers the model knows, likeliest first, with their probabilities.
+
+        Raises
+        ------
+        ValueError
+            The model has no answer head.
+        """
+        if self.answers is None:
+            raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
+        _, pixels, _ = self._picture(image)
+        states, mask, _ = self._encode(question_list(question))
+        return self._answers(pixels, states, mask, np.zeros(len(states), np.int32))[0]
+
+    def _answers(
+        self,
+        pixels: FloatArray,
+        states: FloatArray | None,
+        mask: npt.NDArray[np.uint8] | None,
+        pair_image: npt.NDArray[np.int32] | None,
+    ) -> list[list[tuple[str, float]]]:
+        pooled = self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=pair_image)["pooled"]
+        logits = pooled @ self._answer_weight.T + self._answer_bias
+        logits -= logits.max(axis=1, keepdims=True)
+        probabilities = np.exp(logits)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        assert self.answers is not None
+        return [[(self.answers[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in probabilities]
+
+    def _maps(
+        self,
+        images: FloatArray,
+        states: FloatArray | None,
+        mask: npt.NDArray[np.uint8] | None,
+        blocks: list[int],
+        readout: Readout,
+        heads: Heads,
+        pair_image: npt.NDArray[np.int32] | None,
+    ) -> FloatArray:
+        """[B, len(blocks), P] (or [B, len(blocks), h, P]), each map normalised to sum 1."""
+        from .readouts import apply_readout
+
+        if readout == "question":
+            blind = [block for block in blocks if block not in self.integrated]
+            if blind:
+                raise ValueError(
+                    f"readout 'question': block {blind[0]} does not attend to the question; blocks "
+                    f"{list(self.integrated)} do"
+                )
+        kind = "class" if readout == "class" else "raw"
+        result = self._run(images, states, mask, [(block, kind) for block in sorted(set(blocks))], pair_image=pair_image)
+        maps = []
+        for block in blocks:
+            takes_question = mask is not None and block in self.integrated
+            tokens = mask.shape[1] if mask is not None and takes_question else 0
+            attention = result["attentions"][block]
+            maps.append(apply_readout(readout, attention, tokens, heads, mask if takes_question else None, self.grid))
+        stacked = np.ascontiguousarray(np.stack(maps, axis=1), np.float32)
+        if not np.isfinite(stacked).all():
+            raise ValueError("the map is not finite: the model's weights hold NaN, infinity or values too large for float32")
+        return stacked
+
+    def _word_maps(
+        self,
+        pixels: FloatArray,
+        states: FloatArray | None,
+        mask: npt.NDArray[np.uint8] | None,
+        words: list[Any],
+        block: int,
+        heads: Heads,
+        pair_image: npt.NDArray[np.int32] | None,
+    ) -> list[FloatArray]:
+        """For each question [n_words, gh, gw]: how much each patch attends to the word, at the block or the next integrated."""
+        assert states is not None and mask is not None
+        from .readouts import read_words
+
+        block = min((i for i in self.integrated if i >= block), default=self.integrated[-1])
+        gh, gw = self.grid
+        maps = []
+        for row, (names, word_of) in enumerate(words):
+            # One question at a time: all rows of the attention are needed, and they are large.
+            one = slice(row, row + 1)
+            pair = None if pair_image is None else pair_image[one]
+            attention = self._run(pixels, states[one], mask[one], [(block, "raw")], pair_image=pair)["attentions"][block]
+            tokens = attention.shape[3] - attention.shape[2]
+            maps.append(read_words(attention, [word_of[:tokens]], tokens, heads)[0].reshape(-1, gh, gw)[: len(names)])
+        return maps
+
+    def _warn_if_blind(self, block: int, readout: Readout, questions: list[str] | None, stacklevel: int) -> None:
+        if questions is None or readout != "class" or not self.integrated or block > self.integrated[0]:
+            return
+        hint = (
+            f"blocks {self.first_question_aware_block} to {self.num_blocks - 1} do"
+            if self.first_question_aware_block is not None
+            else "no block does; use readout='question'"
+        )
+        warnings.warn(
+            f"the class token of block {block} has not seen the question (it enters in block {self.integrated[0]}): this map "
+            f"is the same for every question; {hint}",
+            QuestionBlindWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+    # ---- pictures ----
+
+    def _picture(self, image: Any) -> tuple[npt.NDArray[np.uint8], FloatArray, Region]:
+        """The picture as given, what the model sees of it [1, 3, S, S], and which part that is."""
+        from . import images
+
+        if is_pixel_values(image):
+            pixels = self._pixels(image)
+            if len(pixels) != 1:
+                raise ValueError(f"image: {len(pixels)} pictures, expected one")
+            picture = images.picture_of(pixels[0], self.preprocessing)
+            return picture, pixels, images.Region(0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
+        picture = images.load_image(image)
+        pixels, region = images.preprocess(picture, self.preprocessing)
+        return picture, pixels[None], region
+
+    def _batch(self, image: Any) -> FloatArray:
+        """[B, 3, S, S] of one picture or a batch of normalised ones."""
+        return self._pixels(image) if is_pixel_values(image) else self._picture(image)[1]
+
+    def __repr__(self) -> str:
+        kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "plain CLIP"
+        return (
+            f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} patches "
+            f"of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+        )
+
+
+def forward_itm(model: Any, samples: Any, block_num: int = 7) -> FloatArray:
+    """Maps of a batch from any qavit model: see :meth:`QAViT.forward_itm` and :meth:`BlipITM.forward_itm`."""
+    result: FloatArray = model.forward_itm(samples, block_num=block_num)
+    return result
+
+
+def extract_attention(
+    model: QAViT,
+    image: Any,
+    questions: Optional[Union[str, Sequence[str]]] = None,
+    blocks: Iterable[int] = (3, 7, 11),
+    heads: Heads = "mean",
+    readout: Readout = "class",
+) -> FloatArray:
+    """Maps of several blocks: see :meth:`QAViT.extract_attention`."""
+    return model.extract_attention(image, questions, blocks, heads, readout, _stacklevel=4)
