@@ -128,9 +128,11 @@ def load(
     path : str or Path, optional
         ``"demo"``, the bundled model (also when nothing at all is given); a converted folder; or a hub name.
     checkpoint : str or Path, optional
-        A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`) or a LAVIS BLIP-ITM one (with `tokenizer`).
+        A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`), or a LAVIS BLIP-ITM one
+        (with `tokenizer`).
     vision, text : str or Path, optional
-        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, RoBERTa or CLIP text encoder. `vision` alone is plain CLIP.
+        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, RoBERTa or CLIP text encoder. `vision` alone is
+        plain CLIP.
     tokenizer : str or Path, optional
         A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
     config : dict, optional
@@ -515,8 +517,8 @@ class QAViT:
         block : int, optional
             Whose attention; None chooses a block that knows the question well (see `default_block`).
         readout : {"class", "question"} or callable, optional
-            "class": what the class token attends to; "question": how much each patch attends to the question, also a word at a
-            time; a callable takes the raw attention [Q, h, T, M + T] and returns [Q, P] or [Q, gh, gw]. None: the model's default.
+            "class": what the class token attends to; "question": how much each patch attends to the question; a callable
+            takes the raw attention [Q, h, T, M + T] and returns [Q, P] or [Q, gh, gw]. None: the model's default.
         heads : {"mean", "max"} or int
             How heads become one map.
 
@@ -712,8 +714,9 @@ class QAViT:
         heads: Heads,
         pair_image: npt.NDArray[np.int32] | None,
     ) -> list[FloatArray]:
-        """For each question [n_words, gh, gw]: how much each patch attends to the word, at the block or the next integrated."""
-        assert states is not None and mask is not None
+        """A question each [words, gh, gw]: how much each patch attends to the word, at the next integrated block."""
+        assert states is not None
+        assert mask is not None
         from .readouts import read_words
 
         block = min((i for i in self.integrated if i >= block), default=self.integrated[-1])
@@ -737,8 +740,8 @@ class QAViT:
             else "no block does; use readout='question'"
         )
         warnings.warn(
-            f"the class token of block {block} has not seen the question (it enters in block {self.integrated[0]}): this map "
-            f"is the same for every question; {hint}",
+            f"the class token of block {block} has not seen the question (it enters in block {self.integrated[0]}): "
+            f"this map is the same for every question; {hint}",
             QuestionBlindWarning,
             stacklevel=stacklevel + 1,
         )
@@ -766,8 +769,8 @@ class QAViT:
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "plain CLIP"
         return (
-            f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} patches "
-            f"of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+            f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
+            f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
         )
 
 
