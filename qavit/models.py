@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, to_numpy, unique_images
-from .checkpoints import ModelSource, open_model
 
 if TYPE_CHECKING:
     from .blip import BlipITM
+    from .checkpoints import ModelSource
     from .heatmaps import HeatmapResult
     from .images import Preprocessing, Region
 
@@ -161,6 +161,8 @@ def load(
     check_device(device)
     if path is None and checkpoint is None and vision is None:
         path = "demo"
+    from .checkpoints import open_model
+
     if path == "demo":
         path = Path(__file__).with_name("demo_model")
     source = open_model(
@@ -168,6 +170,7 @@ def load(
     )
     if source.architecture == "blip_itm":
         from .blip import BlipITM
+    from .checkpoints import ModelSource
 
         return BlipITM(source, precision=precision)
     return QAViT(source, precision=precision)
