@@ -21,6 +21,13 @@ const qv_ops qv_cpu_ops = {
     .patches = qv_cpu_patches,
     .embedding = qv_cpu_embedding,
     .add = qv_cpu_add,
+    .activation = qv_cpu_activation,
+    .backward_scratch_bytes = qv_cpu_backward_scratch,
+    .linear_backward = qv_cpu_linear_backward,
+    .layer_norm_backward = qv_cpu_layer_norm_backward,
+    .activation_backward = qv_cpu_activation_backward,
+    .attention_backward = qv_cpu_attention_backward,
+    .gradcam = qv_cpu_gradcam,
     .copy = qv_cpu_copy,
 };
 

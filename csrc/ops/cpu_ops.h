@@ -22,6 +22,18 @@ void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const i
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
 void qv_cpu_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
 
+void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
+size_t qv_cpu_backward_scratch(size_t lanes, size_t keys);
+void qv_cpu_linear_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
+                            bool accumulate, size_t R, size_t N, size_t K);
+void qv_cpu_layer_norm_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *x,
+                                size_t ld_x, const float *weight, float eps, size_t R, size_t D);
+void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
+                                size_t n);
+void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward);
+void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
+                    size_t H, size_t T, size_t S);
+
 /* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual. */
 void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,
                        size_t rows, size_t count);

@@ -91,6 +91,21 @@ typedef struct {
     size_t B, H, T, S, M, d;
 } qv_attention;
 
+/* The gradients of attention. With A the probabilities of `forward`: G = d_out v^T is the gradient of A, and
+ * dS = A * (G - sum_s A G) that of the scores. Of `forward`, q, k, v, the masks and the sizes are read; its outputs
+ * and its choice of rows and columns are not. Question tokens in front (M) count in A and d_q; none of their own
+ * gradients are given. Where d_k is wanted, kv_index must be NULL: sets of keys that are shared would collide. */
+typedef struct {
+    qv_attention forward;
+    const float *d_out; /* [B, T, ld_d_out] */
+    size_t ld_d_out;
+    float *d_q; /* [B, T, ld_d_q] = scale dS k, or NULL */
+    size_t ld_d_q;
+    float *d_k, *d_v; /* [B, S, ld_d_kv] = scale dS^T q and A^T d_out; both or neither */
+    size_t ld_d_kv;
+    float *probabilities, *d_probabilities; /* [B, H, T, M + S] A and G, each or NULL */
+} qv_attention_backward;
+
 typedef struct qv_ops qv_ops;
 
 /* One running call: the backend, its lanes, its scratch, and how it learns that it should stop. */

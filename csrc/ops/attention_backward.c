@@ -1,0 +1,142 @@
+/* The gradients of attention: a task is one head of one b; a tile of query rows at a time, its probabilities made
+ * again from q and k rather than kept from the forward pass. */
+#include "ops/cpu_ops.h"
+
+#include "base/blas.h"
+#include "base/threads.h"
+
+#include <math.h>
+#include <string.h>
+
+#define TILE_ROWS ((size_t)32)
+
+size_t qv_cpu_backward_scratch(size_t lanes, size_t keys) {
+    return lanes * 2 * TILE_ROWS * keys * sizeof(float);
+}
+
+typedef struct {
+    const qv_attention_backward *backward;
+    float *scratch; /* [lanes, 2, TILE_ROWS, M + S] */
+} backward_work;
+
+/* One head of one b. */
+typedef struct {
+    const float *q, *k, *v, *extra_k, *extra_v;
+    size_t b, h;
+} head_view;
+
+static head_view view_head(const qv_attention *a, size_t b, size_t h) {
+    size_t q_set = a->q_index != NULL ? a->q_index[b] : b, kv_set = a->kv_index != NULL ? a->kv_index[b] : b;
+    size_t column = h * a->d, extra = b * a->M * a->ld_extra + column, keys = kv_set * a->S * a->ld_kv + column;
+    return (head_view){
+        .q = a->q + q_set * a->T * a->ld_q + column,
+        .k = a->k + keys,
+        .v = a->v + keys,
+        .extra_k = a->M != 0 ? a->extra_k + extra : NULL,
+        .extra_v = a->M != 0 ? a->extra_v + extra : NULL,
+        .b = b,
+        .h = h,
+    };
+}
+
+/* Keys that query t does not see, of scores [M + S], become -INFINITY; the bias is added. */
+static void mask_row(float *row, const qv_attention *a, const head_view *head, size_t t) {
+    size_t seen = a->extra_length != NULL ? a->extra_length[head->b] : a->M;
+    for (size_t m = seen; m < a->M; m++) {
+        row[m] = -INFINITY;
+    }
+    row += a->M;
+    if (a->bias != NULL) {
+        const float *bias = a->bias + (head->h * a->T + t) * a->S;
+        for (size_t s = 0; s < a->S; s++) {
+            row[s] += bias[s];
+        }
+    }
+    for (size_t s = 0; a->key_mask != NULL && s < a->S; s++) {
+        row[s] = a->key_mask[head->b * a->S + s] != 0 ? row[s] : -INFINITY;
+    }
+    for (size_t s = t + 1; a->causal && s < a->S; s++) {
+        row[s] = -INFINITY;
+    }
+}
+
+/* out [rows, M + S] = alpha x [rows, d] [extra ; keys]^T */
+static void multiply_keys(float *out, const qv_attention *a, const float *x, size_t ld_x, const float *extra,
+                          const float *keys, float alpha, size_t rows) {
+    size_t count = a->M + a->S;
+    if (a->M != 0) {
+        qv_sgemm(out, count, x, ld_x, false, extra, a->ld_extra, true, alpha, 0.0f, rows, a->M, a->d);
+    }
+    qv_sgemm(out + a->M, count, x, ld_x, false, keys, a->ld_kv, true, alpha, 0.0f, rows, a->S, a->d);
+}
+
+/* g = dS = A * (g - sum_s A g); what is masked has A = 0 */
+static void score_gradient(float *g, const float *probabilities, size_t keys) {
+    float sum = 0.0f;
+    for (size_t s = 0; s < keys; s++) {
+        sum += probabilities[s] * g[s];
+    }
+    for (size_t s = 0; s < keys; s++) {
+        g[s] = probabilities[s] * (g[s] - sum);
+    }
+}
+
+static void backward_tile(const qv_attention_backward *w, const head_view *head, float *A, float *G, size_t t0,
+                          size_t rows) {
+    const qv_attention *a = &w->forward;
+    size_t keys = a->M + a->S, column = head->h * a->d;
+    const float *q = head->q + t0 * a->ld_q;
+    const float *d_out = w->d_out + (head->b * a->T + t0) * w->ld_d_out + column;
+    multiply_keys(A, a, q, a->ld_q, head->extra_k, head->k, a->scale, rows);
+    for (size_t r = 0; r < rows; r++) {
+        mask_row(A + r * keys, a, head, t0 + r);
+        qv_softmax(A + r * keys, keys);
+    }
+    multiply_keys(G, a, d_out, w->ld_d_out, head->extra_v, head->v, 1.0f, rows);
+    size_t place = ((head->b * a->H + head->h) * a->T + t0) * keys;
+    if (w->probabilities != NULL) {
+        memcpy(w->probabilities + place, A, rows * keys * sizeof *A);
+    }
+    if (w->d_probabilities != NULL) {
+        memcpy(w->d_probabilities + place, G, rows * keys * sizeof *G);
+    }
+    if (w->d_q == NULL && w->d_k == NULL) {
+        return;
+    }
+    for (size_t r = 0; r < rows; r++) {
+        score_gradient(G + r * keys, A + r * keys, keys);
+    }
+    if (w->d_q != NULL) {
+        float *d_q = w->d_q + (head->b * a->T + t0) * w->ld_d_q + column;
+        qv_sgemm(d_q, w->ld_d_q, G + a->M, keys, false, head->k, a->ld_kv, false, a->scale, 0.0f, rows, a->d, a->S);
+        if (a->M != 0) {
+            qv_sgemm(d_q, w->ld_d_q, G, keys, false, head->extra_k, a->ld_extra, false, a->scale, 1.0f, rows, a->d,
+                     a->M);
+        }
+    }
+    if (w->d_k != NULL) {
+        size_t start = head->b * a->S * w->ld_d_kv + column;
+        float beta = t0 == 0 ? 0.0f : 1.0f;
+        qv_sgemm(w->d_k + start, w->ld_d_kv, G + a->M, keys, true, q, a->ld_q, false, a->scale, beta, a->S, a->d,
+                 rows);
+        qv_sgemm(w->d_v + start, w->ld_d_kv, A + a->M, keys, true, d_out, w->ld_d_out, false, 1.0f, beta, a->S, a->d,
+                 rows);
+    }
+}
+
+static void backward_head(void *context, size_t task, size_t lane) {
+    const backward_work *work = context;
+    const qv_attention *a = &work->backward->forward;
+    head_view head = view_head(a, task / a->H, task % a->H);
+    size_t keys = a->M + a->S;
+    float *A = work->scratch + lane * 2 * TILE_ROWS * keys, *G = A + TILE_ROWS * keys;
+    for (size_t t0 = 0; t0 < a->T; t0 += TILE_ROWS) {
+        size_t rows = a->T - t0 < TILE_ROWS ? a->T - t0 : TILE_ROWS;
+        backward_tile(work->backward, &head, A, G, t0, rows);
+    }
+}
+
+void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward) {
+    backward_work work = {backward, call->scratch};
+    qv_parallel(call->lanes, backward->forward.B * backward->forward.H, backward_head, &work);
+}
