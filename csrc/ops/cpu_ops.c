@@ -28,6 +28,8 @@ const qv_ops qv_cpu_ops = {
     .activation_backward = qv_cpu_activation_backward,
     .attention_backward = qv_cpu_attention_backward,
     .gradcam = qv_cpu_gradcam,
+    .unit_length = qv_cpu_unit_length,
+    .mean_rows = qv_cpu_mean_rows,
     .copy = qv_cpu_copy,
 };
 

@@ -33,6 +33,8 @@ void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const
 void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward);
 void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S);
+void qv_cpu_unit_length(qv_call *call, float *x, size_t R, size_t D);
+void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
 
 /* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual. */
 void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,

@@ -107,3 +107,16 @@ void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const
     gradcam_work work = {out, probabilities, d_probabilities, first, H, T, S};
     qv_parallel(call->lanes, T, gradcam_row, &work);
 }
+
+void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D) {
+    (void)call;
+    memset(out, 0, D * sizeof *out);
+    for (size_t r = 0; r < R; r++) {
+        for (size_t i = 0; i < D; i++) {
+            out[i] += x[r * D + i];
+        }
+    }
+    for (size_t i = 0; i < D; i++) {
+        out[i] /= (float)R;
+    }
+}

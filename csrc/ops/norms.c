@@ -85,3 +85,17 @@ void qv_cpu_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, s
     norm_work work = {out, ld_out, x, ld_x, weight, NULL, eps, R, D, share_rows(call, R, D)};
     qv_parallel(call->lanes, (R + work.rows_a_task - 1) / work.rows_a_task, rms_norm_task, &work);
 }
+
+void qv_cpu_unit_length(qv_call *call, float *x, size_t R, size_t D) {
+    (void)call;
+    for (size_t r = 0; r < R; r++) {
+        float *row = x + r * D, squares = 0.0f;
+        for (size_t i = 0; i < D; i++) {
+            squares += row[i] * row[i];
+        }
+        float length = sqrtf(squares), inverse = 1.0f / (length > 1e-12f ? length : 1e-12f);
+        for (size_t i = 0; i < D; i++) {
+            row[i] *= inverse;
+        }
+    }
+}

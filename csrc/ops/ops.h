@@ -152,6 +152,30 @@ struct qv_ops {
     void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
     /* out [R, D] = x [R, D]; ld_x 0 repeats one row */
     void (*copy)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
+    /* out [n] = act(x [n]): where the product's own epilogue would lose the x that a gradient needs */
+    void (*activation)(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
+
+    /* Gradients of what goes in, from the gradients of what comes out; weights are constants, theirs are not computed.
+     * Scratch for attention_backward over up to `keys` keys: */
+    size_t (*backward_scratch_bytes)(size_t lanes, size_t keys);
+    /* y = x W^T: dx [R, K] = dy [R, N] W [N, K], added to what is in dx where `accumulate` */
+    void (*linear_backward)(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
+                            bool accumulate, size_t R, size_t N, size_t K);
+    /* with n = (x - mean) / sqrt(var + eps), g = dy * weight: dx = (g - mean(g) - n mean(g n)) / sqrt(var + eps);
+     * dx may be dy */
+    void (*layer_norm_backward)(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *x,
+                                size_t ld_x, const float *weight, float eps, size_t R, size_t D);
+    /* dx [n] = dy act'(x); dx may be dy */
+    void (*activation_backward)(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
+                                size_t n);
+    void (*attention_backward)(qv_call *call, const qv_attention_backward *backward);
+    /* out [T, S - first] = mean over h of A max(G, 0), from column `first` on; A, G [H, T, S] */
+    void (*gradcam)(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
+                    size_t H, size_t T, size_t S);
+    /* each row of x [R, D] divided by its length, or by 1e-12 if that is larger */
+    void (*unit_length)(qv_call *call, float *x, size_t R, size_t D);
+    /* out [D] = mean of the rows of x [R, D]; R is at least 1 */
+    void (*mean_rows)(qv_call *call, float *out, const float *x, size_t R, size_t D);
 };
 
 extern const qv_ops qv_cpu_ops;

@@ -18,6 +18,7 @@ static int execute(PyObject *module) {
         qvpy_add_ops,
         qvpy_add_vit,
         qvpy_add_text,
+        qvpy_add_blip,
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         if (parts[i](module) < 0) {

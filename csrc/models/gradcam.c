@@ -1,0 +1,204 @@
+/* The analytic backward pass of BLIP's text half, from logits[:, 1] down to one block's cross-attention.
+ *
+ * Forward, block l (models/blip_itm.c):        Backward, in reverse:
+ *   sum1 = h + out(self_attention(h))            d_h     = d_sum1 + d_q Wq + d_k Wk + d_v Wv
+ *   h1 = norm(sum1)                              d_sum1  = norm'(d_h1)
+ *   sum2 = h1 + out(cross_attention(h1))         d_h1    = d_sum2 + d_cross_q Wcross_q
+ *   h2 = norm(sum2)                              d_sum2  = norm'(d_h2)
+ *   sum3 = h2 + fc2(act(hidden)), hidden = fc1   d_h2    = d_sum3 + act'(hidden) (d_sum3 Wfc2) Wfc1
+ *   h = norm(sum3)                               d_sum3  = norm'(d_h)
+ * At the asked block it ends in G = (d_sum2 Wout) v^T. The image's keys and values are constants here: they do not
+ * depend on the text, and nothing below them is asked for. */
+#include "models/gradcam.h"
+
+/* Gradients of one block, over the plan of the forward pass. */
+typedef struct {
+    qv_blip_plan forward;
+    float *d_h;             /* [R, D]: of a block's output, then of its input */
+    float *d_rows;          /* [R, D]: the running gradient of the queries */
+    float *d_hidden;        /* [R, F] */
+    float *d_context;       /* [R, D] */
+    float *d_q;             /* [R, D] */
+    float *d_kv;            /* [R, 2 D] */
+    float *probabilities;   /* [H, R, S] */
+    float *d_probabilities; /* [H, R, S] */
+    float *tokens;          /* [R, P], where the caller takes none */
+    void *scratch;
+} gradcam_plan;
+
+static void lay_out(gradcam_plan *plan, qv_arena *arena, const qv_blip *model, const qv_call *call, size_t Q, size_t R,
+                    size_t block, bool own_tokens) {
+    const qv_blip_config *config = &model->config;
+    size_t S = model->vision.T, attention, scratch = qv_blip_scratch_bytes(model, call, R);
+    size_t keys = S > config->positions ? S : config->positions;
+    size_t backward = model->ops->backward_scratch_bytes(call->lanes, keys);
+    qv_blip_lay_out(&plan->forward, arena, model, Q, R, block);
+    plan->d_h = qv_arena_floats(arena, R * config->D);
+    plan->d_rows = qv_arena_floats(arena, R * config->D);
+    plan->d_hidden = qv_arena_floats(arena, R * config->F);
+    plan->d_context = qv_arena_floats(arena, R * config->D);
+    plan->d_q = qv_arena_floats(arena, R * config->D);
+    plan->d_kv = qv_arena_floats(arena, R * 2 * config->D);
+    arena->overflow = !qv_multiply_size(config->H * R, S, &attention) || arena->overflow;
+    plan->probabilities = qv_arena_take(arena, attention, sizeof(float));
+    plan->d_probabilities = qv_arena_take(arena, attention, sizeof(float));
+    plan->tokens = own_tokens ? qv_arena_floats(arena, R * (S - 1)) : NULL;
+    plan->scratch = qv_arena_take(arena, scratch > backward ? scratch : backward, 1);
+}
+
+/* d_rows = gradient of sum2, from d_out [rows, D], that of the block's output. */
+static void feed_forward_backward(const qv_blip *model, qv_call *call, gradcam_plan *plan, size_t l,
+                                  const float *d_out) {
+    const qv_ops *ops = call->ops;
+    const qv_blip_block *weights = &model->blocks[l];
+    const qv_blip_activations *block = &plan->forward.blocks[l];
+    size_t D = model->config.D, F = model->config.F, rows = block->rows;
+    ops->layer_norm_backward(call, plan->d_rows, D, d_out, D, block->sum3, D, weights->output_norm_weight.data,
+                             model->config.eps, rows, D);
+    ops->linear_backward(call, plan->d_hidden, F, plan->d_rows, D, weights->back_fc2.data, false, rows, D, F);
+    ops->activation_backward(call, plan->d_hidden, plan->d_hidden, block->hidden, model->config.activation, rows * F);
+    ops->linear_backward(call, plan->d_rows, D, plan->d_hidden, F, weights->back_fc1.data, true, rows, F, D);
+    ops->layer_norm_backward(call, plan->d_rows, D, plan->d_rows, D, block->sum2, D, weights->cross_norm_weight.data,
+                             model->config.eps, rows, D);
+}
+
+/* d_context = gradient of the cross-attention's output; the attention to differentiate. */
+static qv_attention_backward cross_backward(const qv_blip *model, qv_call *call, gradcam_plan *plan, size_t l,
+                                            const qv_blip_image *image) {
+    const qv_blip_activations *block = &plan->forward.blocks[l];
+    size_t D = model->config.D;
+    call->ops->linear_backward(call, plan->d_context, D, plan->d_rows, D, model->blocks[l].back_cross_out.data, false,
+                               block->rows, D, D);
+    return (qv_attention_backward){
+        .forward = qv_blip_cross_attention(model, block, image->cross + l * image->S * 2 * D, image->S),
+        .d_out = plan->d_context,
+        .ld_d_out = D,
+    };
+}
+
+/* d_rows = gradient of sum1, from that of sum2 */
+static void attend_to_image_backward(const qv_blip *model, qv_call *call, gradcam_plan *plan, size_t l,
+                                     const qv_blip_image *image) {
+    const qv_ops *ops = call->ops;
+    const qv_blip_block *weights = &model->blocks[l];
+    const qv_blip_activations *block = &plan->forward.blocks[l];
+    size_t D = model->config.D;
+    qv_attention_backward attention = cross_backward(model, call, plan, l, image);
+    attention.d_q = plan->d_q;
+    attention.ld_d_q = D;
+    ops->attention_backward(call, &attention);
+    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, weights->back_cross_q.data, true, block->rows, D, D);
+    ops->layer_norm_backward(call, plan->d_rows, D, plan->d_rows, D, block->sum1, D, weights->self_norm_weight.data,
+                             model->config.eps, block->rows, D);
+}
+
+/* d_h [R, D] = gradient of the block's input, from that of sum1 */
+static void attend_to_question_backward(const qv_blip *model, qv_call *call, gradcam_plan *plan, size_t l,
+                                        const qv_blip_questions *questions) {
+    const qv_ops *ops = call->ops;
+    const qv_blip_block *weights = &model->blocks[l];
+    const qv_blip_activations *block = &plan->forward.blocks[l];
+    size_t D = model->config.D, first = questions->start[0], R = questions->start[questions->Q] - first;
+    ops->linear_backward(call, plan->d_context, D, plan->d_rows, D, weights->back_self_out.data, false, block->rows, D,
+                         D);
+    for (size_t q = 0; q < questions->Q; q++) {
+        qv_attention_backward attention = {.forward = qv_blip_self_attention(model, block, questions, q)};
+        size_t query = (size_t)(attention.forward.q - block->q), row = questions->start[q] - first;
+        attention.d_out = plan->d_context + query;
+        attention.ld_d_out = D;
+        attention.d_q = plan->d_q + query;
+        attention.ld_d_q = D;
+        attention.d_k = plan->d_kv + row * 2 * D;
+        attention.d_v = attention.d_k + D;
+        attention.ld_d_kv = 2 * D;
+        ops->attention_backward(call, &attention);
+    }
+    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, weights->back_q.data, true, block->rows, D, D);
+    ops->linear_backward(call, plan->d_h, D, plan->d_kv, 2 * D, weights->back_k.data, false, R, D, D);
+    ops->linear_backward(call, plan->d_h, D, plan->d_kv + D, 2 * D, weights->back_v.data, true, R, D, D);
+    if (block->rows == R) {
+        ops->add(call, plan->d_h, plan->d_rows, R, D);
+        return;
+    }
+    for (size_t q = 0; q < questions->Q; q++) {
+        ops->add(call, plan->d_h + (questions->start[q] - first) * D, plan->d_rows + q * D, 1, D);
+    }
+}
+
+/* Each question's map: the mean of its words' rows of tokens [R, P]. */
+static void mean_over_words(qv_call *call, float *maps, const float *tokens, const qv_blip_questions *questions,
+                            size_t P) {
+    for (size_t q = 0; q < questions->Q; q++) {
+        size_t first = questions->start[q] - questions->start[0];
+        size_t count = questions->start[q + 1] - questions->start[q];
+        bool words = count > 2;
+        call->ops->mean_rows(call, maps + q * P, tokens + (first + (words ? 1 : 0)) * P, words ? count - 2 : 1, P);
+    }
+}
+
+static qv_status gradcam_chunk(const qv_blip *model, qv_call *call, gradcam_plan *plan, const qv_gradcam_maps *out,
+                               const qv_blip_image *image, const qv_blip_questions *questions, size_t asked,
+                               qv_error *err) {
+    const qv_ops *ops = call->ops;
+    size_t D = model->config.D, S = image->S, Q = questions->Q, R = questions->start[Q] - questions->start[0];
+    qv_status status = qv_blip_text_forward(model, call, &plan->forward, image->cross, S, questions, err);
+    if (status != QV_OK) {
+        return status;
+    }
+    ops->linear(call, out->logits, 2, plan->forward.class_rows, D, &model->itm_head, 0, 2, NULL, Q);
+    /* logits[:, 1] = class_rows head[1] + bias[1] */
+    ops->copy(call, plan->d_h, D, model->itm_head_plain.data + D, 0, Q, D);
+    for (size_t l = model->config.L - 1; l > asked; l--) {
+        QV_CHECK_STOPPED(call, err);
+        feed_forward_backward(model, call, plan, l, plan->d_h);
+        attend_to_image_backward(model, call, plan, l, image);
+        attend_to_question_backward(model, call, plan, l, questions);
+    }
+    feed_forward_backward(model, call, plan, asked, plan->d_h);
+    qv_attention_backward attention = cross_backward(model, call, plan, asked, image);
+    attention.probabilities = plan->probabilities;
+    attention.d_probabilities = plan->d_probabilities;
+    ops->attention_backward(call, &attention);
+    float *tokens = out->tokens != NULL ? out->tokens : plan->tokens;
+    ops->gradcam(call, tokens, plan->probabilities, plan->d_probabilities, 1, model->config.H, R, S);
+    mean_over_words(call, out->maps, tokens, questions, S - 1);
+    return QV_OK;
+}
+
+qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
+                          const qv_blip_questions *questions, size_t block, qv_error *err) {
+    size_t L = model->config.L, P = image->S - 1, Q, R;
+    if (block + 1 == L) {
+        return qv_fail(err, QV_ERR_VALUE,
+                       "block %zu is the last: only the first token reaches the head from there, so the words' maps "
+                       "would be zero; blocks 0 to %zu can be used", block, L < 2 ? 0 : L - 2);
+    }
+    if (block >= L) {
+        return qv_fail(err, QV_ERR_VALUE, "block %zu does not exist; blocks 0 to %zu can be used", block,
+                       L < 2 ? 0 : L - 2);
+    }
+    qv_blip_chunk_sizes(questions, &Q, &R);
+    gradcam_plan plan;
+    qv_arena measure = {NULL, 0, 0, false}, arena = {NULL, 0, 0, false};
+    lay_out(&plan, &measure, model, call, Q, R, block, out->tokens == NULL);
+    qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
+    if (!measure.overflow) {
+        arena = qv_arena_acquire(cache, measure.used);
+    }
+    if (arena.base == NULL) {
+        return qv_fail_memory(err, "the activations of the questions and their gradients");
+    }
+    lay_out(&plan, &arena, model, call, Q, R, block, out->tokens == NULL);
+    call->scratch = plan.scratch;
+    qv_status status = QV_OK;
+    for (size_t from = 0, to; from < questions->Q && status == QV_OK; from = to) {
+        to = qv_blip_chunk_end(questions, from);
+        qv_blip_questions chunk = {to - from, questions->ids, questions->start + from};
+        size_t row = questions->start[from] - questions->start[0];
+        qv_gradcam_maps part = {out->maps + from * P, out->tokens != NULL ? out->tokens + row * P : NULL,
+                                out->logits + from * 2};
+        status = gradcam_chunk(model, call, &plan, &part, image, &chunk, block, err);
+    }
+    qv_arena_release(cache, &arena);
+    return status;
+}
