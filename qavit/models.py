@@ -16,7 +16,6 @@ from .arguments import is_pixel_values, question_list, read_samples, to_numpy, u
 if TYPE_CHECKING:
     from .blip import BlipITM
     from .checkpoints import ModelSource
-    from .heatmaps import HeatmapResult
     from .images import Preprocessing, Region
 
 __all__ = ["BlockAttentions", "EncodedQuestions", "QAViT", "QuestionBlindWarning", "VisionOutput", "load"]
@@ -170,7 +169,6 @@ def load(
     )
     if source.architecture == "blip_itm":
         from .blip import BlipITM
-    from .checkpoints import ModelSource
 
         return BlipITM(source, precision=precision)
     return QAViT(source, precision=precision)
