@@ -16,6 +16,7 @@ from .arguments import is_pixel_values, question_list, read_samples, to_numpy, u
 if TYPE_CHECKING:
     from .blip import BlipITM
     from .checkpoints import ModelSource
+    from .heatmaps import HeatmapResult
     from .images import Preprocessing, Region
 
 __all__ = ["BlockAttentions", "EncodedQuestions", "QAViT", "QuestionBlindWarning", "VisionOutput", "load"]
