@@ -2,11 +2,11 @@
 #include "ops/cpu_ops.h"
 
 #include "base/cpu.h"
+#include "ops/kernels.h"
 
 static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
-    (void)rows;
-    (void)depth;
-    return qv_cpu_attention_scratch(lanes, keys, head_width);
+    size_t attention = qv_cpu_attention_scratch(lanes, keys, head_width), linear = qv_cpu_linear_scratch(rows, depth);
+    return attention > linear ? attention : linear;
 }
 
 const qv_ops qv_cpu_ops = {
@@ -33,11 +33,23 @@ const qv_ops qv_cpu_ops = {
     .copy = qv_cpu_copy,
 };
 
+const qv_kernels *qv_kernels_here(void) {
+#if defined(__x86_64__)
+    qv_cpu_features cpu = qv_cpu();
+    if (cpu.avx512) {
+        return &qv_kernels_avx512;
+    }
+    if (cpu.avx2_fma) {
+        return &qv_kernels_avx2;
+    }
+#endif
+    return &qv_kernels_generic;
+}
+
 const char *qv_cpu_kernels(qv_precision precision) {
-    (void)precision;
-    return "openblas";
+    return precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16() ? "avx512_bf16" : qv_kernels_here()->name;
 }
 
 bool qv_cpu_has_bfloat16(void) {
-    return false;
+    return qv_kernels_here()->multiply_bfloat16 != NULL && qv_cpu().avx512_bf16;
 }

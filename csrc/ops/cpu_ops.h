@@ -10,6 +10,7 @@ void qv_cpu_linear_free(qv_linear_weight *weight);
 void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
                    const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
 void qv_cpu_attention(qv_call *call, const qv_attention *attention);
+size_t qv_cpu_linear_scratch(size_t rows, size_t depth);
 size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width);
 
 void qv_cpu_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,

@@ -1,27 +1,107 @@
-/* Linear layers on the CPU: prepared once, multiplied a column slab a task. */
+/* Linear layers on the CPU. Where a packed kernel beats OpenBLAS the weight is packed once, a part after the other, each
+ * in panels of the kernel's width (see kernels.h); elsewhere the plain weight is multiplied by OpenBLAS, a slab of
+ * columns a task. A column's result does not depend on how columns and rows are shared out. */
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
 #include "base/threads.h"
+#include "ops/kernels.h"
 
 #include <limits.h>
 #include <stdint.h>
 #include <string.h>
+
+/* ---- preparation ---- */
+
+/* Depth steps that packing reads at once, and the padding that keeps its rows in different cache sets. */
+#define PACK_STEPS ((size_t)64)
+#define PACK_STRIDE (PACK_STEPS + 16)
 
 static size_t source_depth(const qv_linear_source *source) {
     size_t rows = source->weight->shape[0];
     return rows == 0 ? 0 : qv_tensor_count(source->weight) / rows;
 }
 
-/* out [n] = a [n] (+ scale b [n]) as float32 */
-static qv_status read_sum(float *out, const qv_tensor *a, const qv_tensor *b, float scale, float *spare) {
-    size_t count = qv_tensor_count(a);
-    qv_tensor_read(out, a, 0, count);
+/* out [count] = items first.. of a (+ scale b) as float32; spare [count] is used where there is a b */
+static void read_sum(float *out, const qv_tensor *a, const qv_tensor *b, float scale, size_t first, size_t count,
+                     float *spare) {
+    qv_tensor_read(out, a, first, count);
     if (b != NULL) {
-        qv_tensor_read(spare, b, 0, count);
+        qv_tensor_read(spare, b, first, count);
         for (size_t i = 0; i < count; i++) {
             out[i] += scale * spare[i];
         }
+    }
+}
+
+/* Steps of the packed depth: pairs in bfloat16. One step of one column is 4 bytes either way. */
+static size_t packed_depth(const qv_linear_weight *weight) {
+    return weight->precision == QV_PRECISION_BFLOAT16 ? (weight->depth + 1) / 2 : weight->depth;
+}
+
+static size_t panels_of(const qv_linear_weight *weight, size_t part, size_t panel_columns) {
+    return (weight->part_columns[part] + panel_columns - 1) / panel_columns;
+}
+
+typedef struct {
+    const qv_kernels *kernels;
+    const qv_linear_source *source;
+    uint32_t *packed; /* [panels, packed depth, panel_columns] */
+    size_t columns, depth, steps;
+    bool bfloat16;
+} pack_work;
+
+/* Panel `task`: the transposed rows of the weight, PACK_STEPS of the depth at a time. */
+static void pack_panel(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const pack_work *w = context;
+    float rows[QV_MAX_PANEL * PACK_STRIDE], spare[PACK_STEPS];
+    size_t width = w->kernels->panel_columns, first = task * width;
+    size_t columns = w->columns - first < width ? w->columns - first : width;
+    uint32_t *panel = w->packed + task * w->steps * width;
+    memset(rows, 0, sizeof rows);
+    for (size_t k = 0; k < w->depth; k += PACK_STEPS) {
+        size_t count = w->depth - k < PACK_STEPS ? w->depth - k : PACK_STEPS;
+        size_t steps = w->bfloat16 ? (count + 1) / 2 : count;
+        for (size_t c = 0; c < columns; c++) {
+            float *row = rows + c * PACK_STRIDE;
+            read_sum(row, w->source->weight, w->source->add_weight, w->source->scale, (first + c) * w->depth + k, count,
+                     spare);
+            if (w->bfloat16) {
+                row[count] = 0.0f; /* the partner of an odd last one */
+                w->kernels->round_bfloat16((uint16_t *)row, row, 2 * steps);
+            }
+        }
+        uint32_t *out = panel + (w->bfloat16 ? k / 2 : k) * width;
+        const uint32_t *in = (const uint32_t *)rows;
+        for (size_t s = 0; s < steps; s++) {
+            for (size_t c = 0; c < width; c++) {
+                memcpy(out + s * width + c, in + c * PACK_STRIDE + s, sizeof *out);
+            }
+        }
+    }
+}
+
+static qv_status prepare_packed(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
+                                const qv_kernels *kernels, qv_error *err) {
+    size_t panels = 0, steps = packed_depth(weight), bytes;
+    for (size_t i = 0; i < parts; i++) {
+        panels += panels_of(weight, i, kernels->panel_columns);
+    }
+    uint32_t *packed = NULL;
+    if (qv_multiply_size(panels * kernels->panel_columns, steps, &bytes)) {
+        packed = qv_allocate(bytes, sizeof *packed);
+    }
+    if (packed == NULL) {
+        return qv_fail_memory(err, sources[0].weight->name);
+    }
+    weight->packed = packed;
+    for (size_t i = 0; i < parts; i++) {
+        pack_work work = {kernels, &sources[i],   packed, weight->part_columns[i], weight->depth,
+                          steps,   weight->precision == QV_PRECISION_BFLOAT16};
+        size_t count = panels_of(weight, i, kernels->panel_columns);
+        qv_parallel(qv_thread_count(), count, pack_panel, &work);
+        packed += count * kernels->panel_columns * steps;
     }
     return QV_OK;
 }
@@ -32,36 +112,28 @@ static bool can_borrow(const qv_linear_source *source) {
 }
 
 static qv_status prepare_plain(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts, qv_error *err) {
-    size_t copied = 0, largest = 0;
+    size_t copied = 0;
     for (size_t i = 0; i < parts; i++) {
-        size_t count = qv_tensor_count(sources[i].weight);
-        copied += can_borrow(&sources[i]) ? 0 : count;
-        largest = sources[i].add_weight != NULL && count > largest ? count : largest;
+        copied += can_borrow(&sources[i]) ? 0 : qv_tensor_count(sources[i].weight);
     }
-    float *copy = NULL, *spare = NULL;
-    qv_status status = QV_OK;
-    if (copied != 0) {
-        copy = qv_allocate(copied, sizeof *copy);
-        spare = qv_allocate(largest, sizeof *spare);
-        if (copy == NULL || spare == NULL) {
-            qv_free(copy);
-            status = qv_fail_memory(err, sources[0].weight->name);
-            goto done;
-        }
+    /* one row more, for the sums */
+    float *copy = copied != 0 ? qv_allocate(copied + weight->depth, sizeof *copy) : NULL;
+    if (copied != 0 && copy == NULL) {
+        return qv_fail_memory(err, sources[0].weight->name);
     }
     weight->owned = copy;
     for (size_t i = 0; i < parts; i++) {
         if (can_borrow(&sources[i])) {
             weight->plain[i] = sources[i].weight->data;
-        } else {
-            read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale, spare);
-            weight->plain[i] = copy;
-            copy += qv_tensor_count(sources[i].weight);
+            continue;
+        }
+        weight->plain[i] = copy;
+        for (size_t row = 0; row < weight->part_columns[i]; row++, copy += weight->depth) {
+            read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale, row * weight->depth,
+                     weight->depth, (float *)weight->owned + copied);
         }
     }
-done:
-    qv_free(spare);
-    return status;
+    return QV_OK;
 }
 
 static qv_status prepare_bias(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts, qv_error *err) {
@@ -80,7 +152,8 @@ static qv_status prepare_bias(qv_linear_weight *weight, const qv_linear_source *
     float *part = bias;
     for (size_t i = 0; i < parts; i++) {
         if (sources[i].bias != NULL) {
-            read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, bias + weight->columns);
+            read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0, weight->part_columns[i],
+                     bias + weight->columns);
         }
         part += weight->part_columns[i];
     }
@@ -91,7 +164,10 @@ static qv_status prepare_bias(qv_linear_weight *weight, const qv_linear_source *
 
 qv_status qv_cpu_linear_prepare(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
                                 qv_precision precision, qv_error *err) {
-    *weight = (qv_linear_weight){.parts = parts, .precision = precision};
+    const qv_kernels *kernels = qv_kernels_here();
+    bool in_bfloat16 = precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16();
+    *weight = (qv_linear_weight){.parts = parts,
+                                 .precision = in_bfloat16 ? QV_PRECISION_BFLOAT16 : QV_PRECISION_FLOAT32};
     for (size_t i = 0; i < parts; i++) {
         if (sources[i].weight == NULL) {
             return QV_OK; /* missing: qv_weights_check reports it */
@@ -104,7 +180,8 @@ qv_status qv_cpu_linear_prepare(qv_linear_weight *weight, const qv_linear_source
         return qv_fail(err, QV_ERR_VALUE, "%s: a linear layer of %zu x %zu is too large", sources[0].weight->name,
                        weight->columns, weight->depth);
     }
-    qv_status status = prepare_plain(weight, sources, parts, err);
+    qv_status status = kernels->packs_weights ? prepare_packed(weight, sources, parts, kernels, err)
+                                              : prepare_plain(weight, sources, parts, err);
     if (status == QV_OK) {
         status = prepare_bias(weight, sources, parts, err);
     }
@@ -121,6 +198,170 @@ void qv_cpu_linear_free(qv_linear_weight *weight) {
     *weight = (qv_linear_weight){0};
 }
 
+/* ---- packed products ---- */
+
+/* Rows that a task multiplies at most: enough to hide reading the panel, few enough for the second-level cache. */
+#define CHUNK_ROWS ((size_t)768)
+/* Columns of a task: the widest panel. */
+#define GROUP_COLUMNS QV_MAX_PANEL
+/* Multiplications below which waking another thread costs more than it gains. */
+#define LEAST_SHARED ((size_t)1 << 17)
+
+typedef struct {
+    const qv_kernels *kernels;
+    const qv_linear_weight *weight;
+    void (*multiply)(const qv_panel_product *product);
+    float *out;
+    size_t ld_out;
+    const void *x; /* float32, or bfloat16 in pairs */
+    size_t ld_x;
+    const qv_epilogue *epilogue;
+    bool add_to_out;
+    size_t first, count; /* columns */
+    size_t rows, chunk;  /* rows a task */
+    size_t groups, lanes;
+} product_work;
+
+/* Columns of group `group` among the columns asked for: where they begin, how many, and their panel. */
+typedef struct {
+    size_t column, columns;
+    const uint32_t *panel;
+} column_group;
+
+static column_group find_group(const product_work *w, size_t group) {
+    const qv_linear_weight *weight = w->weight;
+    size_t width = w->kernels->panel_columns, steps = packed_depth(weight), start = 0;
+    const uint32_t *panel = weight->packed;
+    for (size_t part = 0; part < weight->parts; part++) {
+        size_t columns = weight->part_columns[part];
+        if (start >= w->first && start < w->first + w->count) {
+            size_t groups = (columns + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
+            if (group < groups) {
+                size_t column = group * GROUP_COLUMNS;
+                return (column_group){.column = start + column,
+                                      .columns = columns - column < GROUP_COLUMNS ? columns - column : GROUP_COLUMNS,
+                                      .panel = panel + column * steps};
+            }
+            group -= groups;
+        }
+        start += columns;
+        panel += panels_of(weight, part, width) * width * steps;
+    }
+    return (column_group){0, 0, NULL};
+}
+
+static void multiply_group(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const product_work *w = context;
+    size_t width = w->kernels->panel_columns, steps = packed_depth(w->weight);
+    size_t row = task / w->groups * w->chunk;
+    column_group group = find_group(w, task % w->groups);
+    column_group next = find_group(w, (task + w->lanes) % w->groups);
+    size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
+    for (size_t c = 0; c < group.columns; c += width) {
+        size_t column = group.column - w->first + c;
+        bool last = c + width >= group.columns;
+        const char *prefetch = (const char *)(last ? next.panel : group.panel + (c + width) * steps);
+        qv_panel_product product = {
+            .out = w->out + row * w->ld_out + column,
+            .ld_out = w->ld_out,
+            .x = (const uint32_t *)w->x + row * w->ld_x,
+            .ld_x = w->ld_x,
+            .panel = group.panel + c * steps,
+            .rows = w->rows - row < w->chunk ? w->rows - row : w->chunk,
+            .columns = group.columns - c < width ? group.columns - c : width,
+            .depth = steps,
+            .add_to_out = w->add_to_out,
+            .bias = w->weight->bias != NULL ? w->weight->bias + group.column + c : NULL,
+            .epilogue = w->epilogue,
+            .prefetch = prefetch,
+            .prefetch_end = prefetch + block * width * sizeof(uint32_t),
+        };
+        if (w->epilogue != NULL) {
+            const qv_epilogue *e = w->epilogue;
+            product.multiply = e->multiply != NULL ? e->multiply + row * e->ld_multiply + column : NULL;
+            product.residual = e->residual != NULL ? e->residual + row * e->ld_residual + column : NULL;
+        }
+        w->multiply(&product);
+    }
+}
+
+typedef struct {
+    const qv_kernels *kernels;
+    uint16_t *out; /* [R, steps, 2] */
+    const float *x;
+    size_t ld_x, R, depth, rows_a_task;
+} round_work;
+
+static void round_rows(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const round_work *w = context;
+    size_t end = (task + 1) * w->rows_a_task < w->R ? (task + 1) * w->rows_a_task : w->R;
+    size_t padded = (w->depth + 1) / 2 * 2;
+    for (size_t r = task * w->rows_a_task; r < end; r++) {
+        uint16_t *out = w->out + r * padded;
+        w->kernels->round_bfloat16(out, w->x + r * w->ld_x, w->depth);
+        if (padded != w->depth) {
+            out[w->depth] = 0;
+        }
+    }
+}
+
+static void round_input(const qv_call *call, product_work *w, const float *x, size_t ld_x, size_t R) {
+    size_t depth = w->weight->depth, share = (R + call->lanes - 1) / call->lanes, least = 32768 / (depth + 1) + 1;
+    round_work work = {w->kernels, call->scratch, x, ld_x, R, depth, share < least ? least : share};
+    qv_parallel(call->lanes, (R + work.rows_a_task - 1) / work.rows_a_task, round_rows, &work);
+    w->x = call->scratch;
+    w->ld_x = (depth + 1) / 2;
+}
+
+size_t qv_cpu_linear_scratch(size_t rows, size_t depth) {
+    return qv_cpu_has_bfloat16() ? rows * (depth + 1) * sizeof(uint16_t) : 0;
+}
+
+static void multiply_packed(const qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
+                            const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue,
+                            bool add_to_out, size_t R) {
+    const qv_kernels *kernels = qv_kernels_here();
+    bool in_bfloat16 = weight->precision == QV_PRECISION_BFLOAT16;
+    product_work work = {.kernels = kernels,
+                         .weight = weight,
+                         .multiply = in_bfloat16 ? kernels->multiply_bfloat16 : kernels->multiply,
+                         .out = out,
+                         .ld_out = ld_out,
+                         .x = x,
+                         .ld_x = ld_x,
+                         .epilogue = epilogue,
+                         .add_to_out = add_to_out,
+                         .first = first,
+                         .count = count,
+                         .rows = R,
+                         .lanes = call->lanes};
+    if (in_bfloat16) {
+        round_input(call, &work, x, ld_x, R);
+    }
+    size_t start = 0;
+    for (size_t part = 0; part < weight->parts; start += weight->part_columns[part], part++) {
+        if (start >= first && start < first + count) {
+            work.groups += (weight->part_columns[part] + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
+        }
+    }
+    if (R == 0 || work.groups == 0) {
+        return;
+    }
+    /* Equal chunks of whole tiles; more of them where there are too few tasks to share out evenly. */
+    size_t chunks = (R + CHUNK_ROWS - 1) / CHUNK_ROWS, tile = kernels->tile_rows;
+    while (work.groups * chunks < 4 * call->lanes && R / (2 * chunks) >= 4 * tile) {
+        chunks *= 2;
+    }
+    work.chunk = ((R + chunks - 1) / chunks + tile - 1) / tile * tile;
+    chunks = (R + work.chunk - 1) / work.chunk;
+    size_t width = R * count * weight->depth < LEAST_SHARED ? 1 : call->lanes;
+    qv_parallel(width, work.groups * chunks, multiply_group, &work);
+}
+
+/* ---- OpenBLAS ---- */
+
 typedef struct {
     float *out;
     size_t ld_out;
@@ -130,6 +371,7 @@ typedef struct {
     const float *plain; /* [count, K] */
     const float *bias;  /* [count] or NULL */
     const qv_epilogue *epilogue;
+    bool add_to_out;
     size_t offset; /* of this part's first column in out */
     size_t count, rows, slab;
 } slab_work;
@@ -141,19 +383,16 @@ static void multiply_slab(void *context, size_t task, size_t lane) {
     size_t count = first + w->slab <= w->count ? w->slab : w->count - first;
     size_t column = w->offset + first;
     float *out = w->out + column;
-    /* A residual that is the output itself is added by the product. */
-    bool in_place = w->epilogue != NULL && w->epilogue->residual == w->out;
-    qv_epilogue epilogue = w->epilogue != NULL ? *w->epilogue : (qv_epilogue){0};
-    if (in_place) {
-        epilogue.residual = NULL;
-    }
     qv_sgemm(out, w->ld_out, w->x, w->ld_x, false, w->plain + first * w->weight->depth, w->weight->depth, true, 1.0f,
-             in_place ? 1.0f : 0.0f, w->rows, count, w->weight->depth);
-    qv_apply_epilogue(out, w->ld_out, w->bias != NULL ? w->bias + first : NULL, &epilogue, column, w->rows, count);
+             w->add_to_out ? 1.0f : 0.0f, w->rows, count, w->weight->depth);
+    const qv_epilogue none = {QV_IDENTITY, NULL, 0, NULL, 0};
+    qv_apply_epilogue(out, w->ld_out, w->bias != NULL ? w->bias + first : NULL,
+                      w->epilogue != NULL ? w->epilogue : &none, column, w->rows, count);
 }
 
-void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                   const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R) {
+static void multiply_plain(const qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
+                           const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue,
+                           bool add_to_out, size_t R) {
     size_t start = 0;
     for (size_t part = 0; part < weight->parts; start += weight->part_columns[part], part++) {
         if (start < first || start >= first + count) {
@@ -163,13 +402,36 @@ void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, siz
         size_t slabs = call->lanes < columns / 16 ? call->lanes : 1;
         size_t slab = (columns + slabs - 1) / slabs;
         slab = (slab + 15) / 16 * 16;
-        slab_work work = {out,      ld_out,
-                          x,        ld_x,
-                          weight,   weight->plain[part],
-                          weight->bias != NULL ? weight->bias + start : NULL,
-                          epilogue, start - first,
-                          columns,  R,
-                          slab};
+        slab_work work = {.out = out,
+                          .ld_out = ld_out,
+                          .x = x,
+                          .ld_x = ld_x,
+                          .weight = weight,
+                          .plain = weight->plain[part],
+                          .bias = weight->bias != NULL ? weight->bias + start : NULL,
+                          .epilogue = epilogue,
+                          .add_to_out = add_to_out,
+                          .offset = start - first,
+                          .count = columns,
+                          .rows = R,
+                          .slab = slab};
         qv_parallel(call->lanes, (columns + slab - 1) / slab, multiply_slab, &work);
+    }
+}
+
+void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
+                   const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R) {
+    /* A residual that is the output itself is where the sums begin. */
+    bool add_to_out = epilogue != NULL && epilogue->residual == out;
+    qv_epilogue rest = {QV_IDENTITY, NULL, 0, NULL, 0};
+    if (epilogue != NULL) {
+        rest = *epilogue;
+        rest.residual = add_to_out ? NULL : rest.residual;
+    }
+    bool plain = rest.activation == QV_IDENTITY && rest.multiply == NULL && rest.residual == NULL;
+    if (weight->packed != NULL) {
+        multiply_packed(call, out, ld_out, x, ld_x, weight, first, count, plain ? NULL : &rest, add_to_out, R);
+    } else {
+        multiply_plain(call, out, ld_out, x, ld_x, weight, first, count, plain ? NULL : &rest, add_to_out, R);
     }
 }

@@ -2,10 +2,10 @@
 #include "ops/cpu_ops.h"
 
 #include "base/threads.h"
-
-#include <math.h>
+#include "ops/kernels.h"
 
 typedef struct {
+    const qv_kernels *kernels;
     float *out;
     size_t ld_out;
     const float *x;
@@ -15,46 +15,12 @@ typedef struct {
     size_t R, D, rows_a_task;
 } norm_work;
 
-static void layer_norm_row(float *out, const float *x, const float *weight, const float *bias, float eps, size_t D) {
-    float sum = 0.0f;
-    for (size_t i = 0; i < D; i++) {
-        sum += x[i];
-    }
-    float mean = sum / (float)D;
-    float squares = 0.0f;
-    for (size_t i = 0; i < D; i++) {
-        float centred = x[i] - mean;
-        squares += centred * centred;
-    }
-    float inverse = 1.0f / sqrtf(squares / (float)D + eps);
-    if (bias == NULL) {
-        for (size_t i = 0; i < D; i++) {
-            out[i] = (x[i] - mean) * inverse * weight[i];
-        }
-        return;
-    }
-    for (size_t i = 0; i < D; i++) {
-        out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
-    }
-}
-
-static void rms_norm_row(float *out, const float *x, const float *weight, float eps, size_t D) {
-    float squares = 0.0f;
-    for (size_t i = 0; i < D; i++) {
-        squares += x[i] * x[i];
-    }
-    float inverse = 1.0f / sqrtf(squares / (float)D + eps);
-    for (size_t i = 0; i < D; i++) {
-        out[i] = x[i] * inverse * weight[i];
-    }
-}
-
 static void layer_norm_task(void *context, size_t task, size_t lane) {
     (void)lane;
     const norm_work *w = context;
     size_t end = (task + 1) * w->rows_a_task < w->R ? (task + 1) * w->rows_a_task : w->R;
     for (size_t r = task * w->rows_a_task; r < end; r++) {
-        layer_norm_row(w->out + r * w->ld_out, w->x + r * w->ld_x, w->weight, w->bias, w->eps, w->D);
+        w->kernels->layer_norm(w->out + r * w->ld_out, w->x + r * w->ld_x, w->weight, w->bias, w->eps, w->D);
     }
 }
 
@@ -63,7 +29,7 @@ static void rms_norm_task(void *context, size_t task, size_t lane) {
     const norm_work *w = context;
     size_t end = (task + 1) * w->rows_a_task < w->R ? (task + 1) * w->rows_a_task : w->R;
     for (size_t r = task * w->rows_a_task; r < end; r++) {
-        rms_norm_row(w->out + r * w->ld_out, w->x + r * w->ld_x, w->weight, w->eps, w->D);
+        w->kernels->rms_norm(w->out + r * w->ld_out, w->x + r * w->ld_x, w->weight, w->eps, w->D);
     }
 }
 
@@ -76,13 +42,13 @@ static size_t share_rows(const qv_call *call, size_t R, size_t D) {
 
 void qv_cpu_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
                        const float *bias, float eps, size_t R, size_t D) {
-    norm_work work = {out, ld_out, x, ld_x, weight, bias, eps, R, D, share_rows(call, R, D)};
+    norm_work work = {qv_kernels_here(), out, ld_out, x, ld_x, weight, bias, eps, R, D, share_rows(call, R, D)};
     qv_parallel(call->lanes, (R + work.rows_a_task - 1) / work.rows_a_task, layer_norm_task, &work);
 }
 
 void qv_cpu_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
                      float eps, size_t R, size_t D) {
-    norm_work work = {out, ld_out, x, ld_x, weight, NULL, eps, R, D, share_rows(call, R, D)};
+    norm_work work = {qv_kernels_here(), out, ld_out, x, ld_x, weight, NULL, eps, R, D, share_rows(call, R, D)};
     qv_parallel(call->lanes, (R + work.rows_a_task - 1) / work.rows_a_task, rms_norm_task, &work);
 }
 

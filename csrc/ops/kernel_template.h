@@ -1,0 +1,289 @@
+/* The kernels, written once for any vector width. A file that includes this has defined
+ *   TARGET, INLINE    attributes of its functions and of the helpers they inline
+ *   WIDTH, vec        floats in a vector, and its type
+ *   TILE_ROWS, TILE_VECTORS    the register tile
+ *   zero, set1, load, store, load_part, store_part (the first n < WIDTH floats), multiply_add (a b + c), largest,
+ *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
+ *   reduce_sum, reduce_max
+ * and KERNELS, the table's name, with NAME and PACKS_WEIGHTS. With MULTIPLY_BFLOAT16 also TARGET_BFLOAT16 and
+ * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and round_bfloat16. */
+
+#define PANEL (WIDTH * TILE_VECTORS)
+#define UNROLL _Pragma("GCC unroll 8")
+/* Depth steps between two prefetches of one line of the next panel. */
+#define PREFETCH_STEPS ((size_t)8)
+
+/* ---- exp and the activations ---- */
+
+/* e^x to about 1 ulp for x <= 88; 0 below -87. x = n ln 2 + r, |r| <= ln 2 / 2; e^r by a minimax polynomial. */
+INLINE vec exponential(vec x) {
+    const vec shift = set1(0x1.8p23f);
+    vec bounded = largest(set1(-87.0f), x);
+    vec n = multiply_add(bounded, set1(1.44269504f), shift);
+    vec whole = n - shift;
+    vec r = multiply_add(whole, set1(-0x1.62e4p-1f), bounded);
+    r = multiply_add(whole, set1(-0x1.7f7d1cp-20f), r);
+    vec p = set1(0.00138131448f);
+    p = multiply_add(p, r, set1(0.00836941879f));
+    p = multiply_add(p, r, set1(0.04166845605f));
+    p = multiply_add(p, r, set1(0.16666515172f));
+    p = multiply_add(p, r, set1(0.49999994040f));
+    p = multiply_add(p * r, r, r + set1(1.0f));
+    return clear_below(power_bits(p, n), x, set1(-87.0f));
+}
+
+/* x Phi(x): Phi(-|x|) = exp(-x^2 / 2 - p(|x|)), p a polynomial fitted on [0, 6] (relative error of the result 3e-7);
+ * beyond 6 the product is below 1e-8 and p stays. */
+INLINE vec gelu(vec x) {
+    vec a = largest(x, -x);
+    vec bounded = -largest(-a, set1(-6.0f));
+    vec p = set1(1.5775106e-06f);
+    p = multiply_add(p, bounded, set1(-2.2851644e-05f));
+    p = multiply_add(p, bounded, set1(0.00010901712f));
+    p = multiply_add(p, bounded, set1(0.00014034829f));
+    p = multiply_add(p, bounded, set1(-0.0049509997f));
+    p = multiply_add(p, bounded, set1(0.036422413f));
+    p = multiply_add(p, bounded, set1(-0.18171163f));
+    p = multiply_add(p, bounded, set1(0.79788655f));
+    p = multiply_add(p, bounded, set1(0.69314712f));
+    vec tail = exponential(-multiply_add(x * set1(0.5f), x, p));
+    return x * negative_select(x, tail, set1(1.0f) - tail);
+}
+
+/* x / (1 + e^-z) */
+INLINE vec times_sigmoid(vec x, vec z) {
+    return x / (set1(1.0f) + exponential(-largest(z, set1(-87.0f))));
+}
+
+INLINE vec apply_activation(vec x, qv_activation activation) {
+    switch (activation) {
+    case QV_GELU:
+        return gelu(x);
+    case QV_GELU_TANH: /* (1 + tanh u) / 2 = sigmoid(2 u) */
+        return times_sigmoid(x, x * multiply_add(x * x, set1(2 * 0.79788456f * 0.044715f), set1(2 * 0.79788456f)));
+    case QV_QUICK_GELU:
+        return times_sigmoid(x, x * set1(1.702f));
+    case QV_RELU:
+        return largest(set1(0.0f), x);
+    case QV_IDENTITY:
+        break;
+    }
+    return x;
+}
+
+TARGET static void activate(float *x, qv_activation activation, size_t n) {
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        store(x + i, apply_activation(load(x + i), activation));
+    }
+    if (i < n) {
+        store_part(x + i, apply_activation(load_part(x + i, n - i), activation), n - i);
+    }
+}
+
+/* ---- softmax ---- */
+
+TARGET static float exponentiate(float *x, float scale, size_t n) {
+    vec most = set1(-INFINITY);
+    size_t whole = n / WIDTH * WIDTH, rest = n - whole;
+    for (size_t i = 0; i < whole; i += WIDTH) {
+        most = largest(load(x + i), most);
+    }
+    float top = reduce_max(most);
+    for (size_t i = whole; i < n; i++) {
+        top = x[i] > top ? x[i] : top;
+    }
+    if (top == -INFINITY) {
+        for (size_t i = 0; i < n; i++) {
+            x[i] = 0.0f;
+        }
+        return 0.0f;
+    }
+    const vec factor = set1(scale), start = set1(top);
+    vec sum = zero();
+    for (size_t i = 0; i < whole; i += WIDTH) {
+        vec e = exponential((load(x + i) - start) * factor);
+        store(x + i, e);
+        sum = sum + e;
+    }
+    float total = reduce_sum(sum);
+    if (rest != 0) {
+        store_part(x + whole, exponential((load_part(x + whole, rest) - start) * factor), rest);
+        for (size_t i = whole; i < n; i++) {
+            total += x[i];
+        }
+    }
+    return 1.0f / total;
+}
+
+TARGET static void scale_row(float *out, const float *x, float factor, size_t n) {
+    const vec f = set1(factor);
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        store(out + i, load(x + i) * f);
+    }
+    for (; i < n; i++) {
+        out[i] = x[i] * factor;
+    }
+}
+
+TARGET static float dot(const float *a, const float *b, size_t n) {
+    vec sum = zero(), other = zero();
+    size_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        sum = multiply_add(load(a + i), load(b + i), sum);
+        other = multiply_add(load(a + i + WIDTH), load(b + i + WIDTH), other);
+    }
+    for (; i + WIDTH <= n; i += WIDTH) {
+        sum = multiply_add(load(a + i), load(b + i), sum);
+    }
+    if (i < n) {
+        other = multiply_add(load_part(a + i, n - i), load_part(b + i, n - i), other);
+    }
+    return reduce_sum(sum + other);
+}
+
+TARGET static void add_scaled(float *out, const float *x, float factor, size_t n) {
+    const vec f = set1(factor);
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        store(out + i, multiply_add(load(x + i), f, load(out + i)));
+    }
+    if (i < n) {
+        store_part(out + i, multiply_add(load_part(x + i, n - i), f, load_part(out + i, n - i)), n - i);
+    }
+}
+
+/* ---- norms ---- */
+
+TARGET static void layer_norm(float *out, const float *x, const float *weight, const float *bias, float eps, size_t n) {
+    size_t whole = n / WIDTH * WIDTH, rest = n - whole;
+    vec sum = zero();
+    for (size_t i = 0; i < whole; i += WIDTH) {
+        sum = sum + load(x + i);
+    }
+    if (rest != 0) {
+        sum = sum + load_part(x + whole, rest);
+    }
+    const float mean = reduce_sum(sum) / (float)n;
+    const vec centre = set1(mean);
+    vec squares = zero();
+    for (size_t i = 0; i < whole; i += WIDTH) {
+        vec centred = load(x + i) - centre;
+        squares = multiply_add(centred, centred, squares);
+    }
+    float variance = reduce_sum(squares);
+    for (size_t i = whole; i < n; i++) {
+        variance += (x[i] - mean) * (x[i] - mean);
+    }
+    const float inverse = 1.0f / sqrtf(variance / (float)n + eps);
+    const vec factor = set1(inverse);
+    for (size_t i = 0; i < whole; i += WIDTH) {
+        vec normed = (load(x + i) - centre) * factor * load(weight + i);
+        if (bias != NULL) {
+            normed = normed + load(bias + i);
+        }
+        store(out + i, normed);
+    }
+    for (size_t i = whole; i < n; i++) {
+        float normed = (x[i] - mean) * inverse * weight[i];
+        out[i] = bias != NULL ? normed + bias[i] : normed;
+    }
+}
+
+TARGET static void rms_norm(float *out, const float *x, const float *weight, float eps, size_t n) {
+    const float inverse = 1.0f / sqrtf(dot(x, x, n) / (float)n + eps);
+    const vec factor = set1(inverse);
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        store(out + i, load(x + i) * factor * load(weight + i));
+    }
+    for (; i < n; i++) {
+        out[i] = x[i] * inverse * weight[i];
+    }
+}
+
+/* ---- products with a packed panel ---- */
+
+INLINE vec finish_vector(vec y, const qv_panel_product *p, size_t r, size_t column, size_t n) {
+#define LOAD(pointer) (n == WIDTH ? load(pointer) : load_part(pointer, n))
+    if (p->bias != NULL) {
+        y = y + LOAD(p->bias + column);
+    }
+    if (p->epilogue == NULL) {
+        return y;
+    }
+    y = apply_activation(y, p->epilogue->activation);
+    if (p->multiply != NULL) {
+        y = y * LOAD(p->multiply + r * p->epilogue->ld_multiply + column);
+    }
+    if (p->residual != NULL) {
+        y = y + LOAD(p->residual + r * p->epilogue->ld_residual + column);
+    }
+    return y;
+#undef LOAD
+}
+
+/* Bias, activation and the rest on rows first.. of out, which the tile has just left in the first-level cache. */
+TARGET static void finish_rows(const qv_panel_product *p, size_t first, size_t rows) {
+    size_t whole = p->columns / WIDTH * WIDTH;
+    for (size_t r = first; r < first + rows; r++) {
+        float *out = p->out + r * p->ld_out;
+        for (size_t c = 0; c < whole; c += WIDTH) {
+            store(out + c, finish_vector(load(out + c), p, r, c, WIDTH));
+        }
+        if (whole < p->columns) {
+            size_t n = p->columns - whole;
+            store_part(out + whole, finish_vector(load_part(out + whole, n), p, r, whole, n), n);
+        }
+    }
+}
+
+/* The state of a product that its tiles share: where out starts from zero, and what is still to be prefetched. */
+typedef struct {
+    size_t ld_out, ld_x;
+    size_t part; /* floats in the last vector of a row; 0: all */
+    bool add;
+    const char *prefetch, *prefetch_end;
+} tile_state;
+
+#define DOT_NAME(name) name##_float32
+#define TILE_TARGET TARGET
+#define TILE_INLINE INLINE
+#define ELEMENT float
+#define LANES vec
+#define BROADCAST(x) set1(x)
+#define PANEL_LOAD(pointer) load(pointer)
+#define ACCUMULATE(x, b, sum) multiply_add(x, b, sum)
+#include "ops/kernel_tile.h"
+
+#if defined(MULTIPLY_BFLOAT16)
+#define DOT_NAME(name) name##_bfloat16
+#define TILE_TARGET TARGET_BFLOAT16
+#define TILE_INLINE INLINE_BFLOAT16
+#define ELEMENT uint32_t
+#define LANES pairs
+#define BROADCAST(x) set1_pair(x)
+#define PANEL_LOAD(pointer) load_pairs(pointer)
+#define ACCUMULATE(x, b, sum) dot_pairs(x, b, sum)
+#include "ops/kernel_tile.h"
+#endif
+
+const qv_kernels KERNELS = {
+    .name = NAME,
+    .panel_columns = PANEL,
+    .tile_rows = TILE_ROWS,
+    .packs_weights = PACKS_WEIGHTS,
+    .multiply = multiply_float32,
+#if defined(MULTIPLY_BFLOAT16)
+    .multiply_bfloat16 = multiply_bfloat16,
+    .round_bfloat16 = round_bfloat16,
+#endif
+    .activate = activate,
+    .exponentiate = exponentiate,
+    .scale = scale_row,
+    .dot = dot,
+    .add_scaled = add_scaled,
+    .layer_norm = layer_norm,
+    .rms_norm = rms_norm,
+};

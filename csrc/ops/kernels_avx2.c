@@ -1,0 +1,72 @@
+/* AVX2 with FMA: vectors of 8 floats, a tile of 6 rows and 16 columns. */
+#include "ops/kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+
+#define TARGET __attribute__((target("avx2,fma")))
+#define INLINE static inline __attribute__((always_inline, target("avx2,fma")))
+
+#define WIDTH ((size_t)8)
+#define TILE_ROWS ((size_t)6)
+#define TILE_VECTORS 2
+typedef __m256 vec;
+
+INLINE vec zero(void) {
+    return _mm256_setzero_ps();
+}
+INLINE vec set1(float x) {
+    return _mm256_set1_ps(x);
+}
+INLINE vec load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+INLINE void store(float *p, vec x) {
+    _mm256_storeu_ps(p, x);
+}
+INLINE __m256i first_lanes(size_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE vec load_part(const float *p, size_t n) {
+    return _mm256_maskload_ps(p, first_lanes(n));
+}
+INLINE void store_part(float *p, vec x, size_t n) {
+    _mm256_maskstore_ps(p, first_lanes(n), x);
+}
+INLINE vec multiply_add(vec a, vec b, vec c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+/* b where either is NaN */
+INLINE vec largest(vec a, vec b) {
+    return _mm256_max_ps(a, b);
+}
+INLINE vec power_bits(vec x, vec n) {
+    __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+}
+INLINE vec clear_below(vec value, vec x, vec limit) {
+    return _mm256_and_ps(value, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ));
+}
+/* x < 0 ? a : b, by the sign bit */
+INLINE vec negative_select(vec x, vec a, vec b) {
+    return _mm256_blendv_ps(b, a, x);
+}
+INLINE float reduce_sum(vec x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+INLINE float reduce_max(vec x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+#define KERNELS qv_kernels_avx2
+#define NAME "avx2"
+#define PACKS_WEIGHTS true
+#include "ops/kernel_template.h"
+
+#endif

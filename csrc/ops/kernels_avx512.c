@@ -1,0 +1,96 @@
+/* AVX-512: vectors of 16 floats, a tile of 6 rows and 64 columns; bfloat16 dot products where the CPU has them. */
+#include "ops/kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+
+#define FEATURES "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+#define TARGET __attribute__((target(FEATURES)))
+#define INLINE static inline __attribute__((always_inline, target(FEATURES)))
+#define TARGET_BFLOAT16 __attribute__((target(FEATURES ",avx512bf16")))
+#define INLINE_BFLOAT16 static inline __attribute__((always_inline, target(FEATURES ",avx512bf16")))
+
+#define WIDTH ((size_t)16)
+#define TILE_ROWS ((size_t)6)
+#define TILE_VECTORS 4
+typedef __m512 vec;
+typedef __m512i pairs; /* of bfloat16 */
+
+INLINE vec zero(void) {
+    return _mm512_setzero_ps();
+}
+INLINE vec set1(float x) {
+    return _mm512_set1_ps(x);
+}
+INLINE vec load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+INLINE void store(float *p, vec x) {
+    _mm512_storeu_ps(p, x);
+}
+INLINE __mmask16 first_lanes(size_t n) {
+    return (__mmask16)((1u << n) - 1u);
+}
+INLINE vec load_part(const float *p, size_t n) {
+    return _mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+INLINE void store_part(float *p, vec x, size_t n) {
+    _mm512_mask_storeu_ps(p, first_lanes(n), x);
+}
+INLINE vec multiply_add(vec a, vec b, vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+/* b where either is NaN */
+INLINE vec largest(vec a, vec b) {
+    return _mm512_max_ps(a, b);
+}
+INLINE vec power_bits(vec x, vec n) {
+    __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
+}
+INLINE vec clear_below(vec value, vec x, vec limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), value);
+}
+/* x < 0 ? a : b, by the sign bit */
+INLINE vec negative_select(vec x, vec a, vec b) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);
+}
+INLINE float reduce_sum(vec x) {
+    return _mm512_reduce_add_ps(x);
+}
+INLINE float reduce_max(vec x) {
+    return _mm512_reduce_max_ps(x);
+}
+
+INLINE_BFLOAT16 pairs set1_pair(uint32_t pair) {
+    return _mm512_set1_epi32((int)pair);
+}
+INLINE_BFLOAT16 pairs load_pairs(const uint32_t *p) {
+    return _mm512_loadu_si512(p);
+}
+INLINE_BFLOAT16 vec dot_pairs(pairs x, pairs b, vec sum) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)b);
+}
+
+TARGET_BFLOAT16 static void round_bfloat16(uint16_t *out, const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m512bh pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i));
+        _mm512_storeu_si512(out + i, (__m512i)pair);
+    }
+    for (; i < n; i += 16) {
+        __mmask16 lanes = n - i < 16 ? first_lanes(n - i) : (__mmask16)0xffff;
+        __m256bh half = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, x + i));
+        _mm256_mask_storeu_epi16(out + i, lanes, (__m256i)half);
+    }
+}
+
+#define KERNELS qv_kernels_avx512
+#define NAME "avx512"
+#define PACKS_WEIGHTS true
+#define MULTIPLY_BFLOAT16
+#include "ops/kernel_template.h"
+
+#endif
