@@ -1,0 +1,354 @@
+"""Questions: cleaned, tokenized, and which word each token belongs to."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qavit.safetensors_files import parse_json, read_bytes
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+_REMOVED = re.compile(r'[.!"()*#:;~]')
+MAX_TEXT = 1 << 20
+_CLIP_PIECES = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def clean_question(text: str, max_words: int = 50) -> str:
+    """A question as QA-ViT and LAVIS clean it.
+
+    Lower case, without the characters ``. ! " ( ) * # : ; ~``, without trailing spaces, at most ``max_words`` words
+    (parts between single spaces).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where ``text`` is not a str, or longer than a million characters.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"question: expected a str, got {type(text).__name__}")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"question: {len(text)} characters, expected at most {MAX_TEXT}")
+    cleaned = _REMOVED.sub("", text.lower()).rstrip(" ")
+    words = cleaned.split(" ")
+    return " ".join(words[:max_words]) if len(words) > max_words else cleaned
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokenized texts.
+
+    Attributes
+    ----------
+    ids : int32 [B, M]
+        Padded behind each text with the tokenizer's padding token; M is the longest text's length.
+    mask : uint8 [B, M]
+        1 for tokens, 0 for padding.
+    tokens : list of list of str
+        Each text's tokens, special ones included, padding not.
+    words : list of list of str
+        Each text's words, as they stand between white space.
+    word_of : list of list of int
+        For each token the number of the word it is part of; -1 for special tokens.
+    """
+
+    ids: NDArray[np.int32]
+    mask: NDArray[np.uint8]
+    tokens: list[list[str]]
+    words: list[list[str]]
+    word_of: list[list[int]]
+
+
+class Tokenizer:
+    """A tokenizer of the tokenizers library (0.13 or later), safe to use from many threads.
+
+    Parameters
+    ----------
+    json_text : str
+        The content of a tokenizer.json.
+    vocabulary : int, optional
+        Rows of the model's table of embeddings: a tokenizer that can give a larger id is refused.
+    """
+
+    def __init__(self, json_text: str, vocabulary: int | None = None) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(json_text)
+        except Exception as err:
+            raise ValueError(f"tokenizer: not a tokenizer.json that this tokenizers library reads: {err}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._lock = threading.Lock()
+        self._limit: int | None = None
+        table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(table.values(), default=-1) + 1
+        self.pad = next((table[name] for name in ("<pad>", "[PAD]", "<|endoftext|>") if name in table), 0)
+        if vocabulary is not None and self.size > vocabulary:
+            raise ValueError(
+                f"tokenizer: it has tokens up to number {self.size - 1}, but the text encoder's table has {vocabulary} "
+                "rows; this is not the tokenizer of this model"
+            )
+
+    @classmethod
+    def from_json(cls, text: str, vocabulary: int | None = None) -> Tokenizer:
+        """From the content of a tokenizer.json."""
+        return cls(text, vocabulary)
+
+    @classmethod
+    def from_folder(cls, path: PathLike, vocabulary: int | None = None) -> Tokenizer:
+        """From a folder with tokenizer.json, vocab.txt (BERT) or vocab.json and merges.txt (RoBERTa, CLIP); or from one
+        of these files.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"tokenizer: there is no file or folder {str(path)!r}")
+        if path.is_dir():
+            for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
+                if (path / name).is_file():
+                    path = path / name
+                    break
+            else:
+                raise FileNotFoundError(
+                    f"tokenizer: {path} holds neither tokenizer.json, nor vocab.txt, nor vocab.json and merges.txt"
+                )
+        if path.name == "vocab.json":
+            return cls(_byte_pairs(path, path.with_name("merges.txt")), vocabulary)
+        if path.suffix == ".txt":
+            return cls(_word_pieces(path), vocabulary)
+        return cls(_decode(read_bytes(path), path), vocabulary)
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json."""
+        with self._lock:
+            self._tokenizer.no_truncation()
+            self._limit = None
+            return str(self._tokenizer.to_str())
+
+    def id_of(self, token: str) -> int | None:
+        """A token's number, or None."""
+        number = self._tokenizer.token_to_id(token)
+        return None if number is None else int(number)
+
+    def encode(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
+        """Tokenize texts, each cut to ``max_tokens`` with its closing special token kept.
+
+        Parameters
+        ----------
+        texts : list of str
+        max_tokens : int
+            Special tokens included.
+
+        Returns
+        -------
+        TokenBatch
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts: expected a list of str, got a str")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"texts: expected a list of str, got a {type(text).__name__} in it")
+        if max_tokens < 3:
+            raise ValueError(f"max_tokens: {max_tokens}, expected at least 3")
+        encodings = self._encode(texts, max_tokens)
+        length = max((len(encoding.ids) for encoding in encodings), default=0)
+        ids = np.full((len(encodings), length), self.pad, np.int32)
+        mask = np.zeros((len(encodings), length), np.uint8)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding.ids)] = encoding.ids
+            mask[row, : len(encoding.ids)] = 1
+        words = [text.split() for text in texts]
+        word_of = [_words_of(text, encoding) for text, encoding in zip(texts, encodings)]
+        return TokenBatch(ids, mask, [list(encoding.tokens) for encoding in encodings], words, word_of)
+
+    def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:
+        with self._lock:
+            if self._limit != max_tokens:
+                self._tokenizer.enable_truncation(max_tokens)
+                self._limit = max_tokens
+            # One at a time: encode_batch starts threads of its own, which do not survive a fork.
+            return [self._tokenizer.encode(text) for text in texts]
+
+
+def _words_of(text: str, encoding: Any) -> list[int]:
+    """For each token the number of the white-space separated word that its characters lie in."""
+    word_at: list[int] = []
+    word, inside = -1, False
+    for character in text:
+        if character.isspace():
+            inside = False
+            word_at.append(-1)
+            continue
+        word += not inside
+        inside = True
+        word_at.append(word)
+    found = []
+    for (start, end), special in zip(encoding.offsets, encoding.special_tokens_mask):
+        # A piece that is only the mark of a word's beginning belongs to the word behind it.
+        characters = () if special else (*word_at[start:end], *word_at[end : end + 1])
+        found.append(next((number for number in characters if number >= 0), -1))
+    return found
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{path}: not UTF-8 text: {err}") from None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    settings = parse_json(read_bytes(path), str(path)) if path.is_file() else {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _word_pieces(path: Path) -> str:
+    """The tokenizer of a BERT vocab.txt (a token a line)."""
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+
+    lines = _decode(read_bytes(path), path).split("\n")
+    if lines and lines[-1] == "":
+        lines.pop()
+    vocabulary = {line.rstrip("\r"): number for number, line in enumerate(lines)}
+    for token in ("[CLS]", "[SEP]", "[UNK]"):
+        if token not in vocabulary:
+            raise ValueError(f"{path}: not a BERT vocabulary: {token} is missing")
+    lower = _settings(path.parent).get("do_lower_case", True) is not False
+    result = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocabulary]
+    result.add_special_tokens(special)
+    result.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    result.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    result.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return str(result.to_str())
+
+
+def _byte_pairs(vocab_path: Path, merges_path: Path) -> str:
+    """The tokenizer of a vocab.json with merges.txt: RoBERTa's, or CLIP's where the vocabulary has CLIP's marks."""
+    import tokenizers
+    from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
+
+    if not merges_path.is_file():
+        raise FileNotFoundError(f"tokenizer: {vocab_path} needs merges.txt beside it")
+    vocabulary = parse_json(read_bytes(vocab_path), str(vocab_path))
+    if not isinstance(vocabulary, dict) or not all(
+        isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 1 << 31
+        for number in vocabulary.values()
+    ):
+        raise ValueError(f"{vocab_path}: expected an object of token numbers")
+    merges = []
+    for line in _decode(read_bytes(merges_path), merges_path).split("\n"):
+        pair = line.rstrip("\r").split(" ")
+        if line.startswith("#version") or line.strip() == "":
+            continue
+        if len(pair) != 2:
+            raise ValueError(f"{merges_path}: {line[:80]!r} is not a pair of pieces")
+        merges.append((pair[0], pair[1]))
+    clip = "<|startoftext|>" in vocabulary
+    first, last = ("<|startoftext|>", "<|endoftext|>") if clip else ("<s>", "</s>")
+    for token in (first, last):
+        if token not in vocabulary:
+            raise ValueError(f"{vocab_path}: neither RoBERTa's nor CLIP's vocabulary: {token} is missing")
+    unknown = last if clip else "<unk>"
+    try:
+        model = models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>" if clip else "",
+            fuse_unk=False,
+            unk_token=unknown if unknown in vocabulary else None,
+        )
+    except Exception as err:
+        raise ValueError(f"{merges_path}: {err}") from None
+    result = tokenizers.Tokenizer(model)
+    prefix_space = _settings(vocab_path.parent).get("add_prefix_space") is True
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    if clip:
+        result.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        pieces = pre_tokenizers.Split(Regex(_CLIP_PIECES), behavior="removed", invert=True)
+        result.pre_tokenizer = pre_tokenizers.Sequence([pieces, byte_level])
+    else:
+        result.pre_tokenizer = byte_level
+    result.add_special_tokens([token for token in (first, last, "<pad>", "<unk>", "<mask>") if token in vocabulary])
+    result.post_processor = processors.RobertaProcessing(
+        (last, vocabulary[last]),
+        (first, vocabulary[first]),
+        trim_offsets=not clip,
+        add_prefix_space=prefix_space,
+    )
+    return str(result.to_str())
+
+
+def with_blip_tokens(json_text: str) -> str:
+    """A BERT tokenizer with ``[DEC]`` and ``[ENC]`` behind its vocabulary, as LAVIS adds them, if it lacks them."""
+    import tokenizers
+
+    tokenizer = Tokenizer(json_text)
+    if tokenizer.id_of("[ENC]") is not None:
+        return json_text
+    result = tokenizers.Tokenizer.from_str(json_text)
+    result.add_special_tokens(["[DEC]", "[ENC]"])
+    return str(result.to_str())
+
+
+Value = TypeVar("Value")
+
+
+class QuestionCache(Generic[Value]):
+    """The ``capacity`` entries that were used last; safe to use from many threads.
+
+    Parameters
+    ----------
+    capacity : int
+        At least 1.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity: {capacity}, expected at least 1")
+        self.capacity = capacity
+        self._entries: OrderedDict[str, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._entries)
+
+    def get(self, key: str) -> Value | None:
+        """The entry, which counts as used now, or None."""
+        with self._lock:
+            value = self._entries.get(key)
+            if value is not None:
+                self._entries.move_to_end(key)
+            return value
+
+    def put(self, key: str, value: Value) -> None:
+        """Add or replace an entry; the one that was used longest ago goes when there are too many."""
+        with self._lock:
+            self._entries[key] = value
+            self._entries.move_to_end(key)
+            while len(self._entries) > self.capacity:
+                self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all entries."""
+        with self._lock:
+            self._entries.clear()

@@ -1,0 +1,170 @@
+"""Named tensors as the core takes them: views of somebody's memory, copied only where that cannot be helped."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: One tensor: (buffer, dtype, shape, byte offset); row-major, in this machine's byte order.
+Weight = tuple[Any, str, tuple[int, ...], int]
+#: What a model is built from: name -> tensor. A buffer may be a memory map, a bytes object or an array.
+Weights = dict[str, Weight]
+
+ITEM_SIZES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
+    "uint8": 1,
+    "bool": 1,
+    "complex64": 8,
+    "complex128": 16,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+}
+#: What the core computes with.
+CORE_DTYPES = ("float32", "float16", "bfloat16")
+_RAW = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+
+Array = NDArray[Any]
+
+
+class StoredTensor:
+    """A tensor in a file, of which nothing has been read: its storage, and where in it the items lie.
+
+    Parameters
+    ----------
+    storage : object with ``buffer()``
+        Gives (buffer, byte offset of the storage's first item); called when the items are needed.
+    dtype : str
+        A key of ``ITEM_SIZES``.
+    shape, strides : tuple of int
+        In items. The caller has checked that every item lies inside the storage.
+    first : int
+        The first item, counted in items from the storage's start.
+    """
+
+    __slots__ = ("dtype", "first", "shape", "storage", "strides")
+
+    def __init__(self, storage: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], first: int) -> None:
+        self.storage = storage
+        self.dtype = dtype
+        self.shape = shape
+        self.strides = strides
+        self.first = first
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the items lie row-major without gaps."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides)):
+            if size != 1 and stride != expected:
+                return 0 in self.shape
+            expected *= size
+        return True
+
+    def weight(self) -> Weight:
+        """The tensor as the core takes it: a view where the items lie row-major, else a copy."""
+        size = ITEM_SIZES[self.dtype]
+        if 0 in self.shape:
+            return (b"", self.dtype, self.shape, 0)
+        buffer, base = self.storage.buffer()
+        start = base + self.first * size
+        if self.contiguous:
+            return (buffer, self.dtype, self.shape, start)
+        raw = _RAW.get(self.dtype, self.dtype)
+        items = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides))
+        flat = np.frombuffer(buffer, raw, items, start)
+        view = np.lib.stride_tricks.as_strided(
+            flat, self.shape, tuple(stride * size for stride in self.strides), writeable=False
+        )
+        return (np.ascontiguousarray(view), self.dtype, self.shape, 0)
+
+
+#: What a reader of files hands on.
+Stored = dict[str, Union[Weight, StoredTensor]]
+
+
+def weight_of(tensor: Weight | StoredTensor) -> Weight:
+    """The (buffer, dtype, shape, offset) of either kind."""
+    return tensor.weight() if isinstance(tensor, StoredTensor) else tensor
+
+
+def shape_of(tensor: Weight | StoredTensor) -> tuple[int, ...]:
+    """The shape of either kind."""
+    return tensor.shape if isinstance(tensor, StoredTensor) else tensor[2]
+
+
+def dtype_of(tensor: Weight | StoredTensor) -> str:
+    """The dtype's name of either kind."""
+    return tensor.dtype if isinstance(tensor, StoredTensor) else tensor[1]
+
+
+def raw_array(weight: Weight) -> Array:
+    """A view of a tensor's items; bfloat16 as its bits in uint16."""
+    buffer, dtype, shape, offset = weight
+    raw = _RAW.get(dtype, dtype)
+    count = math.prod(shape)
+    if count == 0:
+        return np.empty(shape, raw)
+    if isinstance(buffer, np.ndarray):
+        buffer = buffer.reshape(-1).view(np.uint8)
+    return np.frombuffer(buffer, raw, count, offset).reshape(shape)
+
+
+def float_array(weight: Weight) -> NDArray[np.float32]:
+    """A tensor's items as float32: a view where they are that, else a new array."""
+    raw = raw_array(weight)
+    if weight[1] == "bfloat16":
+        raw = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    values: NDArray[np.float32] = raw.astype(np.float32, copy=False)
+    return values
+
+
+def from_array(array: Array) -> Weight:
+    """An array that we own as a tensor for the core."""
+    array = np.ascontiguousarray(array)
+    return (array, str(array.dtype), array.shape, 0)
+
+
+def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Float32 rounded to the nearest bfloat16, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    quiet_nan = (bits >> np.uint32(16)) | np.uint32(0x40)
+    result: NDArray[np.uint16] = np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
+    return result
+
+
+def cast(weight: Weight, dtype: str) -> Weight:
+    """The tensor in another of the core's dtypes; itself where it is that already.
+
+    Raises
+    ------
+    ValueError
+        Where a finite value has no finite float16.
+    """
+    if weight[1] == dtype:
+        return weight
+    values = float_array(weight)
+    if dtype == "float32":
+        return from_array(values)
+    if dtype == "bfloat16":
+        return (bfloat16_bits(values), dtype, weight[2], 0)
+    if dtype != "float16":
+        raise ValueError(f"dtype: expected one of {', '.join(CORE_DTYPES)}, got {dtype!r}")
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.array_equal(np.isfinite(half), np.isfinite(values)):
+        raise ValueError("dtype float16: a weight is larger than 65504; use bfloat16 or float32")
+    return from_array(half)
