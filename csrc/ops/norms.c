@@ -4,6 +4,8 @@
 #include "base/threads.h"
 #include "ops/kernels.h"
 
+#include <math.h>
+
 typedef struct {
     const qv_kernels *kernels;
     float *out;
