@@ -31,3 +31,37 @@ class Vit:
         hidden: Sequence[int] = ...,
         outputs: Sequence[str] = ...,
     ) -> dict[str, Any]: ...
+
+class BlipImage:
+    @property
+    def embeddings(self) -> npt.NDArray[np.float32]: ...
+
+class BlipItm:
+    image_size: int
+    patch_size: int
+    image_tokens: int
+    image_width: int
+    width: int
+    heads: int
+    blocks: int
+    vocab_size: int
+    max_tokens: int
+    projection: int
+    def __init__(self, config: dict[str, Any], weights: dict[str, Any], precision: str = ...) -> None: ...
+    def encode_image(self, pixel_values: npt.NDArray[np.float32], /) -> BlipImage: ...
+    def image_from_embeddings(self, embeddings: npt.NDArray[np.float32], /) -> BlipImage: ...
+    def gradcam(
+        self,
+        image: BlipImage,
+        ids: npt.NDArray[np.int32],
+        mask: npt.NDArray[np.uint8],
+        block: int,
+        tokens: bool = ...,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Any]: ...
+    def match(
+        self, image: BlipImage, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
+    ) -> npt.NDArray[np.float32]: ...
+    def text_features(
+        self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
+    ) -> npt.NDArray[np.float32]: ...
+    def image_features(self, image: BlipImage, /) -> npt.NDArray[np.float32]: ...

@@ -63,5 +63,6 @@ int qvpy_add_text(PyObject *module);
 int qvpy_add_blip(PyObject *module);
 int qvpy_add_images(PyObject *module);
 int qvpy_add_ops(PyObject *module);
+int qvpy_add_ops_backward(PyObject *module);
 
 #endif
