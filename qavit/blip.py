@@ -97,14 +97,14 @@ class BlipITM:
         """
         if isinstance(block, bool) or not isinstance(block, (int, np.integer)):
             raise TypeError(f"{argument}: expected a whole number, got {type(block).__name__}")
-        usable = f"blocks 0 to {self.num_blocks - 2} can be used" if self.num_blocks > 1 else "this model has no usable block"
+        usable = f"blocks 0 to {self.num_blocks - 2} can be used" if self.num_blocks > 1 else "this model has none to use"
         number = int(block) + self.num_blocks if block < 0 else int(block)
         if not 0 <= number < self.num_blocks:
             raise ValueError(f"{argument}: block {block} does not exist; {usable}")
         if number == self.num_blocks - 1:
             raise ValueError(
-                f"{argument}: block {number} is the last, from which only the first token reaches the head, so the map of the "
-                f"words would be zero; {usable}"
+                f"{argument}: block {number} is the last, from which only the first token reaches the head, so the map of "
+                f"the words would be zero; {usable}"
             )
         return number
 
@@ -149,8 +149,8 @@ class BlipITM:
     def forward_itm(self, samples: Any, block_num: int = PNP_VQA_BLOCK) -> FloatArray:
         """PnP-VQA's GradCAM map of each picture and question of a batch, with LAVIS's numbers.
 
-        With A the cross-attention of block `block_num` and G the gradient of the matching logit with respect to it, a token's
-        map is the mean over heads of A max(G, 0) over the patches, and a question's the mean over its words' tokens.
+        With A the cross-attention of block `block_num` and G the gradient of the matching logit with respect to it, a
+        token's map is the mean over heads of A max(G, 0) over the patches, and a question's the mean over its words' tokens.
         A question's ``?`` are dropped at both ends. A question without words ("", "?") has its [ENC] token's map.
         Equal pictures, and equal questions on them, are computed once; a pair's map does not depend on its batch.
 
@@ -179,7 +179,7 @@ class BlipITM:
         image, questions = read_samples(samples)
         pixels = self._pixels(image, "samples['image']")
         if len(pixels) != len(questions):
-            raise ValueError(f"samples: {len(pixels)} pictures and {len(questions)} questions; expected one question a picture")
+            raise ValueError(f"samples: {len(pixels)} pictures and {len(questions)} questions; expected one a picture")
         maps = np.empty((len(questions), self.grid[0] * self.grid[1]), np.float32)
         for state, rows, texts, back in self._by_image(pixels, [question.strip("?") for question in questions]):
             tokens = self._tokenize(texts)
@@ -364,7 +364,7 @@ class BlipITM:
 
     def _finite(self, array: FloatArray) -> FloatArray:
         if not np.isfinite(array).all():
-            raise ValueError(f"{self.name}: the result is not finite: the weights hold NaN, infinity or far too large values")
+            raise ValueError(f"{self.name}: the result is not finite: the weights hold NaN, infinity or too large values")
         return array
 
     def __repr__(self) -> str:

@@ -316,6 +316,9 @@ def blip_configs(
         "hidden_act": _activation(text, "hidden_act", "gelu", what + ": text"),
         "layer_norm_eps": _epsilon(text, "layer_norm_eps", 1e-12, what + ": text"),
     }
+    if text.get("fusion_layer") is not None:
+        # LAVIS: the blocks that a text goes through on its own, for the contrastive head; all where nothing is said.
+        text_config["fusion_layer"] = text["fusion_layer"]
     if "text_proj.weight" in tensors:
         text_config["projection_dim"] = need(tensors, "text_proj.weight", 2, what)[0]
     return vision_config, text_config
