@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Union
 
 import numpy as np
 
-from qavit.weights import ITEM_SIZES, Stored, Weight, Weights, raw_array
+from qavit.weights import ITEM_SIZES, Stored, Weights, cast, raw_array
 
 Path_ = Union[str, "os.PathLike[str]"]
 
@@ -135,9 +135,7 @@ def parse_header(header: bytes, data_bytes: int, what: str = "header") -> dict[s
             raise ValueError(f"{what}: tensor {name[:120]!r} {problem} (it starts at {start}, expected {position})")
         position = end
     if position != data_bytes:
-        raise ValueError(
-            f"{what}: the tensors end at byte {position} of {data_bytes}; the file is cut short or too long"
-        )
+        raise ValueError(f"{what}: the tensors end at byte {position} of {data_bytes}; the file is cut short or too long")
     return {name: (dtype, shape, start) for start, _, name, dtype, shape in found}
 
 
@@ -198,30 +196,31 @@ def open_safetensors_index(path: Path_) -> Stored:
     )
 
 
-def write_safetensors(file: BinaryIO, weights: Weights) -> None:
+def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) -> None:
     """Write tensors as a safetensors file, one at a time, its data starting at a multiple of 64 bytes.
 
     (The safetensors package wants every tensor as a bytes object at once, which would hold the whole model twice.)
+
+    Parameters
+    ----------
+    file : binary file, at its beginning
+    weights : dict
+        name -> tensor.
+    dtypes : dict
+        name -> what it is stored as; a tensor is cast when its turn comes.
     """
-
-    def size(weight: Weight) -> int:
-        return math.prod(weight[2]) * ITEM_SIZES[weight[1]]
-
-    names = sorted(weights, key=lambda name: (-ITEM_SIZES[weights[name][1]], name))
+    names = sorted(weights, key=lambda name: (-ITEM_SIZES[dtypes[name]], name))
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in names:
-        end = position + size(weights[name])
-        table[name] = {
-            "dtype": _NAMES[weights[name][1]],
-            "shape": list(weights[name][2]),
-            "data_offsets": [position, end],
-        }
+        shape = weights[name][2]
+        end = position + math.prod(shape) * ITEM_SIZES[dtypes[name]]
+        table[name] = {"dtype": _NAMES[dtypes[name]], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-(len(header) + 8) % 64)
     file.write(struct.pack("<Q", len(header)) + header)
     for name in names:
-        items = raw_array(weights[name])
+        items = raw_array(cast(weights[name], dtypes[name]))
         if items.size:
             file.write(items.reshape(-1).view(np.uint8).data)

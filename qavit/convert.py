@@ -1,0 +1,281 @@
+"""Write a model as one folder that `qavit.load` maps in place, and say what a model is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union
+
+from qavit.checkpoints import ModelSource
+from qavit.layouts import integrated_blocks
+from qavit.safetensors_files import write_safetensors
+from qavit.weights import CORE_DTYPES, ITEM_SIZES, Weights
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+_FILES = {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def convert(source: ModelSource, folder: PathLike, dtype: str | None = None) -> Path:
+    """Write config.json, model.safetensors and tokenizer.json.
+
+    The folder is written beside its place under another name and renamed when it is whole, so that an interrupted call
+    leaves nothing that loads. An earlier converted folder of the name is replaced; any other is left alone.
+
+    Parameters
+    ----------
+    source : ModelSource
+        What `qavit.checkpoints.open_model` gives; LoRA is merged in it already.
+    folder : path
+        Its parent has to exist.
+    dtype : {None, "float32", "float16", "bfloat16"}
+        What matrices are stored as; None: as they are in the source. Vectors (norms, biases, gates) stay float32, which
+        costs next to nothing, where they are that.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError, FileExistsError, FileNotFoundError, OSError
+        On a dtype that is not known or too small for a weight, a folder that is something else, a full disk.
+    """
+    if dtype is not None and dtype not in CORE_DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(CORE_DTYPES)}, got {dtype!r}")
+    target = Path(os.path.realpath(folder))
+    _check_target(target)
+    if source.tokenizer is not None and source.text is not None:
+        from qavit.text import Tokenizer
+
+        Tokenizer.from_json(source.tokenizer, source.text["vocab_size"])
+    _remove_leftovers(target)
+    with _partial_folder(target) as partial:
+        with _new_file(partial / "model.safetensors") as file:
+            write_safetensors(file, source.weights, _stored_dtypes(source.weights, dtype))
+        if source.tokenizer is not None:
+            with _new_file(partial / "tokenizer.json") as file:
+                file.write(source.tokenizer.encode())
+        with _new_file(partial / "config.json") as file:
+            file.write(json.dumps(_config(source), indent=1, ensure_ascii=False).encode() + b"\n")
+        _put_in_place(partial, target)
+    return target
+
+
+def _stored_dtypes(weights: Weights, dtype: str | None) -> dict[str, str]:
+    """What each tensor is stored as."""
+    return {
+        name: own if dtype is None or (len(shape) < 2 and own == "float32") else dtype
+        for name, (_, own, shape, _) in weights.items()
+    }
+
+
+def _config(source: ModelSource) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "format": "qavit",
+        "version": 1,
+        "architecture": source.architecture,
+        "vision": source.vision,
+        "text": source.text,
+        "preprocessing": source.preprocessing,
+        "questions": source.questions,
+        "answers": source.answers,
+        "defaults": source.defaults,
+    }
+    return {key: value for key, value in result.items() if value not in (None, {})}
+
+
+def _check_target(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"folder: {target.parent} is not a folder to put {target.name!r} in")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise FileExistsError(f"folder: {target} is a file")
+    others = sorted(entry.name for entry in target.iterdir() if entry.name not in _FILES)
+    if others:
+        raise FileExistsError(f"folder: {target} exists and holds other files ({', '.join(others[:5])}); give another name")
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.qavit-partial-"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what earlier calls that were killed left beside the target; the process number is in the name."""
+    pattern = re.compile(re.escape(_prefix(target)) + r"(\d+)-")
+    for entry in target.parent.iterdir():
+        match = pattern.match(entry.name)
+        if match and entry.is_dir() and not entry.is_symlink() and not _alive(int(match[1])):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    partial = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", dir=target.parent))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Any]:
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o777 & ~mask)
+    try:
+        partial.rename(target)  # also over an empty folder
+        return
+    except OSError:
+        if not target.is_dir():
+            raise
+    old = partial.with_name(partial.name + "-old")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def describe(source: ModelSource) -> dict[str, Any]:
+    """What a model is: sizes, blocks, parameters, memory.
+
+    Returns
+    -------
+    dict
+        name, architecture; vision (image_size, patch_size, grid, hidden_size, blocks, heads, integration_point,
+        integrated, instruction_dim); text (kind, width, blocks, heads, vocabulary) or None; answers (a number);
+        parameters and stored_bytes by part ("vision", "text", "heads", "total"); dtypes (bytes of each); memory:
+        bytes of the weights in each precision, and about what the activations of one image take.
+    """
+    vision, text = source.vision, source.text
+    side = vision["image_size"] // vision["patch_size"]
+    point = vision.get("integration_point")
+    parameters = {"vision": 0, "text": 0, "heads": 0}
+    stored = dict(parameters)
+    dtypes: dict[str, int] = {}
+    for name, (_, dtype, shape, _) in source.weights.items():
+        part = name.split(".")[0]
+        part = {"vision_model": "vision", "visual_encoder": "vision", "text_model": "text", "text_encoder": "text"}.get(
+            part, "heads"
+        )
+        size = math.prod(shape)
+        parameters[part] += size
+        stored[part] += size * ITEM_SIZES[dtype]
+        dtypes[dtype] = dtypes.get(dtype, 0) + size * ITEM_SIZES[dtype]
+    parameters["total"], stored["total"] = sum(parameters.values()), sum(stored.values())
+    tokens = 1 + side * side + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
+    return {
+        "name": source.name,
+        "architecture": source.architecture,
+        "vision": {
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "grid": (side, side),
+            "hidden_size": vision["hidden_size"],
+            "blocks": vision["num_hidden_layers"],
+            "heads": vision["num_attention_heads"],
+            "integration_point": point,
+            "integrated": integrated_blocks(point, vision["num_hidden_layers"]) if point else (),
+            "instruction_dim": vision.get("instruction_dim"),
+        },
+        "text": None if text is None else _describe_text(text),
+        "answers": len(source.answers or ()),
+        "parameters": parameters,
+        "stored_bytes": stored,
+        "dtypes": dtypes,
+        "memory": {
+            "float32": 4 * parameters["total"],
+            "bfloat16": 2 * parameters["total"],
+            "activations": 4 * tokens * (6 * vision["hidden_size"] + vision["intermediate_size"]),
+        },
+    }
+
+
+def _describe_text(text: dict[str, Any]) -> dict[str, Any]:
+    t5 = text["model_type"] == "t5"
+    return {
+        "kind": text["model_type"],
+        "width": text["d_model" if t5 else "hidden_size"],
+        "blocks": text["num_layers" if t5 else "num_hidden_layers"],
+        "heads": text["num_heads" if t5 else "num_attention_heads"],
+        "vocabulary": text["vocab_size"],
+    }
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else str(count)
+
+
+def description_text(description: dict[str, Any]) -> str:
+    """What `describe` gives, as lines for people to read."""
+    vision, text = description["vision"], description["text"]
+    parameters, memory = description["parameters"], description["memory"]
+    kinds = {
+        "qavit": "QA-ViT (question-aware vision transformer)",
+        "clip": "CLIP vision transformer (takes no questions)",
+        "blip_itm": "BLIP image-text matching",
+    }
+    rows, columns = vision["grid"]
+    lines = [
+        ("model", f"{description['name']}: {kinds[description['architecture']]}"),
+        (
+            "image",
+            f"{vision['image_size']} x {vision['image_size']}, patches of {vision['patch_size']}: {rows} x {columns}",
+        ),
+        ("vision", f"{vision['blocks']} blocks, {vision['hidden_size']} wide, {vision['heads']} heads"),
+    ]
+    if vision["integrated"]:
+        blocks = vision["integrated"]
+        steps = {after - before for before, after in zip(blocks, blocks[1:])}
+        named = f"{blocks[0]} to {blocks[-1]}" if steps <= {1} else ", ".join(map(str, blocks))
+        lines.append(("questions", f"blocks {named} ({vision['integration_point']}), {vision['instruction_dim']} wide"))
+    if text is not None:
+        size = f"{text['blocks']} blocks, {text['width']} wide, {text['heads']} heads, {text['vocabulary']} tokens"
+        lines.append(("text", f"{text['kind']}, {size}"))
+    if description["answers"]:
+        lines.append(("answers", str(description["answers"])))
+    parts = ", ".join(f"{part} {_millions(parameters[part])}" for part in ("vision", "text", "heads") if parameters[part])
+    lines.append(("parameters", f"{_millions(parameters['total'])} ({parts})"))
+    stored = ", ".join(f"{_megabytes(size)} {dtype}" for dtype, size in sorted(description["dtypes"].items()))
+    lines.append(("stored", stored))
+    lines.append(
+        (
+            "memory",
+            f"weights {_megabytes(memory['float32'])} in float32, {_megabytes(memory['bfloat16'])} in bfloat16; "
+            f"activations about {_megabytes(memory['activations'])} an image",
+        )
+    )
+    return "\n".join(f"{label:<11} {value}" for label, value in lines)
