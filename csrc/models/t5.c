@@ -15,49 +15,21 @@
 #include <string.h>
 
 #define MAX_BUCKETS ((size_t)1 << 16)
-#define MAX_BLOCKS ((size_t)4096)
-
-typedef struct {
-    qv_vector attention_norm, feed_forward_norm; /* [D] */
-    qv_linear_weight qkv;                        /* [3 H d, D] */
-    qv_linear_weight o;                          /* [D, H d] */
-    qv_linear_weight wi;                         /* [2 F, D] gated, else [F, D] */
-    qv_linear_weight wo;                         /* [D, F] */
-} t5_block;
 
 typedef struct {
     qv_text_encoder base;
     qv_t5_config config;
-    qv_tensor shared;      /* [vocab_size, D] */
-    float *offset_bias;    /* [H, 2 max_distance + 1]: the bias at key - query = -max_distance .. max_distance */
-    t5_block *blocks;      /* [num_layers] */
-    qv_vector final_norm;  /* [D] */
+    qv_tensor shared;     /* [vocab_size, D] */
+    float *offset_bias;   /* [H, 2 max_distance + 1]: the bias at key - query = -max_distance .. max_distance */
+    qv_vector final_norm; /* [D] */
 } t5_encoder;
 
+/* Beside what every encoder works on. */
 typedef struct {
-    float *x, *normed; /* [R, D] */
-    float *qkv;        /* [R, 3 H d] */
-    float *attended;   /* [R, H d] */
-    float *gate;       /* [R, F]; the gated form only */
-    float *hidden;     /* [R, F] */
-    float *bias;       /* [H, M, M] */
-    float *line;       /* [2 M - 1]: one head's bias by offset */
+    float *gate; /* [R, F]; the gated form only */
+    float *bias; /* [H, M, M] */
+    float *line; /* [2 M - 1]: one head's bias by offset */
 } t5_activations;
-
-static t5_activations plan(const t5_encoder *t5, const qv_text_batch *batch, qv_arena *arena) {
-    const qv_t5_config *c = &t5->config;
-    size_t R = batch->B * batch->M, inner = c->num_heads * c->d_kv;
-    t5_activations a;
-    a.x = qv_arena_floats(arena, R * c->d_model);
-    a.normed = qv_arena_floats(arena, R * c->d_model);
-    a.qkv = qv_arena_floats(arena, R * 3 * inner);
-    a.attended = qv_arena_floats(arena, R * inner);
-    a.gate = qv_arena_floats(arena, c->gated ? R * c->d_ff : 0);
-    a.hidden = qv_arena_floats(arena, R * c->d_ff);
-    a.bias = qv_arena_floats(arena, c->num_heads * batch->M * batch->M);
-    a.line = qv_arena_floats(arena, 2 * batch->M - 1);
-    return a;
-}
 
 /* The bucket of an offset key - query: half of them for keys after the query; of each half, half for exact distances
  * and half for logarithmic ranges up to max_distance. */
@@ -106,74 +78,60 @@ static void spread_bias(const t5_encoder *t5, qv_call *call, float *bias, float 
     }
 }
 
-static void run_block(const t5_encoder *t5, const t5_block *block, qv_call *call, const qv_text_batch *batch,
-                      const t5_activations *a) {
+static void run_block(const t5_encoder *t5, const qv_text_block *block, qv_call *call, const qv_text_batch *batch,
+                      const qv_text_activations *a, const t5_activations *own) {
     const qv_t5_config *c = &t5->config;
     const qv_ops *ops = call->ops;
     size_t R = batch->B * batch->M, D = c->d_model, F = c->d_ff, inner = c->num_heads * c->d_kv;
     qv_epilogue add_to_x = {.residual = a->x, .ld_residual = D};
 
-    ops->rms_norm(call, a->normed, D, a->x, D, block->attention_norm.data, c->eps, R, D);
+    ops->rms_norm(call, a->normed, D, a->x, D, block->attention_norm.weight.data, c->eps, R, D);
     ops->linear(call, a->qkv, 3 * inner, a->normed, D, &block->qkv, 0, 3 * inner, NULL, R);
-    qv_attention attention = {
-        .out = a->attended, .ld_out = inner,
-        .q = a->qkv, .ld_q = 3 * inner,
-        .k = a->qkv + inner, .v = a->qkv + 2 * inner, .ld_kv = 3 * inner,
-        .key_mask = batch->key_mask, .bias = a->bias, .scale = 1.0f,
-        .B = batch->B, .H = c->num_heads, .T = batch->M, .S = batch->M, .d = c->d_kv,
-    };
-    ops->attention(call, &attention);
+    qv_text_self_attention(&t5->base, call, batch, a, 1.0f, own->bias, false);
     ops->linear(call, a->x, D, a->attended, inner, &block->o, 0, D, &add_to_x, R);
 
-    ops->rms_norm(call, a->normed, D, a->x, D, block->feed_forward_norm.data, c->eps, R, D);
+    ops->rms_norm(call, a->normed, D, a->x, D, block->feed_forward_norm.weight.data, c->eps, R, D);
     qv_epilogue activate = {.activation = c->activation};
     if (c->gated) {
-        ops->linear(call, a->gate, F, a->normed, D, &block->wi, F, F, NULL, R);
-        activate.multiply = a->gate;
+        ops->linear(call, own->gate, F, a->normed, D, &block->hidden, F, F, NULL, R);
+        activate.multiply = own->gate;
         activate.ld_multiply = F;
     }
-    ops->linear(call, a->hidden, F, a->normed, D, &block->wi, 0, F, &activate, R);
-    ops->linear(call, a->x, D, a->hidden, F, &block->wo, 0, D, &add_to_x, R);
+    ops->linear(call, a->hidden, F, a->normed, D, &block->hidden, 0, F, &activate, R);
+    ops->linear(call, a->x, D, a->hidden, F, &block->output, 0, D, &add_to_x, R);
 }
 
 static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv_text_batch *batch, qv_arena *arena,
                          const float **states, qv_error *err) {
     const t5_encoder *t5 = (const t5_encoder *)encoder;
     const qv_t5_config *c = &t5->config;
-    t5_activations a = plan(t5, batch, arena);
+    size_t R = batch->B * batch->M, M = batch->M, D = c->d_model;
+    qv_text_activations a = qv_text_plan(encoder, batch, arena);
+    t5_activations own;
+    own.gate = qv_arena_floats(arena, c->gated ? R * c->d_ff : 0);
+    own.bias = qv_arena_floats(arena, c->num_heads * M * M);
+    own.line = qv_arena_floats(arena, 2 * M - 1);
     if (arena->base == NULL) {
         return QV_OK;
     }
-    size_t R = batch->B * batch->M;
-    call->ops->embedding(call, a.x, &t5->shared, batch->ids, NULL, R, c->d_model);
-    spread_bias(t5, call, a.bias, a.line, batch->M);
+    call->ops->embedding(call, a.x, &t5->shared, batch->ids, NULL, R, D);
+    spread_bias(t5, call, own.bias, own.line, M);
     for (size_t n = 0; n < c->num_layers; n++) {
         QV_CHECK_STOPPED(call, err);
-        run_block(t5, &t5->blocks[n], call, batch, &a);
+        run_block(t5, &encoder->blocks[n], call, batch, &a, &own);
     }
-    call->ops->rms_norm(call, a.normed, c->d_model, a.x, c->d_model, t5->final_norm.data, c->eps, R, c->d_model);
+    call->ops->rms_norm(call, a.normed, D, a.x, D, t5->final_norm.data, c->eps, R, D);
     *states = a.normed;
     return QV_OK;
 }
 
-static void free_encoder(qv_text_encoder *encoder) {
+static void free_own(qv_text_encoder *encoder) {
     t5_encoder *t5 = (t5_encoder *)encoder;
-    for (size_t n = 0; t5->blocks != NULL && n < t5->config.num_layers; n++) {
-        t5_block *block = &t5->blocks[n];
-        qv_vector_free(&block->attention_norm);
-        qv_vector_free(&block->feed_forward_norm);
-        encoder->ops->linear_free(&block->qkv);
-        encoder->ops->linear_free(&block->o);
-        encoder->ops->linear_free(&block->wi);
-        encoder->ops->linear_free(&block->wo);
-    }
-    qv_free(t5->blocks);
     qv_free(t5->offset_bias);
     qv_vector_free(&t5->final_norm);
-    qv_free(t5);
 }
 
-static const qv_text_architecture architecture = {"T5Encoder", forward, free_encoder};
+static const qv_text_architecture architecture = {"T5Encoder", forward, free_own};
 
 #define BIAS_NAME "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -197,34 +155,32 @@ static qv_status complete_config(qv_t5_config *c, const qv_text_loader *loader, 
                        "(%zu), num_heads (%zu), d_kv (%zu), d_ff (%zu), num_layers (%zu)",
                        loader->prefix, c->vocab_size, c->d_model, c->num_heads, c->d_kv, c->d_ff, c->num_layers);
     }
-    if (c->num_layers > MAX_BLOCKS) {
-        return qv_fail(err, QV_ERR_VALUE, "T5Encoder: num_layers %zu, expected at most %zu", c->num_layers, MAX_BLOCKS);
-    }
     if (c->buckets < 4 || c->buckets > MAX_BUCKETS || c->max_distance <= c->buckets / 4 ||
         c->max_distance > MAX_BUCKETS) {
         return qv_fail(err, QV_ERR_VALUE,
-                       "T5Encoder: relative_attention_num_buckets %zu and relative_attention_max_distance %zu, expected "
-                       "at least 4 buckets and a distance above a quarter of them (both at most %zu)",
+                       "T5Encoder: relative_attention_num_buckets %zu and relative_attention_max_distance %zu, "
+                       "expected at least 4 buckets and a distance above a quarter of them (both at most %zu)",
                        c->buckets, c->max_distance, MAX_BUCKETS);
     }
     return QV_OK;
 }
 
-static void load_block(t5_block *block, const qv_t5_config *c, qv_text_loader *loader, size_t n) {
+static void load_block(qv_text_block *block, const qv_t5_config *c, qv_text_loader *loader, size_t n) {
     static const char *const qkv[] = {"q", "k", "v"}, *const o[] = {"o"}, *const wo[] = {"wo"};
     static const char *const plain[] = {"wi"}, *const gated[] = {"wi_0", "wi_1"};
     size_t inner = c->num_heads * c->d_kv;
     char stem[96];
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.", n);
-    qv_text_vector(loader, &block->attention_norm, stem, "layer_norm.weight", c->d_model);
+    qv_text_vector(loader, &block->attention_norm.weight, stem, "layer_norm.weight", c->d_model);
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.SelfAttention.", n);
     qv_text_linear(loader, &block->qkv, stem, qkv, 3, inner, c->d_model, false);
     qv_text_linear(loader, &block->o, stem, o, 1, c->d_model, inner, false);
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.1.", n);
-    qv_text_vector(loader, &block->feed_forward_norm, stem, "layer_norm.weight", c->d_model);
+    qv_text_vector(loader, &block->feed_forward_norm.weight, stem, "layer_norm.weight", c->d_model);
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.1.DenseReluDense.", n);
-    qv_text_linear(loader, &block->wi, stem, c->gated ? gated : plain, c->gated ? 2 : 1, c->d_ff, c->d_model, false);
-    qv_text_linear(loader, &block->wo, stem, wo, 1, c->d_model, c->d_ff, false);
+    qv_text_linear(loader, &block->hidden, stem, c->gated ? gated : plain, c->gated ? 2 : 1, c->d_ff, c->d_model,
+                   false);
+    qv_text_linear(loader, &block->output, stem, wo, 1, c->d_model, c->d_ff, false);
 }
 
 qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_weights *weights, const char *prefix,
@@ -236,43 +192,23 @@ qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_w
     if (status != QV_OK) {
         return status;
     }
-    t5_encoder *t5 = qv_allocate(1, sizeof *t5);
+    qv_text_config sizes = {
+        .vocab_size = c.vocab_size, .D = c.d_model, .H = c.num_heads, .F = c.d_ff, .L = c.num_layers,
+    };
+    t5_encoder *t5 = qv_text_create(sizeof *t5, &architecture, ops, &sizes, err);
     if (t5 == NULL) {
-        return qv_fail_memory(err, "a T5 encoder");
+        return err->code;
     }
-    size_t inner = c.num_heads * c.d_kv, deepest = c.d_ff > c.d_model ? c.d_ff : c.d_model;
-    memset(t5, 0, sizeof *t5);
     t5->config = c;
-    t5->base.architecture = &architecture;
-    t5->base.ops = ops;
-    t5->base.width = c.d_model;
-    t5->base.vocab_size = c.vocab_size;
-    t5->base.depth = inner > deepest ? inner : deepest;
-    t5->base.head_width = c.d_kv;
-    t5->blocks = qv_allocate(c.num_layers, sizeof *t5->blocks);
-    if (t5->blocks == NULL) {
-        status = qv_fail_memory(err, "a T5 encoder");
-        goto done;
-    }
-    memset(t5->blocks, 0, c.num_layers * sizeof *t5->blocks);
+    t5->base.d = c.d_kv;
     qv_text_table(&loader, &t5->shared, "shared.weight", c.vocab_size, c.d_model);
     const qv_tensor *bias = qv_text_tensor(&loader, BIAS_NAME, "", c.buckets, c.num_heads);
     for (size_t n = 0; n < c.num_layers; n++) {
-        load_block(&t5->blocks[n], &c, &loader, n);
+        load_block(&t5->base.blocks[n], &c, &loader, n);
     }
     qv_text_vector(&loader, &t5->final_norm, "encoder.", "final_layer_norm.weight", c.d_model);
-    status = loader.status;
-    if (status == QV_OK) {
-        status = qv_weights_check(weights, "T5Encoder", err);
+    if (loader.status == QV_OK && bias != NULL) {
+        loader.status = prepare_bias(t5, bias, err);
     }
-    if (status == QV_OK) {
-        status = prepare_bias(t5, bias, err);
-    }
-done:
-    if (status != QV_OK) {
-        qv_text_free(&t5->base);
-        return status;
-    }
-    *encoder = &t5->base;
-    return QV_OK;
+    return qv_text_finish_load(encoder, &t5->base, &loader);
 }

@@ -12,8 +12,20 @@
 /* Multiply-adds of a product below which one lane is faster than waking another. */
 #define WORTH_A_LANE ((size_t)1 << 20)
 
-size_t qv_text_lanes(const qv_text_encoder *encoder, size_t rows) {
-    return rows * encoder->width * encoder->depth < WORTH_A_LANE ? 1 : qv_thread_count();
+#define MAX_BLOCKS ((size_t)4096)
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+/* The deepest product's K. */
+static size_t depth(const qv_text_encoder *encoder) {
+    return larger(larger(encoder->width, encoder->H * encoder->d), encoder->F);
+}
+
+/* Lanes that a call over `rows` rows is worth. */
+static size_t count_lanes(const qv_text_encoder *encoder, size_t rows) {
+    return rows * encoder->width * depth(encoder) < WORTH_A_LANE ? 1 : qv_thread_count();
 }
 
 /* Everything that can be wrong with ids and mask; *kept is the number of leading columns that hold a token. */
@@ -65,38 +77,24 @@ static void fill_batch(qv_text_batch *batch, const int64_t *ids, const int64_t *
     batch->key_mask = padded ? batch->mask : NULL;
 }
 
-/* out [B, M, D] = states [B, kept, D] where there is a token, else zeros */
-static void hand_out(qv_call *call, float *out, const float *states, const qv_text_batch *batch, size_t M, size_t D) {
-    for (size_t b = 0; b < batch->B; b++) {
-        for (size_t m = 0; m < M; m++) {
-            float *row = out + (b * M + m) * D;
-            if (m < batch->M && batch->mask[b * batch->M + m] != 0) {
-                call->ops->copy(call, row, D, states + (b * batch->M + m) * D, D, 1, D);
-            } else {
-                memset(row, 0, D * sizeof *row);
-            }
-        }
-    }
-}
-
 /* What every architecture needs on the arena, in front of its activations. */
 static void plan_batch(const qv_text_encoder *encoder, qv_call *call, qv_text_batch *batch, qv_arena *arena) {
     size_t rows = batch->B * batch->M;
     call->scratch = qv_arena_take(
-        arena, encoder->ops->scratch_bytes(call->lanes, rows, encoder->depth, batch->M, encoder->head_width), 1);
+        arena, encoder->ops->scratch_bytes(call->lanes, rows, depth(encoder), batch->M, encoder->d), 1);
     batch->ids = qv_arena_take(arena, rows, sizeof *batch->ids);
     batch->mask = qv_arena_take(arena, rows, sizeof *batch->mask);
 }
 
-qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, const int64_t *ids, const int64_t *mask,
-                         size_t B, size_t M, qv_error *err) {
+qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *ids, const int64_t *mask, size_t B,
+                      size_t M, qv_text_finish finish, void *context, qv_error *err) {
     qv_text_batch batch = {.B = B};
     qv_status status = check_batch(encoder, ids, mask, B, M, &batch.M, err);
     if (status != QV_OK) {
         return status;
     }
     call->ops = encoder->ops;
-    call->lanes = qv_text_lanes(encoder, B * batch.M);
+    call->lanes = count_lanes(encoder, B * batch.M);
     const float *states = NULL;
     qv_arena measure = {NULL, 0, 0, false};
     plan_batch(encoder, call, &batch, &measure);
@@ -115,18 +113,105 @@ qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, co
     fill_batch(&batch, ids, mask, M);
     status = encoder->architecture->forward(encoder, call, &batch, &arena, &states, err);
     if (status == QV_OK) {
-        hand_out(call, out, states, &batch, M, encoder->width);
+        status = finish(context, call, states, &batch, err);
     }
     qv_arena_release(&encoder->arenas, &arena);
     return status;
 }
 
+typedef struct {
+    float *out; /* [B, M, D] */
+    size_t M, D;
+} whole_output;
+
+/* out [B, M, D] = states [B, batch->M, D] where there is a token, else zeros */
+static qv_status hand_out(void *context, qv_call *call, const float *states, const qv_text_batch *batch,
+                          qv_error *err) {
+    const whole_output *output = context;
+    size_t D = output->D;
+    (void)err;
+    for (size_t b = 0; b < batch->B; b++) {
+        for (size_t m = 0; m < output->M; m++) {
+            float *row = output->out + (b * output->M + m) * D;
+            if (m < batch->M && batch->mask[b * batch->M + m] != 0) {
+                call->ops->copy(call, row, D, states + (b * batch->M + m) * D, D, 1, D);
+            } else {
+                memset(row, 0, D * sizeof *row);
+            }
+        }
+    }
+    return QV_OK;
+}
+
+qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, const int64_t *ids, const int64_t *mask,
+                         size_t B, size_t M, qv_error *err) {
+    whole_output output = {out, M, encoder->width};
+    return qv_text_run(encoder, call, ids, mask, B, M, hand_out, &output, err);
+}
+
+void qv_text_free_norm(qv_text_norm *norm) {
+    qv_vector_free(&norm->weight);
+    qv_vector_free(&norm->bias);
+}
+
 void qv_text_free(qv_text_encoder *encoder) {
-    if (encoder != NULL) {
-        qv_arena_cache_clear(&encoder->arenas);
-        encoder->architecture->free(encoder);
+    if (encoder == NULL) {
+        return;
+    }
+    for (size_t n = 0; n < encoder->L; n++) {
+        qv_text_block *block = &encoder->blocks[n];
+        qv_text_free_norm(&block->attention_norm);
+        qv_text_free_norm(&block->feed_forward_norm);
+        encoder->ops->linear_free(&block->qkv);
+        encoder->ops->linear_free(&block->o);
+        encoder->ops->linear_free(&block->hidden);
+        encoder->ops->linear_free(&block->output);
+    }
+    qv_free(encoder->blocks);
+    qv_arena_cache_clear(&encoder->arenas);
+    encoder->architecture->free(encoder);
+    qv_free(encoder);
+}
+
+/* ---- pieces of a forward pass ---- */
+
+qv_text_activations qv_text_plan(const qv_text_encoder *encoder, const qv_text_batch *batch, qv_arena *arena) {
+    size_t R = batch->B * batch->M, inner = encoder->H * encoder->d;
+    qv_text_activations a;
+    a.x = qv_arena_floats(arena, R * encoder->width);
+    a.normed = qv_arena_floats(arena, R * encoder->width);
+    a.qkv = qv_arena_floats(arena, R * 3 * inner);
+    a.attended = qv_arena_floats(arena, R * inner);
+    a.hidden = qv_arena_floats(arena, R * encoder->F);
+    return a;
+}
+
+void qv_text_self_attention(const qv_text_encoder *encoder, qv_call *call, const qv_text_batch *batch,
+                            const qv_text_activations *a, float scale, const float *bias, bool causal) {
+    size_t inner = encoder->H * encoder->d;
+    qv_attention attention = {
+        .out = a->attended, .ld_out = inner,
+        .q = a->qkv, .ld_q = 3 * inner,
+        .k = a->qkv + inner, .v = a->qkv + 2 * inner, .ld_kv = 3 * inner,
+        .key_mask = batch->key_mask, .bias = bias, .causal = causal, .scale = scale,
+        .B = batch->B, .H = encoder->H, .T = batch->M, .S = batch->M, .d = encoder->d,
+    };
+    call->ops->attention(call, &attention);
+}
+
+void qv_text_embed(const qv_text_encoder *encoder, qv_call *call, const qv_text_activations *a,
+                   const qv_tensor *const *tables, const int32_t *const *ids, size_t count, size_t R) {
+    /* The op adds a second array while it looks up, but not onto itself: take turns so that x comes last. */
+    float *targets[2] = {a->x, a->normed};
+    const float *sum = NULL;
+    for (size_t i = 0; i < count; i++) {
+        float *target = targets[(count - 1 - i) % 2];
+        call->ops->embedding(call, target, tables[i], ids[i], sum, R, encoder->width);
+        sum = target;
     }
 }
+
+/* ---- loading ---- */
 
 typedef struct {
     char text[512];
@@ -213,19 +298,67 @@ void qv_text_load_norm(qv_text_loader *loader, qv_text_norm *norm, const char *s
     load_vector(loader, &norm->bias, full.text, size);
 }
 
-void qv_text_free_norm(qv_text_norm *norm) {
-    qv_vector_free(&norm->weight);
-    qv_vector_free(&norm->bias);
+qv_status qv_text_complete_config(const qv_text_loader *loader, qv_text_config *config, const char *what,
+                                  const qv_text_size_names *names) {
+    qv_text_infer_size(loader, &config->vocab_size, names->words, 0);
+    qv_text_infer_size(loader, &config->D, names->words, 1);
+    qv_text_infer_size(loader, &config->positions, names->positions, 0);
+    qv_text_infer_size(loader, &config->F, names->hidden, 0);
+    qv_text_infer_blocks(loader, &config->L, names->block, names->leaf);
+    if (config->vocab_size == 0 || config->positions == 0 || config->D == 0 || config->H == 0 || config->F == 0 ||
+        config->L == 0) {
+        return qv_fail(loader->err, QV_ERR_VALUE,
+                       "%s: neither config nor weights (names behind '%s') say all of vocab_size (%zu), "
+                       "max_position_embeddings (%zu), hidden_size (%zu), num_attention_heads (%zu), intermediate_size "
+                       "(%zu), num_hidden_layers (%zu)",
+                       what, loader->prefix, config->vocab_size, config->positions, config->D, config->H, config->F,
+                       config->L);
+    }
+    if (config->D % config->H != 0) {
+        return qv_fail(loader->err, QV_ERR_VALUE, "%s: hidden_size %zu does not divide into num_attention_heads %zu",
+                       what, config->D, config->H);
+    }
+    return QV_OK;
 }
 
-void qv_text_embed(qv_call *call, float *out, float *spare, const qv_tensor *const *tables, const int32_t *const *ids,
-                   size_t tables_count, size_t R, size_t D) {
-    /* The op adds a second array while it looks up, but not onto itself: take turns so that the last one is `out`. */
-    float *targets[2] = {out, spare};
-    const float *sum = NULL;
-    for (size_t i = 0; i < tables_count; i++) {
-        float *target = targets[(tables_count - 1 - i) % 2];
-        call->ops->embedding(call, target, tables[i], ids[i], sum, R, D);
-        sum = target;
+void *qv_text_create(size_t size, const qv_text_architecture *architecture, const qv_ops *ops,
+                     const qv_text_config *sizes, qv_error *err) {
+    if (sizes->L > MAX_BLOCKS) {
+        qv_fail(err, QV_ERR_VALUE, "%s: %zu blocks, expected at most %zu", architecture->name, sizes->L, MAX_BLOCKS);
+        return NULL;
     }
+    qv_text_encoder *encoder = qv_allocate(1, size);
+    qv_text_block *blocks = qv_allocate(sizes->L, sizeof *blocks);
+    if (encoder == NULL || blocks == NULL) {
+        qv_free(encoder);
+        qv_free(blocks);
+        qv_fail_memory(err, architecture->name);
+        return NULL;
+    }
+    memset(encoder, 0, size);
+    memset(blocks, 0, sizes->L * sizeof *blocks);
+    encoder->architecture = architecture;
+    encoder->ops = ops;
+    encoder->width = sizes->D;
+    encoder->vocab_size = sizes->vocab_size;
+    encoder->max_tokens = sizes->positions;
+    encoder->H = sizes->H;
+    encoder->d = sizes->D / sizes->H;
+    encoder->F = sizes->F;
+    encoder->blocks = blocks;
+    encoder->L = sizes->L;
+    return encoder;
+}
+
+qv_status qv_text_finish_load(qv_text_encoder **out, qv_text_encoder *encoder, const qv_text_loader *loader) {
+    qv_status status = loader->status;
+    if (status == QV_OK) {
+        status = qv_weights_check(loader->weights, encoder->architecture->name, loader->err);
+    }
+    if (status != QV_OK) {
+        qv_text_free(encoder);
+        encoder = NULL;
+    }
+    *out = encoder;
+    return status;
 }

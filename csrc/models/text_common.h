@@ -27,15 +27,30 @@ typedef struct {
     void (*free)(qv_text_encoder *encoder);
 } qv_text_architecture;
 
+/* A norm's weight and bias; bias NULL for an RMS norm. */
+typedef struct {
+    qv_vector weight, bias; /* [D] */
+} qv_text_norm;
+
+/* The parts every architecture's block has; where its norms go, and what is between them, is the architecture's. */
+typedef struct {
+    qv_text_norm attention_norm, feed_forward_norm;
+    qv_linear_weight qkv;   /* parts q, k, v: [3 H d, D] */
+    qv_linear_weight o;     /* [D, H d] */
+    qv_linear_weight hidden; /* [F, D], or a gated [2 F, D] */
+    qv_linear_weight output; /* [D, F] */
+} qv_text_block;
+
 /* The first member of every architecture's struct. Immutable once loaded, but for the cache of arenas. */
 struct qv_text_encoder {
     const qv_text_architecture *architecture;
     const qv_ops *ops;
-    size_t width;      /* D of the states */
-    size_t vocab_size; /* ids are below it */
-    size_t max_tokens; /* M is at most this; 0: no limit */
-    size_t depth;      /* the deepest product's K */
-    size_t head_width;
+    size_t width;         /* D of the states */
+    size_t vocab_size;    /* ids are below it */
+    size_t max_tokens;    /* M is at most this; 0: no limit */
+    size_t H, d, F;       /* H d need not be D */
+    qv_text_block *blocks; /* [L] */
+    size_t L;
     qv_arena_cache arenas;
 };
 
@@ -44,8 +59,29 @@ struct qv_text_encoder {
 qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, const int64_t *ids, const int64_t *mask,
                          size_t B, size_t M, qv_error *err);
 void qv_text_free(qv_text_encoder *encoder);
-/* Lanes that a call over `rows` rows is worth: one where a product is so small that waking a worker costs more. */
-size_t qv_text_lanes(const qv_text_encoder *encoder, size_t rows);
+
+/* Run the encoder and give its states to `finish`, still on the arena. */
+typedef qv_status (*qv_text_finish)(void *context, qv_call *call, const float *states, const qv_text_batch *batch,
+                                    qv_error *err);
+qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *ids, const int64_t *mask, size_t B,
+                      size_t M, qv_text_finish finish, void *context, qv_error *err);
+
+/* What a block works on; the blocks take turns with it. */
+typedef struct {
+    float *x, *normed; /* [R, D] */
+    float *qkv;        /* [R, 3 H d] */
+    float *attended;   /* [R, H d] */
+    float *hidden;     /* [R, F] */
+} qv_text_activations;
+qv_text_activations qv_text_plan(const qv_text_encoder *encoder, const qv_text_batch *batch, qv_arena *arena);
+
+/* a->attended = each row's attention over its own tokens; bias [H, M, M] or NULL is added to the scaled scores. */
+void qv_text_self_attention(const qv_text_encoder *encoder, qv_call *call, const qv_text_batch *batch,
+                            const qv_text_activations *a, float scale, const float *bias, bool causal);
+
+/* x [R, D] = the sum of `count` tables (up to 3) at ids[i] [R]; a->normed is overwritten. */
+void qv_text_embed(const qv_text_encoder *encoder, qv_call *call, const qv_text_activations *a,
+                   const qv_tensor *const *tables, const int32_t *const *ids, size_t count, size_t R);
 
 /* Loading by name. The first failed allocation stays in `status`; missing tensors gather in `weights`. */
 typedef struct {
@@ -72,15 +108,32 @@ void qv_text_table(qv_text_loader *loader, qv_tensor *table, const char *name, s
 void qv_text_linear(qv_text_loader *loader, qv_linear_weight *weight, const char *stem, const char *const *names,
                     size_t parts, size_t columns, size_t depth, bool bias);
 
-/* A norm with weight and bias, and its name's two tensors. */
-typedef struct {
-    qv_vector weight, bias; /* [D] */
-} qv_text_norm;
 void qv_text_load_norm(qv_text_loader *loader, qv_text_norm *norm, const char *stem, const char *name, size_t size);
 void qv_text_free_norm(qv_text_norm *norm);
 
-/* out [R, D] = the sum of tables[i] at ids[i] [R], over up to 3 tables; spare [R, D] is needed for two or more. */
-void qv_text_embed(qv_call *call, float *out, float *spare, const qv_tensor *const *tables, const int32_t *const *ids,
-                   size_t tables_count, size_t R, size_t D);
+/* What the configs of BERT and CLIP say alike; sizes may be 0, then the weights say. */
+typedef struct {
+    size_t vocab_size, positions;
+    size_t D, H, F, L;
+    qv_activation activation;
+    float eps;
+} qv_text_config;
+
+/* Where a family keeps the tensors that tell sizes. */
+typedef struct {
+    const char *words, *positions; /* [vocab_size, D], [positions, D] */
+    const char *block, *leaf;      /* block n has the tensor block + "n." + leaf */
+    const char *hidden;            /* [F, D], of block 0 */
+} qv_text_size_names;
+qv_status qv_text_complete_config(const qv_text_loader *loader, qv_text_config *config, const char *what,
+                                  const qv_text_size_names *names);
+
+/* A new encoder of `size` bytes, all zero but what `sizes` says (d = D / H, max_tokens = positions), with L blank
+ * blocks; NULL with an error. */
+void *qv_text_create(size_t size, const qv_text_architecture *architecture, const qv_ops *ops,
+                     const qv_text_config *sizes, qv_error *err);
+/* The end of every load: *out = encoder, or `encoder` is freed and the loader's error or the list of missing tensors is
+ * returned. */
+qv_status qv_text_finish_load(qv_text_encoder **out, qv_text_encoder *encoder, const qv_text_loader *loader);
 
 #endif

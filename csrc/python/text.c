@@ -1,6 +1,8 @@
-/* _core.T5Encoder, BertEncoder and ClipTextEncoder: one object over any qv_text_encoder; a type adds how it is loaded. */
+/* _core.T5Encoder, BertEncoder, ClipTextEncoder: one object over any qv_text_encoder; a type adds how it is loaded. */
 #include "python/binding.h"
 
+#include "models/bert.h"
+#include "models/clip_text.h"
 #include "models/t5.h"
 
 #include <stddef.h>
@@ -14,9 +16,11 @@ typedef struct {
 
 /* ---- construction ---- */
 
-/* What an architecture needs to come from a config dict: `read` fills a config union under the GIL, `load` needs none. */
+/* How an architecture comes from a config dict: `read` fills its config under the GIL, `load` runs without it. */
 typedef union {
     qv_t5_config t5;
+    qv_bert_config bert;
+    qv_clip_text_config clip;
 } text_config;
 
 typedef struct {
@@ -101,13 +105,81 @@ static qv_status load_t5(qv_text_encoder **encoder, const text_config *config, q
     return qv_t5_load(encoder, &config->t5, weights, prefix, precision, &qv_cpu_ops, err);
 }
 
-static const text_type t5_type = {"OO|ss:T5Encoder", read_t5, load_t5};
-
-static PyObject *new_t5(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    return new_encoder(type, arguments, keywords, &t5_type);
+/* The keys that BERT's and CLIP's configs share. */
+static int read_sizes(PyObject *dict, qv_text_config *config) {
+    return qvpy_config_size(dict, "vocab_size", 0, &config->vocab_size) < 0 ||
+                   qvpy_config_size(dict, "max_position_embeddings", 0, &config->positions) < 0 ||
+                   qvpy_config_size(dict, "hidden_size", 0, &config->D) < 0 ||
+                   qvpy_config_size(dict, "num_attention_heads", 0, &config->H) < 0 ||
+                   qvpy_config_size(dict, "intermediate_size", 0, &config->F) < 0 ||
+                   qvpy_config_size(dict, "num_hidden_layers", 0, &config->L) < 0 ||
+                   qvpy_config_activation(dict, "hidden_act", 0, &config->activation) < 0 ||
+                   qvpy_config_float(dict, "layer_norm_eps", 0, &config->eps) < 0
+               ? -1
+               : 0;
 }
 
-/* The buffers' owners can refer back to the encoder. Such a cycle is cleared at its other objects: this one is immutable. */
+/* dict[key] as text; NULL where it is missing or no string. Borrowed; never raises. */
+static const char *config_text(PyObject *dict, const char *key) {
+    PyObject *value = PyDict_GetItemString(dict, key);
+    const char *text = value != NULL && PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
+    PyErr_Clear();
+    return text;
+}
+
+static int read_bert(PyObject *dict, text_config *out) {
+    qv_bert_config *config = &out->bert;
+    *config = (qv_bert_config){.sizes = {.activation = QV_GELU, .eps = 1e-12f}};
+    const char *type = config_text(dict, "model_type"), *positions = config_text(dict, "position_embedding_type");
+    config->roberta = type != NULL && (strcmp(type, "roberta") == 0 || strcmp(type, "xlm-roberta") == 0 ||
+                                       strcmp(type, "camembert") == 0);
+    if (positions != NULL && strcmp(positions, "absolute") != 0) {
+        PyErr_Format(PyExc_ValueError, "config: 'position_embedding_type' is '%s', expected absolute", positions);
+        return -1;
+    }
+    config->pad_id = config->roberta ? 1 : 0;
+    return read_sizes(dict, &config->sizes) < 0 || qvpy_config_size(dict, "pad_token_id", 0, &config->pad_id) < 0 ? -1
+                                                                                                                  : 0;
+}
+
+static qv_status load_bert(qv_text_encoder **encoder, const text_config *config, qv_weights *weights,
+                           const char *prefix, qv_precision precision, qv_error *err) {
+    return qv_bert_load(encoder, &config->bert, weights, prefix, precision, &qv_cpu_ops, err);
+}
+
+static int read_clip(PyObject *dict, text_config *out) {
+    qv_clip_text_config *config = &out->clip;
+    /* Hugging Face's defaults, which it leaves out of a combined config. */
+    *config = (qv_clip_text_config){
+        .sizes = {.H = 8, .activation = QV_QUICK_GELU, .eps = 1e-5f},
+        .end_id = 49407,
+    };
+    return read_sizes(dict, &config->sizes) < 0 || qvpy_config_size(dict, "eos_token_id", 0, &config->end_id) < 0 ? -1
+                                                                                                                  : 0;
+}
+
+static qv_status load_clip(qv_text_encoder **encoder, const text_config *config, qv_weights *weights,
+                           const char *prefix, qv_precision precision, qv_error *err) {
+    return qv_clip_text_load(encoder, &config->clip, weights, prefix, precision, &qv_cpu_ops, err);
+}
+
+static PyObject *new_t5(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    static const text_type kind = {"OO|ss:T5Encoder", read_t5, load_t5};
+    return new_encoder(type, arguments, keywords, &kind);
+}
+
+static PyObject *new_bert(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    static const text_type kind = {"OO|ss:BertEncoder", read_bert, load_bert};
+    return new_encoder(type, arguments, keywords, &kind);
+}
+
+static PyObject *new_clip(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    static const text_type kind = {"OO|ss:ClipTextEncoder", read_clip, load_clip};
+    return new_encoder(type, arguments, keywords, &kind);
+}
+
+/* The buffers' owners can refer back to the encoder. Such a cycle is cleared at its other objects: this one is
+ * immutable, and calls may be running on it. */
 static int traverse_encoder(EncoderObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     for (size_t i = 0; i < self->weights.buffer_count; i++) {
@@ -176,13 +248,41 @@ static int read_tokens(PyObject *ids, PyObject *mask, token_arrays *tokens) {
     return 0;
 }
 
-static void release_tokens(token_arrays *tokens) {
-    Py_CLEAR(tokens->ids);
-    Py_CLEAR(tokens->mask);
-}
-
 static const int64_t *mask_data(const token_arrays *tokens) {
     return tokens->mask != NULL ? PyArray_DATA(tokens->mask) : NULL;
+}
+
+typedef qv_status (*encode_function)(qv_text_encoder *encoder, qv_call *call, float *out, const int64_t *ids,
+                                     const int64_t *mask, size_t B, size_t M, qv_error *err);
+
+/* A new array [B, M, width], or [B, width] where dims is 2, filled by `run`. */
+static PyObject *run_encoder(EncoderObject *self, PyObject *ids, PyObject *mask, encode_function run, int dims,
+                             size_t width) {
+    token_arrays tokens = {0};
+    PyArrayObject *states = NULL;
+    if (read_tokens(ids, mask, &tokens) < 0) {
+        goto done;
+    }
+    size_t shape[3] = {tokens.B, dims == 3 ? tokens.M : width, width};
+    states = qvpy_new_floats(dims, shape);
+    if (states == NULL) {
+        goto done;
+    }
+    qv_error err;
+    qv_call call = {0};
+    qvpy_poll poll;
+    qvpy_release(&poll, &call);
+    qv_status status = run(self->encoder, &call, PyArray_DATA(states), PyArray_DATA(tokens.ids), mask_data(&tokens),
+                           tokens.B, tokens.M, &err);
+    qvpy_acquire(&poll);
+    if (status != QV_OK) {
+        Py_CLEAR(states);
+        qvpy_raise(&err);
+    }
+done:
+    Py_XDECREF(tokens.ids);
+    Py_XDECREF(tokens.mask);
+    return (PyObject *)states;
 }
 
 static PyObject *encode(EncoderObject *self, PyObject *arguments, PyObject *keywords) {
@@ -191,30 +291,20 @@ static PyObject *encode(EncoderObject *self, PyObject *arguments, PyObject *keyw
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:encode", names, &ids, &mask)) {
         return NULL;
     }
-    token_arrays tokens = {0};
-    PyArrayObject *states = NULL;
-    if (read_tokens(ids, mask, &tokens) < 0) {
-        goto done;
+    return run_encoder(self, ids, mask, qv_text_encode, 3, self->encoder->width);
+}
+
+static PyObject *encode_pooled(EncoderObject *self, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"ids", "mask", "project", NULL};
+    PyObject *ids, *mask = Py_None;
+    int project = 1;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|Op:encode_pooled", names, &ids, &mask, &project)) {
+        return NULL;
     }
-    size_t shape[3] = {tokens.B, tokens.M, self->encoder->width};
-    states = qvpy_new_floats(3, shape);
-    if (states == NULL) {
-        goto done;
+    if (project) {
+        return run_encoder(self, ids, mask, qv_clip_text_projected, 2, qv_clip_text_projection_width(self->encoder));
     }
-    qv_error err;
-    qv_call call = {0};
-    qvpy_poll poll;
-    qvpy_release(&poll, &call);
-    qv_status status = qv_text_encode(self->encoder, &call, PyArray_DATA(states), PyArray_DATA(tokens.ids),
-                                      mask_data(&tokens), tokens.B, tokens.M, &err);
-    qvpy_acquire(&poll);
-    if (status != QV_OK) {
-        Py_CLEAR(states);
-        qvpy_raise(&err);
-    }
-done:
-    release_tokens(&tokens);
-    return (PyObject *)states;
+    return run_encoder(self, ids, mask, qv_clip_text_pooled, 2, self->encoder->width);
 }
 
 /* ---- attributes and types ---- */
@@ -228,43 +318,64 @@ static PyObject *get_size(EncoderObject *self, void *offset) {
 #define SIZE(name, field, doc) \
     {name, (getter)get_size, NULL, doc, (void *)(uintptr_t)offsetof(qv_text_encoder, field)}
 
-static PyGetSetDef attributes[] = {
-    SIZE("width", width, "Width of a token's state."),
-    SIZE("vocab_size", vocab_size, "Ids are below it."),
-    SIZE("max_tokens", max_tokens, "The most tokens a row may have; 0: no limit."),
+static PyObject *get_projection_dim(EncoderObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromSize_t(qv_clip_text_projection_width(self->encoder));
+}
+
+#define ATTRIBUTES                                                               \
+    SIZE("width", width, "Width of a token's state."),                           \
+        SIZE("vocab_size", vocab_size, "Ids are below it."),                     \
+        SIZE("max_tokens", max_tokens, "The most tokens a row may have; 0: no limit.")
+#define ENCODE                                                                                                  \
+    {"encode", (PyCFunction)(void (*)(void))encode, METH_VARARGS | METH_KEYWORDS,                               \
+     "encode(ids, mask=None)\n--\n\nThe last hidden states, float32 [B, M, width], of integer ids [B, M].\n"    \
+     "Where mask [B, M] is 0 is padding: it is never attended to, and its states are zero."}
+
+static PyGetSetDef attributes[] = {ATTRIBUTES, {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef clip_attributes[] = {
+    ATTRIBUTES,
+    {"projection_dim", (getter)get_projection_dim, NULL, "Width of the text embedding; 0: no text_projection.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-#define ENCODE_METHOD                                                                                  \
-    {"encode", (PyCFunction)(void (*)(void))encode, METH_VARARGS | METH_KEYWORDS,                     \
-     "encode(ids, mask=None)\n--\n\nThe last hidden states, float32 [B, M, width], of integer ids [B, M].\n" \
-     "Where mask [B, M] is 0 is padding: never attended to, its states are zero."}
-
-static PyMethodDef methods[] = {
-    ENCODE_METHOD,
+static PyMethodDef methods[] = {ENCODE, {NULL, NULL, 0, NULL}};
+static PyMethodDef clip_methods[] = {
+    ENCODE,
+    {"encode_pooled", (PyCFunction)(void (*)(void))encode_pooled, METH_VARARGS | METH_KEYWORDS,
+     "encode_pooled(ids, mask=None, project=True)\n--\n\nThe state at each row's end-of-text token, through\n"
+     "text_projection, float32 [B, projection_dim]; [B, width] with project=False."},
     {NULL, NULL, 0, NULL},
 };
 
-#define ENCODER_SLOTS(create, doc, its_methods)                                                    \
-    {                                                                                              \
-        {Py_tp_new, (void *)(create)}, {Py_tp_dealloc, (void *)dealloc_encoder},                   \
-            {Py_tp_traverse, (void *)traverse_encoder}, {Py_tp_methods, (void *)(its_methods)},    \
-            {Py_tp_getset, (void *)attributes}, {Py_tp_doc, (void *)(doc)}, {0, NULL},             \
+/* The slots and the spec of one type: what differs is how it is made and what it offers. */
+#define ENCODER_TYPE(variable, type_name, create, its_methods, its_attributes, doc)                          \
+    static PyType_Slot variable##_slots[] = {                                                                \
+        {Py_tp_new, (void *)(create)},                                                                       \
+        {Py_tp_dealloc, (void *)dealloc_encoder},                                                            \
+        {Py_tp_traverse, (void *)traverse_encoder},                                                          \
+        {Py_tp_methods, (void *)(its_methods)},                                                              \
+        {Py_tp_getset, (void *)(its_attributes)},                                                            \
+        {Py_tp_doc, (void *)(type_name "(config, weights, precision='float32', prefix='text_model.')\n--\n\n" doc)}, \
+        {0, NULL},                                                                                           \
+    };                                                                                                       \
+    static PyType_Spec variable##_spec = {                                                                   \
+        .name = "qavit._core." type_name,                                                                    \
+        .basicsize = sizeof(EncoderObject),                                                                  \
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,                                                    \
+        .slots = variable##_slots,                                                                           \
     }
-#define ENCODER_SPEC(type_name, its_slots)                                                         \
-    {.name = "qavit._core." type_name, .basicsize = sizeof(EncoderObject),                         \
-     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, .slots = (its_slots)}
-#define SIGNATURE(type_name) type_name "(config, weights, precision='float32', prefix='text_model.')\n--\n\n"
 
-static PyType_Slot t5_slots[] = ENCODER_SLOTS(new_t5, SIGNATURE("T5Encoder") "The encoder of a T5.", methods);
-
-static PyType_Spec t5_spec = ENCODER_SPEC("T5Encoder", t5_slots);
+ENCODER_TYPE(t5, "T5Encoder", new_t5, methods, attributes, "The encoder of a T5 over mapped weights.");
+ENCODER_TYPE(bert, "BertEncoder", new_bert, methods, attributes, "A BERT or RoBERTa over mapped weights.");
+ENCODER_TYPE(clip, "ClipTextEncoder", new_clip, clip_methods, clip_attributes,
+             "CLIP's text encoder over mapped weights.");
 
 int qvpy_add_text(PyObject *module) {
     struct {
         const char *name;
         PyType_Spec *spec;
-    } types[] = {{"T5Encoder", &t5_spec}};
+    } types[] = {{"T5Encoder", &t5_spec}, {"BertEncoder", &bert_spec}, {"ClipTextEncoder", &clip_spec}};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
         PyObject *type = PyType_FromSpec(types[i].spec);
         if (type == NULL || PyModule_AddObject(module, types[i].name, type) < 0) {
