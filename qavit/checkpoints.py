@@ -513,9 +513,7 @@ def _open_checkpoint(
     name = file.name
     if any("visual_encoder." in key for key in tensors):
         if vision is not None or text is not None:
-            raise ValueError(
-                "vision= and text= do not go with a BLIP checkpoint, which holds both halves; give tokenizer="
-            )
+            raise ValueError("vision= and text= do not go with a BLIP checkpoint, which holds both halves; give tokenizer=")
         stored = {_unwrap(key): tensor for key, tensor in tensors.items()}
         return _open_blip(stored, {}, None, tokenizer, options, size, name)
     return _open_halves(_sort_names(tensors, name), others, vision, text, tokenizer, options, size, name)
@@ -547,9 +545,7 @@ def _open_halves(
         if "vision_model.embeddings.class_embedding" not in tensors:
             _fill(tensors, _vision_names(_folder_weights(vision_folder, "vision")))
     if "vision_model.embeddings.class_embedding" not in tensors:
-        raise ValueError(
-            f"{name}: no vision tower (vision_model.embeddings.class_embedding); give vision= a CLIP folder"
-        )
+        raise ValueError(f"{name}: no vision tower (vision_model.embeddings.class_embedding); give vision= a CLIP folder")
     text_config: dict[str, Any] | None = None
     if text_folder is not None:
         text_config = _text_folder(tensors, text_folder)
@@ -557,9 +553,7 @@ def _open_halves(
         text_config, text_folder = _clip_text_half(tensors, vision_folder)
     if text_config is None and any(key.startswith("text_model.") for key in tensors):
         if not options.get("text"):
-            raise ValueError(
-                f"{name}: it holds a text encoder; give text= the folder with its config.json and tokenizer"
-            )
+            raise ValueError(f"{name}: it holds a text encoder; give text= the folder with its config.json and tokenizer")
         text_config = {"model_type": "t5"}
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
     if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float))):
@@ -642,9 +636,7 @@ def _assemble(
         complete["integration_point"] = layouts.integration_point(integrated, blocks, vision.get("integration_point"))
         complete["instruction_dim"] = instruct
     elif vision.get("integration_point") is not None:
-        raise ValueError(
-            f"{what}: integration_point {vision['integration_point']!r}, but no block has instruct weights"
-        )
+        raise ValueError(f"{what}: integration_point {vision['integration_point']!r}, but no block has instruct weights")
     tokens = layouts.need(tensors, "vision_model.embeddings.position_embedding.weight", 2, what)[0]
     expected.update(layouts.clip_vision_shapes(complete, tokens, integrated, instruct))
     width = complete["hidden_size"]
@@ -730,9 +722,7 @@ def _open_blip(
 ) -> ModelSource:
     unknown = [str(key) for key in options if key not in (*_OPTIONS, "embed_dim", "max_txt_len")]
     if unknown:
-        raise ValueError(
-            f"config: {', '.join(unknown)} not known; expected 'vision' and 'text' with what files cannot tell"
-        )
+        raise ValueError(f"config: {', '.join(unknown)} not known; expected 'vision' and 'text' with what files cannot tell")
     for key in ("vision", "text"):
         if options.get(key) is not None and not isinstance(options[key], Mapping):
             raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")

@@ -152,9 +152,7 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     prefix = "vision_model."
     width, channels, patch, patch2 = need(tensors, prefix + "embeddings.patch_embedding.weight", 4, what)
     if channels != 3 or patch != patch2:
-        raise ValueError(
-            f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches"
-        )
+        raise ValueError(f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches")
     tokens = need(tensors, prefix + "embeddings.position_embedding.weight", 2, what)[0]
     blocks = count_blocks(tensors, prefix + "encoder.layers.")
     if blocks == 0:
@@ -271,9 +269,7 @@ def blip_configs(
     """Hugging Face's keys for both halves of BLIP image-text matching; ``text`` may be LAVIS's med_config."""
     width, channels, patch, patch2 = need(tensors, "visual_encoder.patch_embed.proj.weight", 4, what)
     if channels != 3 or patch != patch2:
-        raise ValueError(
-            f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches"
-        )
+        raise ValueError(f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches")
     side = _grid(need(tensors, "visual_encoder.pos_embed", 3, what)[1] - 1, what)
     vision_sizes = {
         "hidden_size": width,
@@ -297,9 +293,7 @@ def blip_configs(
     }
     settle(text, text_sizes, what + ": text")
     if text_sizes["encoder_width"] != width:
-        raise ValueError(
-            f"{what}: the text half expects images {text_sizes['encoder_width']} wide, they are {width} wide"
-        )
+        raise ValueError(f"{what}: the text half expects images {text_sizes['encoder_width']} wide, they are {width} wide")
     # The published models (vision 768 or 1024 wide, text 768) have heads 64 wide; of others no shape tells.
     vision_heads, text_heads = {768: 12, 1024: 16}.get(width), {768: 12}.get(text_width)
     vision_config = {
@@ -547,9 +541,7 @@ def _merge(target: str, base: Any, entry: dict[str, Any], alpha: float | None, w
     a, b, shape = shape_of(entry["A"]), shape_of(entry["B"]), shape_of(base)
     rows, columns = (a[-1], b[0]) if entry["embedding"] else (b[0], a[-1])
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] == 0 or shape != (rows, columns):
-        raise ValueError(
-            f"{what}: {target} {list(shape)} has LoRA factors A {list(a)} and B {list(b)}, which do not fit"
-        )
+        raise ValueError(f"{what}: {target} {list(shape)} has LoRA factors A {list(a)} and B {list(b)}, which do not fit")
     rank = a[0]
     if alpha is None:
         if rank != 16:

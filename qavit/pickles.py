@@ -90,7 +90,8 @@ def _tensor(storage: Any, first: Any, shape: Any, strides: Any, dtype: str | Non
         raise ValueError(f"a tensor with {len(shape)} sizes and {len(strides)} strides")
     if not all(is_count(number) for number in (first, *shape, *strides)):
         raise ValueError(
-            f"a tensor of shape {shape[:8]}, strides {strides[:8]} and offset {first!r}: expected sizes >= 0"
+            f"a tensor of shape ({_numbers(shape)}), strides ({_numbers(strides)}) and offset {_numbers((first,))}: "
+            "expected whole numbers from 0"
         )
     if dtype is not None and storage.swap and ITEM_SIZES[dtype] > 1:
         raise ValueError("an untyped storage in the other byte order")
@@ -105,6 +106,11 @@ def _tensor(storage: Any, first: Any, shape: Any, strides: Any, dtype: str | Non
     elif math.prod(size for size in shape if size) >= 1 << 62:
         raise ValueError(f"a tensor of shape {shape}: the sizes overflow")
     return StoredTensor(storage, dtype, shape, strides, first)
+
+
+def _numbers(values: tuple[Any, ...]) -> str:
+    """For messages: printing other values than numbers could take for ever, where containers share their parts."""
+    return ", ".join(str(value) if isinstance(value, (int, float)) else type(value).__name__ for value in values)
 
 
 def _rebuild_tensor(arguments: tuple[Any, ...]) -> StoredTensor:
@@ -167,7 +173,7 @@ def _numpy_dtype(arguments: tuple[Any, ...]) -> Record:
         or len(code) != 2
         or code not in {"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u1", "b1"}
     ):
-        raise ValueError(f"a NumPy number of type {str(code)[:20]!r}")
+        raise ValueError(f"a NumPy number of type {code[:20] if isinstance(code, str) else type(code).__name__}")
     record = Record("numpy.dtype")
     record.items = [code]
     return record
@@ -199,6 +205,7 @@ _BUILDERS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch.device": lambda arguments: ":".join(str(part) for part in arguments if isinstance(part, (str, int))),
     "torch.serialization._get_layout": lambda arguments: _one(arguments, (str,), ""),
     "collections.OrderedDict": _pairs,
+    "collections.defaultdict": lambda arguments: {},  # its factory, if any, is a name
     "_codecs.encode": _encode,
     "numpy.dtype": _numpy_dtype,
     "numpy.core.multiarray.scalar": _numpy_scalar,
@@ -225,15 +232,12 @@ _RECORDS = {
     "omegaconf.base.Metadata",
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path")),
 }
+_PLAIN_TYPES = ("int", "long", "float", "str", "unicode", "bool", "bytes", "dict", "list", "tuple", "set")
 #: Names that may be mentioned and stand for nothing more.
 _NAMES = {
     "typing.Any",
     *(f"torch.{name}" for name in (*_TORCH_DTYPES, "strided", "contiguous_format", "preserve_format", "cfloat")),
-    *(
-        f"{module}.{name}"
-        for module in ("builtins", "__builtin__")
-        for name in ("int", "float", "str", "bool", "bytes")
-    ),
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _PLAIN_TYPES),
     *(f"torch.{name}" for name in _STORAGES),
     *(f"torch.cuda.{name}" for name in _STORAGES),
     "torch.storage.UntypedStorage",
@@ -411,25 +415,11 @@ def _kind(value: Any) -> str:
     return value.name if isinstance(value, (_Global, Record)) else type(value).__name__
 
 
-def _integer(text: str) -> Any:
-    if text in {"00", "01"}:
-        return text == "01"
-    if len(text) > 40:
-        raise ValueError("a number of more than 40 digits")
-    return int(text.rstrip("L"))
-
-
 def _long(machine: _Interpreter, width: int) -> int:
     count = machine.size(width)
     if count > 255:
         raise ValueError("a number of more than 255 bytes")
     return int.from_bytes(machine.take(count), "little", signed=True)
-
-
-def _quoted(text: str) -> str:
-    if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"" or "\\" in text:
-        raise ValueError("a text that is not quoted plainly")
-    return text[1:-1]
 
 
 def _tuple(machine: _Interpreter, count: int) -> None:
@@ -462,19 +452,14 @@ def _operations() -> dict[int, Callable[[_Interpreter], Any]]:
         "N": push(lambda machine: None),
         "\x88": push(lambda machine: True),
         "\x89": push(lambda machine: False),
-        "I": push(lambda machine: _integer(machine.line())),
-        "L": push(lambda machine: _integer(machine.line())),
         "J": push(lambda machine: int.from_bytes(machine.take(4), "little", signed=True)),
         "K": push(lambda machine: machine.size(1)),
         "M": push(lambda machine: machine.size(2)),
         "\x8a": push(lambda machine: _long(machine, 1)),
         "\x8b": push(lambda machine: _long(machine, 4)),
-        "F": push(lambda machine: float(machine.line())),
         "G": push(lambda machine: struct.unpack(">d", machine.take(8))[0]),
-        "S": push(lambda machine: _quoted(machine.line())),
         "T": old_text(4),
         "U": old_text(1),
-        "V": push(lambda machine: machine.line()),
         "X": text(4),
         "\x8c": text(1),
         "\x8d": text(8),
@@ -504,14 +489,11 @@ def _operations() -> dict[int, Callable[[_Interpreter], Any]]:
         "\x81": lambda machine: machine.call(),  # NEWOBJ
         "\x92": lambda machine: machine.call_with_names(),  # NEWOBJ_EX
         "b": lambda machine: machine.build(),
-        "p": lambda machine: machine.remember(int(machine.line())),
         "q": lambda machine: machine.remember(machine.size(1)),
         "r": lambda machine: machine.remember(machine.size(4)),
         "\x94": lambda machine: machine.remember(len(machine.memo)),
-        "g": lambda machine: machine.recall(int(machine.line())),
         "h": lambda machine: machine.recall(machine.size(1)),
         "j": lambda machine: machine.recall(machine.size(4)),
-        "P": lambda machine: machine.persistent(machine.line()),
         "Q": lambda machine: machine.persistent(machine.pop()),
     }
     return {ord(code): operation for code, operation in named.items()}
@@ -593,8 +575,8 @@ class Storage:
 
 def storage_dtype(kind: Any) -> str:
     """The dtype of a storage class that a pickle names."""
-    name = kind.name if isinstance(kind, _Global) else str(kind)
-    dtype = _STORAGES.get(name.rsplit(".", 1)[-1])
+    name = _kind(kind)
+    dtype = _STORAGES.get(name.rsplit(".", 1)[-1]) if isinstance(kind, _Global) else None
     if dtype is None:
         raise ValueError(f"a storage of type {name[:80]}")
     return dtype

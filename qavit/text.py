@@ -247,8 +247,7 @@ def _byte_pairs(vocab_path: Path, merges_path: Path) -> str:
         raise FileNotFoundError(f"tokenizer: {vocab_path} needs merges.txt beside it")
     vocabulary = parse_json(read_bytes(vocab_path), str(vocab_path))
     if not isinstance(vocabulary, dict) or not all(
-        isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 1 << 31
-        for number in vocabulary.values()
+        isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 1 << 31 for number in vocabulary.values()
     ):
         raise ValueError(f"{vocab_path}: expected an object of token numbers")
     merges = []

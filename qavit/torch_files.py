@@ -94,10 +94,13 @@ class _Archive:
         if self.inflated > limit:
             raise ValueError(f"it grows to more than {limit} bytes when it is unpacked")
         inflater = zlib.decompressobj(-15)
-        with memoryview(self.mapped) as view:
-            data = inflater.decompress(view[start : start + info.compress_size], info.file_size + 1)
-        if len(data) != info.file_size or not inflater.eof:
-            raise ValueError(f"the member {info.filename[:120]!r} does not unpack to its stated size")
+        try:
+            with memoryview(self.mapped) as view, view[start : start + info.compress_size] as packed:
+                data = inflater.decompress(packed, info.file_size + 1)
+        except zlib.error as err:
+            raise ValueError(f"the member {info.filename[:120]!r} does not unpack: {err}") from None
+        if len(data) != info.file_size or not inflater.eof or zlib.crc32(data) != info.CRC:
+            raise ValueError(f"the member {info.filename[:120]!r} does not unpack to its stated size and checksum")
         return data, 0
 
     def find_storage(self, identity: Any) -> Storage:
@@ -194,11 +197,13 @@ class _Legacy:
         version, position = self.read(position)
         system, position = self.read(position)
         if version != 1001 or not isinstance(system, dict):
-            raise ValueError(f"format version {str(version)[:20]}, expected 1001")
+            raise ValueError("a version of the format that is not 1001")
         self.swap = bool(system.get("little_endian", True)) != (sys.byteorder == "little")
         root, position = self.read(position, self.find_storage)
         keys, position = self.read(position)
-        if not isinstance(keys, list) or {str(key) for key in keys} != set(self.found) or len(keys) != len(self.found):
+        if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
+            raise ValueError("the storages have no list")
+        if {str(key) for key in keys} != set(self.found) or len(keys) != len(self.found):
             raise ValueError("the list of storages does not match the tensors")
         for key in keys:
             storage = self.found[str(key)]
@@ -274,7 +279,9 @@ def state_dict(content: Any, path: Path_) -> tuple[Stored, dict[str, Any]]:
         else:
             others.setdefault(str(name), value)
     if not tensors:
-        raise ValueError(f"{path}: it holds no tensors (its entries: {', '.join(map(str, list(content)[:8]))})")
+        raise ValueError(
+            f"{path}: it holds no tensors (its entries: {', '.join(str(key)[:80] for key in list(content)[:8])})"
+        )
     return tensors, others
 
 
@@ -286,6 +293,4 @@ def open_torch_weights(path: Path_) -> Stored:
 def open_torch_index(path: Path_) -> Stored:
     """The tensors of the shards that a ``pytorch_model.bin.index.json`` names."""
     folder = Path(path).parent
-    return join_shards(
-        path, ((name, names, open_torch_weights(folder / name)) for name, names in index_files(path).items())
-    )
+    return join_shards(path, ((name, names, open_torch_weights(folder / name)) for name, names in index_files(path).items()))
