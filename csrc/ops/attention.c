@@ -63,13 +63,13 @@ static head_view view_head(const qv_attention *a, size_t b, size_t h) {
 }
 
 /* keys [panels, d, width] = the transposed rows of x [n, d], as keys first.. of the whole */
-static void pack_keys(float *keys, size_t first, const float *x, size_t ld, size_t n, size_t d, size_t width) {
-    for (size_t s = 0; s < n; s++) {
-        size_t place = first + s;
-        float *out = keys + place / width * d * width + place % width;
-        for (size_t i = 0; i < d; i++) {
-            out[i * width] = x[s * ld + i];
-        }
+static void pack_keys(const qv_kernels *kernels, float *keys, size_t first, const float *x, size_t ld, size_t n,
+                      size_t d) {
+    size_t width = kernels->panel_columns;
+    for (size_t s = 0; s < n;) {
+        size_t place = first + s, room = width - place % width, count = n - s < room ? n - s : room;
+        kernels->transpose(keys + place / width * d * width + place % width, width, x + s * ld, ld, count, d);
+        s += count;
     }
 }
 
@@ -93,8 +93,8 @@ static void pack_head(const attention_work *w, const lane_scratch *scratch, cons
         float *row = scratch->keys + (padded - width) * a->d + i * width;
         memset(row + keys % width, 0, (padded - keys) * sizeof *row);
     }
-    pack_keys(scratch->keys, 0, head->extra_k, a->ld_extra, a->M, a->d, width);
-    pack_keys(scratch->keys, a->M, head->k, a->ld_kv, a->S, a->d, width);
+    pack_keys(w->kernels, scratch->keys, 0, head->extra_k, a->ld_extra, a->M, a->d);
+    pack_keys(w->kernels, scratch->keys, a->M, head->k, a->ld_kv, a->S, a->d);
     if (a->out == NULL) {
         return;
     }

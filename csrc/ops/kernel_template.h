@@ -4,7 +4,7 @@
  *   TILE_ROWS, TILE_VECTORS    the register tile
  *   zero, set1, load, store, load_part, store_part (the first n < WIDTH floats), multiply_add (a b + c), largest,
  *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
- *   reduce_sum, reduce_max
+ *   reduce_sum, reduce_max, transpose_block (WIDTH x WIDTH)
  * and KERNELS, the table's name, with NAME and PACKS_WEIGHTS. With MULTIPLY_BFLOAT16 also TARGET_BFLOAT16 and
  * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and round_bfloat16. */
 
@@ -154,6 +154,20 @@ TARGET static void add_scaled(float *out, const float *x, float factor, size_t n
     }
 }
 
+TARGET static void transpose(float *out, size_t ld_out, const float *in, size_t ld_in, size_t rows, size_t columns) {
+    size_t whole_rows = rows / WIDTH * WIDTH, whole_columns = columns / WIDTH * WIDTH;
+    for (size_t r = 0; r < whole_rows; r += WIDTH) {
+        for (size_t c = 0; c < whole_columns; c += WIDTH) {
+            transpose_block(out + c * ld_out + r, ld_out, in + r * ld_in + c, ld_in);
+        }
+    }
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t c = r < whole_rows ? whole_columns : 0; c < columns; c++) {
+            memcpy(out + c * ld_out + r, in + r * ld_in + c, sizeof *out);
+        }
+    }
+}
+
 /* ---- norms ---- */
 
 TARGET static void layer_norm(float *out, const float *x, const float *weight, const float *bias, float eps, size_t n) {
@@ -284,6 +298,7 @@ const qv_kernels KERNELS = {
     .scale = scale_row,
     .dot = dot,
     .add_scaled = add_scaled,
+    .transpose = transpose,
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
 };

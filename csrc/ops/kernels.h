@@ -46,6 +46,8 @@ typedef struct {
     float (*dot)(const float *a, const float *b, size_t n);
     /* out [n] += factor x [n] */
     void (*add_scaled)(float *out, const float *x, float factor, size_t n);
+    /* out [columns, rows] = in [rows, columns]^T, of any 4-byte items: their bits are kept */
+    void (*transpose)(float *out, size_t ld_out, const float *in, size_t ld_in, size_t rows, size_t columns);
     void (*layer_norm)(float *out, const float *x, const float *weight, const float *bias, float eps, size_t n);
     void (*rms_norm)(float *out, const float *x, const float *weight, float eps, size_t n);
 } qv_kernels;

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #define TARGET __attribute__((target("avx2,fma")))
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma")))
@@ -62,6 +63,32 @@ INLINE float reduce_max(vec x) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_max_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+/* out [8, 8] = in^T: pairs, fours, then halves of the registers change places */
+INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t ld_in) {
+    __m256 a[8], b[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++) {
+        a[i] = load(in + i * ld_in);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (size_t i = 0; i < 8; i += 4) {
+        a[i] = (__m256)_mm256_unpacklo_pd((__m256d)b[i], (__m256d)b[i + 2]);
+        a[i + 1] = (__m256)_mm256_unpackhi_pd((__m256d)b[i], (__m256d)b[i + 2]);
+        a[i + 2] = (__m256)_mm256_unpacklo_pd((__m256d)b[i + 1], (__m256d)b[i + 3]);
+        a[i + 3] = (__m256)_mm256_unpackhi_pd((__m256d)b[i + 1], (__m256d)b[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        store(out + i * ld_out, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        store(out + (i + 4) * ld_out, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
 }
 
 #define KERNELS qv_kernels_avx2

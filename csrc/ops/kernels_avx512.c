@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #define FEATURES "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #define TARGET __attribute__((target(FEATURES)))
@@ -62,6 +63,41 @@ INLINE float reduce_sum(vec x) {
 }
 INLINE float reduce_max(vec x) {
     return _mm512_reduce_max_ps(x);
+}
+
+/* out [16, 16] = in^T: pairs, fours, then quarters of the registers change places */
+INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t ld_in) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < 16; i++) {
+        a[i] = load(in + i * ld_in);
+    }
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 16; i += 4) {
+        a[i] = (__m512)_mm512_unpacklo_pd((__m512d)b[i], (__m512d)b[i + 2]);
+        a[i + 1] = (__m512)_mm512_unpackhi_pd((__m512d)b[i], (__m512d)b[i + 2]);
+        a[i + 2] = (__m512)_mm512_unpacklo_pd((__m512d)b[i + 1], (__m512d)b[i + 3]);
+        a[i + 3] = (__m512)_mm512_unpackhi_pd((__m512d)b[i + 1], (__m512d)b[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        store(out + i * ld_out, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
+        store(out + (i + 8) * ld_out, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd));
+        store(out + (i + 4) * ld_out, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88));
+        store(out + (i + 12) * ld_out, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xdd));
+    }
 }
 
 INLINE_BFLOAT16 pairs set1_pair(uint32_t pair) {

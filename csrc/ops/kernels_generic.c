@@ -78,6 +78,15 @@ INLINE float reduce_max(vec x) {
     return a > b ? a : b;
 }
 
+/* out [4, 4] = in^T */
+INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t ld_in) {
+    for (size_t i = 0; i < WIDTH; i++) {
+        for (size_t j = 0; j < WIDTH; j++) {
+            memcpy(out + i * ld_out + j, in + j * ld_in + i, sizeof *out);
+        }
+    }
+}
+
 #define KERNELS qv_kernels_generic
 #define NAME "openblas"
 #define PACKS_WEIGHTS false

@@ -46,7 +46,7 @@ static size_t panels_of(const qv_linear_weight *weight, size_t part, size_t pane
 typedef struct {
     const qv_kernels *kernels;
     const qv_linear_source *source;
-    uint32_t *packed; /* [panels, packed depth, panel_columns] */
+    float *packed; /* [panels, packed depth, panel_columns]; in bfloat16 an item is a pair */
     size_t columns, depth, steps;
     bool bfloat16;
 } pack_work;
@@ -58,7 +58,7 @@ static void pack_panel(void *context, size_t task, size_t lane) {
     float rows[QV_MAX_PANEL * PACK_STRIDE], spare[PACK_STEPS];
     size_t width = w->kernels->panel_columns, first = task * width;
     size_t columns = w->columns - first < width ? w->columns - first : width;
-    uint32_t *panel = w->packed + task * w->steps * width;
+    float *panel = w->packed + task * w->steps * width;
     memset(rows, 0, sizeof rows);
     for (size_t k = 0; k < w->depth; k += PACK_STEPS) {
         size_t count = w->depth - k < PACK_STEPS ? w->depth - k : PACK_STEPS;
@@ -72,13 +72,8 @@ static void pack_panel(void *context, size_t task, size_t lane) {
                 w->kernels->round_bfloat16((uint16_t *)row, row, 2 * steps);
             }
         }
-        uint32_t *out = panel + (w->bfloat16 ? k / 2 : k) * width;
-        const uint32_t *in = (const uint32_t *)rows;
-        for (size_t s = 0; s < steps; s++) {
-            for (size_t c = 0; c < width; c++) {
-                memcpy(out + s * width + c, in + c * PACK_STRIDE + s, sizeof *out);
-            }
-        }
+        float *out = panel + (w->bfloat16 ? k / 2 : k) * width;
+        w->kernels->transpose(out, width, rows, PACK_STRIDE, width, steps);
     }
 }
 
@@ -88,7 +83,7 @@ static qv_status prepare_packed(qv_linear_weight *weight, const qv_linear_source
     for (size_t i = 0; i < parts; i++) {
         panels += panels_of(weight, i, kernels->panel_columns);
     }
-    uint32_t *packed = NULL;
+    float *packed = NULL;
     if (qv_multiply_size(panels * kernels->panel_columns, steps, &bytes)) {
         packed = qv_allocate(bytes, sizeof *packed);
     }
@@ -225,13 +220,13 @@ typedef struct {
 /* Columns of group `group` among the columns asked for: where they begin, how many, and their panel. */
 typedef struct {
     size_t column, columns;
-    const uint32_t *panel;
+    const float *panel;
 } column_group;
 
 static column_group find_group(const product_work *w, size_t group) {
     const qv_linear_weight *weight = w->weight;
     size_t width = w->kernels->panel_columns, steps = packed_depth(weight), start = 0;
-    const uint32_t *panel = weight->packed;
+    const float *panel = weight->packed;
     for (size_t part = 0; part < weight->parts; part++) {
         size_t columns = weight->part_columns[part];
         if (start >= w->first && start < w->first + w->count) {
@@ -265,7 +260,7 @@ static void multiply_group(void *context, size_t task, size_t lane) {
         qv_panel_product product = {
             .out = w->out + row * w->ld_out + column,
             .ld_out = w->ld_out,
-            .x = (const uint32_t *)w->x + row * w->ld_x,
+            .x = (const float *)w->x + row * w->ld_x,
             .ld_x = w->ld_x,
             .panel = group.panel + c * steps,
             .rows = w->rows - row < w->chunk ? w->rows - row : w->chunk,
@@ -275,7 +270,7 @@ static void multiply_group(void *context, size_t task, size_t lane) {
             .bias = w->weight->bias != NULL ? w->weight->bias + group.column + c : NULL,
             .epilogue = w->epilogue,
             .prefetch = prefetch,
-            .prefetch_end = prefetch + block * width * sizeof(uint32_t),
+            .prefetch_end = prefetch + block * width * sizeof(float),
         };
         if (w->epilogue != NULL) {
             const qv_epilogue *e = w->epilogue;
