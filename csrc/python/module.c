@@ -20,6 +20,7 @@ static int execute(PyObject *module) {
         qvpy_add_vit,
         qvpy_add_text,
         qvpy_add_blip,
+        qvpy_add_images,
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         if (parts[i](module) < 0) {

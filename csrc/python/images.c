@@ -1,0 +1,171 @@
+/* Image files and pictures. */
+#include "python/binding.h"
+
+#include "base/memory.h"
+#include "image/decode.h"
+#include "image/preprocess.h"
+#include "image/resize.h"
+
+#define MAX_EDGE ((Py_ssize_t)1 << 24)
+#define MAX_MODEL_EDGE ((Py_ssize_t)1 << 14)
+
+static void free_pixels(PyObject *capsule) {
+    qv_free(PyCapsule_GetPointer(capsule, "qavit pixels"));
+}
+
+/* The picture's memory as an array [H, W, 3], which frees it; on failure it is freed here. */
+static PyObject *wrap_picture(qv_picture *picture) {
+    npy_intp shape[3] = {(npy_intp)picture->height, (npy_intp)picture->width, 3};
+    PyObject *owner = PyCapsule_New(picture->pixels, "qavit pixels", free_pixels);
+    if (owner == NULL) {
+        qv_picture_free(picture);
+        return NULL;
+    }
+    PyObject *array = PyArray_SimpleNewFromData(3, shape, NPY_UINT8, picture->pixels);
+    if (array == NULL) {
+        Py_DECREF(owner);
+        return NULL;
+    }
+    if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) { /* takes the reference, also when it fails */
+        Py_DECREF(array);
+        return NULL;
+    }
+    return array;
+}
+
+static PyObject *decode_image(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"data", "exif", "max_pixels", NULL};
+    (void)module;
+    Py_buffer data;
+    int exif = 1;
+    Py_ssize_t max_pixels = 89478485;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*|pn:decode_image", names, &data, &exif, &max_pixels)) {
+        return NULL;
+    }
+    qv_error err;
+    qv_picture picture;
+    qv_status status;
+    size_t limit = max_pixels < 0 ? 0 : (size_t)max_pixels;
+    Py_BEGIN_ALLOW_THREADS;
+    status = qv_image_decode(&picture, data.buf, (size_t)data.len, exif != 0, limit, &err);
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&data);
+    return status == QV_OK ? wrap_picture(&picture) : qvpy_raise(&err);
+}
+
+/* The argument as uint8 [H, W, 3] with H and W at least 1; other types are refused, not converted. */
+static PyArrayObject *picture_array(PyObject *object) {
+    if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != NPY_UINT8) {
+        PyErr_Format(PyExc_TypeError, "picture: expected a uint8 array [H, W, 3], got %R", (PyObject *)Py_TYPE(object));
+        return NULL;
+    }
+    PyArrayObject *array = qvpy_array(object, "picture", NPY_UINT8, 3);
+    if (array == NULL) {
+        return NULL;
+    }
+    const npy_intp *shape = PyArray_DIMS(array);
+    if (shape[2] != 3 || shape[0] < 1 || shape[1] < 1 || shape[0] > PY_SSIZE_T_MAX / 64 ||
+        shape[1] > PY_SSIZE_T_MAX / 64) {
+        PyErr_Format(PyExc_ValueError, "picture has the shape [%zd, %zd, %zd], expected [H, W, 3]",
+                     (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2]);
+        Py_DECREF(array);
+        return NULL;
+    }
+    return array;
+}
+
+static PyObject *resize_image(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"picture", "height", "width", NULL};
+    (void)module;
+    PyObject *object;
+    Py_ssize_t height, width;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Onn:resize_image", names, &object, &height, &width)) {
+        return NULL;
+    }
+    if (height < 1 || width < 1 || height > MAX_EDGE || width > MAX_EDGE) {
+        return PyErr_Format(PyExc_ValueError, "height and width are %zd and %zd, expected 1 to %zd", height, width,
+                            MAX_EDGE);
+    }
+    PyArrayObject *picture = picture_array(object);
+    if (picture == NULL) {
+        return NULL;
+    }
+    npy_intp shape[3] = {height, width, 3};
+    PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(3, shape, NPY_UINT8);
+    if (out == NULL) {
+        Py_DECREF(picture);
+        return NULL;
+    }
+    qv_error err;
+    qv_status status;
+    qv_window window = {0, 0, (size_t)height, (size_t)width};
+    Py_BEGIN_ALLOW_THREADS;
+    status = qv_resize_bicubic(PyArray_DATA(out), PyArray_DATA(picture), (size_t)PyArray_DIM(picture, 0),
+                               (size_t)PyArray_DIM(picture, 1), (size_t)height, (size_t)width, window, &err);
+    Py_END_ALLOW_THREADS;
+    Py_DECREF(picture);
+    if (status != QV_OK) {
+        Py_DECREF(out);
+        return qvpy_raise(&err);
+    }
+    return (PyObject *)out;
+}
+
+static PyObject *preprocess_image(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"picture", "size", "resize_exact", "mean", "std", NULL};
+    (void)module;
+    PyObject *object;
+    Py_ssize_t size;
+    int exact;
+    qv_preprocessing how;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Onp(fff)(fff):preprocess_image", names, &object, &size, &exact,
+                                     &how.mean[0], &how.mean[1], &how.mean[2], &how.std[0], &how.std[1],
+                                     &how.std[2])) {
+        return NULL;
+    }
+    if (size < 1 || size > MAX_MODEL_EDGE) {
+        return PyErr_Format(PyExc_ValueError, "size is %zd, expected 1 to %zd", size, MAX_MODEL_EDGE);
+    }
+    how.size = (size_t)size;
+    how.exact = exact != 0;
+    PyArrayObject *picture = picture_array(object);
+    if (picture == NULL) {
+        return NULL;
+    }
+    const size_t shape[3] = {3, how.size, how.size};
+    PyArrayObject *out = qvpy_new_floats(3, shape);
+    if (out == NULL) {
+        Py_DECREF(picture);
+        return NULL;
+    }
+    qv_error err;
+    qv_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = qv_preprocess(PyArray_DATA(out), PyArray_DATA(picture), (size_t)PyArray_DIM(picture, 0),
+                           (size_t)PyArray_DIM(picture, 1), &how, &err);
+    Py_END_ALLOW_THREADS;
+    Py_DECREF(picture);
+    if (status != QV_OK) {
+        Py_DECREF(out);
+        return qvpy_raise(&err);
+    }
+    return (PyObject *)out;
+}
+
+/* Functions with keywords have another C type than the table's; the cast goes through a neutral one. */
+#define WITH_KEYWORDS(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef functions[] = {
+    {"decode_image", WITH_KEYWORDS(decode_image), METH_VARARGS | METH_KEYWORDS,
+     "decode_image(data, exif=True, max_pixels=89478485) -> uint8 [H, W, 3] of a JPEG, PNG or BMP file's bytes.\n"
+     "RuntimeError where another decoder may do better, ValueError where none should try."},
+    {"resize_image", WITH_KEYWORDS(resize_image), METH_VARARGS | METH_KEYWORDS,
+     "resize_image(picture, height, width) -> uint8 [height, width, 3], bicubic as Pillow's."},
+    {"preprocess_image", WITH_KEYWORDS(preprocess_image), METH_VARARGS | METH_KEYWORDS,
+     "preprocess_image(picture, size, resize_exact, mean, std) -> float32 [3, size, size]."},
+    {NULL, NULL, 0, NULL},
+};
+
+int qvpy_add_images(PyObject *module) {
+    return PyModule_AddFunctions(module, functions);
+}
