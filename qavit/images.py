@@ -1,0 +1,386 @@
+"""Pictures in: files, PIL images and arrays; and what a vision model sees of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+
+Picture = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_PIXELS = 89_478_485
+"""The largest picture read from a file, in pixels: a third of 2^28, as in Pillow."""
+MAX_FILE_BYTES = 1 << 30
+"""The largest image file read."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes pixel values.
+
+    Parameters
+    ----------
+    size : int
+        S, the edge of the model's square input in pixels.
+    resize : {"shortest_edge", "exact"}
+        Whether the shorter edge becomes S and the middle square is cut out (CLIP), or both edges become S (BLIP).
+    crop : bool
+        Whether what sticks out is cut off. "shortest_edge" needs it, with "exact" nothing sticks out.
+    mean, std : tuple of three floats
+        Of red, green and blue in [0, 1]: pixel values are (value - mean) / std.
+    """
+
+    size: int
+    resize: str = "shortest_edge"
+    crop: bool = True
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        size = self.size
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 1 <= size <= 16384:
+            raise ValueError(f"preprocessing: size is {size!r}, expected a whole number from 1 to 16384")
+        if self.resize not in ("shortest_edge", "exact"):
+            raise ValueError(f"preprocessing: resize is {self.resize!r}, expected 'shortest_edge' or 'exact'")
+        if self.resize == "shortest_edge" and not self.crop:
+            raise ValueError("preprocessing: resize 'shortest_edge' without crop leaves pictures that are not square")
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three_numbers(getattr(self, name), name))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The preprocessing that :meth:`to_dict` wrote. ValueError for a missing or unknown key."""
+        known = {"size", "resize", "crop", "mean", "std"}
+        unknown = sorted(set(values) - known)
+        if unknown or "size" not in values:
+            problem = f"unknown key {unknown[0]!r}" if unknown else "'size' is missing"
+            raise ValueError(f"preprocessing: {problem}; expected {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, strings and lists, for config.json."""
+        return {
+            "size": int(self.size),
+            "resize": self.resize,
+            "crop": self.crop,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of a picture that the model saw, in the picture's pixels; (0, 0) is the upper left corner.
+
+    The model's input, and so each map [gh, gw], covers the region evenly.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        """In pixels of the picture."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        """In pixels of the picture."""
+        return self.bottom - self.top
+
+    def to_picture(self, x: float, y: float) -> tuple[float, float]:
+        """Picture coordinates of a point of the model's input, which is given in fractions of it: (0, 0) to (1, 1)."""
+        return self.left + x * self.width, self.top + y * self.height
+
+    def from_picture(self, x: float, y: float) -> tuple[float, float]:
+        """The inverse of :meth:`to_picture`; outside of [0, 1] where the model did not see the point."""
+        return (x - self.left) / self.width, (y - self.top) / self.height
+
+    def patch(self, row: int, column: int, grid: tuple[int, int]) -> Region:
+        """The part of the picture that one patch of a grid (gh, gw) covers. IndexError outside of the grid."""
+        gh, gw = grid
+        if not (0 <= row < gh and 0 <= column < gw):
+            raise IndexError(f"patch ({row}, {column}) of a grid of {gh} rows and {gw} columns")
+        left, top = self.to_picture(column / gw, row / gh)
+        right, bottom = self.to_picture((column + 1) / gw, (row + 1) / gh)
+        return Region(left, top, right, bottom)
+
+    def patch_at(self, x: float, y: float, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """(row, column) of the patch that covers a point of the picture; None where the model did not see it."""
+        across, down = self.from_picture(x, y)
+        if not (0.0 <= across < 1.0 and 0.0 <= down < 1.0):
+            return None
+        return min(int(down * grid[0]), grid[0] - 1), min(int(across * grid[1]), grid[1] - 1)
+
+
+def load_image(image: Any, *, exif: bool = True, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read a picture.
+
+    Parameters
+    ----------
+    image : path, bytes, binary file, PIL image, or array
+        An image file's path, its bytes, or a file object open for reading them: JPEG, PNG, BMP, and all that Pillow
+        reads. A PIL image of any mode with a defined range. An array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of
+        uint8, uint16 (upper 8 bits are taken) or bool. Alpha is dropped.
+    exif : bool
+        Turn the pictures of files as their EXIF orientation says. PIL images and arrays are taken as they are.
+    max_pixels : int
+        A larger picture in a file is refused before its pixels are allocated.
+
+    Returns
+    -------
+    ndarray
+        uint8 [H, W, 3], a new array.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where no such file exists.
+    ValueError
+        For what is no picture or a broken one, with the file's name and the reason.
+    TypeError
+        For an object of another type, torch tensors among them: normalised ones are pixel values, not pictures.
+    """
+    if isinstance(image, (str, Path)) or (isinstance(image, os.PathLike) and not hasattr(image, "read")):
+        path = os.fspath(image)
+        return _decode(_read_file(path), str(path), exif, max_pixels)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _decode(bytes(image), "image", exif, max_pixels)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if hasattr(image, "convert") and hasattr(image, "getbands"):
+        try:
+            return _from_pillow(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"image: the PIL image cannot be read: {error}") from error
+    if hasattr(image, "read"):
+        data = image.read(MAX_FILE_BYTES + 1)
+        if not isinstance(data, (bytes, bytearray)):
+            raise TypeError(f"image: a file that gives {type(data).__name__}, expected one open for reading bytes ('rb')")
+        return _decode(bytes(data), str(getattr(image, "name", "image")), exif, max_pixels)
+    hint = ""
+    if hasattr(image, "detach") or hasattr(image, "__dlpack__"):
+        hint = "; give a picture as a uint8 NumPy array [H, W, 3], pixel values as floats [3, S, S]"
+    raise TypeError(f"image: expected a path, bytes, a file, a PIL image or a uint8 array, got {type(image).__name__}{hint}")
+
+
+def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArray, Region]:
+    """Resize, crop and normalise a picture as its model was trained with.
+
+    Bicubic resizing gives Pillow's bytes and the normalisation Hugging Face's CLIPImageProcessor's floats, without
+    either.
+
+    Parameters
+    ----------
+    picture : ndarray
+        uint8 [H, W, 3].
+    preprocessing : Preprocessing
+        The model's.
+
+    Returns
+    -------
+    pixel_values : ndarray
+        float32 [3, S, S].
+    region : Region
+        The part of the picture that they show.
+    """
+    size = int(preprocessing.size)
+    exact = preprocessing.resize == "exact"
+    pixels = _core.preprocess_image(picture, size, exact, preprocessing.mean, preprocessing.std)
+    height, width = picture.shape[:2]
+    if exact or height == width:
+        return pixels, Region(0.0, 0.0, float(width), float(height))
+    resized = int(size * max(height, width) / min(height, width))
+    start = (resized - size) // 2
+    scale = max(height, width) / resized
+    if height < width:
+        return pixels, Region(start * scale, 0.0, (start + size) * scale, float(height))
+    return pixels, Region(0.0, start * scale, float(width), (start + size) * scale)
+
+
+def as_pixel_values(values: Any, name: str = "pixel_values") -> FloatArray:
+    """Normalised pixel values as a float32 array, without importing torch.
+
+    Parameters
+    ----------
+    values : array-like
+        [3, H, W] or [B, 3, H, W] floats of any precision: NumPy, torch on any device (its gradient is left alone), or
+        anything with ``__array__`` or ``__dlpack__``; or a list of [3, H, W] of one size.
+    name : str
+        What errors call it.
+
+    Returns
+    -------
+    ndarray
+        float32, C-contiguous, of the shape that came. It may share memory with ``values``: do not write to it.
+
+    Raises
+    ------
+    TypeError
+        For what is not an array.
+    ValueError
+        For another shape, for integers (pictures are no pixel values), and for NaN or infinite values.
+    """
+    if isinstance(values, (list, tuple)):
+        if not values:
+            raise ValueError(f"{name}: the list is empty")
+        items = [as_pixel_values(item, f"{name}[{i}]") for i, item in enumerate(values)]
+        shapes = sorted({item.shape for item in items})
+        if len(shapes) > 1 or items[0].ndim != 3:
+            raise ValueError(f"{name}: a list of arrays of shapes {shapes}, expected [3, H, W] of one size")
+        return np.stack(items)
+    array = _to_numpy(values, name)
+    if array.ndim not in (3, 4) or array.shape[-3] != 3 or 0 in array.shape[-2:]:
+        hint = "; a picture [H, W, 3] must be uint8" if array.ndim == 3 and array.shape[-1] == 3 else ""
+        raise ValueError(f"{name}: shape {list(array.shape)}, expected [3, H, W] or [B, 3, H, W]{hint}")
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise ValueError(
+            f"{name}: {array.dtype} values, expected normalised floats; give a picture as uint8 [H, W, 3] instead"
+        )
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(result).all():
+        bad = int(np.count_nonzero(~np.isfinite(result)))
+        raise ValueError(f"{name}: {bad} of {result.size} values are NaN or infinite in float32")
+    return result
+
+
+def picture_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> Picture:
+    """The picture uint8 [H, W, 3] that normalised pixel values float32 [3, H, W] show."""
+    mean = np.array(preprocessing.mean, np.float32)[:, None, None]
+    std = np.array(preprocessing.std, np.float32)[:, None, None]
+    levels = np.rint((pixel_values * std + mean) * 255.0)
+    return np.ascontiguousarray(np.clip(levels, 0.0, 255.0).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _three_numbers(values: Any, name: str) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"preprocessing: {name} is {values!r}, expected three numbers") from None
+    for value in (red, green, blue):
+        if not math.isfinite(value) or abs(value) > 1e6 or (name == "std" and value < 1e-6):
+            raise ValueError(f"preprocessing: {name} is {values!r}, expected three finite numbers, std above zero")
+    return red, green, blue
+
+
+def _read_file(path: str | bytes) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        hint = " (download it first: only local files are read)" if re.match(r"\w+://", str(path)) else ""
+        raise FileNotFoundError(error.errno, f"image: no such file{hint}", str(path)) from None
+    return data
+
+
+def _decode(data: bytes, name: str, exif: bool, max_pixels: int) -> Picture:
+    """The picture of a file's bytes: by the core, or by Pillow where the core cannot."""
+    if not data:
+        raise ValueError(f"{name}: the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"{name}: larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return _core.decode_image(data, exif, max_pixels)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    except RuntimeError as error:
+        return _decode_with_pillow(data, name, exif, max_pixels, str(error))
+
+
+def _decode_with_pillow(data: bytes, name: str, exif: bool, max_pixels: int, problem: str) -> Picture:
+    import io
+
+    from PIL import Image, ImageOps
+
+    try:
+        image: Any = Image.open(io.BytesIO(data))
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = f" ({problem})" if data[:2] in (b"\xff\xd8", b"\x89P", b"BM") else ""
+        reason = "no image format that is known" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ValueError(f"{name}: {reason}{kind}") from error
+    with image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{name}: {image.width} x {image.height} pixels, more than max_pixels = {max_pixels}")
+        try:
+            image.load()
+            turned = ImageOps.exif_transpose(image) if exif else image
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise whatever their parsing stumbles over
+            raise ValueError(f"{name}: the file is broken: {error}") from error
+        try:
+            return _from_pillow(turned)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _from_pillow(image: Any) -> Picture:
+    """uint8 [H, W, 3] of a PIL image."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return _from_array(np.asarray(image).astype(np.uint16))
+    if mode == "I":
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ValueError(f"a PIL image of mode I has values from {values.min()} to {values.max()}, not 16 bits")
+        return _from_array(values.astype(np.uint16))
+    if mode == "F":
+        raise ValueError("a PIL image of mode F has no defined range; scale it to 0 to 255 and convert it to uint8")
+    if mode == "PA" or (mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    elif mode in ("RGBa", "La"):  # premultiplied alpha
+        image = image.convert(mode[:-1] + "A")
+    return _from_array(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
+
+
+def _from_array(array: npt.NDArray[Any]) -> Picture:
+    """uint8 [H, W, 3], a copy."""
+    shape = list(array.shape)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
+        raise ValueError(f"image: an array of shape {shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = array >> 8
+    elif array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    elif array.dtype != np.uint8:
+        hint = "; floats are taken as pixel values [3, S, S]" if array.dtype.kind == "f" else ""
+        raise ValueError(f"image: an array of {array.dtype}, expected uint8, uint16 or bool{hint}")
+    picture = np.empty((shape[0], shape[1], 3), np.uint8)
+    picture[...] = array[:, :, None] if array.ndim == 2 else array[:, :, : 3 if shape[2] == 4 else shape[2]]
+    return picture
+
+
+def _to_numpy(values: Any, name: str) -> npt.NDArray[Any]:
+    """A NumPy array of anything that can give one; torch tensors leave their device and gradient behind."""
+    if isinstance(values, np.ndarray):
+        return values
+    for step in ("detach", "cpu"):
+        if hasattr(values, step):
+            values = getattr(values, step)()
+    if str(getattr(values, "dtype", "")).endswith("bfloat16") and hasattr(values, "float"):
+        values = values.float()
+    if hasattr(values, "convert") and hasattr(values, "getbands"):
+        raise TypeError(f"{name}: a PIL image is a picture, not normalised floats [3, H, W]")
+    if hasattr(values, "__array__"):
+        return np.asarray(values)
+    if hasattr(values, "__dlpack__"):
+        return np.from_dlpack(values)
+    raise TypeError(f"{name}: expected an array of floats [3, H, W] or [B, 3, H, W], got {type(values).__name__}")
