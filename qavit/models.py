@@ -212,8 +212,12 @@ class QAViT:
 
     def __init__(self, source: ModelSource, *, precision: str = "float32") -> None:
         from .images import Preprocessing
+        from .layouts import integrated_blocks
 
         vision = dict(source.vision)
+        point = vision.get("integration_point")
+        if point is not None:
+            vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._vit = _core.Vit(vision, source.weights, precision)
         self._text: Any = None
         self._tokenizer: Any = None
@@ -228,7 +232,7 @@ class QAViT:
         self.hidden_size: int = self._vit.hidden_size
         self.instruction_dim: int = self._vit.instruction_dim
         self.integrated: tuple[int, ...] = self._vit.integrated
-        self.integration_point: str | None = vision.get("integration_point")
+        self.integration_point: str | None = point
         side = self.image_size // self.patch_size
         self.grid: tuple[int, int] = (side, side)
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
