@@ -204,10 +204,11 @@ def attention(
     causal: bool = False,
     first_row: int = 0,
     first_column: int = 0,
+    precision: str = "float32",
 ) -> None:
     batch = len(q) if q_index is None else len(q_index)
     _core._attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities,
-                     heads, batch, scale, causal, first_row, first_column)  # fmt: skip
+                     heads, batch, scale, causal, first_row, first_column, precision)  # fmt: skip
 
 
 # batch, heads, tokens, keys, extra keys, head width
@@ -250,6 +251,31 @@ def test_attention(batch: int, heads: int, tokens: int, keys: int, extra: int, w
     only = np.full_like(probabilities, np.nan)
     attention(None, q, k, None, heads=heads, scale=width**-0.5, probabilities=only, **more)
     np.testing.assert_array_equal(only, probabilities)
+
+
+@pytest.mark.parametrize(("batch", "heads", "tokens", "keys", "extra", "width"), ATTENTION)
+def test_attention_bfloat16(batch: int, heads: int, tokens: int, keys: int, extra: int, width: int) -> None:
+    size = heads * width
+    q, k, v = normal(batch, tokens, size), normal(batch, keys, size, seed=1), normal(batch, keys, size, seed=2)
+    more: dict[str, Any] = {}
+    if extra:
+        more["extra_k"], more["extra_v"] = normal(batch, extra, size, seed=3), normal(batch, extra, size, seed=4)
+    probabilities = np.full((batch, heads, tokens, extra + keys), np.nan, np.float32)
+    out = np.full((batch, tokens, size), np.nan, np.float32)
+    attention(out, q, k, v, heads=heads, scale=width**-0.5, probabilities=probabilities, precision="bfloat16", **more)
+    expected, expected_out = reference.attention(q, k, v, heads=heads, scale=width**-0.5, **more)
+    if _core.build_info()["kernels"]["bfloat16"] != "avx512_bf16":
+        assert np.abs(probabilities - expected).max() < 2e-6  # 5e-7
+        close(out, expected_out, 3e-6)  # 1e-6
+    else:
+        assert np.abs(probabilities - expected).max() < 1e-2  # 3e-3
+        close(out, expected_out, 2e-2)  # 7e-3
+        if tokens > 2:
+            q, k, v, *others = [reference.from_bfloat16(reference.to_bfloat16(a)) for a in (q, k, v, *more.values())]
+            more = dict(zip(more, others))
+            expected, expected_out = reference.attention(q, k, v, heads=heads, scale=width**-0.5, **more)
+            assert np.abs(probabilities - expected).max() < 5e-6  # 1e-6
+            close(out, expected_out, 5e-3)  # 2e-3, of rounding the weights
 
 
 @pytest.mark.parametrize("window", [(0, 1, 0, 73), (5, 3, 10, 40), (40, 10, 72, 1), (49, 1, 13, 60), (0, 0, 0, 0)])

@@ -417,6 +417,7 @@ static void attend(const qv_vit *vit, qv_call *call, const vit_plan *plan, const
                       .q_index = s->kv_index,
                       .kv_index = s->kv_index,
                       .scale = 1.0f / sqrtf((float)d),
+                      .precision = vit->patch_embedding.precision,
                       .B = s->B,
                       .H = vit->config.H,
                       .T = class_query ? 1 : T,

@@ -11,35 +11,49 @@
 
 /* Rows whose scores are held at once: a multiple of every register tile. */
 #define TILE_ROWS ((size_t)24)
+/* Keys of the widest panel, packed together. */
+#define PACK_ROWS QV_MAX_PANEL
 /* Rows up to which the keys are read where they lie. */
 #define FEW_ROWS ((size_t)2)
 
 typedef struct {
     const qv_attention *a;
     const qv_kernels *kernels;
+    void (*multiply)(const qv_panel_product *product);
+    bool bfloat16;
     char *scratch;
     size_t scratch_stride; /* bytes a lane */
     size_t splits, rows;   /* tasks a head, rows a task */
 } attention_work;
 
-/* One lane's scratch. */
+/* One lane's scratch. In bfloat16 an item of keys, values and rows is a pair along the depth of its product. */
 typedef struct {
     float *scores; /* [TILE_ROWS, ld_scores] */
     float *keys;   /* [panels of keys, d, panel_columns] */
     float *values; /* [panels of d, M + S, panel_columns] */
+    float *rows;   /* [PACK_ROWS, d / 2]: rounded queries, or keys on their way to their panel */
 } lane_scratch;
 
 static size_t round_up(size_t n, size_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
 
-static size_t lane_floats(size_t keys, size_t d) {
-    size_t padded = round_up(keys, QV_MAX_PANEL);
-    return TILE_ROWS * padded + padded * d + keys * round_up(d, QV_MAX_PANEL);
+static size_t key_floats(size_t keys, size_t d) {
+    return round_up(keys, QV_MAX_PANEL) * d;
+}
+
+static size_t value_floats(size_t keys, size_t d) {
+    return keys * round_up(d, QV_MAX_PANEL);
+}
+
+static size_t score_floats(size_t keys) {
+    return TILE_ROWS * round_up(keys, QV_MAX_PANEL);
 }
 
 size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width) {
-    return lanes * round_up(lane_floats(keys, head_width) * sizeof(float), QV_ALIGNMENT);
+    size_t floats = score_floats(keys) + key_floats(keys, head_width) + value_floats(keys, head_width) +
+                    PACK_ROWS * (head_width / 2 + 1);
+    return lanes * round_up(floats * sizeof(float), QV_ALIGNMENT);
 }
 
 /* One head of one b: where its rows lie. */
@@ -62,48 +76,80 @@ static head_view view_head(const qv_attention *a, size_t b, size_t h) {
     };
 }
 
-/* keys [panels, d, width] = the transposed rows of x [n, d], as keys first.. of the whole */
-static void pack_keys(const qv_kernels *kernels, float *keys, size_t first, const float *x, size_t ld, size_t n,
-                      size_t d) {
-    size_t width = kernels->panel_columns;
-    for (size_t s = 0; s < n;) {
-        size_t place = first + s, room = width - place % width, count = n - s < room ? n - s : room;
-        kernels->transpose(keys + place / width * d * width + place % width, width, x + s * ld, ld, count, d);
-        s += count;
-    }
+/* Steps of a product that is `depth` deep. */
+static size_t steps_of(const attention_work *w, size_t depth) {
+    return w->bfloat16 ? (depth + 1) / 2 : depth;
 }
 
-/* values [panels of d, count, width] = the rows of x [n, d], as values first.. of `count` */
-static void pack_values(float *values, size_t first, const float *x, size_t ld, size_t n, size_t d, size_t count,
-                        size_t width) {
-    for (size_t c = 0; c < d; c += width) {
-        size_t columns = d - c < width ? d - c : width;
-        float *out = values + c * count + first * width;
-        for (size_t s = 0; s < n; s++) {
-            memcpy(out + s * width, x + s * ld + c, columns * sizeof *out);
+/* out [n, ceil(d / 2)] pairs = the rows of x [n, d] in bfloat16 */
+static void round_rows(const qv_kernels *kernels, float *out, const float *x, size_t ld, size_t n, size_t d) {
+    size_t pairs = (d + 1) / 2;
+    for (size_t r = 0; r < n; r++) {
+        uint16_t *row = (uint16_t *)(void *)(out + r * pairs);
+        kernels->round_bfloat16(row, x + r * ld, d);
+        if (d % 2 != 0) {
+            row[d] = 0;
         }
     }
 }
 
-/* Padding is never stored, but it is computed with: it must be numbers. */
+/* scratch->keys [panels, steps, width] = the transposed rows of x [n, d], as keys first.. of the whole */
+static void pack_keys(const attention_work *w, const lane_scratch *scratch, size_t first, const float *x, size_t ld,
+                      size_t n) {
+    size_t width = w->kernels->panel_columns, d = w->a->d, steps = steps_of(w, d);
+    for (size_t s = 0; s < n;) {
+        size_t place = first + s, room = width - place % width, count = n - s < room ? n - s : room;
+        const float *rows = x + s * ld;
+        size_t ld_rows = ld;
+        if (w->bfloat16) {
+            round_rows(w->kernels, scratch->rows, rows, ld, count, d);
+            rows = scratch->rows;
+            ld_rows = steps;
+        }
+        float *panel = scratch->keys + place / width * steps * width + place % width;
+        w->kernels->transpose(panel, width, rows, ld_rows, count, steps);
+        s += count;
+    }
+}
+
+static const float *value_row(const attention_work *w, const head_view *head, size_t key) {
+    const qv_attention *a = w->a;
+    return key < a->M ? head->extra_v + key * a->ld_extra : head->v + (key - a->M) * a->ld_kv;
+}
+
+/* scratch->values [panels of d, steps of M + S, width] = the values, one key after the other or two keys paired */
+static void pack_values(const attention_work *w, const lane_scratch *scratch, const head_view *head) {
+    size_t width = w->kernels->panel_columns, d = w->a->d, keys = w->a->M + w->a->S, steps = steps_of(w, keys);
+    for (size_t c = 0; c < d; c += width) {
+        size_t columns = d - c < width ? d - c : width;
+        for (size_t s = 0; s < steps; s++) {
+            float *out = scratch->values + c * steps + s * width;
+            if (w->bfloat16) {
+                /* The weight of an odd last key's partner is zero: any number serves as its value. */
+                size_t partner = 2 * s + 1 < keys ? 2 * s + 1 : 2 * s;
+                w->kernels->pair_bfloat16(out, value_row(w, head, 2 * s) + c, value_row(w, head, partner) + c, columns);
+            } else {
+                memcpy(out, value_row(w, head, s) + c, columns * sizeof *out);
+            }
+            if (columns < width) {
+                memset(out + columns, 0, (width - columns) * sizeof *out);
+            }
+        }
+    }
+}
+
 static void pack_head(const attention_work *w, const lane_scratch *scratch, const head_view *head) {
     const qv_attention *a = w->a;
-    size_t width = w->kernels->panel_columns, keys = a->M + a->S, padded = round_up(keys, width);
-    for (size_t i = 0; keys < padded && i < a->d; i++) {
-        float *row = scratch->keys + (padded - width) * a->d + i * width;
-        memset(row + keys % width, 0, (padded - keys) * sizeof *row);
+    size_t width = w->kernels->panel_columns, keys = a->M + a->S, rest = keys % width, steps = steps_of(w, a->d);
+    /* The last panel's padding is never stored, but it is computed with: it must be numbers. */
+    for (size_t i = 0; rest != 0 && i < steps; i++) {
+        memset(scratch->keys + (keys - rest) * steps + i * width + rest, 0, (width - rest) * sizeof(float));
     }
-    pack_keys(w->kernels, scratch->keys, 0, head->extra_k, a->ld_extra, a->M, a->d);
-    pack_keys(w->kernels, scratch->keys, a->M, head->k, a->ld_kv, a->S, a->d);
-    if (a->out == NULL) {
-        return;
+    pack_keys(w, scratch, 0, head->extra_k, a->ld_extra, a->M);
+    pack_keys(w, scratch, a->M, head->k, a->ld_kv, a->S);
+    if (a->out != NULL) {
+        pack_values(w, scratch, head);
     }
-    size_t rest = a->d % width;
-    for (size_t s = 0; rest != 0 && s < keys; s++) {
-        memset(scratch->values + (a->d - rest) * keys + s * width + rest, 0, (width - rest) * sizeof(float));
-    }
-    pack_values(scratch->values, 0, head->extra_v, a->ld_extra, a->M, a->d, keys, width);
-    pack_values(scratch->values, a->M, head->v, a->ld_kv, a->S, a->d, keys, width);
 }
 
 /* Scale, bias and mask one row of scores; returns the scale that is still to be applied. */
@@ -156,27 +202,40 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
                                 .x = head->q + t0 * a->ld_q,
                                 .ld_x = a->ld_q,
                                 .rows = rows,
-                                .depth = a->d};
+                                .depth = steps_of(w, a->d)};
+    if (w->bfloat16) {
+        round_rows(w->kernels, scratch->rows, head->q + t0 * a->ld_q, a->ld_q, rows, a->d);
+        product.x = scratch->rows;
+        product.ld_x = product.depth;
+    }
     for (size_t s = 0; s < keys; s += width) {
         product.out = scratch->scores + s;
-        product.panel = scratch->keys + s * a->d;
+        product.panel = scratch->keys + s * product.depth;
         product.columns = keys - s < width ? keys - s : width;
-        w->kernels->multiply(&product);
+        w->multiply(&product);
     }
     float inverse[TILE_ROWS];
     for (size_t r = 0; r < rows; r++) {
-        inverse[r] = soften_row(w, head, scratch->scores + r * ld_scores, t0 + r);
+        float *row = scratch->scores + r * ld_scores;
+        inverse[r] = soften_row(w, head, row, t0 + r);
+        if (w->bfloat16 && a->out != NULL) {
+            w->kernels->round_bfloat16((uint16_t *)(void *)row, row, keys);
+            if (keys % 2 != 0) {
+                ((uint16_t *)(void *)row)[keys] = 0;
+            }
+        }
     }
     if (a->out == NULL) {
         return;
     }
     float *out = a->out + (head->b * a->T + t0) * a->ld_out + head->h * a->d;
-    product = (qv_panel_product){.ld_out = a->ld_out, .x = scratch->scores, .ld_x = ld_scores, .rows = rows, .depth = keys};
+    product = (qv_panel_product){
+        .ld_out = a->ld_out, .x = scratch->scores, .ld_x = ld_scores, .rows = rows, .depth = steps_of(w, keys)};
     for (size_t c = 0; c < a->d; c += width) {
         product.out = out + c;
-        product.panel = scratch->values + c * keys;
+        product.panel = scratch->values + c * product.depth;
         product.columns = a->d - c < width ? a->d - c : width;
-        w->kernels->multiply(&product);
+        w->multiply(&product);
     }
     for (size_t r = 0; r < rows; r++) {
         w->kernels->scale(out + r * a->ld_out, out + r * a->ld_out, inverse[r], a->d);
@@ -220,9 +279,9 @@ static void attend_rows(void *context, size_t task, size_t lane) {
         }
         return;
     }
-    size_t padded = round_up(keys, QV_MAX_PANEL);
-    scratch.keys = scratch.scores + TILE_ROWS * padded;
-    scratch.values = scratch.keys + padded * a->d;
+    scratch.keys = scratch.scores + score_floats(keys);
+    scratch.values = scratch.keys + key_floats(keys, a->d);
+    scratch.rows = scratch.values + value_floats(keys, a->d);
     pack_head(w, &scratch, &head);
     for (size_t t = first; t < end; t += TILE_ROWS) {
         attend_tile(w, &scratch, &head, t, end - t < TILE_ROWS ? end - t : TILE_ROWS);
@@ -230,8 +289,12 @@ static void attend_rows(void *context, size_t task, size_t lane) {
 }
 
 void qv_cpu_attention(qv_call *call, const qv_attention *a) {
+    const qv_kernels *kernels = qv_kernels_here();
+    bool in_bfloat16 = a->precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16();
     attention_work work = {.a = a,
-                           .kernels = qv_kernels_here(),
+                           .kernels = kernels,
+                           .multiply = in_bfloat16 ? kernels->multiply_bfloat16 : kernels->multiply,
+                           .bfloat16 = in_bfloat16,
                            .scratch = call->scratch,
                            .scratch_stride = qv_cpu_attention_scratch(1, a->M + a->S, a->d),
                            .splits = 1,

@@ -6,7 +6,8 @@
  *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
  *   reduce_sum, reduce_max, transpose_block (WIDTH x WIDTH)
  * and KERNELS, the table's name, with NAME and PACKS_WEIGHTS. With MULTIPLY_BFLOAT16 also TARGET_BFLOAT16 and
- * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and round_bfloat16. */
+ * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, round_bfloat16 and
+ * pair_bfloat16. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #define UNROLL _Pragma("GCC unroll 8")
@@ -292,6 +293,7 @@ const qv_kernels KERNELS = {
 #if defined(MULTIPLY_BFLOAT16)
     .multiply_bfloat16 = multiply_bfloat16,
     .round_bfloat16 = round_bfloat16,
+    .pair_bfloat16 = pair_bfloat16,
 #endif
     .activate = activate,
     .exponentiate = exponentiate,

@@ -34,8 +34,11 @@ typedef struct {
 
     void (*multiply)(const qv_panel_product *product);
     void (*multiply_bfloat16)(const qv_panel_product *product); /* NULL: none */
-    /* out [n (even)] = bfloat16 of x [n], to nearest, ties to even; NULL where multiply_bfloat16 is */
+    /* out [n] = bfloat16 of x [n], to nearest, ties to even; `out` may begin where x does. NULL where multiply_bfloat16
+     * is */
     void (*round_bfloat16)(uint16_t *out, const float *x, size_t n);
+    /* out [n] = pairs of a [n] and b [n] in bfloat16; NULL where multiply_bfloat16 is */
+    void (*pair_bfloat16)(float *out, const float *a, const float *b, size_t n);
 
     /* x [n] = act(x) */
     void (*activate)(float *x, qv_activation activation, size_t n);

@@ -123,6 +123,17 @@ TARGET_BFLOAT16 static void round_bfloat16(uint16_t *out, const float *x, size_t
     }
 }
 
+TARGET_BFLOAT16 static void pair_bfloat16(float *out, const float *a, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 lanes = n - i < 16 ? first_lanes(n - i) : (__mmask16)0xffff;
+        __m256bh low = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, a + i));
+        __m256bh high = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, b + i));
+        __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32((__m256i)low),
+                                       _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)high), 16));
+        _mm512_mask_storeu_epi32(out + i, lanes, both);
+    }
+}
+
 #define KERNELS qv_kernels_avx512
 #define NAME "avx512"
 #define PACKS_WEIGHTS true

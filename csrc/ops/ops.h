@@ -88,6 +88,7 @@ typedef struct {
     float *probabilities; /* [B, H, row_count, column_count] or NULL */
     size_t first_row, row_count;       /* of the T */
     size_t first_column, column_count; /* of the M + S */
+    qv_precision precision; /* of the two products */
     size_t B, H, T, S, M, d;
 } qv_attention;
 

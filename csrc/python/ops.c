@@ -207,16 +207,18 @@ static void *data_of(PyArrayObject *array) {
 }
 
 /* _attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
- * batch, scale, causal, first_row, first_column): every array but q and k may be None */
+ * batch, scale, causal, first_row, first_column, precision): every array but q and k may be None */
 static PyObject *attention(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *objects[12];
     Py_ssize_t heads, batch, first_row, first_column;
     int causal;
+    const char *precision;
     qv_attention a = {.scale = 1.0f};
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnn", &objects[0], &objects[1], &objects[2], &objects[3],
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnns", &objects[0], &objects[1], &objects[2], &objects[3],
                           &objects[4], &objects[5], &objects[6], &objects[7], &objects[8], &objects[9], &objects[10],
-                          &objects[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column)) {
+                          &objects[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column, &precision) ||
+        read_precision(precision, &a.precision) < 0) {
         return NULL;
     }
     row_view out, q, k, v, extra_k, extra_v, bias, probabilities;
