@@ -31,8 +31,9 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 class _Archive:
     """The zip format: data.pkl, and data/NAME for each storage."""
 
-    def __init__(self, mapped: mmap.mmap) -> None:
+    def __init__(self, mapped: mmap.mmap, path: Path_) -> None:
         self.mapped = mapped
+        self.path = path
         self.zip = zipfile.ZipFile(_MapFile(mapped))
         self.members: dict[str, zipfile.ZipInfo] = {}
         self.inflated = 0
@@ -103,6 +104,13 @@ class _Archive:
             raise ValueError(f"the member {info.filename[:120]!r} does not unpack to its stated size and checksum")
         return data, 0
 
+    def fetch(self, info: zipfile.ZipInfo) -> tuple[Any, int]:
+        """`content`, when a tensor's items are asked for: errors name the file then too."""
+        try:
+            return self.content(info)
+        except ValueError as err:
+            raise ValueError(f"{self.path}: {err}") from None
+
     def find_storage(self, identity: Any) -> Storage:
         _, kind, key, _, count = storage_identity(identity, 5)[:5]
         key, dtype = str(key), storage_dtype(kind)
@@ -114,7 +122,7 @@ class _Archive:
         storage = self.storages.get(key)
         if storage is None or storage.dtype != dtype or storage.bytes != size:
             member = info
-            storage = self.storages[key] = Storage(dtype, size, lambda: self.content(member), self.swap)
+            storage = self.storages[key] = Storage(dtype, size, lambda: self.fetch(member), self.swap)
         return storage
 
     def load(self) -> Any:
@@ -231,7 +239,7 @@ def read_torch_file(path: Path_) -> Any:
     mapped = map_file(path)
     try:
         if mapped[:2] == b"PK":
-            return _Archive(mapped).load()
+            return _Archive(mapped, path).load()
         return _Legacy(mapped).load()
     except (
         ValueError,
