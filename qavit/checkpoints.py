@@ -424,8 +424,9 @@ def _same(a: Any, b: Any) -> bool:
 def _vision_names(tensors: Stored) -> Stored:
     """A Hugging Face CLIP folder's vision tower; the text half and training's scale are left out."""
     result: Stored = {}
+    bare = "embeddings.class_embedding" in tensors  # transformers 5 leaves the prefix out
     for original, tensor in tensors.items():
-        name = _unwrap(original)
+        name = "vision_model." + original if bare else _unwrap(original)
         match = _VISION.search(name)
         if match:
             result[match[1]] = tensor
@@ -440,6 +441,8 @@ def _text_names(tensors: Stored, kind: str) -> Stored:
     for original, tensor in tensors.items():
         name = _unwrap(original)
         if kind == "clip_text_model":
+            if "embeddings.token_embedding.weight" in tensors:  # transformers 5 leaves the prefix out
+                name = "text_model." + name
             if name.startswith("text_model.") or name == "text_projection.weight":
                 result[name] = tensor
             continue
@@ -736,6 +739,9 @@ def _open_blip(
         text.setdefault("encoder_width", text["encoder_hidden_size"])
     for half in (vision, text):
         half.pop("projection_dim", None)
+    if folder is not None:  # what transformers takes where a configuration says nothing
+        vision = {"num_attention_heads": 12, "layer_norm_eps": 1e-5, **vision}
+        text = {"num_attention_heads": 8, **text}
     complete, text_config, weights = _blip(tensors, vision, text, size, name)
     json_text = _read_tokenizer(tokenizer, folder, text_config)
     if json_text is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,8 @@ def model_folder(name: str, argument: str) -> Path:
         Where huggingface_hub is not installed, or the model is neither cached nor reachable; says what to do.
     """
     try:
-        import huggingface_hub
-        import huggingface_hub.utils
-
-        missing: Any = vars(huggingface_hub.utils)["EntryNotFoundError"]
+        client: Any = importlib.import_module("huggingface_hub")
+        utilities: Any = importlib.import_module("huggingface_hub.utils")
     except ImportError:
         raise FileNotFoundError(
             f"{argument}: there is no folder {name!r}. To fetch it from the Hugging Face hub, install huggingface_hub "
@@ -51,12 +50,12 @@ def model_folder(name: str, argument: str) -> Path:
         ) from None
 
     def get(file: str) -> Path:
-        return Path(huggingface_hub.hf_hub_download(name, file))
+        return Path(client.hf_hub_download(name, file))
 
     def try_get(file: str) -> Path | None:
         try:
             return get(file)
-        except missing:
+        except utilities.EntryNotFoundError:
             return None
 
     try:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from qavit.checkpoints import open_model, read_float32
+from qavit.layouts import integrated_blocks, integration_point, resize_positions
+from qavit.safetensors_files import open_safetensors, parse_header
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
@@ -55,9 +66,7 @@ def test_weights_are_the_checkpoints_with_lora_merged(late_tensors):
                 expected = expected + 8 / 4 * (b @ a).T
         # The merged ones differ by 6e-8 (float32 against float64 products).
         np.testing.assert_allclose(read_float32(weight), expected.numpy(), rtol=0, atol=5e-7)
-    assert not any(
-        "decoder" in name or "lm_head" in name or "gate" in name.split(".")[-1][:11] for name in source.weights
-    )
+    assert not any("decoder" in name or "lm_head" in name or "gate" in name.split(".")[-1][:11] for name in source.weights)
 
 
 def test_blip_checkpoint_opens():
@@ -80,3 +89,541 @@ def test_blip_checkpoint_opens():
     assert set(source.weights) == names
     for name in names:
         np.testing.assert_array_equal(read_float32(source.weights[name]), expected[name].numpy())
+
+
+# QA-ViT checkpoints in their variants.
+
+
+def save_variant(path: Path, tensors, change=None, drop=None, add=None, **others) -> Path:
+    """A checkpoint with names changed, some tensors left out, some added."""
+    model = OrderedDict()
+    for name, tensor in tensors.items():
+        if drop is None or not drop(name):
+            model[name if change is None else change(name)] = tensor
+    model.update(add or {})
+    torch.save({"model": model, **others}, path)
+    return path
+
+
+def open_variant(path: Path, **options):
+    folder = GOLDEN / "qavit_official_late"
+    return open_model(checkpoint=path, vision=folder / "clip", text=folder / "t5", **options)
+
+
+def same_weights(one, two) -> None:
+    assert set(one.weights) == set(two.weights)
+    for name, weight in one.weights.items():
+        np.testing.assert_array_equal(read_float32(weight), read_float32(two.weights[name]))
+
+
+def later_peft(name: str) -> str:
+    adapted = name.endswith((".q.weight", ".v.weight", "shared.weight", "instruction_embedder.weight"))
+    return name[: -len("weight")] + "base_layer.weight" if adapted else name
+
+
+CONFIG = {"integration_point": "late", "lora_alpha": 8}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name: "module." + name,
+        lambda name: name[len("base_model.model.") :],
+        lambda name: "module." + name[len("base_model.model.") :],
+        later_peft,
+        lambda name: name.replace(".default", ".trained"),
+        lambda name: name.replace("vision.vision_tower.", "vision_tower."),
+    ],
+)
+def test_names_in_all_their_variants(change, late_tensors, tmp_path):
+    path = save_variant(tmp_path / "x.pth", late_tensors, change, config=CONFIG)
+    same_weights(open_variant(path), qavit())
+
+
+def test_what_is_left_out_knowingly(late_tensors, tmp_path):
+    add = {
+        "base_model.model.vision.translation_mlp.0.weight": torch.ones(3, 3),
+        "base_model.model.lm_head.bias": torch.ones(2),
+    }
+    same_weights(open_variant(save_variant(tmp_path / "x.pth", late_tensors, add=add, config=CONFIG)), qavit())
+    # Without its duplicate, or under the duplicate's name alone.
+    one = save_variant(tmp_path / "y.pth", late_tensors, drop=lambda name: "instruction_embedder" in name, config=CONFIG)
+    two = save_variant(tmp_path / "z.pth", late_tensors, drop=lambda name: ".shared." in name, config=CONFIG)
+    same_weights(open_variant(one), open_variant(two))
+    other = {"base_model.model.instruction_embedder.weight": torch.ones(65, 48)}
+    with pytest.raises(ValueError, match="instruction_embedder and shared are not the same table"):
+        open_variant(save_variant(tmp_path / "w.pth", late_tensors, add=other, config=CONFIG))
+
+
+def test_halves_come_from_their_folders_where_the_checkpoint_lacks_them(late_tensors, tmp_path):
+    clip = load_file(GOLDEN / "qavit_official_late" / "clip" / "model.safetensors")
+    trained = save_variant(
+        tmp_path / "x.pth",
+        late_tensors,
+        drop=lambda name: "vision_model" in name and not any(part in name for part in ("instruct", "gate")),
+        config=CONFIG,
+    )
+    source = open_variant(trained)
+    for name, tensor in clip.items():
+        np.testing.assert_array_equal(read_float32(source.weights[name]), tensor.numpy())
+    assert source.vision["integration_point"] == "late"
+    vision_only = save_variant(tmp_path / "y.pth", late_tensors, drop=lambda name: "vision_model" not in name)
+    base = torch.load(GOLDEN / "qavit_official_late" / "t5" / "pytorch_model.bin")
+    source = open_variant(vision_only)
+    for name, weight in source.weights.items():
+        if name.startswith("text_model."):
+            np.testing.assert_array_equal(read_float32(weight), base[name[len("text_model.") :]].numpy())
+    adapters = save_variant(
+        tmp_path / "z.pth", late_tensors, drop=lambda name: "vision_model" not in name and "lora_" not in name, config=CONFIG
+    )
+    name = "encoder.block.1.layer.0.SelfAttention.q"
+    a, b = (late_tensors[f"base_model.model.{name}.lora_{side}.default.weight"] for side in "AB")
+    merged = read_float32(open_variant(adapters).weights[f"text_model.{name}.weight"])
+    np.testing.assert_allclose(merged, (base[name + ".weight"] + 2 * b @ a).numpy(), rtol=0, atol=5e-7)
+
+
+def test_lora_scale(late_tensors, tmp_path):
+    silent = save_variant(tmp_path / "x.pth", late_tensors)
+    with pytest.raises(ValueError, match=r"LoRA of rank 4 and no lora_alpha .*give config="):
+        open_variant(silent)
+    same_weights(open_variant(silent, config={"lora_alpha": 8}), qavit())
+    wide = {}
+    for name, tensor in late_tensors.items():
+        if "lora_" in name:  # rank 4 as rank 16, zeros behind; the public checkpoints' alpha is 32 then
+            columns = "lora_B" in name or "embedding_B" in name
+            pad = (0, 12) if columns else (0, 0, 0, 12)
+            tensor = torch.nn.functional.pad(tensor, pad)
+        wide[name] = tensor
+    same_weights(open_variant(save_variant(tmp_path / "y.pth", wide)), qavit())
+    half = {"base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.second.weight": torch.ones(4, 48)}
+    with pytest.raises(ValueError, match="more than one LoRA adapter"):
+        open_variant(save_variant(tmp_path / "z.pth", late_tensors, add=half, config=CONFIG))
+    for ending, message in ((".q.lora_B.default.weight", "lacks lora_B"), (".q.weight", "lacks its base weight")):
+        path = save_variant(tmp_path / "w.pth", late_tensors, drop=lambda name, e=ending: name.endswith(e), config=CONFIG)
+        with pytest.raises(ValueError, match=message):
+            open_variant(path)
+
+
+def test_integration_points():
+    assert integrated_blocks("all", 24) == tuple(range(24))
+    assert integrated_blocks("early", 24) == tuple(range(12))
+    assert integrated_blocks("late", 24) == tuple(range(12, 24))
+    assert integrated_blocks("late2", 24) == tuple(range(18, 24))
+    assert integrated_blocks("late3", 24) == tuple(range(6, 24))
+    assert integrated_blocks("sparse", 24) == tuple(range(0, 24, 2))
+    for point in ("all", "early", "late", "late2", "late3", "sparse"):
+        assert integration_point(integrated_blocks(point, 24), 24, None) == point
+    with pytest.raises(ValueError, match="blocks 1, 5-7 of 24, which is none of"):
+        integration_point((1, 5, 6, 7), 24, None)
+    with pytest.raises(ValueError, match="expected one of all, early"):
+        integration_point((1,), 24, "middle")
+
+
+def test_a_stated_integration_point_is_checked():
+    assert qavit(config={"integration_point": "late"}).vision["integration_point"] == "late"
+    with pytest.raises(
+        ValueError, match="'early' means blocks 0-2 of 6, but the weights have instruct layers in blocks 3-5"
+    ):
+        qavit(config={"integration_point": "early"})
+    with pytest.raises(ValueError, match="integration_point 'late', but no block has instruct weights"):
+        open_model(vision=GOLDEN / "qavit_official_late" / "clip", config={"integration_point": "late"})
+
+
+def test_one_error_lists_what_is_wrong(late_tensors, tmp_path):
+    gone = "vision_model.encoder.layers.2.mlp.fc2.bias"
+    tensors = dict(late_tensors)
+    shaped = "base_model.model.vision.vision_tower.vision_model.encoder.layers.4.self_attn.instruction_out_proj.weight"
+    tensors[shaped] = torch.ones(64, 60)
+    counted = "base_model.model.vision.vision_tower.vision_model.encoder.layers.1.layer_norm1.weight"
+    tensors[counted] = torch.ones(64, dtype=torch.int64)
+    path = save_variant(
+        tmp_path / "x.pth", tensors, drop=lambda name: name.endswith(gone),
+        add={"base_model.model.something.weight": torch.ones(3)}, config=CONFIG,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="not those of the model that was expected") as caught:
+        open_variant(path)
+    text = str(caught.value)
+    assert f"{gone} [64] is missing" in text
+    assert "instruction_out_proj.weight has shape [64, 60], expected [64, 64]" in text
+    assert "something.weight [3] is not expected" in text
+    assert "layer_norm1.weight is int64, expected one of float32" in text
+    many = save_variant(tmp_path / "y.pth", late_tensors, drop=lambda name: "layer_norm2" in name, config=CONFIG)
+    with pytest.raises(ValueError, match=r"and 4 more$"):
+        open_variant(many)
+
+
+def test_options_are_checked(tmp_path):
+    clip = GOLDEN / "qavit_official_late" / "clip"
+    for config, message in (
+        ({"integration": "late"}, "config: integration not known"),
+        ({"heads": 5}, "num_attention_heads 5 does not divide the width 64"),
+        ({"heads": "four"}, "'four' does not divide"),
+        ({"vision": {"patch_size": 16}}, "patch_size 16, the weights say 14"),
+        ({"layer_norm_eps": 3}, "layer_norm_eps 3, expected a small number"),
+        ({"questions": {"max_tokens": -1}}, "max_tokens is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_model(vision=clip, config=config)
+    assert open_model(vision=clip, config={"heads": 8, "hidden_act": "gelu"}).vision["num_attention_heads"] == 8
+    with pytest.raises(TypeError, match="config: expected a dict, got list"):
+        open_model(vision=clip, config=[])
+    with pytest.raises(TypeError, match="image_size: expected a whole number, got str"):
+        open_model(vision=clip, image_size="70")
+    with pytest.raises(ValueError, match="nothing to load"):
+        open_model()
+    with pytest.raises(ValueError, match="not both"):
+        open_model(clip, vision=clip)
+    with pytest.raises(FileNotFoundError, match="checkpoint: there is no file"):
+        open_model(checkpoint=tmp_path / "absent.pth")
+    with pytest.raises(FileNotFoundError, match="vision: there is no folder"):
+        open_model(vision=tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        open_model(vision=tmp_path)
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        open_model(vision=clip / "config.json")
+    with pytest.raises(ValueError, match="no block of the vision model has instruct weights"):
+        open_model(vision=clip, text=GOLDEN / "qavit_official_late" / "t5")
+    checkpoint = GOLDEN / "qavit_official_late" / "checkpoint.pth"
+    with pytest.raises(ValueError, match="give text= the folder"):
+        open_model(checkpoint=checkpoint, vision=clip)
+    with pytest.raises(ValueError, match="number of heads cannot be told"):
+        open_model(checkpoint=checkpoint, text=GOLDEN / "qavit_official_late" / "t5")
+
+
+def test_unchanged_weights_are_mapped_not_copied():
+    source = qavit()
+    copied = {name for name, weight in source.weights.items() if not isinstance(weight[0], mmap.mmap)}
+    assert copied == {
+        "text_model.shared.weight",
+        *(f"text_model.encoder.block.{n}.layer.0.SelfAttention.{p}.weight" for n in (0, 1) for p in "qv"),
+    }
+    assert len({id(weight[0]) for weight in source.weights.values() if isinstance(weight[0], mmap.mmap)}) == 1
+
+
+# Hugging Face folders.
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+VISION = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28,
+    "patch_size": 7, "projection_dim": 24,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 130,
+    "max_position_embeddings": 40,
+}  # fmt: skip
+
+
+def clip_model(hugging_face):
+    torch.manual_seed(5)
+    config = hugging_face.CLIPConfig(
+        vision_config={**VISION, "hidden_act": "gelu"}, text_config={**TEXT, "eos_token_id": 129}, projection_dim=24
+    )
+    return hugging_face.CLIPModel(config)
+
+
+def test_clip_folders_in_every_form(hugging_face, tmp_path):
+    model = clip_model(hugging_face)
+    state = model.state_dict()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").is_file()
+    for form in ("bin", "legacy", "bin shards"):
+        folder = tmp_path / form
+        folder.mkdir()
+        shutil.copy(tmp_path / "whole" / "config.json", folder)
+        if form == "bin shards":
+            names = sorted(state)
+            parts = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+            for file, part in parts.items():
+                torch.save({name: state[name] for name in part}, folder / file)
+            table = {name: file for file, part in parts.items() for name in part}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+        else:
+            torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=form == "bin")
+    for form in ("whole", "sharded", "bin", "legacy", "bin shards"):
+        source = open_model(vision=tmp_path / form)
+        assert source.architecture == "clip"
+        assert source.vision["hidden_act"] == "gelu"
+        assert source.vision["projection_dim"] == source.text["projection_dim"] == 24
+        assert source.text["model_type"] == "clip_text_model"
+        assert source.text["eos_token_id"] == 129
+        expected = {name for name in state if not name.endswith(("logit_scale", "position_ids"))}
+        assert set(source.weights) == expected
+        for name, weight in source.weights.items():
+            assert isinstance(weight[0], mmap.mmap)
+            np.testing.assert_array_equal(read_float32(weight), state[name].numpy())
+
+
+def test_vision_alone_under_either_naming(hugging_face, tmp_path):
+    model = clip_model(hugging_face)
+    vision = hugging_face.CLIPVisionModelWithProjection(model.config.vision_config)
+    vision.save_pretrained(tmp_path / "projected")
+    source = open_model(tmp_path / "projected")
+    assert set(source.weights) == {name for name in vision.state_dict() if not name.endswith("position_ids")}
+    assert source.text is None
+    bare = {
+        name.split("vision_model.", 1)[1]: tensor for name, tensor in vision.state_dict().items() if "vision_model" in name
+    }
+    (tmp_path / "bare").mkdir()
+    save_file(bare, tmp_path / "bare" / "model.safetensors")
+    shutil.copy(tmp_path / "projected" / "config.json", tmp_path / "bare")
+    again = open_model(tmp_path / "bare")
+    assert set(again.weights) == set(source.weights) - {"visual_projection.weight"}
+    hugging_face.BertModel(hugging_face.BertConfig(**TEXT)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="holds a model of type 'bert', expected CLIP"):
+        open_model(vision=tmp_path / "bert")
+
+
+def qavit_for(folder: Path, width: int, late_tensors) -> Path:
+    """The golden vision tower alone, its instruct layers made for questions of another width."""
+    tensors = {}
+    generator = torch.Generator().manual_seed(9)
+    for name, tensor in late_tensors.items():
+        if "vision_model" in name:
+            if "instruct_dim_reduce.0" in name:
+                tensor = torch.randn(width, generator=generator)
+            elif "instruct_dim_reduce.1" in name:
+                tensor = torch.randn(64, width, generator=generator)
+            tensors[name] = tensor
+    torch.save({"model": tensors}, folder / "x.pth")
+    return folder / "x.pth"
+
+
+@pytest.mark.parametrize(
+    "kind", ["t5", "t5 1.0", "bert", "bert masked", "bert old names", "roberta", "roberta masked", "clip", "clip projected"]
+)
+def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
+    torch.manual_seed(6)
+    hf = hugging_face
+    t5 = {"d_model": 40, "d_kv": 8, "d_ff": 56, "num_layers": 2, "num_heads": 3, "vocab_size": 130}
+    model = {
+        "t5": lambda: hf.T5EncoderModel(hf.T5Config(**t5, feed_forward_proj="gated-gelu")),
+        "t5 1.0": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**t5, num_decoder_layers=1)),
+        "bert": lambda: hf.BertModel(hf.BertConfig(**TEXT)),
+        "bert masked": lambda: hf.BertForMaskedLM(hf.BertConfig(**TEXT)),
+        "bert old names": lambda: hf.BertModel(hf.BertConfig(**TEXT)),
+        "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**TEXT)),
+        "roberta masked": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**TEXT)),
+        "clip": lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT)),
+        "clip projected": lambda: hf.CLIPTextModelWithProjection(hf.CLIPTextConfig(**TEXT, projection_dim=24)),
+    }[kind]()
+    model.save_pretrained(tmp_path / "text")
+    if kind == "bert old names":
+        state = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            for name, tensor in model.state_dict().items()
+        }
+        (tmp_path / "text" / "model.safetensors").unlink()
+        torch.save({"bert." + name: tensor for name, tensor in state.items()}, tmp_path / "text" / "pytorch_model.bin")
+    checkpoint = qavit_for(tmp_path, 40, late_tensors)
+    source = open_model(checkpoint=checkpoint, vision=GOLDEN / "qavit_official_late" / "clip", text=tmp_path / "text")
+    assert source.architecture == "qavit"
+    expected = {"t5": "t5", "bert": "bert", "roberta": "roberta", "clip": "clip_text_model"}[kind.split()[0]]
+    assert source.text["model_type"] == expected
+    assert source.tokenizer is None
+    state = model.state_dict()
+    for name, weight in source.weights.items():
+        if name.startswith("text_model."):
+            short = name[len("text_model.") :]
+            theirs = next(state[key] for key in (name, short, "bert." + short, "roberta." + short) if key in state)
+            np.testing.assert_array_equal(read_float32(weight), theirs.numpy())
+    with pytest.raises(ValueError, match=r"text encoder is 40 wide, but the vision model takes questions 44 wide"):
+        open_model(
+            checkpoint=qavit_for(tmp_path, 44, late_tensors),
+            vision=GOLDEN / "qavit_official_late" / "clip",
+            text=tmp_path / "text",
+        )
+
+
+def test_blip_folders_get_laviss_names(hugging_face, tmp_path):
+    torch.manual_seed(7)
+    cases = json.loads((GOLDEN / "blip_itm" / "cases.json").read_text())
+    config = hugging_face.BlipConfig(
+        vision_config={**VISION, "image_size": 28}, text_config={**TEXT, "encoder_hidden_size": 32, "vocab_size": 123},
+        image_text_hidden_size=24,
+    )  # fmt: skip
+    model = hugging_face.BlipForImageTextRetrieval(config)
+    model.save_pretrained(tmp_path / "blip")
+    shutil.copy(GOLDEN / "blip_itm" / "vocab.txt", tmp_path / "blip")
+    source = open_model(tmp_path / "blip")
+    assert source.architecture == "blip_itm"
+    assert (source.vision["num_attention_heads"], source.text["num_attention_heads"]) == (4, 4)
+    assert source.vision["layer_norm_eps"] == config.vision_config.layer_norm_eps
+    assert "[ENC]" in source.tokenizer
+    lavis = torch.load(GOLDEN / "blip_itm" / "checkpoint.pth", weights_only=True)["model"]
+    shapeless = {name for name in lavis if not name.endswith("position_ids")}
+    blocks = {"visual_encoder.blocks.": 3, "text_encoder.encoder.layer.": 2}
+    assert set(source.weights) == {
+        name for name in shapeless
+        if all(not name.startswith(prefix) or int(name[len(prefix) :].split(".")[0]) < n for prefix, n in blocks.items())
+    }  # fmt: skip
+    state = model.state_dict()
+    for ours, theirs in (
+        ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
+        ("visual_encoder.blocks.1.attn.qkv.weight", "vision_model.encoder.layers.1.self_attn.qkv.weight"),
+        ("visual_encoder.blocks.2.norm2.bias", "vision_model.encoder.layers.2.layer_norm2.bias"),
+        ("text_encoder.encoder.layer.1.crossattention.self.key.weight",) * 2,
+        ("itm_head.weight", "itm_head.weight"),
+    ):
+        np.testing.assert_array_equal(read_float32(source.weights[ours]), state[theirs].numpy())
+    with pytest.raises(ValueError, match="num_attention_heads"):
+        open_model(checkpoint=GOLDEN / "blip_itm" / "checkpoint.pth", config={"vision": cases["vit"]})
+    with pytest.raises(ValueError, match="hidden_size 48, the weights say 32"):
+        open_model(checkpoint=GOLDEN / "blip_itm" / "checkpoint.pth", config={"vision": {"embed_dim": 48}})
+    with pytest.raises(ValueError, match="do not go with a BLIP checkpoint"):
+        open_model(checkpoint=GOLDEN / "blip_itm" / "checkpoint.pth", vision=tmp_path / "blip")
+
+
+# Other image sizes.
+
+
+@pytest.mark.parametrize("side", [3, 4, 6, 7, 11])
+def test_positions_are_interpolated_as_transformers_does(side, hugging_face):
+    model = clip_model(hugging_face).vision_model.embeddings
+    pixels = torch.zeros(1, 3, side * 7, side * 7)
+    tokens = model(pixels, interpolate_pos_encoding=True)[0]
+    plain = model.class_embedding.expand(1 + side * side, -1).clone()
+    plain[1:] = model.patch_embedding(pixels).flatten(2).transpose(1, 2)[0]
+    ours = resize_positions(model.position_embedding.weight.detach().numpy(), side)
+    # 1e-7 apart, of values up to 0.08
+    np.testing.assert_allclose(ours, (tokens - plain).detach().numpy(), rtol=0, atol=1e-6)
+
+
+def test_image_size_changes_positions_and_preprocessing():
+    source = qavit(image_size=98)
+    assert source.vision["image_size"] == source.preprocessing["size"] == 98
+    assert source.weights["vision_model.embeddings.position_embedding.weight"][2] == (50, 64)
+    assert isinstance(qavit(image_size=70).weights["vision_model.embeddings.position_embedding.weight"][0], mmap.mmap)
+    with pytest.raises(ValueError, match="image_size 71: expected a multiple of the patch size 14"):
+        qavit(image_size=71)
+
+
+# safetensors.
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4), st.integers(0, 40))
+def test_damaged_safetensors_are_read_or_refused(tmp_path_factory, prefix, changes, cut):
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    save_file({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}, path)
+    content = bytearray(path.read_bytes())
+    for position, byte in changes:
+        content[position % len(content)] = byte
+    content = content[: len(content) - cut]
+    path.write_bytes(prefix + content if len(prefix) % 7 == 3 else content)
+    try:
+        for weight in open_safetensors(path).values():
+            read_float32(weight)
+    except ValueError as err:
+        if str(path) not in str(err):
+            raise
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": {}}', "'a' appears twice"),
+        ('{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "8 bytes do not hold float32"),
+        ('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "not lie inside the file's 8 bytes"),
+        ('{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "is not a list of sizes"),
+        ('{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "is not a list of sizes"),
+        ('{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}', "is not a list of sizes"),
+        ('{"a": {"dtype": "F32", "shape": [99999999999999999999, 0], "data_offsets": [0, 8]}}', "do not hold"),
+        ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}', "do not lie inside"),
+        ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}', "are not two positions"),
+        ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}', "are not two positions"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "leaves a gap"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "end at byte 4 of 8"),
+        (
+            '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+            '"b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+            "'b' overlaps",
+        ),
+        ('{"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}', "dtype 'F99' is not known"),
+        ('{"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}', "is not known"),
+        ('{"a": 3}', "expected an object with dtype"),
+        ("[1]", "expected a JSON object, got list"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a": ' + "1" * 10_000 + "}", "header"),
+    ],
+)
+def test_hostile_safetensors_headers(header, message):
+    with pytest.raises(ValueError, match=message):
+        parse_header(header.encode(), 8)
+
+
+def test_hostile_safetensors_files(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for content in (
+        b"1234567",
+        b"\xff" * 8 + b"{}",
+        (1 << 40).to_bytes(8, "little") + b"{}",
+        bytes(8),
+        b"\x02" + bytes(7) + b"{",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a safetensors file, or cut short"):
+            open_safetensors(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="the file is empty"):
+        open_safetensors(path)
+    index = tmp_path / "model.safetensors.index.json"
+    shutil.copy(GOLDEN / "qavit_official_late" / "clip" / "config.json", tmp_path)
+    path.unlink()
+    for name in ("../model.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "a\\b", "C:x"):
+        index.write_text(json.dumps({"weight_map": {"vision_model.a": name}}))
+        with pytest.raises(ValueError, match="is not a plain file name"):
+            open_model(vision=tmp_path)
+    index.write_text(json.dumps({"weight_map": {"vision_model.a": "absent.safetensors"}}))
+    with pytest.raises(FileNotFoundError):
+        open_model(vision=tmp_path)
+    save_file({"b": torch.ones(2)}, tmp_path / "absent.safetensors")
+    with pytest.raises(ValueError, match=r"does not hold 'vision_model\.a'"):
+        open_model(vision=tmp_path)
+
+
+# Hub names.
+
+HUB = """
+import sys
+from qavit.checkpoints import open_model
+source = open_model(vision="openai/tiny-clip")
+print(source.architecture, source.vision["num_hidden_layers"], len(source.weights))
+for name in ("openai/absent", "openai/tiny-clip/extra"):
+    try:
+        open_model(vision=name)
+    except FileNotFoundError as err:
+        print(err)
+"""
+
+
+def test_hub_names_through_a_local_cache(tmp_path):
+    snapshot = tmp_path / "hub" / "models--openai--tiny-clip" / "snapshots" / ("0" * 40)
+    shutil.copytree(GOLDEN / "qavit_official_late" / "clip", snapshot)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run([sys.executable, "-c", HUB], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "clip 6 103", done.stderr
+    assert "the Hugging Face hub gave no such model" in lines[1]
+    assert "Download https://huggingface.co/openai/absent and give its folder" in lines[1]
+    assert "there is no folder 'openai/tiny-clip/extra'" in lines[2]
+
+
+def test_hub_names_without_huggingface_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"install huggingface_hub \(pip install 'qavit\[hub\]'\)"):
+        open_model(vision="openai/clip-vit-base-patch32")
