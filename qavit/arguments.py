@@ -58,7 +58,7 @@ def unique_images(images: FloatArray) -> tuple[FloatArray, npt.NDArray[np.int32]
     """The different pictures of a batch, and which of them each row is."""
     seen: dict[bytes, int] = {}
     index = np.empty(len(images), np.int32)
-    first = []
+    first: list[int] = []
     for row, image in enumerate(images):
         key = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
         if key not in seen:

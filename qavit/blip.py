@@ -359,7 +359,7 @@ class BlipITM:
         for number, image in enumerate(images):
             rows = np.flatnonzero(index == number)
             place: dict[str, int] = {}
-            back = [place.setdefault(texts[row], len(place)) for row in rows]
+            back = [place.setdefault(texts[int(row)], len(place)) for row in rows]
             yield self._core.encode_image(image), rows, list(place), back
 
     def _finite(self, array: FloatArray) -> FloatArray:

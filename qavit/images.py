@@ -314,7 +314,7 @@ def _decode_with_pillow(data: bytes, name: str, exif: bool, max_pixels: int, pro
         raise
     except Exception as error:
         kind = f" ({problem})" if data[:2] in (b"\xff\xd8", b"\x89P", b"BM") else ""
-        reason = "no image format that is known" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"{name}: {reason}{kind}") from error
     with image:
         if image.width * image.height > max_pixels:

@@ -747,9 +747,9 @@ class QAViT:
         )
         warnings.warn(
             f"the class token of block {block} has not seen the question (it enters in block {self.integrated[0]}): "
-            f"this map is the same for every question; {hint}",
+            f"what each of its heads looks at is the same for every question; {hint}",
             QuestionBlindWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=stacklevel,
         )
 
     # ---- pictures ----

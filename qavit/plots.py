@@ -1,0 +1,559 @@
+"""Figures of heatmaps, drawn by matplotlib; nothing here but `show` touches pyplot."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+import numpy as np
+
+from . import labels
+from .files import PathLike, write_whole
+from .heatmaps import FloatArray, HeatmapResult, output_size
+from .pixels import (
+    Cmap,
+    Picture,
+    Scale,
+    check_weight,
+    colorize,
+    colormap,
+    getAttMap,
+    overlay,
+    scale_of,
+    show_cam_on_image,
+    to_unit,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Box = tuple[float, float, float, float]  # left, bottom, width, height
+
+__all__ = [
+    "colorize", "getAttMap", "make_figure", "overlay", "plot", "render", "save_figure", "show", "show_cam_on_image",
+]  # fmt: skip
+
+KINDS = ("questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words")
+INK, FAINT = "#1c1c1e", "#6b6b70"
+TITLE_SIZE, NOTE_SIZE, CAPTION_SIZE = 10.0, 9.0, 8.0
+DRAWN_SIDE = 900  # the longer side, in pixels, at which a picture goes into a figure
+
+
+@dataclass
+class _Cell:
+    """One panel of a figure: what draws it, the text above it and the text below it."""
+
+    draw: Callable[[Axes], None]
+    title: str = ""
+    note: str = ""
+
+
+def make_figure(
+    result: HeatmapResult,
+    kind: Optional[str] = None,
+    *,
+    cmap: Cmap = "jet",
+    image_weight: float = 0.5,
+    top: int = 5,
+    columns: Optional[int] = None,
+    blocks: Optional[Sequence[int]] = None,
+    shared: bool = True,
+    colorbar: bool = True,
+    caption: Optional[str] = None,
+    figure: Optional[Figure] = None,
+) -> Figure:
+    """Draw a result.
+
+    Parameters
+    ----------
+    result : HeatmapResult
+    kind : str, optional
+        "questions", "panels", "original", "heatmap", "overlay", "patches", "blocks" or "words"; see
+        `HeatmapResult.figure`. By default "panels" for one question and "questions" for several.
+    cmap : str or Colormap
+    image_weight : float
+        From 0 (colours alone) to 1 (the picture alone).
+    top : int
+        How many patches to number.
+    columns : int, optional
+        Panels in a row.
+    blocks : sequence of int, optional
+        For "blocks": which; by default up to eight, evenly spread, the result's own among them.
+    shared : bool
+        One colour scale for all panels; False: each panel has its own, and the colour bar says low and high.
+    colorbar : bool
+    caption : str, optional
+        The line at the bottom; by default the block and the readout. "" for none.
+    figure : matplotlib Figure, optional
+        An empty figure to draw on, which is resized; by default a new one, outside pyplot.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    kind = kind or ("panels" if len(result) == 1 else "questions")
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, KINDS))}")
+    check_weight(image_weight)
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns: got {columns}, expected at least 1")
+    cells, per_row, maps = _cells(result, kind, cmap, image_weight, top, blocks, shared)
+    if caption is None:
+        caption = "" if kind in {"original", "blocks"} else _caption(result)
+        if kind == "blocks":
+            caption = f"{result.readout} readout; one colour scale for all blocks" if shared else ""
+    bar = colorbar and kind != "original"
+    return _lay_out(result, cells, columns or per_row, maps, cmap, shared, bar, caption, figure)
+
+
+def plot(
+    result: HeatmapResult,
+    ax: Optional[Axes] = None,
+    *,
+    question: int = 0,
+    kind: str = "overlay",
+    colorbar: bool = True,
+    cmap: Cmap = "jet",
+    image_weight: float = 0.5,
+    title: Optional[str] = None,
+) -> Axes:
+    """Draw one map on given axes, or on a new figure; see `HeatmapResult.plot`."""
+    draws = {"original": _draw_original, "heatmap": _draw_heatmap, "overlay": _draw_overlay, "patches": _draw_patches}
+    if kind not in draws:
+        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, draws))}")
+    check_weight(image_weight)
+    heading = _heading(result, result[question].questions[0]) if title is None else title
+    style = _Style(cmap, image_weight, 5, scale_of(result.maps))
+    values = result[question].maps[0]
+
+    def draw(axes: Axes) -> None:
+        draws[kind](axes, result, values, style)
+
+    if ax is None:
+        cell = _Cell(draw, heading)
+        bar = colorbar and kind != "original"
+        return _lay_out(result, [cell], 1, result.maps, cmap, True, bar, "", None).axes[0]
+    draw(ax)
+    if heading:
+        lines = "\n".join(labels.wrap(heading, 44))
+        ax.set_title(labels.plain(lines), fontfamily=labels.families(lines), fontsize=TITLE_SIZE)
+    if colorbar and kind != "original":
+        figure: Any = ax.get_figure()
+        _dress_bar(figure.colorbar(_mappable(cmap, style.scale), ax=ax), result.maps, True)
+    return ax
+
+
+def render(figure: Figure, format: str = "png", dpi: int = 150) -> bytes:
+    """A figure as the bytes of a file.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure
+    format : str
+        "png", "jpg", "webp", "pdf", "svg", ...: what matplotlib can write.
+    dpi : int
+        Pixels per inch.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(buffer, format=format, dpi=dpi)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: PathLike, dpi: int = 150) -> Path:
+    """Write a figure as its file name's ending says, whole or not at all."""
+    target = Path(path)
+    known = figure.canvas.get_supported_filetypes()
+    ending = target.suffix.lower().lstrip(".")
+    if ending not in known:
+        raise ValueError(f"path: {target.name!r} ends in {target.suffix!r}; expected one of {', '.join(sorted(known))}")
+    if not 10 <= dpi <= 2400:
+        raise ValueError(f"dpi: got {dpi}, expected 10 to 2400")
+    return write_whole(target, render(figure, ending, dpi))
+
+
+def show(result: HeatmapResult, kind: Optional[str] = None, **options: Any) -> None:
+    """Show a figure in a notebook, or in a window of pyplot."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and hasattr(shell, "kernel"):
+        from IPython.display import Image, display  # type: ignore[import-not-found, unused-ignore]
+
+        display(Image(render(make_figure(result, kind, **options), "png", dpi=100)))  # type: ignore[no-untyped-call, unused-ignore]
+        return
+    from matplotlib import pyplot
+
+    figure = pyplot.figure()
+    try:
+        make_figure(result, kind, figure=figure, **options)
+    except BaseException:
+        pyplot.close(figure)
+        raise
+    pyplot.show()
+
+
+# ---- panels ----
+
+
+@dataclass
+class _Style:
+    """What every panel of a figure has in common."""
+
+    cmap: Cmap
+    image_weight: float
+    top: int
+    scale: Scale
+
+
+def _cells(
+    result: HeatmapResult,
+    kind: str,
+    cmap: Cmap,
+    image_weight: float,
+    top: int,
+    blocks: Optional[Sequence[int]],
+    shared: bool,
+) -> tuple[list[_Cell], int, FloatArray]:
+    """The panels of a kind of figure, how many go in a row, and the maps that share its scale."""
+
+    def style(values: FloatArray, every: FloatArray) -> _Style:
+        return _Style(cmap, image_weight, top, scale_of(every if shared else values))
+
+    def cell(draw: Any, values: FloatArray, every: FloatArray, title: str, note: str = "") -> _Cell:
+        return _Cell(lambda axes: draw(axes, result, values, style(values, every)), title, note)
+
+    maps = result.maps
+    headings = [_heading(result, question) for question in result.questions]
+    original = _Cell(lambda axes: _draw_original(axes, result, maps[0], style(maps[0], maps)), "Picture")
+    if kind == "original":
+        return [original], 1, maps
+    if kind == "panels":
+        cells = []
+        for index, heading in enumerate(headings):
+            values, note = maps[index], _answers(result, index)
+            cells += [
+                _Cell(original.draw, heading, note),
+                cell(_draw_heatmap, values, maps, "Attention of each patch"),
+                cell(_draw_overlay, values, maps, "Over the picture"),
+                cell(_draw_patches, values, maps, f"The {min(top, values.size)} patches with the most"),
+            ]
+        return cells, 4, maps
+    if kind == "blocks":
+        every = result.all_block_maps()
+        chosen = _choose_blocks(len(every), result.block, blocks)
+        shown = every[chosen]
+        many = len(result) > 1
+        cells = [
+            cell(
+                _draw_overlay,
+                every[block, index],
+                shown,
+                f"{heading}\nblock {block}" if many and position == 0 else f"block {block}",
+            )
+            for index, heading in enumerate(headings)
+            for position, block in enumerate(chosen)
+        ]
+        return cells, len(chosen) if many else min(len(chosen), 4), shown
+    if kind == "words":
+        word_maps = result.maps_of_words()
+        if result.words is None or word_maps is None:
+            raise ValueError("kind: 'words' needs maps of words, which this result does not have")
+        pairs = [
+            (word, values)
+            for words, maps_of_words in zip(result.words, word_maps)
+            for word, values in zip(words, maps_of_words)
+        ]
+        if not pairs:
+            raise ValueError("kind: 'words' needs a question with words")
+        every = np.stack([values for _, values in pairs])
+        return [cell(_draw_overlay, values, every, word) for word, values in pairs], min(len(pairs), 5), every
+    draw = {"heatmap": _draw_heatmap, "patches": _draw_patches}.get(kind, _draw_overlay)
+    cells = [
+        cell(draw, maps[index], maps, heading, _answers(result, index)) for index, heading in enumerate(headings)
+    ]
+    if kind == "questions":
+        cells.insert(0, original)
+    return cells, min(len(cells), 4 if len(cells) != 5 else 3), maps
+
+
+def _draw_original(axes: Axes, result: HeatmapResult, values: FloatArray, style: _Style) -> None:
+    """The picture alone, the part that the model did not see faded."""
+    _draw_pixels(axes, result, _faded(result))
+
+
+def _draw_heatmap(axes: Axes, result: HeatmapResult, values: FloatArray, style: _Style) -> None:
+    """The map's own patches, over the part that the model saw."""
+    axes.set_facecolor("#f2f2f4")
+    seen = result.seen
+    axes.imshow(
+        colorize(to_unit(values, style.scale), style.cmap),
+        extent=(seen.left, seen.right, seen.bottom, seen.top),
+        interpolation="nearest",
+    )
+    _frame(axes, result)
+
+
+def _draw_overlay(axes: Axes, result: HeatmapResult, values: FloatArray, style: _Style) -> None:
+    """The map, smooth, over the picture."""
+    pixels = overlay(
+        result,
+        cmap=style.cmap,
+        image_weight=style.image_weight,
+        size=_drawn_size(result),
+        values=values,
+        scale=style.scale,
+    )
+    _draw_pixels(axes, result, pixels)
+
+
+def _draw_patches(axes: Axes, result: HeatmapResult, values: FloatArray, style: _Style) -> None:
+    """The borders of the patches, and those with the most numbered."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    _draw_pixels(axes, result, _faded(result))
+    seen = result.seen
+    rows, columns = values.shape
+    across = [[(seen.left, y), (seen.right, y)] for y in np.linspace(seen.top, seen.bottom, rows + 1)]
+    down = [[(x, seen.top), (x, seen.bottom)] for x in np.linspace(seen.left, seen.right, columns + 1)]
+    axes.add_collection(LineCollection(across + down, colors=(1.0, 1.0, 1.0, 0.45), linewidths=0.5))
+    one = HeatmapResult(values[None], [""], result.picture, result.region)
+    colours = colorize(to_unit(values, style.scale), style.cmap)
+    for rank, patch in reversed(list(enumerate(one.top_patches(max(style.top, 1))[0], start=1))):
+        box = (patch.left, patch.top), patch.right - patch.left, patch.bottom - patch.top
+        colour = colours[patch.row, patch.column] / 255.0
+        axes.add_patch(Rectangle(*box, facecolor=(*colour, 0.35), edgecolor="black", linewidth=2.6))
+        axes.add_patch(Rectangle(*box, facecolor="none", edgecolor="white", linewidth=1.4))
+        axes.text(
+            (patch.left + patch.right) / 2, (patch.top + patch.bottom) / 2, str(rank), color="white",
+            fontsize=8, fontweight="bold", ha="center", va="center_baseline", fontfamily=[labels.BASE],
+            path_effects=[withStroke(linewidth=2, foreground="black")],
+        )  # fmt: skip
+    _frame(axes, result)
+
+
+def _draw_pixels(axes: Axes, result: HeatmapResult, pixels: Picture) -> None:
+    """Pixels over the whole picture's extent."""
+    height, width = result.size
+    smooth = max(pixels.shape[:2]) >= 300
+    axes.imshow(pixels, extent=(0, width, height, 0), interpolation="antialiased" if smooth else "nearest")
+    _frame(axes, result)
+
+
+def _frame(axes: Axes, result: HeatmapResult) -> None:
+    """No ticks, the whole picture in view, a thin line round what the model saw where that is not all."""
+    from matplotlib.patches import Rectangle
+
+    height, width = result.size
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    seen = result.seen
+    if _cropped(result):
+        box = (seen.left, seen.top), seen.right - seen.left, seen.bottom - seen.top
+        axes.add_patch(Rectangle(*box, facecolor="none", edgecolor=INK, linewidth=0.8, linestyle=(0, (4, 3))))
+
+
+def _lay_out(
+    result: HeatmapResult,
+    cells: list[_Cell],
+    per_row: int,
+    maps: FloatArray,
+    cmap: Cmap,
+    shared: bool,
+    colorbar: bool,
+    caption: str,
+    figure: Optional[Figure],
+) -> Figure:
+    """Place panels in rows, in inches, so that pictures of any shape sit without gaps; bar right, caption below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    per_row = min(per_row, len(cells))
+    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
+    aspect = result.size[0] / result.size[1]
+    room = 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
+    width = min(room, 1.45 * room / aspect)
+    height = max(width * aspect, 0.3)
+    cell_width = max(width, 1.5)
+    fit = max(12, int(cell_width / 0.079))
+    line, small = 0.185, 0.165
+    heads = [max(len(_title_lines(cell.title, fit)) for cell in row) * line for row in rows]
+    feet = [max(len(labels.wrap(cell.note, fit + 4)) if cell.note else 0 for cell in row) * small for row in rows]
+    heads = [head + 0.09 if head else 0.0 for head in heads]
+    gap, margin = 0.16, 0.14
+    right = 1.05 if colorbar else margin
+    bottom = margin + (0.26 if caption else 0.0)
+    total_width = margin + per_row * cell_width + (per_row - 1) * gap + right
+    total_height = margin + bottom + sum(heads) + sum(feet) + len(rows) * height + (len(rows) - 1) * 0.22 + 0.04
+    if figure is None:
+        figure = Figure()
+        FigureCanvasAgg(figure)
+    figure.set_size_inches(total_width, total_height)
+    figure.set_facecolor("white")
+    top = total_height - margin
+    first = last = top
+    for row, head, foot in zip(rows, heads, feet):
+        top -= head
+        for column, cell in enumerate(row):
+            left = margin + column * (cell_width + gap)
+            inset = (cell_width - width) / 2
+            box = (left + inset, top - height, width, height)
+            _draw_cell(figure, cell, box, left, cell_width, fit, (total_width, total_height))
+        first = min(first, top)
+        last = top - height
+        top = last - foot - 0.22
+    if colorbar:
+        tall = min(first - last, 3.2)
+        middle = (first + last) / 2
+        place = (total_width - right + 0.14, middle - tall / 2, 0.13, tall)
+        axes = figure.add_axes(_fractions(place, total_width, total_height))
+        bar = figure.colorbar(_mappable(cmap, scale_of(maps) if shared else (0.0, 1.0)), cax=axes)
+        _dress_bar(bar, maps, shared)
+    if caption:
+        lines = "\n".join(labels.wrap(caption, int((total_width - 2 * margin) / 0.062), 1))
+        figure.text(
+            margin / total_width, margin * 0.8 / total_height, labels.plain(lines), fontsize=CAPTION_SIZE, color=FAINT,
+            fontfamily=labels.families(lines), va="bottom",
+        )  # fmt: skip
+    return figure
+
+
+def _draw_cell(
+    figure: Figure,
+    cell: _Cell,
+    box: Box,
+    left: float,
+    cell_width: float,
+    fit: int,
+    total: tuple[float, float],
+) -> None:
+    """One panel with its title above and its note below; lengths in inches."""
+    axes = figure.add_axes(_fractions(box, *total))
+    cell.draw(axes)
+    centred = box[2] < cell_width - 1e-6
+    x = (left + cell_width / 2) / total[0] if centred else box[0] / total[0]
+    align = "center" if centred else "left"
+    if cell.title:
+        text = "\n".join(_title_lines(cell.title, fit))
+        figure.text(
+            x, (box[1] + box[3] + 0.07) / total[1], labels.plain(text), fontsize=TITLE_SIZE, color=INK, ha=align,
+            va="bottom", fontfamily=labels.families(text), linespacing=1.25,
+        )  # fmt: skip
+    if cell.note:
+        text = "\n".join(labels.wrap(cell.note, fit + 4))
+        figure.text(
+            x, (box[1] - 0.06) / total[1], labels.plain(text), fontsize=NOTE_SIZE, color=FAINT, ha=align, va="top",
+            fontfamily=labels.families(text), linespacing=1.25,
+        )  # fmt: skip
+
+
+def _dress_bar(bar: Any, maps: FloatArray, shared: bool) -> None:
+    """Ticks and name of a colour bar: percentages where each map is a distribution."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=CAPTION_SIZE, color=FAINT, labelcolor=INK, length=2.5)
+    if not shared:
+        bar.set_ticks([0.0, 1.0])
+        bar.set_ticklabels(["low", "high"])
+        return
+    bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+    if np.allclose(maps.sum(axis=(-2, -1)), 1.0, atol=1e-3):
+        low, high = scale_of(maps)
+        decimals = max(0, 1 - math.floor(math.log10(max(high - low, 1e-7) * 100)))
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=min(decimals, 6)))
+        bar.set_label("share of attention, each patch", fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
+    else:
+        bar.set_label("value of each patch", fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
+    for tick in bar.ax.get_yticklabels():
+        tick.set_fontfamily([labels.BASE])
+
+
+# ---- small parts ----
+
+
+def _mappable(cmap: Cmap, scale: Scale) -> Any:
+    """What a colour bar needs to know."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    low, high = scale
+    return ScalarMappable(Normalize(low, high if high > low else low + max(abs(low) * 1e-3, 1e-6)), colormap(cmap))
+
+
+def _drawn_size(result: HeatmapResult) -> tuple[int, int]:
+    """The size at which pixels go into a figure."""
+    return output_size(DRAWN_SIDE, result.size)
+
+
+def _faded(result: HeatmapResult) -> Picture:
+    """The picture at drawing size, faded where the model did not look."""
+    return overlay(result, image_weight=1.0, size=_drawn_size(result))
+
+
+def _cropped(result: HeatmapResult) -> bool:
+    """Whether the model saw less than the whole picture."""
+    height, width = result.size
+    seen = result.seen
+    return seen.left > 0.5 or seen.top > 0.5 or seen.right < width - 0.5 or seen.bottom < height - 0.5
+
+
+def _title_lines(title: str, columns: int) -> list[str]:
+    """A title's lines; its own line breaks are kept."""
+    return [line for part in title.split("\n") for line in labels.wrap(part, columns)] if title else []
+
+
+def _heading(result: HeatmapResult, question: str) -> str:
+    """What stands over a map."""
+    return question or f"No question (block {result.block})"
+
+
+def _answers(result: HeatmapResult, index: int, most: int = 3) -> str:
+    """The model's answers in one line, those with at least one percent."""
+    if result.answers is None:
+        return ""
+    likely = [pair for pair in result.answers[index][:most] if pair[1] >= 0.01] or result.answers[index][:1]
+    return "  ·  ".join(f"{answer} {chance:.0%}" for answer, chance in likely)
+
+
+def _caption(result: HeatmapResult) -> str:
+    """How the maps were read."""
+    how = {
+        "class": "where the class token looks",
+        "question": "which patches look at the question",
+        "gradcam": "GradCAM",
+    }.get(result.readout, f"{result.readout} readout")
+    scale = "; one colour scale for all questions" if len(result) > 1 else ""
+    return f"Block {result.block}: {how}{scale}"
+
+
+def _choose_blocks(count: int, own: int, blocks: Optional[Sequence[int]]) -> list[int]:
+    """Which blocks to draw."""
+    if blocks is None:
+        chosen = {round(i) for i in np.linspace(0, count - 1, min(count, 8))}
+        if 0 <= own < count and own not in chosen:
+            chosen.remove(min(chosen, key=lambda block: abs(block - own)))
+            chosen.add(own)
+        return sorted(chosen)
+    wrong = [block for block in blocks if not 0 <= block < count]
+    if wrong or len(blocks) == 0:
+        raise ValueError(f"blocks: got {list(blocks)}, expected numbers from 0 to {count - 1}")
+    return list(blocks)
+
+
+def _fractions(inches: Box, width: float, height: float) -> Box:
+    """(left, bottom, width, height) in inches as fractions of the figure."""
+    return inches[0] / width, inches[1] / height, inches[2] / width, inches[3] / height

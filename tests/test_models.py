@@ -1,0 +1,296 @@
+"""qavit.load and QAViT: the public API, end to end, on the public code's own checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import qavit
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+def load(point: str) -> Any:
+    folder = GOLDEN / f"qavit_official_{point}"
+    return qavit.load(checkpoint=folder / "checkpoint.pth", vision=folder / "clip", text=folder / "t5")
+
+
+@pytest.fixture(scope="module")
+def late() -> Any:
+    return load("late")
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    return np.load(GOLDEN / "qavit_official_late" / "golden.npz")
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[str]:
+    return list(json.loads((GOLDEN / "qavit_official_late" / "cases.json").read_text())["questions"])
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+
+
+@pytest.mark.parametrize("point", ["late", "early"])
+def test_checkpoint_and_question_text_to_the_public_codes_numbers(point: str) -> None:
+    model, golden = load(point), np.load(GOLDEN / f"qavit_official_{point}" / "golden.npz")
+    asked = json.loads((GOLDEN / f"qavit_official_{point}" / "cases.json").read_text())["questions"]
+    encoded = model.encode_questions(asked)
+    batch = model.vision(golden["image"], encoded, output_attentions=True, output_hidden_states=True)
+    padded = encoded.mask.shape[1]
+    for q in range(3):
+        tokens = golden[f"q{q}_instruct"].shape[1]
+        assert encoded.mask[q].sum() == tokens
+        # Observed: 1.3e-5 where the largest state is 4.
+        assert np.abs(encoded.states[q, :tokens] - golden[f"q{q}_instruct"][0]).max() < 1e-4
+        alone = model.vision(golden["image"][q : q + 1], model.encode_questions(asked[q]), output_attentions=True)
+        # Observed: 5e-6; alone and in a padded batch.
+        assert np.abs(batch.pooler_output[q] - golden[f"q{q}_pooled"][0]).max() < 4e-5
+        assert np.abs(alone.pooler_output - golden[f"q{q}_pooled"]).max() < 4e-5
+        for block in range(6):
+            expected = golden[f"q{q}_attn{block}"]
+            assert np.abs(alone.attentions[block] - expected).max() < 1e-5
+            found = batch.attentions[block][q]
+            if block in model.integrated:
+                assert (found[..., tokens:padded] == 0).all()
+                found = np.concatenate([found[..., :tokens], found[..., padded:]], axis=-1)
+            assert np.abs(found - expected[0]).max() < 1e-5
+            hidden = golden[f"q{q}_hidden{block + 1}"][0]
+            assert np.abs(batch.hidden_states[block + 1][q] - hidden).max() < 1e-4 * np.abs(hidden).max()
+    # The public code attends to padding in a batch, so its batch differs from its own single runs; ours does not.
+    difference = np.abs(batch.hidden_states[6] - golden["batch_hidden_last"])
+    assert difference[1].max() < 1e-3 < difference[2].max()
+
+
+def test_forward_itm_is_the_class_row_over_patches(late: Any, golden: Any, questions: list[str]) -> None:
+    maps = qavit.forward_itm(late, {"image": golden["image"], "text_input": questions}, block_num=5)
+    assert maps.shape == (3, 25)
+    assert maps.dtype == np.float32
+    for q in range(3):
+        row = golden[f"q{q}_attn5"][0, :, 0, -25:].mean(axis=0)
+        assert np.abs(maps[q] - row / row.sum()).max() < 1e-6
+    tensors = late.forward_itm({"image": torch.from_numpy(golden["image"]), "text_input": questions}, block_num=5)
+    assert np.array_equal(tensors, maps)
+
+
+def test_extract_attention(late: Any, golden: Any, questions: list[str]) -> None:
+    maps = qavit.extract_attention(late, golden["image"], questions, blocks=(5, 4))
+    assert maps.shape == (3, 2, 25)
+    assert np.allclose(maps.sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(maps[:, 0], late.extract_attention(golden["image"], questions, blocks=(5,))[:, 0])
+    heads = late.extract_attention(golden["image"], questions, blocks=(5,), heads=None)
+    assert heads.shape == (3, 1, 4, 25)
+    one = late.extract_attention(golden["image"], questions, blocks=(5,), heads=2)
+    assert np.allclose(one[:, 0], heads[:, 0, 2])
+    shared = late.extract_attention(golden["image"][:1], questions, blocks=(5,))
+    for q, question in enumerate(questions):
+        single = late.extract_attention(golden["image"][:1], question, blocks=(5,))
+        assert np.abs(shared[q] - single[0]).max() < 1e-6
+
+
+def test_question_readout(late: Any, golden: Any, questions: list[str]) -> None:
+    maps = late.extract_attention(golden["image"][:1], questions[0], blocks=(3, 5), readout="question")
+    tokens = golden["q0_instruct"].shape[1]
+    for column, block in enumerate((3, 5)):
+        expected = golden[f"q0_attn{block}"][0, :, 1:, :tokens].sum(axis=-1).mean(axis=0)
+        assert np.abs(maps[0, column] - expected / expected.sum()).max() < 1e-6
+    with pytest.raises(ValueError, match=r"block 2 does not attend to the question; blocks \[3, 4, 5\] do"):
+        late.extract_attention(golden["image"][:1], questions[0], blocks=(2,), readout="question")
+
+
+def test_a_readout_may_be_any_callable(late: Any, picture: np.ndarray) -> None:
+    shapes = []
+
+    def strongest_head(attention: np.ndarray) -> np.ndarray:
+        shapes.append(attention.shape)
+        return attention[:, :, 0, -25:].max(axis=1)
+
+    result = late.heatmaps(picture, ["where is the red car?", "is there a person"], block=5, readout=strongest_head)
+    assert shapes == [(2, 4, 26, 13 + 26)]
+    assert result.readout == "strongest_head"
+    with pytest.raises(ValueError, match="readout"):
+        late.heatmaps(picture, "where is the red car?", block=5, readout=lambda attention: attention[:, 0, 0])
+
+
+def test_heatmaps(late: Any, picture: np.ndarray) -> None:
+    result = late.heatmaps(picture, ["where is the red car?", "is there a person"])
+    assert result.maps.shape == (2, 5, 5)
+    assert result.block == late.default_block >= late.first_question_aware_block == 4
+    # A 160 x 90 picture is resized to 124 x 70 and its middle cropped: to within a pixel, the middle square.
+    region = result.region
+    assert np.allclose((region.left, region.top, region.right, region.bottom), (35, 0, 125, 90), atol=1)
+    assert result.words[0][:3] == ["where", "is", "the"]
+    assert [len(maps) for maps in result.maps_of_words()] == [len(words) for words in result.words]
+    assert result.all_block_maps().shape == (6, 2, 5, 5)
+    assert np.abs(result.all_block_maps()[result.block] - result.maps).max() < 1e-6
+    assert np.abs(result.maps[0] - result.maps[1]).max() > 1e-4
+
+
+def test_what_a_map_can_know(late: Any, picture: np.ndarray) -> None:
+    asked = ["where is the red car?", "is there a person"]
+    for block in range(4):
+        with pytest.warns(qavit.QuestionBlindWarning, match=r"enters in block 3.*blocks 4 to 5 do") as caught:
+            result = late.heatmaps(picture, asked, block=block, heads=1)
+        assert caught[0].filename == __file__
+        assert np.abs(result.maps[0] - result.maps[1]).max() < 1e-6
+    with pytest.warns(qavit.QuestionBlindWarning) as caught:
+        late.forward_itm({"image": np.zeros((1, 3, 70, 70), np.float32), "text_input": asked[:1]}, block_num=2)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        late.heatmaps(picture, asked, block=4)
+        late.heatmaps(picture, asked, block=3, readout="question")
+
+
+def test_plain_clip(picture: np.ndarray) -> None:
+    model = qavit.load(vision=GOLDEN / "qavit_official_late" / "clip")
+    assert model.integrated == ()
+    for block in (0, -1):
+        result = model.heatmaps(picture, block=block)
+        assert result.maps.shape == (1, 5, 5)
+        assert abs(result.maps.sum() - 1) < 1e-5
+    assert model.extract_attention(picture, blocks=(0, 5)).shape == (1, 2, 25)
+    with pytest.raises(ValueError, match="takes no questions"):
+        model.heatmaps(picture, "where is the car?")
+
+
+def test_masks_need_not_be_prefixes(late: Any, golden: Any, questions: list[str]) -> None:
+    encoded = late.encode_questions(questions[0])
+    tokens = encoded.states.shape[1]
+    states = np.full((1, 2 * tokens, 48), 1e3, np.float32)
+    mask = np.zeros((1, 2 * tokens), np.uint8)
+    states[:, 1::2], mask[:, 1::2] = encoded.states, 1
+    straight = late.vision(golden["image"][:1], encoded, blocks=[5]).attentions[5]
+    spread = late.vision(golden["image"][:1], states, mask, blocks=[5]).attentions[5]
+    assert np.abs(spread[..., 1 : 2 * tokens : 2] - straight[..., :tokens]).max() < 1e-6
+    assert (spread[..., 0 : 2 * tokens : 2] == 0).all()
+    assert np.abs(spread[..., 2 * tokens :] - straight[..., tokens:]).max() < 1e-6
+
+
+def test_equal_pictures_share_and_order_is_kept(late: Any, golden: Any, questions: list[str]) -> None:
+    order = [2, 0, 1, 0, 2, 2]
+    images = golden["image"][order]
+    asked = [questions[i % 3] for i in range(6)]
+    maps = late.forward_itm({"image": images, "text_input": asked}, block_num=5)
+    for row in range(6):
+        alone = late.forward_itm({"image": images[row : row + 1], "text_input": asked[row : row + 1]}, block_num=5)
+        assert np.abs(maps[row] - alone[0]).max() < 1e-6
+    early = late.vision(images, late.encode_questions(asked), output_hidden_states=True)
+    for row in range(6):
+        assert np.abs(early.hidden_states[2][row] - early.hidden_states[2][order.index(order[row])]).max() < 1e-6
+
+
+def test_blocks_that_were_not_computed(late: Any, golden: Any, questions: list[str]) -> None:
+    output = late.vision(golden["image"][:1], late.encode_questions(questions[0]), blocks=[1, 4])
+    assert output.attentions.blocks == (1, 4)
+    assert output.attentions[-2].shape == (1, 4, 26, 39)
+    assert output.pooler_output is None
+    with pytest.raises(IndexError, match=r"block 3 was not computed; there are blocks \[1, 4\]"):
+        output.attentions[3]
+    assert [a.shape[-1] for a in output.attentions] == [26, 39]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, p: m.heatmaps(p, ""), ValueError, "questions: '' has no words"),
+        (lambda m, p: m.heatmaps(p, "..!"), ValueError, "has no words"),
+        (lambda m, p: m.heatmaps(p, []), ValueError, "questions: the list is empty"),
+        (lambda m, p: m.heatmaps(p, 3), TypeError, "questions: expected a str or a list of str, got int"),
+        (lambda m, p: m.heatmaps(p, ["a", None]), TypeError, "questions"),
+        (lambda m, p: m.heatmaps(p), ValueError, "give at least one"),
+        (lambda m, p: m.heatmaps(p, "hi", block=6), ValueError, "block 6 does not exist; this model has blocks 0 to 5"),
+        (lambda m, p: m.heatmaps(p, "hi", block=2.5), TypeError, "block: expected a whole number, got float"),
+        (lambda m, p: m.heatmaps(p, "hi", readout="grad"), ValueError, "readout"),
+        (lambda m, p: m.heatmaps(p, "hi", heads="median"), ValueError, "heads"),
+        (lambda m, p: m.heatmaps(p, "hi", heads=4), ValueError, "head 4"),
+        (lambda m, p: m.heatmaps("no/such.png", "hi"), FileNotFoundError, "no/such.png"),
+        (lambda m, p: m.heatmaps(p[:, :, :2], "hi"), ValueError, "shape"),
+        (lambda m, p: m.answer(p, "hi"), ValueError, "does not answer"),
+        (lambda m, p: m.forward_itm({"image": np.zeros((2, 3, 70, 70)), "text_input": ["a"]}), ValueError, "2 pictures"),
+        (lambda m, p: m.forward_itm({"image": np.zeros((1, 3, 71, 70), "f"), "text_input": ["a"]}, 5), ValueError, "shape"),
+        (lambda m, p: m.forward_itm({"image": np.full((1, 3, 70, 70), np.nan), "text_input": ["a"]}, 5), ValueError, "NaN"),
+        (lambda m, p: m.forward_itm({"text_input": ["a"]}), ValueError, "samples: expected a mapping"),
+        (lambda m, p: m.forward_itm(3), ValueError, "samples"),
+        (lambda m, p: m.vision(np.zeros((1, 3, 70, 70), "f"), np.zeros((1, 2, 47), "f")), ValueError, "instruct_states"),
+        (lambda m, p: m.vision(np.zeros((2, 3, 70, 70), "f"), np.zeros((1, 2, 48), "f")), ValueError, "1 questions for 2"),
+        (lambda m, p: m.vision(np.zeros((1, 3, 70, 70), "f"), np.full((1, 2, 48), np.inf, "f")), ValueError, "infinity"),
+        (
+            lambda m, p: m.vision(np.zeros((1, 3, 70, 70), "f"), np.zeros((1, 2, 48), "f"), np.zeros((1, 2))),
+            ValueError,
+            "no token that counts",
+        ),
+        (lambda m, p: m.extract_attention(p, "hi", blocks=()), ValueError, "blocks: none given"),
+        (lambda m, p: qavit.load("no/such/folder"), FileNotFoundError, "no/such/folder"),
+        (lambda m, p: qavit.load(precision="float64"), ValueError, "precision"),
+        (lambda m, p: qavit.load(device="tpu"), ValueError, "device"),
+        (lambda m, p: qavit.load(device="cuda"), RuntimeError, "no CUDA"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::qavit.QuestionBlindWarning")
+def test_bad_input(late: Any, picture: np.ndarray, call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(late, picture)
+
+
+def test_callers_arrays_are_left_alone(late: Any, golden: Any, questions: list[str]) -> None:
+    image, states = golden["image"].copy(), late.encode_questions(questions)
+    image.setflags(write=False)
+    states.states.setflags(write=False)
+    before = states.states.tobytes()
+    late.vision(image, states)
+    late.forward_itm({"image": image, "text_input": questions}, block_num=5)
+    assert states.states.tobytes() == before
+    first = late.encode_questions(questions).states
+    first[:] = 7
+    assert not (late.encode_questions(questions).states == 7).any()
+
+
+def test_many_threads_on_one_model(late: Any, golden: Any, questions: list[str]) -> None:
+    samples = {"image": golden["image"], "text_input": questions}
+    expected = late.forward_itm(samples, block_num=5)
+    wrong = []
+
+    def work() -> None:
+        wrong.extend(1 for _ in range(20) if not np.array_equal(late.forward_itm(samples, block_num=5), expected))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_importing_is_light() -> None:
+    code = (
+        "import sys, qavit; heavy = {'torch', 'matplotlib', 'PIL', 'tokenizers', 'safetensors', 'tqdm', 'transformers'}"
+        " & set(sys.modules); print(sorted(heavy)); assert not heavy; assert qavit.build_info()['blas']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_no_torch_at_run_time() -> None:
+    folder = GOLDEN / "qavit_official_late"
+    code = (
+        "import sys, numpy as np, qavit\n"
+        f"model = qavit.load(checkpoint={str(folder / 'checkpoint.pth')!r}, vision={str(folder / 'clip')!r}, "
+        f"text={str(folder / 't5')!r})\n"
+        "model.heatmaps(np.zeros((20, 30, 3), np.uint8), 'where is the red car?')\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
