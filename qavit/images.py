@@ -306,7 +306,7 @@ def _decode(data: bytes, name: str, exif: bool, max_pixels: int) -> Picture:
 def _decode_with_pillow(data: bytes, name: str, exif: bool, max_pixels: int, problem: str) -> Picture:
     import io
 
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image: Any = Image.open(io.BytesIO(data))
