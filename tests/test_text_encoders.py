@@ -399,7 +399,23 @@ def test_bad_tokens_are_named(encoder: Any, ids: Any, mask: Any, kind: type[Exce
         encoder.encode(ids, mask)
 
 
+def test_large_batches_are_the_same_rows_in_several_passes(encoder: Any) -> None:
+    ids, mask = ragged(37, 101, 40, 5)  # more than the 1024 tokens of a pass
+    mask[60:, 9:] = 0
+    states = encoder.encode(ids, mask)
+    for b in (0, 24, 25, 26, 60, 75, 100):
+        alone = encoder.encode(ids[b : b + 1], mask[b : b + 1])
+        assert np.abs(alone[0] - states[b]).max() <= 4e-6 * np.abs(states).max()
+    if isinstance(encoder, _core.ClipTextEncoder):
+        ids[:, 0] = 40
+        pooled = encoder.encode_pooled(ids, mask)
+        alone = encoder.encode_pooled(ids[75:77], mask[75:77])
+        assert np.abs(pooled[75:77] - alone).max() <= 4e-6 * np.abs(pooled).max()
+
+
 def test_too_many_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="ids: 4097 tokens a row, this encoder takes at most 4096"):
+        ENCODERS["t5"]().encode(np.zeros((1, 4097), int))
     for name, limit in (("bert", 80), ("clip", 70)):
         encoder = ENCODERS[name]()
         assert encoder.encode(np.zeros((1, limit), int)).shape == (1, limit, 24)

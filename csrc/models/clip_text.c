@@ -101,16 +101,18 @@ static qv_status hand_out_pooled(void *context, qv_call *call, const float *stat
     const clip_text_encoder *clip = output->clip;
     const qv_linear_weight *projection = &clip->projection;
     size_t D = clip->base.width, E = projection->columns;
+    float *out = output->out + batch->first * (output->projected ? E : D);
     for (size_t b = 0; b < batch->B; b++) {
         size_t end = find_end(clip, batch, b);
         if (end == batch->M) {
-            return qv_fail(err, QV_ERR_VALUE, "ids: row %zu holds no end-of-text token (%zu)", b, clip->config.end_id);
+            return qv_fail(err, QV_ERR_VALUE, "ids: row %zu holds no end-of-text token (%zu)",
+                           batch->first + b, clip->config.end_id);
         }
         const float *state = states + (b * batch->M + end) * D;
         if (output->projected) {
-            call->ops->linear(call, output->out + b * E, E, state, D, projection, 0, E, NULL, 1);
+            call->ops->linear(call, out + b * E, E, state, D, projection, 0, E, NULL, 1);
         } else {
-            call->ops->copy(call, output->out + b * D, D, state, D, 1, D);
+            call->ops->copy(call, out + b * D, D, state, D, 1, D);
         }
     }
     return QV_OK;

@@ -8,7 +8,9 @@
 
 /* Bounds that keep every product of two sizes of a plan inside size_t. */
 #define MAX_ROWS ((size_t)1 << 24)
-#define MAX_TOKENS ((size_t)1 << 15)
+#define MAX_TOKENS ((size_t)1 << 12)
+/* About so many tokens run at once: enough for the products' full speed, few enough for the caches and for memory. */
+#define ROWS_A_PASS ((size_t)1024)
 /* Multiply-adds of a product below which one lane is faster than waking another. */
 #define WORTH_A_LANE ((size_t)1 << 20)
 
@@ -28,9 +30,9 @@ static size_t count_lanes(const qv_text_encoder *encoder, size_t rows) {
     return rows * encoder->width * depth(encoder) < WORTH_A_LANE ? 1 : qv_thread_count();
 }
 
-/* Everything that can be wrong with ids and mask; *kept is the number of leading columns that hold a token. */
-static qv_status check_batch(const qv_text_encoder *encoder, const int64_t *ids, const int64_t *mask, size_t B,
-                             size_t M, size_t *kept, qv_error *err) {
+/* Everything that can be wrong with ids and mask. */
+static qv_status check_tokens(const qv_text_encoder *encoder, const int64_t *ids, const int64_t *mask, size_t B,
+                              size_t M, qv_error *err) {
     if (B == 0 || M == 0) {
         return qv_fail(err, QV_ERR_VALUE, "ids: shape [%zu, %zu], expected at least one row of at least one token", B,
                        M);
@@ -43,9 +45,8 @@ static qv_status check_batch(const qv_text_encoder *encoder, const int64_t *ids,
         return qv_fail(err, QV_ERR_VALUE, "ids: shape [%zu, %zu], at most %zu tokens are taken in one call", B, M,
                        MAX_ROWS);
     }
-    *kept = 0;
     for (size_t b = 0; b < B; b++) {
-        size_t last = 0;
+        bool any = false;
         for (size_t m = 0; m < M; m++) {
             int64_t id = ids[b * M + m];
             if (id < 0 || (uint64_t)id >= encoder->vocab_size) {
@@ -53,24 +54,33 @@ static qv_status check_batch(const qv_text_encoder *encoder, const int64_t *ids,
                                "ids: row %zu holds %" PRId64 " at position %zu, expected 0 to %zu (the vocabulary)", b,
                                id, m, encoder->vocab_size - 1);
             }
-            last = mask == NULL || mask[b * M + m] != 0 ? m + 1 : last;
+            any = any || mask == NULL || mask[b * M + m] != 0;
         }
-        if (last == 0) {
+        if (!any) {
             return qv_fail(err, QV_ERR_VALUE, "mask: row %zu is padding alone, expected at least one token", b);
         }
-        *kept = last > *kept ? last : *kept;
     }
     return QV_OK;
 }
 
-/* Copy the first batch->M of M columns into the batch's own arrays. */
+/* 1 + the last of M columns that holds a token in one of B rows */
+static size_t columns_kept(const int64_t *mask, size_t B, size_t M) {
+    size_t kept = mask == NULL ? M : 0;
+    for (size_t i = 0; mask != NULL && i < B * M; i++) {
+        kept = mask[i] != 0 && i % M >= kept ? i % M + 1 : kept;
+    }
+    return kept;
+}
+
+/* Copy rows batch->first.. of [., M] into the batch's own arrays, as far as its columns go. */
 static void fill_batch(qv_text_batch *batch, const int64_t *ids, const int64_t *mask, size_t M) {
     bool padded = false;
     for (size_t b = 0; b < batch->B; b++) {
         for (size_t m = 0; m < batch->M; m++) {
-            bool token = mask == NULL || mask[b * M + m] != 0;
-            batch->ids[b * batch->M + m] = (int32_t)ids[b * M + m];
-            batch->mask[b * batch->M + m] = token;
+            size_t from = (batch->first + b) * M + m, to = b * batch->M + m;
+            bool token = mask == NULL || mask[from] != 0;
+            batch->ids[to] = (int32_t)ids[from];
+            batch->mask[to] = token;
             padded = padded || !token;
         }
     }
@@ -88,32 +98,38 @@ static void plan_batch(const qv_text_encoder *encoder, qv_call *call, qv_text_ba
 
 qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *ids, const int64_t *mask, size_t B,
                       size_t M, qv_text_finish finish, void *context, qv_error *err) {
-    qv_text_batch batch = {.B = B};
-    qv_status status = check_batch(encoder, ids, mask, B, M, &batch.M, err);
+    qv_status status = check_tokens(encoder, ids, mask, B, M, err);
     if (status != QV_OK) {
         return status;
     }
-    call->ops = encoder->ops;
-    call->lanes = count_lanes(encoder, B * batch.M);
+    const qv_text_architecture *architecture = encoder->architecture;
+    size_t rows = ROWS_A_PASS / M < 1 ? 1 : ROWS_A_PASS / M < B ? ROWS_A_PASS / M : B;
     const float *states = NULL;
+    qv_text_batch batch = {.B = rows, .M = columns_kept(mask, B, M)};
     qv_arena measure = {NULL, 0, 0, false};
+    call->ops = encoder->ops;
+    call->lanes = count_lanes(encoder, rows * batch.M);
     plan_batch(encoder, call, &batch, &measure);
-    status = encoder->architecture->forward(encoder, call, &batch, &measure, &states, err);
+    status = architecture->forward(encoder, call, &batch, &measure, &states, err);
     if (status != QV_OK) {
         return status;
-    }
-    if (measure.overflow) {
-        return qv_fail(err, QV_ERR_VALUE, "ids: a batch of [%zu, %zu] is too large for this machine's memory", B, M);
     }
     qv_arena arena = qv_arena_acquire(&encoder->arenas, measure.used);
-    if (arena.base == NULL) {
+    if (arena.base == NULL || measure.overflow) {
+        qv_arena_release(&encoder->arenas, &arena);
         return qv_fail_memory(err, "the activations of a text encoder");
     }
-    plan_batch(encoder, call, &batch, &arena);
-    fill_batch(&batch, ids, mask, M);
-    status = encoder->architecture->forward(encoder, call, &batch, &arena, &states, err);
-    if (status == QV_OK) {
-        status = finish(context, call, states, &batch, err);
+    for (size_t first = 0; first < B && status == QV_OK; first += rows) {
+        batch.first = first;
+        batch.B = B - first < rows ? B - first : rows;
+        batch.M = columns_kept(mask != NULL ? mask + first * M : NULL, batch.B, M);
+        arena.used = 0;
+        plan_batch(encoder, call, &batch, &arena);
+        fill_batch(&batch, ids, mask, M);
+        status = architecture->forward(encoder, call, &batch, &arena, &states, err);
+        if (status == QV_OK) {
+            status = finish(context, call, states, &batch, err);
+        }
     }
     qv_arena_release(&encoder->arenas, &arena);
     return status;
@@ -132,7 +148,7 @@ static qv_status hand_out(void *context, qv_call *call, const float *states, con
     (void)err;
     for (size_t b = 0; b < batch->B; b++) {
         for (size_t m = 0; m < output->M; m++) {
-            float *row = output->out + (b * output->M + m) * D;
+            float *row = output->out + ((batch->first + b) * output->M + m) * D;
             if (m < batch->M && batch->mask[b * batch->M + m] != 0) {
                 call->ops->copy(call, row, D, states + (b * batch->M + m) * D, D, 1, D);
             } else {

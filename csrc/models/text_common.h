@@ -8,8 +8,10 @@
 #include "base/tensor.h"
 #include "ops/ops.h"
 
-/* Token ids as a forward pass sees them: checked, and cut to the last column that is not padding in every row. */
+/* Token ids as a forward pass sees them: checked, and cut to the last column that is not padding in every row. A large
+ * call is several passes, each over the rows from `first` on. */
 typedef struct {
+    size_t first;
     int32_t *ids;            /* [B, M], each below the vocabulary's size */
     uint8_t *mask;           /* [B, M], 1: a token, 0: padding; at least one token a row */
     const uint8_t *key_mask; /* mask, or NULL where nothing is padding */
@@ -60,7 +62,7 @@ qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, co
                          size_t B, size_t M, qv_error *err);
 void qv_text_free(qv_text_encoder *encoder);
 
-/* Run the encoder and give its states to `finish`, still on the arena. */
+/* Run the encoder and give the states of each pass to `finish`, still on the arena. */
 typedef qv_status (*qv_text_finish)(void *context, qv_call *call, const float *states, const qv_text_batch *batch,
                                     qv_error *err);
 qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *ids, const int64_t *mask, size_t B,
