@@ -274,7 +274,7 @@ def resident() -> int:
 
 
 def test_memory_is_flat_and_nothing_is_kept() -> None:
-    config, vit = small()
+    _, vit = small()
     arguments = pair(vit)
     images = arguments[0]
     before = sys.getrefcount(images), images.tobytes()
