@@ -1,0 +1,1 @@
+"""What made the demo model: scenes, questions, trainer, export and evaluation."""
