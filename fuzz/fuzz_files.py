@@ -37,14 +37,11 @@ GOLDEN = ROOT / "tests" / "data" / "golden"
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "exec", "compile", "socket.connect")
 TOKENS = [
     b"cos\nsystem\n", b"cbuiltins\neval\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"tR",
-    b")R", b"R", b"b",
-    b"\x81", b"\x93", b"Q", b"(", b"t", b"}", b"]", b"2", b"\x85", b"\x86", b"h\x00", b"q\x00", b"J\xff\xff\xff\xff",
-    b"J\xff\xff\xff\x7f",
-    b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"\x95" + b"\xff" * 8,
-    b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"\xff" * 8, bytes(8), b"../", b'"', b"{", b"[", b"]}",
-    b'"shape"', b'"F32"', b'"data_offsets"', b"-1",
-    b"1e999", b"NaN", b"18446744073709551616",
-    b"null", b"true", b"\\ud800",
+    b")R", b"R", b"b", b"\x81", b"\x93", b"Q", b"(", b"t", b"}", b"]", b"2", b"\x85", b"\x86", b"h\x00", b"q\x00",
+    b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f",
+    b"X\xff\xff\xff\xff", b"\x95" + b"\xff" * 8, b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06",
+    b"PK\x06\x07", b"\xff" * 8, bytes(8), b"../", b'"', b"{", b"[", b"]}", b'"shape"', b'"F32"', b'"data_offsets"', b"-1",
+    b"1e999", b"NaN", b"18446744073709551616", b"null", b"true", b"\\ud800",
 ]  # fmt: skip
 
 

@@ -118,3 +118,94 @@ def test_threads_share_a_tokenizer_and_a_cache():
         thread.join()
     assert wrong == []
     assert len(cache) == 3
+
+
+TEXTS = [
+    "where is the red car?", "what's the man's name, and why?", "Ünïcode and  two spaces", "it'll be 42 dogs at 3.5 km", "",
+    "walking walked cats", "a-b c_d e/f", "\t tabs\nand lines", "ca\u0301fe \u4f60\u597d",
+]  # fmt: skip
+
+
+def byte_pairs(folder: Path, clip: bool) -> None:
+    """A small vocab.json and merges.txt, trained here."""
+    from tokenizers import ByteLevelBPETokenizer, CharBPETokenizer
+
+    sentences = [text.lower() for text in TEXTS] * 3 + ["where is the man walking the red dog"] * 5
+    if clip:
+        trained = CharBPETokenizer(suffix="</w>", lowercase=True, bert_normalizer=False, split_on_whitespace_only=True)
+        trained.train_from_iterator(sentences, 150, special_tokens=[], suffix="</w>", min_frequency=1)
+        # CLIP's alphabet is the 256 bytes, each alone and as the end of a word.
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        alphabet = sorted(ByteLevel.alphabet())
+        merges = [
+            line
+            for line in trained_merges(trained, folder)
+            if all(set(p.replace("</w>", "")) <= set(alphabet) for p in line.split())
+        ]
+        pieces = alphabet + [letter + "</w>" for letter in alphabet]
+        pieces += [piece for piece in dict.fromkeys("".join(line.split()) for line in merges) if piece not in pieces]
+        pieces += ["<|startoftext|>", "<|endoftext|>"]
+        (folder / "vocab.json").write_text(json.dumps({piece: n for n, piece in enumerate(pieces)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    else:
+        trained = ByteLevelBPETokenizer()
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        trained.train_from_iterator(sentences, 320, min_frequency=1, special_tokens=special)
+        trained.save_model(str(folder))
+
+
+def trained_merges(trained, folder: Path) -> list[str]:
+    trained.save_model(str(folder))
+    return [line for line in (folder / "merges.txt").read_text().splitlines() if line and not line.startswith("#version")]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "clip", "bert", "bert cased"])
+def test_vocabularies_give_transformers_ids(kind, tmp_path):
+    import transformers
+
+    if kind.startswith("bert"):
+        (tmp_path / "vocab.txt").write_text((GOLDEN / "blip_itm" / "vocab.txt").read_text())
+        lower = kind == "bert"
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower}))
+        theirs = transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=lower)
+    else:
+        byte_pairs(tmp_path, kind == "clip")
+        factory = transformers.CLIPTokenizer if kind == "clip" else transformers.RobertaTokenizer
+        theirs = factory.from_pretrained(tmp_path)
+    ours = Tokenizer.from_folder(tmp_path)
+    for limit in (8, 40):
+        batch = ours.encode(TEXTS, limit)
+        expected = theirs(TEXTS, truncation=True, max_length=limit)["input_ids"]
+        for row, ids in enumerate(expected):
+            assert batch.ids[row][batch.mask[row] == 1].tolist() == ids, (TEXTS[row], batch.tokens[row])
+    again = Tokenizer.from_json(ours.to_json())
+    np.testing.assert_array_equal(again.encode(TEXTS, 40).ids, ours.encode(TEXTS, 40).ids)
+    whole = ours.encode(TEXTS, 60)
+    for row, text in enumerate(TEXTS):
+        # Every word has tokens, in order; special tokens have none.
+        numbers = [number for number in whole.word_of[row] if number >= 0]
+        assert sorted(set(numbers)) == list(range(len(text.split())))
+        assert numbers == sorted(numbers)
+        assert (whole.word_of[row][0], whole.word_of[row][-1]) == (-1, -1)
+
+
+def test_hostile_vocabularies_are_refused(tmp_path):
+    def refused(message: str, **files: str) -> None:
+        for old in tmp_path.iterdir():
+            old.unlink()
+        for name, content in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(content)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            Tokenizer.from_folder(tmp_path)
+
+    refused(r"\[CLS\] is missing", vocab_txt="a\nb\n")
+    refused("needs merges.txt beside it", vocab_json="{}")
+    refused("neither RoBERTa's nor CLIP's vocabulary", vocab_json="{}", merges_txt="")
+    refused("expected an object of token numbers", vocab_json='{"<s>": "x"}', merges_txt="")
+    refused("expected an object of token numbers", vocab_json="[]", merges_txt="")
+    refused("appears twice", vocab_json='{"<s>": 0, "<s>": 1}', merges_txt="")
+    refused("is not a pair of pieces", vocab_json='{"<s>": 0, "</s>": 1}', merges_txt="a b c")
+    refused(r"merges\.txt", vocab_json='{"<s>": 0, "</s>": 1}', merges_txt="a b")
+    refused("nested too deeply", vocab_json="[" * 100_000, merges_txt="")
+    refused(r"not a tokenizer\.json", tokenizer_json="{")
