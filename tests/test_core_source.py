@@ -23,6 +23,7 @@ BELOW = {
 PROCESS_STATE = {
     "base/threads.c": {"pool"},  # the one thread pool
     "base/cpu.c": {"known"},  # the CPU's features, which are always found to be the same
+    "image/decode.c": {"budget"},  # a thread's own: what stb_image's allocator, which has no context, may ask for
     "base/memory.c": {"allocations_until_failure"},  # the failing allocator of debug builds
 }
 # What CPython and NumPy take as tables that are not const.
@@ -80,7 +81,7 @@ def mutable_variable(text: str) -> tuple[str, str] | None:
 def anonymous_struct_name(code: str, line: int) -> str | None:
     """The variable behind `static struct {...} name`, which opens at the line."""
     rest = "\n".join(code.split("\n")[line - 1 :])
-    match = re.match(r"\s*static\s+struct\s*\{[^{}]*\}\s*(\w+)", rest)
+    match = re.match(r"\s*static\s+(?:_Thread_local\s+)?struct\s*\{[^{}]*\}\s*(\w+)", rest)
     return match.group(1) if match else None
 
 
@@ -106,7 +107,7 @@ def problems(name: str, source: str) -> list[str]:
         found.append(f"{name}:{code.count(chr(10), 0, match.start()) + 1}: calls {match.group(1)}")
     for line, text, _ in statements(code):
         variable = mutable_variable(text)
-        if re.fullmatch(r"static\s+struct", text):
+        if re.fullmatch(r"static\s+(_Thread_local\s+)?struct", text):
             variable = ("struct", anonymous_struct_name(code, line) or "?")
         if variable is None or variable[1] in PROCESS_STATE.get(name, ()):
             continue
