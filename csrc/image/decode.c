@@ -46,6 +46,10 @@ static void *grow_within_budget(void *memory, size_t old_bytes, size_t new_bytes
 #pragma GCC diagnostic ignored "-Wshadow"
 #pragma GCC diagnostic ignored "-Wextra"
 #endif
+#if defined(__clang__)
+/* In a damaged JPEG the bit reader shifts by more than a word; the bits it then makes up index nothing. */
+#pragma clang attribute push(__attribute__((no_sanitize("shift"))), apply_to = function)
+#endif
 #define STBI_MALLOC(bytes) allocate_within_budget(bytes)
 #define STBI_REALLOC_SIZED(memory, old_bytes, new_bytes) grow_within_budget(memory, old_bytes, new_bytes)
 #define STBI_REALLOC(memory, new_bytes) NULL /* unused where REALLOC_SIZED is defined */
@@ -63,6 +67,9 @@ static void *grow_within_budget(void *memory, size_t old_bytes, size_t new_bytes
 #endif
 #define STB_IMAGE_IMPLEMENTATION
 #include <stb/stb_image.h>
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #if defined(__GNUC__)
 #pragma GCC diagnostic pop
 #endif
