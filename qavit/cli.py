@@ -364,10 +364,9 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(about))
     else:
-        print(
-            f"{about['model']}, {about['precision']}, {about['threads']} threads: loaded in {about['load_ms']:.0f} ms, "
-            f"first map {about['first_ms']:.1f} ms, then {about['median_ms']:.2f} ms for {about['questions']} questions on a picture"
-        )
+        print(f"{about['model']}, {about['precision']}, {about['threads']} threads")
+        print(f"loaded in {about['load_ms']:.0f} ms, first map after {about['first_ms']:.1f} ms more")
+        print(f"then {about['median_ms']:.2f} ms for a picture with {about['questions']} questions")
     return OK
 
 

@@ -1,0 +1,187 @@
+"""The command line, as a person would run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qavit import cli
+
+ROOT = Path(__file__).parent.parent
+SCENE = ROOT / "qavit" / "demo_model" / "scene.png"
+
+
+def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "qavit", *map(str, arguments)], capture_output=True, text=True, env=environment, **options
+    )
+
+
+def test_heatmap_writes_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(
+        ["heatmap", str(SCENE), "-q", "where is the star?", "-q", "what color is the ring?", "-o", str(tmp_path / "a b"),
+         "--maps", "npz"]
+    )  # fmt: skip
+    assert code == cli.OK
+    files = sorted(path.name for path in (tmp_path / "a b").iterdir())
+    assert files == ["scene.npz", "scene.png"]
+    assert [Path(line).name for line in capsys.readouterr().out.split("\n") if line] == ["scene.png", "scene.npz"]
+    with np.load(tmp_path / "a b" / "scene.npz") as saved:
+        assert saved["maps"].shape == (2, 12, 12)
+        assert np.allclose(saved["maps"].sum(axis=(1, 2)), 1, atol=1e-5)
+    assert Image.open(tmp_path / "a b" / "scene.png").size[0] > 400
+
+
+def test_json_and_the_maps_agree_with_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import qavit
+
+    arguments = ["heatmap", str(SCENE), "-q", "where is the star?", "--json", "--no-figures", "--maps", "npy"]
+    assert cli.main([*arguments, "-o", str(tmp_path), "--block", "9", "--heads", "1"]) == cli.OK
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["image"] == str(SCENE)
+    assert entry["block"] == 9
+    expected = qavit.load("demo").heatmaps(SCENE, "where is the star?", block=9, heads=1).maps
+    assert np.array_equal(np.load(tmp_path / "scene.npy"), expected)
+
+
+def test_a_file_of_questions_is_grouped_by_picture_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "pictures" / "scene.png"
+    other.parent.mkdir()
+    Image.new("L", (40, 70), 90).save(other)
+    lines = [
+        {"image": str(SCENE), "question": "where is the star?"},
+        {"image": "pictures/scene.png", "question": "where is the ring?"},
+        {"image": str(SCENE), "question": "where is the ring?"},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
+    arguments = ["heatmap", "--questions", str(tmp_path / "q.jsonl"), "-o", str(tmp_path / "out"), "--maps", "npz"]
+    assert cli.main(arguments) == cli.OK
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "scene-2.npz", "scene-2.png", "scene.npz", "scene.png",
+    ]  # fmt: skip
+    with np.load(tmp_path / "out" / "scene.npz") as saved:
+        assert list(saved["questions"]) == ["where is the star?", "where is the ring?"]
+    (tmp_path / "out" / "scene-2.png").unlink()
+    before = (tmp_path / "out" / "scene.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert cli.main(arguments) == cli.OK
+    assert "scene.png" not in capsys.readouterr().out.replace("scene-2.png", "")
+    assert (tmp_path / "out" / "scene.png").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "scene-2.png").exists()
+
+
+def test_a_bad_picture_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(SCENE.read_bytes()[:100])
+    code = cli.main(
+        ["heatmap", str(broken), str(tmp_path / "missing.png"), str(SCENE), "-q", "where is the star?", "-o", str(tmp_path)]
+    )
+    said = capsys.readouterr()
+    assert code == cli.SOME_FAILED
+    assert (tmp_path / "scene.png").exists()
+    assert "broken.jpg" in said.err
+    assert "missing.png" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == cli.USAGE
+    assert cli.main(["heatmap", "-q", "where?"]) == cli.USAGE
+    assert cli.main(["heatmap", str(SCENE), "-q", "where?", "--no-figures"]) == cli.USAGE
+    with pytest.raises(SystemExit) as left:
+        cli.main(["heatmap", "--readout", "magic", str(SCENE)])
+    assert left.value.code == 2
+    assert cli.main(["info", "no/such/folder"]) == cli.SOME_FAILED
+    assert "no/such/folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["heatmap", "demo", "convert", "info", "bench"])
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    assert f"example: qavit {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_info_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["blas"].startswith("OpenBLAS")
+    assert cli.main(["info", "demo", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["vision"]["blocks"] == 12
+    assert cli.main(["convert", "--model", "demo", "-o", str(tmp_path / "m"), "--dtype", "float32"]) == cli.OK
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    arguments = ["heatmap", str(SCENE), "-q", "where is the star?", "--no-figures", "--maps", "npy", "-o"]
+    assert cli.main([*arguments, str(tmp_path / "a")]) == cli.OK
+    assert cli.main([*arguments, str(tmp_path / "b"), "--model", str(tmp_path / "m")]) == cli.OK
+    assert np.array_equal(np.load(tmp_path / "a" / "scene.npy"), np.load(tmp_path / "b" / "scene.npy"))
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "-o", str(tmp_path)]) == cli.OK
+    said = capsys.readouterr().out
+    assert said.count("?") >= 1
+    assert "heatmaps.png" in said
+    assert Image.open(tmp_path / "heatmaps.png").size[0] > 1000
+    assert cli.main(["demo", "-o", str(tmp_path), "--image", str(SCENE), "--questions", "a star?; a ring?"]) == cli.OK
+    assert "a star?" in capsys.readouterr().out
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--repeat", "2", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["median_ms"] > 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["--completion", shell]) == cli.OK
+    script = capsys.readouterr().out
+    assert "heatmap" in script
+    if shell == "bash":
+        (tmp_path / "qavit.bash").write_text(script)
+        ask = 'COMP_WORDS=(qavit heatmap --im); COMP_CWORD=2; _qavit; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", f". {tmp_path}/qavit.bash; {ask}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["--image-size", "--image-weight"]
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    done = run("heatmap", SCENE, "-q", "where is the star?", "-o", tmp_path / "out", env={"DISPLAY": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    failed = run("heatmap", SCENE, "-q", "", "-o", tmp_path / "new")
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1
+    assert "has no words" in failed.stderr
+
+
+def test_ctrl_c_leaves_whole_files_only(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"{number}.png").write_bytes(SCENE.read_bytes())
+    pictures = sorted(map(str, tmp_path.glob("*.png")))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qavit", "heatmap", *pictures, "-q", "where is the star?", "-o", str(tmp_path / "out")],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED
+    assert "Traceback" not in errors
+    written = list((tmp_path / "out").iterdir())
+    assert 0 < len(written) < 60
+    for path in written:
+        assert path.suffix == ".png"
+        Image.open(path).load()
