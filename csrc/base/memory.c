@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 bool qv_multiply_size(size_t a, size_t b, size_t *out) {
@@ -77,6 +78,19 @@ void *qv_allocate(size_t count, size_t size) {
 
 void qv_free(void *memory) {
     free(memory);
+}
+
+void qv_release_pages(const void *memory, size_t bytes) {
+#if defined(__linux__)
+    long page = sysconf(_SC_PAGESIZE);
+    if (page > 0) {
+        uintptr_t start = (uintptr_t)memory / (uintptr_t)page * (uintptr_t)page;
+        (void)madvise((void *)start, (uintptr_t)memory + bytes - start, MADV_DONTNEED);
+    }
+#else
+    (void)memory;
+    (void)bytes;
+#endif
 }
 
 void *qv_arena_take(qv_arena *arena, size_t count, size_t size) {

@@ -1,5 +1,7 @@
 #include "base/tensor.h"
 
+#include "base/memory.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +19,12 @@ size_t qv_tensor_count(const qv_tensor *tensor) {
         count *= tensor->shape[i];
     }
     return count;
+}
+
+void qv_tensor_release_pages(const qv_tensor *tensor) {
+    if (tensor->mapped) {
+        qv_release_pages(tensor->data, qv_tensor_count(tensor) * qv_dtype_size(tensor->dtype));
+    }
 }
 
 static float float_from_bits(uint32_t bits) {

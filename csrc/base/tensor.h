@@ -19,10 +19,13 @@ typedef struct {
     size_t dims;
     size_t shape[QV_MAX_DIMS];
     const void *data;
+    bool mapped; /* in a file mapped read-only: its pages can be dropped, and come back when they are read again */
 } qv_tensor;
 
 size_t qv_dtype_size(qv_dtype dtype);
 size_t qv_tensor_count(const qv_tensor *tensor);
+/* The tensor was copied in another form: if it is mapped, its pages are given back. */
+void qv_tensor_release_pages(const qv_tensor *tensor);
 /* out [count] = the tensor's items from `first` on, as float32 */
 void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t count);
 

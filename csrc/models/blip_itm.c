@@ -532,11 +532,12 @@ static qv_status run_head(const qv_blip *model, qv_call *call, float *out, const
     qv_blip_plan plan;
     qv_arena measure = {NULL, 0, 0, false};
     qv_blip_lay_out(&plan, &measure, model, Q, R, model->config.L);
-    size_t scratch = qv_blip_scratch_bytes(model, call, R), bytes;
+    size_t scratch = qv_blip_scratch_bytes(model, call, R);
+    qv_arena_take(&measure, scratch, 1);
     qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
     qv_arena arena = {NULL, 0, 0, false};
-    if (!measure.overflow && qv_add_size(measure.used, scratch, &bytes)) {
-        arena = qv_arena_acquire(cache, bytes);
+    if (!measure.overflow) {
+        arena = qv_arena_acquire(cache, measure.used);
     }
     if (arena.base == NULL) {
         return qv_fail_memory(err, "the questions' activations");

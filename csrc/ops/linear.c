@@ -77,6 +77,14 @@ static void pack_panel(void *context, size_t task, size_t lane) {
     }
 }
 
+/* The packed form stands in for the file's from now on. */
+static void release_source(const qv_linear_source *source) {
+    qv_tensor_release_pages(source->weight);
+    if (source->add_weight != NULL) {
+        qv_tensor_release_pages(source->add_weight);
+    }
+}
+
 static qv_status prepare_packed(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
                                 const qv_kernels *kernels, qv_error *err) {
     size_t panels = 0, steps = packed_depth(weight), bytes;
@@ -97,6 +105,7 @@ static qv_status prepare_packed(qv_linear_weight *weight, const qv_linear_source
         size_t count = panels_of(weight, i, kernels->panel_columns);
         qv_parallel(qv_thread_count(), count, pack_panel, &work);
         packed += count * kernels->panel_columns * steps;
+        release_source(&sources[i]);
     }
     return QV_OK;
 }
@@ -127,6 +136,7 @@ static qv_status prepare_plain(qv_linear_weight *weight, const qv_linear_source 
             read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale, row * weight->depth,
                      weight->depth, (float *)weight->owned + copied);
         }
+        release_source(&sources[i]);
     }
     return QV_OK;
 }

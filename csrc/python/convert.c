@@ -131,6 +131,8 @@ static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value
         return -1;
     }
     tensor->data = (const char *)buffer->buf + offset;
+    /* Read-only and of this type means that a file is behind it: nobody maps zeros that he can't write. */
+    tensor->mapped = buffer->readonly && strcmp(Py_TYPE(owner)->tp_name, "mmap.mmap") == 0;
     return 0;
 }
 
