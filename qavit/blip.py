@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, unique_images
+from .weights import release_pages
 
 if TYPE_CHECKING:
     from .checkpoints import ModelSource
@@ -65,6 +66,7 @@ class BlipITM:
                 f"{source.name}: BLIP needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt"
             )
         self._core = _core.BlipItm({"vision": dict(source.vision), "text": dict(source.text)}, source.weights, precision)
+        release_pages(source.weights)
         self.name = source.name
         self.precision = precision
         self.device = "cpu"

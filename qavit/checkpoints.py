@@ -559,8 +559,8 @@ def _open_halves(
             raise ValueError(f"{name}: it holds a text encoder; give text= the folder with its config.json and tokenizer")
         text_config = {"model_type": "t5"}
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
-    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float))):
-        raise TypeError(f"config['lora_alpha']: expected a number, got {type(alpha).__name__}")
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e6):
+        raise ValueError(f"config['lora_alpha']: expected a number, got {alpha!r:.40}")
     tensors = layouts.merge_lora(tensors, alpha, name)
     _drop_tied(tensors)
     vision_config.pop("integration_point", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -146,23 +147,39 @@ def _new_file(path: Path) -> Iterator[Any]:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename the whole folder into its place; what was there is left under the partial folder's name, to be removed."""
     mask = os.umask(0)
     os.umask(mask)
     partial.chmod(0o777 & ~mask)
     try:
         partial.rename(target)  # also over an empty folder
-        return
     except OSError:
         if not target.is_dir():
             raise
-    old = partial.with_name(partial.name + "-old")
-    target.rename(old)
+        if not _exchange(partial, target):
+            old = partial.with_name(partial.name + "-old")
+            target.rename(old)
+            try:
+                partial.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    parent = os.open(target.parent, os.O_RDONLY)
     try:
-        partial.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Swap two folders in one step, so that there is never none; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(two), swap) == 0)
 
 
 def describe(source: ModelSource) -> dict[str, Any]:

@@ -31,6 +31,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 #: Which blocks of L take the question, by the name of the integration point.
 INTEGRATION_POINTS = ("all", "early", "late", "late2", "late3", "sparse")
+#: The largest image that position embeddings are interpolated for.
+MAX_IMAGE_SIZE = 8192
 #: Found in files beside the weights, and not needed: positions' numbers, the trained scale of CLIP's logits.
 _IGNORED = re.compile(r"(^|\.)(position_ids|logit_scale|instruction_gate|num_batches_tracked)$")
 
@@ -164,8 +166,8 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     own = config.get("image_size", side * patch)
     if not isinstance(own, int) or own // patch != side:
         raise ValueError(f"{what}: the configuration says image_size {own!r}, the weights have {side}x{side} patches")
-    if image_size is not None and (image_size < patch or image_size % patch):
-        raise ValueError(f"image_size {image_size}: expected a multiple of the patch size {patch}")
+    if image_size is not None and (not patch <= image_size <= MAX_IMAGE_SIZE or image_size % patch):
+        raise ValueError(f"image_size {image_size}: expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
     default = 12 if width % 12 == 0 and config else None
     result = {
         "image_size": image_size or own,
@@ -280,8 +282,8 @@ def blip_configs(
     settle(vision, vision_sizes, what + ": vision")
     own = vision.get("image_size", side * patch)
     size = image_size if image_size is not None else own
-    if not isinstance(size, int) or size < patch or size % patch:
-        raise ValueError(f"image_size {size!r}: expected a multiple of the patch size {patch}")
+    if not isinstance(size, int) or not patch <= size <= MAX_IMAGE_SIZE or size % patch:
+        raise ValueError(f"image_size {size!r}: expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
     vocabulary, text_width = need(tensors, "text_encoder.embeddings.word_embeddings.weight", 2, what)
     text_sizes = {
         "vocab_size": vocabulary,

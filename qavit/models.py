@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, to_numpy, unique_images
+from .weights import release_pages
 
 if TYPE_CHECKING:
     from .blip import BlipITM
@@ -219,6 +220,7 @@ class QAViT:
         if point is not None:
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._vit = _core.Vit(vision, source.weights, precision)
+        release_pages(source.weights)
         self._text: Any = None
         self._tokenizer: Any = None
         self._cache: Any = None
@@ -263,6 +265,7 @@ class QAViT:
         if kind not in TEXT_ENCODERS:
             raise ValueError(f"text encoder of type {kind!r}; expected one of {sorted(TEXT_ENCODERS)}")
         self._text = getattr(_core, TEXT_ENCODERS[kind])(source.text, source.weights, precision)
+        release_pages(source.weights)
         if self._text.width != self.instruction_dim:
             raise ValueError(
                 f"the text encoder is {self._text.width} wide, but the vision model takes questions of width "
@@ -270,7 +273,7 @@ class QAViT:
             )
         if self._text.max_tokens:
             self.max_tokens = min(self.max_tokens, self._text.max_tokens)
-        self._tokenizer = Tokenizer.from_json(source.tokenizer)
+        self._tokenizer = Tokenizer.from_json(source.tokenizer, self._text.vocab_size)
         self._cache = QuestionCache(CACHED_QUESTIONS)
 
     def _load_answers(self, source: ModelSource) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from typing import Any, Union
 
 import numpy as np
@@ -168,3 +169,14 @@ def cast(weight: Weight, dtype: str) -> Weight:
     if not np.array_equal(np.isfinite(half), np.isfinite(values)):
         raise ValueError("dtype float16: a weight is larger than 65504; use bfloat16 or float32")
     return from_array(half)
+
+
+def release_pages(weights: Weights) -> None:
+    """Let the system take back the pages of mapped files, which were read to pack the weights; they stay mapped.
+
+    What is read again comes from the page cache, or from the disk.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in {id(weight[0]): weight[0] for weight in weights.values()}.values():
+            if isinstance(mapped, mmap.mmap):
+                mapped.madvise(mmap.MADV_DONTNEED)

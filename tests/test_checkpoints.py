@@ -195,6 +195,8 @@ def test_lora_scale(late_tensors, tmp_path):
             tensor = torch.nn.functional.pad(tensor, pad)
         wide[name] = tensor
     same_weights(open_variant(save_variant(tmp_path / "y.pth", wide)), qavit())
+    with pytest.raises(ValueError, match="expected a number, got nan"):
+        open_variant(silent, config={"lora_alpha": float("nan")})
     half = {"base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.second.weight": torch.ones(4, 48)}
     with pytest.raises(ValueError, match="more than one LoRA adapter"):
         open_variant(save_variant(tmp_path / "z.pth", late_tensors, add=half, config=CONFIG))
@@ -505,6 +507,8 @@ def test_image_size_changes_positions_and_preprocessing():
     assert isinstance(qavit(image_size=70).weights["vision_model.embeddings.position_embedding.weight"][0], mmap.mmap)
     with pytest.raises(ValueError, match="image_size 71: expected a multiple of the patch size 14"):
         qavit(image_size=71)
+    with pytest.raises(ValueError, match="image_size 14000000: expected"):
+        qavit(image_size=14_000_000)
 
 
 # safetensors.

@@ -165,6 +165,39 @@ def test_a_killed_convert_leaves_nothing_that_loads_and_a_rerun_completes(late, 
     open_model(target)
 
 
+@pytest.mark.parametrize("swap", [True, False])
+def test_kills_at_random_moments_leave_a_whole_folder(late, swap, tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    if not swap:
+        monkeypatch.setattr(convert_module, "_exchange", lambda one, two: False)
+    chance = np.random.default_rng(4)
+    kills = 0
+    for _ in range(int(os.environ.get("QAVIT_TEST_KILLS", "20")) // 2):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    convert(late, target)
+                    convert(late, target, "bfloat16")
+            finally:
+                os._exit(1)
+        time.sleep(chance.uniform(0.0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += os.WIFSIGNALED(status)
+        if target.exists():
+            assert set(open_model(target).weights) == set(late.weights)
+        elif swap:
+            assert not (tmp_path / "seen").exists()
+        if target.exists():
+            (tmp_path / "seen").touch()
+    assert kills > 0
+    convert(late, target, "float16")
+    (tmp_path / "seen").unlink(missing_ok=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert open_model(target).weights["text_model.shared.weight"][1] == "float16"
+
+
 def test_another_running_converts_folder_is_left_alone(late, tmp_path):
     theirs = tmp_path / f".model.qavit-partial-{os.getpid()}-abc"
     theirs.mkdir()

@@ -242,6 +242,10 @@ def test_hostile_pickles(pickled, message, tmp_path):
             opened(content, tmp_path)
 
 
+def test_a_memo_is_as_large_as_what_is_in_it(tmp_path):
+    assert opened(archive(b"\x80\x02K\x01r\xff\xff\xff\xff0j\xff\xff\xff\xff."), tmp_path) == 1
+
+
 def test_shared_parts_cannot_stand_for_a_huge_tree(tmp_path):
     # 60 levels of (x, x): 2^60 leaves where it is walked as a tree, 60 tuples where it is not.
     doubled = b"\x80\x02K\x01" + b"2\x86" * 60
