@@ -16,7 +16,7 @@ find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp -
 
 if [ $# -eq 0 ]; then
     # The tests that go through the core; memory growth means nothing to an allocator that keeps what is freed.
-    for name in core_runtime core_source ops backward text_encoders vit blip images checkpoints fuzz; do
+    for name in core_runtime ops backward text_encoders vit blip images models; do
         [ -e "tests/test_$name.py" ] && set -- "$@" "tests/test_$name.py"
     done
     set -- "$@" -m "not full_size and not slow" -k "not memory_stays_flat"
@@ -28,6 +28,8 @@ runtime=$(gcc -print-file-name=libasan.so)
 export LD_PRELOAD="$runtime $(gcc -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:halt_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+# For the processes that tests start, too.
+export PYTEST_ADDOPTS="-p no:cacheprovider -o pythonpath=$folder/lib"
 export PYTHONMALLOC=malloc QAVIT_NUM_THREADS=${QAVIT_NUM_THREADS:-4}
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'from qavit import _core; assert _core.build_info()["debug"]')
-exec "$python" -m pytest -p no:cacheprovider -o pythonpath="$folder/lib" "$@"
+exec "$python" -m pytest "$@"

@@ -8,6 +8,7 @@
 
 /* Bounds that keep every product of two sizes of a plan inside size_t. */
 #define MAX_ROWS ((size_t)1 << 24)
+/* For an architecture without a limit, whose bias [H, M, M] has to fit in memory. */
 #define MAX_TOKENS ((size_t)1 << 12)
 /* About so many tokens run at once: enough for the products' full speed, few enough for the caches and for memory. */
 #define ROWS_A_PASS ((size_t)1024)

@@ -11,7 +11,7 @@
 /* Token ids as a forward pass sees them: checked, and cut to the last column that is not padding in every row. A large
  * call is several passes, each over the rows from `first` on. */
 typedef struct {
-    size_t first;
+    size_t first;            /* of the call's rows */
     int32_t *ids;            /* [B, M], each below the vocabulary's size */
     uint8_t *mask;           /* [B, M], 1: a token, 0: padding; at least one token a row */
     const uint8_t *key_mask; /* mask, or NULL where nothing is padding */
@@ -37,8 +37,8 @@ typedef struct {
 /* The parts every architecture's block has; where its norms go, and what is between them, is the architecture's. */
 typedef struct {
     qv_text_norm attention_norm, feed_forward_norm;
-    qv_linear_weight qkv;   /* parts q, k, v: [3 H d, D] */
-    qv_linear_weight o;     /* [D, H d] */
+    qv_linear_weight qkv;    /* parts q, k, v: [3 H d, D] */
+    qv_linear_weight o;      /* [D, H d] */
     qv_linear_weight hidden; /* [F, D], or a gated [2 F, D] */
     qv_linear_weight output; /* [D, F] */
 } qv_text_block;
@@ -47,10 +47,10 @@ typedef struct {
 struct qv_text_encoder {
     const qv_text_architecture *architecture;
     const qv_ops *ops;
-    size_t width;         /* D of the states */
-    size_t vocab_size;    /* ids are below it */
-    size_t max_tokens;    /* M is at most this; 0: no limit */
-    size_t H, d, F;       /* H d need not be D */
+    size_t width;          /* D of the states */
+    size_t vocab_size;     /* ids are below it */
+    size_t max_tokens;     /* M is at most this; 0: the architecture has no limit, and a call one of 4096 */
+    size_t H, d, F;        /* H d need not be D */
     qv_text_block *blocks; /* [L] */
     size_t L;
     qv_arena_cache arenas;

@@ -326,7 +326,7 @@ static PyObject *get_projection_dim(EncoderObject *self, void *unused) {
 #define ATTRIBUTES                                                               \
     SIZE("width", width, "Width of a token's state."),                           \
         SIZE("vocab_size", vocab_size, "Ids are below it."),                     \
-        SIZE("max_tokens", max_tokens, "The most tokens a row may have; 0: no limit.")
+        SIZE("max_tokens", max_tokens, "The most tokens a row may have; 0: the architecture sets no limit.")
 #define ENCODE                                                                                                  \
     {"encode", (PyCFunction)(void (*)(void))encode, METH_VARARGS | METH_KEYWORDS,                               \
      "encode(ids, mask=None)\n--\n\nThe last hidden states, float32 [B, M, width], of integer ids [B, M].\n"    \
