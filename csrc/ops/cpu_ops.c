@@ -2,6 +2,7 @@
 #include "ops/cpu_ops.h"
 
 #include "base/cpu.h"
+#include "base/threads.h"
 #include "ops/kernels.h"
 
 static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
@@ -52,4 +53,28 @@ const char *qv_cpu_kernels(qv_precision precision) {
 
 bool qv_cpu_has_bfloat16(void) {
     return qv_kernels_here()->multiply_bfloat16 != NULL && qv_cpu().avx512_bf16;
+}
+
+typedef struct {
+    qv_precision precision;
+    size_t steps;
+    double operations[256]; /* a lane each */
+} burn_work;
+
+static void burn_task(void *context, size_t task, size_t lane) {
+    (void)lane;
+    burn_work *w = context;
+    w->operations[task] = qv_kernels_here()->burn(w->precision, w->steps);
+}
+
+double qv_cpu_burn(qv_precision precision, size_t lanes, size_t steps) {
+    bool in_bfloat16 = precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16();
+    burn_work work = {in_bfloat16 ? QV_PRECISION_BFLOAT16 : QV_PRECISION_FLOAT32, steps, {0}};
+    size_t tasks = lanes < 256 ? lanes : 256;
+    qv_parallel(tasks, tasks, burn_task, &work);
+    double operations = 0.0;
+    for (size_t i = 0; i < tasks; i++) {
+        operations += work.operations[i];
+    }
+    return operations;
 }

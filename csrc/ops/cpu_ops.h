@@ -40,6 +40,8 @@ void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_
 /* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual. */
 void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,
                        size_t rows, size_t count);
+/* Every lane multiplies in registers for `steps` steps; returns the operations done, all lanes together. */
+double qv_cpu_burn(qv_precision precision, size_t lanes, size_t steps);
 /* x [n] = act(x) */
 void qv_activate(float *x, qv_activation activation, size_t n);
 /* x [n] = exp(x - max) / sum over the items; -INFINITY items give 0. All -INFINITY: zeros. */

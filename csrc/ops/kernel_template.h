@@ -4,7 +4,7 @@
  *   TILE_ROWS, TILE_VECTORS    the register tile
  *   zero, set1, load, store, load_part, store_part (the first n < WIDTH floats), multiply_add (a b + c), largest,
  *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
- *   reduce_sum, reduce_max, transpose_block (WIDTH x WIDTH)
+ *   reciprocal, reduce_sum, reduce_max, transpose_block (WIDTH x WIDTH)
  * and KERNELS, the table's name, with NAME and PACKS_WEIGHTS. With MULTIPLY_BFLOAT16 also TARGET_BFLOAT16 and
  * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, round_bfloat16 and
  * pair_bfloat16. */
@@ -53,7 +53,7 @@ INLINE vec gelu(vec x) {
 
 /* x / (1 + e^-z) */
 INLINE vec times_sigmoid(vec x, vec z) {
-    return x / (set1(1.0f) + exponential(-largest(z, set1(-87.0f))));
+    return x * reciprocal(set1(1.0f) + exponential(-largest(z, set1(-87.0f))));
 }
 
 INLINE vec apply_activation(vec x, qv_activation activation) {
@@ -284,6 +284,21 @@ typedef struct {
 #include "ops/kernel_tile.h"
 #endif
 
+static double burn(qv_precision precision, size_t steps) {
+    const float twice[2] = {0x1p-20f, 0x1p-20f};
+    float sum = 0.0f;
+#if defined(MULTIPLY_BFLOAT16)
+    if (precision == QV_PRECISION_BFLOAT16) {
+        const uint32_t pairs_twice[2] = {0x35803580u, 0x35803580u};
+        sum = burn_bfloat16(steps, pairs_twice);
+        return sum >= 0.0f ? (double)steps * 12 * 4 * (double)WIDTH : 0.0;
+    }
+#endif
+    (void)precision;
+    sum = burn_float32(steps, twice);
+    return sum >= 0.0f ? (double)steps * 12 * 2 * (double)WIDTH : 0.0;
+}
+
 const qv_kernels KERNELS = {
     .name = NAME,
     .panel_columns = PANEL,
@@ -303,4 +318,5 @@ const qv_kernels KERNELS = {
     .transpose = transpose,
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
+    .burn = burn,
 };

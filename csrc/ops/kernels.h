@@ -53,6 +53,10 @@ typedef struct {
     void (*transpose)(float *out, size_t ld_out, const float *in, size_t ld_in, size_t rows, size_t columns);
     void (*layer_norm)(float *out, const float *x, const float *weight, const float *bias, float eps, size_t n);
     void (*rms_norm)(float *out, const float *x, const float *weight, float eps, size_t n);
+
+    /* Multiply and add in registers alone, and say how many operations that was: what a product's speed is held against.
+     * bfloat16 only where multiply_bfloat16 is and the CPU has it. */
+    double (*burn)(qv_precision precision, size_t steps);
 } qv_kernels;
 
 extern const qv_kernels qv_kernels_generic;

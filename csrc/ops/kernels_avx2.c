@@ -54,6 +54,9 @@ INLINE vec clear_below(vec value, vec x, vec limit) {
 INLINE vec negative_select(vec x, vec a, vec b) {
     return _mm256_blendv_ps(b, a, x);
 }
+INLINE vec reciprocal(vec x) {
+    return set1(1.0f) / x;
+}
 INLINE float reduce_sum(vec x) {
     __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_add_ps(y, _mm_movehl_ps(y, y));

@@ -58,6 +58,11 @@ INLINE vec clear_below(vec value, vec x, vec limit) {
 INLINE vec negative_select(vec x, vec a, vec b) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);
 }
+/* 1 / x to about 1 ulp, for x in [2^-126, 2^126]: an estimate of 14 bits and one step of Newton's */
+INLINE vec reciprocal(vec x) {
+    vec y = _mm512_rcp14_ps(x);
+    return _mm512_fmadd_ps(y, _mm512_fnmadd_ps(x, y, set1(1.0f)), y);
+}
 INLINE float reduce_sum(vec x) {
     return _mm512_reduce_add_ps(x);
 }

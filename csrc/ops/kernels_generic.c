@@ -70,6 +70,9 @@ INLINE vec clear_below(vec value, vec x, vec limit) {
 INLINE vec negative_select(vec x, vec a, vec b) {
     return choose((integers)x >> 31, a, b);
 }
+INLINE vec reciprocal(vec x) {
+    return set1(1.0f) / x;
+}
 INLINE float reduce_sum(vec x) {
     return (x[0] + x[2]) + (x[1] + x[3]);
 }

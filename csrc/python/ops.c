@@ -2,6 +2,7 @@
 #include "python/binding.h"
 
 #include "base/threads.h"
+#include "ops/cpu_ops.h"
 
 #include <string.h>
 
@@ -322,12 +323,29 @@ static PyObject *norm(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+/* _burn(precision, steps): multiply in registers on every lane; the operations done */
+static PyObject *burn(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *name;
+    Py_ssize_t steps;
+    qv_precision precision;
+    if (!PyArg_ParseTuple(arguments, "sn", &name, &steps) || read_precision(name, &precision) < 0) {
+        return NULL;
+    }
+    double operations;
+    Py_BEGIN_ALLOW_THREADS
+    operations = qv_cpu_burn(precision, qv_thread_count(), steps > 0 ? (size_t)steps : 0);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(operations);
+}
+
 static PyMethodDef functions[] = {
     {"_prepare", prepare, METH_VARARGS, "A linear layer: _prepare(weights, parts, precision, scale)."},
     {"_linear", linear, METH_VARARGS,
      "_linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
     {"_attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/python/ops.c."},
     {"_norm", norm, METH_VARARGS, "_norm(out, x, weight, bias, eps, rms), written to out."},
+    {"_burn", burn, METH_VARARGS, "_burn(precision, steps): operations done by multiplying in registers alone."},
     {NULL, NULL, 0, NULL},
 };
 
