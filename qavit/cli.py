@@ -95,7 +95,9 @@ def make_parser() -> argparse.ArgumentParser:
     heatmap.add_argument("--heads", default="mean", help="mean, max or a number")
     heatmap.add_argument("--kind", help="the kind of figure (default: panels for one question, else questions)")
     heatmap.add_argument("--cmap", default="jet", help="a matplotlib colormap")
-    heatmap.add_argument("--image-weight", type=float, default=0.5, help="0: colours alone, 1: the picture alone")
+    heatmap.add_argument(
+        "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
+    )
     heatmap.add_argument("--maps", choices=("npz", "npy"), help="write the maps too")
     heatmap.add_argument("--html", action="store_true", help="write a page that can be shared")
     heatmap.add_argument("--no-figures", action="store_true", help="no PNG")

@@ -36,7 +36,7 @@ def run_demo(
     Parameters
     ----------
     out : str or Path
-        A folder, made when it is missing. heatmaps.png and blocks.png are written there.
+        A folder, made when it is missing. heatmaps.png, blocks.png and heatmaps.html are written there.
     image : path or picture, optional
         By default the bundled scene, which the model was not trained on.
     questions : sequence of str, optional
@@ -57,4 +57,5 @@ def run_demo(
     return result, [
         result.save(folder / "heatmaps.png", kind="questions"),
         result[0].save(folder / "blocks.png", kind="blocks"),
+        result.to_html(folder / "heatmaps.html"),
     ]

@@ -452,7 +452,7 @@ class HeatmapResult:
         question: int = 0,
         *,
         cmap: str = "jet",
-        image_weight: float = 0.5,
+        image_weight: Optional[float] = None,
         size: Union[int, tuple[int, int], None] = None,
         method: str = "bicubic",
     ) -> npt.NDArray[np.uint8]:
@@ -464,8 +464,9 @@ class HeatmapResult:
             Which map. Colours are on the scale shared by all maps of the result.
         cmap : str
             Any matplotlib colormap.
-        image_weight : float
-            From 0 (colours alone) to 1 (the picture alone).
+        image_weight : float, optional
+            The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade
+            in with the map, so that the picture stays clear where there is little attention.
         size : int, (height, width) or None
             The picture's own size by default; an int is the longer side.
         method : "bicubic", "bilinear" or "nearest"
@@ -486,7 +487,7 @@ class HeatmapResult:
         kind: str = "overlay",
         colorbar: bool = True,
         cmap: str = "jet",
-        image_weight: float = 0.5,
+        image_weight: Optional[float] = None,
         title: Optional[str] = None,
     ) -> Axes:
         """Draw one map.
@@ -502,8 +503,9 @@ class HeatmapResult:
             Adds a colour bar, on the scale shared by all maps of the result.
         cmap : str
             Any matplotlib colormap.
-        image_weight : float
-            From 0 (colours alone) to 1 (the picture alone).
+        image_weight : float, optional
+            The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade
+            in with the map, so that the picture stays clear where there is little attention.
         title : str, optional
             The question by default; "" for none.
 

@@ -41,7 +41,7 @@ def overlay(
     question: int = 0,
     *,
     cmap: Cmap = "jet",
-    image_weight: float = 0.5,
+    image_weight: Optional[float] = None,
     size: Union[int, tuple[int, int], None] = None,
     method: str = "bicubic",
     values: Optional[npt.ArrayLike] = None,
@@ -55,8 +55,9 @@ def overlay(
     question : int
         Which map.
     cmap : str or Colormap
-    image_weight : float
-        From 0 (colours alone) to 1 (the picture alone).
+    image_weight : float, optional
+        The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade in
+        with the map (as the power 0.7 of where a value lies between low and high, at most 0.85).
     size : int, (height, width) or None
         The picture's own size by default; an int is the longer side.
     method : "bicubic", "bilinear" or "nearest"
@@ -77,7 +78,8 @@ def overlay(
         to_unit(chosen, scale or scale_of(result.maps)), result.seen, result.size, (height, width), method
     )
     base = _resize(result.picture, (height, width)).astype(np.float32)
-    mixed = image_weight * base + (1.0 - image_weight) * colorize(heat, cmap)
+    part = 1.0 - 0.85 * heat[..., None] ** 0.7 if image_weight is None else np.float32(image_weight)
+    mixed = part * base + (1.0 - part) * colorize(heat, cmap)
     inside = resample_map(np.ones(result.grid), result.seen, result.size, (height, width), "nearest")[..., None] > 0
     faded = 0.4 * base + 0.6 * 236.0
     return np.asarray(np.where(inside, mixed, faded) + 0.5, dtype=np.uint8)
@@ -194,9 +196,9 @@ def _stretch(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return values / peak if peak > 1e-12 else np.zeros_like(values)
 
 
-def check_weight(image_weight: float) -> None:
-    """Raise unless it is from 0 to 1."""
-    if not 0.0 <= image_weight <= 1.0:
+def check_weight(image_weight: Optional[float]) -> None:
+    """Raise unless it is None or from 0 to 1."""
+    if image_weight is not None and not 0.0 <= image_weight <= 1.0:
         raise ValueError(f"image_weight: got {image_weight}, expected 0 to 1")
 
 

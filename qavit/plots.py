@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ __all__ = [
 KINDS = ("questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words")
 INK, FAINT = "#1c1c1e", "#6b6b70"
 TITLE_SIZE, NOTE_SIZE, CAPTION_SIZE = 10.0, 9.0, 8.0
+LINE, SMALL_LINE = 0.185, 0.165  # pitch of titles and notes, inches
 DRAWN_SIDE = 900  # the longer side, in pixels, at which a picture goes into a figure
 
 
@@ -60,7 +60,7 @@ def make_figure(
     kind: Optional[str] = None,
     *,
     cmap: Cmap = "jet",
-    image_weight: float = 0.5,
+    image_weight: Optional[float] = None,
     top: int = 5,
     columns: Optional[int] = None,
     blocks: Optional[Sequence[int]] = None,
@@ -78,8 +78,8 @@ def make_figure(
         "questions", "panels", "original", "heatmap", "overlay", "patches", "blocks" or "words"; see
         `HeatmapResult.figure`. By default "panels" for one question and "questions" for several.
     cmap : str or Colormap
-    image_weight : float
-        From 0 (colours alone) to 1 (the picture alone).
+    image_weight : float, optional
+        The picture's part of the sum; by default the colours fade in with the map. See `overlay`.
     top : int
         How many patches to number.
     columns : int, optional
@@ -121,7 +121,7 @@ def plot(
     kind: str = "overlay",
     colorbar: bool = True,
     cmap: Cmap = "jet",
-    image_weight: float = 0.5,
+    image_weight: Optional[float] = None,
     title: Optional[str] = None,
 ) -> Axes:
     """Draw one map on given axes, or on a new figure; see `HeatmapResult.plot`."""
@@ -207,7 +207,7 @@ class _Style:
     """What every panel of a figure has in common."""
 
     cmap: Cmap
-    image_weight: float
+    image_weight: Optional[float]
     top: int
     scale: Scale
 
@@ -216,7 +216,7 @@ def _cells(
     result: HeatmapResult,
     kind: str,
     cmap: Cmap,
-    image_weight: float,
+    image_weight: Optional[float],
     top: int,
     blocks: Optional[Sequence[int]],
     shared: bool,
@@ -389,9 +389,8 @@ def _lay_out(
     height = max(width * aspect, 0.3)
     cell_width = max(width, 1.5)
     fit = max(12, int(cell_width / 0.079))
-    line, small = 0.185, 0.165
-    heads = [max(len(_title_lines(cell.title, fit)) for cell in row) * line for row in rows]
-    feet = [max(len(labels.wrap(cell.note, fit + 4)) if cell.note else 0 for cell in row) * small for row in rows]
+    heads = [max(len(_title_lines(cell.title, fit)) for cell in row) * LINE for row in rows]
+    feet = [max(len(labels.wrap(cell.note, fit + 4)) if cell.note else 0 for cell in row) * SMALL_LINE for row in rows]
     heads = [head + 0.09 if head else 0.0 for head in heads]
     gap, margin = 0.16, 0.14
     right = 1.05 if colorbar else margin
@@ -446,23 +445,22 @@ def _draw_cell(
     centred = box[2] < cell_width - 1e-6
     x = (left + cell_width / 2) / total[0] if centred else box[0] / total[0]
     align = "center" if centred else "left"
-    if cell.title:
-        text = "\n".join(_title_lines(cell.title, fit))
+    above = _title_lines(cell.title, fit)
+    below = labels.wrap(cell.note, fit + 4) if cell.note else []
+    texts = [
+        (line, box[1] + box[3] + 0.1 + LINE * (len(above) - 1 - number), TITLE_SIZE, INK)
+        for number, line in enumerate(above)
+    ] + [(line, box[1] - 0.17 - SMALL_LINE * number, NOTE_SIZE, FAINT) for number, line in enumerate(below)]
+    for line, y, size, colour in texts:
         figure.text(
-            x, (box[1] + box[3] + 0.07) / total[1], labels.plain(text), fontsize=TITLE_SIZE, color=INK, ha=align,
-            va="bottom", fontfamily=labels.families(text), linespacing=1.25,
-        )  # fmt: skip
-    if cell.note:
-        text = "\n".join(labels.wrap(cell.note, fit + 4))
-        figure.text(
-            x, (box[1] - 0.06) / total[1], labels.plain(text), fontsize=NOTE_SIZE, color=FAINT, ha=align, va="top",
-            fontfamily=labels.families(text), linespacing=1.25,
+            x, y / total[1], labels.plain(line), fontsize=size, color=colour, ha=align, va="baseline",
+            fontfamily=labels.families(line),
         )  # fmt: skip
 
 
 def _dress_bar(bar: Any, maps: FloatArray, shared: bool) -> None:
     """Ticks and name of a colour bar: percentages where each map is a distribution."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=CAPTION_SIZE, color=FAINT, labelcolor=INK, length=2.5)
@@ -472,9 +470,7 @@ def _dress_bar(bar: Any, maps: FloatArray, shared: bool) -> None:
         return
     bar.ax.yaxis.set_major_locator(MaxNLocator(5))
     if np.allclose(maps.sum(axis=(-2, -1)), 1.0, atol=1e-3):
-        low, high = scale_of(maps)
-        decimals = max(0, 1 - math.floor(math.log10(max(high - low, 1e-7) * 100)))
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=min(decimals, 6)))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         bar.set_label("share of attention, each patch", fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
     else:
         bar.set_label("value of each patch", fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
