@@ -485,6 +485,64 @@ def test_blip_folders_get_laviss_names(hugging_face, tmp_path):
         open_model(checkpoint=GOLDEN / "blip_itm" / "checkpoint.pth", vision=tmp_path / "blip")
 
 
+def clip_copy(folder: Path, **preprocessor) -> Path:
+    """The golden CLIP folder with entries of its preprocessor_config.json changed; None removes one."""
+    shutil.copytree(GOLDEN / "qavit_official_late" / "clip", folder, dirs_exist_ok=True)
+    path = folder / "preprocessor_config.json"
+    config = {**json.loads(path.read_text()), **preprocessor}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder
+
+
+def test_preprocessing_is_the_folders(tmp_path):
+    def read(**changes):
+        return open_model(clip_copy(tmp_path / "clip", **changes)).preprocessing
+
+    assert read(image_mean=[0.5, 0.5, 0.5])["mean"] == [0.5, 0.5, 0.5]
+    assert read(do_normalize=False)["std"] == [1.0, 1.0, 1.0]
+    assert read(size=70)["resize"] == "shortest_edge"
+    exact = read(size={"height": 70, "width": 70}, do_center_crop=None)
+    assert (exact["resize"], exact["crop"]) == ("exact", False)
+    assert read(do_center_crop=False)["crop"] is False
+    for changes, message in (
+        ({"resample": 2}, "resample 2; only 3"),
+        ({"rescale_factor": 1 / 127.5}, "only 1 / 255 is known"),
+        ({"image_mean": [0.5]}, "mean is .*expected three numbers"),
+        ({"image_std": [0.5, 0, "x"]}, "std is .*expected three numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(**changes)
+    changed = open_model(
+        clip_copy(tmp_path / "clip"), config={"preprocessing": {"std": [2, 2, 2]}, "defaults": {"block": 3}}
+    )
+    assert (changed.preprocessing["std"], changed.defaults) == ([2, 2, 2], {"block": 3})
+    with pytest.raises(TypeError, match=r"config\['vision'\]: expected a dict, got int"):
+        open_model(tmp_path / "clip", config={"vision": 3})
+
+
+def test_tokenizers_in_place_of_the_folders_own(tmp_path):
+    folder = GOLDEN / "qavit_official_late"
+    own = qavit().tokenizer
+    for place in (folder / "t5", folder / "t5" / "tokenizer.json"):
+        assert qavit(tokenizer=place).tokenizer == own
+    assert "WordPiece" in qavit(tokenizer=GOLDEN / "blip_itm" / "vocab.txt").tokenizer
+    with pytest.raises(FileNotFoundError, match="tokenizer: there is no file or folder"):
+        qavit(tokenizer=tmp_path / "absent.json")
+
+
+def test_answers_need_their_head(tmp_path):
+    folder = GOLDEN / "qavit_official_late" / "clip"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["answer_head.weight"], tensors["answer_head.bias"] = torch.ones(3, 64), torch.zeros(3)
+    clip_copy(tmp_path / "clip")
+    save_file(tensors, tmp_path / "clip" / "model.safetensors")
+    assert open_model(tmp_path / "clip", config={"answers": ["a", "b", "c"]}).answers == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"2 answers are listed, answer_head\.weight has 3 rows"):
+        open_model(tmp_path / "clip", config={"answers": ["a", "b"]})
+    with pytest.raises(ValueError, match="'answers' is not a list of texts"):
+        open_model(tmp_path / "clip", config={"answers": [1, 2, 3]})
+
+
 # Other image sizes.
 
 
