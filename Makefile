@@ -9,7 +9,7 @@ OUT ?= out
 IMAGE ?=
 QUESTIONS ?=
 
-.PHONY: help demo test lint asan fuzz bench wheel docs train clean
+.PHONY: help demo test old lint asan fuzz bench wheel docs train clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,9 @@ demo: $(STAMPS)/build ## draw heatmaps of three questions (IMAGE=picture.jpg QUE
 
 test: $(STAMPS)/test ## run the whole test suite, PyTorch comparisons included
 	@$(BIN)/python -m pytest
+
+old: ## test the PnP-VQA doors beside NumPy 1.23, transformers 4.26 and tokenizers 0.13, in an environment of their own
+	@PYTHON=$(PYTHON) scripts/old_environment.sh
 
 lint: $(STAMPS)/test ## ruff, mypy, and both compilers with warnings as errors
 	@$(BIN)/ruff check .
