@@ -1,0 +1,230 @@
+"""Times qavit beside torch, OpenVINO and ONNX Runtime: python -m benchmarks.run [--only NAME ...]."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qavit import _core
+
+from .contenders import Contender, onnx_runtime, openvino, ours, torch_eager, torch_sdpa
+from .models import SIZES, QuestionLoop, add_question_layers, clip_model, core_weights, state_of
+from .timing import Times, interleave, peak
+
+QUESTION_WIDTH, QUESTION_TOKENS = 768, 16
+
+
+def show(times: Times, base: dict[str, str], flops: dict[str, float] | None = None) -> dict[str, Any]:
+    """Print a line for each contender: milliseconds, and what `base` (name -> the peer held against) says of it."""
+    table = {}
+    for name in times.runs:
+        median = times.median(name)
+        line = f"  {name:<28} {1e3 * median:9.1f} ms  (best {1e3 * times.best(name):9.1f})"
+        if flops is not None:
+            line += f"  {flops[name] / median / 1e9:7.1f} GFLOP/s"
+        for peer in base.get(name, "").split(","):
+            if peer in times.runs:
+                line += f"  {times.median(peer) / median:5.2f}x {peer}"
+        print(line, flush=True)
+        table[name] = {"median": median, "best": times.best(name)}
+    return table
+
+
+def check_same(results: dict[str, Any], reference: str) -> None:
+    """Every contender that gives maps gives the same ones, to its precision."""
+    for name, maps in results.items():
+        if np.shape(maps) == np.shape(results[reference]):
+            worst = float(np.abs(maps - results[reference]).max() / results[reference].max())
+            limit = 0.2 if "bfloat16" in name else 1e-3
+            assert worst < limit, f"{name}: maps differ from {reference}'s by {worst:.2g} of the largest value"
+
+
+def clip(arguments: argparse.Namespace, size_name: str) -> dict[str, Any]:
+    """Class-token maps of every block, one image."""
+    size, threads = SIZES[size_name], arguments.threads
+    pixels = np.random.default_rng(0).standard_normal((1, 3, size.image, size.image), dtype=np.float32)
+    model = clip_model(size)
+    makers: dict[str, Callable[[], Contender]] = {
+        "qavit float32": partial(ours, model, size, "float32"),
+        "qavit bfloat16": partial(ours, model, size, "bfloat16"),
+        "openvino float32": partial(openvino, model, size, "float32", threads),
+        "openvino bfloat16": partial(openvino, model, size, "bfloat16", threads),
+        "onnxruntime": partial(onnx_runtime, model, size, threads),
+        "torch eager": partial(torch_eager, model, size),
+        "torch sdpa (no maps)": partial(torch_sdpa, model, size, torch.float32),
+        "torch bfloat16 (no maps)": partial(torch_sdpa, model, size, torch.bfloat16),
+    }
+    contenders = {name: make() for name, make in makers.items()}
+    check_same({name: run(pixels) for name, run in contenders.items()}, "torch eager")
+    calls = {name: partial(run, pixels) for name, run in contenders.items()}
+    times = interleave(calls, arguments.rounds, arguments.clock)
+    print(
+        f"CLIP {size.name}, maps of all {size.blocks} blocks; {size.flops / 1e9:.1f} GFLOP, of which the maps need "
+        f"{size.flops_of_maps / 1e9:.1f} and qavit does no more:"
+    )
+    done = {name: size.flops_of_maps if name.startswith("qavit") else size.flops for name in calls}
+    against = {
+        "qavit float32": "openvino float32,onnxruntime,torch eager",
+        "qavit bfloat16": "openvino bfloat16,torch eager",
+    }
+    table = show(times, against, done)
+    for precision in ("float32", "bfloat16"):
+        share = done[f"qavit {precision}"] / times.median(f"qavit {precision}") / arguments.peaks[precision]
+        print(f"  qavit {precision}: {100 * share:.1f}% of the measured peak over the whole pass")
+    return table
+
+
+def questions(arguments: argparse.Namespace) -> dict[str, Any]:
+    """QA-ViT L/14@336 late: one and ten questions on one image, the class token's map of block 18."""
+    size, block = SIZES["L/14@336"], 18
+    first = size.blocks // 2
+    state = add_question_layers(state_of(clip_model(size)), size, QUESTION_WIDTH, first)
+    config = {**size.config, "instruction_dim": QUESTION_WIDTH, "integrated": list(range(first, size.blocks))}
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((1, 3, size.image, size.image), dtype=np.float32)
+    instruct = rng.standard_normal((10, QUESTION_TOKENS, QUESTION_WIDTH), dtype=np.float32)
+    loop, image, asked = QuestionLoop(state, size, first), torch.from_numpy(pixels), torch.from_numpy(instruct)
+
+    def mine(vit: Any, count: int) -> Any:
+        lengths = np.full(count, QUESTION_TOKENS, np.int32)
+        found = vit.forward(pixels, np.zeros(count, np.int32), instruct[:count], lengths, attention=[(block, "class")])
+        return found["attentions"][block][:, :, 0, QUESTION_TOKENS + 1 :]
+
+    def theirs(count: int) -> Any:
+        return np.stack([loop(image, asked[i : i + 1], block).numpy() for i in range(count)])
+
+    vits = {precision: _core.Vit(config, core_weights(state), precision) for precision in ("float32", "bfloat16")}
+    check_same({"torch": theirs(1), **{f"qavit {p}": mine(vit, 1) for p, vit in vits.items()}}, "torch")
+    calls: dict[str, Callable[[], object]] = {}
+    for count in (1, 2, 10):
+        for precision, vit in vits.items():
+            calls[f"qavit {precision}, {count}"] = partial(mine, vit, count)
+    for count in (1, 10):
+        calls[f"torch loop, {count}"] = partial(theirs, count)
+    times = interleave(calls, max(2, arguments.rounds // 3), arguments.clock)
+    print(f"QA-ViT {size.name} late, questions on one image, map of block {block}:")
+    table = show(times, {f"qavit {p}, {n}": f"torch loop, {n}" for p in vits for n in (1, 10)})
+    for precision in vits:
+        more = (times.median(f"qavit {precision}, 10") - times.median(f"qavit {precision}, 1")) / 9
+        share = more / times.median(f"qavit {precision}, 1")
+        print(f"  one more question, {precision}: {1e3 * more:.1f} ms, {share:.2f} of one image")
+    return table
+
+
+def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """One thread and two; one image and a batch of eight."""
+    table = {}
+    for size_name in ("B/16@224", "L/14@336"):
+        size = SIZES[size_name]
+        pixels = np.random.default_rng(0).standard_normal((8, 3, size.image, size.image), dtype=np.float32)
+        model = clip_model(size)
+        runs = {precision: ours(model, size, precision) for precision in ("float32", "bfloat16")}
+
+        def on_threads(run: Contender, threads: int, batch: Any) -> None:
+            _core.set_num_threads(threads)
+            run(batch)
+
+        calls: dict[str, Callable[[], object]] = {}
+        for precision, run in runs.items():
+            calls[f"{precision}, 1 thread"] = partial(on_threads, run, 1, pixels[:1])
+            calls[f"{precision}, 2 threads"] = partial(on_threads, run, 2, pixels[:1])
+            calls[f"{precision}, 2 threads, 8 images"] = partial(on_threads, run, 2, pixels)
+        times = interleave(calls, max(2, arguments.rounds // 3), arguments.clock)
+        _core.set_num_threads(arguments.threads)
+        print(f"CLIP {size.name}, threads and batches:")
+        table[size_name] = show(times, {})
+        for precision in runs:
+            one, two, many = (
+                times.median(f"{precision}, {what}") for what in ("1 thread", "2 threads", "2 threads, 8 images")
+            )
+            print(f"  {precision}: 2 threads {one / two:.2f}x of 1; an image of 8 {many / 8 / two:.3f} of one alone")
+    return table
+
+
+COLD_OURS = """
+import sys, numpy as np, qavit
+model = qavit.load(vision=sys.argv[1])
+pixels = np.zeros((1, 3, model.image_size, model.image_size), np.float32)
+np.save(sys.argv[2], qavit.extract_attention(model, pixels, None, blocks=(model.num_blocks - 1,)))
+"""
+COLD_TORCH = """
+import sys, numpy as np, torch
+from transformers import CLIPVisionModel
+model = CLIPVisionModel.from_pretrained(sys.argv[1], attn_implementation="eager").eval()
+size = model.config.image_size
+with torch.inference_mode():
+    maps = model(torch.zeros(1, 3, size, size), output_attentions=True).attentions[-1][:, :, 0, 1:].mean(1)
+np.save(sys.argv[2], maps.numpy())
+"""
+
+
+def cold_start(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A new process, from its start to its first saved map, from a Hugging Face folder."""
+    table = {}
+    for size_name in ("B/16@224", "L/14@336"):
+        with tempfile.TemporaryDirectory() as folder:
+            clip_model(SIZES[size_name]).save_pretrained(folder)
+
+            def start(script: str, place: str) -> None:
+                command = [sys.executable, "-c", script, place, str(Path(place, "map.npy"))]
+                subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+            calls: dict[str, Callable[[], object]] = {
+                "qavit": partial(start, COLD_OURS, folder),
+                "transformers": partial(start, COLD_TORCH, folder),
+            }
+            times = interleave(calls, max(2, arguments.rounds // 3), "wall")
+        print(f"new process to first map, {size_name} (wall):")
+        table[size_name] = show(times, {"qavit": "transformers"})
+    return table
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "clip-l": partial(clip, size_name="L/14@336"),
+    "clip-b": partial(clip, size_name="B/16@224"),
+    "questions": questions,
+    "scaling": scaling,
+    "cold": cold_start,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
+    parser.add_argument("--threads", type=int, default=_core.get_num_threads(), help="threads of every contender")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                        help="cpu, with --threads 1: processor time, for a machine that is not idle")  # fmt: skip
+    parser.add_argument("--output", type=Path, help="write all numbers there as JSON")
+    arguments = parser.parse_args()
+    _core.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    peaks = {precision: peak(precision, arguments.clock) for precision in ("float32", "bfloat16")}
+    arguments.peaks = peaks
+    results: dict[str, Any] = {"peaks": peaks, "machine": platform.processor(), "build": _core.build_info()}
+    print(
+        f"{arguments.threads} threads, {arguments.clock} time; peak of multiply-add "
+        f"{peaks['float32'] / 1e9:.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:.0f} in bfloat16"
+    )
+    for name in arguments.only:
+        results[name] = PARTS[name](arguments)
+        gc.collect()
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(results, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()
