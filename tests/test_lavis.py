@@ -419,3 +419,31 @@ def test_modules_that_are_no_such_module(module):
     del module.itm_head
     with pytest.raises(TypeError, match="Module"):
         lavis.from_lavis(module)
+
+
+def test_a_live_module_of_hugging_face():
+    transformers = pytest.importorskip("transformers", minversion="4.40")
+    vision = {
+        "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 48,
+        "patch_size": 16,
+    }  # fmt: skip
+    text = {
+        "vocab_size": 123, "hidden_size": 32, "encoder_hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 40, "bos_token_id": 121, "pad_token_id": 0,
+    }  # fmt: skip
+    torch.manual_seed(3)
+    config = transformers.BlipConfig(vision_config=vision, text_config=text, image_text_hidden_size=8)
+    module = transformers.BlipForImageTextRetrieval(config).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    live = lavis.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
+    pixels = torch.randn(1, 3, 48, 48)
+    tokens = live._tokenize(["where is the man"])
+    with torch.no_grad():
+        ids, mask = torch.from_numpy(tokens.ids).long(), torch.from_numpy(tokens.mask).long()
+        expected = module(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_itm_head=True)[0]
+    logits, _ = live.itm(pixels.numpy(), ["where is the man"])
+    # Observed: 1.2e-7.
+    assert relative(logits, expected) < 1e-6
+    with pytest.raises(ValueError, match="tokenizer: the module has none"):
+        lavis.from_lavis(module)
