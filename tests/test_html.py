@@ -1,0 +1,180 @@
+"""The page: what is in it, and what it does in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import PROGRAM, Browser
+
+from qavit import html
+from qavit.heatmaps import HeatmapResult
+from qavit.images import Region
+
+HOSTILE = "</script><script>window.broken=1</script><img src=x onerror='window.broken=1'>&amp;\u2028"
+
+QUESTIONS = ["where is the star?", HOSTILE, "红色的圆在哪里？"]
+
+
+def result(count: int = 3, grid: int = 6, blocks: int = 4, side: int = 120, **changes: Any) -> HeatmapResult:
+    """A wide picture whose middle square was seen; question i's hot patch is patch i + 1 of the second row."""
+    maps = np.full((count, grid, grid), 0.001, np.float32)
+    for index in range(count):
+        maps[index, 1, (index + 1) % grid] = 1.0
+    maps /= maps.sum(axis=(1, 2), keepdims=True)
+    every = np.stack([np.roll(maps, block - (blocks - 1), axis=1) for block in range(blocks)])
+    rng = np.random.default_rng(0)
+    parts: dict[str, Any] = {
+        "maps": maps,
+        "questions": [*QUESTIONS, *(f"question {i}?" for i in range(3, count))][:count],
+        "picture": rng.integers(90, 160, (side, 2 * side, 3), dtype=np.uint8),
+        "region": Region(side / 2, 0, side * 1.5, side),
+        "block": blocks - 1,
+        "words": [["where", "star"], ["<b>", "x"], ["红色"]][:count] + [["w"]] * (count - 3),
+        "answers": [[("yes", 0.75), (HOSTILE, 0.25)]] * count,
+        "block_maps": lambda: every,
+    }
+    parts.update(changes)
+    if "word_maps" not in parts:
+        parts["word_maps"] = [
+            np.stack([np.roll(maps[0], (2, word), (0, 1)) for word in range(len(words))]) for words in parts["words"]
+        ]
+    return HeatmapResult(**parts)
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found is not None
+    return dict(json.loads(found.group(1)))
+
+
+def test_the_page_is_one_small_file_that_loads_nothing(tmp_path: Path) -> None:
+    one = result(count=10, grid=24, blocks=24, side=700)
+    path = one.to_html(tmp_path / "a page.html", title="A <title>")
+    page = path.read_text(encoding="utf-8")
+    picture = data_of(page)["picture"]
+    assert len(page.encode()) - len(picture) < 300_000
+    assert "A &lt;title&gt;" in page
+    assert not re.search(r"https?://", page)
+    assert "default-src 'none'" in page
+    assert page.count("<script") == 2
+
+
+def test_values_come_back_to_the_stored_precision() -> None:
+    one = result(count=2, words=None, word_maps=None)
+    data = data_of(html.render(one))
+    assert data["blocks"] == [0, 1, 2, 3]
+    assert data["maps"]["bits"] == 16
+    raw = np.frombuffer(base64.b64decode(data["maps"]["data"]), "<u2").reshape(4, 2, 6, 6)
+    bounds = np.array(data["maps"]["bounds"]).reshape(4, 2, 2, 1, 1)
+    maps = bounds[:, :, 0] + raw / 65535 * (bounds[:, :, 1] - bounds[:, :, 0])
+    assert np.abs(maps - one.all_block_maps()).max() < 1e-5 * one.maps.max() * 2
+
+
+def test_a_page_without_blocks_words_and_answers() -> None:
+    bare = result(words=None, word_maps=None, answers=None, block_maps=None)
+    data = data_of(html.render(bare))
+    assert data["blocks"] == [3]
+    assert "words" not in data
+
+
+def test_texts_stay_data() -> None:
+    page = html.render(result(), title=HOSTILE)
+    assert "onerror='window" not in re.sub(r"<script.*?</script>", "", page, flags=re.S).replace("&#x27;", "")
+    assert page.count("</script>") == 2
+    assert data_of(page)["questions"][1]["text"] == HOSTILE
+    html.render(result(questions=["\udc80", "@DATA@ @SCRIPT@", "c"])).encode("utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if PROGRAM is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    opened = Browser()
+    yield opened
+    opened.close()
+
+
+def hot(pixels: Any) -> tuple[float, float]:
+    """Centre of what is much redder than the picture, as parts of (width, height)."""
+    red = pixels[..., 0] - pixels[..., 2] > 90
+    y, x = np.nonzero(red)
+    return float(x.mean() / pixels.shape[1]), float(y.mean() / pixels.shape[0])
+
+
+def test_in_a_browser_clicks_move_the_map(browser: Browser, tmp_path: Path) -> None:
+    browser.open(result().to_html(tmp_path / "page.html"))
+    first, screen = browser.canvas(), browser.screenshot()
+    # The hot patch is (1, 1) of 6 x 6 over the middle half of the width.
+    assert hot(first) == pytest.approx((0.25 + 0.5 * 1.5 / 6, 1.5 / 6), abs=0.02)
+    assert browser.run("document.querySelectorAll('#questions button').length") == 3
+    browser.point("#questions button:nth-child(3)", click=True)
+    assert hot(browser.canvas()) == pytest.approx((0.25 + 0.5 * 3.5 / 6, 1.5 / 6), abs=0.02)
+    assert np.abs(browser.screenshot() - screen).max() > 60
+    assert browser.run("document.querySelector('#questions [aria-pressed=true]').textContent") == "红色的圆在哪里？"
+    browser.press("1")
+    browser.press("[")
+    assert browser.run("document.querySelector('#blockname').textContent") == "2"
+    assert hot(browser.canvas()) == pytest.approx((0.25 + 0.5 * 1.5 / 6, 0.5 / 6), abs=0.02)
+    browser.press("]")
+    browser.point("#words button:nth-child(2)")
+    assert hot(browser.canvas()) == pytest.approx((0.25 + 0.5 * 2.5 / 6, 3.5 / 6), abs=0.02)
+    browser.point("#view", 0.25 + 0.5 * 1.5 / 6, 1.5 / 6)
+    reading = "document.querySelector('#reading').textContent"
+    assert browser.run(reading) == "Row 2, column 2: 96.6% of the attention, number 1 of 36"
+    browser.run("document.querySelector('#view').focus()")
+    browser.press("ArrowRight")
+    assert browser.run(reading).startswith("Row 2, column 3")
+    before = browser.canvas()
+    browser.run("(s => { s.value = 'viridis'; s.dispatchEvent(new Event('input')); })(document.querySelector('#cmap'))")
+    browser.settle()
+    assert np.abs(browser.canvas() - before).max() > 60
+    browser.run("(s => { s.value = 0; s.dispatchEvent(new Event('input')); })(document.querySelector('#opacity'))")
+    browser.settle()
+    assert hot_is_gone(browser.canvas())
+
+
+def hot_is_gone(pixels: Any) -> bool:
+    return not (np.abs(pixels[..., 0] - pixels[..., 2]) > 90).any()
+
+
+def test_in_a_browser_hostile_texts_do_nothing(browser: Browser, tmp_path: Path) -> None:
+    browser.open(result().to_html(tmp_path / "page.html", title=HOSTILE))
+    browser.point("#questions button:nth-child(2)", click=True)
+    assert browser.run("window.broken === undefined")
+    assert browser.run("document.querySelectorAll('img').length") == 0
+    assert browser.run("document.querySelector('#words button').textContent") == "<b>"
+    loaded = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in loaded)
+    problems = [e for e in browser.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
+    assert problems == []
+
+
+def test_in_a_browser_the_download_is_a_picture(browser: Browser, tmp_path: Path) -> None:
+    browser.open(result().to_html(tmp_path / "page.html"))
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    browser.point("#download", click=True)
+    target = tmp_path / "where-is-the-star-block-3.png"
+    for _ in range(200):
+        browser.settle()
+        if target.exists() and target.stat().st_size:
+            break
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_a_browser_phone_and_dark(browser: Browser, tmp_path: Path) -> None:
+    path = result().to_html(tmp_path / "page.html")
+    browser.open(path, width=360, height=740, dark=True)
+    assert browser.run("document.documentElement.scrollWidth") <= 360
+    seen = browser.screenshot()
+    assert seen[-1, 2].max() < 60  # dark paper
+    heights = browser.run("[...document.querySelectorAll('#questions button')].map(b => b.getBoundingClientRect().height)")
+    assert min(heights) >= 40
+    browser.open(path)
+    assert browser.screenshot()[-1, 2].min() > 240

@@ -1,0 +1,237 @@
+"""Figures, and the two functions that existing scripts call."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qavit import labels, plots
+from qavit.heatmaps import HeatmapResult
+from qavit.images import Region
+from qavit.plots import getAttMap, make_figure, show_cam_on_image
+
+ROOT = Path(__file__).parent.parent
+
+
+def result(count: int = 2, size: tuple[int, int] = (60, 90), questions: list[str] | None = None) -> HeatmapResult:
+    """Maps with one hot patch each: patch 5 for question 0, patch 6 for question 1, ..."""
+    maps = np.full((count, 3, 4), 0.01, np.float32)
+    for index in range(count):
+        maps[index, 1, 1 + index % 3] = 1.0
+    height, width = size
+    return HeatmapResult(
+        maps / maps.sum(axis=(1, 2), keepdims=True),
+        questions or [f"question {index}?" for index in range(count)],
+        np.full((height, width, 3), 128, np.uint8),
+        Region((width - height) / 2, 0, (width + height) / 2, height) if width > height else None,
+        block=2,
+        words=[["a", "b"]] * count,
+        word_maps=[np.ones((2, 3, 4), np.float32)] * count,
+        answers=[[("yes", 0.9), ("no", 0.1)]] * count,
+        block_maps=lambda: np.stack([maps / maps.sum(axis=(1, 2), keepdims=True)] * 3),
+    )
+
+
+def pixels(figure: Any) -> Any:
+    return np.asarray(Image.open(io.BytesIO(plots.render(figure, "png", 60))).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("kind", plots.KINDS)
+@pytest.mark.parametrize("size", [(60, 90), (90, 60), (40, 40)])
+def test_every_kind_is_drawn_without_a_warning(kind: str, size: tuple[int, int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = make_figure(result(size=size), kind)
+        drawn = pixels(figure)
+    assert drawn.std() > 5
+    width, height = figure.get_size_inches()
+    for axes in figure.axes:
+        box = axes.get_position()
+        assert box.x0 >= 0
+        assert box.x1 <= 1
+        assert box.y0 >= 0
+        assert box.y1 <= 1
+    # Pictures keep their shape: every panel has the picture's own aspect.
+    panel = figure.axes[0].get_position()
+    assert panel.height * height / (panel.width * width) == pytest.approx(size[0] / size[1], rel=1e-3)
+
+
+def test_the_colours_move_with_the_question() -> None:
+    one = result()
+    first, second = (plots.overlay(one, index).astype(int) for index in (0, 1))
+    assert np.abs(first - second).max() > 60
+    hot = first.astype(int)[30, 15 + 22]
+    assert hot[0] > hot[2] + 50  # jet's hot end is red
+    assert np.array_equal(first[:, 0], second[:, 0])
+
+
+def test_overlay_weights_and_region() -> None:
+    one = result()
+    assert np.array_equal(plots.overlay(one, image_weight=1.0)[:, 20:70], one.picture[:, 20:70])
+    bare = plots.overlay(one, image_weight=0.0, method="nearest", cmap="gray")
+    assert bare[30, 37].tolist() == [255, 255, 255]
+    assert bare[5, 20].tolist() == [0, 0, 0]
+    assert plots.overlay(one, size=(30, 45)).shape == (30, 45, 3)
+    with pytest.raises(ValueError, match="image_weight"):
+        plots.overlay(one, image_weight=1.5)
+    with pytest.raises(ValueError, match="cmap"):
+        plots.overlay(one, cmap="rainbow road")
+
+
+def test_one_scale_for_maps_that_are_compared() -> None:
+    maps = np.stack([np.full((3, 4), 0.1), np.full((3, 4), 0.1)]).astype(np.float32)
+    maps[0, 0, 0], maps[1, 0, 0] = 1.0, 0.4
+    one = HeatmapResult(maps, ["a", "b"], np.zeros((30, 40, 3), np.uint8))
+    strong, weak = (
+        plots.overlay(one, index, cmap="gray", image_weight=0.0, method="nearest")[0, 0, 0] for index in (0, 1)
+    )
+    assert strong == 255
+    assert weak == pytest.approx(255 / 3, abs=1)
+
+
+def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np\nfrom qavit.heatmaps import HeatmapResult\n"
+        "r = HeatmapResult(np.ones((1, 2, 2)), ['q'], np.zeros((9, 9, 3), np.uint8))\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "r.save(sys.argv[1]); r.plot(); r._repr_png_()\nassert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    target = tmp_path / "plain.png"
+    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert target.stat().st_size > 1000
+
+
+def test_show_is_pyplots(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    shown = []
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.get_fignums()))
+    result().show()
+    assert shown == [[1]]
+    pyplot.close("all")
+
+
+def test_plot_draws_on_the_callers_axes() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    assert result().plot(axes, question=1, cmap="viridis") is axes
+    assert len(axes.figure.axes) == 2
+    assert axes.get_title() == "question 1?"
+    assert len(result().plot(colorbar=False).figure.axes) == 1
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "pdf", "svg"])
+def test_saved_figures(tmp_path: Path, ending: str) -> None:
+    path = result(1).save(tmp_path / f"a.{ending}", dpi=50)
+    assert {"png": b"PNG", "jpg": b"JFIF", "pdf": b"%PDF", "svg": b"<svg"}[ending] in path.read_bytes()[:2000]
+    assert path.stat().st_size > 3000
+
+
+def test_blocks_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match="0 to 2"):
+        make_figure(result(), "blocks", blocks=[3])
+
+
+# ---- text ----
+
+
+def test_wrapping() -> None:
+    assert labels.wrap("where is the red star", 10) == ["where is", "the red", "star"]
+    assert labels.wrap("红色的圆在哪里？这个", 10) == ["红色的圆在", "哪里？这个"]
+    assert labels.wrap("红色的圆在？哪里", 10) == ["红色的圆", "在？哪里"]
+    assert labels.wrap("a" * 25, 10) == ["a" * 10, "a" * 10, "a" * 5]
+    assert labels.wrap("one two three four five", 9, 2) == ["one two", "three…"]
+    assert labels.wrap("  ", 10) == [""]
+    assert all(labels.display_width(line) <= 12 for line in labels.wrap("mixed 文字 and words 混排 of all kinds", 12))
+
+
+def test_dollars_and_markup_are_drawn_as_they_stand() -> None:
+    pixels(make_figure(result(1, questions=["is $x_1$ {worth} $5 or \\frac{? \x07 \t ok"])))
+
+
+def test_chinese_is_drawn_where_a_font_has_it() -> None:
+    families = labels.families("红色的圆")
+    if len(families) == 1:
+        pytest.skip("no installed font has Chinese glyphs (Debian: fonts-noto-cjk)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = make_figure(result(questions=["红色的圆在哪里？", "x"]))
+        figure.savefig(io.BytesIO(), format="png")
+    assert labels.families("plain text") == ["DejaVu Sans"]
+
+
+# ---- the functions of existing scripts ----
+
+
+def lavis_picture(img: Any, att: Any, blur: bool, overlap: bool) -> Any:
+    """What the field's function draws, by scikit-image and SciPy."""
+    transform = pytest.importorskip("skimage.transform")
+    ndimage = pytest.importorskip("scipy.ndimage")
+    import matplotlib
+
+    att = (att - att.min()) / (att.max() - att.min())
+    att = transform.resize(att, img.shape[:2], order=3, mode="constant")
+    if blur:
+        att = ndimage.gaussian_filter(att, 0.02 * max(img.shape[:2]))
+        att = (att - att.min()) / (att.max() - att.min())
+    colour = matplotlib.colormaps["jet"](att)[..., :3]
+    weight = (att**0.7)[..., None]
+    return (1 - weight) * img + weight * colour if overlap else colour
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [((24, 24), (120, 200)), ((12, 12), (97, 64)), ((7, 5), (300, 40)), ((24, 24), (20, 60))]
+)
+@pytest.mark.parametrize(("blur", "overlap"), [(True, True), (False, True), (True, False)])
+def test_getattmap_is_the_fields_picture(grid: tuple[int, int], size: tuple[int, int], blur: bool, overlap: bool) -> None:
+    rng = np.random.default_rng(0)
+    img, att = rng.random((*size, 3)), rng.random(grid) ** 3
+    before = att.copy()
+    ours = getAttMap(img, att, blur, overlap)
+    assert np.array_equal(att, before)
+    assert ours.shape == (*size, 3)
+    theirs = lavis_picture(img, att, blur, overlap)
+    # A value within rounding of a colour's edge may take the next of jet's 256 colours; elsewhere seen: 6e-8.
+    difference = np.abs(ours - theirs).max(-1)
+    assert np.quantile(difference, 0.995) < 5e-7
+    assert difference.max() < 0.02
+
+
+@pytest.mark.parametrize("blur", [True, False])
+def test_getattmap_of_a_flat_map_is_finite(blur: bool) -> None:
+    flat = np.full((4, 4), 0.3)
+    assert np.isfinite(getAttMap(np.zeros((40, 40, 3)), flat, blur)).all()
+    assert np.isfinite(getAttMap(np.zeros((40, 40, 3), np.uint8), np.zeros((4, 4)), blur)).all()
+
+
+def test_show_cam_on_image() -> None:
+    img = np.random.default_rng(0).random((20, 30, 3)).astype(np.float32)
+    mask = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
+    before = img.copy(), mask.copy()
+    shown = show_cam_on_image(img, mask, image_weight=0.3)
+    assert shown.dtype == np.uint8
+    assert shown.max() == 255
+    mixed = 0.7 * plots.colorize(mask) / 255.0 + 0.3 * img
+    assert np.abs(shown - 255 * mixed / mixed.max()).max() <= 1
+    assert np.array_equal(img, before[0])
+    assert np.array_equal(mask, before[1])
+    swapped = show_cam_on_image(img[..., ::-1], mask, use_rgb=False, image_weight=0.3)
+    assert np.abs(swapped[..., ::-1].astype(int) - shown).max() <= 1
+    assert show_cam_on_image(np.zeros((4, 4, 3)), np.zeros((4, 4)), image_weight=1.0).max() == 0
+    for bad_img, bad_mask, weight, message in [
+        (img, mask[:5], 0.5, "mask"),
+        (img * 255, mask, 0.5, "img"),
+        (img, mask, 1.2, "image_weight"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            show_cam_on_image(bad_img, bad_mask, image_weight=weight)
