@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union
@@ -68,6 +69,17 @@ class TokenBatch:
     word_of: list[list[int]]
 
 
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Failures of the tokenizers library as ValueError; its panics, which are no Exception, too."""
+    try:
+        yield
+    except BaseException as err:
+        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
+            raise
+        raise ValueError(f"tokenizer: {what}: {err}") from None
+
+
 class Tokenizer:
     """A tokenizer of the tokenizers library (0.13 or later), safe to use from many threads.
 
@@ -82,10 +94,9 @@ class Tokenizer:
     def __init__(self, json_text: str, vocabulary: int | None = None) -> None:
         import tokenizers
 
-        try:
+        with _refusals("not a tokenizer.json that this tokenizers library reads"):
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(json_text)
-        except Exception as err:
-            raise ValueError(f"tokenizer: not a tokenizer.json that this tokenizers library reads: {err}") from None
+            self._tokenizer.encode("a")  # some faults show only here
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._lock = threading.Lock()
@@ -176,7 +187,8 @@ class Tokenizer:
                 self._tokenizer.enable_truncation(max_tokens)
                 self._limit = max_tokens
             # One at a time: encode_batch starts threads of its own, which do not survive a fork.
-            return [self._tokenizer.encode(text) for text in texts]
+            with _refusals("it fails on this text"):
+                return [self._tokenizer.encode(text) for text in texts]
 
 
 def _words_of(text: str, encoding: Any) -> list[int]:
@@ -264,7 +276,7 @@ def _byte_pairs(vocab_path: Path, merges_path: Path) -> str:
         if token not in vocabulary:
             raise ValueError(f"{vocab_path}: neither RoBERTa's nor CLIP's vocabulary: {token} is missing")
     unknown = last if clip else "<unk>"
-    try:
+    with _refusals(f"{vocab_path} and {merges_path.name} do not fit together"):
         model = models.BPE(
             vocab=vocabulary,
             merges=merges,
@@ -273,8 +285,6 @@ def _byte_pairs(vocab_path: Path, merges_path: Path) -> str:
             fuse_unk=False,
             unk_token=unknown if unknown in vocabulary else None,
         )
-    except Exception as err:
-        raise ValueError(f"{merges_path}: {err}") from None
     result = tokenizers.Tokenizer(model)
     prefix_space = _settings(vocab_path.parent).get("add_prefix_space") is True
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=out/fuzz
 command -v "${CC:-clang}" >/dev/null || { echo "fuzz: ${CC:-clang} is not here (Debian: clang libclang-rt-dev)"; exit 1; }
+named=$#
 [ $# -gt 0 ] || set -- $(for file in fuzz/fuzz_*.c; do basename "$file" .c; done | sed 's/^fuzz_//')
 fuzz/build.sh "$out" "$@"
 for target; do
@@ -19,3 +20,5 @@ for target; do
     "$out/fuzz_$target" -max_total_time="${SECONDS_EACH:-120}" -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
         -malloc_limit_mb=256 -verbosity=0 -print_final_stats=1 "${more[@]}" -artifact_prefix="$out/$target-" "${folders[@]}"
 done
+# The files that Python code reads: eight kinds, in the same time together.
+[ "$named" -gt 0 ] || "$python" fuzz/fuzz_files.py --iterations 1000000 --seconds $((${SECONDS_EACH:-120} / 8)) --out "$out"

@@ -70,6 +70,16 @@ def test_a_tokenizer_of_another_model_is_refused():
         Tokenizer.from_folder(T5).encode("where", 30)
 
 
+def test_a_tokenizer_that_makes_its_library_panic_is_refused():
+    broken = json.loads((T5 / "tokenizer.json").read_text())
+    broken["post_processor"]["single"][1]["SpecialToken"]["id"] = "</t>"
+    broken["post_processor"]["special_tokens"]["</t>"] = {"id": "</t>", "ids": [1], "tokens": ["</t>"]}
+    Tokenizer.from_json(json.dumps(broken))
+    broken["post_processor"]["special_tokens"] = {}
+    with pytest.raises(ValueError, match="tokenizer: not a tokenizer"):
+        Tokenizer.from_json(json.dumps(broken))
+
+
 def test_blip_ids_are_laviss():
     folder = GOLDEN / "blip_itm"
     tokenizer = Tokenizer.from_json(with_blip_tokens(Tokenizer.from_folder(folder / "vocab.txt").to_json()), 123)
