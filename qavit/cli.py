@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -10,11 +11,13 @@ import re
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, build_info, set_num_threads
+from .files import write_whole
 
 if TYPE_CHECKING:
     from .heatmaps import HeatmapResult
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return USAGE
+    shown = warnings.showwarning
+    warnings.showwarning = show_warning
     try:
         if options.threads is not None:
             set_num_threads(options.threads)
@@ -58,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"qavit: {error}", file=sys.stderr)
         return SOME_FAILED
+    finally:
+        warnings.showwarning = shown
+
+
+def show_warning(message: Any, *_: Any, **__: Any) -> None:
+    """A warning in one line."""
+    print(f"qavit: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 # ---- the parser ----
@@ -187,15 +199,19 @@ def run_heatmap(options: argparse.Namespace) -> int:
     failed = 0
     for job in progress(jobs, "pictures"):
         targets = [out / f"{job.stem}{ending}" for ending in endings]
-        if targets and not options.again and not options.json and all(target.exists() for target in targets):
-            logger.info("%s: done already", job.image)
-            continue
+        record = out / f".{job.stem}.qavit"
         try:
+            request = fingerprint(model, job, options)
+            finished = record.is_file() and record.read_text(encoding="utf-8") == request
+            if targets and finished and not options.again and not options.json and all(map(Path.exists, targets)):
+                logger.info("%s: done already", job.image)
+                continue
             result = ask(model, job, options)
             for target in targets:
                 figure = target.suffix == ".png"
                 look = {"kind": options.kind, "cmap": options.cmap, "image_weight": options.image_weight} if figure else {}
                 result.save(target, **look)
+            write_whole(record, request.encode())
         except (OSError, ValueError, TypeError) as error:
             if options.verbose:
                 raise
@@ -211,6 +227,14 @@ def run_heatmap(options: argparse.Namespace) -> int:
             for target in targets:
                 print(target, flush=True)
     return SOME_FAILED if failed else OK
+
+
+def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
+    """A name for what is asked of a picture; with another question, model or look, a finished file is not finished."""
+    state = os.stat(job.image)
+    look = [getattr(options, name) for name in ("block", "readout", "heads", "kind", "cmap", "image_weight")]
+    asked = [repr(model), os.path.abspath(job.image), state.st_size, state.st_mtime_ns, job.questions, look]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def ask(model: Any, job: Job, options: argparse.Namespace) -> HeatmapResult:
@@ -284,14 +308,21 @@ def progress(items: Sequence[Any], unit: str) -> Iterable[Any]:
 
 def run_demo_command(options: argparse.Namespace) -> int:
     """The bundled model."""
-    from .demo import run_demo
+    from .demo import attention_inside, demo_entries, run_demo
 
     asked = [part.strip() for part in (options.questions or "").split(";") if part.strip()] + options.question
+    truth = None if options.image or asked else demo_entries()
     result, files = run_demo(options.out, options.image, asked or None, options.block)
     for index, question in enumerate(result.questions):
         answers = result.answers[index] if result.answers else []
         said = ", ".join(f"{answer} {probability:.0%}" for answer, probability in answers[:2])
         print(f"{question}  {said}".rstrip())
+        boxes = truth[index]["boxes"] if truth else []
+        if boxes:
+            height, width = result.size
+            area = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) / (height * width)
+            inside = attention_inside(result, index, boxes)
+            print(f"  {inside:.0%} of its attention is on the object, which takes {area:.0%} of the picture")
     for path in files:
         print(f"wrote {path}")
     return OK

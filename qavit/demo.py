@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .models import QAViT, load
 
 if TYPE_CHECKING:
@@ -15,10 +17,50 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).with_name("demo_model")
 
 
+def demo_entries() -> list[dict[str, Any]]:
+    """The questions that belong to the bundled scene, and what they mean.
+
+    Returns
+    -------
+    list of dict
+        question (str), answer (str or None) and boxes: left, top, right, bottom in pixels of the picture.
+    """
+    return list(json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))["questions"])
+
+
 def demo_questions() -> list[str]:
     """The questions that belong to the bundled scene."""
-    scene = json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))
-    return [entry["question"] for entry in scene["questions"]]
+    return [entry["question"] for entry in demo_entries()]
+
+
+def attention_inside(result: HeatmapResult, question: int, boxes: Sequence[Sequence[float]]) -> float:
+    """How much of a map lies in boxes.
+
+    Parameters
+    ----------
+    result : HeatmapResult
+    question : int
+        Which map.
+    boxes : sequence of (left, top, right, bottom)
+        In pixels of the picture; they should not overlap.
+
+    Returns
+    -------
+    float
+        From 0 to 1. A patch that a box covers in part counts in part.
+    """
+    rows, columns = result.grid
+    seen = result.seen
+    x = np.linspace(seen.left, seen.right, columns + 1)
+    y = np.linspace(seen.top, seen.bottom, rows + 1)
+    cover = np.zeros(result.grid)
+    for left, top, right, bottom in boxes:
+        across = np.clip(np.minimum(x[1:], right) - np.maximum(x[:-1], left), 0, None) / (x[1] - x[0])
+        down = np.clip(np.minimum(y[1:], bottom) - np.maximum(y[:-1], top), 0, None) / (y[1] - y[0])
+        cover += np.outer(down, across)
+    values = result.maps[question]
+    total = float(values.sum())
+    return float((values * np.minimum(cover, 1.0)).sum() / total) if total > 0 else 0.0
 
 
 def demo_model(**options: Any) -> QAViT:

@@ -34,7 +34,7 @@ def test_heatmap_writes_what_is_asked_for(tmp_path: Path, capsys: pytest.Capture
          "--maps", "npz"]
     )  # fmt: skip
     assert code == cli.OK
-    files = sorted(path.name for path in (tmp_path / "a b").iterdir())
+    files = sorted(path.name for path in (tmp_path / "a b").glob("[!.]*"))
     assert files == ["scene.npz", "scene.png"]
     assert [Path(line).name for line in capsys.readouterr().out.split("\n") if line] == ["scene.png", "scene.npz"]
     with np.load(tmp_path / "a b" / "scene.npz") as saved:
@@ -67,7 +67,7 @@ def test_a_file_of_questions_is_grouped_by_picture_and_resumed(tmp_path: Path, c
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
     arguments = ["heatmap", "--questions", str(tmp_path / "q.jsonl"), "-o", str(tmp_path / "out"), "--maps", "npz"]
     assert cli.main(arguments) == cli.OK
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
         "scene-2.npz", "scene-2.png", "scene.npz", "scene.png",
     ]  # fmt: skip
     with np.load(tmp_path / "out" / "scene.npz") as saved:
@@ -78,6 +78,9 @@ def test_a_file_of_questions_is_grouped_by_picture_and_resumed(tmp_path: Path, c
     assert cli.main(arguments) == cli.OK
     assert "scene.png" not in capsys.readouterr().out.replace("scene-2.png", "")
     assert (tmp_path / "out" / "scene.png").stat().st_mtime_ns == before
+    assert cli.main([*arguments, "-q", "is there a square?"]) == cli.OK
+    with np.load(tmp_path / "out" / "scene.npz") as saved:
+        assert "is there a square?" in saved["questions"]
     assert (tmp_path / "out" / "scene-2.png").exists()
 
 
@@ -180,8 +183,26 @@ def test_ctrl_c_leaves_whole_files_only(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED
     assert "Traceback" not in errors
-    written = list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob(".*.part"))
+    written = list((tmp_path / "out").glob("[!.]*"))
     assert 0 < len(written) < 60
     for path in written:
         assert path.suffix == ".png"
         Image.open(path).load()
+
+
+def test_a_map_that_cannot_know_the_question_warns_in_one_line(tmp_path: Path) -> None:
+    done = run("heatmap", SCENE, "-q", "where is the star?", "--block", 3, "--no-figures", "--json", "-o", tmp_path)
+    assert done.returncode == cli.OK
+    assert done.stderr.startswith("qavit: warning: the class token of block 3")
+    assert done.stderr.count("\n") == 1
+
+
+def test_attention_inside_counts_patches_in_part() -> None:
+    from qavit.demo import attention_inside
+    from qavit.heatmaps import HeatmapResult
+
+    one = HeatmapResult(np.full((1, 2, 2), 0.25), ["q"], np.zeros((20, 20, 3), np.uint8))
+    assert attention_inside(one, 0, [(0, 0, 10, 10)]) == pytest.approx(0.25)
+    assert attention_inside(one, 0, [(5, 0, 15, 10)]) == pytest.approx(0.25)
+    assert attention_inside(one, 0, [(0, 0, 20, 20)]) == 1
