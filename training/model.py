@@ -240,17 +240,18 @@ class DemoModel(nn.Module):
             states.append(x)
         return states
 
-    def look(self, x: Tensor, ids: Tensor, mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def look(self, x: Tensor, ids: Tensor, mask: Tensor, depth: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Question-aware half.
 
-        x [N, T, D] (each image's state repeated for its questions), ids and mask [N, M]. Returns the integrated blocks'
-        outputs ([N, T, D]; the last [N, 1, D]) and their class rows' scores over the patches, [N, H, P].
+        x [N, T, D] (each image's state repeated for its questions), ids and mask [N, M]; `depth` stops after so many
+        integrated blocks. Returns the integrated blocks' outputs ([N, T, D]; the last [N, 1, D]) and their class rows'
+        scores over the patches, [N, H, P].
         """
         instruct = self.text_model(ids, mask)
         words = ids.shape[1]
         full = F.pad((1 - mask.float()) * -1e9, (0, x.shape[1]))[:, None, None, :]
         states, rows = [], []
-        layers = self.vision_model.encoder["layers"][self.config.first_integrated :]
+        layers = self.vision_model.encoder["layers"][self.config.first_integrated :][:depth]
         for i, layer in enumerate(layers):
             x, scores = layer.integrated(x, instruct, full, i == len(layers) - 1)
             states.append(x)

@@ -250,10 +250,13 @@ def _exists(scene: Scene, rng: np.random.Generator, present: bool) -> tuple[str,
     if present:
         thing = things[int(rng.integers(len(things)))]
         color, shape = thing.color, thing.shape
-    else:  # hard ones first: the colour and the shape both occur, on different objects
-        color, shape = things[int(rng.integers(len(things)))].color, things[int(rng.integers(len(things)))].shape
-        if rng.random() < 0.4:
-            color, shape = _one(rng, COLORS), _one(rng, SHAPES)
+    else:  # mostly hard ones: the colour and the shape both occur, on different objects
+        for _ in range(12):
+            color, shape = things[int(rng.integers(len(things)))].color, things[int(rng.integers(len(things)))].shape
+            if rng.random() < 0.3:
+                color, shape = _one(rng, COLORS), _one(rng, SHAPES)
+            if not _matching(scene, color, shape):
+                break
     found = _matching(scene, color, shape)
     if bool(found) != present:
         return None

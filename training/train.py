@@ -1,7 +1,8 @@
 """Train the demo model: `python -m training.train --out training/runs/demo --workers 2`.
 
 Two stages over freshly drawn scenes. First the question-blind blocks alone learn each patch's colour and shape; then
-everything learns together: answers, and class-token attention on the referred object's patches in every question-aware block.
+everything learns together: answers, and class-token attention on the referred patches in every question-aware block.
+Early in that stage most steps stop after a few integrated blocks, which costs half as much a question.
 Matrices of the blocks are trained by Muon, the rest by AdamW; the exported weights are a moving average.
 The run resumes from its folder's checkpoint; with `--workers N` gradients are averaged over N single-threaded processes.
 """
@@ -39,15 +40,16 @@ class Options:
     joint_steps: int = 2500
     vision_minutes: float = 0.0
     joint_minutes: float = 0.0
-    images: int = 14
+    images: int = 18
     vision_images: int = 32
-    questions: int = 4
+    questions: int = 3
     workers: int = 1
     seed: int = 0
     save_every: int = 50
     initial: Path | None = None
-    muon_rate: float = 0.02
-    adam_rate: float = 0.002
+    muon_rate: float = 0.006
+    adam_rate: float = 0.001
+    shallow: int = 3  # integrated blocks that three of four early joint steps run, with twice the questions; 0: all
 
 
 class Trainee(nn.Module):
@@ -61,6 +63,7 @@ class Trainee(nn.Module):
         self.shape = nn.Linear(config.width, 1 + len(SHAPES))
         aware = config.blocks - config.first_integrated
         self.match = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(aware - 1))
+        self.place = nn.Linear(config.width, 2)
 
 
 def demo_config(**changes: int) -> Config:
@@ -89,33 +92,53 @@ def _share_loss(scores: Tensor, targets: Tensor) -> Tensor:
     return torch.logsumexp(scores, -1) - torch.logsumexp(inside, -1)
 
 
-def joint_loss(trainee: Trainee, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Patches, answers and maps together."""
+def place_loss(trainee: Trainee, states: list[Tensor], targets: Tensor, present: Tensor) -> Tensor:
+    """Squared error of the referred patches' middle, in [-1, 1], read from the class token: it has to keep the place."""
+    grid = trainee.model.config.grid
+    axis = (torch.arange(grid) + 0.5) * 2 / grid - 1
+    spots = torch.stack([axis.repeat(grid), axis.repeat_interleave(grid)], dim=1)  # [P, 2] x, y
+    weights = targets[present]
+    middle = weights @ spots / weights.sum(1, keepdim=True)
+    norm = trainee.model.vision_model.post_layernorm
+    return torch.stack([(trainee.place(norm(state[present, 0])) - middle).pow(2).sum(1).mean() for state in states]).mean()
+
+
+def joint_loss(trainee: Trainee, batch: Batch, depth: int | None = None) -> tuple[Tensor, dict[str, float]]:
+    """Patches, answers and maps together; with `depth`, the first `depth` integrated blocks alone, without answers."""
     model = trainee.model
     first = model.config.first_integrated
     blind = model.see(batch.pixels)[-1]
     patches, figures = patch_loss(trainee, blind, batch)
-    states, rows = model.look(blind[batch.image_of], batch.ids, batch.mask)
-
-    logits = model.answer(states[-1])
-    early = [F.cross_entropy(model.answer(state), batch.answers) for state in states[2:-1]]
-    answers = F.cross_entropy(logits, batch.answers) + 0.15 * torch.stack(early).sum()
-    right = (logits.argmax(1) == batch.answers).float()
-
+    states, rows = model.look(blind[batch.image_of], batch.ids, batch.mask, depth)
     present = batch.targets.sum(1) > 0
     targets = batch.targets[present]
-    maps, matches, hits = [], [], {}
-    for i in range(1, len(rows)):
-        probability = torch.softmax(rows[i][present], dim=-1).mean(1)
-        maps.append(-torch.log((probability * targets).sum(1) + 1e-6).mean())
-        hits[first + i] = targets.gather(1, probability.argmax(1, keepdim=True)).squeeze(1)
-        matches.append(_share_loss(trainee.match[i - 1](states[i - 1][present, 1:]).squeeze(-1), targets).mean())
-    loss = answers + 0.8 * torch.stack(maps).mean() + 0.4 * torch.stack(matches).mean() + 0.5 * patches
-
-    figures["answer"] = float(right.mean())
+    hits: dict[int, Tensor] = {}
+    loss = patches
+    if bool(present.any()):
+        maps, matches = [], []
+        for i in range(1, len(rows)):
+            probability = torch.softmax(rows[i][present], dim=-1).mean(1)
+            maps.append(-torch.log((probability * targets).sum(1) + 1e-6).mean())
+            hits[first + i] = targets.gather(1, probability.argmax(1, keepdim=True)).squeeze(1)
+            matches.append(_share_loss(trainee.match[i - 1](states[i - 1][present, 1:]).squeeze(-1), targets).mean())
+        loss = loss + 0.8 * torch.stack(maps).mean() + 0.4 * torch.stack(matches).mean()
+        if depth is None:
+            loss = loss + place_loss(trainee, states[-4:], batch.targets, present)
+    else:  # the same parameters get a gradient on every worker
+        reached = [states[-1], *rows, *trainee.match.parameters(), *(trainee.place.parameters() if depth is None else ())]
+        loss = loss + 0.0 * torch.stack([t.sum() for t in reached]).sum()
     for block in hits:
         figures[f"block{block}"] = float(hits[block].mean())
-    last = hits[model.config.blocks - 1]
+    if depth is not None:
+        return loss, figures
+
+    logits = model.answer(states[-1])
+    loss = loss + F.cross_entropy(logits, batch.answers)
+    for state in states[2:-1]:
+        loss = loss + 0.15 * F.cross_entropy(model.answer(state), batch.answers)
+    right = (logits.argmax(1) == batch.answers).float()
+    figures["answer"] = float(right.mean())
+    last = hits.get(model.config.blocks - 1, torch.zeros(0))
     for i, kind in enumerate(KINDS):
         for name, values, of in (("answer", right, batch.kinds), ("point", last, batch.kinds[present])):
             if bool((of == i).any()):
@@ -146,7 +169,8 @@ def learning_rate(step: int, progress: float, stage: str) -> float:
 def _average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
     if workers == 1:
         return
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
+    parameters = [p for p in parameters if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in parameters])
     dist.all_reduce(flat)
     flat /= workers
     for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
@@ -219,8 +243,10 @@ def train(rank: int, options: Options, config: Config) -> None:
                 batch = make_batch(seed, options.vision_images, 0, config.grid, config.image_size)
                 loss, figures = patch_loss(trainee, trainee.model.see(batch.pixels)[-1], batch)
             else:
-                batch = make_batch(seed, options.images, options.questions, config.grid, config.image_size)
-                loss, figures = joint_loss(trainee, batch)
+                shallow = options.shallow and progress < 0.45 and step % 4 != 0
+                questions = 2 * options.questions if shallow else options.questions
+                batch = make_batch(seed, options.images, questions, config.grid, config.image_size)
+                loss, figures = joint_loss(trainee, batch, options.shallow if shallow else None)
             for p in parameters:
                 p.grad = None
             loss.backward()
@@ -285,9 +311,12 @@ def main() -> None:
         "questions",
         "workers",
         "seed",
+        "shallow",
     ):
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
+    parser.add_argument("--muon-rate", type=float, default=defaults.muon_rate)
+    parser.add_argument("--adam-rate", type=float, default=defaults.adam_rate)
     parser.add_argument("--initial", type=Path, help="a state dict to start from instead of random weights")
     options = Options(**vars(parser.parse_args()))
     options.out.mkdir(parents=True, exist_ok=True)
