@@ -306,16 +306,21 @@ static size_t even_chunk(size_t n, size_t limit) {
     return chunks == 0 ? 0 : (n + chunks - 1) / chunks;
 }
 
+/* a * b; too large a product marks the arena. */
+static size_t count_rows(qv_arena *arena, size_t a, size_t b) {
+    size_t rows;
+    arena->overflow = !qv_multiply_size(a, b, &rows) || arena->overflow;
+    return rows;
+}
+
 static void lay_out(vit_plan *plan, qv_arena *arena, const qv_vit *vit, const qv_call *call, const qv_vit_request *request) {
     size_t T = vit->T, D = vit->config.D, p = vit->config.patch_size;
     size_t limit = CHUNK_ROWS / T < 1 ? 1 : CHUNK_ROWS / T;
     plan->images = even_chunk(request->image_count, limit);
     plan->pairs = request->pair_count == 0 ? 0 : at_most(request->pair_count, limit);
     size_t sequences = plan->images > plan->pairs ? plan->images : plan->pairs;
-    size_t rows, image_rows, pair_rows, tokens;
-    arena->overflow = !qv_multiply_size(sequences, T, &rows) || !qv_multiply_size(plan->images, T, &image_rows) ||
-                      !qv_multiply_size(plan->pairs, T, &pair_rows) ||
-                      !qv_multiply_size(plan->pairs, request->M, &tokens) || arena->overflow;
+    size_t rows = count_rows(arena, sequences, T), image_rows = count_rows(arena, plan->images, T);
+    size_t pair_rows = count_rows(arena, plan->pairs, T), tokens = count_rows(arena, plan->pairs, request->M);
     plan->wide_columns = 3 * D > vit->config.F ? 3 * D : vit->config.F;
     plan->wide_columns = plan->wide_columns > 3 * p * p ? plan->wide_columns : 3 * p * p;
     plan->x_image = qv_arena_take(arena, image_rows, D * sizeof(float));
