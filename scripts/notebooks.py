@@ -16,12 +16,12 @@ WIDEST = 1200
 
 
 def small(png: str) -> str:
-    """A PNG as base64 with 256 colours, no wider than a notebook shows it."""
+    """A PNG as JPEG, both base64, no wider than a notebook shows it."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    image.save(buffer, "JPEG", quality=85, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -36,7 +36,7 @@ def main(names: list[str]) -> None:
             cell.metadata.pop("execution", None)
             for output in cell.get("outputs", []):
                 if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = small(output.data["image/png"])
+                    output.data["image/jpeg"] = small(output.data.pop("image/png"))
         nbformat.write(notebook, path)
         print(f"{path.name}: {path.stat().st_size // 1024} KB")
 
