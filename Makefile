@@ -61,6 +61,7 @@ bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
 	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[bench]" --no-build-isolation
 	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.blip_bench
 
 wheel: $(STAMPS)/venv ## sdist and a repaired wheel in dist/
 	@PYTHON=$(BIN)/python scripts/wheel.sh
