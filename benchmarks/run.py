@@ -67,8 +67,9 @@ def clip(arguments: argparse.Namespace, size_name: str) -> dict[str, Any]:
         "torch sdpa (no maps)": partial(torch_sdpa, model, size, torch.float32),
         "torch bfloat16 (no maps)": partial(torch_sdpa, model, size, torch.bfloat16),
     }
-    contenders = {name: make() for name, make in makers.items()}
-    check_same({name: run(pixels) for name, run in contenders.items()}, "torch eager")
+    wanted = arguments.contenders
+    contenders = {name: make() for name, make in makers.items() if not wanted or any(word in name for word in wanted)}
+    check_same({name: run(pixels) for name, run in contenders.items()}, next(iter(contenders)))
     calls = {name: partial(run, pixels) for name, run in contenders.items()}
     times = interleave(calls, arguments.rounds, arguments.clock)
     print(
@@ -82,6 +83,8 @@ def clip(arguments: argparse.Namespace, size_name: str) -> dict[str, Any]:
     }
     table = show(times, against, done)
     for precision in ("float32", "bfloat16"):
+        if f"qavit {precision}" not in contenders:
+            continue
         share = done[f"qavit {precision}"] / times.median(f"qavit {precision}") / arguments.peaks[precision]
         print(f"  qavit {precision}: {100 * share:.1f}% of the measured peak over the whole pass")
     return table
@@ -206,6 +209,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
     parser.add_argument("--threads", type=int, default=_core.get_num_threads(), help="threads of every contender")
+    parser.add_argument("--contenders", nargs="+", metavar="WORD", help="of the CLIP parts, only those whose name has one")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                         help="cpu, with --threads 1: processor time, for a machine that is not idle")  # fmt: skip
     parser.add_argument("--output", type=Path, help="write all numbers there as JSON")

@@ -334,6 +334,7 @@ static void lay_out(vit_plan *plan, qv_arena *arena, const qv_vit *vit, const qv
     plan->instruct_kv = qv_arena_take(arena, tokens, 2 * D * sizeof(float));
     plan->kv_index = qv_arena_take(arena, plan->pairs, sizeof(size_t));
     size_t deepest = plan->wide_columns > vit->config.instruction_dim ? plan->wide_columns : vit->config.instruction_dim;
+    deepest = vit->reduce_width > deepest ? vit->reduce_width : deepest;
     plan->scratch = qv_arena_take(arena, vit->ops->scratch_bytes(call->lanes, rows > tokens ? rows : tokens, deepest,
                                                                  T + request->M, D / vit->config.H), 1);
 }
