@@ -69,7 +69,9 @@ __all__ = [
 
 logging.getLogger("qavit").addHandler(logging.NullHandler())
 if os.environ.get("QAVIT_VERBOSITY"):
-    logging.getLogger("qavit").setLevel(os.environ["QAVIT_VERBOSITY"].upper())
+    _level = logging.getLevelName(os.environ["QAVIT_VERBOSITY"].strip().upper())
+    logging.getLogger("qavit").setLevel(_level if isinstance(_level, int) else logging.INFO)
+    logging.getLogger("qavit").addHandler(logging.StreamHandler())
 
 
 def build_info() -> dict[str, Any]:

@@ -109,6 +109,8 @@ def make_figure(
         caption = "" if kind in {"original", "blocks"} else _caption(result)
         if kind == "blocks":
             caption = f"{result.readout} readout; one colour scale for all blocks" if shared else ""
+        if kind == "words":
+            caption = "Which patches look at each word" + ("; one colour scale for all words" if shared else "")
     bar = colorbar and kind != "original"
     return _lay_out(result, cells, columns or per_row, maps, cmap, shared, bar, caption, figure)
 

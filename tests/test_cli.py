@@ -206,3 +206,11 @@ def test_attention_inside_counts_patches_in_part() -> None:
     assert attention_inside(one, 0, [(0, 0, 10, 10)]) == pytest.approx(0.25)
     assert attention_inside(one, 0, [(5, 0, 15, 10)]) == pytest.approx(0.25)
     assert attention_inside(one, 0, [(0, 0, 20, 20)]) == 1
+
+
+def test_verbosity_of_the_library_is_the_environments() -> None:
+    code = "import logging, qavit; logging.getLogger('qavit').info('hello')"
+    for level, said in [("info", "hello\n"), ("warning", ""), ("loud", "hello\n"), ("", "")]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "QAVIT_VERBOSITY": level}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, said)
