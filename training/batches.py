@@ -16,7 +16,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 VOCABULARY = (PAD, END, UNKNOWN, *all_words())
 # how often each kind is asked for; a scene that cannot offer one is asked another
-SHARES = {"where": 0.28, "color": 0.30, "shape": 0.06, "exists": 0.12, "relation": 0.11, "count": 0.08, "largest": 0.05}
+SHARES = {"where": 0.26, "color": 0.22, "shape": 0.06, "exists": 0.10, "relation": 0.20, "count": 0.08, "largest": 0.08}
 _NUMBER = {word: i for i, word in enumerate(VOCABULARY)}
 _ESSENTIAL = frozenset(
     " ".join(word for words in (*COLOR_WORDS.values(), *SHAPE_WORDS.values()) for word in words).split()

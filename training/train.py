@@ -64,6 +64,7 @@ class Trainee(nn.Module):
         aware = config.blocks - config.first_integrated
         self.match = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(aware - 1))
         self.place = nn.Linear(config.width, 2)
+        self.patch_place = nn.ModuleList(nn.Linear(config.width, 2) for _ in range(aware))
 
 
 def demo_config(**changes: int) -> Config:
@@ -83,7 +84,9 @@ def patch_loss(trainee: Trainee, state: Tensor, batch: Batch) -> tuple[Tensor, d
         losses.append(weight * F.cross_entropy(logits, flat, background, ignore_index=-1))
         on_object = flat > 0
         figures[f"patch_{name}"] = float((logits.argmax(1) == flat)[on_object].float().mean())
-    return losses[0] + losses[1], figures
+    place = patch_place_loss(trainee, [state])
+    figures["patch_place"] = float(place.detach())
+    return losses[0] + losses[1] + place, figures
 
 
 def _share_loss(scores: Tensor, targets: Tensor) -> Tensor:
@@ -92,13 +95,23 @@ def _share_loss(scores: Tensor, targets: Tensor) -> Tensor:
     return torch.logsumexp(scores, -1) - torch.logsumexp(inside, -1)
 
 
+def patch_spots(grid: int) -> Tensor:
+    """Middle of each patch, x and y in [-1, 1], [P, 2]."""
+    axis = (torch.arange(grid) + 0.5) * 2 / grid - 1
+    return torch.stack([axis.repeat(grid), axis.repeat_interleave(grid)], dim=1)
+
+
+def patch_place_loss(trainee: Trainee, states: list[Tensor]) -> Tensor:
+    """Squared error of each patch's own place, read from its state: otherwise content drowns the position embedding."""
+    spots = patch_spots(trainee.model.config.grid)
+    errors = [(head(trainee.norm(state[:, 1:])) - spots).pow(2).mean() for head, state in zip(trainee.patch_place, states)]
+    return torch.stack(errors).mean()
+
+
 def place_loss(trainee: Trainee, states: list[Tensor], targets: Tensor, present: Tensor) -> Tensor:
     """Squared error of the referred patches' middle, in [-1, 1], read from the class token: it has to keep the place."""
-    grid = trainee.model.config.grid
-    axis = (torch.arange(grid) + 0.5) * 2 / grid - 1
-    spots = torch.stack([axis.repeat(grid), axis.repeat_interleave(grid)], dim=1)  # [P, 2] x, y
     weights = targets[present]
-    middle = weights @ spots / weights.sum(1, keepdim=True)
+    middle = weights @ patch_spots(trainee.model.config.grid) / weights.sum(1, keepdim=True)
     norm = trainee.model.vision_model.post_layernorm
     return torch.stack([(trainee.place(norm(state[present, 0])) - middle).pow(2).sum(1).mean() for state in states]).mean()
 
@@ -113,7 +126,7 @@ def joint_loss(trainee: Trainee, batch: Batch, depth: int | None = None) -> tupl
     present = batch.targets.sum(1) > 0
     targets = batch.targets[present]
     hits: dict[int, Tensor] = {}
-    loss = patches
+    loss = patches if depth is not None else patches + patch_place_loss(trainee, [blind, *states[:-1]])
     if bool(present.any()):
         maps, matches = [], []
         for i in range(1, len(rows)):
