@@ -274,6 +274,7 @@ def picture(cases: list[Case], count: int, path: Path, block: int, each: int = 8
     import matplotlib
 
     matplotlib.use("Agg")
+    from PIL import Image
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
 
@@ -309,6 +310,9 @@ def picture(cases: list[Case], count: int, path: Path, block: int, each: int = 8
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
+    with Image.open(path) as drawn:
+        small = drawn.convert("RGB").quantize(96)
+    small.save(path, optimize=True)
 
 
 def main() -> None:
