@@ -274,9 +274,9 @@ def picture(cases: list[Case], count: int, path: Path, block: int, each: int = 8
     import matplotlib
 
     matplotlib.use("Agg")
-    from PIL import Image
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
+    from PIL import Image
 
     scenes = held_out_scenes(count)
     rng = np.random.default_rng(1)
@@ -311,7 +311,7 @@ def picture(cases: list[Case], count: int, path: Path, block: int, each: int = 8
     figure.savefig(path, dpi=80)
     plt.close(figure)
     with Image.open(path) as drawn:
-        small = drawn.convert("RGB").quantize(96)
+        small = drawn.convert("RGB").quantize(256)
     small.save(path, optimize=True)
 
 
