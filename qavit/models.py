@@ -164,11 +164,14 @@ def load(
         path = "demo"
     from .checkpoints import open_model
 
-    if path == "demo":
+    demo = path == "demo"
+    if demo:
         path = Path(__file__).with_name("demo_model")
     source = open_model(
         path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size
     )
+    if demo:
+        source.name = "demo"
     if source.architecture == "blip_itm":
         from .blip import BlipITM
 
