@@ -93,11 +93,12 @@ def write_scene(folder: Path, seed: int) -> None:
             continue
         seen.add(thing.shape)
         noun = f"{COLOR_WORDS[thing.color][0]} {SHAPE_WORDS[thing.shape][0]}"
-        text, answer = [
-            (f"Where is the {noun}?", None),
+        forms = (
+            (f"Is there a {noun}?", "yes"),
             (f"What color is the {thing.shape}?", thing.color),
-            (f"Show me the {noun}", None),
-        ][len(asked)]
+            (f"What shape is the {thing.color} object?", thing.shape),
+        )
+        text, answer = forms[len(asked)]
         asked.append({"question": text, "answer": answer, "boxes": [[round(v, 1) for v in box]]})
     content = {"seed": seed, "objects": [f"{o.color} {o.shape}" for o in scene.objects], "questions": asked}
     (folder / "scene.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
