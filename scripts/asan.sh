@@ -8,6 +8,7 @@ python=${PYTHON:-python3}
 case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
 folder=$root/build/asan
 
+mkdir -p "$folder"
 echo "building with sanitizers"
 QAVIT_SANITIZE=1 QAVIT_DEBUG=1 "$python" setup.py -q build_ext --build-temp "$folder/temp" --build-lib "$folder/lib" \
     >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
