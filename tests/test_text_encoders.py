@@ -60,7 +60,9 @@ def transformers_states(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarra
     return output.last_hidden_state.numpy() * mask[..., None]
 
 
-def assert_states_match(encoder: Any, model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> None:
+def assert_states_match(
+    encoder: Any, model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray, alone_tolerance: float = 4e-6
+) -> None:
     states = encoder.encode(ids, mask)
     expected = transformers_states(model, ids, mask)
     assert states.dtype == np.float32
@@ -70,7 +72,7 @@ def assert_states_match(encoder: Any, model: torch.nn.Module, ids: np.ndarray, m
     for b, length in enumerate(mask.sum(axis=1)):
         alone = encoder.encode(ids[b : b + 1, :length])
         # At most 1.1e-6 of the largest state: products over other numbers of rows round differently.
-        assert np.abs(alone[0] - states[b, :length]).max() <= 4e-6 * np.abs(expected).max()
+        assert np.abs(alone[0] - states[b, :length]).max() <= alone_tolerance * np.abs(expected).max()
 
 
 def t5_model(seed: int = 0, **config: Any) -> torch.nn.Module:
@@ -661,4 +663,5 @@ def test_real_sizes_match_transformers(family: str) -> None:
         sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
         model = bert_model(0, vocab_size=999, max_position_embeddings=512, **sizes)
         encoder = bert_encoder(model)
-    assert_states_match(encoder, model, *ragged(999, 3, 30, 0))
+    # Twelve blocks of real width add up what rounds differently: observed 9.3e-6 (T5), as far as from transformers.
+    assert_states_match(encoder, model, *ragged(999, 3, 30, 0), alone_tolerance=3e-5)
