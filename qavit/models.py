@@ -558,7 +558,10 @@ class QAViT:
         chosen: Readout = self.default_readout if readout is None else readout
         self._warn_if_blind(number, chosen, asked, stacklevel=3)
         pairs = None if states is None else np.zeros(len(states), np.int32)
-        maps = self._maps(pixels, states, mask, [number], chosen, heads, pairs)
+        answering = self.answers is not None and asked is not None
+        taps = self._taps([number], chosen)
+        run = self._run(pixels, states, mask, taps, outputs=("pooled",) if answering else (), pair_image=pairs)
+        maps = self._read_maps(run["attentions"], mask, [number], chosen, heads)
         gh, gw = self.grid
         word_lists = [list(entry[0]) for entry in words] if words else None
 
@@ -583,7 +586,7 @@ class QAViT:
             readout=chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "custom"),
             words=word_lists,
             word_maps=word_maps if words else None,
-            answers=self._answers(pixels, states, mask, pairs) if self.answers is not None and asked is not None else None,
+            answers=self._rank_answers(run["pooled"]) if answering else None,
             block_maps=block_maps,
         )
 
@@ -666,16 +669,11 @@ class QAViT:
             raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
         _, pixels, _ = self._picture(image)
         states, mask, _ = self._encode(question_list(question))
-        return self._answers(pixels, states, mask, np.zeros(len(states), np.int32))[0]
+        pairs = np.zeros(len(states), np.int32)
+        return self._rank_answers(self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=pairs)["pooled"])[0]
 
-    def _answers(
-        self,
-        pixels: FloatArray,
-        states: FloatArray | None,
-        mask: npt.NDArray[np.uint8] | None,
-        pair_image: npt.NDArray[np.int32] | None,
-    ) -> list[list[tuple[str, float]]]:
-        pooled = self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=pair_image)["pooled"]
+    def _rank_answers(self, pooled: FloatArray) -> list[list[tuple[str, float]]]:
+        """For each normed class token [B, D], the answers with their probabilities, likeliest first."""
         logits = pooled @ self._answer_weight.T + self._answer_bias
         logits -= logits.max(axis=1, keepdims=True)
         probabilities = np.exp(logits)
@@ -694,8 +692,11 @@ class QAViT:
         pair_image: npt.NDArray[np.int32] | None,
     ) -> FloatArray:
         """[B, len(blocks), P] (or [B, len(blocks), h, P]), each map normalised to sum 1."""
-        from .readouts import apply_readout
+        result = self._run(images, states, mask, self._taps(blocks, readout), pair_image=pair_image)
+        return self._read_maps(result["attentions"], mask, blocks, readout, heads)
 
+    def _taps(self, blocks: list[int], readout: Readout) -> list[tuple[int, str]]:
+        """What of the blocks' attention a readout needs; ValueError for a block that it cannot read."""
         if readout == "question":
             blind = [block for block in blocks if block not in self.integrated]
             if blind:
@@ -704,12 +705,24 @@ class QAViT:
                     f"{list(self.integrated)} do"
                 )
         kind = "class" if readout == "class" else "raw"
-        result = self._run(images, states, mask, [(block, kind) for block in sorted(set(blocks))], pair_image=pair_image)
+        return [(block, kind) for block in sorted(set(blocks))]
+
+    def _read_maps(
+        self,
+        attentions: dict[int, FloatArray],
+        mask: npt.NDArray[np.uint8] | None,
+        blocks: list[int],
+        readout: Readout,
+        heads: Heads,
+    ) -> FloatArray:
+        """[B, len(blocks), P] (or [B, len(blocks), h, P]) from the attention that :meth:`_taps` asked for."""
+        from .readouts import apply_readout
+
         maps = []
         for block in blocks:
             takes_question = mask is not None and block in self.integrated
             tokens = mask.shape[1] if mask is not None and takes_question else 0
-            attention = result["attentions"][block]
+            attention = attentions[block]
             maps.append(apply_readout(readout, attention, tokens, heads, mask if takes_question else None, self.grid))
         stacked = np.ascontiguousarray(np.stack(maps, axis=1), np.float32)
         if not np.isfinite(stacked).all():

@@ -82,3 +82,11 @@ def test_a_pair_does_not_depend_on_its_batch(model, scenes):
     for text, expected in zip(texts, together):
         # observed difference 3e-7
         np.testing.assert_allclose(model.heatmaps(scenes[1].image, text).maps[0], expected, atol=2e-6)
+
+
+def test_map_and_answers_take_one_pass(model, scenes, monkeypatch):
+    passes, run = [], model._run
+    monkeypatch.setattr(model, "_run", lambda *given, **named: passes.append(given) or run(*given, **named))
+    result = model.heatmaps(scenes[0].image, "what color is the star")
+    assert len(passes) == 1
+    assert result.answers[0] == model.answer(scenes[0].image, "what color is the star")
