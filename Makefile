@@ -9,7 +9,7 @@ OUT ?= out
 IMAGE ?=
 QUESTIONS ?=
 
-.PHONY: help demo test old lint asan fuzz bench wheel docs train clean
+.PHONY: help demo test old lint asan fuzz cross bench wheel docs train clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,6 +56,10 @@ asan: $(STAMPS)/test ## build with AddressSanitizer and UBSan, and run the core'
 
 fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
 	@PYTHON=$(BIN)/python scripts/fuzz.sh
+
+cross: $(STAMPS)/venv ## check the core's ops on aarch64, AVX2 and plain x86-64, under emulators
+	@PYTHON=$(PYTHON) scripts/system_packages.sh cross
+	@PYTHON=$(BIN)/python scripts/cross.sh
 
 bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
 	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the system packages that are missing: system_packages.sh build | test.
+# Installs the system packages that are missing: system_packages.sh build | test | cross.
 # With neither root nor passwordless sudo it only says what is missing; without a compiler that is an error.
 set -u
 wanted=${1:-build}
@@ -23,6 +23,11 @@ if [ "$wanted" = test ]; then
     need valgrind command -v valgrind
     need chromium sh -c 'command -v chromium || command -v google-chrome'
     need fonts-noto-cjk sh -c 'ls /usr/share/fonts/opentype/noto/*CJK*'
+fi
+if [ "$wanted" = cross ]; then
+    need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
+    need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdlib.h
+    need qemu-user-static command -v qemu-aarch64-static
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 

@@ -1,0 +1,299 @@
+/* The CPU's ops against plain loops in double, on whatever CPU this was compiled for: scripts/cross.sh runs it under
+ * emulators. Prints what ran and the largest differences; the exit status says whether all were small enough. */
+#include "base/blas.h"
+#include "base/cpu.h"
+#include "base/threads.h"
+#include "ops/ops.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES ((size_t)3)
+
+static int failures;
+static uint64_t state = 1;
+
+/* Uniform in [-1, 1), the same on every machine. */
+static float next_float(void) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (float)((double)(state >> 11) / (double)(1ull << 52) - 1.0);
+}
+
+static void *take(size_t count, size_t size) {
+    void *memory = qv_allocate(count == 0 ? 1 : count, size);
+    if (memory == NULL) {
+        puts("no memory");
+        exit(2);
+    }
+    return memory;
+}
+
+static float *random_floats(size_t count) {
+    float *x = take(count, sizeof *x);
+    for (size_t i = 0; i < count; i++) {
+        x[i] = next_float();
+    }
+    return x;
+}
+
+/* The largest difference over the largest expected value; not a number counts as infinite. */
+static void compare(const char *what, const float *found, const double *expected, size_t count, double tolerance) {
+    double scale = 1e-30, worst = 0.0;
+    for (size_t i = 0; i < count; i++) {
+        scale = fmax(scale, fabs(expected[i]));
+    }
+    for (size_t i = 0; i < count; i++) {
+        double difference = fabs((double)found[i] - expected[i]) / scale;
+        worst = isfinite(found[i]) ? fmax(worst, difference) : INFINITY;
+    }
+    bool good = worst <= tolerance;
+    failures += !good;
+    printf("%-52s %.1e%s\n", what, worst, good ? "" : "  TOO LARGE");
+}
+
+static qv_call begin_call(size_t rows, size_t depth, size_t keys, size_t head_width) {
+    size_t forward = qv_cpu_ops.scratch_bytes(LANES, rows, depth, keys, head_width);
+    size_t backward = qv_cpu_ops.backward_scratch_bytes(LANES, keys);
+    return (qv_call){
+        .ops = &qv_cpu_ops, .lanes = LANES, .scratch = take(forward > backward ? forward : backward, 1)};
+}
+
+/* ---- linear layers ---- */
+
+static double activate(double x, qv_activation activation) {
+    switch (activation) {
+    case QV_GELU:
+        return 0.5 * x * (1.0 + erf(x / sqrt(2.0)));
+    case QV_GELU_TANH:
+        return 0.5 * x * (1.0 + tanh(sqrt(2.0 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case QV_QUICK_GELU:
+        return x / (1.0 + exp(-1.702 * x));
+    case QV_RELU:
+        return x > 0.0 ? x : 0.0;
+    case QV_IDENTITY:
+        break;
+    }
+    return x;
+}
+
+static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, qv_activation activation) {
+    float *weight = random_floats(N * K), *bias = random_floats(N), *x = random_floats(R * K);
+    float *multiply = random_floats(R * N), *residual = random_floats(R * N), *out = take(R * N, sizeof *out);
+    double *expected = take(R * N, sizeof *expected);
+    qv_tensor weights = {"weight", QV_FLOAT32, 2, {N, K}, weight, false};
+    qv_tensor biases = {"bias", QV_FLOAT32, 1, {N}, bias, false};
+    qv_linear_source source = {.weight = &weights, .bias = &biases};
+    qv_linear_weight layer;
+    qv_error err;
+    if (qv_cpu_ops.linear_prepare(&layer, &source, 1, precision, &err) != QV_OK) {
+        puts(err.message);
+        exit(2);
+    }
+    qv_epilogue epilogue = {activation, multiply, N, residual, N};
+    qv_call call = begin_call(R, K, 1, 1);
+    qv_cpu_ops.linear(&call, out, N, x, K, &layer, 0, N, &epilogue, R);
+    for (size_t r = 0; r < R; r++) {
+        for (size_t n = 0; n < N; n++) {
+            double sum = (double)bias[n];
+            for (size_t k = 0; k < K; k++) {
+                sum += (double)x[r * K + k] * (double)weight[n * K + k];
+            }
+            size_t i = r * N + n;
+            expected[i] = activate(sum, activation) * (double)multiply[i] + (double)residual[i];
+        }
+    }
+    char what[96];
+    bool low = layer.precision == QV_PRECISION_BFLOAT16;
+    snprintf(what, sizeof what, "linear %zu x %zu x %zu, activation %d%s", R, N, K, (int)activation,
+             low ? ", bfloat16" : "");
+    compare(what, out, expected, R * N, low ? 2e-2 : 4e-6);
+    qv_cpu_ops.linear_free(&layer);
+    void *memory[] = {weight, bias, x, multiply, residual, out, expected, call.scratch};
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
+        qv_free(memory[i]);
+    }
+}
+
+/* ---- attention ---- */
+
+typedef struct {
+    size_t B, H, T, S, M, d;
+    bool masked, causal;
+} attention_case;
+
+/* expected [B, H, T, M + S] and expected_out [B, T, H d] */
+static void plain_attention(const qv_attention *a, double *expected, double *expected_out) {
+    size_t D = a->H * a->d, keys = a->M + a->S;
+    for (size_t row = 0; row < a->B * a->H * a->T; row++) {
+        size_t b = row / (a->H * a->T), h = row / a->T % a->H, t = row % a->T;
+        double *p = expected + row * keys, top = -INFINITY, sum = 0.0;
+        for (size_t s = 0; s < keys; s++) {
+            const float *k = s < a->M ? a->extra_k + (b * a->M + s) * D : a->k + (b * a->S + s - a->M) * D;
+            double score = 0.0;
+            for (size_t i = 0; i < a->d; i++) {
+                score += (double)a->q[(b * a->T + t) * D + h * a->d + i] * (double)k[h * a->d + i];
+            }
+            score *= (double)a->scale;
+            if (s >= a->M) {
+                size_t key = s - a->M;
+                score += a->bias != NULL ? (double)a->bias[(h * a->T + t) * a->S + key] : 0.0;
+                bool hidden = (a->key_mask != NULL && a->key_mask[b * a->S + key] == 0) || (a->causal && key > t);
+                score = hidden ? -INFINITY : score;
+            }
+            p[s] = score;
+            top = fmax(top, score);
+        }
+        for (size_t s = 0; s < keys; s++) {
+            p[s] = exp(p[s] - top);
+            sum += p[s];
+        }
+        for (size_t i = 0; i < a->d; i++) {
+            expected_out[(b * a->T + t) * D + h * a->d + i] = 0.0;
+        }
+        for (size_t s = 0; s < keys; s++) {
+            const float *v = s < a->M ? a->extra_v + (b * a->M + s) * D : a->v + (b * a->S + s - a->M) * D;
+            p[s] /= sum;
+            for (size_t i = 0; i < a->d; i++) {
+                expected_out[(b * a->T + t) * D + h * a->d + i] += p[s] * (double)v[h * a->d + i];
+            }
+        }
+    }
+}
+
+static void check_attention(const attention_case *c) {
+    size_t D = c->H * c->d, keys = c->M + c->S, rows = c->B * c->H * c->T;
+    float *q = random_floats(c->B * c->T * D), *k = random_floats(c->B * c->S * D), *v = random_floats(c->B * c->S * D);
+    float *extra_k = random_floats(c->B * c->M * D), *extra_v = random_floats(c->B * c->M * D);
+    float *bias = random_floats(c->H * c->T * c->S), *out = take(c->B * c->T * D, sizeof *out);
+    float *probabilities = take(rows * keys, sizeof *probabilities);
+    uint8_t *mask = take(c->B * c->S, 1);
+    for (size_t i = 0; i < c->B * c->S; i++) {
+        mask[i] = i % c->S == 0 || next_float() > 0.0f;
+    }
+    double *expected = take(rows * keys, sizeof *expected), *expected_out = take(c->B * c->T * D, sizeof *expected_out);
+    qv_attention a = {.out = out, .ld_out = D, .q = q, .ld_q = D, .k = k, .v = v, .ld_kv = D, .extra_k = extra_k,
+                      .extra_v = extra_v, .ld_extra = D, .key_mask = c->masked ? mask : NULL,
+                      .bias = c->masked ? bias : NULL, .causal = c->causal, .scale = 0.3f,
+                      .probabilities = probabilities, .row_count = c->T, .column_count = keys,
+                      .B = c->B, .H = c->H, .T = c->T, .S = c->S, .M = c->M, .d = c->d};
+    qv_call call = begin_call(c->B * c->T, D, keys, c->d);
+    qv_cpu_ops.attention(&call, &a);
+    plain_attention(&a, expected, expected_out);
+    char what[96];
+    snprintf(what, sizeof what, "attention B %zu H %zu T %zu S %zu M %zu d %zu%s%s", c->B, c->H, c->T, c->S, c->M, c->d,
+             c->masked ? ", masked" : "", c->causal ? ", causal" : "");
+    compare(what, probabilities, expected, rows * keys, 3e-6);
+    compare("  its output", out, expected_out, c->B * c->T * D, 3e-6);
+    void *memory[] = {q, k, v, extra_k, extra_v, bias, out, probabilities, mask, expected, expected_out, call.scratch};
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
+        qv_free(memory[i]);
+    }
+}
+
+/* ---- norms, and the gradient of one ---- */
+
+static void plain_norm(const float *x, const float *weight, const float *bias, double *out, size_t D) {
+    double mean = 0.0, variance = 0.0;
+    for (size_t i = 0; i < D; i++) {
+        mean += (double)x[i] / (double)D;
+    }
+    for (size_t i = 0; i < D; i++) {
+        variance += ((double)x[i] - mean) * ((double)x[i] - mean) / (double)D;
+    }
+    for (size_t i = 0; i < D; i++) {
+        out[i] = ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)weight[i] + (double)bias[i];
+    }
+}
+
+static void check_layer_norm(size_t R, size_t D) {
+    float *x = random_floats(R * D), *weight = random_floats(D), *bias = random_floats(D), *dy = random_floats(R * D);
+    float *out = take(R * D, sizeof *out), *dx = take(R * D, sizeof *dx);
+    double *expected = take(R * D, sizeof *expected), *gradient = take(R * D, sizeof *gradient);
+    double *up = take(D, sizeof *up), *down = take(D, sizeof *down);
+    qv_call call = begin_call(R, D, 1, 1);
+    qv_cpu_ops.layer_norm(&call, out, D, x, D, weight, bias, 1e-5f, R, D);
+    qv_cpu_ops.layer_norm_backward(&call, dx, D, dy, D, x, D, weight, 1e-5f, R, D);
+    for (size_t r = 0; r < R; r++) {
+        float *row = x + r * D;
+        plain_norm(row, weight, bias, expected + r * D, D);
+        for (size_t i = 0; i < D; i++) {
+            /* a step that is exact in float32: the difference is what the plain norm makes of it */
+            float kept = row[i];
+            row[i] = kept + 0x1p-10f;
+            float above = row[i];
+            plain_norm(row, weight, bias, up, D);
+            row[i] = kept - 0x1p-10f;
+            double step = (double)above - (double)row[i];
+            plain_norm(row, weight, bias, down, D);
+            row[i] = kept;
+            gradient[r * D + i] = 0.0;
+            for (size_t j = 0; j < D; j++) {
+                gradient[r * D + i] += (double)dy[r * D + j] * (up[j] - down[j]) / step;
+            }
+        }
+    }
+    char what[96];
+    snprintf(what, sizeof what, "layer norm %zu x %zu", R, D);
+    compare(what, out, expected, R * D, 3e-6);
+    compare("  its gradient, by finite differences", dx, gradient, R * D, 1e-4);
+    void *memory[] = {x, weight, bias, dy, out, dx, expected, gradient, up, down, call.scratch};
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
+        qv_free(memory[i]);
+    }
+}
+
+/* ---- the thread pool ---- */
+
+static void count_task(void *context, size_t task, size_t lane) {
+    (void)lane;
+    ((float *)context)[task] += (float)task;
+}
+
+static void check_threads(void) {
+    enum { TASKS = 1000 };
+    float *counts = take(TASKS, sizeof *counts);
+    double *expected = take(TASKS, sizeof *expected);
+    memset(counts, 0, TASKS * sizeof *counts);
+    for (size_t i = 0; i < 20; i++) {
+        qv_parallel(LANES, TASKS, count_task, counts);
+    }
+    for (size_t i = 0; i < TASKS; i++) {
+        expected[i] = 20.0 * (double)i;
+    }
+    compare("twenty parallel calls, each task once", counts, expected, TASKS, 0.0);
+    qv_free(counts);
+    qv_free(expected);
+}
+
+int main(void) {
+    qv_error err;
+    if (qv_blas_start(&err) != QV_OK) {
+        puts(err.message);
+        return 2;
+    }
+    qv_set_thread_count(LANES);
+    printf("kernels %s, bfloat16 %s, %s\n", qv_cpu_kernels(QV_PRECISION_FLOAT32), qv_cpu_kernels(QV_PRECISION_BFLOAT16),
+           qv_blas_kernels());
+    check_threads();
+    static const size_t shapes[][3] = {{1, 1, 1}, {1, 70, 33}, {5, 17, 64}, {7, 130, 40}, {25, 96, 96}, {13, 66, 1030}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        for (int activation = QV_IDENTITY; activation <= QV_RELU; activation++) {
+            check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_FLOAT32, (qv_activation)activation);
+        }
+        check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_BFLOAT16, QV_IDENTITY);
+    }
+    static const attention_case attentions[] = {
+        {1, 1, 1, 1, 0, 1, false, false},   {2, 3, 7, 5, 0, 16, true, false},  {1, 2, 17, 65, 3, 32, false, false},
+        {2, 2, 33, 33, 0, 24, false, true}, {1, 2, 1, 100, 7, 64, true, false}, {1, 1, 50, 70, 4, 65, true, true},
+    };
+    for (size_t i = 0; i < sizeof attentions / sizeof attentions[0]; i++) {
+        check_attention(&attentions[i]);
+    }
+    check_layer_norm(1, 1);
+    check_layer_norm(3, 17);
+    check_layer_norm(5, 96);
+    printf("%d failures\n", failures);
+    return failures != 0;
+}

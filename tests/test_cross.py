@@ -1,0 +1,28 @@
+"""The core's ops on other CPUs: aarch64, x86-64 with AVX2 alone and without AVX, under qemu."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOOLS = ("aarch64-linux-gnu-gcc", "gcc", "qemu-aarch64-static", "qemu-x86_64-static")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is not installed")
+def test_ops_on_other_cpus() -> None:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run([ROOT / "scripts" / "cross.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = dict(line.split(": ", 1) for line in done.stdout.splitlines() if line.endswith("; 0 failures"))
+    assert "aarch64" in found
+    if platform.machine() == "x86_64":
+        assert found["x86_64-avx2"].startswith("kernels avx2")
+        assert found["x86_64-plain"].startswith("kernels openblas")
