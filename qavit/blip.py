@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, unique_images
-from .weights import release_pages
+from .weights import NOT_FINITE, release_pages
 
 if TYPE_CHECKING:
     from .checkpoints import ModelSource
@@ -229,7 +229,7 @@ class BlipITM:
                 flat[0] = per_text[text][0]
                 flat[1] = means[text]
                 flat[2 : 1 + len(per_text[text])] = per_text[text][1:]
-        return [self._finite(stack) for stack in maps], logits
+        return [self._finite(stack) for stack in maps], self._finite(logits)
 
     def heatmaps(self, image: Any, questions: str | Sequence[str], block: int | None = None) -> HeatmapResult:
         """Where the picture speaks for each question: GradCAM of the text half's cross-attention.
@@ -311,8 +311,9 @@ class BlipITM:
         for state, rows, unique, back in self._by_image(pixels, asked):
             tokens = self._tokenize(unique)
             logits[rows] = self._core.match(state, tokens.ids, tokens.mask)[back]
+        self._finite(logits)
         difference = np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700.0, 700.0)
-        return self._finite(logits), (1.0 / (1.0 + np.exp(difference))).astype(np.float32)
+        return logits, (1.0 / (1.0 + np.exp(difference))).astype(np.float32)
 
     def itc(self, image: Any, texts: str | Sequence[str]) -> FloatArray:
         """How alike pictures and texts are, by the contrastive heads.
@@ -366,7 +367,7 @@ class BlipITM:
 
     def _finite(self, array: FloatArray) -> FloatArray:
         if not np.isfinite(array).all():
-            raise ValueError(f"{self.name}: the result is not finite: the weights hold NaN, infinity or too large values")
+            raise ValueError(f"{self.name}: the result is not finite: {NOT_FINITE}")
         return array
 
     def __repr__(self) -> str:

@@ -264,7 +264,8 @@ def picture_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> Pictur
     """The picture uint8 [H, W, 3] that normalised pixel values float32 [3, H, W] show."""
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
-    levels = np.rint((pixel_values * std + mean) * 255.0)
+    with np.errstate(over="ignore"):
+        levels = np.rint((pixel_values * std + mean) * 255.0)
     return np.ascontiguousarray(np.clip(levels, 0.0, 255.0).astype(np.uint8).transpose(1, 2, 0))
 
 

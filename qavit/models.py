@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, to_numpy, unique_images
-from .weights import release_pages
+from .weights import NOT_FINITE, release_pages
 
 if TYPE_CHECKING:
     from .blip import BlipITM
@@ -343,8 +343,9 @@ class QAViT:
         for question, clean in zip(questions, cleaned):
             if not clean.strip():
                 raise ValueError(f"questions: {question!r} has no words")
-        missing = [clean for clean in dict.fromkeys(cleaned) if self._cache.get(clean) is None]
+        # One look-up each: another thread's questions may push an entry out between two.
         entries = {clean: self._cache.get(clean) for clean in cleaned}
+        missing = [clean for clean, entry in entries.items() if entry is None]
         if missing:
             batch = self._tokenizer.encode(missing, self.max_tokens)
             if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
@@ -353,6 +354,8 @@ class QAViT:
                     "this is another model's tokenizer"
                 )
             states = self._text.encode(batch.ids, batch.mask)
+            if not np.isfinite(states).all():
+                raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
             for row, clean in enumerate(missing):
                 length = int(batch.mask[row].sum())
                 entry = (states[row, :length].copy(), batch.words[row], batch.word_of[row])
@@ -435,7 +438,8 @@ class QAViT:
         if isinstance(states, tuple) and len(states) == 2:
             states, own_mask = states
             mask = own_mask if mask is None else mask
-        states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
         if states.ndim != 3 or states.shape[2] != self.instruction_dim or states.shape[1] == 0:
             raise ValueError(
                 f"instruct_states: shape {list(states.shape)}, expected [B, M, {self.instruction_dim}] with M at least 1"
@@ -465,6 +469,7 @@ class QAViT:
         """One row a pair, in the order given; pairs of equal pictures share the work before the question."""
         if states is None or mask is None:
             result: dict[str, Any] = self._vit.forward(images, attention=attention, hidden=hidden, outputs=outputs)
+            self._check_finite(result)
             return result
         if pair_image is None:
             images, pair_image = unique_images(images)
@@ -488,6 +493,7 @@ class QAViT:
             hidden=hidden,
             outputs=outputs,
         )
+        self._check_finite(result)
         first = self.integrated[0] if self.integrated else self.num_blocks
 
         def rows(array: FloatArray, question_entered: bool) -> FloatArray:
@@ -507,6 +513,15 @@ class QAViT:
         for name in outputs:
             result[name] = rows(result[name], self.num_blocks > first)
         return result
+
+    def _check_finite(self, result: dict[str, Any]) -> None:
+        """Raise where a forward pass met NaN or infinity: they spread to all that is computed from them."""
+        parts = [array for name, array in result.items() if name not in ("attentions", "hidden")]
+        parts += result["hidden"].values()
+        # A row of probabilities is NaN in every column or in none.
+        parts += [attention[..., 0] for attention in result["attentions"].values()]
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ValueError(f"{self.name}: the result is not finite: {NOT_FINITE}")
 
     # ---- maps ----
 
@@ -675,6 +690,8 @@ class QAViT:
     def _rank_answers(self, pooled: FloatArray) -> list[list[tuple[str, float]]]:
         """For each normed class token [B, D], the answers with their probabilities, likeliest first."""
         logits = pooled @ self._answer_weight.T + self._answer_bias
+        if not np.isfinite(logits).all():
+            raise ValueError(f"{self.name}: the answers' scores are not finite: {NOT_FINITE}")
         logits -= logits.max(axis=1, keepdims=True)
         probabilities = np.exp(logits)
         probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -726,7 +743,7 @@ class QAViT:
             maps.append(apply_readout(readout, attention, tokens, heads, mask if takes_question else None, self.grid))
         stacked = np.ascontiguousarray(np.stack(maps, axis=1), np.float32)
         if not np.isfinite(stacked).all():
-            raise ValueError("the map is not finite: the model's weights hold NaN, infinity or values too large for float32")
+            raise ValueError(f"{self.name}: the map is not finite: {NOT_FINITE}")
         return stacked
 
     def _word_maps(

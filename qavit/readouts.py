@@ -31,14 +31,14 @@ def to_distribution(values: npt.ArrayLike, axes: int = 1) -> FloatArray:
     Returns
     -------
     float32 array of the same shape
-        A map that sums to zero comes back as the uniform distribution: nothing in it stands out.
+        A map that sums to zero comes back as the uniform distribution: nothing in it stands out. NaN stays NaN.
     """
     values = np.asarray(values, dtype=np.float64)
     last = tuple(range(-axes, 0))
     total = values.sum(axis=last, keepdims=True)
     patches = int(np.prod(values.shape[-axes:]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.where(total > 0, values / total, 1.0 / max(patches, 1))
+        scaled = np.where(total <= 0, 1.0 / max(patches, 1), values / total)
     return scaled.astype(np.float32)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,19 @@ class TokenBatch:
     word_of: list[list[int]]
 
 
+#: What holds a lock, which in a forked child another thread, that is not there, may have held.
+_locked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for owner in list(_locked):
+        owner._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 @contextlib.contextmanager
 def _refusals(what: str) -> Iterator[None]:
     """Failures of the tokenizers library as ValueError; its panics, which are no Exception, too."""
@@ -100,6 +114,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._lock = threading.Lock()
+        _locked.add(self)
         self._limit: int | None = None
         table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(table.values(), default=-1) + 1
@@ -336,6 +351,7 @@ class QuestionCache(Generic[Value]):
         self.capacity = capacity
         self._entries: OrderedDict[str, Value] = OrderedDict()
         self._lock = threading.Lock()
+        _locked.add(self)
 
     def __len__(self) -> int:
         with self._lock:

@@ -35,6 +35,8 @@ ITEM_SIZES = {
 }
 #: What the core computes with.
 CORE_DTYPES = ("float32", "float16", "bfloat16")
+#: Why a result can be NaN or infinite, for messages.
+NOT_FINITE = "the weights hold NaN, infinity or too large values, or the picture is far from normalised"
 _RAW = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 Array = NDArray[Any]

@@ -327,7 +327,34 @@ def test_softmax_range() -> None:
     np.testing.assert_allclose(found, expected, rtol=3e-6, atol=2e-38)  # 8e-7
     mask = np.zeros((1, 65), np.uint8)
     attention(None, q, k, None, heads=1, scale=1.0, probabilities=found, key_mask=mask)
-    assert (found == 0).all()
+    assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFC000FF, 0x7F800001, 0x7F800000, 0xFF800000])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_what_is_not_finite_is_nan_in_every_probability(bits: int, tokens: int) -> None:
+    bad = np.uint32(bits).view(np.float32)
+    for keys in (3, 40):
+        q, k = normal(1, tokens, 8), normal(1, keys, 8, seed=1)
+        found = np.empty((1, 1, tokens, keys), np.float32)
+        for array, place in ((q, (0, slice(None), 3)), (k, (0, slice(None), 2)), (k, (0, keys - 1, 2))):
+            kept = array.copy()
+            array[place] = bad
+            attention(None, q, k, None, heads=1, scale=1.0, probabilities=found)
+            array[...] = kept
+            # One key at minus infinity is a key that is not seen.
+            rows = np.isnan(found).all(axis=-1)
+            assert (rows | np.isfinite(found).all(axis=-1)).all()
+            assert rows.all() or (np.isinf(bad) and place[1] == keys - 1)
+
+
+def test_norms_of_what_overflows_are_nan() -> None:
+    x = normal(2, 40) * np.float32([[1e30], [1.0]])
+    for rms in (False, True):
+        out = np.empty_like(x)
+        _core._norm(out, x, np.ones(40, np.float32), None, 1e-5, rms)
+        assert np.isnan(out[0]).all()
+        assert np.isfinite(out[1]).all()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])

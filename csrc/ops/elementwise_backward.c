@@ -94,7 +94,7 @@ static void gradcam_row(void *context, size_t t, size_t lane) {
         size_t row = (h * w->T + t) * w->S + w->first;
         const float *a = w->probabilities + row, *g = w->gradients + row;
         for (size_t s = 0; s < count; s++) {
-            out[s] += a[s] * (g[s] > 0.0f ? g[s] : 0.0f);
+            out[s] += a[s] * (g[s] < 0.0f ? 0.0f : g[s]);
         }
     }
     for (size_t s = 0; s < count; s++) {

@@ -94,22 +94,17 @@ TARGET static float exponentiate(float *x, float scale, size_t n) {
     for (size_t i = whole; i < n; i++) {
         top = x[i] > top ? x[i] : top;
     }
-    if (top == -INFINITY) {
-        for (size_t i = 0; i < n; i++) {
-            x[i] = 0.0f;
-        }
-        return 0.0f;
-    }
     const vec factor = set1(scale), start = set1(top);
     vec sum = zero();
     for (size_t i = 0; i < whole; i += WIDTH) {
-        vec e = exponential((load(x + i) - start) * factor);
+        vec y = (load(x + i) - start) * factor, e = keep_nan(exponential(y), y);
         store(x + i, e);
         sum = sum + e;
     }
     float total = reduce_sum(sum);
     if (rest != 0) {
-        store_part(x + whole, exponential((load_part(x + whole, rest) - start) * factor), rest);
+        vec y = (load_part(x + whole, rest) - start) * factor;
+        store_part(x + whole, keep_nan(exponential(y), y), rest);
         for (size_t i = whole; i < n; i++) {
             total += x[i];
         }
@@ -191,7 +186,7 @@ TARGET static void layer_norm(float *out, const float *x, const float *weight, c
     for (size_t i = whole; i < n; i++) {
         variance += (x[i] - mean) * (x[i] - mean);
     }
-    const float inverse = 1.0f / sqrtf(variance / (float)n + eps);
+    const float inverse = 1.0f / sqrtf(variance / (float)n + eps) + 0.0f * variance; /* NaN where it overflows */
     const vec factor = set1(inverse);
     for (size_t i = 0; i < whole; i += WIDTH) {
         vec normed = (load(x + i) - centre) * factor * load(weight + i);
@@ -207,7 +202,8 @@ TARGET static void layer_norm(float *out, const float *x, const float *weight, c
 }
 
 TARGET static void rms_norm(float *out, const float *x, const float *weight, float eps, size_t n) {
-    const float inverse = 1.0f / sqrtf(dot(x, x, n) / (float)n + eps);
+    const float squares = dot(x, x, n);
+    const float inverse = 1.0f / sqrtf(squares / (float)n + eps) + 0.0f * squares; /* NaN where it overflows */
     const vec factor = set1(inverse);
     size_t i = 0;
     for (; i + WIDTH <= n; i += WIDTH) {

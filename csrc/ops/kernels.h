@@ -42,7 +42,8 @@ typedef struct {
 
     /* x [n] = act(x) */
     void (*activate)(float *x, qv_activation activation, size_t n);
-    /* x [n] = exp(scale (x - max)); returns 1 / sum. -INFINITY gives 0; all of them: zeros, and 0 is returned */
+    /* x [n] = exp(scale (x - max)); returns 1 / sum. -INFINITY gives 0. All of them, NaN or INFINITY: NaN everywhere, so
+     * that no overflow passes for a map */
     float (*exponentiate)(float *x, float scale, size_t n);
     /* out [n] = factor x [n] */
     void (*scale)(float *out, const float *x, float factor, size_t n);

@@ -50,6 +50,10 @@ INLINE vec power_bits(vec x, vec n) {
 INLINE vec clear_below(vec value, vec x, vec limit) {
     return _mm256_and_ps(value, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ));
 }
+/* value, and NaN where x is, whose payload power_bits may have taken for an exponent */
+INLINE vec keep_nan(vec value, vec x) {
+    return _mm256_or_ps(value, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
 /* x < 0 ? a : b, by the sign bit */
 INLINE vec negative_select(vec x, vec a, vec b) {
     return _mm256_blendv_ps(b, a, x);

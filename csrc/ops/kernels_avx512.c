@@ -54,6 +54,10 @@ INLINE vec power_bits(vec x, vec n) {
 INLINE vec clear_below(vec value, vec x, vec limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), value);
 }
+/* value, and NaN where x is, whose payload power_bits may have taken for an exponent */
+INLINE vec keep_nan(vec value, vec x) {
+    return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
 /* x < 0 ? a : b, by the sign bit */
 INLINE vec negative_select(vec x, vec a, vec b) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);

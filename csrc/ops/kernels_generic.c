@@ -66,6 +66,10 @@ INLINE vec power_bits(vec x, vec n) {
 INLINE vec clear_below(vec value, vec x, vec limit) {
     return (vec)((integers)value & ~(integers)(x < limit));
 }
+/* value, and NaN where x is, whose payload power_bits may have taken for an exponent */
+INLINE vec keep_nan(vec value, vec x) {
+    return (vec)((integers)value | (integers)(x != x));
+}
 /* x < 0 ? a : b, by the sign bit */
 INLINE vec negative_select(vec x, vec a, vec b) {
     return choose((integers)x >> 31, a, b);

@@ -57,13 +57,14 @@ void qv_cpu_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, s
 void qv_cpu_unit_length(qv_call *call, float *x, size_t R, size_t D) {
     (void)call;
     for (size_t r = 0; r < R; r++) {
-        float *row = x + r * D, squares = 0.0f;
+        float *row = x + r * D;
+        double squares = 0.0;
         for (size_t i = 0; i < D; i++) {
-            squares += row[i] * row[i];
+            squares += (double)row[i] * row[i];
         }
-        float length = sqrtf(squares), inverse = 1.0f / (length > 1e-12f ? length : 1e-12f);
+        double length = sqrt(squares), inverse = 1.0 / (length > 1e-12 ? length : 1e-12);
         for (size_t i = 0; i < D; i++) {
-            row[i] *= inverse;
+            row[i] = (float)(row[i] * inverse);
         }
     }
 }
