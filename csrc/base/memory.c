@@ -93,64 +93,103 @@ void qv_release_pages(const void *memory, size_t bytes) {
 #endif
 }
 
-void *qv_arena_take(qv_arena *arena, size_t count, size_t size) {
+static void *take(qv_arena *arena, char *base, size_t capacity, size_t *used, size_t count, size_t size) {
     size_t bytes, end;
     if (!qv_multiply_size(count, size, &bytes) || !qv_add_size(bytes, QV_ALIGNMENT - 1, &bytes) ||
-        !qv_add_size(arena->used, bytes / QV_ALIGNMENT * QV_ALIGNMENT, &end)) {
+        !qv_add_size(*used, bytes / QV_ALIGNMENT * QV_ALIGNMENT, &end)) {
         arena->overflow = true;
         return NULL;
     }
-    size_t start = arena->used;
-    arena->used = end;
-    if (arena->base == NULL) {
+    size_t start = *used;
+    *used = end;
+    if (base == NULL) {
         return NULL;
     }
-    if (end > arena->capacity) {
+    if (end > capacity) {
         arena->overflow = true;
         return NULL;
     }
-    return arena->base + start;
+    return base + start;
 }
 
-/* A cached block starts with its own size, one alignment unit in front of the arena's base. */
+void *qv_arena_take(qv_arena *arena, size_t count, size_t size) {
+    return take(arena, arena->base, arena->capacity, &arena->used, count, size);
+}
+
+void *qv_arena_take_host(qv_arena *arena, size_t count, size_t size) {
+    return take(arena, arena->host_base, arena->host_capacity, &arena->host_used, count, size);
+}
+
+/* In front of a block's host memory. The first stretch follows it, or is a device's. */
 typedef struct {
-    size_t capacity;
+    char *base;
+    size_t capacity, host_capacity;
 } block_header;
 
-qv_arena qv_arena_acquire(qv_arena_cache *cache, size_t bytes) {
-    qv_arena arena = {NULL, 0, 0, false};
+static qv_arena arena_of(const qv_arena_cache *cache, block_header *block) {
+    char *host = (char *)block + QV_ALIGNMENT;
+    return (qv_arena){
+        .base = block->base,
+        .capacity = block->capacity,
+        .host_base = host + (cache->memory == NULL ? block->capacity : 0),
+        .host_capacity = block->host_capacity,
+        .block = block,
+    };
+}
+
+static void free_block(const qv_arena_cache *cache, block_header *block) {
+    if (block != NULL && cache->memory != NULL) {
+        cache->memory->free(cache->memory, block->base);
+    }
+    qv_free(block);
+}
+
+static block_header *new_block(const qv_arena_cache *cache, size_t bytes, size_t host_bytes) {
+    size_t total;
+    if (!qv_add_size(cache->memory == NULL ? bytes : 0, QV_ALIGNMENT, &total) ||
+        !qv_add_size(total, host_bytes, &total)) {
+        return NULL;
+    }
+    block_header *block = qv_allocate(total, 1);
+    if (block == NULL) {
+        return NULL;
+    }
+    *block = (block_header){(char *)block + QV_ALIGNMENT, bytes, host_bytes};
+    if (cache->memory != NULL) {
+        block->base = cache->memory->allocate(cache->memory, bytes);
+        if (block->base == NULL) {
+            qv_free(block);
+            return NULL;
+        }
+    }
+    return block;
+}
+
+qv_arena qv_arena_acquire(qv_arena_cache *cache, const qv_arena *measured) {
+    if (measured->overflow) {
+        return (qv_arena){.overflow = true};
+    }
     size_t slots = sizeof cache->slots / sizeof cache->slots[0];
     for (size_t i = 0; i < slots; i++) {
         block_header *block = atomic_exchange(&cache->slots[i], NULL);
         if (block == NULL) {
             continue;
         }
-        if (block->capacity >= bytes) {
-            arena.base = (char *)block + QV_ALIGNMENT;
-            arena.capacity = block->capacity;
-            return arena;
+        if (block->capacity >= measured->used && block->host_capacity >= measured->host_used) {
+            return arena_of(cache, block);
         }
-        qv_free(block);
+        free_block(cache, block);
     }
-    size_t total;
-    if (!qv_add_size(bytes, QV_ALIGNMENT, &total)) {
-        return arena;
-    }
-    block_header *block = qv_allocate(total, 1);
-    if (block != NULL) {
-        block->capacity = bytes;
-        arena.base = (char *)block + QV_ALIGNMENT;
-        arena.capacity = bytes;
-    }
-    return arena;
+    block_header *block = new_block(cache, measured->used, measured->host_used);
+    return block != NULL ? arena_of(cache, block) : (qv_arena){.base = NULL};
 }
 
 void qv_arena_release(qv_arena_cache *cache, qv_arena *arena) {
-    if (arena->base == NULL) {
+    void *block = arena->block;
+    *arena = (qv_arena){.base = NULL};
+    if (block == NULL) {
         return;
     }
-    void *block = arena->base - QV_ALIGNMENT;
-    *arena = (qv_arena){NULL, 0, 0, false};
     size_t slots = sizeof cache->slots / sizeof cache->slots[0];
     for (size_t i = 0; i < slots; i++) {
         void *empty = NULL;
@@ -158,12 +197,12 @@ void qv_arena_release(qv_arena_cache *cache, qv_arena *arena) {
             return;
         }
     }
-    qv_free(block);
+    free_block(cache, block);
 }
 
 void qv_arena_cache_clear(qv_arena_cache *cache) {
     size_t slots = sizeof cache->slots / sizeof cache->slots[0];
     for (size_t i = 0; i < slots; i++) {
-        qv_free(atomic_exchange(&cache->slots[i], NULL));
+        free_block(cache, atomic_exchange(&cache->slots[i], NULL));
     }
 }

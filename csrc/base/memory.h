@@ -22,16 +22,28 @@ void qv_release_pages(const void *memory, size_t bytes);
 /* In a QV_DEBUG build: the n-th allocation from now fails (1 the next; 0 none). Returns false in other builds. */
 bool qv_fail_allocation(size_t n);
 
-/* A bump allocator. With base NULL it only measures: `used` grows, the pointers are NULL. */
+/* Memory that is not the host's: a device's. Safe from any thread. */
+typedef struct qv_memory qv_memory;
+struct qv_memory {
+    void *(*allocate)(const qv_memory *memory, size_t bytes); /* 64-byte aligned; NULL when there is none left */
+    void (*free)(const qv_memory *memory, void *block);
+};
+
+/* A bump allocator over two stretches: what the ops work on and, for the structs and index arrays that the host alone
+ * reads, some of the host's own memory. With base NULL it only measures: the sizes grow, the pointers are NULL. */
 typedef struct {
     char *base;
-    size_t capacity;
-    size_t used;
+    size_t capacity, used;
+    char *host_base;
+    size_t host_capacity, host_used;
     bool overflow; /* a size did not fit in size_t, or the arena was too small for what was planned */
+    void *block;   /* what the cache keeps */
 } qv_arena;
 
 /* `count` items of `size` bytes at a 64-byte boundary. */
 void *qv_arena_take(qv_arena *arena, size_t count, size_t size);
+/* The same in the host's memory. */
+void *qv_arena_take_host(qv_arena *arena, size_t count, size_t size);
 
 /* count floats. */
 static inline float *qv_arena_floats(qv_arena *arena, size_t count) {
@@ -41,10 +53,12 @@ static inline float *qv_arena_floats(qv_arena *arena, size_t count) {
 /* Arenas kept between the calls on a model, so that only the first call (of each of several threads) allocates. */
 typedef struct {
     _Atomic(void *) slots[8];
+    const qv_memory *memory; /* of the arenas' first stretch; NULL: the host's */
 } qv_arena_cache;
 
-/* An arena of at least `bytes` (base NULL when there is no memory); give it back with qv_arena_release. */
-qv_arena qv_arena_acquire(qv_arena_cache *cache, size_t bytes);
+/* An arena as large as the one that measured (base NULL when there is no memory, or when the sizes overflowed); give it
+ * back with qv_arena_release. */
+qv_arena qv_arena_acquire(qv_arena_cache *cache, const qv_arena *measured);
 void qv_arena_release(qv_arena_cache *cache, qv_arena *arena);
 void qv_arena_cache_clear(qv_arena_cache *cache);
 

@@ -77,8 +77,8 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
     const bert_encoder *bert = (const bert_encoder *)encoder;
     size_t R = batch->B * batch->M;
     qv_text_activations a = qv_text_plan(encoder, batch, arena);
-    int32_t *positions = qv_arena_take(arena, R, sizeof *positions);
-    int32_t *types = qv_arena_take(arena, R, sizeof *types);
+    int32_t *positions = qv_arena_take_host(arena, R, sizeof *positions);
+    int32_t *types = qv_arena_take_host(arena, R, sizeof *types);
     if (arena->base == NULL) {
         return QV_OK;
     }
@@ -93,7 +93,7 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
 
 static void free_own(qv_text_encoder *encoder) {
     bert_encoder *bert = (bert_encoder *)encoder;
-    qv_text_free_norm(&bert->embedding_norm);
+    qv_text_free_norm(encoder->ops, &bert->embedding_norm);
 }
 
 static const qv_text_architecture architecture = {"BertEncoder", forward, free_own};
@@ -103,6 +103,7 @@ static void load_block(qv_text_block *block, const qv_text_config *c, qv_text_lo
     static const char *const attention[] = {"attention.output.dense"}, *const hidden[] = {"intermediate.dense"};
     static const char *const output[] = {"output.dense"};
     char stem[96];
+    qv_next_block(loader->ops);
     snprintf(stem, sizeof stem, "encoder.layer.%zu.attention.self.", n);
     qv_text_linear(loader, &block->qkv, stem, qkv, 3, c->D, c->D, true);
     snprintf(stem, sizeof stem, "encoder.layer.%zu.", n);

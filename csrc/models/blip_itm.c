@@ -57,13 +57,14 @@ static void prepare(loader *load, qv_linear_weight *weight, const layer *layers,
         sources[i].bias = layers[i].bias;
     }
     if (load->status == QV_OK) {
-        load->status = load->model->ops->linear_prepare(weight, sources, parts, load->precision, load->err);
+        const qv_ops *ops = load->model->ops;
+        load->status = ops->linear_prepare(ops, weight, sources, parts, load->precision, load->err);
     }
 }
 
 static void prepare_vector(loader *load, qv_vector *vector, const qv_tensor *tensor) {
     if (load->status == QV_OK) {
-        load->status = qv_vector_prepare(vector, tensor, load->err);
+        load->status = qv_vector_prepare(load->model->ops, vector, tensor, load->err);
     }
 }
 
@@ -94,6 +95,7 @@ static void load_block(loader *load, size_t i) {
     layer cross_out = get_block_layer(load, i, "crossattention.output.dense", D, D);
     layer fc1 = get_block_layer(load, i, "intermediate.dense", F, D);
     layer fc2 = get_block_layer(load, i, "output.dense", D, F);
+    qv_next_block(load->model->ops);
     prepare(load, &block->self_qkv, self, 3);
     prepare(load, &block->self_out, &self_out, 1);
     prepare(load, &block->cross_q, &cross_q, 1);
@@ -183,7 +185,7 @@ static qv_status find_sizes(qv_blip_config *config, const qv_weights *weights, q
 
 qv_status qv_blip_init(qv_blip *model, const qv_blip_config *config, const qv_ops *ops, qv_precision precision,
                        qv_weights *weights, qv_error *err) {
-    *model = (qv_blip){.config = *config, .ops = ops};
+    *model = (qv_blip){.config = *config, .ops = ops, .arenas.memory = ops->memory};
     qv_status status = find_sizes(&model->config, weights, err);
     if (status != QV_OK) {
         return status;
@@ -215,6 +217,7 @@ qv_status qv_blip_init(qv_blip *model, const qv_blip_config *config, const qv_op
     for (size_t i = 0; i < model->config.L; i++) {
         load_block(&load, i);
     }
+    qv_next_block(ops);
     load_heads(&load);
     status = load.status == QV_OK ? qv_weights_check(weights, "BLIP image-text matching", err) : load.status;
     if (status != QV_OK) {
@@ -227,7 +230,7 @@ static void free_block(const qv_ops *ops, qv_blip_block *block) {
     qv_linear_weight *layers[] = {&block->self_qkv,  &block->self_out, &block->cross_q, &block->cross_kv,
                                   &block->cross_out, &block->fc1,      &block->fc2};
     for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
-        ops->linear_free(layers[i]);
+        ops->linear_free(ops, layers[i]);
     }
     qv_vector *vectors[] = {
         &block->self_norm_weight,   &block->self_norm_bias,   &block->cross_norm_weight, &block->cross_norm_bias,
@@ -236,7 +239,7 @@ static void free_block(const qv_ops *ops, qv_blip_block *block) {
         &block->back_fc1,           &block->back_fc2,
     };
     for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(vectors[i]);
+        qv_vector_free(ops, vectors[i]);
     }
 }
 
@@ -253,10 +256,10 @@ void qv_blip_free(qv_blip *model) {
     qv_linear_weight *layers[] = {&model->itm_head, &model->vision_projection, &model->text_projection};
     qv_vector *vectors[] = {&model->positions, &model->norm_weight, &model->norm_bias, &model->itm_head_plain};
     for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
-        model->ops->linear_free(layers[i]);
+        model->ops->linear_free(model->ops, layers[i]);
     }
     for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(vectors[i]);
+        qv_vector_free(model->ops, vectors[i]);
     }
     qv_arena_cache_clear(&model->arenas);
     qv_vit_free(&model->vision);
@@ -269,7 +272,12 @@ qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_
     *image = (qv_blip_image){.S = S};
     if (qv_multiply_size(S * model->config.L, 2 * model->config.D, &cross) &&
         qv_add_size(cross, S * width, &total)) {
-        image->embeddings = qv_allocate(total, sizeof(float));
+        const qv_memory *memory = model->ops->memory;
+        if (memory == NULL) {
+            image->embeddings = qv_allocate(total, sizeof(float));
+        } else if (qv_multiply_size(total, sizeof(float), &total)) {
+            image->embeddings = memory->allocate(memory, total);
+        }
     }
     if (image->embeddings == NULL) {
         return qv_fail_memory(err, "an image's keys and values");
@@ -278,34 +286,64 @@ qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_
     return QV_OK;
 }
 
-void qv_blip_image_free(qv_blip_image *image) {
-    qv_free(image->embeddings);
+void qv_blip_image_free(qv_blip_image *image, const qv_blip *model) {
+    const qv_memory *memory = model->ops->memory;
+    if (memory != NULL) {
+        memory->free(memory, image->embeddings);
+    } else {
+        qv_free(image->embeddings);
+    }
     *image = (qv_blip_image){NULL, NULL, 0};
 }
 
 qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
                               qv_error *err) {
     qv_vit_request request = {
-        .images = pixels, .image_count = 1, .taps = model->no_taps, .normed = image->embeddings};
+        .images = pixels, .image_count = 1, .taps = model->no_taps, .embeddings = image->embeddings};
     return qv_vit_forward(&model->vision, call, &request, err);
+}
+
+qv_status qv_blip_set_embeddings(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *embeddings,
+                                 qv_error *err) {
+    qv_status status = qv_call_begin(call, err);
+    if (status == QV_OK) {
+        call->ops->give(call, image->embeddings, embeddings, image->S * model->vision.config.D * sizeof *embeddings);
+        status = qv_call_end(call, QV_OK, err);
+    }
+    return status;
+}
+
+qv_status qv_blip_get_embeddings(const qv_blip *model, qv_call *call, float *embeddings, const qv_blip_image *image,
+                                 qv_error *err) {
+    qv_status status = qv_call_begin(call, err);
+    if (status == QV_OK) {
+        call->ops->take(call, embeddings, image->embeddings, image->S * model->vision.config.D * sizeof *embeddings);
+        status = qv_call_end(call, QV_OK, err);
+    }
+    return status;
 }
 
 qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *image, qv_error *err) {
     const qv_ops *ops = model->ops;
     size_t S = image->S, width = model->vision.config.D, D = model->config.D;
     qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
-    qv_arena arena = qv_arena_acquire(cache, ops->scratch_bytes(call->lanes, S, width, 0, D / model->config.H));
+    const qv_arena scratch = {.used = ops->scratch_bytes(call->lanes, S, width, 0, D / model->config.H)};
+    qv_arena arena = qv_arena_acquire(cache, &scratch);
     if (arena.base == NULL) {
         return qv_fail_memory(err, "an image's keys and values");
     }
     call->scratch = arena.base;
-    qv_status status = QV_OK;
+    qv_status status = qv_call_begin(call, err);
+    bool begun = status == QV_OK;
     for (size_t l = 0; l < model->config.L && status == QV_OK; l++) {
         ops->linear(call, image->cross + l * S * 2 * D, 2 * D, image->embeddings, width, &model->blocks[l].cross_kv, 0,
                     2 * D, NULL, S);
         if (qv_call_stopped(call)) {
             status = qv_fail(err, QV_ERR_CANCELLED, "the call was interrupted");
         }
+    }
+    if (begun) {
+        status = qv_call_end(call, status, err);
     }
     qv_arena_release(cache, &arena);
     return status;
@@ -352,7 +390,7 @@ void qv_blip_chunk_sizes(const qv_blip_questions *questions, size_t *Q, size_t *
 void qv_blip_lay_out(qv_blip_plan *plan, qv_arena *arena, const qv_blip *model, size_t Q, size_t R, size_t keep_from) {
     size_t D = model->config.D, F = model->config.F, L = model->config.L;
     *plan = (qv_blip_plan){.Q = Q, .R = R, .keep_from = keep_from};
-    plan->blocks = qv_arena_take(arena, L, sizeof *plan->blocks);
+    plan->blocks = qv_arena_take_host(arena, L, sizeof *plan->blocks);
     plan->h = qv_arena_floats(arena, R * D);
     plan->class_rows = qv_arena_floats(arena, Q * D);
     plan->normed = qv_arena_floats(arena, R * D);
@@ -524,35 +562,44 @@ qv_status qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan
 
 /* ---- heads ---- */
 
-/* class_rows of every question by chunks, each through `head` [N, D] into out [Q, N]; cross NULL: text alone. */
+/* class_rows of every question by chunks, each through `head` [N, D] into out [Q, N], to unit length where `unit`;
+ * image NULL: text alone. */
 static qv_status run_head(const qv_blip *model, qv_call *call, float *out, const qv_linear_weight *head, size_t N,
-                          const qv_blip_image *image, const qv_blip_questions *questions, qv_error *err) {
+                          bool unit, const qv_blip_image *image, const qv_blip_questions *questions, qv_error *err) {
     size_t Q, R, D = model->config.D;
     qv_blip_chunk_sizes(questions, &Q, &R);
     qv_blip_plan plan;
-    qv_arena measure = {NULL, 0, 0, false};
+    qv_arena measure = {.base = NULL};
     qv_blip_lay_out(&plan, &measure, model, Q, R, model->config.L);
-    size_t scratch = qv_blip_scratch_bytes(model, call, R);
+    size_t scratch = qv_blip_scratch_bytes(model, call, R), placed = qv_place_size(model->ops, Q * N);
     qv_arena_take(&measure, scratch, 1);
+    qv_arena_floats(&measure, placed);
     qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
-    qv_arena arena = {NULL, 0, 0, false};
-    if (!measure.overflow) {
-        arena = qv_arena_acquire(cache, measure.used);
-    }
+    qv_arena arena = qv_arena_acquire(cache, &measure);
     if (arena.base == NULL) {
         return qv_fail_memory(err, "the questions' activations");
     }
     qv_blip_lay_out(&plan, &arena, model, Q, R, model->config.L);
     call->scratch = qv_arena_take(&arena, scratch, 1);
-    qv_status status = QV_OK;
+    float *place = qv_arena_floats(&arena, placed);
+    qv_status status = qv_call_begin(call, err);
+    bool begun = status == QV_OK;
     for (size_t from = 0, to; from < questions->Q && status == QV_OK; from = to) {
         to = qv_blip_chunk_end(questions, from);
         qv_blip_questions chunk = {to - from, questions->ids, questions->start + from};
         status = qv_blip_text_forward(model, call, &plan, image != NULL ? image->cross : NULL,
                                       image != NULL ? image->S : 0, &chunk, err);
         if (status == QV_OK) {
-            model->ops->linear(call, out + from * N, N, plan.class_rows, D, head, 0, N, NULL, chunk.Q);
+            float *rows = qv_output_place(call, place, out + from * N);
+            model->ops->linear(call, rows, N, plan.class_rows, D, head, 0, N, NULL, chunk.Q);
+            if (unit) {
+                model->ops->unit_length(call, rows, chunk.Q, N);
+            }
+            qv_take_floats(call, out + from * N, rows, chunk.Q * N);
         }
+    }
+    if (begun) {
+        status = qv_call_end(call, status, err);
     }
     qv_arena_release(cache, &arena);
     return status;
@@ -560,7 +607,7 @@ static qv_status run_head(const qv_blip *model, qv_call *call, float *out, const
 
 qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_image *image,
                         const qv_blip_questions *questions, qv_error *err) {
-    return run_head(model, call, logits, &model->itm_head, 2, image, questions, err);
+    return run_head(model, call, logits, &model->itm_head, 2, false, image, questions, err);
 }
 
 static qv_status need_projection(const qv_blip *model, qv_error *err) {
@@ -574,12 +621,7 @@ qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out,
     if (need_projection(model, err) != QV_OK) {
         return err->code;
     }
-    size_t N = model->projection;
-    qv_status status = run_head(model, call, out, &model->text_projection, N, NULL, questions, err);
-    if (status == QV_OK) {
-        model->ops->unit_length(call, out, questions->Q, N);
-    }
-    return status;
+    return run_head(model, call, out, &model->text_projection, model->projection, true, NULL, questions, err);
 }
 
 qv_status qv_blip_image_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
@@ -590,13 +632,23 @@ qv_status qv_blip_image_features(const qv_blip *model, qv_call *call, float *out
     const qv_ops *ops = model->ops;
     size_t width = model->vision.config.D, N = model->projection;
     qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
-    qv_arena arena = qv_arena_acquire(cache, ops->scratch_bytes(call->lanes, 1, width, 0, 1));
+    size_t scratch = ops->scratch_bytes(call->lanes, 1, width, 0, 1);
+    qv_arena measure = {.base = NULL};
+    qv_arena_take(&measure, scratch, 1);
+    qv_arena_floats(&measure, qv_place_size(ops, N));
+    qv_arena arena = qv_arena_acquire(cache, &measure);
     if (arena.base == NULL) {
         return qv_fail_memory(err, "an image's features");
     }
-    call->scratch = arena.base;
-    ops->linear(call, out, N, image->embeddings, width, &model->vision_projection, 0, N, NULL, 1);
-    ops->unit_length(call, out, 1, N);
+    call->scratch = qv_arena_take(&arena, scratch, 1);
+    float *place = qv_output_place(call, qv_arena_floats(&arena, qv_place_size(ops, N)), out);
+    qv_status status = qv_call_begin(call, err);
+    if (status == QV_OK) {
+        ops->linear(call, place, N, image->embeddings, width, &model->vision_projection, 0, N, NULL, 1);
+        ops->unit_length(call, place, 1, N);
+        qv_take_floats(call, out, place, N);
+        status = qv_call_end(call, QV_OK, err);
+    }
     qv_arena_release(cache, &arena);
-    return QV_OK;
+    return status;
 }

@@ -53,13 +53,18 @@ void qv_blip_free(qv_blip *model);
 
 /* What every question on an image shares, in one block of memory: S = 1 + P image tokens, class token first. */
 typedef struct {
-    float *embeddings; /* [S, image width] */
+    float *embeddings; /* [S, image width]; both in the ops' memory */
     float *cross;      /* [L, S, 2 D]: keys, then values, of each block's cross-attention */
     size_t S;
 } qv_blip_image;
 
 qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_error *err);
-void qv_blip_image_free(qv_blip_image *image);
+void qv_blip_image_free(qv_blip_image *image, const qv_blip *model);
+/* embeddings from the caller's [S, image width], and to it */
+qv_status qv_blip_set_embeddings(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *embeddings,
+                                 qv_error *err);
+qv_status qv_blip_get_embeddings(const qv_blip *model, qv_call *call, float *embeddings, const qv_blip_image *image,
+                                 qv_error *err);
 /* embeddings from pixels [3, image_size, image_size] */
 qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
                               qv_error *err);

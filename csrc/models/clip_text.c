@@ -48,7 +48,7 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
     const clip_text_encoder *clip = (const clip_text_encoder *)encoder;
     size_t R = batch->B * batch->M, D = encoder->width;
     qv_text_activations a = qv_text_plan(encoder, batch, arena);
-    int32_t *positions = qv_arena_take(arena, R, sizeof *positions);
+    int32_t *positions = qv_arena_take_host(arena, R, sizeof *positions);
     if (arena->base == NULL) {
         return QV_OK;
     }
@@ -110,9 +110,11 @@ static qv_status hand_out_pooled(void *context, qv_call *call, const float *stat
         }
         const float *state = states + (b * batch->M + end) * D;
         if (output->projected) {
-            call->ops->linear(call, out + b * E, E, state, D, projection, 0, E, NULL, 1);
+            float *place = qv_output_place(call, batch->output + b * E, out + b * E);
+            call->ops->linear(call, place, E, state, D, projection, 0, E, NULL, 1);
+            qv_take_floats(call, out + b * E, place, E);
         } else {
-            call->ops->copy(call, out + b * D, D, state, D, 1, D);
+            qv_take_floats(call, out + b * D, state, D);
         }
     }
     return QV_OK;
@@ -141,8 +143,8 @@ qv_status qv_clip_text_projected(qv_text_encoder *encoder, qv_call *call, float 
 
 static void free_own(qv_text_encoder *encoder) {
     clip_text_encoder *clip = (clip_text_encoder *)encoder;
-    qv_text_free_norm(&clip->final_norm);
-    encoder->ops->linear_free(&clip->projection);
+    qv_text_free_norm(encoder->ops, &clip->final_norm);
+    encoder->ops->linear_free(encoder->ops, &clip->projection);
 }
 
 static const qv_text_architecture architecture = {"ClipTextEncoder", forward, free_own};
@@ -151,6 +153,7 @@ static void load_block(qv_text_block *block, const qv_text_config *c, qv_text_lo
     static const char *const qkv[] = {"q_proj", "k_proj", "v_proj"}, *const out[] = {"out_proj"};
     static const char *const fc1[] = {"fc1"}, *const fc2[] = {"fc2"};
     char stem[96];
+    qv_next_block(loader->ops);
     snprintf(stem, sizeof stem, "encoder.layers.%zu.", n);
     qv_text_load_norm(loader, &block->attention_norm, stem, "layer_norm1", c->D);
     qv_text_load_norm(loader, &block->feed_forward_norm, stem, "layer_norm2", c->D);
@@ -212,6 +215,8 @@ qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config
         load_block(&clip->base.blocks[n], &c, &loader, n);
     }
     qv_text_load_norm(&loader, &clip->final_norm, "", "final_layer_norm", c.D);
+    qv_next_block(ops);
     load_projection(clip, &loader, c.D);
+    clip->base.output_width = clip->projection.columns;
     return qv_text_finish_load(encoder, &clip->base, &loader);
 }

@@ -22,7 +22,8 @@ typedef struct {
     float *d_kv;            /* [R, 2 D] */
     float *probabilities;   /* [H, R, S] */
     float *d_probabilities; /* [H, R, S] */
-    float *tokens;          /* [R, P], where the caller takes none */
+    float *tokens;          /* [R, P], where the caller takes none or the ops cannot write to his memory */
+    float *maps, *logits;   /* [Q, P], [Q, 2], likewise */
     void *scratch;
 } gradcam_plan;
 
@@ -31,7 +32,8 @@ static void lay_out(gradcam_plan *plan, qv_arena *arena, const qv_blip *model, c
     const qv_blip_config *config = &model->config;
     size_t S = model->vision.T, attention, scratch = qv_blip_scratch_bytes(model, call, R);
     size_t keys = S > config->positions ? S : config->positions;
-    size_t backward = model->ops->backward_scratch_bytes(call->lanes, keys);
+    size_t longest = R < config->positions ? R : config->positions;
+    size_t backward = model->ops->backward_scratch_bytes(call->lanes, keys, config->H, longest);
     qv_blip_lay_out(&plan->forward, arena, model, Q, R, block);
     plan->d_h = qv_arena_floats(arena, R * config->D);
     plan->d_rows = qv_arena_floats(arena, R * config->D);
@@ -42,7 +44,9 @@ static void lay_out(gradcam_plan *plan, qv_arena *arena, const qv_blip *model, c
     arena->overflow = !qv_multiply_size(config->H * R, S, &attention) || arena->overflow;
     plan->probabilities = qv_arena_take(arena, attention, sizeof(float));
     plan->d_probabilities = qv_arena_take(arena, attention, sizeof(float));
-    plan->tokens = own_tokens ? qv_arena_floats(arena, R * (S - 1)) : NULL;
+    plan->tokens = qv_arena_floats(arena, own_tokens ? R * (S - 1) : qv_place_size(model->ops, R * (S - 1)));
+    plan->maps = qv_arena_floats(arena, qv_place_size(model->ops, Q * (S - 1)));
+    plan->logits = qv_arena_floats(arena, qv_place_size(model->ops, Q * 2));
     plan->scratch = qv_arena_take(arena, scratch > backward ? scratch : backward, 1);
 }
 
@@ -145,7 +149,9 @@ static qv_status gradcam_chunk(const qv_blip *model, qv_call *call, gradcam_plan
     if (status != QV_OK) {
         return status;
     }
-    ops->linear(call, out->logits, 2, plan->forward.class_rows, D, &model->itm_head, 0, 2, NULL, Q);
+    float *logits = qv_output_place(call, plan->logits, out->logits);
+    ops->linear(call, logits, 2, plan->forward.class_rows, D, &model->itm_head, 0, 2, NULL, Q);
+    qv_take_floats(call, out->logits, logits, Q * 2);
     /* logits[:, 1] = class_rows head[1] + bias[1] */
     ops->copy(call, plan->d_h, D, model->itm_head_plain.data + D, 0, Q, D);
     for (size_t l = model->config.L - 1; l > asked; l--) {
@@ -159,9 +165,14 @@ static qv_status gradcam_chunk(const qv_blip *model, qv_call *call, gradcam_plan
     attention.probabilities = plan->probabilities;
     attention.d_probabilities = plan->d_probabilities;
     ops->attention_backward(call, &attention);
-    float *tokens = out->tokens != NULL ? out->tokens : plan->tokens;
+    float *tokens = out->tokens != NULL ? qv_output_place(call, plan->tokens, out->tokens) : plan->tokens;
+    float *maps = qv_output_place(call, plan->maps, out->maps);
     ops->gradcam(call, tokens, plan->probabilities, plan->d_probabilities, 1, model->config.H, R, S);
-    mean_over_words(call, out->maps, tokens, questions, S - 1);
+    mean_over_words(call, maps, tokens, questions, S - 1);
+    qv_take_floats(call, out->maps, maps, Q * (S - 1));
+    if (out->tokens != NULL) {
+        qv_take_floats(call, out->tokens, tokens, R * (S - 1));
+    }
     return QV_OK;
 }
 
@@ -179,18 +190,17 @@ qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_
     }
     qv_blip_chunk_sizes(questions, &Q, &R);
     gradcam_plan plan;
-    qv_arena measure = {NULL, 0, 0, false}, arena = {NULL, 0, 0, false};
+    qv_arena measure = {.base = NULL};
     lay_out(&plan, &measure, model, call, Q, R, block, out->tokens == NULL);
     qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
-    if (!measure.overflow) {
-        arena = qv_arena_acquire(cache, measure.used);
-    }
+    qv_arena arena = qv_arena_acquire(cache, &measure);
     if (arena.base == NULL) {
         return qv_fail_memory(err, "the activations of the questions and their gradients");
     }
     lay_out(&plan, &arena, model, call, Q, R, block, out->tokens == NULL);
     call->scratch = plan.scratch;
-    qv_status status = QV_OK;
+    qv_status status = qv_call_begin(call, err);
+    bool begun = status == QV_OK;
     for (size_t from = 0, to; from < questions->Q && status == QV_OK; from = to) {
         to = qv_blip_chunk_end(questions, from);
         qv_blip_questions chunk = {to - from, questions->ids, questions->start + from};
@@ -198,6 +208,9 @@ qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_
         qv_gradcam_maps part = {out->maps + from * P, out->tokens != NULL ? out->tokens + row * P : NULL,
                                 out->logits + from * 2};
         status = gradcam_chunk(model, call, &plan, &part, image, &chunk, block, err);
+    }
+    if (begun) {
+        status = qv_call_end(call, status, err);
     }
     qv_arena_release(cache, &arena);
     return status;

@@ -20,7 +20,7 @@ typedef struct {
     qv_text_encoder base;
     qv_t5_config config;
     qv_tensor shared;     /* [vocab_size, D] */
-    float *offset_bias;   /* [H, 2 max_distance + 1]: the bias at key - query = -max_distance .. max_distance */
+    qv_vector offset_bias; /* [H, 2 max_distance + 1]: the bias at key - query = -max_distance .. max_distance */
     qv_vector final_norm; /* [D] */
 } t5_encoder;
 
@@ -28,7 +28,6 @@ typedef struct {
 typedef struct {
     float *gate; /* [R, F]; the gated form only */
     float *bias; /* [H, M, M] */
-    float *line; /* [2 M - 1]: one head's bias by offset */
 } t5_activations;
 
 /* The bucket of an offset key - query: half of them for keys after the query; of each half, half for exact distances
@@ -49,33 +48,19 @@ static size_t offset_bucket(const qv_t5_config *config, ptrdiff_t offset) {
 static qv_status prepare_bias(t5_encoder *t5, const qv_tensor *table, qv_error *err) {
     const qv_t5_config *c = &t5->config;
     size_t offsets = 2 * c->max_distance + 1;
-    t5->offset_bias = qv_allocate(c->num_heads * offsets, sizeof(float));
-    if (t5->offset_bias == NULL) {
+    float *bias = qv_allocate(c->num_heads * offsets, sizeof *bias);
+    if (bias == NULL) {
         return qv_fail_memory(err, "the relative position bias");
     }
     for (size_t h = 0; h < c->num_heads; h++) {
         for (size_t i = 0; i < offsets; i++) {
             size_t bucket = offset_bucket(c, (ptrdiff_t)i - (ptrdiff_t)c->max_distance);
-            qv_tensor_read(t5->offset_bias + h * offsets + i, table, bucket * c->num_heads + h, 1);
+            qv_tensor_read(bias + h * offsets + i, table, bucket * c->num_heads + h, 1);
         }
     }
-    return QV_OK;
-}
-
-/* bias [H, M, M]: row t of a head is the head's line of offsets -(M - 1) .. M - 1, read from offset -t on. */
-static void spread_bias(const t5_encoder *t5, qv_call *call, float *bias, float *line, size_t M) {
-    size_t reach = t5->config.max_distance;
-    for (size_t h = 0; h < t5->config.num_heads; h++) {
-        const float *offsets = t5->offset_bias + h * (2 * reach + 1);
-        for (size_t i = 0; i < M; i++) {
-            size_t distance = i < reach ? i : reach;
-            line[M - 1 + i] = offsets[reach + distance];
-            line[M - 1 - i] = offsets[reach - distance];
-        }
-        for (size_t t = 0; t < M; t++) {
-            call->ops->copy(call, bias + (h * M + t) * M, M, line + (M - 1 - t), M, 1, M);
-        }
-    }
+    qv_status status = qv_vector_copy(t5->base.ops, &t5->offset_bias, bias, c->num_heads * offsets, table->name, err);
+    qv_free(bias);
+    return status;
 }
 
 static void run_block(const t5_encoder *t5, const qv_text_block *block, qv_call *call, const qv_text_batch *batch,
@@ -110,12 +95,11 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
     t5_activations own;
     own.gate = qv_arena_floats(arena, c->gated ? R * c->d_ff : 0);
     own.bias = qv_arena_floats(arena, c->num_heads * M * M);
-    own.line = qv_arena_floats(arena, 2 * M - 1);
     if (arena->base == NULL) {
         return QV_OK;
     }
     call->ops->embedding(call, a.x, &t5->shared, batch->ids, NULL, R, D);
-    spread_bias(t5, call, own.bias, own.line, M);
+    call->ops->relative_bias(call, own.bias, t5->offset_bias.data, c->max_distance, c->num_heads, M);
     for (size_t n = 0; n < c->num_layers; n++) {
         QV_CHECK_STOPPED(call, err);
         run_block(t5, &encoder->blocks[n], call, batch, &a, &own);
@@ -127,8 +111,8 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
 
 static void free_own(qv_text_encoder *encoder) {
     t5_encoder *t5 = (t5_encoder *)encoder;
-    qv_free(t5->offset_bias);
-    qv_vector_free(&t5->final_norm);
+    qv_vector_free(encoder->ops, &t5->offset_bias);
+    qv_vector_free(encoder->ops, &t5->final_norm);
 }
 
 static const qv_text_architecture architecture = {"T5Encoder", forward, free_own};
@@ -170,6 +154,7 @@ static void load_block(qv_text_block *block, const qv_t5_config *c, qv_text_load
     static const char *const plain[] = {"wi"}, *const gated[] = {"wi_0", "wi_1"};
     size_t inner = c->num_heads * c->d_kv;
     char stem[96];
+    qv_next_block(loader->ops);
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.", n);
     qv_text_vector(loader, &block->attention_norm.weight, stem, "layer_norm.weight", c->d_model);
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.SelfAttention.", n);

@@ -93,8 +93,9 @@ static void plan_batch(const qv_text_encoder *encoder, qv_call *call, qv_text_ba
     size_t rows = batch->B * batch->M;
     call->scratch = qv_arena_take(
         arena, encoder->ops->scratch_bytes(call->lanes, rows, depth(encoder), batch->M, encoder->d), 1);
-    batch->ids = qv_arena_take(arena, rows, sizeof *batch->ids);
-    batch->mask = qv_arena_take(arena, rows, sizeof *batch->mask);
+    batch->ids = qv_arena_take_host(arena, rows, sizeof *batch->ids);
+    batch->mask = qv_arena_take_host(arena, rows, sizeof *batch->mask);
+    batch->output = qv_arena_floats(arena, qv_place_size(encoder->ops, batch->B * encoder->output_width));
 }
 
 qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *ids, const int64_t *mask, size_t B,
@@ -107,7 +108,7 @@ qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *id
     size_t rows = ROWS_A_PASS / M < 1 ? 1 : ROWS_A_PASS / M < B ? ROWS_A_PASS / M : B;
     const float *states = NULL;
     qv_text_batch batch = {.B = rows, .M = columns_kept(mask, B, M)};
-    qv_arena measure = {NULL, 0, 0, false};
+    qv_arena measure = {.base = NULL};
     call->ops = encoder->ops;
     call->lanes = count_lanes(encoder, rows * batch.M);
     plan_batch(encoder, call, &batch, &measure);
@@ -115,22 +116,26 @@ qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *id
     if (status != QV_OK) {
         return status;
     }
-    qv_arena arena = qv_arena_acquire(&encoder->arenas, measure.used);
-    if (arena.base == NULL || measure.overflow) {
-        qv_arena_release(&encoder->arenas, &arena);
+    qv_arena arena = qv_arena_acquire(&encoder->arenas, &measure);
+    if (arena.base == NULL) {
         return qv_fail_memory(err, "the activations of a text encoder");
     }
+    status = qv_call_begin(call, err);
+    bool begun = status == QV_OK;
     for (size_t first = 0; first < B && status == QV_OK; first += rows) {
         batch.first = first;
         batch.B = B - first < rows ? B - first : rows;
         batch.M = columns_kept(mask != NULL ? mask + first * M : NULL, batch.B, M);
-        arena.used = 0;
+        arena.used = arena.host_used = 0;
         plan_batch(encoder, call, &batch, &arena);
         fill_batch(&batch, ids, mask, M);
         status = architecture->forward(encoder, call, &batch, &arena, &states, err);
         if (status == QV_OK) {
             status = finish(context, call, states, &batch, err);
         }
+    }
+    if (begun) {
+        status = qv_call_end(call, status, err);
     }
     qv_arena_release(&encoder->arenas, &arena);
     return status;
@@ -148,13 +153,18 @@ static qv_status hand_out(void *context, qv_call *call, const float *states, con
     size_t D = output->D;
     (void)err;
     for (size_t b = 0; b < batch->B; b++) {
-        for (size_t m = 0; m < output->M; m++) {
-            float *row = output->out + ((batch->first + b) * output->M + m) * D;
-            if (m < batch->M && batch->mask[b * batch->M + m] != 0) {
-                call->ops->copy(call, row, D, states + (b * batch->M + m) * D, D, 1, D);
-            } else {
-                memset(row, 0, D * sizeof *row);
+        const uint8_t *mask = batch->mask + b * batch->M;
+        float *out = output->out + (batch->first + b) * output->M * D;
+        for (size_t m = 0, run; m < output->M; m += run) {
+            run = 1;
+            if (m >= batch->M || mask[m] == 0) {
+                memset(out + m * D, 0, D * sizeof *out);
+                continue;
             }
+            while (m + run < batch->M && mask[m + run] != 0) {
+                run++;
+            }
+            qv_take_floats(call, out + m * D, states + (b * batch->M + m) * D, run * D);
         }
     }
     return QV_OK;
@@ -166,9 +176,9 @@ qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, co
     return qv_text_run(encoder, call, ids, mask, B, M, hand_out, &output, err);
 }
 
-void qv_text_free_norm(qv_text_norm *norm) {
-    qv_vector_free(&norm->weight);
-    qv_vector_free(&norm->bias);
+void qv_text_free_norm(const qv_ops *ops, qv_text_norm *norm) {
+    qv_vector_free(ops, &norm->weight);
+    qv_vector_free(ops, &norm->bias);
 }
 
 void qv_text_free(qv_text_encoder *encoder) {
@@ -177,12 +187,12 @@ void qv_text_free(qv_text_encoder *encoder) {
     }
     for (size_t n = 0; n < encoder->L; n++) {
         qv_text_block *block = &encoder->blocks[n];
-        qv_text_free_norm(&block->attention_norm);
-        qv_text_free_norm(&block->feed_forward_norm);
-        encoder->ops->linear_free(&block->qkv);
-        encoder->ops->linear_free(&block->o);
-        encoder->ops->linear_free(&block->hidden);
-        encoder->ops->linear_free(&block->output);
+        qv_text_free_norm(encoder->ops, &block->attention_norm);
+        qv_text_free_norm(encoder->ops, &block->feed_forward_norm);
+        qv_linear_weight *layers[] = {&block->qkv, &block->o, &block->hidden, &block->output};
+        for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
+            encoder->ops->linear_free(encoder->ops, layers[i]);
+        }
     }
     qv_free(encoder->blocks);
     qv_arena_cache_clear(&encoder->arenas);
@@ -276,7 +286,7 @@ const qv_tensor *qv_text_tensor(qv_text_loader *loader, const char *stem, const 
 static void load_vector(qv_text_loader *loader, qv_vector *vector, const char *name, size_t size) {
     const qv_tensor *tensor = qv_weights_get(loader->weights, name, 1, size);
     if (loader->status == QV_OK) {
-        loader->status = qv_vector_prepare(vector, tensor, loader->err);
+        loader->status = qv_vector_prepare(loader->ops, vector, tensor, loader->err);
     }
 }
 
@@ -304,7 +314,8 @@ void qv_text_linear(qv_text_loader *loader, qv_linear_weight *weight, const char
         }
     }
     if (loader->status == QV_OK && loader->weights->problems == 0) {
-        loader->status = loader->ops->linear_prepare(weight, sources, parts, loader->precision, loader->err);
+        const qv_ops *ops = loader->ops;
+        loader->status = ops->linear_prepare(ops, weight, sources, parts, loader->precision, loader->err);
     }
 }
 
@@ -356,6 +367,7 @@ void *qv_text_create(size_t size, const qv_text_architecture *architecture, cons
     memset(blocks, 0, sizes->L * sizeof *blocks);
     encoder->architecture = architecture;
     encoder->ops = ops;
+    encoder->arenas.memory = ops->memory;
     encoder->width = sizes->D;
     encoder->vocab_size = sizes->vocab_size;
     encoder->max_tokens = sizes->positions;

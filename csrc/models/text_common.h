@@ -15,6 +15,7 @@ typedef struct {
     int32_t *ids;            /* [B, M], each below the vocabulary's size */
     uint8_t *mask;           /* [B, M], 1: a token, 0: padding; at least one token a row */
     const uint8_t *key_mask; /* mask, or NULL where nothing is padding */
+    float *output;           /* [B, widest output], where `finish` cannot let the ops write to the caller's memory */
     size_t B, M;
 } qv_text_batch;
 
@@ -48,6 +49,7 @@ struct qv_text_encoder {
     const qv_text_architecture *architecture;
     const qv_ops *ops;
     size_t width;          /* D of the states */
+    size_t output_width;   /* of the widest row that a finish of the architecture's own makes by an op; 0: none */
     size_t vocab_size;     /* ids are below it */
     size_t max_tokens;     /* M is at most this; 0: the architecture has no limit, and a call one of 4096 */
     size_t H, d, F;        /* H d need not be D */
@@ -111,7 +113,7 @@ void qv_text_linear(qv_text_loader *loader, qv_linear_weight *weight, const char
                     size_t parts, size_t columns, size_t depth, bool bias);
 
 void qv_text_load_norm(qv_text_loader *loader, qv_text_norm *norm, const char *stem, const char *name, size_t size);
-void qv_text_free_norm(qv_text_norm *norm);
+void qv_text_free_norm(const qv_ops *ops, qv_text_norm *norm);
 
 /* What the configs of BERT and CLIP say alike; sizes may be 0, then the weights say. */
 typedef struct {

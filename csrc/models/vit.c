@@ -15,9 +15,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Rows that go through a layer together: enough to use the product's full speed, few enough to stay in the cache. */
-#define CHUNK_ROWS ((size_t)1200)
-
 /* ---- weights ---- */
 
 typedef struct {
@@ -43,7 +40,7 @@ static void load_vector(loader *load, qv_vector *vector, size_t block, const cha
     char full[256];
     const qv_tensor *tensor = qv_weights_get(load->weights, name_of(full, sizeof full, load, block, name), 1, n);
     if (load->status == QV_OK) {
-        load->status = qv_vector_prepare(vector, tensor, load->err);
+        load->status = qv_vector_prepare(load->vit->ops, vector, tensor, load->err);
     }
 }
 
@@ -59,8 +56,8 @@ static const qv_tensor *get_vector(loader *load, size_t block, const char *name,
 
 static void prepare(loader *load, qv_linear_weight *weight, const qv_linear_source *sources, size_t parts) {
     if (load->status == QV_OK) {
-        load->status =
-            load->vit->ops->linear_prepare(weight, sources, parts, load->precision, load->err);
+        const qv_ops *ops = load->vit->ops;
+        load->status = ops->linear_prepare(ops, weight, sources, parts, load->precision, load->err);
     }
 }
 
@@ -161,6 +158,7 @@ static void load_block(loader *load, size_t i) {
     }
     load_norm(load, &block->norm1_weight, &block->norm1_bias, i, clip ? "layer_norm1" : "norm1", D);
     load_norm(load, &block->norm2_weight, &block->norm2_bias, i, clip ? "layer_norm2" : "norm2", D);
+    qv_next_block(vit->ops);
     load_qkv(load, block, i);
     load_out(load, block, i);
     load_linear(load, &block->fc1, i, "mlp.fc1", F, D, true);
@@ -194,10 +192,10 @@ static void load_embeddings(loader *load) {
     }
     prepare(load, &vit->patch_embedding, &source, 1);
     if (load->status == QV_OK) {
-        load->status = qv_vector_prepare(&vit->class_embedding, class_embedding, load->err);
+        load->status = qv_vector_prepare(vit->ops, &vit->class_embedding, class_embedding, load->err);
     }
     if (load->status == QV_OK) {
-        load->status = qv_vector_prepare(&vit->position_embedding, positions, load->err);
+        load->status = qv_vector_prepare(vit->ops, &vit->position_embedding, positions, load->err);
     }
 }
 
@@ -222,7 +220,7 @@ static qv_status check_config(const qv_vit_config *config, qv_error *err) {
 
 qv_status qv_vit_init(qv_vit *vit, const qv_vit_config *config, const qv_ops *ops, qv_precision precision,
                       qv_weights *weights, const char *prefix, qv_error *err) {
-    *vit = (qv_vit){.config = *config, .ops = ops};
+    *vit = (qv_vit){.config = *config, .ops = ops, .arenas.memory = ops->memory};
     qv_status status = check_config(config, err);
     if (status != QV_OK) {
         return status;
@@ -254,8 +252,8 @@ static void free_block(const qv_ops *ops, qv_vit_block *block) {
                             &block->norm2_bias,   &block->reduce_norm_weight, &block->reduce_norm_bias};
     qv_linear_weight *layers[] = {&block->qkv, &block->out, &block->fc1, &block->fc2, &block->reduce1, &block->reduce2};
     for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(vectors[i]);
-        ops->linear_free(layers[i]);
+        qv_vector_free(ops, vectors[i]);
+        ops->linear_free(ops, layers[i]);
     }
 }
 
@@ -268,11 +266,11 @@ void qv_vit_free(qv_vit *vit) {
     }
     qv_free(vit->blocks);
     vit->blocks = NULL;
-    vit->ops->linear_free(&vit->patch_embedding);
+    vit->ops->linear_free(vit->ops, &vit->patch_embedding);
     qv_vector *vectors[] = {&vit->class_embedding, &vit->position_embedding, &vit->pre_norm_weight,
                             &vit->pre_norm_bias,   &vit->post_norm_weight,   &vit->post_norm_bias};
     for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(vectors[i]);
+        qv_vector_free(vit->ops, vectors[i]);
     }
     qv_arena_cache_clear(&vit->arenas);
 }
@@ -293,6 +291,11 @@ typedef struct {
     float *instruct_kv;     /* [pairs, M, 2 D] */
     size_t *kv_index;       /* [pairs] */
     void *scratch;
+    /* Where the ops cannot work on the caller's memory: */
+    float *pixels;    /* [images, 3, S, S] */
+    float *questions; /* [pairs, M, Dt] */
+    float *attention; /* the largest window of any tap, for a chunk */
+    float *normed_out, *pooled; /* [sequences, T, D], [sequences, D] */
     size_t wide_columns;
 } vit_plan;
 
@@ -313,9 +316,34 @@ static size_t count_rows(qv_arena *arena, size_t a, size_t b) {
     return rows;
 }
 
+/* Items of the largest window of attention that is wanted of one block, for a chunk. */
+static size_t attention_items(qv_arena *arena, const qv_vit *vit, const qv_vit_request *request, size_t sequences) {
+    size_t largest = 0;
+    for (size_t i = 0; i < vit->config.L; i++) {
+        const qv_vit_tap *tap = &request->taps[i];
+        if (tap->attention != NULL) {
+            size_t items = count_rows(arena, sequences * vit->config.H, tap->row_count * tap->column_count);
+            largest = items > largest ? items : largest;
+        }
+    }
+    return largest;
+}
+
+static void lay_out_places(vit_plan *plan, qv_arena *arena, const qv_vit *vit, const qv_vit_request *request,
+                           size_t sequences) {
+    const qv_ops *ops = vit->ops;
+    size_t side = vit->config.image_size, D = vit->config.D, rows = count_rows(arena, sequences, vit->T);
+    size_t tokens = count_rows(arena, plan->pairs, request->M);
+    plan->pixels = qv_arena_floats(arena, qv_place_size(ops, plan->images * 3 * side * side));
+    plan->questions = qv_arena_floats(arena, qv_place_size(ops, tokens * vit->config.instruction_dim));
+    plan->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(arena, vit, request, sequences)));
+    plan->normed_out = qv_arena_floats(arena, qv_place_size(ops, request->normed != NULL ? rows * D : 0));
+    plan->pooled = qv_arena_floats(arena, qv_place_size(ops, sequences * D));
+}
+
 static void lay_out(vit_plan *plan, qv_arena *arena, const qv_vit *vit, const qv_call *call, const qv_vit_request *request) {
     size_t T = vit->T, D = vit->config.D, p = vit->config.patch_size;
-    size_t limit = CHUNK_ROWS / T < 1 ? 1 : CHUNK_ROWS / T;
+    size_t limit = vit->ops->chunk_rows / T < 1 ? 1 : vit->ops->chunk_rows / T;
     plan->images = even_chunk(request->image_count, limit);
     plan->pairs = request->pair_count == 0 ? 0 : at_most(request->pair_count, limit);
     size_t sequences = plan->images > plan->pairs ? plan->images : plan->pairs;
@@ -332,11 +360,12 @@ static void lay_out(vit_plan *plan, qv_arena *arena, const qv_vit *vit, const qv
     plan->instruct_hidden = qv_arena_take(arena, tokens, vit->reduce_width * sizeof(float));
     plan->instruct = qv_arena_take(arena, tokens, D * sizeof(float));
     plan->instruct_kv = qv_arena_take(arena, tokens, 2 * D * sizeof(float));
-    plan->kv_index = qv_arena_take(arena, plan->pairs, sizeof(size_t));
+    plan->kv_index = qv_arena_take_host(arena, plan->pairs, sizeof(size_t));
     size_t deepest = plan->wide_columns > vit->config.instruction_dim ? plan->wide_columns : vit->config.instruction_dim;
     deepest = vit->reduce_width > deepest ? vit->reduce_width : deepest;
     plan->scratch = qv_arena_take(arena, vit->ops->scratch_bytes(call->lanes, rows > tokens ? rows : tokens, deepest,
                                                                  T + request->M, D / vit->config.H), 1);
+    lay_out_places(plan, arena, vit, request, sequences);
 }
 
 /* ---- forward ---- */
@@ -364,9 +393,10 @@ static qv_status embed(const qv_vit *vit, qv_call *call, const vit_plan *plan, c
                        qv_error *err) {
     const qv_ops *ops = call->ops;
     size_t D = vit->config.D, S = vit->config.image_size, p = vit->config.patch_size, T = vit->T;
+    const float *pixels = qv_give_floats(call, plan->pixels, images, B * 3 * S * S);
     for (size_t b = 0; b < B; b++) {
         float *x = plan->x_image + b * T * D;
-        ops->patches(call, plan->wide, images + b * 3 * S * S, S, S, p);
+        ops->patches(call, plan->wide, pixels + b * 3 * S * S, S, S, p);
         qv_epilogue positions = {.residual = vit->position_embedding.data + D, .ld_residual = D};
         ops->linear(call, x + D, D, plan->wide, 3 * p * p, &vit->patch_embedding, 0, D, &positions, vit->P);
         ops->copy(call, x, D, vit->class_embedding.data, D, 1, D);
@@ -441,7 +471,11 @@ static void attend(const qv_vit *vit, qv_call *call, const vit_plan *plan, const
         a.row_count = tap->row_count;
         a.first_column = tap->first_column;
         a.column_count = tap->column_count;
-        a.probabilities = tap->attention + s->first * a.H * a.row_count * a.column_count;
+        float *host = tap->attention + s->first * a.H * a.row_count * a.column_count;
+        a.probabilities = qv_output_place(call, plan->attention, host);
+        call->ops->attention(call, &a);
+        qv_take_floats(call, host, a.probabilities, s->B * a.H * a.row_count * a.column_count);
+        return;
     }
     call->ops->attention(call, &a);
 }
@@ -490,24 +524,33 @@ static qv_status run_block(const qv_vit *vit, qv_call *call, const vit_plan *pla
     qv_status status = finish_block(vit, call, plan, block, s, ld, class_token, err);
     if (status == QV_OK && tap->hidden != NULL) {
         size_t D = vit->config.D, T = vit->T;
-        call->ops->copy(call, tap->hidden + s->first * T * D, D, s->x, D, s->B * T, D);
+        qv_take_floats(call, tap->hidden + s->first * T * D, s->x, s->B * T * D);
     }
     return status;
 }
 
 /* The final norm and whatever is wanted after the last block. */
-static void hand_out(const qv_vit *vit, qv_call *call, const qv_vit_request *request, const sequences *s) {
+static void hand_out(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_request *request,
+                     const sequences *s) {
     const qv_ops *ops = call->ops;
     size_t D = vit->config.D, T = vit->T;
     const float *weight = vit->post_norm_weight.data, *bias = vit->post_norm_bias.data;
     if (request->last != NULL) {
-        ops->copy(call, request->last + s->first * T * D, D, s->x, D, s->B * T, D);
+        qv_take_floats(call, request->last + s->first * T * D, s->x, s->B * T * D);
+    }
+    if (request->embeddings != NULL) {
+        float *out = request->embeddings + s->first * T * D;
+        ops->layer_norm(call, out, D, s->x, D, weight, bias, vit->config.eps, s->B * T, D);
     }
     if (request->normed != NULL) {
-        ops->layer_norm(call, request->normed + s->first * T * D, D, s->x, D, weight, bias, vit->config.eps, s->B * T, D);
+        float *host = request->normed + s->first * T * D, *out = qv_output_place(call, plan->normed_out, host);
+        ops->layer_norm(call, out, D, s->x, D, weight, bias, vit->config.eps, s->B * T, D);
+        qv_take_floats(call, host, out, s->B * T * D);
     }
     if (request->pooled != NULL) {
-        ops->layer_norm(call, request->pooled + s->first * D, D, s->x, T * D, weight, bias, vit->config.eps, s->B, D);
+        float *host = request->pooled + s->first * D, *out = qv_output_place(call, plan->pooled, host);
+        ops->layer_norm(call, out, D, s->x, T * D, weight, bias, vit->config.eps, s->B, D);
+        qv_take_floats(call, host, out, s->B * D);
     }
 }
 
@@ -519,7 +562,7 @@ typedef struct {
 
 static vit_reach find_reach(const qv_vit *vit, const qv_vit_request *request) {
     size_t L = vit->config.L;
-    bool all = request->last != NULL || request->normed != NULL;
+    bool all = request->last != NULL || request->normed != NULL || request->embeddings != NULL;
     if (all || request->pooled != NULL || request->taps[L - 1].hidden != NULL) {
         bool whole = all || request->taps[L - 1].hidden != NULL;
         return (vit_reach){L, whole ? WHOLE : CLASS_TOKEN};
@@ -544,11 +587,13 @@ static qv_status run_pairs(const qv_vit *vit, qv_call *call, const vit_plan *pla
         call->ops->copy(call, plan->x_pair + b * T * D, D, plan->x_image + plan->kv_index[b] * T * D, D, T, D);
     }
     sequences s = {.x = plan->x_pair, .B = B, .first = first, .M = request->M};
+    size_t states = request->M * vit->config.instruction_dim;
+    const float *instruct = qv_give_floats(call, plan->questions, request->instruct + first * states, B * states);
     for (size_t i = vit->first_integrated; i < reach.blocks; i++) {
         bool integrated = vit->blocks[i].integrated;
         s.qkv = i == vit->first_integrated ? plan->qkv_image : NULL;
         s.kv_index = i == vit->first_integrated ? plan->kv_index : NULL;
-        s.instruct = integrated ? request->instruct + first * request->M * vit->config.instruction_dim : NULL;
+        s.instruct = integrated ? instruct : NULL;
         s.instruct_length = integrated ? request->instruct_length + first : NULL;
         block_extent extent = i + 1 == reach.blocks ? reach.last : WHOLE;
         qv_status status = run_block(vit, call, plan, i, &s, &request->taps[i], extent, err);
@@ -557,7 +602,7 @@ static qv_status run_pairs(const qv_vit *vit, qv_call *call, const vit_plan *pla
         }
     }
     if (reach.blocks == vit->config.L) {
-        hand_out(vit, call, request, &s);
+        hand_out(vit, call, plan, request, &s);
     }
     return QV_OK;
 }
@@ -571,7 +616,7 @@ static qv_status run_images(const qv_vit *vit, qv_call *call, const vit_plan *pl
         return status;
     }
     if (request->embedded != NULL) {
-        call->ops->copy(call, request->embedded + first * T * D, D, plan->x_image, D, B * T, D);
+        qv_take_floats(call, request->embedded + first * T * D, plan->x_image, B * T * D);
     }
     sequences s = {.x = plan->x_image, .B = B, .first = first};
     size_t end = at_most(reach.blocks, vit->first_integrated);
@@ -590,7 +635,7 @@ static qv_status run_images(const qv_vit *vit, qv_call *call, const vit_plan *pl
         call->ops->linear(call, plan->qkv_image, 3 * D, plan->normed, D, &block->qkv, 0, 3 * D, &none, B * T);
         QV_CHECK_STOPPED(call, err);
     } else if (reach.blocks == vit->config.L) {
-        hand_out(vit, call, request, &s);
+        hand_out(vit, call, plan, request, &s);
     }
     return QV_OK;
 }
@@ -638,17 +683,20 @@ qv_status qv_vit_forward(const qv_vit *vit, qv_call *call, const qv_vit_request 
         return QV_OK;
     }
     vit_plan plan;
-    qv_arena measured = {NULL, 0, 0, false};
+    qv_arena measured = {.base = NULL};
     lay_out(&plan, &measured, vit, call, request);
     /* The cache is the one part of a model that changes; it is safe to use from many threads. */
     qv_arena_cache *cache = (qv_arena_cache *)&vit->arenas;
-    qv_arena arena = measured.overflow ? measured : qv_arena_acquire(cache, measured.used);
+    qv_arena arena = qv_arena_acquire(cache, &measured);
     if (arena.base == NULL) {
         return qv_fail_memory(err, "the activations of a vision transformer");
     }
     lay_out(&plan, &arena, vit, call, request);
     call->scratch = plan.scratch;
-    qv_status status = run_chunks(vit, call, &plan, request, reach, err);
+    qv_status status = qv_call_begin(call, err);
+    if (status == QV_OK) {
+        status = qv_call_end(call, run_chunks(vit, call, &plan, request, reach, err), err);
+    }
     qv_arena_release(cache, &arena);
     return status;
 }

@@ -71,6 +71,7 @@ typedef struct {
     float *embedded;        /* [image_count, T, D], what enters block 0, or NULL */
     float *last;            /* [B, T, D], what leaves the last block, or NULL */
     float *normed;          /* [B, T, D], the final norm of `last`, or NULL */
+    float *embeddings;      /* [B, T, D], the same in the ops' own memory, or NULL */
     float *pooled;          /* [B, D], the final norm of the class token, or NULL */
 } qv_vit_request;
 

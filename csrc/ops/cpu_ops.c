@@ -12,6 +12,9 @@ static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys
 
 const qv_ops qv_cpu_ops = {
     .name = "cpu",
+    .chunk_rows = 1200, /* more would leave the cache */
+    .give = qv_cpu_move,
+    .take = qv_cpu_move,
     .linear_prepare = qv_cpu_linear_prepare,
     .linear_free = qv_cpu_linear_free,
     .scratch_bytes = scratch_bytes,
@@ -21,6 +24,7 @@ const qv_ops qv_cpu_ops = {
     .attention = qv_cpu_attention,
     .patches = qv_cpu_patches,
     .embedding = qv_cpu_embedding,
+    .relative_bias = qv_cpu_relative_bias,
     .add = qv_cpu_add,
     .activation = qv_cpu_activation,
     .backward_scratch_bytes = qv_cpu_backward_scratch,

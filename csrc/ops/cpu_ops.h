@@ -4,9 +4,9 @@
 
 #include "ops/ops.h"
 
-qv_status qv_cpu_linear_prepare(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
-                                qv_precision precision, qv_error *err);
-void qv_cpu_linear_free(qv_linear_weight *weight);
+qv_status qv_cpu_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
+                                size_t parts, qv_precision precision, qv_error *err);
+void qv_cpu_linear_free(const qv_ops *ops, qv_linear_weight *weight);
 void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
                    const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
 void qv_cpu_attention(qv_call *call, const qv_attention *attention);
@@ -20,11 +20,14 @@ void qv_cpu_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, s
 void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                       size_t n, size_t D);
+void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
 void qv_cpu_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
 
+void qv_cpu_move(qv_call *call, void *out, const void *x, size_t bytes);
+
 void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
-size_t qv_cpu_backward_scratch(size_t lanes, size_t keys);
+size_t qv_cpu_backward_scratch(size_t lanes, size_t keys, size_t H, size_t rows);
 void qv_cpu_linear_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
                             bool accumulate, size_t R, size_t N, size_t K);
 void qv_cpu_layer_norm_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *x,

@@ -42,6 +42,25 @@ void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const i
     }
 }
 
+void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M) {
+    (void)call;
+    for (size_t h = 0; h < H; h++, offsets += 2 * reach + 1) {
+        for (size_t t = 0; t < M; t++) {
+            for (size_t s = 0; s < M; s++) {
+                size_t distance = s > t ? s - t : t - s;
+                distance = distance < reach ? distance : reach;
+                out[s] = offsets[s > t ? reach + distance : reach - distance];
+            }
+            out += M;
+        }
+    }
+}
+
+void qv_cpu_move(qv_call *call, void *out, const void *x, size_t bytes) {
+    (void)call;
+    memcpy(out, x, bytes);
+}
+
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
     (void)call;
     for (size_t i = 0; i < R * D; i++) {

@@ -167,8 +167,8 @@ static qv_status prepare_bias(qv_linear_weight *weight, const qv_linear_source *
     return QV_OK;
 }
 
-qv_status qv_cpu_linear_prepare(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
-                                qv_precision precision, qv_error *err) {
+qv_status qv_cpu_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
+                                size_t parts, qv_precision precision, qv_error *err) {
     const qv_kernels *kernels = qv_kernels_here();
     bool in_bfloat16 = precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16();
     *weight = (qv_linear_weight){.parts = parts,
@@ -191,12 +191,13 @@ qv_status qv_cpu_linear_prepare(qv_linear_weight *weight, const qv_linear_source
         status = prepare_bias(weight, sources, parts, err);
     }
     if (status != QV_OK) {
-        qv_cpu_linear_free(weight);
+        qv_cpu_linear_free(ops, weight);
     }
     return status;
 }
 
-void qv_cpu_linear_free(qv_linear_weight *weight) {
+void qv_cpu_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
+    (void)ops;
     qv_free(weight->owned);
     qv_free(weight->owned_bias);
     qv_free(weight->packed);

@@ -3,7 +3,10 @@
  * Letters, everywhere: B batch, T tokens (queries), S keys, D width, H heads, d head width (D = H d), F feed-forward
  * width, L blocks, P patches, M question tokens, Q questions, R rows (B T of them, as a matrix product sees them).
  * Activations are float32, row-major. Outputs come first, sizes last; `ld` is a row stride in floats.
- * Ops allocate nothing and cannot fail: sizes were checked when the forward pass was planned. */
+ * Ops allocate nothing and cannot fail: sizes were checked when the forward pass was planned.
+ *
+ * What the ops compute on lies in the backend's memory (`memory`); models move nothing in or out but by give and take.
+ * Index arrays (ids, masks, lengths, sets) are always the host's, and an op is done with them when it returns. */
 #ifndef QV_OPS_OPS_H
 #define QV_OPS_OPS_H
 
@@ -52,7 +55,7 @@ typedef struct {
     void *owned_bias;
 } qv_linear_weight;
 
-/* A float32 vector or table: borrowed when the file holds float32, else converted into `owned`. */
+/* A float32 vector or table in the backend's memory: borrowed when the host's file holds float32, else in `owned`. */
 typedef struct {
     const float *data;
     void *owned;
@@ -122,11 +125,25 @@ typedef struct {
 
 struct qv_ops {
     const char *name;
+    const qv_memory *memory; /* what the ops work on; NULL: any memory of the host */
+    size_t chunk_rows;       /* rows to send through a layer together: enough for the product's full speed */
 
+    /* Around the ops of a call, where the backend needs it (else NULL). `end` waits until all is done and all that was
+     * taken is there; it returns `status`, or what went wrong in the ops. */
+    qv_status (*begin)(qv_call *call, qv_error *err);
+    qv_status (*end)(qv_call *call, qv_status status, qv_error *err);
+    /* Host memory into the backend's, and back. What was taken is there after `end`. */
+    void (*give)(qv_call *call, void *to, const void *host, size_t bytes);
+    void (*take)(qv_call *call, void *host, const void *from, size_t bytes);
+
+    /* Host memory into the backend's outside of calls; NULL where `memory` is. */
+    qv_status (*upload)(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
+    /* The layers prepared from here on are used together, after those before them; may be NULL. */
+    void (*next_block)(const qv_ops *ops);
     /* Make a layer of `parts` sources that share K. Borrowed memory must outlive `weight`. */
-    qv_status (*linear_prepare)(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
-                                qv_precision precision, qv_error *err);
-    void (*linear_free)(qv_linear_weight *weight);
+    qv_status (*linear_prepare)(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
+                                size_t parts, qv_precision precision, qv_error *err);
+    void (*linear_free)(const qv_ops *ops, qv_linear_weight *weight);
 
     /* Scratch for products of up to `rows` rows and `depth` deep and attention over up to `keys` keys. */
     size_t (*scratch_bytes)(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width);
@@ -146,9 +163,13 @@ struct qv_ops {
 
     /* out [P, 3 p p] = the p x p patches of image [3, H, W], channels outermost, row by row */
     void (*patches)(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
-    /* out [n, D] = table[ids[i]] (+ positions[i], [n, D], when given); ids were checked against the table's rows */
+    /* out [n, D] = table[ids[i]] (+ positions[i], [n, D], when given); ids were checked against the table's rows. The
+     * table is the host's wherever the ops work: of a vocabulary, a call needs a few rows. */
     void (*embedding)(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                       size_t n, size_t D);
+    /* out [H, M, M]: query t's bias for key s is offsets[h][reach + s - t], s - t kept within -reach .. reach;
+     * offsets [H, 2 reach + 1] */
+    void (*relative_bias)(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
     /* out [R, D] += x [R, D] */
     void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
     /* out [R, D] = x [R, D]; ld_x 0 repeats one row */
@@ -157,8 +178,8 @@ struct qv_ops {
     void (*activation)(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 
     /* Gradients of what goes in, from the gradients of what comes out; weights are constants, theirs are not computed.
-     * Scratch for attention_backward over up to `keys` keys: */
-    size_t (*backward_scratch_bytes)(size_t lanes, size_t keys);
+     * Scratch for attention_backward over up to `keys` keys, with d_k over up to `rows` queries and keys of H heads: */
+    size_t (*backward_scratch_bytes)(size_t lanes, size_t keys, size_t H, size_t rows);
     /* y = x W^T: dx [R, K] = dy [R, N] W [N, K], added to what is in dx where `accumulate` */
     void (*linear_backward)(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
                             bool accumulate, size_t R, size_t N, size_t K);
@@ -187,8 +208,28 @@ const char *qv_cpu_kernels(qv_precision precision);
 bool qv_cpu_has_bfloat16(void);
 
 /* A vector of the weights as float32. A NULL tensor (a problem that qv_weights_check will report) gives NULL data. */
-qv_status qv_vector_prepare(qv_vector *vector, const qv_tensor *tensor, qv_error *err);
-void qv_vector_free(qv_vector *vector);
+qv_status qv_vector_prepare(const qv_ops *ops, qv_vector *vector, const qv_tensor *tensor, qv_error *err);
+/* A vector of its own from data [count]; `name` says in an error what it is. */
+qv_status qv_vector_copy(const qv_ops *ops, qv_vector *vector, const float *data, size_t count, const char *name,
+                         qv_error *err);
+void qv_vector_free(const qv_ops *ops, qv_vector *vector);
+
+static inline void qv_next_block(const qv_ops *ops) {
+    if (ops->next_block != NULL) {
+        ops->next_block(ops);
+    }
+}
+
+/* Before a call's first op and after its last. */
+qv_status qv_call_begin(qv_call *call, qv_error *err);
+qv_status qv_call_end(qv_call *call, qv_status status, qv_error *err);
+/* host [count] where the ops can read it: itself, or copied to `place`, which backends with a memory of their own need. */
+const float *qv_give_floats(qv_call *call, float *place, const float *host, size_t count);
+/* Where an op is to write what the caller will have at `host`: there, or at `place`, and then to be taken. */
+float *qv_output_place(const qv_call *call, float *place, float *host);
+void qv_take_floats(qv_call *call, float *host, const float *from, size_t count);
+/* `count` where the ops cannot work on the caller's memory, else 0: the size of a place. */
+size_t qv_place_size(const qv_ops *ops, size_t count);
 
 /* Whether the call was told to stop: asks poll at most every few milliseconds. */
 bool qv_call_stopped(qv_call *call);

@@ -120,8 +120,10 @@ static void itm_dealloc(BlipItmObject *self) {
 
 static void image_dealloc(BlipImageObject *self) {
     PyTypeObject *type = Py_TYPE(self);
-    qv_blip_image_free(&self->image);
-    Py_XDECREF(self->owner);
+    if (self->owner != NULL) {
+        qv_blip_image_free(&self->image, &self->owner->model);
+        Py_DECREF(self->owner);
+    }
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -143,13 +145,16 @@ static BlipImageObject *new_image(BlipItmObject *self) {
     return image;
 }
 
-/* Cross keys and values of an image whose embeddings, or else whose pixels, are given. */
-static PyObject *finish_image(BlipItmObject *self, BlipImageObject *image, const float *pixels) {
+/* What questions share, of an image whose pixels, or else whose embeddings, are given. */
+static PyObject *finish_image(BlipItmObject *self, BlipImageObject *image, const float *pixels,
+                              const float *embeddings) {
     qv_error err;
     qv_call call = {.ops = self->model.ops, .lanes = qv_thread_count()};
     qvpy_poll poll;
     qvpy_release(&poll, &call);
-    qv_status status = pixels != NULL ? qv_blip_embed_image(&self->model, &call, &image->image, pixels, &err) : QV_OK;
+    qv_status status = pixels != NULL
+                           ? qv_blip_embed_image(&self->model, &call, &image->image, pixels, &err)
+                           : qv_blip_set_embeddings(&self->model, &call, &image->image, embeddings, &err);
     if (status == QV_OK) {
         status = qv_blip_cross_attend(&self->model, &call, &image->image, &err);
     }
@@ -175,7 +180,7 @@ static PyObject *itm_encode_image(BlipItmObject *self, PyObject *object) {
                      (Py_ssize_t)size);
     } else {
         BlipImageObject *image = new_image(self);
-        result = image != NULL ? finish_image(self, image, PyArray_DATA(pixels)) : NULL;
+        result = image != NULL ? finish_image(self, image, PyArray_DATA(pixels), NULL) : NULL;
     }
     Py_DECREF(pixels);
     return result;
@@ -193,10 +198,7 @@ static PyObject *itm_image_from_embeddings(BlipItmObject *self, PyObject *object
                      (Py_ssize_t)PyArray_DIM(embeddings, 0), (Py_ssize_t)PyArray_DIM(embeddings, 1), S, width);
     } else {
         BlipImageObject *image = new_image(self);
-        if (image != NULL) {
-            memcpy(image->image.embeddings, PyArray_DATA(embeddings), S * width * sizeof(float));
-            result = finish_image(self, image, NULL);
-        }
+        result = image != NULL ? finish_image(self, image, NULL, PyArray_DATA(embeddings)) : NULL;
     }
     Py_DECREF(embeddings);
     return result;
@@ -205,9 +207,20 @@ static PyObject *itm_image_from_embeddings(BlipItmObject *self, PyObject *object
 static PyObject *image_embeddings(BlipImageObject *self, void *unused) {
     (void)unused;
     size_t shape[2] = {self->image.S, self->owner->model.vision.config.D};
+    const qv_blip *model = &self->owner->model;
     PyArrayObject *array = qvpy_new_floats(2, shape);
-    if (array != NULL) {
-        memcpy(PyArray_DATA(array), self->image.embeddings, shape[0] * shape[1] * sizeof(float));
+    if (array == NULL) {
+        return NULL;
+    }
+    qv_error err;
+    qv_call call = {.ops = model->ops, .lanes = 1};
+    qv_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qv_blip_get_embeddings(model, &call, PyArray_DATA(array), &self->image, &err);
+    Py_END_ALLOW_THREADS
+    if (status != QV_OK) {
+        Py_DECREF(array);
+        return qvpy_raise(&err);
     }
     return (PyObject *)array;
 }

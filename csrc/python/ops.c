@@ -88,7 +88,7 @@ typedef struct {
 static void free_layer(PyObject *capsule) {
     layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
     if (object != NULL) {
-        qv_cpu_ops.linear_free(&object->weight);
+        qv_cpu_ops.linear_free(&qv_cpu_ops, &object->weight);
         qvpy_weights_release(&object->source);
         PyMem_Free(object);
     }
@@ -138,7 +138,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
         sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale};
     }
     qv_error err;
-    if (qv_cpu_ops.linear_prepare(&object->weight, sources, (size_t)parts, precision, &err) != QV_OK) {
+    if (qv_cpu_ops.linear_prepare(&qv_cpu_ops, &object->weight, sources, (size_t)parts, precision, &err) != QV_OK) {
         Py_DECREF(capsule);
         return qvpy_raise(&err);
     }

@@ -235,7 +235,7 @@ static PyObject *attention_backward(PyObject *module, PyObject *arguments) {
     d_v = keys ? new_like(held.arrays[1]) : NULL;
     A = qvpy_new_floats(4, shape);
     G = qvpy_new_floats(4, shape);
-    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, all), 1);
+    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, all, 0, 0), 1);
     if (d_q == NULL || (keys && (d_k == NULL || d_v == NULL)) || A == NULL || G == NULL || call.scratch == NULL) {
         PyErr_NoMemory();
         goto done;
