@@ -12,19 +12,30 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, build_info, set_num_threads
+from .completion import SHELLS
 from .files import write_whole
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .heatmaps import HeatmapResult
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
+EPILOG = """\
+example: qavit heatmap street.jpg -q "where is the car?" -o out/
+Each command's --help shows another. Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted.
+"""
+
 logger = logging.getLogger("qavit")
+
+
+class UsageError(Exception):
+    """A command that cannot be meant, whatever the files hold."""
 
 
 class Job(NamedTuple):
@@ -40,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.completion:
-        print(completion_script(parser, options.completion))
+        from .completion import script
+
+        print(script(parser, options.completion))
         return OK
     if options.command is None:
         parser.print_help()
@@ -58,13 +71,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except UsageError as error:
+        print(f"qavit {options.command}: {error}", file=sys.stderr)
+        return USAGE
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError, ImportError) as error:
         if options.verbose:
             raise
-        print(f"qavit: {error}", file=sys.stderr)
+        print(f"qavit: {one_line(error)}", file=sys.stderr)
         return SOME_FAILED
     finally:
         warnings.showwarning = shown
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, as a person says it: without the number that the system gives it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def show_warning(message: Any, *_: Any, **__: Any) -> None:
@@ -80,11 +103,14 @@ def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, metavar="N", help="width of the thread pool (default: the CPUs there are)")
     common.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    from .plots import KINDS
+
     parser = argparse.ArgumentParser(
-        prog="qavit", description="Where a vision model looks for a question.", parents=[common], allow_abbrev=False
-    )
+        prog="qavit", description="Where a vision model looks for a question.", parents=[common], allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"qavit {__version__}")
-    parser.add_argument("--completion", choices=("bash", "zsh", "fish"), help="print a completion script for a shell")
+    parser.add_argument("--completion", choices=SHELLS, help="print a completion script: source <(qavit --completion bash)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
@@ -102,11 +128,14 @@ def make_parser() -> argparse.ArgumentParser:
     heatmap.add_argument("-q", "--question", action="append", default=[], dest="question", help="may be given many times")
     heatmap.add_argument("--questions", metavar="FILE", help='JSON lines: {"image": ..., "question": ...}')
     heatmap.add_argument("-o", "--out", default="out", metavar="DIR", help="where to write (default: out)")
-    heatmap.add_argument("--block", type=int, help="whose attention (default: one that knows the question)")
+    heatmap.add_argument("--block", type=int, metavar="N", help="whose attention (default: one that knows the question)")
     heatmap.add_argument("--readout", choices=("class", "question"), help="what is read from the attention")
     heatmap.add_argument("--heads", default="mean", help="mean, max or a number")
-    heatmap.add_argument("--kind", help="the kind of figure (default: panels for one question, else questions)")
-    heatmap.add_argument("--cmap", default="jet", help="a matplotlib colormap")
+    heatmap.add_argument(
+        "--kind", choices=KINDS, metavar="KIND",
+        help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
+    )  # fmt: skip
+    heatmap.add_argument("--cmap", default="jet", metavar="NAME", help="a matplotlib colormap (default: jet)")
     heatmap.add_argument(
         "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
     )
@@ -118,29 +147,32 @@ def make_parser() -> argparse.ArgumentParser:
     add_model_options(heatmap)
 
     demo = add("demo", run_demo_command, "the bundled model on its own picture, or on yours", "qavit demo -o out/")
-    demo.add_argument("-o", "--out", default="out", metavar="DIR")
-    demo.add_argument("--image", metavar="IMAGE")
+    demo.add_argument("-o", "--out", default="out", metavar="DIR", help="where to write (default: out)")
+    demo.add_argument("--image", metavar="IMAGE", help="your own picture (default: a scene that comes with the model)")
     demo.add_argument("--questions", metavar="TEXT", help="separated by semicolons")
-    demo.add_argument("-q", "--question", action="append", default=[])
-    demo.add_argument("--block", type=int)
+    demo.add_argument("-q", "--question", action="append", default=[], help="may be given many times")
+    demo.add_argument("--block", type=int, metavar="N", help="whose attention (default: the one that points best)")
+    demo.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
     convert = add(
         "convert", run_convert, "write a model as one folder that is mapped in place",
         "qavit convert --checkpoint qavit-base2.pth --vision clip-vit-large-patch14-336 --text flan-t5-base -o qavit-base2",
     )  # fmt: skip
-    convert.add_argument("-o", "--out", required=True, metavar="DIR")
+    convert.add_argument("-o", "--out", required=True, metavar="DIR", help="the folder to write")
     convert.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights")
+    convert.add_argument("--json", action="store_true", help="one JSON object on standard output")
     add_model_options(convert, precision=False)
 
     info = add("info", run_info, "what a model is, or what this build is", "qavit info qavit-base2/")
-    info.add_argument("folder", nargs="?", help="a model; without one, the build")
-    info.add_argument("--json", action="store_true")
+    info.add_argument("folder", nargs="?", help="demo, or a model's folder; without one, this build")
+    info.add_argument("--json", action="store_true", help="one JSON object on standard output")
     add_model_options(info, precision=False, positional=True)
 
     bench = add("bench", run_bench, "time a model on this machine", "qavit bench --model demo --number 3")
     bench.add_argument("--number", type=int, default=3, metavar="Q", help="questions on one picture (default: 3)")
-    bench.add_argument("--repeat", type=int, default=10, metavar="N")
-    bench.add_argument("--json", action="store_true")
+    bench.add_argument("--repeat", type=int, default=10, metavar="N", help="runs, of which the median is told (default: 10)")
+    bench.add_argument("--block", type=int, metavar="N", help="whose attention; later ones take longer")
+    bench.add_argument("--json", action="store_true", help="one JSON object on standard output")
     add_model_options(bench)
     return parser
 
@@ -149,16 +181,18 @@ def add_model_options(parser: argparse.ArgumentParser, precision: bool = True, p
     """The options that choose a model."""
     group = parser.add_argument_group("the model")
     if not positional:
-        group.add_argument("--model", metavar="NAME", help="demo (the default), a converted folder, or a hub name")
+        group.add_argument("--model", metavar="NAME", help="demo (the default), a model's folder, or a hub name")
     group.add_argument("--checkpoint", metavar="FILE", help="a QA-ViT or BLIP-ITM checkpoint")
     group.add_argument("--vision", metavar="DIR", help="a CLIP folder")
     group.add_argument("--text", metavar="DIR", help="a text encoder's folder")
     group.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json or vocab.txt")
     group.add_argument("--config", metavar="JSON", help="what the files do not tell, as a JSON object or a file of one")
-    group.add_argument("--image-size", type=int, metavar="N")
+    group.add_argument("--image-size", type=int, metavar="N", help="another input side than the model was trained at")
     if precision:
-        group.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-        group.add_argument("--device", default="cpu")
+        group.add_argument(
+            "--precision", choices=("float32", "bfloat16"), default="float32", help="of the products (default: float32)"
+        )
+        group.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
 
 
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -187,46 +221,86 @@ def run_heatmap(options: argparse.Namespace) -> int:
     """Draw; a picture that fails is reported and the others go on."""
     jobs = list(make_jobs(options))
     if not jobs:
-        print("qavit heatmap: no pictures; name some, or give --questions FILE", file=sys.stderr)
-        return USAGE
-    out = Path(options.out)
+        raise UsageError("no pictures; name some, or give --questions FILE")
     endings = wanted_endings(options)
     if not endings and not options.json:
-        print("qavit heatmap: --no-figures without --maps, --html or --json leaves nothing to do", file=sys.stderr)
-        return USAGE
+        raise UsageError("--no-figures without --maps, --html or --json leaves nothing to do")
+    out = Path(options.out)
+    if endings:
+        out.mkdir(parents=True, exist_ok=True)
     model = load_model(options)
-    out.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for job in progress(jobs, "pictures"):
+    check_request(model, jobs, options)
+    going = Progress(jobs, "pictures")
+    drawn = ready = failed = 0
+    for job in going:
         targets = [out / f"{job.stem}{ending}" for ending in endings]
         record = out / f".{job.stem}.qavit"
         try:
             request = fingerprint(model, job, options)
             finished = record.is_file() and record.read_text(encoding="utf-8") == request
             if targets and finished and not options.again and not options.json and all(map(Path.exists, targets)):
+                ready += 1
                 logger.info("%s: done already", job.image)
                 continue
             result = ask(model, job, options)
             for target in targets:
-                figure = target.suffix == ".png"
-                look = {"kind": options.kind, "cmap": options.cmap, "image_weight": options.image_weight} if figure else {}
-                result.save(target, **look)
-            write_whole(record, request.encode())
+                result.save(target, **look_of(target, options))
+            if targets:
+                write_whole(record, request.encode())
         except (OSError, ValueError, TypeError) as error:
             if options.verbose:
                 raise
             failed += 1
-            print(f"qavit: {job.image}: {error}", file=sys.stderr)
+            problem = one_line(error)
+            going.say(f"qavit: {problem if job.image in problem else f'{job.image}: {problem}'}", sys.stderr)
             if options.json:
-                print(json.dumps({"image": job.image, "error": str(error)}, ensure_ascii=False), flush=True)
+                going.say(json.dumps({"image": job.image, "error": problem}, ensure_ascii=False))
             continue
+        drawn += 1
         if options.json:
             described = {"image": job.image, "files": [str(target) for target in targets], **result.to_dict()}
-            print(json.dumps(described, ensure_ascii=False), flush=True)
+            going.say(json.dumps(described, ensure_ascii=False))
         else:
             for target in targets:
-                print(target, flush=True)
+                going.say(str(target))
+    if len(jobs) > 1:
+        counts = ((drawn, "done"), (ready, "done before"), (failed, "failed"))
+        parts = ", ".join(f"{count} {what}" for count, what in counts if count)
+        print(f"{len(jobs)} pictures: {parts}", file=sys.stderr, flush=True)
     return SOME_FAILED if failed else OK
+
+
+def check_request(model: Any, jobs: Sequence[Job], options: argparse.Namespace) -> None:
+    """What is wrong for every picture is said once, before the first."""
+    takes_questions = not hasattr(model, "integrated") or bool(model.integrated)
+    silent = [job.image for job in jobs if not job.questions]
+    if takes_questions and silent:
+        raise UsageError(f'{silent[0]}: no question; give some with -q "..." or --questions FILE')
+    if not takes_questions and len(silent) < len(jobs):
+        raise UsageError(f"{model.name} is plain CLIP, which takes no questions; leave -q and --questions out")
+    if options.block is not None:
+        model.check_block(options.block, "--block")
+    number = re.fullmatch(r"-?\d+", options.heads)
+    if not number and options.heads not in ("mean", "max"):
+        raise UsageError(f"--heads {options.heads!r}: expected mean, max or a number")
+    if number and not -model.heads <= int(options.heads) < model.heads:
+        raise ValueError(f"--heads: head {options.heads} does not exist; this model has heads 0 to {model.heads - 1}")
+    if not hasattr(model, "integrated") and (options.readout is not None or options.heads != "mean"):
+        raise UsageError(f"{model.name} is a BLIP model, whose maps are GradCAM's: --readout and --heads are not for it")
+    if not options.no_figures or options.html:
+        from .pixels import check_weight, colormap
+
+        colormap(options.cmap)
+        check_weight(options.image_weight)
+
+
+def look_of(target: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What `HeatmapResult.save` is told about a file's looks."""
+    if target.suffix == ".html":
+        return {"cmap": options.cmap}
+    if target.suffix == ".png":
+        return {"kind": options.kind, "cmap": options.cmap, "image_weight": options.image_weight}
+    return {}
 
 
 def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
@@ -293,26 +367,20 @@ def read_questions(path: str) -> Iterator[tuple[str, str]]:
             yield (image if here.is_absolute() or here.exists() else str(beside / image)), question
 
 
-def progress(items: Sequence[Any], unit: str) -> Iterable[Any]:
-    """A progress bar on a terminal, and only for more than one item."""
-    if len(items) < 2 or not sys.stderr.isatty():
-        return items
-    from tqdm import tqdm
-
-    bar: Iterable[Any] = tqdm(items, unit=f" {unit}")
-    return bar
-
-
 # ---- the other commands ----
 
 
 def run_demo_command(options: argparse.Namespace) -> int:
     """The bundled model."""
-    from .demo import attention_inside, demo_entries, run_demo
+    from .demo import FOLDER, attention_inside, demo_entries, run_demo
 
     asked = [part.strip() for part in (options.questions or "").split(";") if part.strip()] + options.question
     truth = None if options.image or asked else demo_entries()
     result, files = run_demo(options.out, options.image, asked or None, options.block)
+    if options.json:
+        image = options.image or str(FOLDER / "scene.png")
+        print(json.dumps({"image": image, "files": list(map(str, files)), **result.to_dict()}, ensure_ascii=False))
+        return OK
     for index, question in enumerate(result.questions):
         answers = result.answers[index] if result.answers else []
         said = ", ".join(f"{answer} {probability:.0%}" for answer, probability in answers[:2])
@@ -338,8 +406,12 @@ def run_convert(options: argparse.Namespace) -> int:
         path = str(Path(__file__).with_name("demo_model"))
     source = open_model(path, **model_arguments(options))
     folder = convert(source, options.out, options.dtype)
-    print(description_text(describe(open_model(folder))))
-    print(f"wrote {folder}")
+    described = describe(open_model(folder))
+    if options.json:
+        print(json.dumps({"folder": str(folder), **described}, ensure_ascii=False))
+    else:
+        print(description_text(described))
+        print(f"wrote {folder}")
     return OK
 
 
@@ -363,7 +435,7 @@ def run_info(options: argparse.Namespace) -> int:
     if folder == "demo":
         folder = str(Path(__file__).with_name("demo_model"))
     described = describe(open_model(folder, **arguments))
-    print(json.dumps(described) if options.json else description_text(described))
+    print(json.dumps(described, ensure_ascii=False) if options.json else description_text(described))
     return OK
 
 
@@ -372,7 +444,7 @@ def run_bench(options: argparse.Namespace) -> int:
     import numpy as np
 
     if options.number < 1 or options.repeat < 1:
-        raise ValueError("--number and --repeat must be at least 1")
+        raise UsageError("--number and --repeat must be at least 1")
     start = time.perf_counter()
     model = load_model(options)
     loading = time.perf_counter() - start
@@ -381,15 +453,17 @@ def run_bench(options: argparse.Namespace) -> int:
     takes_questions = getattr(model, "integrated", True)
     questions = [f"where is object number {i}?" for i in range(options.number)] if takes_questions else None
     times = []
-    for _ in progress(range(options.repeat + 1), "runs"):
+    block = model.default_block if options.block is None else model.check_block(options.block, "--block")
+    for _ in Progress(range(options.repeat + 1), "runs"):
         start = time.perf_counter()
-        model.heatmaps(picture, questions)
+        model.heatmaps(picture, questions, block=block)
         times.append(time.perf_counter() - start)
     about = {
         "model": getattr(model, "name", "model"),
         "precision": options.precision,
         "threads": build_info()["threads"],
         "questions": options.number if questions else 0,
+        "block": block,
         "load_ms": round(1000 * loading, 2),
         "first_ms": round(1000 * times[0], 2),
         "median_ms": round(1000 * statistics.median(times[1:]), 3),
@@ -399,38 +473,6 @@ def run_bench(options: argparse.Namespace) -> int:
     else:
         print(f"{about['model']}, {about['precision']}, {about['threads']} threads")
         print(f"loaded in {about['load_ms']:.0f} ms, first map after {about['first_ms']:.1f} ms more")
-        print(f"then {about['median_ms']:.2f} ms for a picture with {about['questions']} questions")
+        asked = f"{len(questions)} question{'s' if len(questions) > 1 else ''}" if questions else "no question"
+        print(f"then {about['median_ms']:.2f} ms for a picture with {asked}, maps of block {block}")
     return OK
-
-
-# ---- completion ----
-
-
-def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """A completion script made from the parser: commands, then each command's options and file names."""
-    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    options = {
-        name: sorted(option for action in made._actions for option in action.option_strings if option.startswith("--"))
-        for name, made in found.choices.items()
-    }
-    names = " ".join(options)
-    if shell == "fish":
-        lines = [f"complete -c qavit -n __fish_use_subcommand -f -a '{names}'"]
-        lines += [
-            f"complete -c qavit -n '__fish_seen_subcommand_from {name}' -l {option[2:]}"
-            for name, listed in options.items()
-            for option in listed
-        ]
-        return "\n".join(lines)
-    cases = "\n".join(f'        {name}) words="{" ".join(listed)}" ;;' for name, listed in options.items())
-    bash = (
-        "_qavit() {\n"
-        '    local words word="${COMP_WORDS[COMP_CWORD]}"\n'
-        '    case "${COMP_WORDS[1]}" in\n'
-        f'{cases}\n        *) words="{names} --help --version" ;;\n'
-        "    esac\n"
-        '    COMPREPLY=($(compgen -W "$words" -- "$word"))\n'
-        "}\n"
-        "complete -o default -F _qavit qavit"
-    )
-    return bash if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{bash}"

@@ -550,7 +550,7 @@ class HeatmapResult:
         dpi : int
             Pixels per inch of a figure.
         **options
-            As for `figure`.
+            As for `figure`; for a page, as for `to_html`.
 
         Returns
         -------
@@ -559,7 +559,8 @@ class HeatmapResult:
         """
         target = Path(path)
         ending = target.suffix.lower()
-        if ending in {".npy", ".npz", ".html", ".htm"} and (kind is not None or options):
+        page, maps = ending in {".html", ".htm"}, ending in {".npy", ".npz"}
+        if (maps and (kind is not None or options)) or (page and kind is not None):
             raise ValueError(f"kind and options: they are for figures, and {target.name!r} is not one")
         if ending == ".npy":
             buffer = io.BytesIO()
@@ -567,8 +568,8 @@ class HeatmapResult:
             return write_whole(target, buffer.getvalue())
         if ending == ".npz":
             return write_whole(target, self._archive())
-        if ending in {".html", ".htm"}:
-            return self.to_html(target)
+        if page:
+            return self.to_html(target, **options)
         from . import plots
 
         return plots.save_figure(plots.make_figure(self, kind, **options), target, dpi=dpi)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 import warnings
@@ -141,7 +142,9 @@ def plot(
     if ax is None:
         cell = _Cell(draw, heading)
         bar = colorbar and kind != "original"
-        return _lay_out(result, [cell], 1, result.maps, cmap, True, bar, "", None).axes[0]
+        drawn = _lay_out(result, [cell], 1, result.maps, cmap, True, bar, "", None)
+        _show_in_notebooks(drawn.axes[0], drawn)
+        return drawn.axes[0]
     draw(ax)
     if heading:
         lines = "\n".join(labels.wrap(heading, 44))
@@ -402,6 +405,7 @@ def _lay_out(
     if figure is None:
         figure = Figure()
         FigureCanvasAgg(figure)
+        _show_in_notebooks(figure, figure)
     figure.set_size_inches(total_width, total_height)
     figure.set_facecolor("white")
     top = total_height - margin
@@ -481,6 +485,11 @@ def _dress_bar(bar: Any, maps: FloatArray, shared: bool) -> None:
 
 
 # ---- small parts ----
+
+
+def _show_in_notebooks(object: Any, figure: Figure) -> None:
+    """Let a notebook show a figure, or the axes in it, that pyplot knows nothing of."""
+    object._repr_png_ = functools.partial(render, figure, "png", 100)
 
 
 def _mappable(cmap: Cmap, scale: Scale) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -25,8 +27,21 @@ def small(png: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def joined(outputs: list[Any]) -> list[Any]:
+    """Outputs with pieces of one stream put together: where it was cut is chance."""
+    whole: list[Any] = []
+    for output in outputs:
+        last = whole[-1] if whole else None
+        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            whole.append(output)
+    return whole
+
+
 def main(names: list[str]) -> None:
-    """Execute the named notebooks, or all."""
+    """Execute the named notebooks, or all, with the package of this checkout."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
     for path in [FOLDER / f"{name}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(
@@ -34,6 +49,8 @@ def main(names: list[str]) -> None:
         ).execute()
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
+            if cell.cell_type == "code":
+                cell.outputs = joined(cell.outputs)
             for output in cell.get("outputs", []):
                 if "image/png" in output.get("data", {}):
                     output.data["image/jpeg"] = small(output.data.pop("image/png"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qavit import cli
+from qavit import cli, progress
 
 ROOT = Path(__file__).parent.parent
 SCENE = ROOT / "qavit" / "demo_model" / "scene.png"
+GOLDEN = ROOT / "tests" / "data" / "golden"
 
 
 def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -98,6 +100,51 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
     assert "Traceback" not in said.err
 
 
+def test_what_is_wrong_for_every_picture_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures = [str(SCENE), str(SCENE.with_name("other.png"))]
+    asked = ["-q", "where is the star?"]
+    for wrong, code, message in [
+        ([], cli.USAGE, "no question"),
+        ([*asked, "--block", "12"], cli.SOME_FAILED, "blocks 0 to 11"),
+        ([*asked, "--heads", "4"], cli.SOME_FAILED, "heads 0 to 3"),
+        ([*asked, "--heads", "median"], cli.USAGE, "mean, max or a number"),
+        ([*asked, "--cmap", "rainbows"], cli.SOME_FAILED, "rainbows"),
+        ([*asked, "--image-weight", "2"], cli.SOME_FAILED, "0 to 1"),
+        ([*asked, "--model", "no/such model"], cli.SOME_FAILED, "no/such model"),
+    ]:
+        assert cli.main(["heatmap", *pictures, *wrong]) == code
+        said = capsys.readouterr()
+        assert message in said.err
+        assert said.err.count("\n") == 1
+        assert said.out == ""
+    assert cli.main(["heatmap", str(SCENE), "-q", "where?", "--kind", "questions", "-o", "a file/out"]) == cli.OK
+    Path("taken").write_text("")
+    assert cli.main(["heatmap", str(SCENE), "-q", "where?", "-o", "taken"]) == cli.SOME_FAILED
+    assert capsys.readouterr().err == "qavit: taken: File exists\n"
+
+
+def test_clip_and_blip_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = GOLDEN / "qavit_official_late" / "clip"
+    arguments = ["heatmap", str(SCENE), "--no-figures", "--maps", "npy", "-o", str(tmp_path)]
+    assert cli.main([*arguments, "--vision", str(clip)]) == cli.OK
+    assert np.load(tmp_path / "scene.npy").shape[0] == 1
+    assert cli.main([*arguments, "--vision", str(clip), "-q", "where?"]) == cli.USAGE
+    assert "takes no questions" in capsys.readouterr().err
+    cases = json.loads((GOLDEN / "blip_itm" / "cases.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"text": cases["med_config"], "vision": cases["vit"]}))
+    blip = ["--checkpoint", str(GOLDEN / "blip_itm" / "checkpoint.pth")]
+    blip += ["--tokenizer", str(GOLDEN / "blip_itm" / "vocab.txt"), "--config", str(tmp_path / "config.json")]
+    assert cli.main([*arguments, *blip, "-q", "a red bus"]) == cli.OK
+    assert np.load(tmp_path / "scene.npy").shape == (1, 24, 24)
+    assert cli.main([*arguments, *blip, "-q", "a red bus", "--heads", "0"]) == cli.USAGE
+    assert "BLIP" in capsys.readouterr().err
+    assert cli.main(["bench", *blip, "--repeat", "1", "--number", "1", "--block", "2", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["block"] == 2
+
+
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == cli.USAGE
     assert cli.main(["heatmap", "-q", "where?"]) == cli.USAGE
@@ -115,6 +162,11 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
         cli.main([command, "--help"])
     assert left.value.code == 0
     assert f"example: qavit {command}" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert "example: qavit heatmap" in said
+    assert "Exit codes: 0 " in said
 
 
 def test_info_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +176,9 @@ def test_info_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["vision"]["blocks"] == 12
     assert cli.main(["convert", "--model", "demo", "-o", str(tmp_path / "m"), "--dtype", "float32"]) == cli.OK
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    capsys.readouterr()
+    assert cli.main(["convert", "--model", "demo", "-o", str(tmp_path / "m"), "--dtype", "float32", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "m")
     arguments = ["heatmap", str(SCENE), "-q", "where is the star?", "--no-figures", "--maps", "npy", "-o"]
     assert cli.main([*arguments, str(tmp_path / "a")]) == cli.OK
     assert cli.main([*arguments, str(tmp_path / "b"), "--model", str(tmp_path / "m")]) == cli.OK
@@ -138,23 +193,110 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Image.open(tmp_path / "heatmaps.png").size[0] > 1000
     assert cli.main(["demo", "-o", str(tmp_path), "--image", str(SCENE), "--questions", "a star?; a ring?"]) == cli.OK
     assert "a star?" in capsys.readouterr().out
+    assert cli.main(["demo", "-o", str(tmp_path), "--json"]) == cli.OK
+    entry = json.loads(capsys.readouterr().out)
+    assert [Path(file).name for file in entry["files"]] == ["heatmaps.png", "blocks.png", "heatmaps.html"]
+    assert len(entry["questions"]) >= 1
 
 
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--repeat", "2", "--json"]) == cli.OK
-    assert json.loads(capsys.readouterr().out)["median_ms"] > 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["median_ms"] > 0
+    assert about["block"] == 11
+    assert cli.main(["bench", "--repeat", "1", "--number", "1", "--block", "-3"]) == cli.OK
+    said = capsys.readouterr()
+    assert "with 1 question, maps of block 9" in said.out
+    assert said.err == ""
+    assert cli.main(["bench", "--repeat", "0"]) == cli.USAGE
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress(terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 7))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    going = progress.Progress(range(5), "pictures")
+    for item in going:
+        going.say(f"picture {item}")
+    said = capsys.readouterr()
+    assert said.out.split("\n")[:-1] == [f"picture {item}" for item in range(5)]
+    if terminal:
+        assert "5/5" in said.err
+        assert "pictures" in said.err
+    else:
+        assert said.err.split("\n")[:-1] == [
+            "1 of 5 pictures in 14 s, about 56 s left", "3 of 5 pictures in 28 s, about 19 s left",
+        ]  # fmt: skip
+    assert list(progress.Progress([1], "pictures")) == [1]
+    assert capsys.readouterr().err == ""
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    arguments = ["heatmap", SCENE, tmp_path / "broken.png", "-q", "a star?", "--no-figures", "--maps", "npy", "-o", tmp_path]
+    first, second = run(*arguments), run(*arguments)
+    assert (first.returncode, second.returncode) == (cli.SOME_FAILED, cli.SOME_FAILED)
+    assert first.stdout == f"{tmp_path / 'scene.npy'}\n"
+    assert second.stdout == ""
+    lines = first.stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"qavit: {tmp_path / 'broken.png'}: ")
+    assert lines[1] == "2 pictures: 1 done, 1 failed"
+    assert second.stderr.splitlines()[1] == "2 pictures: 1 done before, 1 failed"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("he", "heatmap"),
+        ("--comp", "--completion"),
+        ("--completion f", "fish"),
+        ("heatmap --im", "--image-size --image-weight"),
+        ("heatmap a.jpg --readout ", "class question"),
+        ("heatmap --block 1", "1 10 11 12 13 14 15 16 17 18 19"),
+        ("heatmap --cmap vir", "viridis"),
+        ("heatmap --kind pa", "panels patches"),
+        ("heatmap --maps np", "npz npy"),
+        ("heatmap --questions some", ""),
+        ("heatmap some", ""),
+        ("heatmap --out some", "some folder"),
+        ("heatmap --model ", "demo|some folder"),
+        ("bench --pre", "--precision"),
+        ("info de", "demo"),
+    ],
+)
+def test_completion_in_bash(typed: str, offered: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--completion", "bash"]) == cli.OK
+    (tmp_path / "some folder").mkdir()
+    (tmp_path / "some file").touch()
+    words = " ".join(f"'{word}'" for word in ["qavit", *typed.split(" ")])
+    ask = f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _qavit; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    command = ["bash", "--norc", "-c", f"{capsys.readouterr().out}\n{ask}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr == ""
+    wanted = offered.split("|") if "|" in offered or "some" in offered else offered.split()
+    assert [line for line in done.stdout.split("\n") if line] == wanted
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_in_other_shells(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--completion", shell]) == cli.OK
     script = capsys.readouterr().out
-    assert "heatmap" in script
-    if shell == "bash":
-        (tmp_path / "qavit.bash").write_text(script)
-        ask = 'COMP_WORDS=(qavit heatmap --im); COMP_CWORD=2; _qavit; echo "${COMPREPLY[@]}"'
-        done = subprocess.run(["bash", "-c", f". {tmp_path}/qavit.bash; {ask}"], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["--image-size", "--image-weight"]
+    for word in ("heatmap", "bench", "viridis", "question", "image-weight"):
+        assert word in script
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed; its script was made, not run")
+    (tmp_path / "script").write_text(script)
+    if shell == "fish":
+        ask = f'source {tmp_path}/script; complete -C "qavit heatmap --readout "; complete -C "qavit he"'
+        environment = {**os.environ, "HOME": str(tmp_path)}
+        done = subprocess.run(["fish", "-c", ask], capture_output=True, text=True, check=True, env=environment)
+        assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["class", "question", "heatmap"]
+    else:
+        ask = f"autoload -U compinit && compinit -D -u; source {tmp_path}/script; print ${{_comps[qavit]}}"
+        done = subprocess.run(["zsh", "-f", "-c", ask], capture_output=True, text=True, check=True)
+        assert "_qavit" in done.stdout
 
 
 def test_as_a_process(tmp_path: Path) -> None:
