@@ -71,7 +71,7 @@ wheel: $(STAMPS)/venv ## sdist and a repaired wheel in dist/
 	@PYTHON=$(BIN)/python scripts/wheel.sh
 
 train: $(STAMPS)/test ## train the demo model anew (hours)
-	@$(BIN)/python -m training.train
+	@$(BIN)/python -m training.train --out training/runs/demo --workers 2
 
 clean: ## remove everything that was built
 	rm -rf $(STAMPS) $(VENV) build dist *.egg-info qavit/*.so qavit/.libs .pytest_cache .mypy_cache .ruff_cache

@@ -119,8 +119,12 @@ def test_answers_agree_with_the_scene():
             elif question.kind == "relation":
                 assert question.answer in (things[0].shape, things[0].color)
                 assert len(things) == 1
+                assert len(question.named) == 1
+                assert question.named != question.targets
+                continue
             else:
                 assert things[0].radius == max(o.radius for o in scene.objects)
+            assert question.named == question.targets
     assert seen == set(KINDS)
 
 
@@ -196,6 +200,36 @@ def test_targets_lie_in_the_boxes(torch):
             assert ((columns + 0.5) * 8 < right).all()
             assert ((rows + 0.5) * 8 > top).all()
             assert ((rows + 0.5) * 8 < bottom).all()
+
+
+def test_object_labels_say_which_is_largest_and_how_many_are_alike(torch):
+    from training.batches import object_labels, patch_labels
+
+    undecided = 0
+    for seed in SEEDS:
+        scene = draw_scene(seed)
+        color, _, share = patch_labels(scene, 12)
+        largest, alike = object_labels(scene, color, share)
+        assert ((largest == -1) | (color > 0)).all()
+        assert ((alike > 0).all(axis=1) == (color > 0)).all()
+        undecided += (largest[color > 0] == -1).all()
+        for patch in np.flatnonzero(color > 0):
+            thing = scene.objects[share[:, patch].argmax()]
+            if largest[patch] >= 0:
+                assert largest[patch] == (thing.radius == max(o.radius for o in scene.objects))
+            same = [o for o in scene.objects if o.color == thing.color], [o for o in scene.objects if o.shape == thing.shape]
+            assert alike[patch].tolist() == [len(same[0]), len(same[1])]
+    assert 0 < undecided < len(SEEDS)
+
+
+def test_places_are_told_apart_from_the_start(torch):
+    from training.model import place_codes
+
+    torch.manual_seed(0)
+    codes = torch.nn.functional.normalize(place_codes(12, 96), dim=1)
+    likeness = (codes @ codes.T).view(12, 12, 12, 12)
+    assert float(likeness[2, 3, 2, 4]) > float(likeness[2, 3, 9, 10]) + 0.3  # neighbours are more alike than far corners
+    assert float(likeness.view(144, 144).fill_diagonal_(0).max()) < 0.999
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one(torch):

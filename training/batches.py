@@ -50,12 +50,15 @@ class Batch:
     pixels: Tensor  # [I, 3, S, S] normalised
     color: Tensor  # [I, P] 0 background, 1 + colour, -1 not counted (an object's edge)
     shape: Tensor  # [I, P]
+    largest: Tensor  # [I, P] 1 on the largest object, 0 on others, -1 not counted
+    alike: Tensor  # [I, P, 2] objects of the same colour and of the same shape, itself included; -1 not counted
     image_of: Tensor  # [N]
     ids: Tensor  # [N, M]
     mask: Tensor  # [N, M]
     answers: Tensor  # [N]
     kinds: Tensor  # [N] index into KINDS
     targets: Tensor  # [N, P] 1 where the map should be; all 0 for absent objects
+    named: Tensor  # [N, P] 1 on what the question's words name
 
 
 def normalise(images: np.ndarray) -> Tensor:
@@ -98,6 +101,22 @@ def patch_labels(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return colors, shapes, share
 
 
+def object_labels(scene: Scene, color: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each patch's object: whether it is clearly the largest [P], how many share its colour and its shape [P, 2].
+
+    -1 off the objects (`color` [P] from `patch_labels` tells), and for "largest" where two are of nearly one size.
+    """
+    owner, things = share.argmax(axis=0), scene.objects
+    radii = sorted(o.radius for o in things)
+    clear = len(radii) == 1 or radii[-1] >= 1.15 * radii[-2]
+    largest = np.array([int(o.radius == radii[-1]) if clear else -1 for o in things])[owner]
+    colors, shapes = [o.color for o in things], [o.shape for o in things]
+    alike = np.array([[colors.count(o.color), shapes.count(o.shape)] for o in things])[owner]
+    largest[color < 1] = -1
+    alike[color < 1] = -1
+    return largest, alike
+
+
 def target_patches(scene: Scene, targets: tuple[int, ...], share: np.ndarray, grid: int) -> np.ndarray:
     """The patches [P] whose centre lies inside a target's box and that show enough of it."""
     size = scene.image.shape[0]
@@ -117,6 +136,7 @@ def make_batch(seed: tuple[int, ...], images: int, questions: int, grid: int, si
     """Draw a batch; the same seed gives the same batch. `questions` a scene may be 0 (vision alone)."""
     rng = np.random.default_rng(seed)
     pixels, colors, shapes, targets, texts, owner, answers, kinds = [], [], [], [], [], [], [], []
+    largest, alike, named = [], [], []
     names, shares = list(SHARES), np.array(list(SHARES.values()))
     for i in range(images):
         count = int(rng.integers(1, 3)) if rng.random() < 0.06 else None
@@ -125,6 +145,9 @@ def make_batch(seed: tuple[int, ...], images: int, questions: int, grid: int, si
         pixels.append(scene.image)
         colors.append(color)
         shapes.append(shape)
+        most, same = object_labels(scene, color, share)
+        largest.append(most)
+        alike.append(same)
         asked = 0
         while asked < questions:
             question = ask(scene, rng, names[int(rng.choice(len(names), p=shares))])
@@ -136,16 +159,20 @@ def make_batch(seed: tuple[int, ...], images: int, questions: int, grid: int, si
             answers.append(ANSWERS.index(question.answer))
             kinds.append(KINDS.index(question.kind))
             targets.append(target_patches(scene, question.targets, share, grid))
+            named.append(target_patches(scene, question.named, share, grid))
     ids, mask = encode(texts) if texts else (torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
-    hit = np.stack(targets) if targets else np.zeros((0, grid * grid), np.float32)
+    none = np.zeros((0, grid * grid), np.float32)
     return Batch(
         normalise(np.stack(pixels)),
         torch.from_numpy(np.stack(colors)),
         torch.from_numpy(np.stack(shapes)),
+        torch.from_numpy(np.stack(largest)),
+        torch.from_numpy(np.stack(alike)),
         torch.tensor(owner, dtype=torch.long),
         ids,
         mask,
         torch.tensor(answers, dtype=torch.long),
         torch.tensor(kinds, dtype=torch.long),
-        torch.from_numpy(hit),
+        torch.from_numpy(np.stack(targets) if targets else none),
+        torch.from_numpy(np.stack(named) if named else none),
     )

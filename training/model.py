@@ -114,6 +114,14 @@ class Block(nn.Module):
         return self.feed_forward(x), scores[:, :, 0]
 
 
+def place_codes(grid: int, width: int) -> Tensor:
+    """Random smooth functions of row and column [P, D], as large as a patch's content: a small start is drowned by it."""
+    waves = torch.arange(1, 9)
+    axis = torch.cos(math.pi * waves * (torch.arange(grid)[:, None] + 0.5) / grid) / waves.sqrt()
+    codes = torch.cat([axis.repeat(grid, 1), axis.repeat_interleave(grid, 0)], dim=1) @ torch.randn(2 * len(waves), width)
+    return 0.5 * codes / codes.std()
+
+
 class Embeddings(nn.Module):
     """Patches, class token, positions."""
 
@@ -122,7 +130,9 @@ class Embeddings(nn.Module):
         self.class_embedding = nn.Parameter(0.02 * torch.randn(c.width))
         self.patch_embedding = nn.Conv2d(3, c.width, c.patch_size, c.patch_size, bias=False)
         self.position_embedding = nn.Embedding(1 + c.grid**2, c.width)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        with torch.no_grad():
+            self.position_embedding.weight[0].normal_(std=0.02)
+            self.position_embedding.weight[1:] = place_codes(c.grid, c.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, T, D]."""

@@ -216,7 +216,8 @@ def _in_direction(scene: Scene, anchor: int, direction: str) -> list[int]:
     return found
 
 
-def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str, tuple[int, ...]] | None:
+def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str, tuple[int, ...], tuple[int, ...]] | None:
+    """As the other kinds, and the named object behind."""
     order = [(int(a), str(d)) for a in rng.permutation(len(scene.objects)) for d in rng.permutation(list(_RELATIONS))]
     for anchor, direction in order:
         found = _in_direction(scene, anchor, direction)
@@ -226,8 +227,8 @@ def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str, tuple[i
         target = scene.objects[found[0]]
         words = {"r": _one(rng, _RELATIONS[direction]), "x": phrase}
         if rng.random() < 0.5:
-            return _one(rng, _RELATION_SHAPE).format(**words), target.shape, (found[0],)
-        return _one(rng, _RELATION_COLOR).format(**words), target.color, (found[0],)
+            return _one(rng, _RELATION_SHAPE).format(**words), target.shape, (found[0],), (anchor,)
+        return _one(rng, _RELATION_COLOR).format(**words), target.color, (found[0],), (anchor,)
     return None
 
 
@@ -288,12 +289,15 @@ def _about(scene: Scene, rng: np.random.Generator, kind: str) -> tuple[str, str,
 
 def ask(scene: Scene, rng: np.random.Generator, kind: str) -> Question | None:
     """One question of a kind ("exists" is present or absent by a coin), or None where the scene offers none."""
+    made: tuple[str, str, tuple[int, ...]] | None
+    named = None
     if kind in ("where", "color", "shape"):
         made = _about(scene, rng, kind)
     elif kind == "exists":
         made = _exists(scene, rng, bool(rng.random() < 0.5))
     elif kind == "relation":
-        made = _relation(scene, rng)
+        related = _relation(scene, rng)
+        made, named = (None, None) if related is None else (related[:3], related[3])
     elif kind == "count":
         made = _count(scene, rng)
     elif kind == "largest":
@@ -303,7 +307,7 @@ def ask(scene: Scene, rng: np.random.Generator, kind: str) -> Question | None:
     if made is None:
         return None
     text, answer, targets = made
-    return Question(text, kind, answer, tuple(scene.boxes[i] for i in targets), targets)
+    return Question(text, kind, answer, tuple(scene.boxes[i] for i in targets), targets, targets if named is None else named)
 
 
 def questions_for(scene: Scene, rng: np.random.Generator) -> list[Question]:

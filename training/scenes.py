@@ -92,13 +92,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer, the boxes it refers to (pixels; none for absent objects) and their object numbers."""
+    """A question with its answer, the boxes it refers to (pixels; none for absent objects) and their object numbers.
+
+    `named` are the objects that its words name: the targets, but for a relation the object that the target stands beside.
+    """
 
     text: str
     kind: str
     answer: str
     boxes: tuple[Box, ...]
     targets: tuple[int, ...]
+    named: tuple[int, ...]
 
 
 def _outline(shape: str, r: float, detail: float) -> FloatArray:

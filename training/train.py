@@ -29,6 +29,7 @@ from training.muon import Muon
 from training.questions import ANSWERS, COLORS, KINDS, SHAPES
 
 STAGES = ("vision", "joint")
+MOST_ALIKE = 4  # counts of alike objects above it are one class
 
 
 @dataclass
@@ -61,6 +62,8 @@ class Trainee(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.color = nn.Linear(config.width, 1 + len(COLORS))
         self.shape = nn.Linear(config.width, 1 + len(SHAPES))
+        self.largest = nn.Linear(config.width, 1)
+        self.alike = nn.Linear(config.width, 2 * MOST_ALIKE)
         aware = config.blocks - config.first_integrated
         self.match = nn.ModuleList(nn.Linear(config.width, 1) for _ in range(aware - 1))
         self.place = nn.Linear(config.width, 2)
@@ -73,7 +76,10 @@ def demo_config(**changes: int) -> Config:
 
 
 def patch_loss(trainee: Trainee, state: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of each patch's colour and shape, read from the last question-blind block."""
+    """What each patch's object is, read from the last question-blind block: cross-entropies, and the patch's place.
+
+    Colour, shape, whether it is the largest, how many share its colour and its shape.
+    """
     y = trainee.norm(state[:, 1:])
     losses, figures = [], {}
     for name, labels, weight in (("color", batch.color, 1.0), ("shape", batch.shape, 1.5)):
@@ -86,7 +92,17 @@ def patch_loss(trainee: Trainee, state: Tensor, batch: Batch) -> tuple[Tensor, d
         figures[f"patch_{name}"] = float((logits.argmax(1) == flat)[on_object].float().mean())
     place = patch_place_loss(trainee, [state])
     figures["patch_place"] = float(place.detach())
-    return losses[0] + losses[1] + place, figures
+    sized = batch.largest >= 0
+    logit, largest = trainee.largest(y).squeeze(-1)[sized], batch.largest[sized].float()
+    losses.append(0.3 * F.binary_cross_entropy_with_logits(logit, largest, reduction="sum") / max(len(largest), 1))
+    counted = batch.alike[:, :, 0] > 0
+    alike = batch.alike[counted].clamp(max=MOST_ALIKE).flatten() - 1
+    logits = trainee.alike(y[counted]).view(-1, MOST_ALIKE)
+    losses.append(0.3 * F.cross_entropy(logits, alike, reduction="sum") / max(len(alike), 1))
+    if len(largest) and len(alike):
+        figures["patch_largest"] = float(((logit > 0) == (largest > 0)).float().mean())
+        figures["patch_alike"] = float((logits.argmax(1) == alike).float().mean())
+    return torch.stack(losses).sum() + place, figures
 
 
 def _share_loss(scores: Tensor, targets: Tensor) -> Tensor:
@@ -133,7 +149,8 @@ def joint_loss(trainee: Trainee, batch: Batch, depth: int | None = None) -> tupl
             probability = torch.softmax(rows[i][present], dim=-1).mean(1)
             maps.append(-torch.log((probability * targets).sum(1) + 1e-6).mean())
             hits[first + i] = targets.gather(1, probability.argmax(1, keepdim=True)).squeeze(1)
-            matches.append(_share_loss(trainee.match[i - 1](states[i - 1][present, 1:]).squeeze(-1), targets).mean())
+            marked = batch.named[present] if i == 1 else targets
+            matches.append(_share_loss(trainee.match[i - 1](states[i - 1][present, 1:]).squeeze(-1), marked).mean())
         loss = loss + 0.8 * torch.stack(maps).mean() + 0.4 * torch.stack(matches).mean()
         if depth is None:
             loss = loss + place_loss(trainee, states[-4:], batch.targets, present)
