@@ -67,6 +67,14 @@ bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.blip_bench
 
+$(STAMPS)/docs: pyproject.toml $(STAMPS)/build
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]" --no-build-isolation
+	@touch $@
+
+docs: $(STAMPS)/docs ## the documentation site in build/docs/html, warnings as errors
+	@$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
+
 wheel: $(STAMPS)/venv ## sdist and a repaired wheel in dist/
 	@PYTHON=$(BIN)/python scripts/wheel.sh
 
@@ -74,4 +82,4 @@ train: $(STAMPS)/test ## train the demo model anew (hours)
 	@$(BIN)/python -m training.train --out training/runs/demo --workers 2
 
 clean: ## remove everything that was built
-	rm -rf $(STAMPS) $(VENV) build dist *.egg-info qavit/*.so qavit/.libs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(STAMPS) $(VENV) build dist docs/notebooks *.egg-info qavit/*.so qavit/.libs .pytest_cache .mypy_cache .ruff_cache

@@ -28,7 +28,9 @@ OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
 example: qavit heatmap street.jpg -q "where is the car?" -o out/
-Each command's --help shows another. Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted.
+Each command's --help shows another.
+
+Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
 logger = logging.getLogger("qavit")
