@@ -353,23 +353,26 @@ class QAViT:
                     f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
                     "this is another model's tokenizer"
                 )
-            states = self._text.encode(batch.ids, batch.mask)
-            if not np.isfinite(states).all():
-                raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
-            for row, clean in enumerate(missing):
-                length = int(batch.mask[row].sum())
-                entry = (states[row, :length].copy(), batch.words[row], batch.word_of[row])
-                entry[0].setflags(write=False)
-                self._cache.put(clean, entry)
-                entries[clean] = entry
-        rows = [entries[clean] for clean in cleaned]
-        longest = max(len(row[0]) for row in rows)
-        all_states = np.zeros((len(rows), longest, self.instruction_dim), np.float32)
-        mask = np.zeros((len(rows), longest), np.uint8)
-        for i, row in enumerate(rows):
-            all_states[i, : len(row[0])] = row[0]
-            mask[i, : len(row[0])] = 1
-        return all_states, mask, [(row[1], row[2]) for row in rows]
+            lengths = batch.mask.sum(axis=1)
+            for length in np.unique(lengths):
+                # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
+                rows = np.flatnonzero(lengths == length)
+                states = self._text.encode(batch.ids[rows, :length])
+                if not np.isfinite(states).all():
+                    raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
+                for row, own in zip(rows, states):
+                    entry = (own.copy(), batch.words[row], batch.word_of[row])
+                    entry[0].setflags(write=False)
+                    self._cache.put(missing[row], entry)
+                    entries[missing[row]] = entry
+        found = [entries[clean] for clean in cleaned]
+        longest = max(len(entry[0]) for entry in found)
+        all_states = np.zeros((len(found), longest, self.instruction_dim), np.float32)
+        mask = np.zeros((len(found), longest), np.uint8)
+        for i, entry in enumerate(found):
+            all_states[i, : len(entry[0])] = entry[0]
+            mask[i, : len(entry[0])] = 1
+        return all_states, mask, [(entry[1], entry[2]) for entry in found]
 
     # ---- the vision model ----
 

@@ -51,7 +51,8 @@ static void embed(const bert_encoder *bert, qv_call *call, const qv_text_batch *
                           bert->config.sizes.eps, R, D);
 }
 
-/* The norms follow the sums: x is the input of a sublayer, `normed` the sum that its norm brings back to x. */
+/* The norms follow the sums: x is the input of a sublayer, `normed` the sum that its norm brings back to x.
+ * Returns early, with x unfinished, when the call is to stop; the caller sees that it is. */
 static void run_block(const bert_encoder *bert, const qv_text_block *block, qv_call *call, const qv_text_batch *batch,
                       const qv_text_activations *a) {
     const qv_text_config *c = &bert->config.sizes;
@@ -61,10 +62,16 @@ static void run_block(const bert_encoder *bert, const qv_text_block *block, qv_c
     float *sum = a->normed;
 
     ops->linear(call, a->qkv, 3 * D, a->x, D, &block->qkv, 0, 3 * D, NULL, R);
+    if (qv_call_stopped(call)) {
+        return;
+    }
     qv_text_self_attention(&bert->base, call, batch, a, 1.0f / sqrtf((float)bert->base.d), NULL, false);
     ops->linear(call, sum, D, a->attended, D, &block->o, 0, D, &add_x, R);
     ops->layer_norm(call, a->x, D, sum, D, block->attention_norm.weight.data, block->attention_norm.bias.data, c->eps,
                     R, D);
+    if (qv_call_stopped(call)) {
+        return;
+    }
 
     ops->linear(call, a->hidden, F, a->x, D, &block->hidden, 0, F, &activate, R);
     ops->linear(call, sum, D, a->hidden, F, &block->output, 0, D, &add_x, R);
@@ -87,6 +94,7 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
         QV_CHECK_STOPPED(call, err);
         run_block(bert, &encoder->blocks[n], call, batch, &a);
     }
+    QV_CHECK_STOPPED(call, err);
     *states = a.x;
     return QV_OK;
 }

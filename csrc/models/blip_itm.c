@@ -552,11 +552,14 @@ qv_status qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan
             plan->blocks[l].rows = Q;
         }
         attend_to_question(model, call, plan, l, in, questions, R);
+        QV_CHECK_STOPPED(call, err);
         if (cross != NULL) {
             attend_to_image(model, call, plan, l, cross + l * S * 2 * D, S);
+            QV_CHECK_STOPPED(call, err);
         }
         feed_forward(model, call, plan, l, in);
     }
+    QV_CHECK_STOPPED(call, err);
     return QV_OK;
 }
 

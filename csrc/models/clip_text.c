@@ -24,6 +24,7 @@ typedef struct {
     qv_linear_weight projection; /* [E, D]; columns 0: none */
 } clip_text_encoder;
 
+/* Returns early, with x unfinished, when the call is to stop; the caller sees that it is. */
 static void run_block(const clip_text_encoder *clip, const qv_text_block *block, qv_call *call,
                       const qv_text_batch *batch, const qv_text_activations *a) {
     const qv_text_config *c = &clip->config.sizes;
@@ -34,8 +35,14 @@ static void run_block(const clip_text_encoder *clip, const qv_text_block *block,
     ops->layer_norm(call, a->normed, D, a->x, D, block->attention_norm.weight.data, block->attention_norm.bias.data,
                     c->eps, R, D);
     ops->linear(call, a->qkv, 3 * D, a->normed, D, &block->qkv, 0, 3 * D, NULL, R);
+    if (qv_call_stopped(call)) {
+        return;
+    }
     qv_text_self_attention(&clip->base, call, batch, a, 1.0f / sqrtf((float)clip->base.d), NULL, true);
     ops->linear(call, a->x, D, a->attended, D, &block->o, 0, D, &add_to_x, R);
+    if (qv_call_stopped(call)) {
+        return;
+    }
 
     ops->layer_norm(call, a->normed, D, a->x, D, block->feed_forward_norm.weight.data,
                     block->feed_forward_norm.bias.data, c->eps, R, D);
@@ -62,6 +69,7 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
         QV_CHECK_STOPPED(call, err);
         run_block(clip, &encoder->blocks[n], call, batch, &a);
     }
+    QV_CHECK_STOPPED(call, err);
     call->ops->layer_norm(call, a.normed, D, a.x, D, clip->final_norm.weight.data, clip->final_norm.bias.data,
                           clip->config.sizes.eps, R, D);
     *states = a.normed;

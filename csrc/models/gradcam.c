@@ -157,9 +157,12 @@ static qv_status gradcam_chunk(const qv_blip *model, qv_call *call, gradcam_plan
     for (size_t l = model->config.L - 1; l > asked; l--) {
         QV_CHECK_STOPPED(call, err);
         feed_forward_backward(model, call, plan, l, plan->d_h);
+        QV_CHECK_STOPPED(call, err);
         attend_to_image_backward(model, call, plan, l, image);
+        QV_CHECK_STOPPED(call, err);
         attend_to_question_backward(model, call, plan, l, questions);
     }
+    QV_CHECK_STOPPED(call, err);
     feed_forward_backward(model, call, plan, asked, plan->d_h);
     qv_attention_backward attention = cross_backward(model, call, plan, asked, image);
     attention.probabilities = plan->probabilities;

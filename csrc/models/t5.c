@@ -63,6 +63,7 @@ static qv_status prepare_bias(t5_encoder *t5, const qv_tensor *table, qv_error *
     return status;
 }
 
+/* Returns early, with x unfinished, when the call is to stop; the caller sees that it is. */
 static void run_block(const t5_encoder *t5, const qv_text_block *block, qv_call *call, const qv_text_batch *batch,
                       const qv_text_activations *a, const t5_activations *own) {
     const qv_t5_config *c = &t5->config;
@@ -72,8 +73,14 @@ static void run_block(const t5_encoder *t5, const qv_text_block *block, qv_call 
 
     ops->rms_norm(call, a->normed, D, a->x, D, block->attention_norm.weight.data, c->eps, R, D);
     ops->linear(call, a->qkv, 3 * inner, a->normed, D, &block->qkv, 0, 3 * inner, NULL, R);
+    if (qv_call_stopped(call)) {
+        return;
+    }
     qv_text_self_attention(&t5->base, call, batch, a, 1.0f, own->bias, false);
     ops->linear(call, a->x, D, a->attended, inner, &block->o, 0, D, &add_to_x, R);
+    if (qv_call_stopped(call)) {
+        return;
+    }
 
     ops->rms_norm(call, a->normed, D, a->x, D, block->feed_forward_norm.weight.data, c->eps, R, D);
     qv_epilogue activate = {.activation = c->activation};
@@ -83,6 +90,9 @@ static void run_block(const t5_encoder *t5, const qv_text_block *block, qv_call 
         activate.ld_multiply = F;
     }
     ops->linear(call, a->hidden, F, a->normed, D, &block->hidden, 0, F, &activate, R);
+    if (qv_call_stopped(call)) {
+        return;
+    }
     ops->linear(call, a->x, D, a->hidden, F, &block->output, 0, D, &add_to_x, R);
 }
 
@@ -104,6 +114,7 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
         QV_CHECK_STOPPED(call, err);
         run_block(t5, &encoder->blocks[n], call, batch, &a, &own);
     }
+    QV_CHECK_STOPPED(call, err);
     call->ops->rms_norm(call, a.normed, D, a.x, D, t5->final_norm.data, c->eps, R, D);
     *states = a.normed;
     return QV_OK;

@@ -1,0 +1,374 @@
+"""Whole models among threads, processes and signals, and how a process ends while one is running."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+from small_models import write_qavit
+from test_core_runtime import CONFIG, batch, run_python, t5_weights
+
+import qavit
+from qavit import _core
+from qavit.models import QAViT
+from qavit.text import QuestionCache
+
+#: Calls of each of eight threads; the long run has 1000.
+CALLS = int(os.environ.get("QAVIT_TEST_CALLS", "60"))
+QUESTIONS = [
+    f"where is the {shade} {shape}?" for shade in ("red", "green", "blue") for shape in ("star", "circle", "square")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes a few milliseconds a call, so that calls meet in every part of it."""
+    return write_qavit(tmp_path_factory.mktemp("processes") / "model", blocks=6, image_size=56, patch=7, heads=4, width=64)
+
+
+@pytest.fixture
+def model(folder: Path) -> QAViT:
+    loaded = qavit.load(folder)
+    assert isinstance(loaded, QAViT)
+    return loaded
+
+
+@pytest.fixture(autouse=True)
+def keep_width() -> Iterator[None]:
+    width = _core.get_num_threads()
+    yield
+    _core.set_num_threads(width)
+
+
+def pictures(size: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(5).integers(0, 256, (4, size, size + 9, 3), np.uint8))
+
+
+def one_call(model: QAViT, n: int, pixels: list[np.ndarray]) -> np.ndarray:
+    """The n-th of some calls that differ in picture, number of questions and what is read."""
+    picture, asked = pixels[n % 4], [QUESTIONS[(n + i) % 9] for i in range(1 + n % 3)]
+    if n % 5 == 4:
+        return model.extract_attention(picture, asked, blocks=(3, 5), readout="question")
+    return model.heatmaps(picture, asked, block=4 + n % 2).maps
+
+
+def run_threads(acts: list[Callable[[], None]], seconds: float = 600) -> None:
+    """All at once; raises what one of them raised."""
+    raised: list[BaseException] = []
+
+    def guard(act: Callable[[], None]) -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=guard, args=(act,), daemon=True) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds)
+    assert not any(thread.is_alive() for thread in threads)
+    if raised:
+        raise raised[0]
+
+
+# ---- threads ----
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_eight_threads_get_the_bits_that_one_gets(model: QAViT, folder: Path, width: int) -> None:
+    _core.set_num_threads(width)
+    pixels = pictures(56)
+    kinds = 4 * 5 * 9
+    expected = [one_call(model, n, pixels).tobytes() for n in range(kinds)]
+    model._cache = QuestionCache(2)  # questions push each other out while they are looked up
+    done = threading.Event()
+    loaded = [0]
+
+    def call(start: int) -> None:
+        for i in range(CALLS):
+            n = (start * 23 + i) % kinds
+            assert one_call(model, n, pixels).tobytes() == expected[n]
+
+    def load_and_drop() -> None:
+        while not done.is_set():
+            other = qavit.load(folder)
+            assert isinstance(other, QAViT)
+            assert one_call(other, 1, pixels).tobytes() == expected[1]
+            loaded[0] += 1
+
+    def work(start: int) -> None:
+        try:
+            call(start)
+        finally:
+            finished.append(start)
+            if len(finished) == 8:
+                done.set()
+
+    finished: list[int] = []
+    run_threads([*(lambda start=start: work(start) for start in range(8)), load_and_drop])
+    assert loaded[0] > 0
+
+
+def test_a_width_that_changes_gives_what_one_of_the_widths_gives(model: QAViT) -> None:
+    pixels, widths = pictures(56), (1, 2, 3, 8)
+    possible: list[set[bytes]] = [set() for _ in range(12)]
+    for width in widths:
+        _core.set_num_threads(width)
+        for n in range(12):
+            possible[n].add(one_call(model, n, pixels).tobytes())
+    done = threading.Event()
+    finished: list[int] = []
+
+    def change() -> None:
+        turn = 0
+        while not done.is_set():
+            _core.set_num_threads(widths[turn % 4])
+            turn += 1
+            time.sleep(0.0005)
+
+    def work(start: int) -> None:
+        try:
+            for i in range(CALLS):
+                n = (start + i) % 12
+                assert one_call(model, n, pixels).tobytes() in possible[n]
+        finally:
+            finished.append(start)
+            if len(finished) == 4:
+                done.set()
+
+    run_threads([*(lambda start=start: work(start) for start in range(4)), change])
+
+
+# ---- processes ----
+
+
+def answer_in_child(folder: Path, n: int) -> bytes:
+    model = qavit.load(folder)
+    assert isinstance(model, QAViT)
+    return one_call(model, n, pictures(56)).tobytes()
+
+
+def test_spawned_processes_load_their_own(model: QAViT, folder: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = pool.starmap(answer_in_child, [(folder, n) for n in range(4)], chunksize=1)
+    assert found == [one_call(model, n, pictures(56)).tobytes() for n in range(4)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_children_use_the_parents_model_while_its_threads_run(model: QAViT) -> None:
+    pixels = pictures(56)
+    expected = [one_call(model, n, pixels).tobytes() for n in range(12)]
+    done = threading.Event()
+
+    def keep_busy(start: int) -> None:
+        n = start
+        while not done.is_set():
+            # New questions each time: the tokenizer and the cache are held as often as not.
+            model.encode_questions([f"what is thing number {n} of {start}?", f"and {n}?"])
+            one_call(model, n, pixels)
+            n += 1
+
+    threads = [threading.Thread(target=keep_busy, args=(100 * i,), daemon=True) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(20):
+            reader, writer = os.pipe()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads is what is tested
+                child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    signal.alarm(60)
+                    model.encode_questions([f"never asked before: {turn}"])
+                    right = all(one_call(model, n, pixels).tobytes() == expected[n] for n in (turn % 12, 11 - turn % 12))
+                    code = 0 if right else 2
+                finally:
+                    os._exit(code)
+            os.close(writer)
+            os.close(reader)
+            assert os.waitpid(child, 0)[1] == 0, turn
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(60)
+
+
+LOADER_SCRIPT = """
+import sys
+import numpy as np, torch
+import test_processes as t
+
+class Maps(torch.utils.data.Dataset):
+    def __init__(self, folder, model=None):
+        self.folder, self.model = folder, model
+    def __len__(self):
+        return 8
+    def __getitem__(self, n):
+        if self.model is None:
+            self.model = t.qavit.load(self.folder)
+        return torch.from_numpy(self.model.heatmaps(t.pictures(56)[n % 4], t.QUESTIONS[n]).maps)
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    model = t.qavit.load(folder)
+    expected = [model.heatmaps(t.pictures(56)[n % 4], t.QUESTIONS[n]).maps for n in range(8)]
+    for context, workers, dataset in (("fork", 2, Maps(folder, model)), ("spawn", 1, Maps(folder))):
+        loader = torch.utils.data.DataLoader(dataset, num_workers=workers, multiprocessing_context=context)
+        found = [item[0].numpy() for item in loader]
+        assert all((a == b).all() for a, b in zip(found, expected)) and len(found) == 8
+    print("ok")
+"""
+
+
+def test_workers_of_a_torch_data_loader(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    script = tmp_path / "loader.py"
+    script.write_text(LOADER_SCRIPT)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "ok"
+
+
+# ---- signals ----
+
+
+@contextlib.contextmanager
+def interrupted(after: float, number: int = signal.SIGINT) -> Iterator[list[tuple[float, float]]]:
+    """Send this process a signal some time from now; the list holds when, by the clock and in processor time."""
+    sent: list[tuple[float, float]] = []
+
+    def send() -> None:
+        sent.append((time.monotonic(), time.process_time()))
+        os.kill(os.getpid(), number)
+
+    timer = threading.Timer(after, send)
+    timer.start()
+    try:
+        yield sent
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def vit_of_width(width: int, blocks: int, side: int) -> Any:
+    rng = np.random.default_rng(0)
+    config = {
+        "image_size": 14 * side, "patch_size": 14, "hidden_size": width, "num_attention_heads": width // 64,
+        "num_hidden_layers": blocks, "intermediate_size": 4 * width,
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.class_embedding": (width,), "embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "embeddings.position_embedding.weight": (side * side + 1, width),
+    }  # fmt: skip
+    for name in ("pre_layrnorm", "post_layernorm"):
+        shapes.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
+    for i in range(blocks):
+        block = f"encoder.layers.{i}."
+        for name, rows, columns in (
+            *((f"self_attn.{part}", width, width) for part in ("q_proj", "k_proj", "v_proj", "out_proj")),
+            ("mlp.fc1", 4 * width, width), ("mlp.fc2", width, 4 * width),
+        ):  # fmt: skip
+            shapes.update({f"{block}{name}.weight": (rows, columns), f"{block}{name}.bias": (rows,)})
+        for name in ("layer_norm1", "layer_norm2"):
+            shapes.update({f"{block}{name}.weight": (width,), f"{block}{name}.bias": (width,)})
+    weights = {}
+    for name, shape in shapes.items():
+        array = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+        weights["vision_model." + name] = (array, "float32", shape, 0)
+    return _core.Vit(config, weights)
+
+
+def long_calls() -> dict[str, Callable[[], Any]]:
+    """Calls of many seconds: large passes of a large vision model, of a text encoder as large as flan-T5-base's."""
+    vit = vit_of_width(1024, 2, 24)
+    images = np.zeros((40, 3, 336, 336), np.float32)
+    encoder = _core.T5Encoder({**CONFIG, "num_heads": 4}, t5_weights(layers=6, D=768, d=192, F=2048))
+    ids = batch(96, 512)
+    return {"vit": lambda: vit.forward(images, outputs=("pooled",)), "t5": lambda: encoder.encode(ids)}
+
+
+def test_ctrl_c_ends_a_long_forward_within_200_ms() -> None:
+    for name, call in long_calls().items():
+        delays = []
+        for after in (0.3, 0.45, 0.6):
+            with interrupted(after) as sent, pytest.raises(KeyboardInterrupt):
+                call()
+            # Where other programs hold the cores: the work of all threads together.
+            delays.append(min(time.monotonic() - sent[0][0], time.process_time() - sent[0][1]))
+        assert min(delays) < 0.2, (name, delays)
+
+
+class Alarm(Exception):
+    pass
+
+
+def test_a_signal_handler_that_raises_is_what_the_call_raises(model: QAViT) -> None:
+    pixels = pictures(56)
+    expected = one_call(model, 7, pixels)
+
+    def handler(*_: object) -> None:
+        raise Alarm("from the handler")
+
+    many = np.zeros((200, 3, 56, 56), np.float32) + np.arange(200, dtype=np.float32)[:, None, None, None]
+
+    def call_for_ever(turn: int) -> None:
+        while True:
+            one_call(model, turn, pixels)
+            model.extract_attention(many, [QUESTIONS[0]] * 200, blocks=(5,))
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        for turn in range(10):
+            with interrupted(0.02 + 0.01 * turn, signal.SIGUSR1), pytest.raises(Alarm, match="from the handler"):
+                call_for_ever(turn)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (one_call(model, 7, pixels) == expected).all()
+
+
+# ---- the end of the process ----
+
+SHUTDOWN_SCRIPT = """
+import threading, time
+import test_processes as t
+model = t.qavit.load(FOLDER)
+encoder = t._core.T5Encoder(t.CONFIG, t.t5_weights(layers=4, D=256, d=64, F=512))
+pixels, ids = t.pictures(56), t.batch(64, 256)
+def maps():
+    while True:
+        t.one_call(model, 3, pixels)
+def states():
+    while True:
+        encoder.encode(ids)
+for act in (maps, states):
+    threading.Thread(target=act, daemon=True).start()
+time.sleep(DELAY)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("level", ["", "portable"])
+def test_a_process_ends_while_daemon_threads_are_in_calls(folder: Path, level: str) -> None:
+    for delay in (0.0, 0.05, 0.2):
+        script = f"FOLDER, DELAY = {str(folder)!r}, {delay}\n" + SHUTDOWN_SCRIPT
+        environment = {"QAVIT_CPU": level} if level else {}
+        assert run_python(script, timeout=60, QAVIT_NUM_THREADS="3", **environment) == "end"
