@@ -9,7 +9,7 @@ OUT ?= out
 IMAGE ?=
 QUESTIONS ?=
 
-.PHONY: help demo test old lint asan fuzz cross bench wheel docs train clean
+.PHONY: help demo test old lint asan tsan fuzz cross bench wheel docs train clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,6 +53,9 @@ lint: $(STAMPS)/test ## ruff, mypy, and both compilers with warnings as errors
 
 asan: $(STAMPS)/test ## build with AddressSanitizer and UBSan, and run the core's tests
 	@PYTHON=$(BIN)/python scripts/asan.sh
+
+tsan: $(STAMPS)/build ## build the core with ThreadSanitizer, and run its models from many threads
+	@PYTHON=$(BIN)/python scripts/tsan.sh
 
 fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
 	@PYTHON=$(BIN)/python scripts/fuzz.sh
