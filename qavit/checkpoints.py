@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qavit import layouts
 from qavit.safetensors_files import open_safetensors, open_safetensors_index, read_bytes, read_json
 from qavit.torch_files import open_torch_index, open_torch_weights, read_torch_file, state_dict
-from qavit.weights import Stored, Weight, Weights, float_array, from_array, shape_of, weight_of
+from qavit.weights import Stored, Weight, Weights, float_array, from_array, named_panels, shape_of, weight_of
 
 __all__ = ["ModelSource", "Weight", "Weights", "open_model", "read_float32"]
 
@@ -219,8 +219,8 @@ def _open_converted(
     folder: Path, config: dict[str, Any], tokenizer: PathLike | None, options: dict[str, Any], size: int | None
 ) -> ModelSource:
     name = str(folder)
-    if config.get("version") != 1:
-        raise ValueError(f"{folder}: version {config.get('version')!r} of the format, this qavit reads version 1")
+    if config.get("version") not in (1, 2):
+        raise ValueError(f"{folder}: version {config.get('version')!r} of the format, this qavit reads versions 1 and 2")
     architecture = config.get("architecture")
     if architecture not in ("qavit", "clip", "blip_itm"):
         raise ValueError(f"{folder}: architecture {architecture!r}, expected qavit, clip or blip_itm")
@@ -228,7 +228,7 @@ def _open_converted(
         if not isinstance(config.get(key), kinds):
             raise ValueError(f"{folder}: config.json: {key!r} is {type(config.get(key)).__name__}, expected an object")
     _known_options(options)
-    tensors: Stored = _folder_weights(folder, "path")
+    tensors = named_panels(_folder_weights(folder, "path"), name)
     vision: dict[str, Any] = {**config["vision"], **_vision_options(options)}
     text: dict[str, Any] | None = config.get("text")
     if architecture == "blip_itm":

@@ -162,6 +162,10 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     convert.add_argument("-o", "--out", required=True, metavar="DIR", help="the folder to write")
     convert.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights")
+    convert.add_argument(
+        "--panels", type=int, choices=(0, 16, 64), metavar="N",
+        help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
+    )
     convert.add_argument("--json", action="store_true", help="one JSON object on standard output")
     add_model_options(convert, precision=False)
 
@@ -407,7 +411,7 @@ def run_convert(options: argparse.Namespace) -> int:
     if path == "demo":
         path = str(Path(__file__).with_name("demo_model"))
     source = open_model(path, **model_arguments(options))
-    folder = convert(source, options.out, options.dtype)
+    folder = convert(source, options.out, options.dtype, options.panels)
     described = describe(open_model(folder))
     if options.json:
         print(json.dumps({"folder": str(folder), **described}, ensure_ascii=False))

@@ -14,17 +14,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
+from qavit._core import build_info
 from qavit.checkpoints import ModelSource
 from qavit.layouts import integrated_blocks
 from qavit.safetensors_files import write_safetensors
-from qavit.weights import CORE_DTYPES, ITEM_SIZES, Weights
+from qavit.weights import CORE_DTYPES, ITEM_SIZES, Weights, base_dtype, panel_columns
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 _FILES = {"config.json", "model.safetensors", "tokenizer.json"}
+#: Widths of panels that kernels read: 64 for AVX-512, 16 for AVX2.
+PANEL_WIDTHS = (16, 64)
+#: Matrices that go into panels: those of linear layers, but for BLIP's text half, whose gradients need them row-major.
+_LAYERS = re.compile(
+    r"^((vision|text)_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|instruct_dim_reduce\.[13])"
+    r"|text_model\.encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
+    r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
+    r"|visual_encoder\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+    r"|text_encoder\.encoder\.layer\.\d+\.crossattention\.self\.(key|value))\.weight$"
+)
 
 
-def convert(source: ModelSource, folder: PathLike, dtype: str | None = None) -> Path:
+def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, panels: int | None = None) -> Path:
     """Write config.json, model.safetensors and tokenizer.json.
 
     The folder is written beside its place under another name and renamed when it is whole, so that an interrupted call
@@ -39,6 +50,10 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None) -> 
     dtype : {None, "float32", "float16", "bfloat16"}
         What matrices are stored as; None: as they are in the source. Vectors (norms, biases, gates) stay float32, which
         costs next to nothing, where they are that.
+    panels : {None, 0, 16, 64}
+        Columns of the panels that the matrices of linear layers are stored in, so that products read them where they
+        are mapped: 64 for a CPU with AVX-512, 16 for AVX2, 0 for row-major matrices; None: what this CPU reads. Any CPU
+        loads any of them; one that reads another width makes its own panels in memory. The file's size is the same.
 
     Returns
     -------
@@ -52,6 +67,11 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None) -> 
     """
     if dtype is not None and dtype not in CORE_DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(CORE_DTYPES)}, got {dtype!r}")
+    if panels is None:
+        panels = int(build_info()["panel_columns"])
+    if panels not in (0, *PANEL_WIDTHS):
+        raise ValueError(f"panels: expected one of 0, {', '.join(map(str, PANEL_WIDTHS))}, got {panels!r}")
+    dtypes = _stored_dtypes(source.weights, dtype, panels)
     target = Path(os.path.realpath(folder))
     _check_target(target)
     if source.tokenizer is not None and source.text is not None:
@@ -61,28 +81,41 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None) -> 
     _remove_leftovers(target)
     with _partial_folder(target) as partial:
         with _new_file(partial / "model.safetensors") as file:
-            write_safetensors(file, source.weights, _stored_dtypes(source.weights, dtype))
+            write_safetensors(file, source.weights, dtypes)
         if source.tokenizer is not None:
             with _new_file(partial / "tokenizer.json") as file:
                 file.write(source.tokenizer.encode())
         with _new_file(partial / "config.json") as file:
-            file.write(json.dumps(_config(source), indent=1, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(_config(source, dtypes), indent=1, ensure_ascii=False).encode() + b"\n")
         _put_in_place(partial, target)
     return target
 
 
-def _stored_dtypes(weights: Weights, dtype: str | None) -> dict[str, str]:
-    """What each tensor is stored as."""
-    return {
-        name: own if dtype is None or (len(shape) < 2 and own == "float32") else dtype
-        for name, (_, own, shape, _) in weights.items()
-    }
+def _stored_dtypes(weights: Weights, dtype: str | None, panels: int) -> dict[str, str]:
+    """What each tensor is stored as, and in panels of how many columns."""
+    result = {}
+    for name, (_, own, shape, _) in weights.items():
+        own = base_dtype(own)
+        stored = own if dtype is None or (len(shape) < 2 and own == "float32") else dtype
+        if panels and _goes_into_panels(name, shape, stored, panels, weights):
+            stored = f"{stored}@{panels}"
+        result[name] = stored
+    return result
 
 
-def _config(source: ModelSource) -> dict[str, Any]:
+def _goes_into_panels(name: str, shape: tuple[int, ...], dtype: str, panels: int, weights: Weights) -> bool:
+    if not _LAYERS.match(name) or dtype == "float16" or (dtype == "bfloat16" and shape[1] % 2):
+        return False
+    # BLIP's fused matrix is read as thirds; an integrated block adds its second projection to the first at load.
+    rows = shape[0] // 3 if name.endswith(".qkv.weight") else shape[0]
+    second = name.replace(".out_proj.", ".instruction_out_proj.")
+    return rows % panels == 0 and (second == name or second not in weights)
+
+
+def _config(source: ModelSource, dtypes: dict[str, str]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "format": "qavit",
-        "version": 1,
+        "version": 2 if any(map(panel_columns, dtypes.values())) else 1,
         "architecture": source.architecture,
         "vision": source.vision,
         "text": source.text,
@@ -190,8 +223,9 @@ def describe(source: ModelSource) -> dict[str, Any]:
     dict
         name, architecture; vision (image_size, patch_size, grid, hidden_size, blocks, heads, integration_point,
         integrated, instruction_dim); text (kind, width, blocks, heads, vocabulary) or None; answers (a number);
-        parameters and stored_bytes by part ("vision", "text", "heads", "total"); dtypes (bytes of each); memory:
-        bytes of the weights in each precision, and about what the activations of one image take.
+        parameters and stored_bytes by part ("vision", "text", "heads", "total"); dtypes (bytes of each); panels
+        (bytes by "columns" and "dtype" in a list, empty where all matrices are row-major); memory: bytes of the weights
+        in each precision, and about what the activations of one image take.
     """
     vision, text = source.vision, source.text
     side = vision["image_size"] // vision["patch_size"]
@@ -199,15 +233,20 @@ def describe(source: ModelSource) -> dict[str, Any]:
     parameters = {"vision": 0, "text": 0, "heads": 0}
     stored = dict(parameters)
     dtypes: dict[str, int] = {}
+    panels: dict[tuple[int, str], int] = {}
     for name, (_, dtype, shape, _) in source.weights.items():
         part = name.split(".")[0]
         part = {"vision_model": "vision", "visual_encoder": "vision", "text_model": "text", "text_encoder": "text"}.get(
             part, "heads"
         )
         size = math.prod(shape)
+        columns, dtype = panel_columns(dtype), base_dtype(dtype)
+        stored_bytes = size * ITEM_SIZES[dtype]
         parameters[part] += size
-        stored[part] += size * ITEM_SIZES[dtype]
-        dtypes[dtype] = dtypes.get(dtype, 0) + size * ITEM_SIZES[dtype]
+        stored[part] += stored_bytes
+        dtypes[dtype] = dtypes.get(dtype, 0) + stored_bytes
+        if columns:
+            panels[columns, dtype] = panels.get((columns, dtype), 0) + stored_bytes
     parameters["total"], stored["total"] = sum(parameters.values()), sum(stored.values())
     tokens = 1 + side * side + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
     return {
@@ -229,6 +268,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
         "parameters": parameters,
         "stored_bytes": stored,
         "dtypes": dtypes,
+        "panels": [{"columns": columns, "dtype": dtype, "bytes": size} for (columns, dtype), size in panels.items()],
         "memory": {
             "float32": 4 * parameters["total"],
             "bfloat16": 2 * parameters["total"],
@@ -246,6 +286,16 @@ def _describe_text(text: dict[str, Any]) -> dict[str, Any]:
         "heads": text["num_heads" if t5 else "num_attention_heads"],
         "vocabulary": text["vocab_size"],
     }
+
+
+def _panels_text(entry: dict[str, Any]) -> str:
+    """What is stored in panels, and what this CPU does with it."""
+    here = build_info()
+    fits = entry["columns"] == here["panel_columns"] and (
+        entry["dtype"] == "float32" or here["kernels"]["bfloat16"] == "avx512_bf16"
+    )
+    use = f"used where they are mapped with precision={entry['dtype']!r}" if fits else "made anew in memory on this CPU"
+    return f"{_megabytes(entry['bytes'])} {entry['dtype']} in panels of {entry['columns']} columns, {use}"
 
 
 def _megabytes(size: int) -> str:
@@ -288,6 +338,7 @@ def description_text(description: dict[str, Any]) -> str:
     lines.append(("parameters", f"{_millions(parameters['total'])} ({parts})"))
     stored = ", ".join(f"{_megabytes(size)} {dtype}" for dtype, size in sorted(description["dtypes"].items()))
     lines.append(("stored", stored))
+    lines += [("panels", _panels_text(entry)) for entry in description["panels"]]
     lines.append(
         (
             "memory",

@@ -19,6 +19,7 @@ from qavit.weights import (
     Stored,
     Weight,
     Weights,
+    base_dtype,
     cast,
     dtype_of,
     float_array,
@@ -475,12 +476,12 @@ def take(tensors: Stored, expected: Shapes, what: str, optional: Shapes | None =
         found = shape_of(tensor)
         if found != shape and not (math.prod(found) == math.prod(shape) == 1):
             problems.append(f"{name} has shape {list(found)}, expected {list(shape)}")
-        elif dtype_of(tensor) not in (*CORE_DTYPES, "float64"):
+        elif base_dtype(dtype_of(tensor)) not in (*CORE_DTYPES, "float64"):
             problems.append(f"{name} is {dtype_of(tensor)}, expected one of {', '.join(CORE_DTYPES)}")
         elif not problems:
             buffer, dtype, _, offset = weight_of(tensor)
             weight: Weight = (buffer, dtype, shape, offset)
-            weights[name] = weight if dtype in CORE_DTYPES else cast(weight, "float32")
+            weights[name] = weight if base_dtype(dtype) in CORE_DTYPES else cast(weight, "float32")
     problems += [
         f"{name} {list(shape_of(tensor))} is not expected"
         for name, tensor in tensors.items()

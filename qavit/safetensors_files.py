@@ -13,7 +13,18 @@ from typing import Any, BinaryIO, Union
 
 import numpy as np
 
-from qavit.weights import ITEM_SIZES, Stored, Weights, cast, raw_array
+from qavit.weights import (
+    ITEM_SIZES,
+    PANELS,
+    Stored,
+    Weights,
+    base_dtype,
+    cast,
+    panel_columns,
+    release_tensor,
+    stored_array,
+    stored_shape,
+)
 
 Path_ = Union[str, "os.PathLike[str]"]
 
@@ -199,6 +210,7 @@ def open_safetensors_index(path: Path_) -> Stored:
 def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) -> None:
     """Write tensors as a safetensors file, one at a time, its data starting at a multiple of 64 bytes.
 
+    Matrices in panels come first, called ``NAME.panels``; their sizes are multiples of 64 bytes, so each starts at one.
     (The safetensors package wants every tensor as a bytes object at once, which would hold the whole model twice.)
 
     Parameters
@@ -209,18 +221,25 @@ def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) 
     dtypes : dict
         name -> what it is stored as; a tensor is cast when its turn comes.
     """
-    names = sorted(weights, key=lambda name: (-ITEM_SIZES[dtypes[name]], name))
+
+    def place(name: str) -> tuple[bool, int, str]:
+        return (panel_columns(dtypes[name]) == 0, -ITEM_SIZES[base_dtype(dtypes[name])], name)
+
+    names = sorted(weights, key=place)
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in names:
-        shape = weights[name][2]
-        end = position + math.prod(shape) * ITEM_SIZES[dtypes[name]]
-        table[name] = {"dtype": _NAMES[dtypes[name]], "shape": list(shape), "data_offsets": [position, end]}
+        dtype = base_dtype(dtypes[name])
+        shape = stored_shape(dtypes[name], weights[name][2])
+        end = position + math.prod(shape) * ITEM_SIZES[dtype]
+        entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        table[name + PANELS if panel_columns(dtypes[name]) else name] = entry
         position = end
     header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-(len(header) + 8) % 64)
     file.write(struct.pack("<Q", len(header)) + header)
     for name in names:
-        items = raw_array(cast(weights[name], dtypes[name]))
+        items = stored_array(cast(weights[name], dtypes[name]))
         if items.size:
             file.write(items.reshape(-1).view(np.uint8).data)
+        release_tensor(weights[name])

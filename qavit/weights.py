@@ -9,7 +9,8 @@ from typing import Any, Union
 import numpy as np
 from numpy.typing import NDArray
 
-#: One tensor: (buffer, dtype, shape, byte offset); row-major, in this machine's byte order.
+#: One tensor: (buffer, dtype, shape, byte offset); row-major, in this machine's byte order. A matrix [N, K] may lie in
+#: the panels that the core's products read; its dtype then names their width, as in "float32@64" (see `panel_columns`).
 Weight = tuple[Any, str, tuple[int, ...], int]
 #: What a model is built from: name -> tensor. A buffer may be a memory map, a bytes object or an array.
 Weights = dict[str, Weight]
@@ -37,6 +38,9 @@ ITEM_SIZES = {
 CORE_DTYPES = ("float32", "float16", "bfloat16")
 #: Why a result can be NaN or infinite, for messages.
 NOT_FINITE = "the weights hold NaN, infinity or too large values, or the picture is far from normalised"
+#: The end of the name, in a converted folder, of a matrix in panels.
+PANELS = ".panels"
+MAX_PANEL_COLUMNS = 4096
 _RAW = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 Array = NDArray[Any]
@@ -113,10 +117,61 @@ def dtype_of(tensor: Weight | StoredTensor) -> str:
     return tensor.dtype if isinstance(tensor, StoredTensor) else tensor[1]
 
 
-def raw_array(weight: Weight) -> Array:
-    """A view of a tensor's items; bfloat16 as its bits in uint16."""
+def base_dtype(dtype: str) -> str:
+    """What the items are, without the layout: "float32" of "float32@64"."""
+    return dtype.partition("@")[0]
+
+
+def panel_columns(dtype: str) -> int:
+    """How many rows of the matrix a panel holds, as the columns of a product; 0 where the items lie row-major."""
+    return int(dtype.partition("@")[2] or 0)
+
+
+def stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which items lie: of [N, K] in panels of C float32 [N / C, K, C], bfloat16 [N / C, K / 2, C, 2]."""
+    columns = panel_columns(dtype)
+    if columns == 0:
+        return shape
+    rows, depth = shape
+    if base_dtype(dtype) == "bfloat16":
+        return (rows // columns, depth // 2, columns, 2)
+    return (rows // columns, depth, columns)
+
+
+def named_panels(tensors: Stored, what: str) -> Stored:
+    """A file's tensors with those called ``NAME.panels`` as the matrix NAME in panels.
+
+    Raises
+    ------
+    ValueError
+        Where such a tensor has not the shape of panels, or NAME is there too.
+    """
+    result: Stored = {}
+    for name, tensor in tensors.items():
+        plain, entry = name, tensor
+        if name.endswith(PANELS):
+            plain = name[: -len(PANELS)]
+            buffer, dtype, shape, offset = weight_of(tensor)
+            pairs = dtype == "bfloat16"
+            whole = len(shape) == 4 and shape[3] == 2 if pairs else len(shape) == 3 and dtype == "float32"
+            if not whole or 0 in shape or shape[2] > MAX_PANEL_COLUMNS:
+                raise ValueError(
+                    f"{what}: {name[:120]} of {dtype} has shape {list(shape)}; expected panels, float32 [N / C, K, C] or "
+                    f"bfloat16 [N / C, K / 2, C, 2], of at most {MAX_PANEL_COLUMNS} columns C"
+                )
+            depth = shape[1] * (2 if pairs else 1)
+            entry = (buffer, f"{dtype}@{shape[2]}", (shape[0] * shape[2], depth), offset)
+        if plain in result:
+            raise ValueError(f"{what}: {plain[:120]} is there twice, as a matrix and in panels")
+        result[plain] = entry
+    return result
+
+
+def stored_array(weight: Weight) -> Array:
+    """A view of a tensor's items as they lie, of `stored_shape`; bfloat16 as its bits in uint16."""
     buffer, dtype, shape, offset = weight
-    raw = _RAW.get(dtype, dtype)
+    raw = _RAW.get(base_dtype(dtype), base_dtype(dtype))
+    shape = stored_shape(dtype, shape)
     count = math.prod(shape)
     if count == 0:
         return np.empty(shape, raw)
@@ -125,10 +180,19 @@ def raw_array(weight: Weight) -> Array:
     return np.frombuffer(buffer, raw, count, offset).reshape(shape)
 
 
+def raw_array(weight: Weight) -> Array:
+    """A tensor's items row-major, a view where they lie so; bfloat16 as its bits in uint16."""
+    items = stored_array(weight)
+    if panel_columns(weight[1]) == 0:
+        return items
+    # [N / C, K, C] or [N / C, K / 2, C, 2]: a panel's columns become rows again
+    return np.ascontiguousarray(items.swapaxes(1, 2)).reshape(weight[2])
+
+
 def float_array(weight: Weight) -> NDArray[np.float32]:
     """A tensor's items as float32: a view where they are that, else a new array."""
     raw = raw_array(weight)
-    if weight[1] == "bfloat16":
+    if base_dtype(weight[1]) == "bfloat16":
         raw = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
     values: NDArray[np.float32] = raw.astype(np.float32, copy=False)
     return values
@@ -150,7 +214,7 @@ def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def cast(weight: Weight, dtype: str) -> Weight:
-    """The tensor in another of the core's dtypes; itself where it is that already.
+    """The tensor in another of the core's dtypes, panels among them; itself where it is that already.
 
     Raises
     ------
@@ -159,6 +223,15 @@ def cast(weight: Weight, dtype: str) -> Weight:
     """
     if weight[1] == dtype:
         return weight
+    if "@" in weight[1]:
+        return cast((raw_array(weight), base_dtype(weight[1]), weight[2], 0), dtype)
+    columns = panel_columns(dtype)
+    if columns:
+        rows, depth = weight[2]
+        items = stored_array(cast(weight, base_dtype(dtype)))
+        last = (2,) if base_dtype(dtype) == "bfloat16" else ()
+        panels = items.reshape(rows // columns, columns, depth // (2 if last else 1), *last).swapaxes(1, 2)
+        return (np.ascontiguousarray(panels), dtype, weight[2], 0)
     values = float_array(weight)
     if dtype == "float32":
         return from_array(values)
@@ -171,6 +244,14 @@ def cast(weight: Weight, dtype: str) -> Weight:
     if not np.array_equal(np.isfinite(half), np.isfinite(values)):
         raise ValueError("dtype float16: a weight is larger than 65504; use bfloat16 or float32")
     return from_array(half)
+
+
+def release_tensor(weight: Weight) -> None:
+    """`release_pages` for one tensor that was read."""
+    if isinstance(weight[0], mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        start = weight[3] // mmap.PAGESIZE * mmap.PAGESIZE
+        size = math.prod(weight[2]) * ITEM_SIZES[base_dtype(weight[1])]
+        weight[0].madvise(mmap.MADV_DONTNEED, start, weight[3] + size - start)
 
 
 def release_pages(weights: Weights) -> None:

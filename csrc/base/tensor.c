@@ -46,7 +46,34 @@ static float float_from_half(uint16_t half) {
     return float_from_bits(sign | (exponent + 112u) << 23 | fraction << 13);
 }
 
+/* qv_tensor_read from panels: a row's items lie panel_columns apart, or as many pairs. */
+static void read_panels(float *out, const qv_tensor *tensor, size_t first, size_t count) {
+    bool pairs = tensor->dtype == QV_BFLOAT16;
+    size_t depth = tensor->shape[1], width = tensor->panel_columns;
+    size_t row = first / depth, k = first % depth;
+    for (size_t i = 0; i < count; i++) {
+        size_t panel = row / width * width * depth, column = row % width;
+        if (pairs) {
+            uint16_t bits;
+            const char *data = (const char *)tensor->data;
+            memcpy(&bits, data + (panel + 2 * (k / 2 * width + column) + k % 2) * sizeof bits, sizeof bits);
+            out[i] = float_from_bits((uint32_t)bits << 16);
+        } else {
+            memcpy(&out[i], (const char *)tensor->data + (panel + k * width + column) * sizeof *out, sizeof *out);
+        }
+        k++;
+        if (k == depth) {
+            k = 0;
+            row++;
+        }
+    }
+}
+
 void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t count) {
+    if (tensor->panel_columns != 0) {
+        read_panels(out, tensor, first, count);
+        return;
+    }
     const char *data = (const char *)tensor->data + first * qv_dtype_size(tensor->dtype);
     if (tensor->dtype == QV_FLOAT32) {
         memcpy(out, data, count * sizeof *out);

@@ -12,12 +12,17 @@ typedef enum { QV_FLOAT32, QV_FLOAT16, QV_BFLOAT16 } qv_dtype;
 
 #define QV_MAX_DIMS ((size_t)4)
 
-/* A contiguous row-major tensor in memory that somebody else owns and keeps alive. Its address may be unaligned. */
+/* A contiguous row-major tensor in memory that somebody else owns and keeps alive. Its address may be unaligned.
+ *
+ * A matrix [N, K] may also lie there as the kernels multiply it, in panels of panel_columns of its N rows each (a
+ * divisor of N): float32 [N / panel_columns, K, panel_columns]; bfloat16, in pairs of an even K,
+ * [N / panel_columns, K / 2, panel_columns, 2]. Its shape is [N, K] all the same. */
 typedef struct {
     const char *name;
     qv_dtype dtype;
     size_t dims;
     size_t shape[QV_MAX_DIMS];
+    size_t panel_columns; /* 0: row-major */
     const void *data;
     bool mapped; /* in a file mapped read-only: its pages can be dropped, and come back when they are read again */
 } qv_tensor;
@@ -26,7 +31,7 @@ size_t qv_dtype_size(qv_dtype dtype);
 size_t qv_tensor_count(const qv_tensor *tensor);
 /* The tensor was copied in another form: if it is mapped, its pages are given back. */
 void qv_tensor_release_pages(const qv_tensor *tensor);
-/* out [count] = the tensor's items from `first` on, as float32 */
+/* out [count] = the tensor's items from `first` on in row-major order, as float32, however they are stored */
 void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t count);
 
 /* A set of named tensors, sorted by name, with what was asked of it and not found. */

@@ -98,6 +98,11 @@ static void load_qkv(loader *load, qv_vit_block *block, size_t i) {
     } else {
         const qv_tensor *weight = get_matrix(load, i, "attn.qkv.weight", 3 * D, D);
         const qv_tensor *bias = get_vector(load, i, "attn.qkv.bias", 3 * D);
+        if (weight != NULL && weight->panel_columns != 0 && D % weight->panel_columns != 0) {
+            load->status = qv_fail(load->err, QV_ERR_VALUE, "%s: panels of %zu rows do not part into thirds of %zu",
+                                   weight->name, weight->panel_columns, D);
+            return;
+        }
         for (size_t part = 0; part < 3 && weight != NULL && bias != NULL; part++) {
             thirds[part] = *weight;
             thirds[part].shape[0] = D;

@@ -55,6 +55,11 @@ const char *qv_cpu_kernels(qv_precision precision) {
     return precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16() ? "avx512_bf16" : qv_kernels_here()->name;
 }
 
+size_t qv_cpu_panel_columns(void) {
+    const qv_kernels *kernels = qv_kernels_here();
+    return kernels->packs_weights ? kernels->panel_columns : 0;
+}
+
 bool qv_cpu_has_bfloat16(void) {
     return qv_kernels_here()->multiply_bfloat16 != NULL && qv_cpu().avx512_bf16;
 }

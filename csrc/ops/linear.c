@@ -1,6 +1,7 @@
-/* Linear layers on the CPU. Where a packed kernel beats OpenBLAS the weight is packed once, a part after the other, each
- * in panels of the kernel's width (see kernels.h); elsewhere the plain weight is multiplied by OpenBLAS, a slab of
- * columns a task. A column's result does not depend on how columns and rows are shared out. */
+/* Linear layers on the CPU. Where a packed kernel beats OpenBLAS the weight is packed once, each part in panels of the
+ * kernel's width (see kernels.h), or read where it lies if the file holds such panels; elsewhere the plain weight is
+ * multiplied by OpenBLAS, a slab of columns a task. A column's result does not depend on how columns and rows are shared
+ * out. */
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
@@ -51,6 +52,28 @@ typedef struct {
     bool bfloat16;
 } pack_work;
 
+static bool is_aligned(const qv_tensor *tensor) {
+    return (uintptr_t)tensor->data % sizeof(float) == 0;
+}
+
+/* Whether the file holds panels of this width in this type, which can be read where they lie. */
+static bool has_panels(const qv_linear_source *source, size_t width, qv_dtype dtype) {
+    const qv_tensor *weight = source->weight;
+    return weight->panel_columns == width && weight->dtype == dtype && source->add_weight == NULL && is_aligned(weight);
+}
+
+/* Panel `task` from the file's float32 panel of the same width: steps of the depth, two by two. */
+static void pair_panel(const pack_work *w, size_t task) {
+    static const float zeros[QV_MAX_PANEL];
+    size_t width = w->kernels->panel_columns;
+    const float *from = (const float *)w->source->weight->data + task * w->depth * width;
+    float *panel = w->packed + task * w->steps * width;
+    for (size_t k = 0; k < w->depth; k += 2) {
+        const float *partner = k + 1 < w->depth ? from + (k + 1) * width : zeros;
+        w->kernels->pair_bfloat16(panel + k / 2 * width, from + k * width, partner, width);
+    }
+}
+
 /* Panel `task`: the transposed rows of the weight, PACK_STEPS of the depth at a time. */
 static void pack_panel(void *context, size_t task, size_t lane) {
     (void)lane;
@@ -59,6 +82,10 @@ static void pack_panel(void *context, size_t task, size_t lane) {
     size_t width = w->kernels->panel_columns, first = task * width;
     size_t columns = w->columns - first < width ? w->columns - first : width;
     float *panel = w->packed + task * w->steps * width;
+    if (w->bfloat16 && has_panels(w->source, width, QV_FLOAT32)) {
+        pair_panel(w, task);
+        return;
+    }
     memset(rows, 0, sizeof rows);
     for (size_t k = 0; k < w->depth; k += PACK_STEPS) {
         size_t count = w->depth - k < PACK_STEPS ? w->depth - k : PACK_STEPS;
@@ -87,32 +114,43 @@ static void release_source(const qv_linear_source *source) {
 
 static qv_status prepare_packed(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
                                 const qv_kernels *kernels, qv_error *err) {
-    size_t panels = 0, steps = packed_depth(weight), bytes;
+    bool bfloat16 = weight->precision == QV_PRECISION_BFLOAT16;
+    qv_dtype dtype = bfloat16 ? QV_BFLOAT16 : QV_FLOAT32;
+    size_t panels = 0, width = kernels->panel_columns, steps = packed_depth(weight), items;
     for (size_t i = 0; i < parts; i++) {
-        panels += panels_of(weight, i, kernels->panel_columns);
+        if (has_panels(&sources[i], width, dtype)) {
+            weight->packed[i] = sources[i].weight->data;
+        } else {
+            panels += panels_of(weight, i, width);
+        }
     }
     float *packed = NULL;
-    if (qv_multiply_size(panels * kernels->panel_columns, steps, &bytes)) {
-        packed = qv_allocate(bytes, sizeof *packed);
+    if (panels == 0) {
+        return QV_OK;
+    }
+    if (qv_multiply_size(panels * width, steps, &items)) {
+        packed = qv_allocate(items, sizeof *packed);
     }
     if (packed == NULL) {
         return qv_fail_memory(err, sources[0].weight->name);
     }
-    weight->packed = packed;
+    weight->owned = packed;
     for (size_t i = 0; i < parts; i++) {
-        pack_work work = {kernels, &sources[i],   packed, weight->part_columns[i], weight->depth,
-                          steps,   weight->precision == QV_PRECISION_BFLOAT16};
-        size_t count = panels_of(weight, i, kernels->panel_columns);
+        if (weight->packed[i] != NULL) {
+            continue;
+        }
+        pack_work work = {kernels, &sources[i], packed, weight->part_columns[i], weight->depth, steps, bfloat16};
+        size_t count = panels_of(weight, i, width);
         qv_parallel(qv_thread_count(), count, pack_panel, &work);
-        packed += count * kernels->panel_columns * steps;
+        weight->packed[i] = packed;
+        packed += count * width * steps;
         release_source(&sources[i]);
     }
     return QV_OK;
 }
 
 static bool can_borrow(const qv_linear_source *source) {
-    return source->weight->dtype == QV_FLOAT32 && source->add_weight == NULL &&
-           (uintptr_t)source->weight->data % sizeof(float) == 0;
+    return has_panels(source, 0, QV_FLOAT32);
 }
 
 static qv_status prepare_plain(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts, qv_error *err) {
@@ -200,7 +238,6 @@ void qv_cpu_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
     (void)ops;
     qv_free(weight->owned);
     qv_free(weight->owned_bias);
-    qv_free(weight->packed);
     *weight = (qv_linear_weight){0};
 }
 
@@ -236,8 +273,7 @@ typedef struct {
 
 static column_group find_group(const product_work *w, size_t group) {
     const qv_linear_weight *weight = w->weight;
-    size_t width = w->kernels->panel_columns, steps = packed_depth(weight), start = 0;
-    const float *panel = weight->packed;
+    size_t steps = packed_depth(weight), start = 0;
     for (size_t part = 0; part < weight->parts; part++) {
         size_t columns = weight->part_columns[part];
         if (start >= w->first && start < w->first + w->count) {
@@ -246,12 +282,11 @@ static column_group find_group(const product_work *w, size_t group) {
                 size_t column = group * GROUP_COLUMNS;
                 return (column_group){.column = start + column,
                                       .columns = columns - column < GROUP_COLUMNS ? columns - column : GROUP_COLUMNS,
-                                      .panel = panel + column * steps};
+                                      .panel = weight->packed[part] + column * steps};
             }
             group -= groups;
         }
         start += columns;
-        panel += panels_of(weight, part, width) * width * steps;
     }
     return (column_group){0, 0, NULL};
 }
@@ -435,7 +470,7 @@ void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, siz
         rest.residual = add_to_out ? NULL : rest.residual;
     }
     bool plain = rest.activation == QV_IDENTITY && rest.multiply == NULL && rest.residual == NULL;
-    if (weight->packed != NULL) {
+    if (weight->packed[0] != NULL) {
         multiply_packed(call, out, ld_out, x, ld_x, weight, first, count, plain ? NULL : &rest, add_to_out, R);
     } else {
         multiply_plain(call, out, ld_out, x, ld_x, weight, first, count, plain ? NULL : &rest, add_to_out, R);

@@ -49,9 +49,9 @@ typedef struct {
     size_t part_columns[QV_MAX_PARTS];  /* N of each */
     const float *plain[QV_MAX_PARTS];   /* [part_columns, K], borrowed from the file or in `owned`; NULL when packed */
     const float *bias;                  /* [N] or NULL */
-    void *packed;                       /* the kernels' own layout, NULL when plain */
+    const float *packed[QV_MAX_PARTS];  /* the kernels' own layout, from the file or in `owned`; NULL when plain */
     qv_precision precision;
-    void *owned;                        /* memory behind plain (when converted) */
+    void *owned;                        /* memory behind plain or packed, where it is not the file's */
     void *owned_bias;
 } qv_linear_weight;
 
@@ -204,6 +204,8 @@ extern const qv_ops qv_cpu_ops;
 
 /* Which packed kernels this CPU uses, for each precision: "avx512", "avx512_bf16", "avx2", "openblas". */
 const char *qv_cpu_kernels(qv_precision precision);
+/* The width of the panels that weights are packed in here; 0 where they are not. */
+size_t qv_cpu_panel_columns(void);
 /* Whether bfloat16 products run in bfloat16 here; where not, that precision computes in float32. */
 bool qv_cpu_has_bfloat16(void);
 

@@ -30,7 +30,8 @@ qv_status qv_vector_prepare(const qv_ops *ops, qv_vector *vector, const qv_tenso
     if (tensor == NULL) {
         return QV_OK;
     }
-    bool readable = tensor->dtype == QV_FLOAT32 && (uintptr_t)tensor->data % sizeof(float) == 0;
+    bool readable = tensor->dtype == QV_FLOAT32 && tensor->panel_columns == 0 &&
+                    (uintptr_t)tensor->data % sizeof(float) == 0;
     if (readable && ops->memory == NULL) {
         vector->data = tensor->data;
         return QV_OK;

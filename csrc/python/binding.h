@@ -34,7 +34,8 @@ PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims
 PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims);
 PyArrayObject *qvpy_new_floats(int dims, const size_t *shape);
 
-/* The weights given as a dict name -> (buffer, dtype "float32" | "float16" | "bfloat16", shape tuple, byte offset).
+/* The weights given as a dict name -> (buffer, dtype, shape tuple, byte offset). The dtype is "float32", "float16" or
+ * "bfloat16", for a matrix in panels followed by their width: "float32@64" (see base/tensor.h).
  * Holds the buffers until qvpy_weights_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_tensor *tensors; /* [count], sorted by name */

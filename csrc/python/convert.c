@@ -78,15 +78,37 @@ static int compare_tensors(const void *a, const void *b) {
     return strcmp(((const qv_tensor *)a)->name, ((const qv_tensor *)b)->name);
 }
 
-static int read_dtype(const char *name, const char *text, qv_dtype *dtype) {
+/* "float32", "float16", "bfloat16"; "float32@64", "bfloat16@64": in panels of so many rows */
+static int read_dtype(qv_tensor *tensor, const char *text) {
     static const char *const names[] = {"float32", "float16", "bfloat16"};
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        if (strcmp(text, names[i]) == 0) {
-            *dtype = (qv_dtype)i;
+    size_t length = strcspn(text, "@");
+    unsigned long columns = 0;
+    char *end = NULL;
+    if (text[length] == '@') {
+        columns = strtoul(text + length + 1, &end, 10);
+    }
+    bool known = end == NULL || (*end == '\0' && columns > 0 && columns <= 4096);
+    for (size_t i = 0; known && i < sizeof names / sizeof names[0]; i++) {
+        if (strlen(names[i]) == length && strncmp(text, names[i], length) == 0) {
+            tensor->dtype = (qv_dtype)i;
+            tensor->panel_columns = columns;
             return 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "weights[%s]: dtype %s, expected float32, float16 or bfloat16", name, text);
+    PyErr_Format(PyExc_ValueError, "weights[%s]: dtype %s, expected float32, float16 or bfloat16", tensor->name, text);
+    return -1;
+}
+
+/* Whether a tensor can be in the panels that it says it is in. */
+static int check_panels(const qv_tensor *tensor) {
+    bool bfloat16 = tensor->dtype == QV_BFLOAT16;
+    if (tensor->panel_columns == 0 ||
+        (tensor->dims == 2 && tensor->dtype != QV_FLOAT16 && tensor->shape[0] % tensor->panel_columns == 0 &&
+         tensor->shape[0] != 0 && tensor->shape[1] != 0 && !(bfloat16 && tensor->shape[1] % 2 != 0))) {
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "weights[%s]: panels of %zu rows do not hold a tensor of %zu dimensions, %zu rows",
+                 tensor->name, tensor->panel_columns, tensor->dims, tensor->dims > 0 ? tensor->shape[0] : (size_t)0);
     return -1;
 }
 
@@ -99,7 +121,7 @@ static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value
         PyErr_Format(PyExc_TypeError, "weights[%s]: expected (buffer, dtype, shape, offset)", tensor->name);
         return -1;
     }
-    if (read_dtype(tensor->name, dtype, &tensor->dtype) < 0) {
+    if (read_dtype(tensor, dtype) < 0) {
         return -1;
     }
     Py_ssize_t dims = PyTuple_GET_SIZE(shape);
@@ -118,6 +140,9 @@ static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value
             PyErr_Format(PyExc_ValueError, "weights[%s]: the shape is too large", tensor->name);
             return -1;
         }
+    }
+    if (check_panels(tensor) < 0) {
+        return -1;
     }
     Py_buffer *buffer = &weights->buffers[weights->buffer_count];
     if (PyObject_GetBuffer(owner, buffer, PyBUF_C_CONTIGUOUS) < 0) {

@@ -53,12 +53,13 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
     int debug = 0;
 #endif
     return Py_BuildValue(
-        "{s:s, s:s, s:n, s:n, s:{s:O, s:O, s:O, s:O}, s:{s:s, s:s}, s:O, s:O, s:O}", "blas", qv_blas_config(),
+        "{s:s, s:s, s:n, s:n, s:{s:O, s:O, s:O, s:O}, s:{s:s, s:s}, s:n, s:O, s:O, s:O}", "blas", qv_blas_config(),
         "blas_kernels", qv_blas_kernels(), "threads", (Py_ssize_t)qv_thread_count(), "cpus",
         (Py_ssize_t)qv_usable_cpus(), "cpu_features", "avx2_fma", cpu.avx2_fma ? Py_True : Py_False, "avx512",
         cpu.avx512 ? Py_True : Py_False, "avx512_bf16", cpu.avx512_bf16 ? Py_True : Py_False, "neon",
         cpu.neon ? Py_True : Py_False, "kernels", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
-        qv_cpu_kernels(QV_PRECISION_BFLOAT16), "stb_image", stb ? Py_True : Py_False, "cuda",
+        qv_cpu_kernels(QV_PRECISION_BFLOAT16), "panel_columns", (Py_ssize_t)qv_cpu_panel_columns(), "stb_image",
+        stb ? Py_True : Py_False, "cuda",
         cuda ? Py_True : Py_False, "debug", debug ? Py_True : Py_False);
 }
 
