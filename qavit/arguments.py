@@ -14,8 +14,21 @@ FloatArray = npt.NDArray[np.float32]
 
 def is_pixel_values(image: Any) -> bool:
     """Whether this is an array of normalised floats rather than a picture."""
-    dtype = str(getattr(image, "dtype", ""))
-    return "float" in dtype and hasattr(image, "shape")
+    if isinstance(image, np.ndarray):
+        return bool(image.dtype.kind == "f")
+    return "float" in str(getattr(image, "dtype", "")) and hasattr(image, "shape")
+
+
+def finite_numbers(values: Any, argument: str, dtype: type[np.floating[Any]] = np.float32) -> npt.NDArray[Any]:
+    """An array of real, finite numbers in a floating type; TypeError or ValueError where it is anything else."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{argument}: expected an array of real numbers, got {array.dtype} ({type(values).__name__})")
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{argument}: NaN or infinity among the values, expected finite numbers")
+    return array
 
 
 def question_list(questions: Any) -> list[str]:

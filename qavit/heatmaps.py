@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import finite_numbers
 from .files import PathLike, write_whole
 from .images import Region
 from .readouts import (
@@ -83,7 +84,7 @@ def normalize_maps(maps: npt.ArrayLike, normalize: Optional[str] = None, shared:
     float32 array of the same shape
         A flat map is 0 under "minmax"; a map of zeros stays zero under "max" and is uniform under "sum".
     """
-    array = np.asarray(maps, dtype=np.float64)
+    array = finite_numbers(maps, "maps").astype(np.float64)
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"maps: expected [Q, gh, gw] or [gh, gw], got shape {array.shape}")
     if normalize not in NORMALIZATIONS:
@@ -116,8 +117,8 @@ def map_statistics(values: npt.ArrayLike, top: int = 5) -> dict[str, Any]:
         map scaled to sum 1; from 0 (one patch has everything) to ln P (flat). top_patches: indices into the flattened
         map, the largest first.
     """
-    flat = np.asarray(values, dtype=np.float64).ravel()
-    if flat.size == 0 or not np.isfinite(flat).all():
+    flat = finite_numbers(values, "values").astype(np.float64).ravel()
+    if flat.size == 0:
         raise ValueError(f"values: expected finite numbers [gh, gw], got shape {np.shape(values)}")
     share = to_distribution(np.maximum(flat, 0.0)).astype(np.float64)
     seen = share[share > 0]
@@ -159,7 +160,9 @@ def resample_map(
     """
     if method not in RESAMPLINGS:
         raise ValueError(f"method: {method!r} is unknown; expected one of {', '.join(map(repr, RESAMPLINGS))}")
-    array = np.asarray(values, dtype=np.float32)
+    array = finite_numbers(values, "values")
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"values: expected [..., gh, gw], got shape {array.shape}")
     rows = _axis_weights(size[0], picture_size[0], array.shape[-2], region.top, region.bottom, method)
     columns = _axis_weights(size[1], picture_size[1], array.shape[-1], region.left, region.right, method)
     spread = np.asarray(rows @ array @ columns.T, dtype=np.float32)
@@ -667,12 +670,9 @@ class HeatmapResult:
 def _as_maps(values: npt.ArrayLike, name: str, dimensions: int) -> FloatArray:
     """Finite float32 of the wanted number of axes, or an error that names the argument."""
     array = np.asarray(values)
-    if array.ndim != dimensions or array.size == 0 or not np.issubdtype(array.dtype, np.number):
+    if array.ndim != dimensions or array.size == 0 or array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected numbers with {dimensions} axes, got {array.dtype} of shape {array.shape}")
-    array = array.astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: NaN or infinity among the values, expected finite numbers")
-    return array
+    return finite_numbers(array, name)
 
 
 def _largest(flat: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import read_samples, to_numpy
+from .arguments import finite_numbers, read_samples, to_numpy
 from .tensors import as_kind, torch_of
 
 if TYPE_CHECKING:
@@ -311,11 +311,13 @@ def resample_mass(maps: npt.ArrayLike, grid: tuple[int, int]) -> FloatArray:
     float32 [..., rows, columns]
         Each map's sum is kept, and non-negative maps stay so; on the same grid the values are the same.
     """
-    maps = np.asarray(maps, np.float32)
-    if maps.shape[-2:] == tuple(grid):
-        return maps
-    rows, columns = _overlap(maps.shape[-2], grid[0]), _overlap(maps.shape[-1], grid[1])
-    return np.asarray(rows @ maps.astype(np.float64) @ columns.T, np.float32)
+    array = finite_numbers(maps, "maps")
+    if array.ndim < 2 or 0 in array.shape[-2:]:
+        raise ValueError(f"maps: shape {array.shape}, expected [..., gh, gw]")
+    if array.shape[-2:] == tuple(grid):
+        return array
+    rows, columns = _overlap(array.shape[-2], grid[0]), _overlap(array.shape[-1], grid[1])
+    return finite_numbers(rows @ array.astype(np.float64) @ columns.T, "maps")
 
 
 def drawable(maps: npt.ArrayLike) -> FloatArray:
@@ -331,8 +333,10 @@ def drawable(maps: npt.ArrayLike) -> FloatArray:
         A billionth of its map's largest value where there was nothing, all else unchanged; a map of zeros becomes
         uniform, with a warning.
     """
-    maps = np.array(maps, np.float32)
-    largest = maps.max(axis=1, keepdims=True)
+    array = finite_numbers(maps, "maps").copy()
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"maps: shape {array.shape}, expected [B, P]")
+    largest = array.max(axis=1, keepdims=True)
     empty = np.flatnonzero(largest[:, 0] <= 0)
     if empty.size:
         warnings.warn(
@@ -340,10 +344,10 @@ def drawable(maps: npt.ArrayLike) -> FloatArray:
             UserWarning,
             stacklevel=3,
         )
-        maps[empty] = 1.0 / maps.shape[1]
-        largest[empty] = 1.0 / maps.shape[1]
+        array[empty] = 1.0 / array.shape[1]
+        largest[empty] = 1.0 / array.shape[1]
     least = np.maximum(largest * np.float32(_FLOOR), np.finfo(np.float32).tiny)
-    return np.asarray(np.maximum(maps, least), np.float32)
+    return np.asarray(np.maximum(array, least), np.float32)
 
 
 def fit_images(images: npt.NDArray[Any], matcher: Any) -> FloatArray:
@@ -360,9 +364,10 @@ def fit_images(images: npt.NDArray[Any], matcher: Any) -> FloatArray:
     float32 [B, 3, image_size, image_size]
         Resized by Pillow's antialiased bicubic filter where the size differs; without keeping the aspect, as LAVIS does.
     """
+    images = to_numpy(images, "samples['image']")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or images.dtype.kind != "f":
         raise ValueError(f"samples['image']: expected floats [B, 3, H, W], got {images.dtype} of shape {list(images.shape)}")
-    images = images.astype(np.float32, copy=False)
+    images = finite_numbers(images, "samples['image']")
     size = int(matcher.image_size)
     if images.shape[2:] != (size, size):
         images = _resized(images, size)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import finite_numbers
 from .heatmaps import FloatArray, HeatmapResult, output_size, resample_map
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def colorize(values: npt.ArrayLike, cmap: Cmap = "jet") -> Picture:
     -------
     uint8 array [..., 3]
     """
-    clean = np.nan_to_num(np.asarray(values, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"values: expected an array of real numbers, got {array.dtype} ({type(values).__name__})")
+    clean = np.nan_to_num(array.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
     table = (colormap(cmap)(np.linspace(0.0, 1.0, 256))[:, :3] * 255.0 + 0.5).astype(np.uint8)
     return np.asarray(table[(np.clip(clean, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)], dtype=np.uint8)
 
@@ -73,7 +77,9 @@ def overlay(
     """
     check_weight(image_weight)
     height, width = output_size(size, result.size)
-    chosen = result.maps[question] if values is None else np.asarray(values, dtype=np.float32)
+    chosen = result.maps[question] if values is None else finite_numbers(values, "values")
+    if chosen.ndim != 2:
+        raise ValueError(f"values: shape {chosen.shape}, expected [gh, gw]")
     heat = resample_map(
         to_unit(chosen, scale or scale_of(result.maps)), result.seen, result.size, (height, width), method
     )
@@ -108,7 +114,7 @@ def show_cam_on_image(
     -------
     uint8 array [H, W, 3]
     """
-    picture, heat = _unit_picture(img, "img"), np.asarray(mask, dtype=np.float32)
+    picture, heat = _unit_picture(img, "img"), finite_numbers(mask, "mask")
     if heat.shape != picture.shape[:2]:
         raise ValueError(f"mask: shape {heat.shape}, expected that of the picture, {picture.shape[:2]}")
     if picture.max() > 1.0 or picture.min() < 0.0:
@@ -142,8 +148,8 @@ def getAttMap(  # the name that scripts import
         From 0 to 1.
     """
     picture = _unit_picture(img, "img").astype(np.float64)
-    heat = np.array(attMap, dtype=np.float64)
-    if heat.ndim != 2 or heat.size == 0 or not np.isfinite(heat).all():
+    heat = finite_numbers(attMap, "attMap").astype(np.float64)
+    if heat.ndim != 2 or heat.size == 0:
         raise ValueError(f"attMap: expected finite numbers [gh, gw], got shape {heat.shape}")
     heat = _stretch(heat)
     if any(new < old for new, old in zip(picture.shape, heat.shape)):
@@ -209,9 +215,9 @@ def _unit_picture(img: npt.ArrayLike, name: str) -> FloatArray:
         raise ValueError(f"{name}: expected [H, W, 3], got shape {array.shape}")
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 255.0
-    if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+    if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{name}: expected uint8, or finite floats from 0 to 1, got {array.dtype}")
-    return array.astype(np.float32)
+    return finite_numbers(array, name)
 
 
 def _resize(picture: Picture, size: tuple[int, int]) -> Picture:

@@ -13,6 +13,8 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import finite_numbers
+
 FloatArray = npt.NDArray[np.float32]
 Heads = Union[str, int, None]
 Readout = Union[str, Callable[[Any], Any]]
@@ -31,14 +33,18 @@ def to_distribution(values: npt.ArrayLike, axes: int = 1) -> FloatArray:
     Returns
     -------
     float32 array of the same shape
-        A map that sums to zero comes back as the uniform distribution: nothing in it stands out. NaN stays NaN.
+        A map that sums to zero comes back as the uniform distribution: nothing in it stands out.
     """
-    values = np.asarray(values, dtype=np.float64)
+    array = finite_numbers(values, "values", np.float64)
+    if array.ndim < axes:
+        raise ValueError(f"values: shape {array.shape}, expected at least {axes} axes")
     last = tuple(range(-axes, 0))
-    total = values.sum(axis=last, keepdims=True)
-    patches = int(np.prod(values.shape[-axes:]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.where(total <= 0, 1.0 / max(patches, 1), values / total)
+    largest = array.max(axis=last, keepdims=True, initial=0.0)
+    patches = int(np.prod(array.shape[-axes:]))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        shares = array / largest  # sums do not overflow
+        total = shares.sum(axis=last, keepdims=True)
+        scaled = np.where((largest > 0) & (total > 0), shares / total, 1.0 / max(patches, 1))
     return scaled.astype(np.float32)
 
 
@@ -55,7 +61,9 @@ def merge_heads(values: npt.ArrayLike, heads: Heads = "mean") -> FloatArray:
     -------
     float32 array [..., N]; [..., h, N] for None
     """
-    array = np.asarray(values, dtype=np.float32)
+    array = finite_numbers(values, "values")
+    if array.ndim < 2 or array.shape[-2] == 0:
+        raise ValueError(f"values: shape {array.shape}, expected [..., heads, N]")
     if heads is None:
         return array
     if isinstance(heads, str):
@@ -221,7 +229,8 @@ def apply_readout(
         raise ValueError(f"readout: the callable returned shape {values.shape}, expected {shapes}")
     if not np.issubdtype(values.dtype, np.number) or np.issubdtype(values.dtype, np.complexfloating):
         raise ValueError(f"readout: the callable returned {values.dtype}, expected real numbers")
-    values = values.reshape(array.shape[0], patches).astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = values.reshape(array.shape[0], patches).astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError("readout: the callable returned NaN or infinity, expected finite numbers")
     if (values < 0).any():
@@ -245,7 +254,8 @@ def _checked(attention: npt.ArrayLike, question_tokens: Optional[int]) -> tuple[
             f"attention: shape {array.shape} does not fit {tokens} question tokens; "
             f"expected [..., heads, T, {tokens} + T] or [..., heads, 1, {tokens} + T]"
         )
-    return array.astype(np.float32, copy=False), tokens
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False), tokens
 
 
 def _to_tokens(
@@ -260,7 +270,8 @@ def _to_tokens(
     columns = array[..., 1:, :tokens]
     if mask is None:
         return columns
-    weights = np.asarray(mask, dtype=np.float32)
+    weights = finite_numbers(mask, "mask")
     if weights.shape != (*array.shape[:-3], tokens):
         raise ValueError(f"mask: shape {weights.shape}, expected {(*array.shape[:-3], tokens)}")
-    return np.asarray(columns * weights[..., None, None, :], dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(columns * weights[..., None, None, :], dtype=np.float32)
