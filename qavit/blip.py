@@ -188,6 +188,31 @@ class BlipITM:
             maps[rows] = self._core.gradcam(state, tokens.ids, tokens.mask, block)[0][back]
         return self._finite(maps)
 
+    def maps_and_scores(
+        self, image: Any, questions: str | Sequence[str], block: int | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """:meth:`forward_itm`'s maps for questions about one picture, and how well they match it, in one pass.
+
+        Parameters
+        ----------
+        image : picture, or float [3, S, S] or [1, 3, S, S] normalised
+        questions : str or list of str
+            At least one; ``?`` at the ends does not count.
+        block : int, optional
+            One of `usable_blocks`; None: `default_block`.
+
+        Returns
+        -------
+        maps : ndarray of float32, [Q, P]
+        scores : ndarray of float32, [Q]
+            The probability of a match, by the matching head.
+        """
+        number = self.check_block(self.default_block if block is None else block)
+        _, pixels, _ = self._picture(image)
+        tokens = self._tokenize([question.strip("?") for question in question_list(questions)])
+        maps, logits = self._core.gradcam(self._core.encode_image(pixels), tokens.ids, tokens.mask, number)[:2]
+        return self._finite(maps), _match_probability(self._finite(logits))
+
     def gradcam_tokens(
         self, pixel_values: Any, texts: str | Sequence[str], block_num: int = 6
     ) -> tuple[list[FloatArray], FloatArray]:
@@ -312,8 +337,7 @@ class BlipITM:
             tokens = self._tokenize(unique)
             logits[rows] = self._core.match(state, tokens.ids, tokens.mask)[back]
         self._finite(logits)
-        difference = np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700.0, 700.0)
-        return logits, (1.0 / (1.0 + np.exp(difference))).astype(np.float32)
+        return logits, _match_probability(logits)
 
     def itc(self, image: Any, texts: str | Sequence[str]) -> FloatArray:
         """How alike pictures and texts are, by the contrastive heads.
@@ -375,3 +399,9 @@ class BlipITM:
             f"BlipITM({self.name!r}: {self.num_blocks} text blocks, {self.grid[0]}x{self.grid[1]} patches of "
             f"{self.image_size}x{self.image_size}, {self.precision})"
         )
+
+
+def _match_probability(logits: FloatArray) -> FloatArray:
+    """Softmax over no match, match [Q, 2]: the second."""
+    difference = np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700.0, 700.0)
+    return (1.0 / (1.0 + np.exp(difference))).astype(np.float32)

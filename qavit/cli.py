@@ -1,4 +1,4 @@
-"""The command line: ``qavit heatmap | demo | convert | info | bench``."""
+"""The command line: ``qavit heatmap | demo | run | convert | info | bench``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, build_info, set_num_threads
+from .arguments import one_line
 from .completion import SHELLS
 from .files import write_whole
 from .progress import Progress
@@ -85,13 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = shown
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, as a person says it: without the number that the system gives it."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def show_warning(message: Any, *_: Any, **__: Any) -> None:
     """A warning in one line."""
     print(f"qavit: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
@@ -105,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, metavar="N", help="width of the thread pool (default: the CPUs there are)")
     common.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+    from .data import command as data_command
     from .plots import KINDS
 
     parser = argparse.ArgumentParser(
@@ -128,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     heatmap.add_argument("images", nargs="*", metavar="IMAGE")
     heatmap.add_argument("-q", "--question", action="append", default=[], dest="question", help="may be given many times")
-    heatmap.add_argument("--questions", metavar="FILE", help='JSON lines: {"image": ..., "question": ...}')
+    heatmap.add_argument("--questions", metavar="FILE", help="JSON lines, CSV or Parquet with image and question")
     heatmap.add_argument("-o", "--out", default="out", metavar="DIR", help="where to write (default: out)")
     heatmap.add_argument("--block", type=int, metavar="N", help="whose attention (default: one that knows the question)")
     heatmap.add_argument("--readout", choices=("class", "question"), help="what is read from the attention")
@@ -155,6 +150,10 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("-q", "--question", action="append", default=[], help="may be given many times")
     demo.add_argument("--block", type=int, metavar="N", help="whose attention (default: the one that points best)")
     demo.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    run = add("run", run_data_set, data_command.SUMMARY, data_command.EXAMPLE)
+    data_command.add_options(run)
+    add_model_options(run)
 
     convert = add(
         "convert", run_convert, "write a model as one folder that is mapped in place",
@@ -356,24 +355,26 @@ def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def read_questions(path: str) -> Iterator[tuple[str, str]]:
-    """(image, question) of each line of a JSON lines file; relative pictures lie beside the file or where one stands."""
-    beside = Path(path).parent
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                image, question = entry["image"], entry["question"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: expected {{"image": ..., "question": ...}}') from error
-            if not isinstance(image, str) or not isinstance(question, str):
-                raise ValueError(f"{path}, line {number}: image and question must be text")
-            here = Path(image)
-            yield (image if here.is_absolute() or here.exists() else str(beside / image)), question
+    """(image, question) of each row of a file that ``qavit run`` reads too; every row must name a picture's file."""
+    from .data.questions import open_questions
+
+    for item in open_questions(path)[0]:
+        if item.problem is not None or item.image is None:
+            raise ValueError(item.problem)
+        image = item.image.read() if not item.image.size else b""
+        if not isinstance(image, str):
+            raise ValueError(f"{path}: pictures inside of a file are for 'qavit run'; give a file that names pictures")
+        yield image, item.question
 
 
 # ---- the other commands ----
+
+
+def run_data_set(options: argparse.Namespace) -> int:
+    """Maps for every question of a data set."""
+    from .data.command import run_command
+
+    return run_command(options, model_arguments)
 
 
 def run_demo_command(options: argparse.Namespace) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import BinaryIO, Union
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -32,6 +34,27 @@ def write_whole(path: PathLike, data: bytes) -> Path:
     IsADirectoryError
         When `path` is a folder.
     """
+    with whole_file(path) as file:
+        file.write(data)
+    return Path(path)
+
+
+@contextmanager
+def whole_file(path: PathLike, durable: bool = False) -> Iterator[BinaryIO]:
+    """A file to write into that takes its name at the end of the block, and is gone if the block fails.
+
+    Parameters
+    ----------
+    path : str or path
+        As for `write_whole`.
+    durable : bool
+        Have the disk hold all of it, and then its name, before the block ends.
+
+    Yields
+    ------
+    binary file
+        Hidden beside `path`, with a name that ends in ``.part``.
+    """
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; create it first")
@@ -40,8 +63,23 @@ def write_whole(path: PathLike, data: bytes) -> Path:
     part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, target)
+        if durable:
+            sync_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
-    return target
+
+
+def sync_folder(folder: PathLike) -> None:
+    """Have the disk hold the names in a folder, where the file system can do that."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError:  # some network file systems refuse; their renames are kept by the server
+        pass
+    finally:
+        os.close(number)

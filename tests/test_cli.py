@@ -156,7 +156,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no/such/folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["heatmap", "demo", "convert", "info", "bench"])
+@pytest.mark.parametrize("command", ["heatmap", "demo", "run", "convert", "info", "bench"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])

@@ -1,0 +1,371 @@
+"""Runs: every row once, whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from data_sets import make_rows, same_rows, write_lines, write_model, write_pictures
+
+import qavit.data
+from qavit import cli
+from qavit.data.questions import ImageSource
+
+pytest.importorskip("pyarrow")
+
+ROOT = Path(__file__).parent.parent
+KILLS = 50
+
+
+class DataSet(NamedTuple):
+    questions: Path
+    model: Path
+    whole: Path
+    """A run that nothing happened to."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_disk() -> Iterator[None]:
+    """Waiting for the disk guards against a loss of power, which no test here brings about."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    folder = tmp_path_factory.mktemp("data")
+    names = write_pictures(folder, 40)
+    rows = make_rows(names, 3)
+    rows[10]["image"] = "missing.png"
+    rows[20]["question"] = " "
+    (folder / "broken.png").write_bytes((folder / names[0]).read_bytes()[:60])
+    rows[30]["image"] = "broken.png"
+    questions = write_lines(folder / "q.jsonl", rows)
+    model = write_model(folder / "model")
+    summary = qavit.data.run(questions, folder / "whole", model=model, part_rows=3, window=30)
+    assert (summary.rows, summary.errors, summary.before) == (120, 3, 0)
+    return DataSet(questions, model, folder / "whole")
+
+
+def go(data: DataSet, out: Path, **options: Any) -> qavit.data.RunSummary:
+    return qavit.data.run(data.questions, out, model=data.model, **{"part_rows": 3, "window": 30, **options})
+
+
+def command(data: DataSet, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "qavit", "run", str(data.questions), "--model", str(data.model), "-o", str(out),
+        "--part-rows", "3", "--window", "30", *more,
+    ]  # fmt: skip
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+def wait_for_parts(out: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list((out / "parts").glob("*.parquet"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def only_whole_files(out: Path) -> bool:
+    return not [path for path in (out / "parts").iterdir() if path.suffix != ".parquet"]
+
+
+# ---- what is written ----
+
+
+def test_every_row_is_there_once(data: DataSet) -> None:
+    reader = qavit.data.read_maps(data.whole)
+    asked = [json.loads(line) for line in data.questions.read_text().splitlines()]
+    rows = {row.id: row for row in reader}
+    assert reader.complete
+    assert len(reader) == len(rows) == len(asked)
+    for entry in asked:
+        row = rows[entry["id"]]
+        assert (row.image, row.question) == (entry["image"], entry["question"])
+        assert (row.map is None) == (row.error is not None)
+        if row.map is not None:
+            assert row.map.sum() == pytest.approx(1, abs=1e-5)
+    errors = dict(reader.errors())
+    assert len(errors) == 3
+    assert "no such file" in errors["q10"]
+    assert "empty" in errors["q20"]
+    assert "broken.png" in errors["q30"]
+
+
+def test_worker_processes_and_shards_give_the_same_rows(data: DataSet, tmp_path: Path) -> None:
+    summary = go(data, tmp_path / "two", workers=2)
+    assert (summary.rows, summary.errors) == (120, 3)
+    assert same_rows(data.whole, tmp_path / "two") == 120
+    shares = [go(data, tmp_path / "shards", shard=f"{i}/3", threads=1) for i in range(3)]
+    assert sum(share.rows for share in shares) == 120
+    assert min(share.rows for share in shares) > 30
+    assert same_rows(data.whole, tmp_path / "shards") == 120
+
+
+def test_files_are_shared_where_there_are_enough(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [json.loads(line) for line in data.questions.read_text().splitlines()]
+    paths = [write_lines(data.questions.parent / f"part{i}.jsonl", rows[i::3]) for i in range(3)]
+    for i in range(2):
+        summary = qavit.data.run(paths, tmp_path, model=data.model, shard=f"{i}/2")
+        assert summary.rows == (80, 40)[i]
+    reader = qavit.data.read_maps(tmp_path)
+    assert reader.complete
+    assert sorted(row.id for row in reader) == sorted(row["id"] for row in rows)
+    monkeypatch.setattr("qavit.data.pipeline.plan_file", None)  # nothing is read again
+    assert qavit.data.run(paths, tmp_path, model=data.model, resume=True).before == 120
+
+
+def test_half_precision_and_pnp_vqas_method(data: DataSet, tmp_path: Path) -> None:
+    go(data, tmp_path, dtype="float16", method="itm")
+    ids, maps = qavit.data.read_maps(tmp_path).to_numpy()
+    expected_ids, expected = qavit.data.read_maps(data.whole).to_numpy()
+    assert ids == expected_ids
+    np.testing.assert_allclose(maps, expected, rtol=2**-11)
+
+
+def test_stored_maps_feed_pnp_vqa(data: DataSet, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from qavit.lavis import gradcams_from, resample_mass
+
+    gradcams = gradcams_from(data.whole)
+    maps = {row.id: row.map for row in qavit.data.read_maps(data.whole)}
+    samples = {"question_id": ["q77", "q3"], "image": None}
+    assert gradcams(samples, block_num=7) is samples
+    assert samples["gradcams"].dtype == torch.float32
+    for found, identity in zip(samples["gradcams"], samples["question_id"]):
+        assert np.array_equal(found.numpy(), maps[identity].reshape(-1))
+    assert torch.multinomial(samples["gradcams"], 9).shape == (2, 9)
+    other = gradcams_from(data.whole, grid=(4, 5))({"id": np.array(["q3"])})["gradcams"]
+    np.testing.assert_allclose(other[0], resample_mass(maps["q3"], (4, 5)).reshape(-1), rtol=1e-6)
+    with pytest.raises(KeyError, match="has no map"):
+        gradcams.maps(["q20"])
+    with pytest.raises(ValueError, match="question_id"):
+        gradcams({"image": None})
+    rows = [{"image": "0.png", "question": "where?", "question_id": 262148000}]
+    numbered = write_lines(data.questions.parent / "numbered.jsonl", rows)
+    qavit.data.run(numbered, tmp_path, model=data.model)
+    assert gradcams_from(tmp_path).maps(torch.tensor([262148000])).shape == (1, 9)
+
+
+# ---- taking up again ----
+
+
+def test_resume_does_what_is_missing(data: DataSet, tmp_path: Path) -> None:
+    go(data, tmp_path)
+    parts = sorted((tmp_path / "parts").iterdir())
+    kept = {path: path.stat().st_mtime_ns for path in parts[1:]}
+    with pytest.raises(ValueError, match="resume"):
+        go(data, tmp_path)
+    parts[0].unlink()
+    (tmp_path / "parts" / ".00000-000000.parquet.0123abcd.part").write_bytes(b"half")
+    summary = go(data, tmp_path, resume=True)
+    assert (summary.rows, summary.before) == (3, 117)
+    assert summary.errors_before == 3
+    assert {path: path.stat().st_mtime_ns for path in parts[1:]} == kept
+    assert only_whole_files(tmp_path)
+    assert same_rows(data.whole, tmp_path) == 120
+    again = go(data, tmp_path, resume=True)
+    assert (again.rows, again.before) == (0, 120)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block": 1, "readout": "question"}, "block 2, this run has 1"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"part_rows": 4}, "part_rows 3"),
+        ({"window": 31}, "window"),
+        ({"precision": "bfloat16"}, "model"),
+    ],
+)
+def test_another_run_is_refused(data: DataSet, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        go(data, data.whole, resume=True, **options)
+
+
+def test_another_input_or_model_is_refused(data: DataSet, tmp_path: Path) -> None:
+    lines = data.questions.read_text()
+    other = tmp_path / "q.jsonl"
+    other.write_text(lines.replace("clock", "stock"))
+    with pytest.raises(ValueError, match="questions"):
+        go(data._replace(questions=other), data.whole, resume=True)
+    from small_models import write_qavit
+
+    model = write_qavit(tmp_path / "model", blocks=3, first=1, image_size=21, width=8, heads=4)
+    with pytest.raises(ValueError, match="made with model"):
+        go(data._replace(model=model), data.whole, resume=True)
+
+
+def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qavit.data.output import OutputFolder
+    from qavit.data.plan import Shard
+
+    held = OutputFolder(tmp_path, {"a": 1}, Shard(), 1, False)
+    with pytest.raises(ValueError, match="another process"):
+        OutputFolder(tmp_path, {"a": 1}, Shard(), 1, True)
+    OutputFolder(tmp_path, {"a": 1}, Shard(0, 2), 1, False).close()
+    held.close()
+    OutputFolder(tmp_path, {"a": 1}, Shard(), 1, True).close()
+
+
+# ---- what happens to runs ----
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment(data: DataSet, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("data_kills.py")
+    arguments = [*map(str, (data.questions, data.model, data.whole, tmp_path)), str(KILLS)]
+    done = subprocess.run([sys.executable, str(script), *arguments], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    about = json.loads(done.stdout)
+    assert len(about["parts"]) == KILLS
+    assert len(set(about["parts"])) > 10, about  # they were interrupted at different places
+    assert about["finished"] > 3, about
+
+
+def test_a_worker_that_dies_is_replaced(data: DataSet, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(data, tmp_path, "--workers", "2", "--json"), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    wait_for_parts(tmp_path, 1)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == cli.SOME_FAILED
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[0]["event"] == "start"
+    assert events[-1]["event"] == "end"
+    assert sum(event["rows"] for event in events if event["event"] == "part") == 120
+    assert (events[-1]["errors"], events[-1]["fraction"], events[-1]["rows"]) == (3, 1.0, 120)
+    assert same_rows(data.whole, tmp_path) == 120
+
+
+class Deadly(ImageSource):
+    def read(self) -> str:
+        os._exit(7)
+
+
+def test_a_part_that_kills_its_workers_ends_the_run(data: DataSet, tmp_path: Path) -> None:
+    from qavit.data.local import run_processes
+    from qavit.data.plan import Group, Part, Row
+    from qavit.data.worker import Settings
+
+    part = Part(0, 5, [Group(Deadly("x"), [Row("0", "where?", None)])])
+    with pytest.raises(RuntimeError, match=r"3 workers died at part 00000-000005 .*code 7"):
+        list(run_processes(Settings({"model": str(data.model)}, str(tmp_path)), iter([part]), 1, lambda *_: None))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_path: Path, workers: str) -> None:
+    process = subprocess.Popen(command(data, tmp_path, "--workers", workers), env=environment(), stderr=subprocess.PIPE)
+    wait_for_parts(tmp_path, 2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED
+    assert b"Traceback" not in errors
+    assert only_whole_files(tmp_path)
+    process = subprocess.Popen(command(data, tmp_path, "--workers", workers, "--resume"), env=environment())
+    wait_for_parts(tmp_path, 3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in children):  # a worker does not outlive its parent
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    done = subprocess.run(command(data, tmp_path, "--resume"), env=environment(), capture_output=True, text=True)
+    assert done.returncode == cli.SOME_FAILED
+    assert "were there already; 3 of all have an error" in done.stderr
+    assert same_rows(data.whole, tmp_path) == 120
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_leaves_whole_files_only(data: DataSet, tmp_path: Path, workers: str) -> None:
+    limit = max(path.stat().st_size for path in (data.whole / "parts").iterdir()) - 40
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from qavit.cli import main\n"
+        "sys.exit(main(sys.argv[3:]))\n"
+    )
+    program = tmp_path / "limited.py"
+    program.write_text(f"if __name__ == '__main__':\n    {code.replace(chr(10), chr(10) + '    ')}\n")
+    out = tmp_path / "out"
+    started = [sys.executable, str(program), *command(data, out, "--workers", workers)[1:]]
+    done = subprocess.run(started, env=environment(), capture_output=True, text=True)
+    assert done.returncode == cli.SOME_FAILED
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert only_whole_files(out)
+    summary = go(data, out, resume=True)
+    assert summary.rows > 0
+    assert same_rows(data.whole, out) == 120
+
+
+# ---- the command ----
+
+
+def test_the_commands_exit_codes(data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write_lines(data.questions.parent / "good.jsonl", make_rows(["0.png", "1.png"], 2))
+    arguments = ["run", str(good), "--model", str(data.model), "-o", str(tmp_path / "good")]
+    assert cli.main(arguments) == cli.OK
+    assert "4 rows of 2 pictures written" in capsys.readouterr().err
+    assert cli.main(arguments) == cli.SOME_FAILED
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*arguments, "--resume"]) == cli.OK
+    assert cli.main(["run", "nowhere.csv", "-o", str(tmp_path / "x")]) == cli.SOME_FAILED
+    with pytest.raises(SystemExit) as left:
+        cli.main([*arguments, "--shard", "4/4"])
+    assert left.value.code == cli.USAGE
+    assert cli.main(command(data, tmp_path / "bad")[3:]) == cli.SOME_FAILED
+    said = capsys.readouterr().err
+    assert "rows failed, first q10: " in said
+    assert "3 of all have an error" in said
+
+
+def test_a_line_a_minute_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from qavit.data.plan import Part
+    from qavit.data.progress import RunProgress
+    from qavit.data.worker import PartDone
+
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress = RunProgress([300, 100, 0], [False, True, False])
+    assert progress.fraction == 0.25
+    progress.start(Part(0, 10, [], start=0.2))
+    assert progress.fraction == pytest.approx(0.4)
+    for _ in range(8):
+        clock[0] += 15
+        progress.tick(30, 60, 1)
+    progress.part(PartDone("00000-000010", 0, 0.6, 240, 480, 0, 1.0, None))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "qavit: 40.0%: 240 questions, 2.0 images/s, 4.0 questions/s, unknown time left, 4 errors",
+        "qavit: 40.0%: 480 questions, 2.0 images/s, 4.0 questions/s, unknown time left, 8 errors",
+    ]
+    clock[0] += 60
+    progress.tick(0, 0, 0)
+    # Three tenths more took 180 s, three tenths are left.
+    assert "3 min 00 s left" in capsys.readouterr().err
+
+
+def test_missing_libraries_are_named(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, extra, options in (("pyarrow", "data", {}), ("ray", "ray", {"engine": "ray"})):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(ImportError, match=rf'pip install "qavit\[{extra}\]"'):
+                go(data, tmp_path, **options)
