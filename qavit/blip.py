@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, unique_images
-from .weights import NOT_FINITE, release_pages
+from .weights import NOT_FINITE, check_unchanged, origins, release_pages
 
 if TYPE_CHECKING:
     from .checkpoints import ModelSource
@@ -65,6 +65,7 @@ class BlipITM:
             raise ValueError(
                 f"{source.name}: BLIP needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt"
             )
+        self._files = origins(source.weights)
         self._core = _core.BlipItm({"vision": dict(source.vision), "text": dict(source.text)}, source.weights, precision)
         release_pages(source.weights)
         self.name = source.name
@@ -112,6 +113,7 @@ class BlipITM:
 
     def _tokenize(self, texts: Sequence[str], matching: bool = True) -> _Tokens:
         """Ids from [ENC] (matching) or [CLS] on, cut together with their mask."""
+        check_unchanged(self._files)
         batch = self._tokenizer.encode(list(texts), self.max_tokens)
         ids = batch.ids.copy()
         if matching:
@@ -390,6 +392,7 @@ class BlipITM:
             yield self._core.encode_image(image), rows, list(place), back
 
     def _finite(self, array: FloatArray) -> FloatArray:
+        check_unchanged(self._files)
         if not np.isfinite(array).all():
             raise ValueError(f"{self.name}: the result is not finite: {NOT_FINITE}")
         return array

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__, build_info, set_num_threads
 from .arguments import one_line
 from .completion import SHELLS
-from .files import write_whole
+from .files import remove_leftovers, write_whole
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ def run_heatmap(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if endings:
         out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
     model = load_model(options)
     check_request(model, jobs, options)
     going = Progress(jobs, "pictures")

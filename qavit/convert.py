@@ -16,9 +16,10 @@ from typing import Any, Union
 
 from qavit._core import build_info
 from qavit.checkpoints import ModelSource
+from qavit.files import is_running
 from qavit.layouts import integrated_blocks
 from qavit.safetensors_files import write_safetensors
-from qavit.weights import CORE_DTYPES, ITEM_SIZES, Weights, base_dtype, panel_columns
+from qavit.weights import CORE_DTYPES, ITEM_SIZES, Weights, base_dtype, check_unchanged, origins, panel_columns
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -82,6 +83,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     with _partial_folder(target) as partial:
         with _new_file(partial / "model.safetensors") as file:
             write_safetensors(file, source.weights, dtypes)
+        check_unchanged(origins(source.weights))
         if source.tokenizer is not None:
             with _new_file(partial / "tokenizer.json") as file:
                 file.write(source.tokenizer.encode())
@@ -148,18 +150,8 @@ def _remove_leftovers(target: Path) -> None:
     pattern = re.compile(re.escape(_prefix(target)) + r"(\d+)-")
     for entry in target.parent.iterdir():
         match = pattern.match(entry.name)
-        if match and entry.is_dir() and not entry.is_symlink() and not _alive(int(match[1])):
+        if match and entry.is_dir() and not entry.is_symlink() and not is_running(int(match[1])):
             shutil.rmtree(entry, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 @contextlib.contextmanager

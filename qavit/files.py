@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import secrets
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +21,7 @@ def write_whole(path: PathLike, data: bytes) -> Path:
     Parameters
     ----------
     path : str or path
-        Where to; an existing file is replaced. Its folder must exist.
+        Where to; an existing file is replaced, or what a symbolic link points to. Its folder must exist.
     data : bytes
         All of the content.
 
@@ -55,12 +58,12 @@ def whole_file(path: PathLike, durable: bool = False) -> Iterator[BinaryIO]:
     binary file
         Hidden beside `path`, with a name that ends in ``.part``.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; create it first")
     if target.is_dir():
         raise IsADirectoryError(f"path: {str(target)!r} is a folder, expected the name of a file")
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    part = target.with_name(f".qavit-{_HERE}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
             yield file
@@ -83,3 +86,27 @@ def sync_folder(folder: PathLike) -> None:
         pass
     finally:
         os.close(number)
+
+
+#: This machine: folders may be shared, and process numbers are each machine's own.
+_HERE = f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def remove_leftovers(folder: PathLike) -> None:
+    """Remove what processes of this machine that were killed while they wrote into a folder have left there."""
+    pattern = re.compile(rf"\.qavit-{_HERE}-(\d+)-[0-9a-f]{{8}}\.part")
+    for entry in Path(folder).iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match and not is_running(int(match[1])):
+            entry.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, to_numpy, unique_images
-from .weights import NOT_FINITE, release_pages
+from .weights import NOT_FINITE, check_unchanged, origins, release_pages
 
 if TYPE_CHECKING:
     from .blip import BlipITM
@@ -222,6 +222,7 @@ class QAViT:
         point = vision.get("integration_point")
         if point is not None:
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
+        self._files = origins(source.weights)
         self._vit = _core.Vit(vision, source.weights, precision)
         release_pages(source.weights)
         self._text: Any = None
@@ -347,6 +348,7 @@ class QAViT:
         entries = {clean: self._cache.get(clean) for clean in cleaned}
         missing = [clean for clean, entry in entries.items() if entry is None]
         if missing:
+            check_unchanged(self._files)
             batch = self._tokenizer.encode(missing, self.max_tokens)
             if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
                 raise ValueError(
@@ -358,6 +360,7 @@ class QAViT:
                 # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
                 rows = np.flatnonzero(lengths == length)
                 states = self._text.encode(batch.ids[rows, :length])
+                check_unchanged(self._files)
                 if not np.isfinite(states).all():
                     raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
                 for row, own in zip(rows, states):
@@ -470,9 +473,10 @@ class QAViT:
         pair_image: npt.NDArray[np.int32] | None = None,
     ) -> dict[str, Any]:
         """One row a pair, in the order given; pairs of equal pictures share the work before the question."""
+        check_unchanged(self._files)
         if states is None or mask is None:
             result: dict[str, Any] = self._vit.forward(images, attention=attention, hidden=hidden, outputs=outputs)
-            self._check_finite(result)
+            self._check_result(result)
             return result
         if pair_image is None:
             images, pair_image = unique_images(images)
@@ -496,7 +500,7 @@ class QAViT:
             hidden=hidden,
             outputs=outputs,
         )
-        self._check_finite(result)
+        self._check_result(result)
         first = self.integrated[0] if self.integrated else self.num_blocks
 
         def rows(array: FloatArray, question_entered: bool) -> FloatArray:
@@ -517,8 +521,12 @@ class QAViT:
             result[name] = rows(result[name], self.num_blocks > first)
         return result
 
-    def _check_finite(self, result: dict[str, Any]) -> None:
-        """Raise where a forward pass met NaN or infinity: they spread to all that is computed from them."""
+    def _check_result(self, result: dict[str, Any]) -> None:
+        """Raise where a forward pass met NaN or infinity: they spread to all that is computed from them.
+
+        And where the weights changed under it.
+        """
+        check_unchanged(self._files)
         parts = [array for name, array in result.items() if name not in ("attentions", "hidden")]
         parts += result["hidden"].values()
         # A row of probabilities is NaN in every column or in none.

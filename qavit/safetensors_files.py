@@ -20,6 +20,7 @@ from qavit.weights import (
     Weights,
     base_dtype,
     cast,
+    map_open_file,
     panel_columns,
     release_tensor,
     stored_array,
@@ -89,12 +90,10 @@ def map_file(path: Path_) -> mmap.mmap:
     """A whole file mapped read-only; a ValueError where it is empty.
 
     The map is of the file that was opened: one that is replaced (by a rename) later does not change it. A file that is
-    cut short or written in place while it is mapped does.
+    cut short or written in place while it is mapped does, which `qavit.weights.check_unchanged` tells.
     """
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise ValueError(f"{path}: the file is empty")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return map_open_file(file, path)
 
 
 def _is_size(value: object) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import mmap
-from typing import Any, Union
+import os
+import weakref
+from typing import Any, BinaryIO, NamedTuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -263,3 +265,55 @@ def release_pages(weights: Weights) -> None:
         for mapped in {id(weight[0]): weight[0] for weight in weights.values()}.values():
             if isinstance(mapped, mmap.mmap):
                 mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class Origin(NamedTuple):
+    """The file that a map is of, as it was when it was mapped."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    written: int  # nanoseconds
+
+
+_origins: weakref.WeakKeyDictionary[mmap.mmap, Origin] = weakref.WeakKeyDictionary()
+
+
+def map_open_file(file: BinaryIO, path: str | os.PathLike[str]) -> mmap.mmap:
+    """A whole open file mapped read-only, remembering what it is a map of; a ValueError where it is empty."""
+    state = os.fstat(file.fileno())
+    if state.st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _origins[mapped] = Origin(os.path.abspath(path), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    return mapped
+
+
+def origins(weights: Weights) -> tuple[Origin, ...]:
+    """The files that tensors are mapped from, for `check_unchanged`."""
+    maps = {id(weight[0]): weight[0] for weight in weights.values() if isinstance(weight[0], mmap.mmap)}
+    return tuple(_origins[mapped] for mapped in maps.values() if mapped in _origins)
+
+
+def check_unchanged(files: tuple[Origin, ...]) -> None:
+    """Raise where a mapped file was written to in place: what is mapped is then no longer what was loaded.
+
+    A file that was replaced by renaming, or removed, is another one: the map still shows what it did.
+
+    Raises
+    ------
+    ValueError
+        Naming the file.
+    """
+    for file in files:
+        try:
+            state = os.stat(file.path)
+        except OSError:
+            continue
+        same = (state.st_dev, state.st_ino) == (file.device, file.inode)
+        if same and (state.st_size, state.st_mtime_ns) != (file.size, file.written):
+            raise ValueError(
+                f"{file.path}: the file was written to after the model was loaded from it; load the model again (and "
+                "replace files by renaming, which leaves models that are loaded alone)"
+            )
