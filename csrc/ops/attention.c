@@ -10,7 +10,7 @@
 #include <string.h>
 
 /* Rows whose scores are held at once: a multiple of every register tile. */
-#define TILE_ROWS ((size_t)24)
+#define TILE_ROWS ((size_t)12)
 /* Keys of the widest panel, packed together. */
 #define PACK_ROWS QV_MAX_PANEL
 /* Rows up to which the keys are read where they lie. */
@@ -182,14 +182,27 @@ static float mask_row(const qv_attention *a, const head_view *head, float *row, 
     return scale;
 }
 
-/* exp(scores) in place, the asked part of the row's probabilities handed out; returns what the sums are divided by. */
-static float soften_row(const attention_work *w, const head_view *head, float *row, size_t t) {
+/* exp(scores) in place, in bfloat16 if `low`; the asked part of the row's probabilities is handed out. Returns what the
+ * weighted sum of the values is multiplied by. */
+static float soften_row(const attention_work *w, const head_view *head, float *row, size_t t, bool low) {
     const qv_attention *a = w->a;
+    size_t keys = a->M + a->S;
     float scale = mask_row(a, head, row, t);
-    float inverse = w->kernels->exponentiate(row, scale, a->M + a->S);
-    if (a->probabilities != NULL && t >= a->first_row && t < a->first_row + a->row_count) {
+    bool wanted = a->probabilities != NULL && t >= a->first_row && t < a->first_row + a->row_count;
+    uint16_t *half = (uint16_t *)(void *)row;
+    if (low && !wanted) {
+        float inverse = w->kernels->exponentiate_bfloat16(row, scale, keys);
+        half[keys] = 0; /* the partner of an odd last one */
+        return inverse;
+    }
+    float inverse = w->kernels->exponentiate(row, scale, keys);
+    if (wanted) {
         size_t place = (head->b * a->H + head->h) * a->row_count + (t - a->first_row);
         w->kernels->scale(a->probabilities + place * a->column_count, row + a->first_column, inverse, a->column_count);
+    }
+    if (low) {
+        w->kernels->round_bfloat16(half, row, keys);
+        half[keys] = 0;
     }
     return inverse;
 }
@@ -217,13 +230,7 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
     float inverse[TILE_ROWS];
     for (size_t r = 0; r < rows; r++) {
         float *row = scratch->scores + r * ld_scores;
-        inverse[r] = soften_row(w, head, row, t0 + r);
-        if (w->bfloat16 && a->out != NULL) {
-            w->kernels->round_bfloat16((uint16_t *)(void *)row, row, keys);
-            if (keys % 2 != 0) {
-                ((uint16_t *)(void *)row)[keys] = 0;
-            }
-        }
+        inverse[r] = soften_row(w, head, row, t0 + r, w->bfloat16 && a->out != NULL);
     }
     if (a->out == NULL) {
         return;
@@ -252,7 +259,7 @@ static void attend_row(const attention_work *w, float *scores, const head_view *
     for (size_t s = 0; s < a->S; s++) {
         scores[a->M + s] = w->kernels->dot(q, head->k + s * a->ld_kv, a->d);
     }
-    float inverse = soften_row(w, head, scores, t);
+    float inverse = soften_row(w, head, scores, t, false);
     if (a->out == NULL) {
         return;
     }

@@ -4,10 +4,11 @@
  *   TILE_ROWS, TILE_VECTORS    the register tile
  *   zero, set1, load, store, load_part, store_part (the first n < WIDTH floats), multiply_add (a b + c), largest,
  *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
- *   reciprocal, reduce_sum, reduce_max, transpose_block (WIDTH x WIDTH)
+ *   keep_part (the first n lanes, the others zero), reciprocal, reduce_sum, reduce_max,
+ *   transpose_block (WIDTH x WIDTH)
  * and KERNELS, the table's name, with NAME and PACKS_WEIGHTS. With MULTIPLY_BFLOAT16 also TARGET_BFLOAT16 and
- * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, round_bfloat16 and
- * pair_bfloat16. */
+ * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, store_half (the first n
+ * lanes in bfloat16), round_bfloat16 and pair_bfloat16. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #define UNROLL _Pragma("GCC unroll 8")
@@ -80,36 +81,6 @@ TARGET static void activate(float *x, qv_activation activation, size_t n) {
     if (i < n) {
         store_part(x + i, apply_activation(load_part(x + i, n - i), activation), n - i);
     }
-}
-
-/* ---- softmax ---- */
-
-TARGET static float exponentiate(float *x, float scale, size_t n) {
-    vec most = set1(-INFINITY);
-    size_t whole = n / WIDTH * WIDTH, rest = n - whole;
-    for (size_t i = 0; i < whole; i += WIDTH) {
-        most = largest(load(x + i), most);
-    }
-    float top = reduce_max(most);
-    for (size_t i = whole; i < n; i++) {
-        top = x[i] > top ? x[i] : top;
-    }
-    const vec factor = set1(scale), start = set1(top);
-    vec sum = zero();
-    for (size_t i = 0; i < whole; i += WIDTH) {
-        vec y = (load(x + i) - start) * factor, e = keep_nan(exponential(y), y);
-        store(x + i, e);
-        sum = sum + e;
-    }
-    float total = reduce_sum(sum);
-    if (rest != 0) {
-        vec y = (load_part(x + whole, rest) - start) * factor;
-        store_part(x + whole, keep_nan(exponential(y), y), rest);
-        for (size_t i = whole; i < n; i++) {
-            total += x[i];
-        }
-    }
-    return 1.0f / total;
 }
 
 TARGET static void scale_row(float *out, const float *x, float factor, size_t n) {
@@ -266,6 +237,7 @@ typedef struct {
 #define BROADCAST(x) set1(x)
 #define PANEL_LOAD(pointer) load(pointer)
 #define ACCUMULATE(x, b, sum) multiply_add(x, b, sum)
+#define KEEP(x, i, e, n) ((n) == WIDTH ? store((x) + (i), e) : store_part((x) + (i), e, n))
 #include "ops/kernel_tile.h"
 
 #if defined(MULTIPLY_BFLOAT16)
@@ -277,6 +249,7 @@ typedef struct {
 #define BROADCAST(x) set1_pair(x)
 #define PANEL_LOAD(pointer) load_pairs(pointer)
 #define ACCUMULATE(x, b, sum) dot_pairs(x, b, sum)
+#define KEEP(x, i, e, n) store_half((uint16_t *)(void *)(x) + (i), e, n)
 #include "ops/kernel_tile.h"
 #endif
 
@@ -305,9 +278,10 @@ const qv_kernels KERNELS = {
     .multiply_bfloat16 = multiply_bfloat16,
     .round_bfloat16 = round_bfloat16,
     .pair_bfloat16 = pair_bfloat16,
+    .exponentiate_bfloat16 = exponentiate_bfloat16,
 #endif
     .activate = activate,
-    .exponentiate = exponentiate,
+    .exponentiate = exponentiate_float32,
     .scale = scale_row,
     .dot = dot,
     .add_scaled = add_scaled,

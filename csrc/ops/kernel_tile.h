@@ -1,5 +1,6 @@
 /* The register tile and the loops around it, for float32 or for pairs of bfloat16; included by kernel_template.h with
- * TILE_TARGET, TILE_INLINE, DOT_NAME, ELEMENT, LANES, BROADCAST, PANEL_LOAD and ACCUMULATE, which end here. */
+ * TILE_TARGET, TILE_INLINE, DOT_NAME, ELEMENT, LANES, BROADCAST, PANEL_LOAD, ACCUMULATE and KEEP, which end here. And
+ * what makes weights of the scores that such a product gives. */
 
 /* out [rows, columns] (+)= x [rows, depth] panel [depth, PANEL]; rows and vectors are constants where this is inlined,
  * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. */
@@ -118,6 +119,54 @@ TILE_TARGET static void DOT_NAME(multiply)(const qv_panel_product *p) {
     }
 }
 
+/* The largest of x [n]; NaN is passed over: exponentiate finds it. */
+TILE_INLINE float DOT_NAME(find_largest)(const float *x, size_t n) {
+    vec most = set1(-INFINITY), other = most;
+    size_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        most = largest(load(x + i), most);
+        other = largest(load(x + i + WIDTH), other);
+    }
+    if (n >= WIDTH) {
+        /* The last vectors may overlap those before. */
+        most = largest(load(x + (n - i < WIDTH ? n - WIDTH : i)), most);
+        other = largest(load(x + n - WIDTH), other);
+        return reduce_max(largest(most, other));
+    }
+    float top = -INFINITY;
+    for (; i < n; i++) {
+        top = x[i] > top ? x[i] : top;
+    }
+    return top;
+}
+
+TILE_TARGET static float DOT_NAME(exponentiate)(float *x, float scale, size_t n) {
+    const float top = DOT_NAME(find_largest)(x, n);
+    const vec factor = set1(scale), start = set1(-top * scale);
+    vec sum = zero(), other = zero();
+    size_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        vec y = multiply_add(load(x + i), factor, start), z = multiply_add(load(x + i + WIDTH), factor, start);
+        vec e = keep_nan(exponential(y), y), f = keep_nan(exponential(z), z);
+        KEEP(x, i, e, WIDTH);
+        KEEP(x, i + WIDTH, f, WIDTH);
+        sum = sum + e;
+        other = other + f;
+    }
+    if (i + WIDTH <= n) {
+        vec y = multiply_add(load(x + i), factor, start), e = keep_nan(exponential(y), y);
+        KEEP(x, i, e, WIDTH);
+        sum = sum + e;
+        i += WIDTH;
+    }
+    if (i < n) {
+        vec y = multiply_add(load_part(x + i, n - i), factor, start), e = keep_part(keep_nan(exponential(y), y), n - i);
+        KEEP(x, i, e, n - i);
+        other = other + e;
+    }
+    return 1.0f / reduce_sum(sum + other);
+}
+
 /* Twelve sums that never leave their registers: as fast as the CPU can multiply. */
 TILE_TARGET static float DOT_NAME(burn)(size_t steps, const ELEMENT *two) {
     enum { SUMS = 12 };
@@ -145,3 +194,4 @@ TILE_TARGET static float DOT_NAME(burn)(size_t steps, const ELEMENT *two) {
 #undef BROADCAST
 #undef PANEL_LOAD
 #undef ACCUMULATE
+#undef KEEP

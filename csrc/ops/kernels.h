@@ -45,6 +45,8 @@ typedef struct {
     /* x [n] = exp(scale (x - max)); returns 1 / sum. -INFINITY gives 0. All of them, NaN or INFINITY: NaN everywhere, so
      * that no overflow passes for a map */
     float (*exponentiate)(float *x, float scale, size_t n);
+    /* the same, out [n] in bfloat16, beginning where x does; NULL where multiply_bfloat16 is */
+    float (*exponentiate_bfloat16)(float *x, float scale, size_t n);
     /* out [n] = factor x [n] */
     void (*scale)(float *out, const float *x, float factor, size_t n);
     float (*dot)(const float *a, const float *b, size_t n);

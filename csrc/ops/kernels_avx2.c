@@ -58,6 +58,9 @@ INLINE vec keep_nan(vec value, vec x) {
 INLINE vec negative_select(vec x, vec a, vec b) {
     return _mm256_blendv_ps(b, a, x);
 }
+INLINE vec keep_part(vec x, size_t n) {
+    return _mm256_and_ps(x, _mm256_castsi256_ps(first_lanes(n)));
+}
 INLINE vec reciprocal(vec x) {
     return set1(1.0f) / x;
 }

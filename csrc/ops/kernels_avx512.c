@@ -62,6 +62,9 @@ INLINE vec keep_nan(vec value, vec x) {
 INLINE vec negative_select(vec x, vec a, vec b) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);
 }
+INLINE vec keep_part(vec x, size_t n) {
+    return _mm512_maskz_mov_ps(first_lanes(n), x);
+}
 /* 1 / x to about 1 ulp, for x in [2^-126, 2^126]: an estimate of 14 bits and one step of Newton's */
 INLINE vec reciprocal(vec x) {
     vec y = _mm512_rcp14_ps(x);
@@ -117,6 +120,15 @@ INLINE_BFLOAT16 pairs load_pairs(const uint32_t *p) {
 }
 INLINE_BFLOAT16 vec dot_pairs(pairs x, pairs b, vec sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)b);
+}
+
+INLINE_BFLOAT16 void store_half(uint16_t *out, vec x, size_t n) {
+    __m256i half = (__m256i)_mm512_cvtneps_pbh(x);
+    if (n == WIDTH) {
+        _mm256_storeu_si256((__m256i *)(void *)out, half);
+    } else {
+        _mm256_mask_storeu_epi16(out, first_lanes(n), half);
+    }
 }
 
 TARGET_BFLOAT16 static void round_bfloat16(uint16_t *out, const float *x, size_t n) {

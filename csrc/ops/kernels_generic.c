@@ -74,6 +74,12 @@ INLINE vec keep_nan(vec value, vec x) {
 INLINE vec negative_select(vec x, vec a, vec b) {
     return choose((integers)x >> 31, a, b);
 }
+INLINE vec keep_part(vec x, size_t n) {
+    for (size_t i = n; i < WIDTH; i++) {
+        x[i] = 0.0f;
+    }
+    return x;
+}
 INLINE vec reciprocal(vec x) {
     return set1(1.0f) / x;
 }

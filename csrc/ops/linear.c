@@ -262,7 +262,7 @@ typedef struct {
     bool add_to_out;
     size_t first, count; /* columns */
     size_t rows, chunk;  /* rows a task */
-    size_t groups, lanes;
+    size_t groups, chunks, lanes;
 } product_work;
 
 /* Columns of group `group` among the columns asked for: where they begin, how many, and their panel. */
@@ -295,9 +295,9 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     (void)lane;
     const product_work *w = context;
     size_t width = w->kernels->panel_columns, steps = packed_depth(w->weight);
-    size_t row = task / w->groups * w->chunk;
-    column_group group = find_group(w, task % w->groups);
-    column_group next = find_group(w, (task + w->lanes) % w->groups);
+    size_t row = task % w->chunks * w->chunk;
+    column_group group = find_group(w, task / w->chunks);
+    column_group next = find_group(w, (task + w->lanes) / w->chunks % w->groups);
     size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
     for (size_t c = 0; c < group.columns; c += width) {
         size_t column = group.column - w->first + c;
@@ -390,15 +390,18 @@ static void multiply_packed(const qv_call *call, float *out, size_t ld_out, cons
     if (R == 0 || work.groups == 0) {
         return;
     }
-    /* Equal chunks of whole tiles; more of them where there are too few tasks to share out evenly. */
-    size_t chunks = (R + CHUNK_ROWS - 1) / CHUNK_ROWS, tile = kernels->tile_rows;
+    /* Equal chunks of whole tiles, the chunks of one group one after the other: lanes that work side by side share its
+     * panel, and each goes on with the rows that it has in its cache. More of them where tasks are too few to share out. */
+    size_t tile = kernels->tile_rows, most = R / (4 * tile), chunks = (R + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    size_t shares = call->lanes < most ? call->lanes : most;
+    chunks = chunks < shares ? shares : chunks;
     while (work.groups * chunks < 4 * call->lanes && R / (2 * chunks) >= 4 * tile) {
         chunks *= 2;
     }
     work.chunk = ((R + chunks - 1) / chunks + tile - 1) / tile * tile;
-    chunks = (R + work.chunk - 1) / work.chunk;
+    work.chunks = (R + work.chunk - 1) / work.chunk;
     size_t width = R * count * weight->depth < LEAST_SHARED ? 1 : call->lanes;
-    qv_parallel(width, work.groups * chunks, multiply_group, &work);
+    qv_parallel(width, work.groups * work.chunks, multiply_group, &work);
 }
 
 /* ---- OpenBLAS ---- */

@@ -82,8 +82,8 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     float *weight = random_floats(N * K), *bias = random_floats(N), *x = random_floats(R * K);
     float *multiply = random_floats(R * N), *residual = random_floats(R * N), *out = take(R * N, sizeof *out);
     double *expected = take(R * N, sizeof *expected);
-    qv_tensor weights = {"weight", QV_FLOAT32, 2, {N, K}, weight, false};
-    qv_tensor biases = {"bias", QV_FLOAT32, 1, {N}, bias, false};
+    qv_tensor weights = {.name = "weight", .dtype = QV_FLOAT32, .dims = 2, .shape = {N, K}, .data = weight};
+    qv_tensor biases = {.name = "bias", .dtype = QV_FLOAT32, .dims = 1, .shape = {N}, .data = bias};
     qv_linear_source source = {.weight = &weights, .bias = &biases};
     qv_linear_weight layer;
     qv_error err;
