@@ -306,7 +306,7 @@ def test_batches_of_columns(actor: HeatmapActor, tmp_path: Path) -> None:
     assert np.array_equal(rows["map"][0], rows["map"][2])
     assert np.array_equal(rows["map"][3], rows["map"][4])
     assert not np.array_equal(rows["map"][0], rows["map"][3])
-    assert [error is None for error in rows["error"]] == [True] * 5 + [False] * 2
+    assert [error == "" for error in rows["error"]] == [True] * 5 + [False] * 2
     assert np.isnan(rows["map"][5:]).all()
     assert np.isnan(rows["score"]).all()
     assert rows["grid"].tolist() == [[3, 3]] * 7
@@ -410,3 +410,15 @@ def test_folders_that_hold_no_run(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_manifest(tmp_path)
+
+
+def test_the_datasets_library_maps_an_actor(actor: HeatmapActor, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = write_pictures(tmp_path, 3)
+    rows = [{"image": str(tmp_path / name), "question": text} for name in names for text in ("where is the dog?", "where?")]
+    rows[4]["image"] = "missing.png"
+    found = datasets.Dataset.from_list(rows).map(actor, batched=True, batch_size=4)
+    expected = actor({key: [row[key] for row in rows] for key in rows[0]})
+    assert found["image"][:] == [row["image"] for row in rows]
+    assert np.array_equal(np.array(found["map"][:], np.float32), expected["map"], equal_nan=True)
+    assert [error == "" for error in found["error"]] == [True] * 4 + [False, True]

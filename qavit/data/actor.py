@@ -299,8 +299,8 @@ class HeatmapActor:
         -------
         dict of columns
             Those of `batch`, then `block` int32 [B], `grid` int32 [B, 2], `map` [B, P] of `dtype`, `scale` float32 [B] (the
-            maps are ``map * scale``; see `qavit.data.scale_maps`), `score` float32 [B], `error` (str or None) and `seconds`
-            float64 [B]. A row that failed has NaN in `map` and `score`.
+            maps are ``map * scale``; see `qavit.data.scale_maps`), `score` float32 [B], `error` (str, "" when well) and
+            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`.
 
         Raises
         ------
@@ -330,7 +330,8 @@ class HeatmapActor:
                 flat[place] = row.map.reshape(-1)
         maps, scale = scale_maps(flat, self.dtype)
         errors = np.empty(len(rows), object)
-        errors[:] = [row.error for row in rows]
+        # Text throughout: from a first batch of nulls, the datasets library concludes that all are.
+        errors[:] = [row.error or "" for row in rows]
         return {
             **batch,
             "block": np.full(len(rows), self.block, np.int32),
