@@ -56,14 +56,15 @@ def whole_file(path: PathLike, durable: bool = False) -> Iterator[BinaryIO]:
     Yields
     ------
     binary file
-        Hidden beside `path`, with a name that ends in ``.part``.
+        Hidden beside `path`, named ``.NAME.MACHINE-PROCESS-RANDOM.part``.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; create it first")
     if target.is_dir():
         raise IsADirectoryError(f"path: {str(target)!r} is a folder, expected the name of a file")
-    part = target.with_name(f".qavit-{_HERE}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    name = target.name if len(os.fsencode(target.name)) <= 200 else "long-name"  # a name has room for 255 bytes
+    part = target.with_name(f".{name}.{_HERE}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
             yield file
@@ -94,7 +95,7 @@ _HERE = f"{zlib.crc32(platform.node().encode()):08x}"
 
 def remove_leftovers(folder: PathLike) -> None:
     """Remove what processes of this machine that were killed while they wrote into a folder have left there."""
-    pattern = re.compile(rf"\.qavit-{_HERE}-(\d+)-[0-9a-f]{{8}}\.part")
+    pattern = re.compile(rf"\..+\.{_HERE}-(\d+)-[0-9a-f]{{8}}\.part")
     for entry in Path(folder).iterdir():
         match = pattern.fullmatch(entry.name)
         if match and not is_running(int(match[1])):

@@ -278,8 +278,9 @@ def test_leftovers_of_a_killed_process_go_with_the_next_run(folder: Path, pictur
     )
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.glob(".*.part")
-    theirs = left.with_name(left.name.replace("qavit-", "qavit-0", 1))  # another machine's
-    alive = left.with_name(left.name.replace(left.name.split("-")[2], str(os.getppid())))
+    machine, process, _ = left.name.removeprefix(".x.").split("-")
+    theirs = left.with_name(left.name.replace(machine, f"{int(machine, 16) ^ 1:08x}"))  # another machine's
+    alive = left.with_name(left.name.replace(f"-{process}-", f"-{os.getppid()}-"))
     for other in (theirs, alive):
         shutil.copyfile(left, other)
     arguments = ["heatmap", str(picture), "-q", QUESTION, "--model", str(folder), "--block", "2", "-o", str(tmp_path)]

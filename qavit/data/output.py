@@ -259,7 +259,7 @@ class OutputFolder(PartFolder):
     def remove_leftovers(self) -> None:
         """Remove what a killed run of this share left half-written."""
         for name in os.listdir(self.parts):
-            found = re.fullmatch(r"\.(\d+-\d+)\.parquet\.[0-9a-f]+\.part", name)
+            found = re.fullmatch(r"\.(\d+-\d+)\.parquet\.[0-9a-f-]+\.part", name)
             if found and self._is_mine(found.group(1)):
                 (self.parts / name).unlink(missing_ok=True)
 
