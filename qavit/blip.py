@@ -277,6 +277,7 @@ class BlipITM:
             ``block_maps`` for every block, zero for the last.
         """
         from .heatmaps import HeatmapResult
+        from .text import words_with_tokens
 
         number = self.default_block if block is None else block
         number = self.check_block(number)
@@ -289,10 +290,10 @@ class BlipITM:
         words, word_maps = [], []
         per_question = np.split(self._finite(every), np.cumsum(tokens.mask.sum(axis=1))[:-1])
         for row, names, word_of in zip(per_question, tokens.words, tokens.word_of):
-            numbers = sorted({word for word in word_of if word >= 0})
-            stack = [row[[i for i, word in enumerate(word_of) if word == one]].mean(axis=0) for one in numbers]
-            words.append([names[one] for one in numbers])
-            word_maps.append(np.array(stack, np.float32).reshape(len(numbers), gh, gw))
+            names, word_of = words_with_tokens(names, word_of)
+            stack = [row[[i for i, word in enumerate(word_of) if word == one]].mean(axis=0) for one in range(len(names))]
+            words.append(names)
+            word_maps.append(np.array(stack, np.float32).reshape(len(names), gh, gw))
 
         def block_maps() -> FloatArray:
             again = self._core.encode_image(pixels)

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return USAGE
     shown = warnings.showwarning
-    warnings.showwarning = show_warning
+    warnings.showwarning = once_in_a_line()
     try:
         if options.threads is not None:
             set_num_threads(options.threads)
@@ -86,9 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = shown
 
 
-def show_warning(message: Any, *_: Any, **__: Any) -> None:
-    """A warning in one line."""
-    print(f"qavit: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+def once_in_a_line() -> Callable[..., None]:
+    """What shows a warning in one line, and each text once, whatever is warned about picture by picture."""
+    said: set[str] = set()
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.add(text)
+            print(f"qavit: warning: {text}", file=sys.stderr, flush=True)
+
+    return show
 
 
 # ---- the parser ----

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .heatmaps import HeatmapResult
     from .images import Preprocessing, Region
 
-__all__ = ["BlockAttentions", "EncodedQuestions", "QAViT", "QuestionBlindWarning", "VisionOutput", "load"]
+__all__ = [
+    "BlockAttentions", "EncodedQuestions", "QAViT", "QuestionBlindWarning", "UnknownWordsWarning", "VisionOutput", "load",
+]  # fmt: skip
 
 FloatArray = npt.NDArray[np.float32]
 Readout = Union[str, Callable[[FloatArray], Any]]
@@ -38,6 +40,10 @@ CACHED_QUESTIONS = 4096
 
 class QuestionBlindWarning(UserWarning):
     """The class token of the asked block has not seen the question yet: its map is the same for every question."""
+
+
+class UnknownWordsWarning(UserWarning):
+    """No word of a question is in the model's vocabulary."""
 
 
 class EncodedQuestions(NamedTuple):
@@ -338,7 +344,7 @@ class QAViT:
         """States, mask, and each question's words with the tokens that make them."""
         if self._text is None:
             raise ValueError("this model takes no questions: none of its blocks has instruct weights (plain CLIP)")
-        from .text import clean_question
+        from .text import clean_question, words_with_tokens
 
         cleaned = [clean_question(question, self.max_words) for question in questions]
         for question, clean in zip(questions, cleaned):
@@ -364,11 +370,18 @@ class QAViT:
                 if not np.isfinite(states).all():
                     raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
                 for row, own in zip(rows, states):
-                    entry = (own.copy(), batch.words[row], batch.word_of[row])
+                    words = words_with_tokens(batch.words[row], batch.word_of[row])
+                    entry = (own.copy(), *words, batch.known[row])
                     entry[0].setflags(write=False)
                     self._cache.put(missing[row], entry)
                     entries[missing[row]] = entry
         found = [entries[clean] for clean in cleaned]
+        for question, entry in zip(questions, found):
+            if not entry[3]:
+                warnings.warn(
+                    f"the model knows no word of {question!r}: its map says nothing about the question",
+                    UnknownWordsWarning, stacklevel=3,
+                )  # fmt: skip
         longest = max(len(entry[0]) for entry in found)
         all_states = np.zeros((len(found), longest, self.instruction_dim), np.float32)
         mask = np.zeros((len(found), longest), np.uint8)

@@ -61,6 +61,8 @@ class TokenBatch:
         Each text's words, as they stand between white space.
     word_of : list of list of int
         For each token the number of the word it is part of; -1 for special tokens.
+    known : list of bool
+        Whether any word of a text, or a part of one, is in the vocabulary.
     """
 
     ids: NDArray[np.int32]
@@ -68,8 +70,11 @@ class TokenBatch:
     tokens: list[list[str]]
     words: list[list[str]]
     word_of: list[list[int]]
+    known: list[bool]
 
 
+#: What tokenizers put in the place of what they do not know.
+_UNKNOWN = ("<unk>", "[UNK]")
 #: What holds a lock, which in a forked child another thread, that is not there, may have held.
 _locked: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -119,6 +124,7 @@ class Tokenizer:
         table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(table.values(), default=-1) + 1
         self.pad = next((table[name] for name in ("<pad>", "[PAD]", "<|endoftext|>") if name in table), 0)
+        self._unknown = {table.get(name) for name in _UNKNOWN}
         if vocabulary is not None and self.size > vocabulary:
             raise ValueError(
                 f"tokenizer: it has tokens up to number {self.size - 1}, but the text encoder's table has {vocabulary} "
@@ -194,7 +200,9 @@ class Tokenizer:
             mask[row, : len(encoding.ids)] = 1
         words = [text.split() for text in texts]
         word_of = [_words_of(text, encoding) for text, encoding in zip(texts, encodings)]
-        return TokenBatch(ids, mask, [list(encoding.tokens) for encoding in encodings], words, word_of)
+        tokens = [list(encoding.tokens) for encoding in encodings]
+        known = [_has_words(encoding, numbers, self._unknown) for encoding, numbers in zip(encodings, word_of)]
+        return TokenBatch(ids, mask, tokens, words, word_of, known)
 
     def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:
         with self._lock:
@@ -204,6 +212,21 @@ class Tokenizer:
             # One at a time: encode_batch starts threads of its own, which do not survive a fork.
             with _refusals("it fails on this text"):
                 return [self._tokenizer.encode(text) for text in texts]
+
+
+def _has_words(encoding: Any, word_of: Sequence[int], unknown: set[int | None]) -> bool:
+    """Whether a token of a word is in the vocabulary and has a letter or a digit."""
+    return any(
+        word >= 0 and number not in unknown and any(map(str.isalnum, token))
+        for word, number, token in zip(word_of, encoding.ids, encoding.tokens)
+    )
+
+
+def words_with_tokens(words: Sequence[str], word_of: Sequence[int]) -> tuple[list[str], list[int]]:
+    """The words that have tokens, and each token's number among them; the others were cut off, or are not known at all."""
+    numbers = sorted({number for number in word_of if number >= 0})
+    among = {number: position for position, number in enumerate(numbers)}
+    return [words[number] for number in numbers], [among.get(number, -1) for number in word_of]
 
 
 def _words_of(text: str, encoding: Any) -> list[int]:

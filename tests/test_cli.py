@@ -340,6 +340,15 @@ def test_a_map_that_cannot_know_the_question_warns_in_one_line(tmp_path: Path) -
     assert done.stderr.count("\n") == 1
 
 
+def test_a_question_in_unknown_words_warns_once_for_all_pictures(tmp_path: Path) -> None:
+    (tmp_path / "图片 2.png").write_bytes(SCENE.read_bytes())
+    done = run("heatmap", SCENE, tmp_path / "图片 2.png", "-q", "红色的圆在哪里？", "-o", tmp_path / "out", "--html")
+    assert done.returncode == cli.OK
+    assert done.stderr.count("warning") == 1
+    assert "knows no word of '红色的圆在哪里？'" in done.stderr
+    assert (tmp_path / "out" / "图片 2.html").exists()
+
+
 def test_attention_inside_counts_patches_in_part() -> None:
     from qavit.demo import attention_inside
     from qavit.heatmaps import HeatmapResult

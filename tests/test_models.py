@@ -156,6 +156,27 @@ def test_what_a_map_can_know(late: Any, picture: np.ndarray) -> None:
         late.heatmaps(picture, asked, block=3, readout="question")
 
 
+def test_words_that_the_model_does_not_know(picture: np.ndarray, tmp_path: Path) -> None:
+    demo: Any = qavit.load("demo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        long = demo.heatmaps(picture, ["where is the red star " * 12, "where is the 星 star?"])
+    maps = long.maps_of_words()
+    # 30 tokens are read, the last of them closes the question; a word without tokens has no map.
+    assert [len(words) for words in long.words] == [len(values) for values in maps] == [29, 4]
+    assert long.words[1] == ["where", "is", "the", "star?"]
+    long.to_html(tmp_path / "long.html")
+    with pytest.warns(qavit.UnknownWordsWarning, match="红色的圆在哪里") as caught:
+        unknown = demo.heatmaps(picture, "红色的圆在哪里？")
+    assert caught[0].filename == __file__
+    assert unknown.words == [[]]
+    assert unknown.maps_of_words()[0].shape == (0, *demo.grid)
+    assert np.isfinite(unknown.maps).all()
+    unknown.to_html(tmp_path / "unknown.html")
+    unknown.save(tmp_path / "unknown.npz")
+    unknown.save(tmp_path / "unknown.png")
+
+
 def test_plain_clip(picture: np.ndarray) -> None:
     model = qavit.load(vision=GOLDEN / "qavit_official_late" / "clip")
     assert model.integrated == ()

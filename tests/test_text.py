@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qavit.text import QuestionCache, Tokenizer, clean_question, with_blip_tokens
+from qavit.text import QuestionCache, Tokenizer, clean_question, with_blip_tokens, words_with_tokens
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 T5 = GOLDEN / "qavit_official_late" / "t5"
@@ -54,6 +54,14 @@ def test_truncation_keeps_the_closing_token_and_words_are_told():
     assert whole.word_of[0] == [0, 0, 0, 1, 1, 2, 3, 3, 3, 4, 4, 4, -1]
     assert tokenizer.encode([], 30).ids.shape == (0, 0)
     assert tokenizer.encode([""], 30).tokens == [["</s>"]]
+
+
+def test_words_without_tokens_are_left_out():
+    assert words_with_tokens(["a", "星", "b", "c"], [0, 2, 2, -1]) == (["a", "b"], [0, 1, 1, -1])
+    assert words_with_tokens(["星"], [-1]) == ([], [-1])
+    tokenizer = Tokenizer.from_folder(T5)
+    batch = tokenizer.encode(["where is the car?", "红色的汽车在哪里?", "???", "red 汽车"], 30)
+    assert batch.known == [True, False, False, True]
 
 
 def test_a_tokenizer_of_another_model_is_refused():
