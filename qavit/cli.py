@@ -215,7 +215,10 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
         text = options.config
         if not text.lstrip().startswith("{"):
             text = Path(text).read_text(encoding="utf-8")
-        config = json.loads(text)
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"--config: expected a JSON object or a file of one: {error}") from None
     chosen = {name: getattr(options, name) for name in ("checkpoint", "vision", "text", "tokenizer", "image_size")}
     return {**chosen, "config": config}
 
@@ -319,9 +322,13 @@ def look_of(target: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
     """A name for what is asked of a picture; with another question, model or look, a finished file is not finished."""
-    state = os.stat(job.image)
+    try:
+        state = os.stat(job.image)
+        file = [state.st_size, state.st_mtime_ns]
+    except OSError:
+        file = []  # reading it will say what is wrong
     look = [getattr(options, name) for name in ("block", "readout", "heads", "kind", "cmap", "image_weight")]
-    asked = [repr(model), os.path.abspath(job.image), state.st_size, state.st_mtime_ns, job.questions, look]
+    asked = [repr(model), os.path.abspath(job.image), *file, job.questions, look]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

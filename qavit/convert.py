@@ -156,7 +156,10 @@ def _remove_leftovers(target: Path) -> None:
 
 @contextlib.contextmanager
 def _partial_folder(target: Path) -> Iterator[Path]:
-    partial = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", dir=target.parent))
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", dir=target.parent))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
     try:
         yield partial
     finally:

@@ -74,6 +74,11 @@ def whole_file(path: PathLike, durable: bool = False) -> Iterator[BinaryIO]:
         os.replace(part, target)
         if durable:
             sync_folder(target.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part)):
+            raise
+        # What could not be written is, to the caller, the file that was asked for.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         part.unlink(missing_ok=True)
 

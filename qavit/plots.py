@@ -421,12 +421,13 @@ def _lay_out(
         last = top - height
         top = last - foot - 0.22
     if colorbar:
-        tall = min(first - last, 3.2)
-        middle = (first + last) / 2
+        # Beside very wide pictures the bar is taller than they are, so that its ticks have room.
+        tall = min(max(first - last, 1.0), 3.2, total_height - 2 * margin - 0.2)
+        middle = min(max((first + last) / 2, margin + 0.1 + tall / 2), total_height - margin - 0.1 - tall / 2)
         place = (total_width - right + 0.14, middle - tall / 2, 0.13, tall)
         axes = figure.add_axes(_fractions(place, total_width, total_height))
         bar = figure.colorbar(_mappable(cmap, scale_of(maps) if shared else (0.0, 1.0)), cax=axes)
-        _dress_bar(bar, maps, shared)
+        _dress_bar(bar, maps, shared, tall)
     if caption:
         lines = "\n".join(labels.wrap(caption, int((total_width - 2 * margin) / 0.062), 1))
         figure.text(
@@ -464,8 +465,8 @@ def _draw_cell(
         )  # fmt: skip
 
 
-def _dress_bar(bar: Any, maps: FloatArray, shared: bool) -> None:
-    """Ticks and name of a colour bar: percentages where each map is a distribution."""
+def _dress_bar(bar: Any, maps: FloatArray, shared: bool, tall: float = 3.0) -> None:
+    """Ticks and name of a colour bar so many inches tall: percentages where each map is a distribution."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     bar.outline.set_visible(False)
@@ -474,12 +475,13 @@ def _dress_bar(bar: Any, maps: FloatArray, shared: bool) -> None:
         bar.set_ticks([0.0, 1.0])
         bar.set_ticklabels(["low", "high"])
         return
-    bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+    bar.ax.yaxis.set_major_locator(MaxNLocator(5 if tall > 1.2 else 3))
     if np.allclose(maps.sum(axis=(-2, -1)), 1.0, atol=1e-3):
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-        bar.set_label("share of attention, each patch", fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
+        text = "share of attention, each patch" if tall > 1.8 else "share"
     else:
-        bar.set_label("value of each patch", fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
+        text = "value of each patch" if tall > 1.2 else "value"
+    bar.set_label(text, fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
     for tick in bar.ax.get_yticklabels():
         tick.set_fontfamily([labels.BASE])
 

@@ -96,7 +96,7 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
     assert code == cli.SOME_FAILED
     assert (tmp_path / "scene.png").exists()
     assert "broken.jpg" in said.err
-    assert "missing.png" in said.err
+    assert f"qavit: {tmp_path / 'missing.png'}: image: no such file\n" in said.err
     assert "Traceback" not in said.err
 
 
@@ -114,6 +114,7 @@ def test_what_is_wrong_for_every_picture_is_said_once(
         ([*asked, "--cmap", "rainbows"], cli.SOME_FAILED, "rainbows"),
         ([*asked, "--image-weight", "2"], cli.SOME_FAILED, "0 to 1"),
         ([*asked, "--model", "no/such model"], cli.SOME_FAILED, "no/such model"),
+        ([*asked, "--config", "{text"], cli.USAGE, "--config"),
     ]:
         assert cli.main(["heatmap", *pictures, *wrong]) == code
         said = capsys.readouterr()
@@ -365,3 +366,23 @@ def test_verbosity_of_the_library_is_the_environments() -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "QAVIT_VERBOSITY": level}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert (done.returncode, done.stderr) == (0, said)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root writes anywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    powers = "-dac_override,-dac_read_search"
+    rights = ["setpriv", "--bounding-set", powers, "--inh-caps", powers] if os.geteuid() == 0 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for arguments, named in [
+        (["heatmap", SCENE, "-q", "a star?", "-o", folder / "new"], f"qavit: {folder / 'new'}: Permission denied"),
+        (["heatmap", SCENE, "-q", "a star?", "-o", folder], f"qavit: {SCENE}: {folder / 'scene.png'}: Permission denied"),
+        (["convert", "--model", "demo", "-o", folder / "model"], f"qavit: {folder / 'model'}: Permission denied"),
+    ]:
+        command = [*rights, sys.executable, "-m", "qavit", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if "setpriv" in done.stderr:
+            pytest.skip(f"rights cannot be given up here: {done.stderr}")
+        assert (done.returncode, done.stderr.strip()) == (cli.SOME_FAILED, named)
+    assert list(folder.iterdir()) == []
