@@ -8,11 +8,14 @@ QAVIT_SANITIZE   "1": AddressSanitizer and UndefinedBehaviorSanitizer; "thread":
 QAVIT_DEBUG      "1": -O1, assertions, the failing test allocator.
 QAVIT_COVERAGE   "1": gcov counters.
 QAVIT_WERROR     "1": compiler warnings are errors.
-QAVIT_CUDA       "1": csrc/cuda, with nvcc and cuBLAS.
+QAVIT_CUDA       "1": the GPU half of csrc/cuda too, with nvcc (from CUDA_HOME, PATH or /usr/local/cuda) and the headers of
+                 cuBLAS (the toolkit's, or those of the package nvidia-cublas).
+QAVIT_CUDA_ARCHS compute capabilities to compile for, "75 80 90" by default; newer GPUs compile the last one's PTX.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -23,9 +26,12 @@ from pathlib import Path
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 ROOT = Path(__file__).resolve().parent
-CORE_FOLDERS = ("base", "ops", "image", "models", "python")
+CORE_FOLDERS = ("base", "ops", "image", "models", "cuda", "python")
+# Files that need CUDA's headers; the rest of csrc/cuda also runs its kernels on the host and is in every build.
+GPU_FILES = {"csrc/cuda/gpu_driver.c", "csrc/cuda/gpu_products.c"}
 WARNINGS = [
     "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith",
     "-Wformat=2", "-Wvla",
@@ -56,6 +62,8 @@ class BuildCore(build_ext):
             ext.define_macros.append(("QV_HAVE_STB", "1"))
         else:
             self.warn("stb/stb_image.h was not found (Debian: libstb-dev); images will be decoded by Pillow")
+        if switch("QAVIT_CUDA"):
+            self.use_cuda(ext)
         super().build_extension(ext)
         self.library = library
         self.place_library(Path(self.get_ext_fullpath(ext.name)).parent)
@@ -96,6 +104,37 @@ class BuildCore(build_ext):
         suffix = ".dylib" if sys.platform == "darwin" else ".so"
         return Path(scipy_openblas32.get_lib_dir(), f"lib{name}{suffix}")
 
+    def use_cuda(self, ext: Extension) -> None:
+        """Compile the kernels with nvcc and add the files that know CUDA; the runtime is linked statically."""
+        nvcc = find_nvcc()
+        toolkit = nvcc.resolve().parents[1]
+        headers = [path for path in (*cublas_headers(), toolkit / "include") if (path / "cublasLt.h").exists()]
+        if not headers:
+            raise SystemExit("QAVIT_CUDA: cublasLt.h was not found; install cuBLAS, or the package nvidia-cublas")
+        object_file = Path(self.build_temp, "csrc", "cuda", "kernels.o")
+        object_file.parent.mkdir(parents=True, exist_ok=True)
+        archs = (switch("QAVIT_CUDA_ARCHS") or "75 80 90").split()
+        targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        host = "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra" + (",-Werror" if switch("QAVIT_WERROR") else "")
+        strict = ["-Werror", "all-warnings"] if switch("QAVIT_WERROR") else []
+        command = [str(nvcc), "-std=c++17", "-O3", "-lineinfo", *strict, *targets, "-Xcompiler", host, "-Icsrc"]
+        sources = ["csrc/cuda/kernels.cu", *relative("cuda/*.h"), "setup.py"]
+        if self.force or newer_group(sources, str(object_file)):
+            self.spawn([*command, "-c", sources[0], "-o", str(object_file)])
+        ext.depends.append(str(object_file))
+        ext.extra_objects.append(str(object_file))
+        ext.sources.extend(sorted(GPU_FILES))
+        ext.define_macros.append(("QV_HAVE_CUDA", "1"))
+        for path in dict.fromkeys((toolkit / "include", headers[0])):
+            ext.extra_compile_args += ["-isystem", str(path)]
+        folders = [folder for folder in (toolkit / "lib64", toolkit / "lib") if (folder / "libcudart_static.a").exists()]
+        ext.library_dirs += [str(folder) for folder in folders]
+        ext.libraries += ["cudart_static", "dl", "rt"]
+        # Where the package nvidia-cublas puts the library that is opened at run time, beside qavit in site-packages.
+        ext.extra_link_args.append("-Wl,-rpath,$ORIGIN/../nvidia/cu13/lib")
+        ext.extra_link_args += [f"-Wl,-rpath,{folder}" for folder in dict.fromkeys((headers[0].parent / "lib", *folders))]
+
     def has_header(self, header: str) -> bool:
         """Whether the compiler finds a system header."""
         with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +142,26 @@ class BuildCore(build_ext):
             source.write_text(f"#include <stdio.h>\n#include <{header}>\nint main(void) {{ return 0; }}\n")
             compiler = getattr(self.compiler, "compiler", ["cc"])
             return subprocess.run([*compiler, "-fsyntax-only", str(source)], capture_output=True).returncode == 0
+
+
+def find_nvcc() -> Path:
+    """CUDA's compiler."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [Path(home, "bin", "nvcc")] if home else []
+    on_path = shutil.which("nvcc")
+    candidates += [Path(on_path)] if on_path else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    for path in candidates:  # a script on the PATH that calls the compiler does not tell where its headers are
+        if path.exists() and (path.resolve().parents[1] / "include" / "cuda_runtime_api.h").exists():
+            return path
+    raise SystemExit("QAVIT_CUDA: no CUDA toolkit with nvcc was found; set CUDA_HOME to its folder")
+
+
+def cublas_headers() -> list[Path]:
+    """Where the package nvidia-cublas keeps its headers, if it is installed."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = list(spec.submodule_search_locations or []) if spec is not None else []
+    return [path for root in roots for path in sorted(Path(root).glob("cu*/include"))]
 
 
 def core_extension() -> Extension:
@@ -129,7 +188,7 @@ def core_extension() -> Extension:
         compile_args.append("-Werror")
     return Extension(
         "qavit._core",
-        sources=[path for folder in CORE_FOLDERS for path in relative(f"{folder}/*.c")],
+        sources=[path for folder in CORE_FOLDERS for path in relative(f"{folder}/*.c") if path not in GPU_FILES],
         depends=relative("**/*.h"),
         include_dirs=["csrc", numpy.get_include()],
         define_macros=macros,

@@ -13,7 +13,7 @@ stb=""
 [ -e /usr/include/stb/stb_image.h ] && stb=-DQV_HAVE_STB=1
 for compiler in gcc clang; do
     command -v $compiler >/dev/null || { echo "$compiler is not here: skipped"; continue; }
-    for file in csrc/{base,ops,image,models,python}/*.c; do
+    for file in csrc/{base,ops,image,models,cuda,python}/*.c; do
         # shellcheck disable=SC2086
         $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX $stb \
             -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc $includes "$file"

@@ -57,8 +57,12 @@ int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out)
 /* "float32" or "bfloat16"; 0, or -1 with an exception. */
 int qvpy_precision(const char *text, qv_precision *out);
 
+/* The ops of a _core.Device, or the CPU's for None; 0, or -1 with an exception. The caller keeps the object alive. */
+int qvpy_device(PyObject *object, const qv_ops **ops);
+
 /* Each adds its functions or its heap type to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);
+int qvpy_add_device(PyObject *module);
 int qvpy_add_vit(PyObject *module);
 int qvpy_add_text(PyObject *module);
 int qvpy_add_blip(PyObject *module);

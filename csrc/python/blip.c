@@ -10,6 +10,7 @@ typedef struct {
     PyObject_HEAD
     qv_blip model;
     qvpy_weights weights;
+    PyObject *device; /* whose ops the model computes with; NULL: the CPU's */
     bool ready;
     PyTypeObject *image_type;
 } BlipItmObject;
@@ -68,14 +69,16 @@ static int read_config(PyObject *object, qv_blip_config *config) {
 }
 
 static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"config", "weights", "precision", NULL};
-    PyObject *config_object, *weights_object;
+    static char *names[] = {"config", "weights", "precision", "device", NULL};
+    PyObject *config_object, *weights_object, *device = Py_None;
+    const qv_ops *ops;
     const char *precision_name = "float32";
     qv_blip_config config;
     qv_precision precision;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|s:BlipItm", names, &config_object, &weights_object,
-                                     &precision_name) ||
-        qvpy_precision(precision_name, &precision) < 0 || read_config(config_object, &config) < 0) {
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|sO:BlipItm", names, &config_object, &weights_object,
+                                     &precision_name, &device) ||
+        qvpy_precision(precision_name, &precision) < 0 || qvpy_device(device, &ops) < 0 ||
+        read_config(config_object, &config) < 0) {
         return NULL;
     }
     PyObject *module = PyType_GetModule(type);
@@ -89,6 +92,8 @@ static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
         return NULL;
     }
     self->image_type = (PyTypeObject *)image_type;
+    Py_INCREF(device);
+    self->device = device;
     if (qvpy_weights_acquire(&self->weights, weights_object) < 0) {
         Py_DECREF(self);
         return NULL;
@@ -97,7 +102,7 @@ static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
     qv_error err;
     qv_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = qv_blip_init(&self->model, &config, &qv_cpu_ops, precision, &weights, &err);
+    status = qv_blip_init(&self->model, &config, ops, precision, &weights, &err);
     Py_END_ALLOW_THREADS
     if (status != QV_OK) {
         Py_DECREF(self);
@@ -114,6 +119,7 @@ static void itm_dealloc(BlipItmObject *self) {
     }
     qvpy_weights_release(&self->weights);
     Py_XDECREF(self->image_type);
+    Py_XDECREF(self->device);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -461,7 +467,7 @@ static PyType_Slot itm_slots[] = {
     {Py_tp_dealloc, (void *)itm_dealloc},
     {Py_tp_methods, itm_methods},
     {Py_tp_getset, itm_attributes},
-    {Py_tp_doc, (void *)"BlipItm(config, weights, precision='float32')\n--\n\n"
+    {Py_tp_doc, (void *)"BlipItm(config, weights, precision='float32', device=None)\n--\n\n"
                         "BLIP image-text matching over mapped weights."},
     {0, NULL},
 };

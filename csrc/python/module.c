@@ -17,6 +17,7 @@ static int execute(PyObject *module) {
         qvpy_add_runtime,
         qvpy_add_ops,
         qvpy_add_ops_backward,
+        qvpy_add_device,
         qvpy_add_vit,
         qvpy_add_text,
         qvpy_add_blip,

@@ -4,6 +4,7 @@
 #include "base/blas.h"
 #include "base/cpu.h"
 #include "base/threads.h"
+#include "cuda/device.h"
 
 static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
     (void)module;
@@ -42,11 +43,6 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
 #else
     int stb = 0;
 #endif
-#if defined(QV_HAVE_CUDA)
-    int cuda = 1;
-#else
-    int cuda = 0;
-#endif
 #if defined(QV_DEBUG)
     int debug = 1;
 #else
@@ -60,7 +56,7 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
         cpu.neon ? Py_True : Py_False, "kernels", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
         qv_cpu_kernels(QV_PRECISION_BFLOAT16), "panel_columns", (Py_ssize_t)qv_cpu_panel_columns(), "stb_image",
         stb ? Py_True : Py_False, "cuda",
-        cuda ? Py_True : Py_False, "debug", debug ? Py_True : Py_False);
+        qv_cuda_built() ? Py_True : Py_False, "debug", debug ? Py_True : Py_False);
 }
 
 static PyMethodDef functions[] = {

@@ -12,6 +12,7 @@ typedef struct {
     PyObject_HEAD
     qvpy_weights weights; /* what the encoder borrows */
     qv_text_encoder *encoder;
+    PyObject *device; /* whose ops it computes with; NULL: the CPU's */
 } EncoderObject;
 
 /* ---- construction ---- */
@@ -27,15 +28,16 @@ typedef struct {
     const char *format; /* of PyArg_ParseTupleAndKeywords, with the type's name */
     int (*read)(PyObject *dict, text_config *config);
     qv_status (*load)(qv_text_encoder **encoder, const text_config *config, qv_weights *weights, const char *prefix,
-                      qv_precision precision, qv_error *err);
+                      qv_precision precision, const qv_ops *ops, qv_error *err);
 } text_type;
 
 static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const text_type *kind) {
-    static char *names[] = {"config", "weights", "precision", "prefix", NULL};
-    PyObject *dict, *weights_dict;
+    static char *names[] = {"config", "weights", "precision", "prefix", "device", NULL};
+    PyObject *dict, *weights_dict, *device = Py_None;
+    const qv_ops *ops;
     const char *precision_name = "float32", *prefix = "text_model.";
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, kind->format, names, &dict, &weights_dict, &precision_name,
-                                     &prefix)) {
+                                     &prefix, &device)) {
         return NULL;
     }
     if (!PyDict_Check(dict)) {
@@ -43,7 +45,8 @@ static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *
     }
     text_config config;
     qv_precision precision;
-    if (qvpy_precision(precision_name, &precision) < 0 || kind->read(dict, &config) < 0) {
+    if (qvpy_precision(precision_name, &precision) < 0 || qvpy_device(device, &ops) < 0 ||
+        kind->read(dict, &config) < 0) {
         return NULL;
     }
     EncoderObject *self = (EncoderObject *)type->tp_alloc(type, 0);
@@ -51,11 +54,13 @@ static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *
         Py_XDECREF(self);
         return NULL;
     }
+    Py_INCREF(device);
+    self->device = device;
     qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
     qv_error err;
     qv_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = kind->load(&self->encoder, &config, &weights, prefix, precision, &err);
+    status = kind->load(&self->encoder, &config, &weights, prefix, precision, ops, &err);
     Py_END_ALLOW_THREADS
     if (status != QV_OK) {
         Py_DECREF(self);
@@ -101,8 +106,8 @@ static int read_t5(PyObject *dict, text_config *out) {
 }
 
 static qv_status load_t5(qv_text_encoder **encoder, const text_config *config, qv_weights *weights, const char *prefix,
-                         qv_precision precision, qv_error *err) {
-    return qv_t5_load(encoder, &config->t5, weights, prefix, precision, &qv_cpu_ops, err);
+                         qv_precision precision, const qv_ops *ops, qv_error *err) {
+    return qv_t5_load(encoder, &config->t5, weights, prefix, precision, ops, err);
 }
 
 /* The keys that BERT's and CLIP's configs share. */
@@ -143,8 +148,8 @@ static int read_bert(PyObject *dict, text_config *out) {
 }
 
 static qv_status load_bert(qv_text_encoder **encoder, const text_config *config, qv_weights *weights,
-                           const char *prefix, qv_precision precision, qv_error *err) {
-    return qv_bert_load(encoder, &config->bert, weights, prefix, precision, &qv_cpu_ops, err);
+                           const char *prefix, qv_precision precision, const qv_ops *ops, qv_error *err) {
+    return qv_bert_load(encoder, &config->bert, weights, prefix, precision, ops, err);
 }
 
 static int read_clip(PyObject *dict, text_config *out) {
@@ -159,22 +164,22 @@ static int read_clip(PyObject *dict, text_config *out) {
 }
 
 static qv_status load_clip(qv_text_encoder **encoder, const text_config *config, qv_weights *weights,
-                           const char *prefix, qv_precision precision, qv_error *err) {
-    return qv_clip_text_load(encoder, &config->clip, weights, prefix, precision, &qv_cpu_ops, err);
+                           const char *prefix, qv_precision precision, const qv_ops *ops, qv_error *err) {
+    return qv_clip_text_load(encoder, &config->clip, weights, prefix, precision, ops, err);
 }
 
 static PyObject *new_t5(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static const text_type kind = {"OO|ss:T5Encoder", read_t5, load_t5};
+    static const text_type kind = {"OO|ssO:T5Encoder", read_t5, load_t5};
     return new_encoder(type, arguments, keywords, &kind);
 }
 
 static PyObject *new_bert(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static const text_type kind = {"OO|ss:BertEncoder", read_bert, load_bert};
+    static const text_type kind = {"OO|ssO:BertEncoder", read_bert, load_bert};
     return new_encoder(type, arguments, keywords, &kind);
 }
 
 static PyObject *new_clip(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static const text_type kind = {"OO|ss:ClipTextEncoder", read_clip, load_clip};
+    static const text_type kind = {"OO|ssO:ClipTextEncoder", read_clip, load_clip};
     return new_encoder(type, arguments, keywords, &kind);
 }
 
@@ -194,6 +199,7 @@ static void dealloc_encoder(EncoderObject *self) {
     PyObject_GC_UnTrack(self);
     qv_text_free(self->encoder);
     qvpy_weights_release(&self->weights);
+    Py_XDECREF(self->device);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -356,7 +362,8 @@ static PyMethodDef clip_methods[] = {
         {Py_tp_traverse, (void *)traverse_encoder},                                                          \
         {Py_tp_methods, (void *)(its_methods)},                                                              \
         {Py_tp_getset, (void *)(its_attributes)},                                                            \
-        {Py_tp_doc, (void *)(type_name "(config, weights, precision='float32', prefix='text_model.')\n--\n\n" doc)}, \
+        {Py_tp_doc, (void *)(type_name "(config, weights, precision='float32', prefix='text_model.', "       \
+                                       "device=None)\n--\n\n" doc)},                                         \
         {0, NULL},                                                                                           \
     };                                                                                                       \
     static PyType_Spec variable##_spec = {                                                                   \

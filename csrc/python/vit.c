@@ -10,6 +10,7 @@ typedef struct {
     PyObject_HEAD
     qv_vit vit;
     qvpy_weights weights;
+    PyObject *device; /* whose ops the model computes with; NULL: the CPU's */
     bool ready;
 } VitObject;
 
@@ -79,18 +80,20 @@ static int read_vit_config(PyObject *object, qv_vit_config *config, bool **integ
 }
 
 static PyObject *vit_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"config", "weights", "precision", "prefix", NULL};
-    PyObject *config_object, *weights_object;
+    static char *names[] = {"config", "weights", "precision", "prefix", "device", NULL};
+    PyObject *config_object, *weights_object, *device = Py_None;
     const char *precision_name = "float32", *prefix = "vision_model.";
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|ss:Vit", names, &config_object, &weights_object,
-                                     &precision_name, &prefix)) {
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|ssO:Vit", names, &config_object, &weights_object,
+                                     &precision_name, &prefix, &device)) {
         return NULL;
     }
     qv_vit_config config;
     qv_precision precision;
+    const qv_ops *ops;
     bool *integrated = NULL;
     VitObject *self = NULL;
-    if (qvpy_precision(precision_name, &precision) < 0 || read_vit_config(config_object, &config, &integrated) < 0) {
+    if (qvpy_precision(precision_name, &precision) < 0 || qvpy_device(device, &ops) < 0 ||
+        read_vit_config(config_object, &config, &integrated) < 0) {
         goto done;
     }
     self = (VitObject *)type->tp_alloc(type, 0);
@@ -98,11 +101,13 @@ static PyObject *vit_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
         Py_CLEAR(self);
         goto done;
     }
+    Py_INCREF(device);
+    self->device = device;
     qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
     qv_error err;
     qv_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = qv_vit_init(&self->vit, &config, &qv_cpu_ops, precision, &weights, prefix, &err);
+    status = qv_vit_init(&self->vit, &config, ops, precision, &weights, prefix, &err);
     Py_END_ALLOW_THREADS
     if (status != QV_OK) {
         qvpy_raise(&err);
@@ -121,6 +126,7 @@ static void vit_dealloc(VitObject *self) {
         qv_vit_free(&self->vit);
     }
     qvpy_weights_release(&self->weights);
+    Py_XDECREF(self->device);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -436,7 +442,7 @@ static PyType_Slot vit_slots[] = {
     {Py_tp_dealloc, (void *)vit_dealloc},
     {Py_tp_methods, methods},
     {Py_tp_getset, attributes},
-    {Py_tp_doc, (void *)"Vit(config, weights, precision='float32', prefix='vision_model.')\n--\n\n"
+    {Py_tp_doc, (void *)"Vit(config, weights, precision='float32', prefix='vision_model.', device=None)\n--\n\n"
                         "A vision transformer over mapped weights."},
     {0, NULL},
 };

@@ -1,0 +1,164 @@
+/* What the files of the CUDA backend share. */
+#ifndef QV_CUDA_CUDA_OPS_H
+#define QV_CUDA_CUDA_OPS_H
+
+#include "cuda/device.h"
+#include "cuda/driver.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+/* Index arrays of a call, in pinned memory and on the device, one behind the other. */
+#define QV_CUDA_INDEX_BYTES ((size_t)4 << 20)
+/* A half of the pinned memory that goes out, and the one that comes in. */
+#define QV_CUDA_STAGE_BYTES ((size_t)4 << 20)
+#define QV_CUDA_TAKEN 256
+#define QV_CUDA_REMEMBERED 8
+/* Blocks of weights on the device at once where they are streamed. */
+#define QV_CUDA_BUFFERS ((size_t)2)
+#define QV_CUDA_NO_BLOCK SIZE_MAX
+
+/* Which event says what. */
+enum { EVENT_STAGE = 0, EVENT_READY = 2, EVENT_IDLE = 4 }; /* + the half, + the buffer */
+
+/* A layer whose weight waits on the host. */
+typedef struct qv_cuda_slot qv_cuda_slot;
+struct qv_cuda_slot {
+    qv_cuda_slot *next; /* of the same block */
+    size_t block, offset, bytes;
+    void *host; /* pinned */
+};
+
+typedef struct {
+    qv_cuda_slot *slots;
+    size_t bytes;
+} qv_cuda_block;
+
+typedef struct {
+    char *memory;
+    size_t holds;  /* the block whose weights are there, or on their way; QV_CUDA_NO_BLOCK */
+    bool awaited;  /* the compute stream waits for them already */
+} qv_cuda_buffer;
+
+/* A result that lies in pinned memory until the call ends. */
+typedef struct {
+    void *host;
+    size_t offset, bytes;
+} qv_cuda_taken;
+
+struct qv_cuda_device {
+    qv_ops ops;       /* first: the ops' address is the device's */
+    qv_memory memory; /* likewise found from the address */
+    const qv_cuda_driver *driver;
+    void *state;
+    bool offload;
+    pid_t process;
+    pthread_mutex_t turn; /* held from begin to end, and while weights are prepared */
+    qv_status status;     /* of the call: the first failure */
+    qv_error error;
+
+    /* counters */
+    atomic_size_t held, allocations;
+    size_t launches, streamed;
+
+    /* index arrays */
+    char *index_host, *index_device;
+    size_t index_used;
+    struct {
+        size_t offset, bytes;
+    } remembered[QV_CUDA_REMEMBERED];
+    size_t remembered_count;
+
+    /* pinned memory going out (two halves) and coming in */
+    char *stage_out, *stage_in;
+    size_t stage_half, stage_used;
+    bool stage_busy[2];
+    qv_cuda_taken taken[QV_CUDA_TAKEN];
+    size_t taken_count, taken_bytes;
+
+    /* offloaded weights */
+    qv_cuda_block *blocks;
+    size_t block_count, block_capacity, open_block, running;
+    size_t buffer_bytes;
+    qv_cuda_buffer buffers[QV_CUDA_BUFFERS];
+};
+
+static inline qv_cuda_device *qv_cuda_of(const qv_ops *ops) {
+    return (qv_cuda_device *)(void *)ops;
+}
+
+/* Note the first failure of a call; later steps are skipped. */
+#define QV_CUDA_DO(device, step)                                            \
+    do {                                                                    \
+        if ((device)->status == QV_OK) {                                    \
+            (device)->status = (device)->driver->step;                      \
+        }                                                                   \
+    } while (0)
+
+void qv_cuda_launch_kernel(qv_cuda_device *device, qvk_kernel kernel, void *parameters, size_t blocks, unsigned threads,
+                           size_t shared);
+/* Room for index arrays of `bytes` in all, so that those of one op stay while the op is put together. */
+void qv_cuda_reserve_indices(qv_cuda_device *device, size_t bytes);
+/* The device's copy of an index array of the host's; NULL for NULL. Each takes up to QV_ALIGNMENT bytes more. */
+const void *qv_cuda_index(qv_cuda_device *device, const void *host, size_t bytes);
+/* Pinned memory to write into, at least `least` (up to QV_CUDA_STAGE_BYTES) of it; then sent from there. */
+void *qv_cuda_stage(qv_cuda_device *device, size_t least, size_t *room);
+void qv_cuda_send_staged(qv_cuda_device *device, void *to, const void *staged, size_t bytes);
+/* Bytes for the device, of the host's memory that may be used again at once. */
+void qv_cuda_send(qv_cuda_device *device, void *to, const void *host, size_t bytes);
+/* Until the compute stream is idle. */
+void qv_cuda_drain(qv_cuda_device *device);
+
+void *qv_cuda_allocate(const qv_memory *memory, size_t bytes);
+void qv_cuda_free(const qv_memory *memory, void *block);
+qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
+
+/* ---- weights.c ---- */
+qv_status qv_cuda_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
+                                 size_t parts, qv_precision precision, qv_error *err);
+void qv_cuda_linear_free(const qv_ops *ops, qv_linear_weight *weight);
+void qv_cuda_next_block(const qv_ops *ops);
+/* Before a call: buffers as large as the largest block. */
+qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err);
+/* Where the weight lies on the device by the time that the compute stream comes to what is started next. */
+const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight);
+void qv_cuda_release_weights(qv_cuda_device *device);
+
+/* ---- ops.c, ops_backward.c ---- */
+/* Blocks a row of element-wise kernels, and the blocks in all that never exceed a launch. */
+size_t qv_cuda_chunks(size_t D);
+qvk_attention qv_cuda_attention_parameters(qv_cuda_device *device, const qv_attention *a);
+/* Threads for a reduction over D items: whole warps, no more than there is work for. */
+unsigned qv_cuda_row_threads(size_t D);
+
+size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width);
+void qv_cuda_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
+                    const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
+void qv_cuda_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                        const float *bias, float eps, size_t R, size_t D);
+void qv_cuda_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                      float eps, size_t R, size_t D);
+void qv_cuda_attention(qv_call *call, const qv_attention *attention);
+void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
+void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
+                       size_t n, size_t D);
+void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
+void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
+void qv_cuda_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
+void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
+
+size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t H, size_t rows);
+void qv_cuda_linear_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
+                             bool accumulate, size_t R, size_t N, size_t K);
+void qv_cuda_layer_norm_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *x,
+                                 size_t ld_x, const float *weight, float eps, size_t R, size_t D);
+void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
+                                 size_t n);
+void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *backward);
+void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
+                     size_t H, size_t T, size_t S);
+void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D);
+void qv_cuda_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
+
+#endif

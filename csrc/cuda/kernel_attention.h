@@ -1,0 +1,429 @@
+/* Attention and its gradients. The tiles keep a running maximum and sum of each row (Milakov & Gimelshein, arXiv
+ * 1805.02867; as Dao et al., arXiv 2205.14135, put it to use), so that probabilities exist for a tile of keys at a time;
+ * where a window of them is asked for, the scores of that window are made again once the sums are known. */
+#ifndef QV_CUDA_KERNEL_ATTENTION_H
+#define QV_CUDA_KERNEL_ATTENTION_H
+
+#include "cuda/kernel_bodies.h"
+
+/* Head h of set b. */
+typedef struct {
+    const float *q;    /* [T, ld_q] */
+    const float *k, *v; /* [S, ld_kv]; v NULL where no output is wanted */
+    const float *extra_k, *extra_v; /* [M, ld_extra] */
+    size_t b, h;
+} qvk_head;
+
+QVK_FUNCTION qvk_head qvk_view(const qvk_attention *p, size_t b, size_t h) {
+    const size_t q_set = p->q_index != NULL ? p->q_index[b] : b, kv_set = p->kv_index != NULL ? p->kv_index[b] : b;
+    const size_t column = h * p->d, keys = kv_set * p->S * p->ld_kv + column, extra = b * p->M * p->ld_extra + column;
+    qvk_head head;
+    head.q = p->q + q_set * p->T * p->ld_q + column;
+    head.k = p->k + keys;
+    head.v = p->v != NULL ? p->v + keys : NULL;
+    head.extra_k = p->M != 0 ? p->extra_k + extra : NULL;
+    head.extra_v = p->M != 0 && p->extra_v != NULL ? p->extra_v + extra : NULL;
+    head.b = b;
+    head.h = h;
+    return head;
+}
+
+QVK_FUNCTION const float *qvk_key(const qvk_attention *p, const qvk_head *head, size_t key) {
+    return key < p->M ? head->extra_k + key * p->ld_extra : head->k + (key - p->M) * p->ld_kv;
+}
+
+QVK_FUNCTION const float *qvk_value(const qvk_attention *p, const qvk_head *head, size_t key) {
+    return key < p->M ? head->extra_v + key * p->ld_extra : head->v + (key - p->M) * p->ld_kv;
+}
+
+/* The score of query t and a key from their product; -INFINITY where the query does not see it. */
+QVK_FUNCTION float qvk_score(const qvk_attention *p, const qvk_head *head, float product, size_t t, size_t key) {
+    if (key < p->M) {
+        const size_t seen = p->extra_length != NULL ? p->extra_length[head->b] : p->M;
+        return key < seen ? product * p->scale : -INFINITY;
+    }
+    const size_t s = key - p->M;
+    if (s >= p->S || (p->key_mask != NULL && p->key_mask[head->b * p->S + s] == 0) || (p->causal && s > t)) {
+        return -INFINITY;
+    }
+    return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->T + t) * p->S + s] : 0.0f);
+}
+
+QVK_FUNCTION float qvk_dot(const float *a, const float *b, size_t d) {
+    float sum = 0.0f;
+    for (size_t c = 0; c < d; c++) {
+        sum += a[c] * b[c];
+    }
+    return sum;
+}
+
+/* exp(score - top); 0 for what is not seen, also while nothing has been seen. NaN stays. */
+QVK_FUNCTION float qvk_weight(float score, float top) {
+    return score == -INFINITY ? 0.0f : expf(score - top);
+}
+
+/* The asked window's part of row t: out[key - first_column] */
+QVK_FUNCTION float *qvk_window(const qvk_attention *p, const qvk_head *head, size_t t) {
+    if (p->probabilities == NULL || t < p->first_row || t >= p->first_row + p->row_count) {
+        return NULL;
+    }
+    const size_t row = (head->b * p->H + head->h) * p->row_count + (t - p->first_row);
+    return p->probabilities + row * p->column_count;
+}
+
+/* ---- a row by itself ---- */
+
+/* out [d] = sum over keys of weights[key] rows(key), shared out over the block: each group of d threads takes its share
+ * of the keys; `parts` [threads] is shared memory. Heads wider than the block are taken in turns. */
+#define QVK_WEIGHTED_SUM(out, factor, weights, row_of, keys, d, parts)                             \
+    do {                                                                                           \
+        const size_t groups = QVK_WIDTH / (d) != 0 ? QVK_WIDTH / (d) : 1;                          \
+        for (size_t turn = 0; turn < (d); turn += QVK_WIDTH) {                                     \
+            QVK_THREADS(t) {                                                                       \
+                const size_t group = groups == 1 ? 0 : t / (d), c = groups == 1 ? turn + t : t % (d); \
+                float sum = 0.0f;                                                                  \
+                for (size_t key = group; group < groups && c < (d) && key < (keys); key += groups) { \
+                    sum += (weights)[key] * (row_of)[c];                                           \
+                }                                                                                  \
+                (parts)[t] = sum;                                                                  \
+            }                                                                                      \
+            QVK_SYNC();                                                                            \
+            QVK_THREADS(t) {                                                                       \
+                if (turn + t < (d) && (groups == 1 || t < (d))) {                                  \
+                    float sum = 0.0f;                                                              \
+                    for (size_t group = 0; group < groups; group++) {                              \
+                        sum += (parts)[group * (groups == 1 ? 0 : (d)) + t];                       \
+                    }                                                                              \
+                    (out)[turn + t] = sum * (factor);                                              \
+                }                                                                                  \
+            }                                                                                      \
+            QVK_SYNC();                                                                            \
+        }                                                                                          \
+    } while (0)
+
+/* Shared: scores [M + S], parts [threads]. */
+QVK_BODY(qvk_attention_row, qvk_attention) {
+    const size_t pair = QVK_BLOCK / p->T, query = QVK_BLOCK % p->T, keys = p->M + p->S;
+    const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
+    const float *q = head.q + query * p->ld_q;
+    float *scores = QVK_DYNAMIC, *parts = scores + keys;
+    QVK_PRIVATE(part);
+    QVK_THREADS(t) {
+        float top = -INFINITY;
+        for (size_t key = t; key < keys; key += QVK_WIDTH) {
+            scores[key] = qvk_score(p, &head, qvk_dot(q, qvk_key(p, &head, key), p->d), query, key);
+            top = fmaxf(top, scores[key]);
+        }
+        QVK_MINE(part) = top;
+    }
+    const float top = QVK_BLOCK_MAX(part);
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t key = t; key < keys; key += QVK_WIDTH) {
+            scores[key] = qvk_weight(scores[key], top);
+            sum += scores[key];
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float total = QVK_BLOCK_SUM(part), inverse = total == 0.0f ? NAN : 1.0f / total;
+    float *window = qvk_window(p, &head, query);
+    QVK_SYNC();
+    if (window != NULL) {
+        QVK_THREADS(t) {
+            for (size_t i = t; i < p->column_count; i += QVK_WIDTH) {
+                window[i] = scores[p->first_column + i] * inverse;
+            }
+        }
+    }
+    if (p->out != NULL) {
+        float *out = p->out + (head.b * p->T + query) * p->ld_out + head.h * p->d;
+        QVK_WEIGHTED_SUM(out, inverse, scores, qvk_value(p, &head, key), keys, p->d, parts);
+    }
+}
+
+/* ---- a tile of rows ---- */
+
+/* shared [rows, ld] = rows first.. of head's queries, keys or values, zero beyond the last */
+#define QVK_LOAD(shared, ld, rows, row_of, end, first, d)                              \
+    QVK_THREADS(t) {                                                                   \
+        for (size_t i = t; i < (rows) * (d); i += QVK_WIDTH) {                         \
+            const size_t row = i / (d), c = i % (d), key = (first) + row;              \
+            (shared)[row * (ld) + c] = key < (end) ? (row_of)[c] : 0.0f;               \
+        }                                                                              \
+    }
+
+/* A tile: 16 x 16 threads; thread (ty, tx) has rows ty rows_each + i, keys tx + 16 j and columns tx + 16 j. The numbers a
+ * thread has of each are constants where the tile is called, so that loops over them unroll. */
+typedef struct {
+    unsigned rows_each, keys_each, columns_each;
+    size_t rows, keys;      /* of the tile */
+    size_t first, all_keys; /* its first query; M + S */
+    float *q;               /* shared: [rows, d] */
+    float *lines;           /* shared: keys or values [keys, d + 1] */
+    float *weights;         /* shared: [rows, keys] */
+} qvk_tile;
+
+/* What each thread keeps. */
+typedef struct {
+    QVK_PRIVATE_GRID(sums, QVK_TILE_ROWS, QVK_TILE_COLUMNS);
+    QVK_PRIVATE_GRID(scores, QVK_TILE_ROWS, QVK_TILE_KEYS);
+    QVK_PRIVATES(best, QVK_TILE_ROWS);
+    QVK_PRIVATES(total, QVK_TILE_ROWS); /* of the thread's own keys; in the end 1 / that of the row */
+    QVK_PRIVATES(top, QVK_TILE_ROWS);
+} qvk_own;
+
+/* The scores of keys s0 .. of the tile, and each row's largest among the thread's own. */
+QVK_FUNCTION void qvk_tile_scores(const qvk_attention *p QVK_AT, const qvk_tile *tile, const qvk_head *head, qvk_own *own,
+                                  size_t s0) {
+    const size_t d = p->d;
+    QVK_SYNC();
+    QVK_LOAD(tile->lines, d + 1, tile->keys, qvk_key(p, head, key), tile->all_keys, s0, d)
+    QVK_SYNC();
+    QVK_THREADS(t) {
+        const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
+        const float *queries = tile->q + ty * tile->rows_each * d, *keys = tile->lines + tx * (d + 1);
+        float products[QVK_TILE_ROWS][QVK_TILE_KEYS] = {{0.0f}};
+        for (size_t c = 0; c < d; c++) {
+            QVK_UNROLL for (unsigned j = 0; j < tile->keys_each; j++) {
+                const float key = keys[QVK_SIDE * j * (d + 1) + c];
+                QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+                    products[i][j] += queries[i * d + c] * key;
+                }
+            }
+        }
+        QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+            const size_t query = tile->first + ty * tile->rows_each + i;
+            float top = -INFINITY;
+            QVK_UNROLL for (unsigned j = 0; j < tile->keys_each; j++) {
+                const size_t key = s0 + tx + QVK_SIDE * j;
+                const float score = query < p->T ? qvk_score(p, head, products[i][j], query, key) : -INFINITY;
+                QVK_GRID(own->scores, i, j) = score;
+                top = fmaxf(top, score);
+            }
+            QVK_OURS(own->top, i) = top;
+        }
+    }
+}
+
+/* The scores as weights into shared memory; what was summed so far shrinks where a row's maximum has grown. */
+QVK_FUNCTION void qvk_tile_weights(const qvk_attention *p QVK_AT, const qvk_tile *tile, qvk_own *own) {
+    (void)p;
+    QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+        QVK_GROUP_MAX(own->top, i);
+    }
+    QVK_THREADS(t) {
+        const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
+        QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+            const float before = QVK_OURS(own->best, i), now = fmaxf(before, QVK_OURS(own->top, i));
+            const float shrink = before == now ? 1.0f : expf(before - now);
+            float part = QVK_OURS(own->total, i) * shrink;
+            QVK_UNROLL for (unsigned j = 0; j < tile->keys_each; j++) {
+                const float weight = qvk_weight(QVK_GRID(own->scores, i, j), now);
+                tile->weights[(ty * tile->rows_each + i) * tile->keys + tx + QVK_SIDE * j] = weight;
+                part += weight;
+            }
+            QVK_OURS(own->best, i) = now;
+            QVK_OURS(own->total, i) = part;
+            QVK_UNROLL for (unsigned j = 0; j < tile->columns_each; j++) {
+                QVK_GRID(own->sums, i, j) *= shrink;
+            }
+        }
+    }
+    QVK_SYNC();
+}
+
+QVK_FUNCTION void qvk_tile_values(const qvk_attention *p QVK_AT, const qvk_tile *tile, const qvk_head *head, qvk_own *own,
+                                  size_t s0) {
+    const size_t d = p->d;
+    QVK_LOAD(tile->lines, d + 1, tile->keys, qvk_value(p, head, key), tile->all_keys, s0, d)
+    QVK_SYNC();
+    QVK_THREADS(t) {
+        const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
+        const float *weights = tile->weights + ty * tile->rows_each * tile->keys;
+        for (size_t s = 0; s < tile->keys; s++) {
+            QVK_UNROLL for (unsigned j = 0; j < tile->columns_each; j++) {
+                const size_t c = tx + QVK_SIDE * j;
+                const float value = c < d ? tile->lines[s * (d + 1) + c] : 0.0f;
+                QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+                    QVK_GRID(own->sums, i, j) += weights[i * tile->keys + s] * value;
+                }
+            }
+        }
+    }
+}
+
+QVK_FUNCTION void qvk_tile_out(const qvk_attention *p QVK_AT, const qvk_tile *tile, const qvk_head *head, qvk_own *own) {
+    QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+        QVK_GROUP_SUM(own->total, i);
+    }
+    QVK_THREADS(t) {
+        const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
+        QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+            const size_t query = tile->first + ty * tile->rows_each + i;
+            const float inverse = QVK_OURS(own->total, i) == 0.0f ? NAN : 1.0f / QVK_OURS(own->total, i);
+            QVK_OURS(own->total, i) = inverse;
+            QVK_UNROLL for (unsigned j = 0; j < tile->columns_each; j++) {
+                const size_t c = tx + QVK_SIDE * j;
+                if (p->out != NULL && query < p->T && c < p->d) {
+                    p->out[(head->b * p->T + query) * p->ld_out + head->h * p->d + c] = QVK_GRID(own->sums, i, j) * inverse;
+                }
+            }
+        }
+    }
+}
+
+/* The asked window's part of the tile, whose scores have been made again. */
+QVK_FUNCTION void qvk_tile_window(const qvk_attention *p QVK_AT, const qvk_tile *tile, const qvk_head *head, qvk_own *own,
+                                  size_t s0) {
+    const size_t end = p->first_column + p->column_count;
+    QVK_THREADS(t) {
+        const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
+        QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
+            const size_t query = tile->first + ty * tile->rows_each + i;
+            float *window = query < p->T ? qvk_window(p, head, query) : NULL;
+            QVK_UNROLL for (unsigned j = 0; j < tile->keys_each; j++) {
+                const size_t key = s0 + tx + QVK_SIDE * j;
+                if (window != NULL && key >= p->first_column && key < end) {
+                    window[key - p->first_column] =
+                        qvk_weight(QVK_GRID(own->scores, i, j), QVK_OURS(own->best, i)) * QVK_OURS(own->total, i);
+                }
+            }
+        }
+    }
+}
+
+QVK_FUNCTION void qvk_attention_tile(const qvk_attention *p QVK_AT, const unsigned rows_each, const unsigned keys_each,
+                                     const unsigned columns_each) {
+    const size_t rows = QVK_SIDE * rows_each, keys = QVK_SIDE * keys_each, d = p->d;
+    const size_t tiles = (p->T + rows - 1) / rows, pair = QVK_BLOCK / tiles;
+    const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
+    float *shared = QVK_DYNAMIC;
+    const qvk_tile tile = {
+        rows_each, keys_each, columns_each, rows, keys, QVK_BLOCK % tiles * rows, p->M + p->S,
+        shared, shared + rows * d, shared + rows * d + keys * (d + 1),
+    };
+    qvk_own own;
+    QVK_LOAD(tile.q, d, rows, head.q + key * p->ld_q, p->T, tile.first, d)
+    QVK_EVERY_THREAD {
+        QVK_UNROLL for (unsigned i = 0; i < rows_each; i++) {
+            QVK_OURS(own.best, i) = -INFINITY;
+            QVK_OURS(own.total, i) = 0.0f;
+            QVK_UNROLL for (unsigned j = 0; j < columns_each; j++) {
+                QVK_GRID(own.sums, i, j) = 0.0f;
+            }
+        }
+    }
+    for (size_t s0 = 0; s0 < tile.all_keys; s0 += keys) {
+        qvk_tile_scores(QVK_PASS, &tile, &head, &own, s0);
+        qvk_tile_weights(QVK_PASS, &tile, &own);
+        if (p->out != NULL) {
+            qvk_tile_values(QVK_PASS, &tile, &head, &own, s0);
+        }
+    }
+    qvk_tile_out(QVK_PASS, &tile, &head, &own);
+    if (p->probabilities == NULL || tile.first >= p->first_row + p->row_count || tile.first + rows <= p->first_row) {
+        return;
+    }
+    for (size_t s0 = p->first_column / keys * keys; s0 < p->first_column + p->column_count; s0 += keys) {
+        qvk_tile_scores(QVK_PASS, &tile, &head, &own, s0);
+        qvk_tile_window(QVK_PASS, &tile, &head, &own, s0);
+    }
+}
+
+/* Heads up to 64, 128 and 256 wide. */
+QVK_BODY(qvk_attention_tile_64, qvk_attention) {
+    qvk_attention_tile(QVK_PASS, 4, 2, 4);
+}
+
+QVK_BODY(qvk_attention_tile_128, qvk_attention) {
+    qvk_attention_tile(QVK_PASS, 2, 2, 8);
+}
+
+QVK_BODY(qvk_attention_tile_256, qvk_attention) {
+    qvk_attention_tile(QVK_PASS, 1, 1, 16);
+}
+
+/* ---- gradients ---- */
+
+/* Shared: A [M + S], G [M + S], parts [threads]. */
+QVK_BODY(qvk_backward_row, qvk_attention_backward) {
+    const qvk_attention *a = &p->forward;
+    const size_t pair = QVK_BLOCK / a->T, query = QVK_BLOCK % a->T, keys = a->M + a->S;
+    const qvk_head head = qvk_view(a, pair / a->H, pair % a->H);
+    const float *q = head.q + query * a->ld_q;
+    const float *d_out = p->d_out + (head.b * a->T + query) * p->ld_d_out + head.h * a->d;
+    float *A = QVK_DYNAMIC, *G = A + keys, *parts = G + keys;
+    QVK_PRIVATE(part);
+    QVK_THREADS(t) {
+        float top = -INFINITY;
+        for (size_t key = t; key < keys; key += QVK_WIDTH) {
+            A[key] = qvk_score(a, &head, qvk_dot(q, qvk_key(a, &head, key), a->d), query, key);
+            G[key] = qvk_dot(d_out, qvk_value(a, &head, key), a->d);
+            top = fmaxf(top, A[key]);
+        }
+        QVK_MINE(part) = top;
+    }
+    const float top = QVK_BLOCK_MAX(part);
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t key = t; key < keys; key += QVK_WIDTH) {
+            A[key] = qvk_weight(A[key], top);
+            sum += A[key];
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float total = QVK_BLOCK_SUM(part), inverse = total == 0.0f ? NAN : 1.0f / total;
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t key = t; key < keys; key += QVK_WIDTH) {
+            A[key] *= inverse;
+            sum += A[key] * G[key];
+            if (p->probabilities != NULL) {
+                p->probabilities[QVK_BLOCK * keys + key] = A[key];
+            }
+            if (p->d_probabilities != NULL) {
+                p->d_probabilities[QVK_BLOCK * keys + key] = G[key];
+            }
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float shared = QVK_BLOCK_SUM(part);
+    /* G becomes dS = A (G - sum_s A G). */
+    QVK_THREADS(t) {
+        for (size_t key = t; key < keys; key += QVK_WIDTH) {
+            G[key] = A[key] * (G[key] - shared);
+            if (p->kept_probabilities != NULL && key >= a->M) {
+                p->kept_probabilities[QVK_BLOCK * a->S + key - a->M] = A[key];
+                p->kept_d_scores[QVK_BLOCK * a->S + key - a->M] = G[key];
+            }
+        }
+    }
+    QVK_SYNC();
+    if (p->d_q != NULL) {
+        float *d_q = p->d_q + (head.b * a->T + query) * p->ld_d_q + head.h * a->d;
+        QVK_WEIGHTED_SUM(d_q, a->scale, G, qvk_key(a, &head, key), keys, a->d, parts);
+    }
+}
+
+/* d_k = scale dS^T q and d_v = A^T d_out of one key. */
+QVK_BODY(qvk_backward_key, qvk_attention_backward) {
+    const qvk_attention *a = &p->forward;
+    const size_t pair = QVK_BLOCK / a->S, s = QVK_BLOCK % a->S;
+    const qvk_head head = qvk_view(a, pair / a->H, pair % a->H);
+    const float *d_out = p->d_out + head.b * a->T * p->ld_d_out + head.h * a->d;
+    const size_t place = (head.b * a->S + s) * p->ld_d_kv + head.h * a->d;
+    QVK_THREADS(t) {
+        for (size_t c = t; c < a->d; c += QVK_WIDTH) {
+            float k_sum = 0.0f, v_sum = 0.0f;
+            for (size_t query = 0; query < a->T; query++) {
+                const size_t kept = (pair * a->T + query) * a->S + s;
+                k_sum += p->kept_d_scores[kept] * head.q[query * a->ld_q + c];
+                v_sum += p->kept_probabilities[kept] * d_out[query * p->ld_d_out + c];
+            }
+            p->d_k[place + c] = k_sum * a->scale;
+            p->d_v[place + c] = v_sum;
+        }
+    }
+}
+
+#endif

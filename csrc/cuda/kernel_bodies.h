@@ -1,0 +1,371 @@
+/* The kernels, once, for both compilers. A body is written in phases: QVK_THREADS(t) { ... } is what thread t of the block
+ * does, and between two phases that hand data on lies QVK_SYNC. nvcc takes a phase as what this thread does; gcc as a loop
+ * over the threads, so that the same arithmetic over the same indices runs and is tested on the host. Therefore what a
+ * thread keeps from one phase to the next is declared by QVK_PRIVATE, control flow around phases is the same for all
+ * threads, and what threads exchange is in shared memory or goes through the sums and maxima below. */
+#ifndef QV_CUDA_KERNEL_BODIES_H
+#define QV_CUDA_KERNEL_BODIES_H
+
+#include "cuda/kernels.h"
+
+#include <math.h>
+
+#if defined(__CUDACC__)
+
+#define QVK_FUNCTION static __device__ __forceinline__
+#define QVK_BODY(name, parameters) static __device__ __forceinline__ void name(const parameters *p)
+#define QVK_PASS p
+#define QVK_AT
+#define QVK_BLOCK ((size_t)blockIdx.x)
+#define QVK_WIDTH blockDim.x
+#define QVK_THREADS(t) for (unsigned t = threadIdx.x, qvk_once = 1u; qvk_once != 0u; qvk_once = 0u)
+#define QVK_EVERY_THREAD
+#define QVK_SYNC() __syncthreads()
+#define QVK_UNROLL _Pragma("unroll")
+#define QVK_DYNAMIC qvk_dynamic()
+#define QVK_PRIVATE(name) float name
+#define QVK_PRIVATES(name, n) float name[n]
+#define QVK_PRIVATE_GRID(name, n, m) float name[n][m]
+#define QVK_MINE(name) name
+#define QVK_OURS(name, i) name[i]
+#define QVK_GRID(name, i, j) name[i][j]
+#define QVK_BLOCK_SUM(name) qvk_block_reduce<false>(name)
+#define QVK_BLOCK_MAX(name) qvk_block_reduce<true>(name)
+#define QVK_GROUP_SUM(name, i) name[i] = qvk_group_reduce<false>(name[i])
+#define QVK_GROUP_MAX(name, i) name[i] = qvk_group_reduce<true>(name[i])
+
+static __device__ __forceinline__ float *qvk_dynamic() {
+    extern __shared__ float memory[];
+    return memory;
+}
+
+template <bool largest> static __device__ __forceinline__ float qvk_reduce(float a, float b) {
+    return largest ? fmaxf(a, b) : a + b;
+}
+
+/* Over the 16 threads of a row of the tile: half a warp. */
+template <bool largest> static __device__ __forceinline__ float qvk_group_reduce(float value) {
+    for (unsigned step = QVK_SIDE / 2; step != 0; step /= 2) {
+        value = qvk_reduce<largest>(value, __shfl_xor_sync(0xffffffffu, value, step));
+    }
+    return value;
+}
+
+/* Over the block, whose width is whole warps; every thread gets it. */
+template <bool largest> static __device__ __forceinline__ float qvk_block_reduce(float value) {
+    __shared__ float warps[32];
+    for (unsigned step = 16; step != 0; step /= 2) {
+        value = qvk_reduce<largest>(value, __shfl_xor_sync(0xffffffffu, value, step));
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        warps[threadIdx.x / 32] = value;
+    }
+    __syncthreads();
+    value = warps[0];
+    for (unsigned warp = 1; warp < blockDim.x / 32; warp++) {
+        value = qvk_reduce<largest>(value, warps[warp]);
+    }
+    return value;
+}
+
+#else
+
+#define QVK_FUNCTION static inline
+#define QVK_UNUSED __attribute__((unused))
+#define QVK_BODY(name, parameters) static inline void name(const parameters *p QVK_AT)
+#define QVK_PASS p, qvk_block, qvk_width, qvk_memory
+#define QVK_AT , size_t qvk_block QVK_UNUSED, unsigned qvk_width QVK_UNUSED, float *qvk_memory QVK_UNUSED
+#define QVK_BLOCK qvk_block
+#define QVK_WIDTH qvk_width
+#define QVK_THREADS(t) for (unsigned t = 0; t < qvk_width; t++)
+#define QVK_EVERY_THREAD QVK_THREADS(t)
+#define QVK_SYNC() (void)0
+#define QVK_UNROLL
+#define QVK_DYNAMIC qvk_memory
+#define QVK_PRIVATE(name) float name[QVK_MAX_THREADS]
+#define QVK_PRIVATES(name, n) float name[n][QVK_MAX_THREADS]
+#define QVK_PRIVATE_GRID(name, n, m) float name[n][m][QVK_MAX_THREADS]
+#define QVK_MINE(name) name[t]
+#define QVK_OURS(name, i) name[i][t]
+#define QVK_GRID(name, i, j) name[i][j][t]
+#define QVK_BLOCK_SUM(name) qvk_sum(name, qvk_width)
+#define QVK_BLOCK_MAX(name) qvk_max(name, qvk_width)
+#define QVK_GROUP_SUM(name, i) qvk_group_sum(name[i], qvk_width)
+#define QVK_GROUP_MAX(name, i) qvk_group_max(name[i], qvk_width)
+
+static inline float qvk_sum(const float *items, unsigned n) {
+    float sum = 0.0f;
+    for (unsigned i = 0; i < n; i++) {
+        sum += items[i];
+    }
+    return sum;
+}
+
+static inline float qvk_max(const float *items, unsigned n) {
+    float top = items[0];
+    for (unsigned i = 1; i < n; i++) {
+        top = fmaxf(top, items[i]);
+    }
+    return top;
+}
+
+static inline void qvk_group_sum(float *items, unsigned n) {
+    for (unsigned first = 0; first < n; first += QVK_SIDE) {
+        float sum = qvk_sum(items + first, QVK_SIDE);
+        for (unsigned i = 0; i < QVK_SIDE; i++) {
+            items[first + i] = sum;
+        }
+    }
+}
+
+static inline void qvk_group_max(float *items, unsigned n) {
+    for (unsigned first = 0; first < n; first += QVK_SIDE) {
+        float top = qvk_max(items + first, QVK_SIDE);
+        for (unsigned i = 0; i < QVK_SIDE; i++) {
+            items[first + i] = top;
+        }
+    }
+}
+
+#endif
+
+/* ---- norms ---- */
+
+QVK_BODY(qvk_norm_row, qvk_norm) {
+    const float *x = p->x + QVK_BLOCK * p->ld_x;
+    float *out = p->out + QVK_BLOCK * p->ld_out;
+    float mean = 0.0f;
+    QVK_PRIVATE(part);
+    if (!p->rms) {
+        QVK_THREADS(t) {
+            float sum = 0.0f;
+            for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+                sum += x[i];
+            }
+            QVK_MINE(part) = sum;
+        }
+        mean = QVK_BLOCK_SUM(part) / (float)p->D;
+    }
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+            sum += (x[i] - mean) * (x[i] - mean);
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float squares = QVK_BLOCK_SUM(part);
+    const float inverse = 1.0f / sqrtf(squares / (float)p->D + p->eps) + 0.0f * squares; /* NaN where it overflows */
+    QVK_THREADS(t) {
+        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+            out[i] = (x[i] - mean) * inverse * p->weight[i] + (p->bias != NULL ? p->bias[i] : 0.0f);
+        }
+    }
+}
+
+/* g = dy weight, n = (x - mean) inverse: dx = (g - mean(g) - n mean(g n)) inverse */
+QVK_BODY(qvk_norm_backward_row, qvk_norm_backward) {
+    const float *x = p->x + QVK_BLOCK * p->ld_x, *dy = p->dy + QVK_BLOCK * p->ld_dy;
+    float *dx = p->dx + QVK_BLOCK * p->ld_dx;
+    const float D = (float)p->D;
+    QVK_PRIVATE(part);
+    QVK_PRIVATE(gradients);
+    QVK_PRIVATE(products);
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+            sum += x[i];
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float mean = QVK_BLOCK_SUM(part) / D;
+    QVK_THREADS(t) {
+        float squares = 0.0f, g_sum = 0.0f, gn_sum = 0.0f;
+        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+            const float centred = x[i] - mean, g = dy[i] * p->weight[i];
+            squares += centred * centred;
+            g_sum += g;
+            gn_sum += g * centred;
+        }
+        QVK_MINE(part) = squares;
+        QVK_MINE(gradients) = g_sum;
+        QVK_MINE(products) = gn_sum;
+    }
+    const float inverse = 1.0f / sqrtf(QVK_BLOCK_SUM(part) / D + p->eps);
+    const float mean_g = QVK_BLOCK_SUM(gradients) / D;
+    const float slope = QVK_BLOCK_SUM(products) / D * inverse * inverse;
+    QVK_THREADS(t) {
+        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+            dx[i] = (dy[i] * p->weight[i] - mean_g - (x[i] - mean) * slope) * inverse;
+        }
+    }
+}
+
+QVK_BODY(qvk_unit_length_row, qvk_unit_length) {
+    float *x = p->x + QVK_BLOCK * p->D;
+    QVK_PRIVATE(part);
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+            sum += x[i] * x[i];
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float squares = QVK_BLOCK_SUM(part), length = sqrtf(squares);
+    const float inverse = 1.0f / fmaxf(length, 1e-12f) + 0.0f * squares;
+    QVK_THREADS(t) {
+        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+            x[i] *= inverse;
+        }
+    }
+}
+
+/* ---- element by element ---- */
+
+QVK_FUNCTION float qvk_activate(float x, int activation) {
+    switch (activation) {
+    case QVK_GELU:
+        return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    case QVK_GELU_TANH:
+        return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case QVK_QUICK_GELU:
+        return x / (1.0f + expf(-1.702f * x));
+    case QVK_RELU:
+        return x < 0.0f ? 0.0f : x;
+    default:
+        return x;
+    }
+}
+
+QVK_FUNCTION float qvk_slope(float x, int activation) {
+    switch (activation) {
+    case QVK_GELU:
+        return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
+    case QVK_GELU_TANH: {
+        const float y = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
+        return 0.5f * (1.0f + y) + 0.5f * x * (1.0f - y * y) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
+    }
+    case QVK_QUICK_GELU: {
+        const float s = 1.0f / (1.0f + expf(-1.702f * x));
+        return s + 1.702f * x * s * (1.0f - s);
+    }
+    case QVK_RELU:
+        return x > 0.0f ? 1.0f : 0.0f;
+    default:
+        return 1.0f;
+    }
+}
+
+QVK_FUNCTION size_t qvk_chunk_end(size_t first, size_t n) {
+    return n - first < QVK_CHUNK ? n : first + QVK_CHUNK;
+}
+
+QVK_BODY(qvk_elements_chunk, qvk_elements) {
+    const size_t row = QVK_BLOCK / p->chunks, first = QVK_BLOCK % p->chunks * QVK_CHUNK;
+    const size_t end = qvk_chunk_end(first, p->D);
+    QVK_THREADS(t) {
+        for (size_t i = first + t; i < end; i += QVK_WIDTH) {
+            const float x = p->x[row * p->ld_x + i] + (p->bias != NULL ? p->bias[i] : 0.0f);
+            float y = p->slope ? qvk_slope(x, p->activation) : qvk_activate(x, p->activation);
+            if (p->multiply != NULL) {
+                y *= p->multiply[row * p->ld_multiply + i];
+            }
+            if (p->residual != NULL) {
+                y += p->residual[row * p->ld_residual + i];
+            }
+            p->out[row * p->ld_out + i] = y;
+        }
+    }
+}
+
+QVK_FUNCTION uint32_t qvk_bits(float x) {
+    union {
+        float value;
+        uint32_t bits;
+    } both;
+    both.value = x;
+    return both.bits;
+}
+
+QVK_FUNCTION float qvk_float(uint32_t bits) {
+    union {
+        float value;
+        uint32_t bits;
+    } both;
+    both.bits = bits;
+    return both.value;
+}
+
+QVK_FUNCTION uint16_t qvk_to_bfloat16(float x) {
+    const uint32_t bits = qvk_bits(x);
+    if (x != x) {
+        return (uint16_t)(bits >> 16 | 0x40u);
+    }
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+QVK_BODY(qvk_round_chunk, qvk_round) {
+    const size_t row = QVK_BLOCK / p->chunks, first = QVK_BLOCK % p->chunks * QVK_CHUNK;
+    const size_t end = qvk_chunk_end(first, p->D);
+    QVK_THREADS(t) {
+        for (size_t i = first + t; i < end; i += QVK_WIDTH) {
+            p->out[row * p->D + i] = qvk_to_bfloat16(p->x[row * p->ld_x + i]);
+        }
+    }
+}
+
+QVK_BODY(qvk_patch, qvk_patches) {
+    const size_t p_width = p->p, across = p->width / p_width, items = 3 * p_width * p_width;
+    const size_t top = QVK_BLOCK / across * p_width, left = QVK_BLOCK % across * p_width;
+    float *out = p->out + QVK_BLOCK * items;
+    QVK_THREADS(t) {
+        for (size_t i = t; i < items; i += QVK_WIDTH) {
+            const size_t channel = i / (p_width * p_width), y = i / p_width % p_width, x = i % p_width;
+            out[i] = p->image[(channel * p->height + top + y) * p->width + left + x];
+        }
+    }
+}
+
+QVK_BODY(qvk_relative_bias_row, qvk_relative_bias) {
+    const size_t h = QVK_BLOCK / p->M, query = QVK_BLOCK % p->M;
+    const float *offsets = p->offsets + h * (2 * p->reach + 1);
+    float *out = p->out + QVK_BLOCK * p->M;
+    QVK_THREADS(t) {
+        for (size_t s = t; s < p->M; s += QVK_WIDTH) {
+            size_t distance = s > query ? s - query : query - s;
+            distance = distance < p->reach ? distance : p->reach;
+            out[s] = offsets[s > query ? p->reach + distance : p->reach - distance];
+        }
+    }
+}
+
+QVK_BODY(qvk_gradcam_chunk, qvk_gradcam) {
+    const size_t count = p->S - p->first, row = QVK_BLOCK / p->chunks, first = QVK_BLOCK % p->chunks * QVK_CHUNK;
+    const size_t end = qvk_chunk_end(first, count);
+    QVK_THREADS(t) {
+        for (size_t i = first + t; i < end; i += QVK_WIDTH) {
+            float sum = 0.0f;
+            for (size_t h = 0; h < p->H; h++) {
+                const size_t place = (h * p->T + row) * p->S + p->first + i;
+                const float g = p->d_probabilities[place];
+                sum += p->probabilities[place] * (g < 0.0f ? 0.0f : g);
+            }
+            p->out[row * count + i] = sum / (float)p->H;
+        }
+    }
+}
+
+QVK_BODY(qvk_mean_rows_chunk, qvk_mean_rows) {
+    const size_t first = QVK_BLOCK * QVK_CHUNK, end = qvk_chunk_end(first, p->D);
+    QVK_THREADS(t) {
+        for (size_t i = first + t; i < end; i += QVK_WIDTH) {
+            float sum = 0.0f;
+            for (size_t r = 0; r < p->R; r++) {
+                sum += p->x[r * p->D + i];
+            }
+            p->out[i] = sum / (float)p->R;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,20 @@
+/* The kernels on a GPU, and the one function that launches them. */
+#include "cuda/launch.h"
+
+#include "cuda/kernel_attention.h"
+#include "cuda/kernel_bodies.h"
+
+#define QVK_DEFINE(id, body, parameters)                                                                    \
+    __global__ void __launch_bounds__(QVK_MAX_THREADS) body##_kernel(const __grid_constant__ parameters p) { \
+        body(&p);                                                                                           \
+    }
+QVK_KERNELS(QVK_DEFINE)
+
+extern "C" cudaError_t qv_cuda_launch(qvk_kernel kernel, void *parameters, size_t blocks, unsigned threads,
+                                      size_t shared, cudaStream_t stream) {
+#define QVK_ENTRY(id, body, parameters) reinterpret_cast<const void *>(&body##_kernel),
+    const void *const kernels[] = {QVK_KERNELS(QVK_ENTRY)};
+    void *arguments[] = {parameters};
+    return cudaLaunchKernel(kernels[kernel], dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, shared,
+                            stream);
+}

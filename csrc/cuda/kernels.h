@@ -1,0 +1,162 @@
+/* What the kernels take, and which there are. Read by gcc as C11 and by nvcc as C++. */
+#ifndef QV_CUDA_KERNELS_H
+#define QV_CUDA_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define QVK_MAX_THREADS 256u
+/* Columns of a row that a block of an element-wise kernel takes. */
+#define QVK_CHUNK ((size_t)1024)
+/* A tile of attention: 16 x 16 threads, each with up to 4 rows, 2 keys and 16 columns. */
+#define QVK_SIDE 16u
+#define QVK_TILE_ROWS 4
+#define QVK_TILE_KEYS 2
+#define QVK_TILE_COLUMNS 16
+/* Shared memory that every GPU gives a block without being asked. */
+#define QVK_SHARED_BYTES ((size_t)48 << 10)
+
+/* As qv_activation, which C++ does not see. */
+enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU };
+
+/* A block a row. */
+typedef struct {
+    float *out;
+    size_t ld_out;
+    const float *x;
+    size_t ld_x;
+    const float *weight, *bias; /* [D]; bias may be NULL */
+    float eps;
+    int rms;
+    size_t D;
+} qvk_norm;
+
+/* dx may be dy; a block a row. */
+typedef struct {
+    float *dx;
+    size_t ld_dx;
+    const float *dy;
+    size_t ld_dy;
+    const float *x;
+    size_t ld_x;
+    const float *weight;
+    float eps;
+    size_t D;
+} qvk_norm_backward;
+
+/* out [R, D] = act(x + bias) * multiply + residual; `chunks` blocks a row. x may be out; all but out and x may be NULL.
+ * ld_x 0 repeats a row. With `slope`, out = multiply act'(x), and nothing is added. */
+typedef struct {
+    float *out;
+    size_t ld_out;
+    const float *x;
+    size_t ld_x;
+    const float *bias;
+    const float *multiply;
+    size_t ld_multiply;
+    const float *residual;
+    size_t ld_residual;
+    int activation, slope;
+    size_t D, chunks;
+} qvk_elements;
+
+/* out [R, D] = x in bfloat16, nearest and ties to even; `chunks` blocks a row. */
+typedef struct {
+    uint16_t *out;
+    const float *x;
+    size_t ld_x;
+    size_t D, chunks;
+} qvk_round;
+
+/* out [P, 3 p p]; a block a patch. */
+typedef struct {
+    float *out;
+    const float *image; /* [3, height, width] */
+    size_t height, width, p;
+} qvk_patches;
+
+/* out [H, M, M]; a block a row. */
+typedef struct {
+    float *out;
+    const float *offsets; /* [H, 2 reach + 1] */
+    size_t reach, M;
+} qvk_relative_bias;
+
+/* As qv_attention (ops/ops.h). The tiles: a block some rows of one head of one b; the rows: a block one row. */
+typedef struct {
+    float *out;
+    size_t ld_out;
+    const float *q;
+    size_t ld_q;
+    const float *k, *v;
+    size_t ld_kv;
+    const float *extra_k, *extra_v;
+    size_t ld_extra;
+    const size_t *extra_length;
+    const uint8_t *key_mask;
+    const float *bias;
+    const size_t *q_index, *kv_index;
+    int causal;
+    float scale;
+    float *probabilities;
+    size_t first_row, row_count, first_column, column_count;
+    size_t H, T, S, M, d;
+} qvk_attention;
+
+/* As qv_attention_backward. The rows: a block one (b, h, t); with kept_* [B, H, T, S] they leave what the keys need:
+ * A and dS of the S keys. The keys: a block one (b, h, s). */
+typedef struct {
+    qvk_attention forward;
+    const float *d_out;
+    size_t ld_d_out;
+    float *d_q;
+    size_t ld_d_q;
+    float *d_k, *d_v;
+    size_t ld_d_kv;
+    float *probabilities, *d_probabilities;
+    float *kept_probabilities, *kept_d_scores;
+} qvk_attention_backward;
+
+/* out [T, S - first] = mean over h of A max(G, 0); `chunks` blocks a row. */
+typedef struct {
+    float *out;
+    const float *probabilities, *d_probabilities; /* [H, T, S] */
+    size_t first, H, T, S, chunks;
+} qvk_gradcam;
+
+/* Each row of x to unit length; a block a row. */
+typedef struct {
+    float *x;
+    size_t D;
+} qvk_unit_length;
+
+/* out [D] = mean of R rows; `chunks` blocks in all. */
+typedef struct {
+    float *out;
+    const float *x;
+    size_t R, D;
+} qvk_mean_rows;
+
+/* X(id, body, parameters): every kernel, once. */
+#define QVK_KERNELS(X)                                                 \
+    X(NORM, qvk_norm_row, qvk_norm)                                    \
+    X(NORM_BACKWARD, qvk_norm_backward_row, qvk_norm_backward)         \
+    X(ELEMENTS, qvk_elements_chunk, qvk_elements)                      \
+    X(ROUND, qvk_round_chunk, qvk_round)                               \
+    X(PATCHES, qvk_patch, qvk_patches)                                 \
+    X(RELATIVE_BIAS, qvk_relative_bias_row, qvk_relative_bias)         \
+    X(ATTENTION_ROW, qvk_attention_row, qvk_attention)                 \
+    X(ATTENTION_64, qvk_attention_tile_64, qvk_attention)              \
+    X(ATTENTION_128, qvk_attention_tile_128, qvk_attention)            \
+    X(ATTENTION_256, qvk_attention_tile_256, qvk_attention)            \
+    X(ATTENTION_BACKWARD_ROW, qvk_backward_row, qvk_attention_backward) \
+    X(ATTENTION_BACKWARD_KEY, qvk_backward_key, qvk_attention_backward) \
+    X(GRADCAM, qvk_gradcam_chunk, qvk_gradcam)                         \
+    X(UNIT_LENGTH, qvk_unit_length_row, qvk_unit_length)               \
+    X(MEAN_ROWS, qvk_mean_rows_chunk, qvk_mean_rows)
+
+#define QVK_ID(id, body, parameters) QVK_##id,
+typedef enum { QVK_KERNELS(QVK_ID) QVK_KERNEL_COUNT } qvk_kernel;
+#undef QVK_ID
+
+#endif

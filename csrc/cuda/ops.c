@@ -1,0 +1,246 @@
+/* The ops of a forward pass: what each launches. */
+#include "cuda/cuda_ops.h"
+
+#include <stdint.h>
+#include <string.h>
+
+_Static_assert((int)QVK_IDENTITY == (int)QV_IDENTITY && (int)QVK_GELU == (int)QV_GELU &&
+                   (int)QVK_GELU_TANH == (int)QV_GELU_TANH && (int)QVK_QUICK_GELU == (int)QV_QUICK_GELU &&
+                   (int)QVK_RELU == (int)QV_RELU,
+               "the kernels know the activations by the same numbers");
+
+/* Rows of attention up to which a block takes a row: a class token's query alone. */
+#define FEW_ROWS ((size_t)4)
+
+size_t qv_cuda_chunks(size_t D) {
+    return (D + QVK_CHUNK - 1) / QVK_CHUNK;
+}
+
+unsigned qv_cuda_row_threads(size_t D) {
+    unsigned threads = 32;
+    while (threads < QVK_MAX_THREADS && threads < D / 4) {
+        threads *= 2;
+    }
+    return threads;
+}
+
+static void run_elements(qv_cuda_device *device, qvk_elements *p, size_t R) {
+    p->chunks = qv_cuda_chunks(p->D);
+    qv_cuda_launch_kernel(device, QVK_ELEMENTS, p, R * p->chunks, QVK_MAX_THREADS, 0);
+}
+
+/* ---- products ---- */
+
+size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
+    (void)lanes;
+    (void)keys;
+    (void)head_width;
+    return rows * depth * sizeof(uint16_t);
+}
+
+/* x [R, K] rounded into the call's scratch */
+static void round_rows(qv_call *call, const float *x, size_t ld_x, size_t R, size_t K) {
+    qvk_round p = {call->scratch, x, ld_x, K, qv_cuda_chunks(K)};
+    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_ROUND, &p, R * p.chunks, QVK_MAX_THREADS, 0);
+}
+
+void qv_cuda_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
+                    const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R) {
+    qv_cuda_device *device = qv_cuda_of(call->ops);
+    const qv_epilogue none = {0};
+    const qv_epilogue *e = epilogue != NULL ? epilogue : &none;
+    bool bfloat16 = weight->precision == QV_PRECISION_BFLOAT16;
+    size_t K = weight->depth, item = bfloat16 ? sizeof(uint16_t) : sizeof(float);
+    if (R == 0 || count == 0) {
+        return;
+    }
+    qv_cuda_product product = {
+        .out = out,
+        .ld_out = ld_out,
+        .x = x,
+        .ld_x = ld_x,
+        .weight = (const char *)qv_cuda_weight(device, weight) + first * K * item,
+        .ld_weight = K,
+        .bfloat16 = bfloat16,
+        .bias = weight->bias != NULL ? weight->bias + first : NULL,
+        .R = R,
+        .N = count,
+        .K = K,
+    };
+    if (bfloat16) {
+        round_rows(call, x, ld_x, R, K);
+        product.x = call->scratch;
+        product.ld_x = K;
+    }
+    /* The product's own epilogue knows bias, relu, the tanh form of gelu, and what to add; the rest follows it. */
+    bool own = e->activation == QV_IDENTITY || e->activation == QV_RELU || e->activation == QV_GELU_TANH;
+    bool fused = e->multiply == NULL && own && (e->residual == NULL || e->activation == QV_IDENTITY);
+    if (fused) {
+        product.activation = e->activation;
+        product.residual = e->residual;
+        product.ld_residual = e->ld_residual;
+    } else {
+        product.bias = NULL;
+    }
+    QV_CUDA_DO(device, multiply(device->state, &product, &device->error));
+    if (!fused) {
+        qvk_elements p = {.out = out,
+                          .ld_out = ld_out,
+                          .x = out,
+                          .ld_x = ld_out,
+                          .bias = weight->bias != NULL ? weight->bias + first : NULL,
+                          .multiply = e->multiply,
+                          .ld_multiply = e->ld_multiply,
+                          .residual = e->residual,
+                          .ld_residual = e->ld_residual,
+                          .activation = (int)e->activation,
+                          .D = count};
+        run_elements(device, &p, R);
+    }
+}
+
+/* ---- norms ---- */
+
+static void run_norm(qv_call *call, qvk_norm *p, size_t R) {
+    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_NORM, p, R, qv_cuda_row_threads(p->D), 0);
+}
+
+void qv_cuda_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                        const float *bias, float eps, size_t R, size_t D) {
+    qvk_norm p = {out, ld_out, x, ld_x, weight, bias, eps, 0, D};
+    run_norm(call, &p, R);
+}
+
+void qv_cuda_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
+                      float eps, size_t R, size_t D) {
+    qvk_norm p = {out, ld_out, x, ld_x, weight, NULL, eps, 1, D};
+    run_norm(call, &p, R);
+}
+
+/* ---- attention ---- */
+
+/* The parameters, with the index arrays on the device. */
+qvk_attention qv_cuda_attention_parameters(qv_cuda_device *device, const qv_attention *a) {
+    size_t sets = a->B * sizeof(size_t);
+    qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S + 4 * QV_ALIGNMENT);
+    return (qvk_attention){
+        .out = a->out,
+        .ld_out = a->ld_out,
+        .q = a->q,
+        .ld_q = a->ld_q,
+        .k = a->k,
+        .v = a->v,
+        .ld_kv = a->ld_kv,
+        .extra_k = a->extra_k,
+        .extra_v = a->extra_v,
+        .ld_extra = a->ld_extra,
+        .extra_length = qv_cuda_index(device, a->M != 0 ? a->extra_length : NULL, sets),
+        .key_mask = qv_cuda_index(device, a->key_mask, a->B * a->S),
+        .bias = a->bias,
+        .q_index = qv_cuda_index(device, a->q_index, sets),
+        .kv_index = qv_cuda_index(device, a->kv_index, sets),
+        .causal = a->causal ? 1 : 0,
+        .scale = a->scale,
+        .probabilities = a->probabilities,
+        .first_row = a->first_row,
+        .row_count = a->row_count,
+        .first_column = a->first_column,
+        .column_count = a->column_count,
+        .H = a->H,
+        .T = a->T,
+        .S = a->S,
+        .M = a->M,
+        .d = a->d,
+    };
+}
+
+static size_t tile_bytes(size_t rows, size_t keys, size_t d) {
+    return (rows * d + keys * (d + 1) + rows * keys) * sizeof(float);
+}
+
+void qv_cuda_attention(qv_call *call, const qv_attention *a) {
+    qv_cuda_device *device = qv_cuda_of(call->ops);
+    /* Which tile: rows, keys and the widest head. Rows that shared memory cannot hold go through a tile, too. */
+    static const struct {
+        qvk_kernel kernel;
+        size_t rows, keys, widest;
+    } tiles[] = {{QVK_ATTENTION_64, 64, 32, 64}, {QVK_ATTENTION_128, 32, 32, 128}, {QVK_ATTENTION_256, 16, 16, 256}};
+    size_t heads = a->B * a->H, keys = a->M + a->S, row_bytes = (keys + QVK_MAX_THREADS) * sizeof(float);
+    if (heads == 0 || a->T == 0) {
+        return;
+    }
+    qvk_attention p = qv_cuda_attention_parameters(device, a);
+    if (row_bytes <= QVK_SHARED_BYTES && (a->T <= FEW_ROWS || a->d > tiles[2].widest)) {
+        qv_cuda_launch_kernel(device, QVK_ATTENTION_ROW, &p, heads * a->T, QVK_MAX_THREADS, row_bytes);
+        return;
+    }
+    for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) {
+        if (a->d <= tiles[i].widest) {
+            size_t blocks = heads * ((a->T + tiles[i].rows - 1) / tiles[i].rows);
+            qv_cuda_launch_kernel(device, tiles[i].kernel, &p, blocks, QVK_SIDE * QVK_SIDE,
+                                  tile_bytes(tiles[i].rows, tiles[i].keys, a->d));
+            return;
+        }
+    }
+    if (device->status == QV_OK) {
+        device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
+                                 "%s: heads %zu wide over %zu keys are more than its kernels take (256, or 12032 keys)",
+                                 device->driver->name, a->d, keys);
+    }
+}
+
+/* ---- in front of the blocks ---- */
+
+void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t patch) {
+    qvk_patches p = {out, image, height, width, patch};
+    size_t items = 3 * patch * patch;
+    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_PATCHES, &p, (height / patch) * (width / patch),
+                          qv_cuda_row_threads(items), 0);
+}
+
+void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
+                       size_t n, size_t D) {
+    qv_cuda_device *device = qv_cuda_of(call->ops);
+    size_t row_bytes = D * sizeof(float);
+    if (row_bytes > QV_CUDA_STAGE_BYTES) {
+        if (device->status == QV_OK) {
+            device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED, "%s: an embedding %zu wide is too large",
+                                     device->driver->name, D);
+        }
+        return;
+    }
+    for (size_t i = 0, rows; i < n && device->status == QV_OK; i += rows) {
+        size_t room;
+        float *staged = qv_cuda_stage(device, row_bytes, &room);
+        rows = n - i < room / row_bytes ? n - i : room / row_bytes;
+        for (size_t r = 0; r < rows; r++) {
+            qv_tensor_read(staged + r * D, table, (size_t)ids[i + r] * D, D);
+        }
+        qv_cuda_send_staged(device, out + i * D, staged, rows * row_bytes);
+    }
+    if (positions != NULL) {
+        qv_cuda_add(call, out, positions, n, D);
+    }
+}
+
+void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M) {
+    qvk_relative_bias p = {out, offsets, reach, M};
+    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_RELATIVE_BIAS, &p, H * M, qv_cuda_row_threads(M), 0);
+}
+
+/* ---- element by element ---- */
+
+void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
+    qvk_elements p = {.out = out, .ld_out = D, .x = x, .ld_x = D, .residual = out, .ld_residual = D, .D = D};
+    run_elements(qv_cuda_of(call->ops), &p, R);
+}
+
+void qv_cuda_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D) {
+    qvk_elements p = {.out = out, .ld_out = ld_out, .x = x, .ld_x = ld_x, .D = D};
+    run_elements(qv_cuda_of(call->ops), &p, R);
+}
+
+void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {
+    qvk_elements p = {.out = out, .x = x, .activation = (int)activation, .D = n};
+    run_elements(qv_cuda_of(call->ops), &p, 1);
+}

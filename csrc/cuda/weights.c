@@ -1,0 +1,297 @@
+/* Weights of linear layers: [N, K] of all parts in one piece of the device's memory, in float32 or bfloat16. Offloaded,
+ * they wait in pinned host memory. A block's layers have fixed places in one of two buffers, even blocks in one and odd
+ * ones in the other; when a block comes to be used, the next one starts on its way into the other buffer, on a stream of
+ * its own, as soon as what the compute stream still does with that buffer is done. */
+#include "cuda/cuda_ops.h"
+
+#include "base/memory.h"
+#include "cuda/kernel_bodies.h"
+
+#include <limits.h>
+#include <string.h>
+
+static size_t align(size_t bytes) {
+    return (bytes + QV_ALIGNMENT - 1) / QV_ALIGNMENT * QV_ALIGNMENT;
+}
+
+/* ---- blocks ---- */
+
+void qv_cuda_next_block(const qv_ops *ops) {
+    qv_cuda_device *device = qv_cuda_of(ops);
+    pthread_mutex_lock(&device->turn);
+    device->open_block = device->block_count;
+    pthread_mutex_unlock(&device->turn);
+}
+
+/* The block that layers are prepared for, which is made when its first layer comes. */
+static qv_cuda_block *open_block(qv_cuda_device *device, qv_error *err) {
+    if (device->open_block == device->block_count) {
+        if (device->block_count == device->block_capacity) {
+            size_t capacity = device->block_capacity * 2 + 16;
+            qv_cuda_block *blocks = qv_allocate(capacity, sizeof *blocks);
+            if (blocks == NULL) {
+                qv_fail_memory(err, "the list of offloaded blocks");
+                return NULL;
+            }
+            if (device->block_count != 0) {
+                memcpy(blocks, device->blocks, device->block_count * sizeof *blocks);
+            }
+            qv_free(device->blocks);
+            device->blocks = blocks;
+            device->block_capacity = capacity;
+        }
+        device->blocks[device->block_count++] = (qv_cuda_block){NULL, 0};
+    }
+    return &device->blocks[device->open_block];
+}
+
+static qv_status add_slot(qv_cuda_device *device, qv_cuda_slot **out, size_t bytes, const char *name, qv_error *err) {
+    qv_cuda_block *block = open_block(device, err);
+    if (block == NULL) {
+        return err->code;
+    }
+    qv_cuda_slot *slot = qv_allocate(1, sizeof *slot);
+    void *host = slot != NULL ? device->driver->allocate_pinned(device->state, bytes) : NULL;
+    if (host == NULL) {
+        qv_free(slot);
+        return qv_fail_memory(err, name);
+    }
+    *slot = (qv_cuda_slot){block->slots, device->open_block, block->bytes, bytes, host};
+    block->slots = slot;
+    block->bytes += align(bytes);
+    *out = slot;
+    return QV_OK;
+}
+
+static void remove_slot(qv_cuda_device *device, qv_cuda_slot *slot) {
+    qv_cuda_slot **link = &device->blocks[slot->block].slots;
+    while (*link != slot) {
+        link = &(*link)->next;
+    }
+    *link = slot->next;
+    for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
+        if (device->buffers[i].holds == slot->block) {
+            /* It may still be on its way. */
+            device->status = device->driver->host_await(device->state, EVENT_READY + i, &device->error);
+            device->buffers[i].holds = QV_CUDA_NO_BLOCK;
+        }
+    }
+    device->driver->free_pinned(device->state, slot->host);
+    qv_free(slot);
+}
+
+qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err) {
+    size_t largest = 0;
+    for (size_t i = 0; i < device->block_count; i++) {
+        largest = device->blocks[i].bytes > largest ? device->blocks[i].bytes : largest;
+    }
+    if (largest <= device->buffer_bytes) {
+        return QV_OK;
+    }
+    device->buffer_bytes = 0;
+    for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
+        qv_cuda_free(&device->memory, device->buffers[i].memory);
+        device->buffers[i] = (qv_cuda_buffer){qv_cuda_allocate(&device->memory, largest), QV_CUDA_NO_BLOCK, false};
+        if (device->buffers[i].memory == NULL) {
+            return qv_fail_memory(err, "two blocks of weights on the GPU");
+        }
+    }
+    device->buffer_bytes = largest;
+    device->running = QV_CUDA_NO_BLOCK;
+    return QV_OK;
+}
+
+/* Start the block on its way, unless it is there. */
+static void fetch(qv_cuda_device *device, size_t block) {
+    size_t place = block % QV_CUDA_BUFFERS;
+    qv_cuda_buffer *buffer = &device->buffers[place];
+    if (buffer->holds == block) {
+        return;
+    }
+    QV_CUDA_DO(device, record(device->state, QV_CUDA_COMPUTE, EVENT_IDLE + place, &device->error));
+    QV_CUDA_DO(device, await(device->state, QV_CUDA_COPY, EVENT_IDLE + place, &device->error));
+    for (const qv_cuda_slot *slot = device->blocks[block].slots; slot != NULL; slot = slot->next) {
+        QV_CUDA_DO(device, copy(device->state, QV_CUDA_COPY, buffer->memory + slot->offset, slot->host, slot->bytes,
+                                QV_CUDA_TO_DEVICE, &device->error));
+    }
+    QV_CUDA_DO(device, record(device->state, QV_CUDA_COPY, EVENT_READY + place, &device->error));
+    buffer->holds = device->status == QV_OK ? block : QV_CUDA_NO_BLOCK;
+    buffer->awaited = false;
+    device->streamed++;
+}
+
+const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight) {
+    if (weight->packed[0] != NULL) {
+        return weight->packed[0];
+    }
+    const qv_cuda_slot *slot = weight->owned;
+    size_t place = slot->block % QV_CUDA_BUFFERS;
+    qv_cuda_buffer *buffer = &device->buffers[place];
+    fetch(device, slot->block);
+    if (!buffer->awaited) {
+        QV_CUDA_DO(device, await(device->state, QV_CUDA_COMPUTE, EVENT_READY + place, &device->error));
+        buffer->awaited = true;
+    }
+    if (device->running != slot->block) {
+        device->running = slot->block;
+        if (slot->block + 1 < device->block_count && device->blocks[slot->block + 1].slots != NULL) {
+            fetch(device, slot->block + 1);
+        }
+    }
+    return buffer->memory + slot->offset;
+}
+
+void qv_cuda_release_weights(qv_cuda_device *device) {
+    for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
+        qv_cuda_free(&device->memory, device->buffers[i].memory);
+    }
+}
+
+/* ---- preparation ---- */
+
+/* out [count] = items first.. of the source's weight or bias, as float32; spare [count] */
+static void read_items(float *out, const qv_tensor *a, const qv_tensor *b, float scale, size_t first, size_t count,
+                       float *spare) {
+    qv_tensor_read(out, a, first, count);
+    if (b != NULL) {
+        qv_tensor_read(spare, b, first, count);
+        for (size_t i = 0; i < count; i++) {
+            out[i] += scale * spare[i];
+        }
+    }
+}
+
+/* Rows of a source are read, summed and rounded so many items at a time. */
+#define PART_ITEMS ((size_t)1 << 16)
+
+typedef struct {
+    float items[PART_ITEMS], spare[PART_ITEMS];
+} workspace;
+
+/* to (the device's memory, or pinned) = the source's weight in the layer's precision */
+static qv_status write_part(const qv_ops *ops, char *to, bool pinned, const qv_linear_source *source, bool bfloat16,
+                            workspace *work, qv_error *err) {
+    size_t total = qv_tensor_count(source->weight), size = bfloat16 ? sizeof(uint16_t) : sizeof(float);
+    qv_status status = QV_OK;
+    for (size_t first = 0; first < total && status == QV_OK; first += PART_ITEMS) {
+        size_t count = total - first < PART_ITEMS ? total - first : PART_ITEMS;
+        read_items(work->items, source->weight, source->add_weight, source->scale, first, count, work->spare);
+        uint16_t *bits = (uint16_t *)(void *)work->spare;
+        for (size_t i = 0; bfloat16 && i < count; i++) {
+            bits[i] = qvk_to_bfloat16(work->items[i]);
+        }
+        const void *from = bfloat16 ? (const void *)bits : work->items;
+        if (pinned) {
+            memcpy(to + first * size, from, count * size);
+        } else {
+            status = qv_cuda_upload(ops, to + first * size, from, count * size, err);
+        }
+    }
+    qv_tensor_release_pages(source->weight);
+    if (source->add_weight != NULL) {
+        qv_tensor_release_pages(source->add_weight);
+    }
+    return status;
+}
+
+static qv_status prepare_bias(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
+                              size_t parts, qv_error *err) {
+    bool any = false;
+    for (size_t i = 0; i < parts; i++) {
+        any = any || sources[i].bias != NULL;
+    }
+    if (!any) {
+        return QV_OK;
+    }
+    float *bias = qv_allocate(2 * weight->columns, sizeof *bias), *part = bias;
+    if (bias == NULL) {
+        return qv_fail_memory(err, sources[0].weight->name);
+    }
+    memset(bias, 0, weight->columns * sizeof *bias);
+    for (size_t i = 0; i < parts; part += weight->part_columns[i], i++) {
+        if (sources[i].bias != NULL) {
+            read_items(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0, weight->part_columns[i],
+                       bias + weight->columns);
+        }
+    }
+    qv_vector vector;
+    qv_status status = qv_vector_copy(ops, &vector, bias, weight->columns, sources[0].weight->name, err);
+    weight->bias = vector.data;
+    weight->owned_bias = vector.owned;
+    qv_free(bias);
+    return status;
+}
+
+/* Memory for `bytes` of weights: on the device, where packed[0] says so, or else a slot. Returns where to write. */
+static char *make_room(qv_cuda_device *device, qv_linear_weight *weight, size_t bytes, const char *name, qv_error *err) {
+    if (!device->offload || device->open_block == QV_CUDA_NO_BLOCK) {
+        weight->owned = qv_cuda_allocate(&device->memory, bytes);
+        weight->packed[0] = weight->owned;
+        if (weight->owned == NULL) {
+            qv_fail_memory(err, name);
+        }
+        return weight->owned;
+    }
+    qv_cuda_slot *slot = NULL;
+    pthread_mutex_lock(&device->turn);
+    qv_status status = add_slot(device, &slot, bytes, name, err);
+    pthread_mutex_unlock(&device->turn);
+    weight->owned = slot;
+    return status == QV_OK ? slot->host : NULL;
+}
+
+qv_status qv_cuda_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
+                                 size_t parts, qv_precision precision, qv_error *err) {
+    qv_cuda_device *device = qv_cuda_of(ops);
+    bool bfloat16 = precision == QV_PRECISION_BFLOAT16 && device->driver->has_bfloat16(device->state);
+    *weight = (qv_linear_weight){.parts = parts,
+                                 .precision = bfloat16 ? QV_PRECISION_BFLOAT16 : QV_PRECISION_FLOAT32};
+    for (size_t i = 0; i < parts; i++) {
+        if (sources[i].weight == NULL) {
+            return QV_OK; /* missing: qv_weights_check reports it */
+        }
+        weight->part_columns[i] = sources[i].weight->shape[0];
+        weight->columns += sources[i].weight->shape[0];
+    }
+    size_t rows = sources[0].weight->shape[0], bytes;
+    weight->depth = rows == 0 ? 0 : qv_tensor_count(sources[0].weight) / rows;
+    if (weight->columns > INT_MAX / 4 || weight->depth > INT_MAX / 4 ||
+        !qv_multiply_size(weight->columns, weight->depth, &bytes) ||
+        !qv_multiply_size(bytes, bfloat16 ? sizeof(uint16_t) : sizeof(float), &bytes)) {
+        return qv_fail(err, QV_ERR_VALUE, "%s: a linear layer of %zu x %zu is too large", sources[0].weight->name,
+                       weight->columns, weight->depth);
+    }
+    workspace *work = qv_allocate(1, sizeof *work);
+    char *to = work != NULL ? make_room(device, weight, bytes, sources[0].weight->name, err) : NULL;
+    if (to == NULL) {
+        bool told = work != NULL;
+        qv_free(work);
+        return told ? err->code : qv_fail_memory(err, sources[0].weight->name);
+    }
+    qv_status status = QV_OK;
+    for (size_t i = 0; i < parts && status == QV_OK; i++) {
+        status = write_part(ops, to, weight->packed[0] == NULL, &sources[i], bfloat16, work, err);
+        to += weight->part_columns[i] * weight->depth * (bfloat16 ? sizeof(uint16_t) : sizeof(float));
+    }
+    qv_free(work);
+    if (status == QV_OK) {
+        status = prepare_bias(ops, weight, sources, parts, err);
+    }
+    if (status != QV_OK) {
+        qv_cuda_linear_free(ops, weight);
+    }
+    return status;
+}
+
+void qv_cuda_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
+    qv_cuda_device *device = qv_cuda_of(ops);
+    qv_cuda_free(&device->memory, weight->owned_bias);
+    if (weight->packed[0] != NULL) {
+        qv_cuda_free(&device->memory, weight->owned);
+    } else if (weight->owned != NULL) {
+        pthread_mutex_lock(&device->turn);
+        remove_slot(device, weight->owned);
+        pthread_mutex_unlock(&device->turn);
+    }
+    *weight = (qv_linear_weight){0};
+}
