@@ -44,7 +44,12 @@
     return [low, high];
   };
   const digits = (value) => Number(value.toPrecision(3)).toString();
-  const number = (value) => (data.distribution ? `${digits(100 * value)}%` : digits(value));
+  const number = (value) => (data.distribution ? `${100 * value < 0.0005 ? 0 : digits(100 * value)}%` : digits(value));
+  // Maps are stored with 8 or 16 bits a value: nearer than that is the same.
+  const alike = (block) => questions.length > 1 && questions.every((_, question) => {
+    const one = mapOf(0, block), other = mapOf(question, block), high = Math.max(...one);
+    return one.every((value, i) => Math.abs(value - other[i]) <= high / 200);
+  });
 
   // One axis of the grid spread over pixels: for each pixel its (patch, weight) pairs; none outside the region.
   const spread = (size, extent, count, start, stop, smooth) => Array.from({ length: size }, (_, pixel) => {
@@ -146,6 +151,7 @@
     $("low").textContent = number(low);
     $("high").textContent = number(high);
     $("blockname").textContent = String(data.blocks[state.block]);
+    $("blind").hidden = state.word >= 0 || !alike(state.block);
     $("opacityname").textContent = `${$("opacity").value}%`;
     [...$("questions").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.question)));
     [...$("words").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.pinned)));

@@ -19,6 +19,7 @@ import numpy as np
 
 from .heatmaps import FloatArray, HeatmapResult, output_size
 from .pixels import Picture, colorize
+from .plots import how_read
 
 COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma", "gray")
 PICTURE_SIDE = 1100  # the longer side of the picture in the page, in pixels
@@ -78,13 +79,15 @@ def _content(result: HeatmapResult, cmap: str, blocks: bool) -> dict[str, Any]:
     for index, text in enumerate(result.questions):
         entry: dict[str, Any] = {"text": text}
         if result.answers is not None:
-            entry["answers"] = [[answer, round(float(chance), 4)] for answer, chance in result.answers[index][:4]]
+            likely = [pair for pair in result.answers[index][:4] if pair[1] >= 0.005] or result.answers[index][:1]
+            entry["answers"] = [[answer, round(float(chance), 4)] for answer, chance in likely]
         if words is not None:
             entry.update(words=words[index], first_word=first)
             first += len(words[index])
         questions.append(entry)
     height, width = result.size
     seen = result.seen
+    how = how_read(result.readout)
     content: dict[str, Any] = {
         "grid": result.grid,
         "size": [height, width],
@@ -93,7 +96,7 @@ def _content(result: HeatmapResult, cmap: str, blocks: bool) -> dict[str, Any]:
         "block": result.block,
         "blocks": numbers,
         "distribution": bool(np.allclose(result.maps.sum(axis=(1, 2)), 1.0, atol=1e-3)),
-        "about": f"{result.readout} readout, {result.grid[0]} x {result.grid[1]} patches, picture {width} x {height}",
+        "about": f"{how[0].upper()}{how[1:]} · {result.grid[0]} x {result.grid[1]} patches · picture {width} x {height}",
         "maps": _packed(flat, 16 if flat.size * 2 <= FINE else 8),
         "colormaps": {name: _ramp(name) for name in dict.fromkeys([cmap, *COLORMAPS])},
         "cmap": cmap,

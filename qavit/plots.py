@@ -540,13 +540,18 @@ def _answers(result: HeatmapResult, index: int, most: int = 3) -> str:
 
 def _caption(result: HeatmapResult) -> str:
     """How the maps were read."""
-    how = {
+    scale = "; one colour scale for all questions" if len(result) > 1 else ""
+    return f"Block {result.block}: {how_read(result.readout)}{scale}"
+
+
+def how_read(readout: str) -> str:
+    """A readout in words."""
+    known = {
         "class": "where the class token looks",
         "question": "which patches look at the question",
         "gradcam": "GradCAM",
-    }.get(result.readout, f"{result.readout} readout")
-    scale = "; one colour scale for all questions" if len(result) > 1 else ""
-    return f"Block {result.block}: {how}{scale}"
+    }
+    return known.get(readout, f"{readout} readout")
 
 
 def _choose_blocks(count: int, own: int, blocks: Optional[Sequence[int]]) -> list[int]:

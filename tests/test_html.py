@@ -123,6 +123,7 @@ def test_in_a_browser_clicks_move_the_map(browser: Browser, tmp_path: Path) -> N
     assert browser.run("document.querySelector('#blockname').textContent") == "2"
     assert hot(browser.canvas()) == pytest.approx((0.25 + 0.5 * 1.5 / 6, 0.5 / 6), abs=0.02)
     browser.press("]")
+    assert browser.run("document.querySelector('#blind').hidden")
     browser.point("#words button:nth-child(2)")
     assert hot(browser.canvas()) == pytest.approx((0.25 + 0.5 * 2.5 / 6, 3.5 / 6), abs=0.02)
     browser.point("#view", 0.25 + 0.5 * 1.5 / 6, 1.5 / 6)
@@ -138,6 +139,29 @@ def test_in_a_browser_clicks_move_the_map(browser: Browser, tmp_path: Path) -> N
     browser.run("(s => { s.value = 0; s.dispatchEvent(new Event('input')); })(document.querySelector('#opacity'))")
     browser.settle()
     assert hot_is_gone(browser.canvas())
+
+
+def test_in_a_browser_a_block_that_knows_no_question_is_said_to(browser: Browser, tmp_path: Path) -> None:
+    one = result()
+    every = one.all_block_maps().copy()
+    every[1] = every[1, :1]
+    browser.open(result(block_maps=lambda: every).to_html(tmp_path / "page.html"))
+    hidden = "document.querySelector('#blind').hidden"
+    said = [browser.run(hidden)]
+    for _ in range(3):
+        browser.press("[")
+        said.append(browser.run(hidden))
+    assert said == [True, True, False, True]
+    assert browser.run("document.querySelector('#about').textContent").startswith("Where the class token looks")
+
+
+def test_in_a_browser_small_shares_are_read_as_numbers(browser: Browser, tmp_path: Path) -> None:
+    maps = np.full((1, 6, 6), 1e-12, np.float32)
+    maps[0, 0, 0] = 1
+    one = HeatmapResult(maps, ["q"], np.zeros((60, 60, 3), np.uint8), answers=[[("yes", 0.999), ("no", 0.001)]])
+    browser.open(one.to_html(tmp_path / "page.html"))
+    assert browser.run("document.querySelector('#low').textContent") == "0%"
+    assert browser.run("document.querySelectorAll('.answer').length") == 1
 
 
 def hot_is_gone(pixels: Any) -> bool:
