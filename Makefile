@@ -69,6 +69,7 @@ bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[bench]" --no-build-isolation
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.blip_bench
+	@$(BIN)/python -m benchmarks.memory_bench
 
 $(STAMPS)/docs: pyproject.toml $(STAMPS)/build
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]" --no-build-isolation

@@ -1,25 +1,30 @@
 """Memory and cold start at real size: CLIP L/14@336 with question-aware blocks and flan-T5-base's encoder.
 
-    python benchmarks/memory_bench.py                       # makes the weights in a temporary folder (6 GB)
-    python benchmarks/memory_bench.py --folder /data/pair   # keeps them there, and uses what is there
+    python -m benchmarks.memory_bench                       # makes the weights in a temporary folder (6 GB)
+    python -m benchmarks.memory_bench --folder /data/pair   # keeps them there, and uses what is there
 
 Each line is a process of its own that goes from its start to its first map: the most that was resident at any time while
-it loaded, what is resident and what is private (anonymous) memory after that and after the first map, and the seconds from
-the process's start to that map. The weights are random; files are in the page cache.
+it loaded, what is resident and what is private (anonymous) memory after that and after the first map, and the time from
+the process's start to that map: by the wall, and the processor's own (all threads together), which is what to compare on a
+machine that is not idle. The weights are random; files are in the page cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import qavit
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "tests" / "data" / "golden" / "qavit_official_late" / "t5" / "tokenizer.json"
@@ -45,10 +50,10 @@ if what == "import":
     import numpy, qavit, qavit.images, qavit.checkpoints
     print(json.dumps({"loaded": now()}))
     sys.exit()
-if what.startswith("convert"):
+if what == "convert":
     from qavit.checkpoints import open_model
     from qavit.convert import convert
-    convert(open_model(**given), sys.argv[5], None, int(what[len("convert"):] or 0))
+    convert(open_model(**given), sys.argv[5], precision, json.loads(sys.argv[6]))
     print(json.dumps({"loaded": now()}))
     sys.exit()
 if what == "open":
@@ -64,7 +69,8 @@ side = model.image_size
 picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
 maps = model.heatmaps(picture, "where is the red car?").maps
 mapped = time.time()
-print(json.dumps({"loaded": loaded, "mapped": now(), "seconds": mapped - started, "sum": float(maps.sum())}))
+seconds, processor = mapped - started, time.process_time()
+print(json.dumps({"loaded": loaded, "mapped": now(), "seconds": seconds, "processor": processor, "sum": float(maps.sum())}))
 """
 
 
@@ -115,8 +121,6 @@ def pair_arguments(folder: Path) -> dict[str, str]:
 
 def run(given: dict[str, Any], what: str, precision: str = "float32", *more: str) -> dict[str, Any]:
     """One process: what it says of itself, in MB and seconds."""
-    import time
-
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RUN, repr(time.time()), json.dumps(given), what, precision, *more]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -137,34 +141,26 @@ def main() -> None:
         if not (folder / "checkpoint.pth").exists():
             make_pair(folder, VISION, TEXT)
         given = pair_arguments(folder)
-        columns = __import__("qavit").build_info()["panel_columns"]
-        models = {"checkpoint and folders": given}
-        for name, width in (("converted, row-major", 0), ("converted", columns)):
-            target = folder / f"converted{width}"
-            if not target.exists():
-                peak = run(given, f"convert{width}", "float32", str(target))["loaded"]
-                print(f"convert, panels {width}: peak {peak['peak']:.0f} MB, private at the end {peak['private']:.0f} MB")
-            models[name] = {"path": str(target)}
-        size = sum(4 * _count(shape) for shape in shapes_of(VISION, TEXT).values()) / 2**20
+        size = sum(4 * math.prod(shape) for shape in shapes_of(VISION, TEXT).values()) / 2**20
         print(f"the weights in float32: {size:.0f} MB; and 15%: {1.15 * size:.0f} MB")
         print(f"a process that has only imported: {run({}, 'import')['loaded']}")
         for precision in ("float32", "bfloat16"):
+            models = {"checkpoint and folders": given}
+            for name, panels in (("converted, row-major", 0), ("converted", None)):
+                target = folder / f"{precision}-{'rows' if panels == 0 else 'panels'}"
+                if not target.exists():
+                    written = run(given, "convert", precision, str(target), json.dumps(panels))["loaded"]
+                    print(f"{precision:9} convert, panels={panels}: peak {written['peak']:.0f} MB")
+                models[name] = {"path": str(target)}
             for name, arguments in models.items():
                 runs = [run(arguments, "load", precision) for _ in range(options.repeats)]
                 loaded, mapped = runs[0]["loaded"], runs[0]["mapped"]
-                seconds = median(each["seconds"] for each in runs)
+                seconds, processor = (median(each[key] for each in runs) for key in ("seconds", "processor"))
                 print(
                     f"{precision:9} {name:24} loading: peak {loaded['peak']:5.0f}, resident {loaded['resident']:5.0f}, "
                     f"private {loaded['private']:5.0f}; first map: resident {mapped['resident']:5.0f}, "
-                    f"private {mapped['private']:5.0f} MB, after {seconds:.2f} s"
+                    f"private {mapped['private']:5.0f} MB, after {seconds:.2f} s ({processor:.2f} s of processor time)"
                 )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from qavit.weights import (
     dtype_of,
     float_array,
     from_array,
+    release_tensor,
     shape_of,
     weight_of,
 )
@@ -555,7 +556,9 @@ def _merge(target: str, base: Any, entry: dict[str, Any], alpha: float | None, w
     first, second = float_array(weight_of(entry["A"])), float_array(weight_of(entry["B"]))
     product: NDArray[np.float32] = first.T @ second.T if entry["embedding"] else second @ first
     product *= np.float32(alpha / rank)
-    product += float_array(weight_of(base))
+    base = weight_of(base)
+    product += float_array(base)
+    release_tensor(base)
     return from_array(product)
 
 
