@@ -24,8 +24,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import qavit
-
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "tests" / "data" / "golden" / "qavit_official_late" / "t5" / "tokenizer.json"
 VISION = {

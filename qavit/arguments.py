@@ -62,19 +62,6 @@ def read_samples(samples: Any) -> tuple[Any, list[str]]:
     return image, questions
 
 
-def to_numpy(array: Any, argument: str) -> npt.NDArray[Any]:
-    """A NumPy view of an array or of a torch tensor on any device, without importing torch."""
-    for step in ("detach", "cpu"):
-        if not isinstance(array, np.ndarray) and hasattr(array, step):
-            array = getattr(array, step)()
-    if str(getattr(array, "dtype", "")) == "torch.bfloat16":
-        array = array.float()
-    result = np.asarray(array)
-    if result.dtype == object or result.dtype.kind not in "fiub":
-        raise TypeError(f"{argument}: expected an array of numbers, got {type(array).__name__}")
-    return result
-
-
 def unique_images(images: FloatArray) -> tuple[FloatArray, npt.NDArray[np.int32]]:
     """The different pictures of a batch, and which of them each row is."""
     seen: dict[bytes, int] = {}

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import question_list, to_numpy
+from .arguments import question_list
 from .models import QAViT
 from .pnpvqa import PNPVQAWithQAViT
+from .tensors import to_numpy
 
 if TYPE_CHECKING:
     from .heatmaps import HeatmapResult

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .tensors import to_numpy
 
 Picture = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -244,7 +245,7 @@ def as_pixel_values(values: Any, name: str = "pixel_values") -> FloatArray:
         if len(shapes) > 1 or items[0].ndim != 3:
             raise ValueError(f"{name}: a list of arrays of shapes {shapes}, expected [3, H, W] of one size")
         return np.stack(items)
-    array = _to_numpy(values, name)
+    array = to_numpy(values, name)
     if array.ndim not in (3, 4) or array.shape[-3] != 3 or 0 in array.shape[-2:]:
         hint = "; a picture [H, W, 3] must be uint8" if array.ndim == 3 and array.shape[-1] == 3 else ""
         raise ValueError(f"{name}: shape {list(array.shape)}, expected [3, H, W] or [B, 3, H, W]{hint}")
@@ -367,21 +368,3 @@ def _from_array(array: npt.NDArray[Any]) -> Picture:
     picture = np.empty((shape[0], shape[1], 3), np.uint8)
     picture[...] = array[:, :, None] if array.ndim == 2 else array[:, :, : 3 if shape[2] == 4 else shape[2]]
     return picture
-
-
-def _to_numpy(values: Any, name: str) -> npt.NDArray[Any]:
-    """A NumPy array of anything that can give one; torch tensors leave their device and gradient behind."""
-    if isinstance(values, np.ndarray):
-        return values
-    for step in ("detach", "cpu"):
-        if hasattr(values, step):
-            values = getattr(values, step)()
-    if str(getattr(values, "dtype", "")).endswith("bfloat16") and hasattr(values, "float"):
-        values = values.float()
-    if hasattr(values, "convert") and hasattr(values, "getbands"):
-        raise TypeError(f"{name}: a PIL image is a picture, not normalised floats [3, H, W]")
-    if hasattr(values, "__array__"):
-        return np.asarray(values)
-    if hasattr(values, "__dlpack__"):
-        return np.from_dlpack(values)
-    raise TypeError(f"{name}: expected an array of floats [3, H, W] or [B, 3, H, W], got {type(values).__name__}")

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import finite_numbers, read_samples, to_numpy
+from .arguments import finite_numbers, read_samples
 from .files import PathLike
-from .tensors import as_kind, torch_of
+from .tensors import as_kind, to_numpy, torch_of
 
 if TYPE_CHECKING:
     from .blip import BlipITM

@@ -11,11 +11,11 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import read_samples, to_numpy
+from .arguments import read_samples
 from .config import Config, to_mapping
 from .models import EncodedQuestions, QAViT, QuestionBlindWarning, check_device, load
 from .readouts import read_class
-from .tensors import as_kind, torch_of
+from .tensors import as_kind, to_numpy, torch_of
 
 __all__ = ["PNPVQAWithQAViT", "VisionOutputs"]
 

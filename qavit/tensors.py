@@ -25,3 +25,41 @@ def as_kind(array: npt.NDArray[Any], torch: Any) -> Any:
         return array
     array = np.ascontiguousarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def to_numpy(values: Any, argument: str) -> npt.NDArray[Any]:
+    """A NumPy array of numbers, a view where that can be; torch is not imported.
+
+    Parameters
+    ----------
+    values : array, sequence of numbers, or tensor
+        NumPy arrays, torch tensors on any device (gradients are left behind, bfloat16 becomes float32), and whatever gives
+        ``__array__`` or ``__dlpack__``.
+    argument : str
+        The name that errors give it.
+
+    Raises
+    ------
+    TypeError
+        For anything else, pictures of PIL among it.
+    """
+    result = values
+    if not isinstance(values, np.ndarray):
+        for step in ("detach", "cpu"):
+            if hasattr(result, step):
+                result = getattr(result, step)()
+        if str(getattr(result, "dtype", "")).endswith("bfloat16") and hasattr(result, "float"):
+            result = result.float()
+        if hasattr(result, "getbands"):
+            raise TypeError(f"{argument}: a PIL image is a picture, expected an array of numbers")
+        try:
+            if hasattr(result, "__array__") or isinstance(result, (list, tuple)):
+                result = np.asarray(result)
+            else:
+                result = np.from_dlpack(result)
+        except (AttributeError, TypeError, ValueError):  # no array, or rows of different lengths
+            raise TypeError(f"{argument}: expected an array of numbers, got {type(values).__name__}") from None
+    if result.dtype.kind not in "fiub" and result.dtype.name != "bfloat16":
+        raise TypeError(f"{argument}: expected an array of numbers, got {type(values).__name__} of {result.dtype}")
+    array: npt.NDArray[Any] = result
+    return array

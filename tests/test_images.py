@@ -585,7 +585,9 @@ def test_pixel_values_are_refused_by_name():
             as_pixel_values(values, "samples")
     with pytest.raises(ValueError, match="NaN or infinite"):
         as_pixel_values(np.full((3, 2, 2), 1e300))
-    for dtype in (np.uint8, np.int64, np.complex64, np.bool_):
+    with pytest.raises(TypeError, match="samples: expected an array of numbers, got ndarray of complex64"):
+        as_pixel_values(np.zeros((3, 8, 8), np.complex64), "samples")
+    for dtype in (np.uint8, np.int64, np.bool_):
         with pytest.raises(ValueError, match="expected normalised floats"):
             as_pixel_values(np.zeros((3, 8, 8), dtype))
     for wrong in (None, "a.png", 5, Image.new("RGB", (4, 4))):
