@@ -593,9 +593,11 @@ def _text_folder(tensors: Stored, folder: Path) -> dict[str, Any]:
     """A text folder's configuration; its weights join ``tensors`` where those have none of a text encoder."""
     config = _folder_config(folder, "text")
     kind = str(config.get("model_type", ""))
-    kind = {"clip": "clip_text_model", "mt5": "t5", "xlm-roberta": "roberta"}.get(kind, kind)
+    kind = {"clip": "clip_text_model", "mt5": "t5", "xlm-roberta": "roberta", "camembert": "roberta"}.get(kind, kind)
     if kind not in ("t5", "bert", "roberta", "clip_text_model"):
-        raise ValueError(f"text: {folder} holds a model of type {kind!r}, expected t5, bert, roberta or clip")
+        raise ValueError(
+            f"text: {folder} holds a model of type {kind!r}, expected t5, mt5, bert, roberta, xlm-roberta, camembert or clip"
+        )
     if isinstance(config.get("text_config"), dict):
         config = dict(config["text_config"])
     held = (

@@ -62,7 +62,7 @@ def load(
         A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`), or a LAVIS BLIP-ITM one
         (with `tokenizer`).
     vision, text : str or Path, optional
-        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, RoBERTa or CLIP text encoder. `vision` alone is
+        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, (XLM-)RoBERTa or CLIP text encoder. `vision` alone is
         plain CLIP.
     tokenizer : str or Path, optional
         A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.

@@ -17,9 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_text import byte_pairs
 
+from qavit import _core
 from qavit.checkpoints import open_model, read_float32
 from qavit.layouts import integrated_blocks, integration_point, resize_positions
+from qavit.models import TEXT_ENCODERS, load
 from qavit.safetensors_files import open_safetensors, parse_header
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -401,8 +404,12 @@ def qavit_for(folder: Path, width: int, late_tensors) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["t5", "t5 1.0", "bert", "bert masked", "bert old names", "roberta", "roberta masked", "clip", "clip projected"]
-)
+    "kind",
+    [
+        "t5", "t5 1.0", "mt5", "bert", "bert masked", "bert old names", "roberta", "roberta masked", "xlm-roberta",
+        "xlm-roberta masked", "camembert", "camembert masked", "clip", "clip projected",
+    ],
+)  # fmt: skip
 def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
     torch.manual_seed(6)
     hf = hugging_face
@@ -414,7 +421,12 @@ def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
         "bert masked": lambda: hf.BertForMaskedLM(hf.BertConfig(**TEXT)),
         "bert old names": lambda: hf.BertModel(hf.BertConfig(**TEXT)),
         "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**TEXT)),
+        "mt5": lambda: hf.MT5EncoderModel(hf.MT5Config(**t5)),
         "roberta masked": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**TEXT)),
+        "xlm-roberta": lambda: hf.XLMRobertaModel(hf.XLMRobertaConfig(**TEXT)),
+        "xlm-roberta masked": lambda: hf.XLMRobertaForMaskedLM(hf.XLMRobertaConfig(**TEXT)),
+        "camembert": lambda: hf.CamembertModel(hf.CamembertConfig(**TEXT)),
+        "camembert masked": lambda: hf.CamembertForMaskedLM(hf.CamembertConfig(**TEXT)),
         "clip": lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT)),
         "clip projected": lambda: hf.CLIPTextModelWithProjection(hf.CLIPTextConfig(**TEXT, projection_dim=24)),
     }[kind]()
@@ -429,7 +441,8 @@ def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
     checkpoint = qavit_for(tmp_path, 40, late_tensors)
     source = open_model(checkpoint=checkpoint, vision=GOLDEN / "qavit_official_late" / "clip", text=tmp_path / "text")
     assert source.architecture == "qavit"
-    expected = {"t5": "t5", "bert": "bert", "roberta": "roberta", "clip": "clip_text_model"}[kind.split()[0]]
+    family = kind.split()[0]
+    expected = {"t5": "t5", "mt5": "t5", "bert": "bert", "clip": "clip_text_model"}.get(family, "roberta")
     assert source.text["model_type"] == expected
     assert source.tokenizer is None
     state = model.state_dict()
@@ -438,12 +451,62 @@ def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
             short = name[len("text_model.") :]
             theirs = next(state[key] for key in (name, short, "bert." + short, "roberta." + short) if key in state)
             np.testing.assert_array_equal(read_float32(weight), theirs.numpy())
+    encoder = getattr(_core, TEXT_ENCODERS[expected])(source.text, source.weights)
+    ids = np.random.default_rng(1).integers(3, TEXT["vocab_size"], (3, 9))
+    mask = np.ones((3, 9), np.int64)
+    mask[1, 6:] = mask[2, 2:] = 0
+    ids[mask == 0] = model.config.pad_token_id or 0
+    body = getattr(model, model.base_model_prefix, model) if "masked" in kind else model
+    body = body.encoder if kind == "t5 1.0" else body
+    with torch.no_grad():
+        output = body.eval()(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+    states = output.last_hidden_state.numpy()
+    # Observed: 7e-7 of the largest state.
+    difference = np.abs(encoder.encode(ids, mask) - states)[mask == 1]
+    assert difference.max() < 2e-6 * np.abs(states).max()
     with pytest.raises(ValueError, match=r"text encoder is 40 wide, but the vision model takes questions 44 wide"):
         open_model(
             checkpoint=qavit_for(tmp_path, 44, late_tensors),
             vision=GOLDEN / "qavit_official_late" / "clip",
             text=tmp_path / "text",
         )
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "clip"])
+def test_questions_go_through_any_text_folder(kind, hugging_face, late_tensors, tmp_path):
+    """Vocabulary files, tokenizer, encoder and vision model together, against transformers' own tokenizer and model."""
+    hf, folder = hugging_face, tmp_path / "text"
+    torch.manual_seed(8)
+    folder.mkdir()
+    sizes = {**TEXT, "vocab_size": 700}
+    if kind == "bert":
+        shutil.copy(GOLDEN / "blip_itm" / "vocab.txt", folder)
+        model, tokenizer = hf.BertModel(hf.BertConfig(**sizes)), hf.BertTokenizer.from_pretrained(folder)
+    elif kind == "roberta":
+        byte_pairs(folder, clip=False)
+        model, tokenizer = hf.RobertaModel(hf.RobertaConfig(**sizes)), hf.RobertaTokenizer.from_pretrained(folder)
+    else:
+        byte_pairs(folder, clip=True)
+        tokenizer = hf.CLIPTokenizer.from_pretrained(folder)
+        model = hf.CLIPTextModel(hf.CLIPTextConfig(**sizes, eos_token_id=tokenizer.eos_token_id))
+    model.save_pretrained(folder)
+    checkpoint = qavit_for(tmp_path, 40, late_tensors)
+    loaded = load(checkpoint=checkpoint, vision=GOLDEN / "qavit_official_late" / "clip", text=folder)
+    questions = ["Where is the red car?", "what's it!"]
+    encoded = loaded.encode_questions(questions)
+    assert encoded.states.shape[2] == 40
+    for row, question in enumerate(["where is the red car?", "what's it"]):
+        ids = torch.tensor([tokenizer(question)["input_ids"]])
+        with torch.no_grad():
+            expected = model.eval()(input_ids=ids).last_hidden_state[0].numpy()
+        assert encoded.mask[row].sum() == len(expected)
+        # Observed: 3e-7 of the largest state.
+        difference = np.abs(encoded.states[row, : len(expected)] - expected).max()
+        assert difference < 3e-6 * np.abs(expected).max()
+    pixels = np.random.default_rng(0).standard_normal((1, 3, loaded.image_size, loaded.image_size), np.float32)
+    maps = loaded.extract_attention(pixels, questions, blocks=(5,))
+    assert np.abs(maps[0] - maps[1]).max() > 1e-6
+    assert np.allclose(maps.sum(axis=-1), 1, atol=1e-5)
 
 
 def test_blip_folders_get_laviss_names(hugging_face, tmp_path):
@@ -657,9 +720,12 @@ def test_hostile_safetensors_files(tmp_path):
 
 HUB = """
 import sys
+import qavit
 from qavit.checkpoints import open_model
 source = open_model(vision="openai/tiny-clip")
 print(source.architecture, source.vision["num_hidden_layers"], len(source.weights))
+model = qavit.load(checkpoint=sys.argv[1], vision="openai/tiny-clip", text="google/tiny-t5")
+print(qavit.load("openai/tiny-clip").num_blocks, model.encode_questions("where is the car?").states.shape[2])
 for name in ("openai/absent", "openai/tiny-clip/extra"):
     try:
         open_model(vision=name)
@@ -669,20 +735,24 @@ for name in ("openai/absent", "openai/tiny-clip/extra"):
 
 
 def test_hub_names_through_a_local_cache(tmp_path):
-    snapshot = tmp_path / "hub" / "models--openai--tiny-clip" / "snapshots" / ("0" * 40)
-    shutil.copytree(GOLDEN / "qavit_official_late" / "clip", snapshot)
-    refs = snapshot.parent.parent / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("0" * 40)
+    late = GOLDEN / "qavit_official_late"
+    for name, folder in (("openai--tiny-clip", "clip"), ("google--tiny-t5", "t5")):
+        snapshot = tmp_path / "hub" / f"models--{name}" / "snapshots" / ("0" * 40)
+        shutil.copytree(late / folder, snapshot)
+        refs = snapshot.parent.parent / "refs"
+        refs.mkdir()
+        (refs / "main").write_text("0" * 40)
     root = Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
-    done = subprocess.run([sys.executable, "-c", HUB], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", HUB, str(late / "checkpoint.pth")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert lines[0] == "clip 6 103", done.stderr
-    assert "the Hugging Face hub gave no such model" in lines[1]
-    assert "Download https://huggingface.co/openai/absent and give its folder" in lines[1]
-    assert "there is no folder 'openai/tiny-clip/extra'" in lines[2]
+    assert lines[1] == "6 48"
+    assert "the Hugging Face hub gave no such model" in lines[2]
+    assert "Download https://huggingface.co/openai/absent and give its folder" in lines[2]
+    assert "there is no folder 'openai/tiny-clip/extra'" in lines[3]
 
 
 def test_hub_names_without_huggingface_hub(monkeypatch):
