@@ -9,6 +9,7 @@
 #include "ops/kernels.h"
 
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -245,6 +246,8 @@ void qv_cpu_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
 
 /* Rows that a task multiplies at most: enough to hide reading the panel, few enough for the second-level cache. */
 #define CHUNK_ROWS ((size_t)768)
+/* Chunks at most, so that lanes can count what is left of each. */
+#define MOST_CHUNKS ((size_t)64)
 /* Columns of a task: the widest panel. */
 #define GROUP_COLUMNS QV_MAX_PANEL
 /* Multiplications below which waking another thread costs more than it gains. */
@@ -263,6 +266,7 @@ typedef struct {
     size_t first, count; /* columns */
     size_t rows, chunk;  /* rows a task */
     size_t groups, chunks, lanes;
+    atomic_size_t taken[MOST_CHUNKS]; /* groups of each chunk that are given out */
 } product_work;
 
 /* Columns of group `group` among the columns asked for: where they begin, how many, and their panel. */
@@ -291,13 +295,29 @@ static column_group find_group(const product_work *w, size_t group) {
     return (column_group){0, 0, NULL};
 }
 
+/* The next group and chunk for a lane. It stays with its own rows, which the op before left in its cache, while there
+ * are any. There are as many calls as groups in all chunks. */
+static void take_group(product_work *w, size_t lane, size_t *group, size_t *chunk) {
+    for (size_t i = 0; i < 2 * w->chunks; i++) {
+        size_t c = i < w->chunks ? lane + i * w->lanes : i - w->chunks;
+        if (c < w->chunks && atomic_load_explicit(&w->taken[c], memory_order_relaxed) < w->groups) {
+            *chunk = c;
+            *group = atomic_fetch_add_explicit(&w->taken[c], 1, memory_order_relaxed);
+            if (*group < w->groups) {
+                return;
+            }
+        }
+    }
+}
+
 static void multiply_group(void *context, size_t task, size_t lane) {
-    (void)lane;
-    const product_work *w = context;
+    (void)task;
+    product_work *w = context;
+    size_t number = 0, chunk = 0;
+    take_group(w, lane, &number, &chunk);
     size_t width = w->kernels->panel_columns, steps = packed_depth(w->weight);
-    size_t row = task % w->chunks * w->chunk;
-    column_group group = find_group(w, task / w->chunks);
-    column_group next = find_group(w, (task + w->lanes) / w->chunks % w->groups);
+    size_t row = chunk * w->chunk;
+    column_group group = find_group(w, number), next = find_group(w, (number + 1) % w->groups);
     size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
     for (size_t c = 0; c < group.columns; c += width) {
         size_t column = group.column - w->first + c;
@@ -390,14 +410,15 @@ static void multiply_packed(const qv_call *call, float *out, size_t ld_out, cons
     if (R == 0 || work.groups == 0) {
         return;
     }
-    /* Equal chunks of whole tiles, the chunks of one group one after the other: lanes that work side by side share its
-     * panel, and each goes on with the rows that it has in its cache. More of them where tasks are too few to share out. */
+    /* Equal chunks of whole tiles, one a lane: lanes that work side by side share a panel, and each keeps its rows in its
+     * cache. More of them where tasks are too few to share out. */
     size_t tile = kernels->tile_rows, most = R / (4 * tile), chunks = (R + CHUNK_ROWS - 1) / CHUNK_ROWS;
     size_t shares = call->lanes < most ? call->lanes : most;
     chunks = chunks < shares ? shares : chunks;
     while (work.groups * chunks < 4 * call->lanes && R / (2 * chunks) >= 4 * tile) {
         chunks *= 2;
     }
+    chunks = chunks < MOST_CHUNKS ? chunks : MOST_CHUNKS;
     work.chunk = ((R + chunks - 1) / chunks + tile - 1) / tile * tile;
     work.chunks = (R + work.chunk - 1) / work.chunk;
     size_t width = R * count * weight->depth < LEAST_SHARED ? 1 : call->lanes;
