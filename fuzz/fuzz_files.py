@@ -1,6 +1,9 @@
-"""Random damage to every kind of file that qavit reads: each must be read, or refused with a ValueError that names it.
+"""Damage to every kind of file that Python code of qavit reads: each must be read, or refused with a ValueError.
 
     python fuzz/fuzz_files.py [--kind KIND ...] [--iterations N] [--seconds S] [--seed N] [--out FOLDER]
+
+Guided by the coverage of qavit's code where atheris is installed (libFuzzer's engine for Python; one process a kind),
+by chance alone with --random. Both begin with the kind's seeds, fuzz/corpus/KIND and fuzz/regressions/KIND.
 
 While a file is read, an audit hook watches: starting a program, running or compiling code, connecting anywhere, or
 opening a file for writing counts as a failure, as does any other exception, more memory than --memory allows, or a call
@@ -11,18 +14,22 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import pickle
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -31,7 +38,11 @@ import hostile  # noqa: E402
 import numpy as np  # noqa: E402
 import tokenizers  # noqa: E402, F401
 
-from qavit import checkpoints, convert, safetensors_files, text, torch_files, weights  # noqa: E402
+atheris: Any = None
+if "--guided" in sys.argv:
+    import atheris
+with nullcontext() if atheris is None else atheris.instrument_imports(include=["qavit"]):
+    from qavit import checkpoints, config, convert, safetensors_files, text, torch_files, weights
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "exec", "compile", "socket.connect")
@@ -168,7 +179,14 @@ def kinds(folder: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], No
         "tokenizer": ([(late / "t5" / "tokenizer.json").read_bytes()], "tokenizer.json", read_tokenizer),
         "vocab.txt": ([(GOLDEN / "blip_itm" / "vocab.txt").read_bytes()], "vocab.txt", read_tokenizer),
         "vocab.json": ([vocabulary.encode(), b"#version: 0.2\na b\n"], "x", pairs_reader(pairs)),
-    }
+        "settings": (
+            [(ROOT / "qavit" / "qavit_config_example.yaml").read_bytes(), b"a: &a [1, 2.5, ~]\nb: {c: *a, <<: {d: 0x1}}\n"],
+            "x.yaml", config.Config.from_file,
+        ),
+        "settings.json": (
+            [b'{"model": {"path": "demo", "block_num": 7}, "list": [1, null]}'], "x.json", config.Config.from_file,
+        ),
+    }  # fmt: skip
 
 
 def mutate(chance: random.Random, contents: list[bytes]) -> bytes:
@@ -205,6 +223,8 @@ def main() -> int:
     parser.add_argument("--kind", nargs="*", help="which kinds of files (all)")
     parser.add_argument("--iterations", type=int, default=1000, help="files of each kind (1000)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop each kind after this long")
+    parser.add_argument("--random", action="store_true", help="by chance alone, also where atheris is installed")
+    parser.add_argument("--guided", action="store_true", help=argparse.SUPPRESS)  # one kind, in a process of its own
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slow", type=float, default=10.0, help="seconds that count as a failure (10)")
     parser.add_argument("--memory", type=float, default=8.0, help="GB of address space (8)")
@@ -212,11 +232,16 @@ def main() -> int:
     options = parser.parse_args()
     limit = int(options.memory * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if options.guided:
+        fuzz_guided(options)
     failures = 0
     with tempfile.TemporaryDirectory() as name:
         table = kinds(Path(name))
+        if not options.random and importlib.util.find_spec("atheris") is not None:
+            return max([run_guided(kind, options) for kind in options.kind or table], default=0)
         for kind in options.kind or table:
             contents, file, read = table[kind]
+            contents = contents + [path.read_bytes() for path in kept_files(kind)]
             path = Path(name) / file
             chance = random.Random(f"{options.seed} {kind}")
             refused = whole = 0
@@ -227,7 +252,7 @@ def main() -> int:
                 start = time.monotonic()
                 try:
                     # The folder readers copy the file first, so the hook is armed by the readers' own parsers' calls only.
-                    WATCH.on = kind in ("torch", "safetensors", "index", "tokenizer", "vocab.txt")
+                    WATCH.on = kind in WATCHED
                     read(path)
                     whole += 1
                 except (ValueError, FileNotFoundError):
@@ -251,6 +276,53 @@ def main() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory {peak:.0f} MB; {failures} failures")
     return 1 if failures else 0
+
+
+WATCHED = ("torch", "safetensors", "index", "tokenizer", "vocab.txt")
+
+
+def kept_files(kind: str) -> list[Path]:
+    """Files of the repository: what reached most of the code, and what once failed."""
+    return [path for part in ("corpus", "regressions") for path in sorted((ROOT / "fuzz" / part / kind).glob("*"))]
+
+
+def run_guided(kind: str, options: argparse.Namespace) -> int:
+    """One kind in a process of its own, which libFuzzer's engine ends."""
+    print(f"{kind}:", flush=True)
+    command = [sys.executable, __file__, "--guided", "--kind", kind, "--out", str(options.out), "--seed", str(options.seed)]
+    command += ["--iterations", str(options.iterations), "--seconds", str(min(options.seconds, 1e9))]
+    return 1 if subprocess.run(command, check=False).returncode else 0
+
+
+def fuzz_guided(options: argparse.Namespace) -> None:
+    """Hand one kind to atheris; does not return."""
+    (kind,) = options.kind
+    with tempfile.TemporaryDirectory() as name:
+        contents, file, read = kinds(Path(name))[kind]
+        path = Path(name) / file
+        corpus, seeds = options.out / "corpus" / kind, options.out / "seeds" / kind
+        for folder in (corpus, seeds):
+            folder.mkdir(parents=True, exist_ok=True)
+        for data in [*contents, *(kept.read_bytes() for kept in kept_files(kind))]:
+            (seeds / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+
+        def test_one_input(data: bytes) -> None:
+            path.write_bytes(data)
+            try:
+                WATCH.on = kind in WATCHED
+                read(path)
+            except (ValueError, FileNotFoundError):
+                pass
+            finally:
+                WATCH.on = False
+
+        arguments = [f"-runs={options.iterations}", f"-max_total_time={int(options.seconds)}", f"-seed={options.seed}"]
+        arguments += ["-max_len=8192", "-timeout=20", "-rss_limit_mb=4096", "-verbosity=0", "-print_final_stats=1"]
+        tokens = options.out / f"{kind}.dict"
+        tokens.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in token) + '"\n' for token in TOKENS))
+        arguments += [f"-dict={tokens}", f"-artifact_prefix={options.out / kind}-", str(corpus), str(seeds)]
+        atheris.Setup([sys.argv[0], *arguments], test_one_input)
+        atheris.Fuzz()
 
 
 def save(folder: Path, kind: str, data: bytes) -> None:

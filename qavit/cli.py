@@ -210,13 +210,15 @@ def add_model_options(parser: argparse.ArgumentParser, precision: bool = True, p
 
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """What `qavit.load` and `open_model` take."""
+    from .safetensors_files import parse_json
+
     config = None
     if options.config is not None:
         text = options.config
         if not text.lstrip().startswith("{"):
             text = Path(text).read_text(encoding="utf-8")
         try:
-            config = json.loads(text)
+            config = parse_json(text.encode(), "--config")
         except ValueError as error:
             raise UsageError(f"--config: expected a JSON object or a file of one: {error}") from None
     chosen = {name: getattr(options, name) for name in ("checkpoint", "vision", "text", "tokenizer", "image_size")}

@@ -12,7 +12,11 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from .safetensors_files import read_bytes
+
 __all__ = ["Config", "to_mapping"]
+
+MAX_BYTES, MAX_VALUES = 1 << 20, 100_000
 
 _log = logging.getLogger(__name__)
 
@@ -108,13 +112,19 @@ class Config(MutableMapping[str, Any]):
             raise TypeError(f"path: expected a str or a path, got {type(path).__name__}")
         file = _find(Path(path))
         try:
-            text = file.read_text(encoding="utf-8")
+            text = read_bytes(file, MAX_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"path: {file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-        values = _parse(text, file)
-        if not isinstance(values, Mapping):
-            raise ValueError(f"path: {file} must hold a mapping of names to values, found {type(values).__name__}")
-        return cls(values)
+        try:
+            values = _parse(text, file)
+            if not isinstance(values, Mapping):
+                raise ValueError(f"path: {file} must hold a mapping of names to values, found {type(values).__name__}")
+            _check_size(values, file)
+            return cls(values)
+        except RecursionError:
+            raise ValueError(f"path: {file} is nested too deeply") from None
+        except TypeError as error:  # a key that is no name
+            raise ValueError(f"path: {file}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain dictionaries and lists, copied."""
@@ -179,6 +189,20 @@ def _wrap(value: Any) -> Any:
     return value
 
 
+def _check_size(values: Any, file: Path) -> None:
+    """Raise where there are too many values, those counted anew that YAML's references repeat."""
+    waiting, count = [values], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ValueError(f"path: {file} holds more than {MAX_VALUES} values")
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
+
+
 def _plain(value: Any) -> Any:
     """Config nodes as dictionaries again."""
     if isinstance(value, Config):
@@ -216,5 +240,6 @@ def _parse(text: str, file: Path) -> Any:
         ) from None
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, AttributeError, IndexError, KeyError, OverflowError) as error:
+        # PyYAML's constructors of dates and numbers raise what they stumble over.
         raise ValueError(f"path: {file} is not YAML: {error}") from None

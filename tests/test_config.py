@@ -91,7 +91,7 @@ def test_the_example_at_the_top_is_the_one_in_the_package():
         ("broken.yaml", b"a: [1", ValueError, "not YAML"),
         ("binary.yaml", b"\xff\xfe\x00", ValueError, "not UTF-8"),
         ("empty.yaml", b"", ValueError, "NoneType"),
-        ("numbers.yaml", b"1: 2\n", TypeError, "expected names"),
+        ("numbers.yaml", b"1: 2\n", ValueError, "expected names"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, error, message):
@@ -144,3 +144,32 @@ def test_nodes_of_no_kind_are_refused():
     for node in (3, "demo", [1], Settings, len):
         with pytest.raises(TypeError, match="config: expected a mapping"):
             to_mapping(node)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("deep.json", '{"a":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
+        ("deep.yaml", "a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("itself.yaml", "a: &a [*a]\n", "more than 100000 values"),
+        (
+            "laughs.yaml",
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(9)),
+            "more than 100000 values",
+        ),
+        ("long.yaml", "a: 1\n" * 300_000, "longer than the 1048576 bytes"),
+        ("number.yaml", 'a: !!float ""', "is not YAML"),
+        ("date.yaml", "a: !!timestamp x", "is not YAML"),
+        ("code.yaml", 'a: !!python/object/apply:os.system ["id"]', "is not YAML"),
+        ("key.yaml", "1: 2", "expected names as keys"),
+    ],
+)
+def test_hostile_files_are_refused_by_name(tmp_path, name, text, message):
+    if name.endswith("yaml"):
+        pytest.importorskip("yaml")
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        Config.from_file(path)
+    assert name in str(error.value)

@@ -210,7 +210,7 @@ class QuestionFile:
                 where = f"{self.path}, line {place}"
                 try:
                     row = json.loads(line)
-                except ValueError as error:  # of the encoding too
+                except (ValueError, RecursionError) as error:  # of the encoding too
                     yield Item(f"{self._prefix}{number}", None, "", f"{where}: not JSON: {error}")
                 else:
                     yield self._item(number, row, where)
@@ -358,7 +358,7 @@ def _texts(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo]) -> It
     if "json" in files:
         try:
             row = json.loads(content("json"))
-        except ValueError:
+        except (ValueError, RecursionError):
             yield "text that is not JSON"
             return
         if isinstance(row, dict) and isinstance(row.get("questions"), list):
