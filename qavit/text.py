@@ -307,6 +307,8 @@ def _byte_pairs(vocab_path: Path, merges_path: Path) -> str:
             continue
         if len(pair) != 2:
             raise ValueError(f"{merges_path}: {line[:80]!r} is not a pair of pieces")
+        if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
+            raise ValueError(f"{merges_path}: {line[:80]!r} joins or makes a piece that {vocab_path.name} lacks")
         merges.append((pair[0], pair[1]))
     clip = "<|startoftext|>" in vocabulary
     first, last = ("<|startoftext|>", "<|endoftext|>") if clip else ("<s>", "</s>")
