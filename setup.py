@@ -116,7 +116,8 @@ class BuildCore(build_ext):
         archs = (switch("QAVIT_CUDA_ARCHS") or "75 80 90").split()
         targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-        host = "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra" + (",-Werror" if switch("QAVIT_WERROR") else "")
+        host = "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra"
+        host += ",-Werror" if switch("QAVIT_WERROR") else ""
         strict = ["-Werror", "all-warnings"] if switch("QAVIT_WERROR") else []
         command = [str(nvcc), "-std=c++17", "-O3", "-lineinfo", *strict, *targets, "-Xcompiler", host, "-Icsrc"]
         sources = ["csrc/cuda/kernels.cu", *relative("cuda/*.h"), "setup.py"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, unique_images
+from .devices import Placement, place, same_device
 from .weights import NOT_FINITE, check_unchanged, origins, release_pages
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class BlipITM:
         A longer text is cut, its closing token kept.
     """
 
-    def __init__(self, source: ModelSource, *, precision: str = "float32") -> None:
+    def __init__(
+        self, source: ModelSource, *, precision: str = "float32", device: Any = "cpu", offload_model: bool = False
+    ) -> None:
         from .images import Preprocessing
         from .text import Tokenizer
 
@@ -66,11 +69,13 @@ class BlipITM:
                 f"{source.name}: BLIP needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt"
             )
         self._files = origins(source.weights)
-        self._core = _core.BlipItm({"vision": dict(source.vision), "text": dict(source.text)}, source.weights, precision)
-        release_pages(source.weights)
+        placement = place(device, precision, offload_model)
+        self._source = source
+        self._core = self._load_core(placement)
         self.name = source.name
         self.precision = precision
-        self.device = "cpu"
+        self.device = placement.name
+        self.offload_model = bool(offload_model)
         self.image_size: int = self._core.image_size
         self.patch_size: int = self._core.patch_size
         side = self.image_size // self.patch_size
@@ -86,6 +91,36 @@ class BlipITM:
         if first is None:
             raise ValueError(f"{source.name}: the tokenizer has no [ENC] token, which starts a text to be matched")
         self._first_token = first
+
+    def _load_core(self, placement: Placement) -> _core.BlipItm:
+        source = self._source
+        config = {"vision": dict(source.vision), "text": dict(source.text or {})}
+        core = _core.BlipItm(config, source.weights, placement.precision, device=placement.device)
+        release_pages(source.weights)
+        return core
+
+    # ---- devices ----
+
+    def to(self, device: Any, *, offload_model: bool | None = None) -> BlipITM:
+        """Move the model to another device, in place: see :meth:`QAViT.to`.
+
+        With `offload_model`, the matrices that the gradients are multiplied by stay on the GPU all the same.
+        """
+        offload = self.offload_model if offload_model is None else bool(offload_model)
+        name = str(device)
+        if not same_device(name, self.device) or (offload != self.offload_model and name != "cpu"):
+            placement = place(device, self.precision, offload)
+            self._core, self.device = self._load_core(placement), placement.name
+        self.offload_model = offload
+        return self
+
+    def cpu(self) -> BlipITM:
+        """As ``to("cpu")``."""
+        return self.to("cpu")
+
+    def cuda(self) -> BlipITM:
+        """As ``to("cuda")``."""
+        return self.to("cuda")
 
     # ---- arguments ----
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__, build_info, set_num_threads
 from .arguments import one_line
 from .completion import SHELLS
+from .devices import PRECISIONS
 from .files import remove_leftovers, write_whole
 from .progress import Progress
 
@@ -203,7 +204,8 @@ def add_model_options(parser: argparse.ArgumentParser, precision: bool = True, p
     group.add_argument("--image-size", type=int, metavar="N", help="another input side than the model was trained at")
     if precision:
         group.add_argument(
-            "--precision", choices=("float32", "bfloat16"), default="float32", help="of the products (default: float32)"
+            "--precision", choices=PRECISIONS, default="float32",
+            help="of the products (default: float32; tf32 is for a GPU)",
         )
         group.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
 

@@ -49,12 +49,12 @@ class QAViTHeatmapDemo:
     model : PNPVQAWithQAViT or QAViT
         A subclass that overrides `extract_qavit_attention` or `forward_itm` is drawn as it reads.
     device : {"cpu", "cuda"} or torch.device, optional
-        Where the model is to compute; checked. None: where it is.
+        Where the model is to compute: it is moved there. None: where it is.
 
     Raises
     ------
     RuntimeError, ValueError
-        The device is not to be had, or the model is elsewhere.
+        The device is not to be had; the message says what is missing.
     """
 
     def __init__(self, model: PNPVQAWithQAViT | QAViT, device: Any = None) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from .arguments import is_pixel_values, question_list, read_samples, unique_images
+from .devices import Placement, check_device, check_precision, place, same_device
 from .outputs import BlockAttentions, EncodedQuestions, QuestionBlindWarning, UnknownWordsWarning, VisionOutput
 from .tensors import to_numpy
 from .weights import NOT_FINITE, check_unchanged, origins, release_pages
@@ -51,6 +52,7 @@ def load(
     precision: str = "float32",
     device: str = "cpu",
     image_size: int | None = None,
+    offload_model: bool = False,
 ) -> QAViT | BlipITM:
     """Load a model.
 
@@ -68,12 +70,16 @@ def load(
         A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
     config : dict, optional
         What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
-    precision : {"float32", "bfloat16"}
-        Of the products. Where the CPU has no bfloat16 products, float32 is used (``qavit.build_info()`` tells).
-    device : {"cpu", "cuda", "cuda:N"}
-        Where to run.
+    precision : {"float32", "bfloat16", "tf32"}
+        Of the products. Where the CPU has no bfloat16 products, float32 is used (``qavit.build_info()`` tells). "tf32" is
+        for GPUs: float32 with factors rounded to 10 bits.
+    device : {"cpu", "cuda", "cuda:N"} or torch.device
+        Where to run. A GPU needs a build with CUDA, see docs/CUDA.md.
     image_size : int, optional
         Another input side than the model was trained at, a multiple of its patch size; position embeddings are interpolated.
+    offload_model : bool
+        On a GPU: keep the weights in the host's memory and stream them through two buffers, a block at a time, so that a
+        model larger than the GPU's free memory runs. On the CPU it changes nothing.
 
     Returns
     -------
@@ -87,8 +93,7 @@ def load(
     ValueError
         A file is broken, a tensor is missing or mis-shaped, two parts do not fit, or an argument is not one of the above.
     """
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
+    check_precision(precision)
     check_device(device)
     if path is None and checkpoint is None and vision is None:
         path = "demo"
@@ -105,20 +110,8 @@ def load(
     if source.architecture == "blip_itm":
         from .blip import BlipITM
 
-        return BlipITM(source, precision=precision)
-    return QAViT(source, precision=precision)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there, saying what is missing."""
-    name = str(device)
-    if name == "cpu":
-        return
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    if not _core.build_info()["cuda"]:
-        raise RuntimeError(f"device {name!r}: this build of qavit has no CUDA; use device='cpu'")
+        return BlipITM(source, precision=precision, device=device, offload_model=offload_model)
+    return QAViT(source, precision=precision, device=device, offload_model=offload_model)
 
 
 class QAViT:
@@ -144,7 +137,9 @@ class QAViT:
         What :meth:`answer` chooses from.
     """
 
-    def __init__(self, source: ModelSource, *, precision: str = "float32") -> None:
+    def __init__(
+        self, source: ModelSource, *, precision: str = "float32", device: Any = "cpu", offload_model: bool = False
+    ) -> None:
         from .images import Preprocessing
         from .layouts import integrated_blocks
 
@@ -153,14 +148,17 @@ class QAViT:
         if point is not None:
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._files = origins(source.weights)
-        self._vit = _core.Vit(vision, source.weights, precision)
+        placement = place(device, precision, offload_model)
+        self._source, self._vision = source, vision
+        self._vit = _core.Vit(vision, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._text: Any = None
         self._tokenizer: Any = None
         self._cache: Any = None
         self.name = source.name
         self.precision = precision
-        self.device = "cpu"
+        self.device = placement.name
+        self.offload_model = bool(offload_model)
         self.image_size: int = self._vit.image_size
         self.patch_size: int = self._vit.patch_size
         self.num_blocks: int = self._vit.blocks
@@ -176,7 +174,7 @@ class QAViT:
         self.max_tokens = int(source.questions.get("max_tokens", 30))
         self.first_question_aware_block: int | None = None
         if self.integrated:
-            self._load_text(source, precision)
+            self._load_text(source, placement)
             aware = self.integrated[0] + 1
             self.first_question_aware_block = aware if aware < self.num_blocks else None
         self.default_block = self._choose_block(source.defaults.get("block"))
@@ -187,7 +185,7 @@ class QAViT:
 
     # ---- construction ----
 
-    def _load_text(self, source: ModelSource, precision: str) -> None:
+    def _load_text(self, source: ModelSource, placement: Placement) -> None:
         from .text import QuestionCache, Tokenizer
 
         if source.text is None or source.tokenizer is None:
@@ -198,7 +196,7 @@ class QAViT:
         kind = str(source.text.get("model_type", ""))
         if kind not in TEXT_ENCODERS:
             raise ValueError(f"text encoder of type {kind!r}; expected one of {sorted(TEXT_ENCODERS)}")
-        self._text = getattr(_core, TEXT_ENCODERS[kind])(source.text, source.weights, precision)
+        self._text = self._text_encoder(placement)
         release_pages(source.weights)
         if self._text.width != self.instruction_dim:
             raise ValueError(
@@ -209,6 +207,54 @@ class QAViT:
             self.max_tokens = min(self.max_tokens, self._text.max_tokens)
         self._tokenizer = Tokenizer.from_json(source.tokenizer, self._text.vocab_size)
         self._cache = QuestionCache(CACHED_QUESTIONS)
+
+    def _text_encoder(self, placement: Placement) -> Any:
+        text = self._source.text or {}
+        encoder = getattr(_core, TEXT_ENCODERS[str(text.get("model_type", ""))])
+        return encoder(text, self._source.weights, placement.precision, device=placement.device)
+
+    # ---- devices ----
+
+    def to(self, device: Any, *, offload_model: bool | None = None) -> QAViT:
+        """Move the model to another device, in place.
+
+        The weights are read again from where they were loaded from. Calls that run meanwhile end where they began.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda", "cuda:N"} or torch.device
+        offload_model : bool, optional
+            As for :func:`load`; None: as it is.
+
+        Returns
+        -------
+        QAViT
+            The model itself.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            There is no such device; the message says what is missing.
+        """
+        offload = self.offload_model if offload_model is None else bool(offload_model)
+        name = str(device)
+        if same_device(name, self.device) and (offload == self.offload_model or name == "cpu"):
+            self.offload_model = offload
+            return self
+        placement = place(device, self.precision, offload)
+        vit = _core.Vit(self._vision, self._source.weights, placement.precision, device=placement.device)
+        text = self._text_encoder(placement) if self._text is not None else None
+        release_pages(self._source.weights)
+        self._vit, self._text, self.device, self.offload_model = vit, text, placement.name, offload
+        return self
+
+    def cpu(self) -> QAViT:
+        """As ``to("cpu")``."""
+        return self.to("cpu")
+
+    def cuda(self) -> QAViT:
+        """As ``to("cuda")``."""
+        return self.to("cuda")
 
     def _load_answers(self, source: ModelSource) -> None:
         from .checkpoints import read_float32

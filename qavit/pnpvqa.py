@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .arguments import read_samples
 from .config import Config, to_mapping
-from .models import EncodedQuestions, QAViT, QuestionBlindWarning, check_device, load
+from .models import EncodedQuestions, QAViT, QuestionBlindWarning, load
 from .readouts import read_class
 from .tensors import as_kind, to_numpy, torch_of
 
@@ -46,8 +46,8 @@ class PNPVQAWithQAViT:
         A loaded model, or what `qavit.load` takes: "demo" or a converted folder. ``...`` is the default, "demo" unless
         `sources` name files.
     offload_model : bool
-        Accepted for existing scripts; changes nothing. Weights are mapped from disk, so the system takes their memory
-        back by itself when it is needed elsewhere.
+        On a GPU: weights stay in the host's memory and are streamed a block at a time. On the CPU it changes nothing:
+        weights are mapped from disk, so the system takes their memory back by itself when it is needed elsewhere.
     block_num : int, optional
         The block that `forward_itm` reads when it is not told one. None: 7, as in PnP-VQA.
     integration_point : {"all", "early", "late", "late2", "late3", "sparse"}, optional
@@ -61,8 +61,9 @@ class PNPVQAWithQAViT:
         Pixels a side; checked against the model.
     gradient_checkpointing : bool
         Accepted for existing scripts; changes nothing, because no gradients are kept.
-    device : {"cpu", "cuda"} or torch.device, optional
-        Where to compute. A model named by path is loaded there; None: the CPU, or where a loaded model is.
+    device : {"cpu", "cuda", "cuda:N"} or torch.device, optional
+        Where to compute. A model named by path is loaded there, a loaded one is moved there; None: the CPU, or where a
+        loaded model is.
     **sources
         checkpoint, vision, text, tokenizer, config, precision: as for `qavit.load`, instead of a path.
 
@@ -103,8 +104,7 @@ class PNPVQAWithQAViT:
         unknown = sorted(set(sources) - set(_SOURCES))
         if unknown:
             raise TypeError(f"PNPVQAWithQAViT: unknown settings {', '.join(unknown)}; expected {_known()}")
-        self.qavit = _model_of(model, sources, image_size, device)
-        self.device: str = self.qavit.device
+        self.qavit = _model_of(model, sources, image_size, device, bool(offload_model))
         if not self.qavit.integrated:
             raise ValueError(
                 "model: plain CLIP, no block of it attends to a question; "
@@ -117,7 +117,7 @@ class PNPVQAWithQAViT:
         self.block_num = None if block_num is None else self.qavit.check_block(block_num, "block_num")
         self.offload_model = bool(offload_model)
         self.gradient_checkpointing = bool(gradient_checkpointing)
-        if offload_model:
+        if offload_model and self.device == "cpu":
             _log.info("offload_model changes nothing: weights are mapped from disk, there is nothing to move away")
         if gradient_checkpointing:
             _log.info("gradient_checkpointing changes nothing: no gradients are kept")
@@ -289,20 +289,22 @@ class PNPVQAWithQAViT:
         return np.stack(maps) if torch is None else torch.stack(maps)
 
     def to(self, device: Any = None, *others: Any, **more: Any) -> PNPVQAWithQAViT:
-        """Check that the model computes on `device`, and give it back; a model does not move.
+        """Move the model to `device`, in place, and give it back: see :meth:`QAViT.to`.
 
         Raises
         ------
         ValueError
-            The model is elsewhere, or there is no such device.
+            There is no such device.
         RuntimeError
-            This build cannot use the device.
+            What is missing: CUDA in this build, the driver, or a GPU.
         """
-        name = str(self.device if device is None else device)
-        check_device(name)
-        if name.partition(":")[0] != self.device.partition(":")[0]:
-            raise ValueError(f"device: the model is on {self.device!r}; load it with device={name!r} instead")
+        self.qavit.to(self.device if device is None else device, offload_model=self.offload_model or None)
         return self
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        return self.qavit.device
 
     def cpu(self) -> PNPVQAWithQAViT:
         """As ``to("cpu")``."""
@@ -448,20 +450,18 @@ class BlockAttentions(Sequence[Any]):
         return tuple(self._blocks[block] for block in blocks)
 
 
-def _model_of(model: Any, sources: dict[str, Any], image_size: int | None, device: Any) -> QAViT:
-    """The QAViT given, or the one loaded from what is named."""
+def _model_of(model: Any, sources: dict[str, Any], image_size: int | None, device: Any, offload: bool) -> QAViT:
+    """The QAViT given, moved to the device that is named, or the one loaded from what is named."""
     if isinstance(model, QAViT):
         if sources:
             raise ValueError(f"{', '.join(sorted(sources))}: given together with a loaded model; give one or the other")
-        if device is not None and str(device).partition(":")[0] != model.device.partition(":")[0]:
-            check_device(str(device))
-            raise ValueError(f"device: the model is on {model.device!r}, asked for {str(device)!r}")
-        return model
+        return model.to(model.device if device is None else device, offload_model=offload or None)
     if model is not ... and not isinstance(model, str) and not hasattr(model, "__fspath__"):
         hint = "; a BlipITM has forward_itm itself, and qavit.lavis for PnP-VQA" if hasattr(model, "itm") else ""
         raise TypeError(f"model: expected a QAViT, 'demo' or a folder, got {type(model).__name__}{hint}")
     path = None if model is ... else model
-    loaded = load(path, image_size=image_size, device="cpu" if device is None else str(device), **sources)
+    where = "cpu" if device is None else str(device)
+    loaded = load(path, image_size=image_size, device=where, offload_model=offload, **sources)
     if not isinstance(loaded, QAViT):
         raise ValueError(
             f"model: {path or sources.get('checkpoint')} holds a {type(loaded).__name__}, not a QA-ViT; "
