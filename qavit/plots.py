@@ -44,6 +44,7 @@ KINDS = ("questions", "panels", "original", "heatmap", "overlay", "patches", "bl
 INK, FAINT = "#1c1c1e", "#6b6b70"
 TITLE_SIZE, NOTE_SIZE, CAPTION_SIZE = 10.0, 9.0, 8.0
 LINE, SMALL_LINE = 0.185, 0.165  # pitch of titles and notes, inches
+_WITHOUT_WINDOWS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 DRAWN_SIDE = 900  # the longer side, in pixels, at which a picture goes into a figure
 
 
@@ -202,6 +203,11 @@ def show(result: HeatmapResult, kind: Optional[str] = None, **options: Any) -> N
         pyplot.close(figure)
         raise
     pyplot.show()
+    if pyplot.get_backend().lower() in _WITHOUT_WINDOWS:
+        pyplot.close(figure)
+        warnings.warn(
+            "there is no display, so no figure was shown; result.save('heatmaps.png') writes it to a file", stacklevel=3
+        )
 
 
 # ---- panels ----

@@ -115,8 +115,16 @@ def test_show_is_pyplots(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot.switch_backend("agg")
     shown = []
     monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.get_fignums()))
-    result().show()
+    with pytest.warns(UserWarning, match="no display.*result.save") as caught:
+        result().show()
+    assert caught[0].filename == __file__
     assert shown == [[1]]
+    assert pyplot.get_fignums() == []
+    monkeypatch.setattr(pyplot, "get_backend", lambda: "QtAgg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result().show()
+    assert shown == [[1], [1]]
     pyplot.close("all")
 
 
