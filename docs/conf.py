@@ -27,6 +27,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"  # docstrings say types, shapes and units
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
+napoleon_use_ivar = True  # an attribute that is also a property is described once
 napoleon_use_rtype = False
 
 html_theme = "furo"
