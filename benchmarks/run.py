@@ -159,7 +159,7 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 COLD_OURS = """
 import sys, numpy as np, qavit
-model = qavit.load(vision=sys.argv[1])
+model = qavit.load(sys.argv[1]) if "converted" in sys.argv[1] else qavit.load(vision=sys.argv[1])
 pixels = np.zeros((1, 3, model.image_size, model.image_size), np.float32)
 np.save(sys.argv[2], qavit.extract_attention(model, pixels, None, blocks=(model.num_blocks - 1,)))
 """
@@ -175,11 +175,15 @@ np.save(sys.argv[2], maps.numpy())
 
 
 def cold_start(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A new process, from its start to its first saved map, from a Hugging Face folder."""
+    """A new process, from its start to its first saved map, from a Hugging Face folder and from a converted one."""
+    from qavit.checkpoints import open_model
+    from qavit.convert import convert
+
     table = {}
     for size_name in ("B/16@224", "L/14@336"):
         with tempfile.TemporaryDirectory() as folder:
             clip_model(SIZES[size_name]).save_pretrained(folder)
+            converted = convert(open_model(None, vision=folder), Path(folder, "converted"))
 
             def start(script: str, place: str) -> None:
                 command = [sys.executable, "-c", script, place, str(Path(place, "map.npy"))]
@@ -187,11 +191,12 @@ def cold_start(arguments: argparse.Namespace) -> dict[str, Any]:
 
             calls: dict[str, Callable[[], object]] = {
                 "qavit": partial(start, COLD_OURS, folder),
+                "qavit, converted": partial(start, COLD_OURS, str(converted)),
                 "transformers": partial(start, COLD_TORCH, folder),
             }
             times = interleave(calls, max(2, arguments.rounds // 3), "wall")
         print(f"new process to first map, {size_name} (wall):")
-        table[size_name] = show(times, {"qavit": "transformers"})
+        table[size_name] = show(times, {"qavit": "transformers", "qavit, converted": "transformers"})
     return table
 
 
