@@ -9,7 +9,7 @@ OUT ?= out
 IMAGE ?=
 QUESTIONS ?=
 
-.PHONY: help demo test old lint asan tsan fuzz cross bench wheel docs train clean
+.PHONY: help demo test old lint asan cuda tsan fuzz cross bench wheel docs train clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,6 +56,9 @@ asan: $(STAMPS)/test ## build with AddressSanitizer and UBSan, and run the core'
 
 tsan: $(STAMPS)/build ## build the core with ThreadSanitizer, and run its models from many threads
 	@PYTHON=$(BIN)/python scripts/tsan.sh
+
+cuda: $(STAMPS)/test ## build with CUDA where nvcc is, and run the backend's tests: on the GPU, if there is one, else on the host
+	@PYTHON=$(BIN)/python scripts/cuda.sh
 
 fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
 	@PYTHON=$(BIN)/python scripts/fuzz.sh

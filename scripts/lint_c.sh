@@ -11,12 +11,25 @@ PY
 warnings="-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wformat=2 -Wvla"
 stb=""
 [ -e /usr/include/stb/stb_image.h ] && stb=-DQV_HAVE_STB=1
+# The files that know CUDA are looked at where its headers and cuBLAS's are.
+cuda=$("$python" - <<'PY'
+import importlib.util, os, pathlib
+spec = importlib.util.find_spec("nvidia")
+roots = [path for root in (spec.submodule_search_locations if spec else ()) for path in pathlib.Path(root).glob("cu*/include")]
+toolkit = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "include")
+cublas = [path for path in (*roots, toolkit) if (path / "cublasLt.h").exists()]
+if cublas and (toolkit / "cuda_runtime_api.h").exists():
+    print(f"-DQV_HAVE_CUDA -isystem {toolkit} -isystem {cublas[0]}")
+PY
+)
+[ -n "$cuda" ] || echo "CUDA's headers are not here: csrc/cuda/gpu_* skipped"
 for compiler in gcc clang; do
     command -v $compiler >/dev/null || { echo "$compiler is not here: skipped"; continue; }
     for file in csrc/{base,ops,image,models,cuda,python}/*.c; do
+        case $file in csrc/cuda/gpu_*) [ -n "$cuda" ] || continue ;; esac
         # shellcheck disable=SC2086
         $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX $stb \
-            -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc $includes "$file"
+            -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc $includes $cuda "$file"
     done
     echo "$compiler: no warnings"
 done
