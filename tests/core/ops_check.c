@@ -87,7 +87,7 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     qv_linear_source source = {.weight = &weights, .bias = &biases};
     qv_linear_weight layer;
     qv_error err;
-    if (qv_cpu_ops.linear_prepare(&layer, &source, 1, precision, &err) != QV_OK) {
+    if (qv_cpu_ops.linear_prepare(&qv_cpu_ops, &layer, &source, 1, precision, &err) != QV_OK) {
         puts(err.message);
         exit(2);
     }
@@ -109,7 +109,7 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     snprintf(what, sizeof what, "linear %zu x %zu x %zu, activation %d%s", R, N, K, (int)activation,
              low ? ", bfloat16" : "");
     compare(what, out, expected, R * N, low ? 2e-2 : 4e-6);
-    qv_cpu_ops.linear_free(&layer);
+    qv_cpu_ops.linear_free(&qv_cpu_ops, &layer);
     void *memory[] = {weight, bias, x, multiply, residual, out, expected, call.scratch};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
         qv_free(memory[i]);
