@@ -9,7 +9,7 @@ OUT ?= out
 IMAGE ?=
 QUESTIONS ?=
 
-.PHONY: help demo test old lint asan cuda tsan fuzz cross bench wheel docs train clean
+.PHONY: help demo test old lint asan cuda tsan coverage fuzz cross bench wheel docs train clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -60,7 +60,12 @@ tsan: $(STAMPS)/build ## build the core with ThreadSanitizer, and run its models
 cuda: $(STAMPS)/test ## build with CUDA where nvcc is, and run the backend's tests: on the GPU, if there is one, else on the host
 	@PYTHON=$(BIN)/python scripts/cuda.sh
 
+coverage: $(STAMPS)/test ## lines of csrc/ and qavit/ that the tests run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check coverage gcovr
+	@PYTHON=$(BIN)/python scripts/coverage.sh
+
 fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris 2>/dev/null || echo "atheris is not for this Python: files are damaged by chance alone"
 	@PYTHON=$(BIN)/python scripts/fuzz.sh
 
 cross: $(STAMPS)/venv ## check the core's ops on aarch64, AVX2 and plain x86-64, under emulators

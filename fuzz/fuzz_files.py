@@ -241,7 +241,7 @@ def main() -> int:
             return max([run_guided(kind, options) for kind in options.kind or table], default=0)
         for kind in options.kind or table:
             contents, file, read = table[kind]
-            contents = contents + [path.read_bytes() for path in kept_files(kind)]
+            contents = 8 * contents + [path.read_bytes() for path in kept_files(kind)]
             path = Path(name) / file
             chance = random.Random(f"{options.seed} {kind}")
             refused = whole = 0
