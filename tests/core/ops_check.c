@@ -55,7 +55,7 @@ static void compare(const char *what, const float *found, const double *expected
 
 static qv_call begin_call(size_t rows, size_t depth, size_t keys, size_t head_width) {
     size_t forward = qv_cpu_ops.scratch_bytes(LANES, rows, depth, keys, head_width);
-    size_t backward = qv_cpu_ops.backward_scratch_bytes(LANES, keys);
+    size_t backward = qv_cpu_ops.backward_scratch_bytes(LANES, keys, 1, rows);
     return (qv_call){
         .ops = &qv_cpu_ops, .lanes = LANES, .scratch = take(forward > backward ? forward : backward, 1)};
 }
