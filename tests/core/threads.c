@@ -251,7 +251,7 @@ static void ask(const models *made, const questions *asked, results *out) {
     const qv_blip_questions texts = {2, asked->tokens, starts};
     const qv_gradcam_maps maps = {out->maps, NULL, out->logits};
     check(qv_blip_gradcam(&made->blip, &call, &maps, &image, &texts, 0, &err), &err);
-    qv_blip_image_free(&image);
+    qv_blip_image_free(&image, &made->blip);
 }
 
 /* A kernel may cut a product elsewhere at another width: equal to 1e-4 of the largest value. */
