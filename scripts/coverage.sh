@@ -21,6 +21,10 @@ source_pkgs = qavit
 parallel = true
 sigterm = true
 data_file = $root/out/coverage/data
+[paths]
+source =
+    qavit
+    build/coverage/lib/qavit
 SETTINGS
 export COVERAGE_PROCESS_START=$root/out/coverage/settings PYTEST_ADDOPTS="-p no:cacheprovider -o pythonpath=$folder/lib"
 export PYTHONPATH=$folder/lib:$root/out/coverage
