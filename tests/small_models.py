@@ -17,11 +17,12 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 def write_qavit(
     folder: Path, *, blocks: int = 12, first: int | None = None, image_size: int = 42, patch: int = 7, heads: int = 2,
-    width: int = 16, defaults: dict[str, Any] | None = None, **preprocessing: Any,
+    width: int = 16, feed_forward: int | None = None, defaults: dict[str, Any] | None = None, **preprocessing: Any,
 ) -> Path:  # fmt: skip
     """A model of `blocks` blocks, of which those from `first` on (by default the second half) attend to the question."""
     random = np.random.default_rng(blocks)
     first = blocks // 2 if first is None else first
+    inner = 2 * width if feed_forward is None else feed_forward
     question, words = 12, json.loads((GOLDEN / "qavit_official_late/t5/config.json").read_text())["vocab_size"]
     weights: dict[str, np.ndarray] = {}
 
@@ -48,8 +49,8 @@ def write_qavit(
         norm(block + "layer_norm2", width)
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
             linear(f"{block}self_attn.{part}", width, width)
-        linear(block + "mlp.fc1", 2 * width, width)
-        linear(block + "mlp.fc2", width, 2 * width)
+        linear(block + "mlp.fc1", inner, width)
+        linear(block + "mlp.fc2", width, inner)
         if i >= first:
             linear(block + "self_attn.instruction_out_proj", width, width)
             weights[block + "self_attn.instruction_proj_gate"] = np.array([0.7], np.float32)
@@ -70,7 +71,7 @@ def write_qavit(
         "format": "qavit", "version": 1, "architecture": "qavit",
         "vision": {
             "image_size": image_size, "patch_size": patch, "hidden_size": width, "num_hidden_layers": blocks,
-            "num_attention_heads": heads, "intermediate_size": 2 * width, "hidden_act": "quick_gelu",
+            "num_attention_heads": heads, "intermediate_size": inner, "hidden_act": "quick_gelu",
             "layer_norm_eps": 1e-5, "integration_point": "late", "instruction_dim": question,
         },
         "text": {

@@ -422,3 +422,48 @@ def test_the_datasets_library_maps_an_actor(actor: HeatmapActor, tmp_path: Path)
     assert found["image"][:] == [row["image"] for row in rows]
     assert np.array_equal(np.array(found["map"][:], np.float32), expected["map"], equal_nan=True)
     assert [error == "" for error in found["error"]] == [True] * 4 + [False, True]
+
+
+def test_blip_gives_lavis_maps_and_scores(tmp_path: Path) -> None:
+    folder = Path(__file__).parent / "data" / "golden" / "blip_itm"
+    cases = json.loads((folder / "cases.json").read_text())
+    parts = {
+        "checkpoint": folder / "checkpoint.pth",
+        "tokenizer": folder / "vocab.txt",
+        "config": {"text": cases["med_config"], "vision": cases["vit"]},
+    }
+    (name,) = write_pictures(tmp_path, 1)
+    rows = [{"image": name, "question": text} for text in ("where is the dog?", "the dog", "", "?")]
+    questions = write_lines(tmp_path / "q.jsonl", rows)
+    block = cases.get("block", 1)
+    summary = qavit.data.run(questions, tmp_path / "out", block=block, dtype="float16", **parts)
+    assert (summary.rows, summary.errors) == (4, 1)
+    reader = qavit.data.read_maps(tmp_path / "out")
+    assert reader.method == "itm"
+    model = qavit.load(**parts)
+    pixels = np.stack([qavit.images.preprocess(qavit.images.load_image(tmp_path / name), model.preprocessing)[0]] * 4)
+    expected = model.forward_itm({"image": pixels, "text_input": [row["question"] for row in rows]}, block_num=block)
+    scores = model.itm(pixels, [row["question"].strip("?") for row in rows])[1]
+    for row, values, score in zip(reader, expected, scores):
+        if row.id == "2":
+            assert row.map is None
+            assert row.score is None
+            continue
+        assert row.map is not None
+        np.testing.assert_allclose(row.map.reshape(-1), values, rtol=2**-10, atol=2**-20 * values.max())
+        assert row.score == pytest.approx(float(score), abs=1e-5)
+    with pytest.raises(ValueError, match="itm"):
+        HeatmapActor(method="attention", **parts)
+
+
+def test_plain_clip_takes_pictures_alone(tmp_path: Path) -> None:
+    vision = Path(__file__).parent / "data" / "golden" / "qavit_official_late" / "clip"
+    (name,) = write_pictures(tmp_path, 1)
+    actor = HeatmapActor(vision=vision)
+    rows = actor({"image": [str(tmp_path / name)]})
+    expected = qavit.load(vision=vision).heatmaps(tmp_path / name).maps
+    assert np.array_equal(rows["map"][0], expected.reshape(-1))
+    asked = actor({"image": [str(tmp_path / name)], "question": ["where?"]})
+    assert "takes none" in asked["error"][0]
+    with pytest.raises(ValueError, match="no 'itm'"):
+        HeatmapActor(vision=vision, method="itm")
