@@ -183,7 +183,7 @@ def core_extension() -> Extension:
         compile_args += [f"-fsanitize={kind}", "-fno-sanitize-recover=undefined"]
         link_args += [f"-fsanitize={kind}"]
     if switch("QAVIT_COVERAGE"):
-        compile_args += ["--coverage", "-O0"]
+        compile_args += ["--coverage", "-fprofile-update=atomic", "-O0"]
         link_args += ["--coverage"]
     if switch("QAVIT_WERROR"):
         compile_args.append("-Werror")
