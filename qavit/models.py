@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .answers import AnswerHead
 from .arguments import is_pixel_values, question_list, read_samples, unique_images
 from .devices import Placement, check_device, check_precision, place, same_device
 from .outputs import BlockAttentions, EncodedQuestions, QuestionBlindWarning, UnknownWordsWarning, VisionOutput
@@ -31,13 +32,7 @@ FloatArray = npt.NDArray[np.float32]
 Readout = Union[str, Callable[[FloatArray], Any]]
 Heads = Union[str, int, None]
 
-TEXT_ENCODERS = {
-    "t5": "T5Encoder",
-    "mt5": "T5Encoder",
-    "bert": "BertEncoder",
-    "roberta": "BertEncoder",
-    "clip_text_model": "ClipTextEncoder",
-}
+TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
 
 
@@ -181,7 +176,8 @@ class QAViT:
         self.default_readout = str(source.defaults.get("readout", "class"))
         self.answers: list[str] | None = None
         if source.answers:
-            self._load_answers(source)
+            self._answer_head = AnswerHead(source, self.hidden_size)
+            self.answers = self._answer_head.answers
 
     # ---- construction ----
 
@@ -255,22 +251,6 @@ class QAViT:
     def cuda(self) -> QAViT:
         """As ``to("cuda")``."""
         return self.to("cuda")
-
-    def _load_answers(self, source: ModelSource) -> None:
-        from .checkpoints import read_float32
-
-        head = {}
-        for name, shape in (
-            ("answer_head.weight", (len(source.answers or ()), self.hidden_size)),
-            ("answer_head.bias", (len(source.answers or ()),)),
-        ):
-            if name not in source.weights:
-                raise ValueError(f"{source.name}: config.json lists answers, but {name} {list(shape)} is missing")
-            head[name] = read_float32(source.weights[name])
-            if head[name].shape != shape:
-                raise ValueError(f"{source.name}: {name} has shape {list(head[name].shape)}, expected {list(shape)}")
-        self.answers = list(source.answers or ())
-        self._answer_weight, self._answer_bias = head["answer_head.weight"], head["answer_head.bias"]
 
     def _choose_block(self, configured: Any) -> int:
         """A block whose class token has seen the question for a while: three quarters up; for plain CLIP the last."""
@@ -595,7 +575,7 @@ class QAViT:
             readout=chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "custom"),
             words=word_lists,
             word_maps=word_maps if words else None,
-            answers=self._rank_answers(run["pooled"]) if answering else None,
+            answers=self._answer_head.rank(run["pooled"]) if answering else None,
             block_maps=block_maps,
         )
 
@@ -679,18 +659,8 @@ class QAViT:
         _, pixels, _ = self._picture(image)
         states, mask, _ = self._encode(question_list(question))
         pairs = np.zeros(len(states), np.int32)
-        return self._rank_answers(self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=pairs)["pooled"])[0]
-
-    def _rank_answers(self, pooled: FloatArray) -> list[list[tuple[str, float]]]:
-        """For each normed class token [B, D], the answers with their probabilities, likeliest first."""
-        logits = pooled @ self._answer_weight.T + self._answer_bias
-        if not np.isfinite(logits).all():
-            raise ValueError(f"{self.name}: the answers' scores are not finite: {NOT_FINITE}")
-        logits -= logits.max(axis=1, keepdims=True)
-        probabilities = np.exp(logits)
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        assert self.answers is not None
-        return [[(self.answers[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in probabilities]
+        run = self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=pairs)
+        return self._answer_head.rank(run["pooled"])[0]
 
     def _maps(
         self,
