@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--block", type=int, default=11, help="block that heatmaps use unless told otherwise")
+    parser.add_argument("--block", type=int, default=9, help="block that heatmaps use unless told otherwise")
     parser.add_argument(
         "--scene-seed", type=int, help="seed of scene.png; by default the first with five colours and five shapes"
     )

@@ -37,13 +37,13 @@ class Options:
     """What a run is given. A stage ends after its steps, or after its minutes where those are set."""
 
     out: Path
-    vision_steps: int = 1500
-    joint_steps: int = 2500
+    vision_steps: int = 3000
+    joint_steps: int = 4000
     vision_minutes: float = 0.0
     joint_minutes: float = 0.0
     images: int = 18
     vision_images: int = 32
-    questions: int = 3
+    questions: int = 4
     workers: int = 1
     seed: int = 0
     save_every: int = 50
