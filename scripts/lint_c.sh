@@ -3,33 +3,34 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-includes=$("$python" - <<'PY'
+mapfile -t includes < <("$python" - <<'PY'
 import sysconfig, numpy, scipy_openblas32
-print(f"-I{numpy.get_include()} -I{sysconfig.get_paths()['include']} -I{scipy_openblas32.get_include_dir()}")
+for folder in (numpy.get_include(), sysconfig.get_paths()["include"], scipy_openblas32.get_include_dir()):
+    print(f"-I{folder}")
 PY
 )
 warnings="-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wformat=2 -Wvla"
 stb=""
 [ -e /usr/include/stb/stb_image.h ] && stb=-DQV_HAVE_STB=1
 # The files that know CUDA are looked at where its headers and cuBLAS's are.
-cuda=$("$python" - <<'PY'
+mapfile -t cuda < <("$python" - <<'PY'
 import importlib.util, os, pathlib
 spec = importlib.util.find_spec("nvidia")
 roots = [path for root in (spec.submodule_search_locations if spec else ()) for path in pathlib.Path(root).glob("cu*/include")]
 toolkit = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "include")
 cublas = [path for path in (*roots, toolkit) if (path / "cublasLt.h").exists()]
 if cublas and (toolkit / "cuda_runtime_api.h").exists():
-    print(f"-DQV_HAVE_CUDA -isystem {toolkit} -isystem {cublas[0]}")
+    print("-DQV_HAVE_CUDA", "-isystem", toolkit, "-isystem", cublas[0], sep="\n")
 PY
 )
-[ -n "$cuda" ] || echo "CUDA's headers are not here: csrc/cuda/gpu_* skipped"
+[ ${#cuda[@]} -gt 0 ] || echo "CUDA's headers are not here: csrc/cuda/gpu_* skipped"
 for compiler in gcc clang; do
     command -v $compiler >/dev/null || { echo "$compiler is not here: skipped"; continue; }
     for file in csrc/{base,ops,image,models,cuda,python}/*.c; do
-        case $file in csrc/cuda/gpu_*) [ -n "$cuda" ] || continue ;; esac
+        case $file in csrc/cuda/gpu_*) [ ${#cuda[@]} -gt 0 ] || continue ;; esac
         # shellcheck disable=SC2086
         $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX $stb \
-            -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc $includes $cuda "$file"
+            -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc "${includes[@]}" "${cuda[@]}" "$file"
     done
     echo "$compiler: no warnings"
 done
