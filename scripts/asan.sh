@@ -30,7 +30,7 @@ export LD_PRELOAD="$runtime $(gcc -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:halt_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 # For the processes that tests start, too.
-export PYTEST_ADDOPTS="-p no:cacheprovider -o pythonpath=$folder/lib"
+export PYTEST_ADDOPTS="-p no:cacheprovider -o \"pythonpath='$folder/lib'\""
 export PYTHONMALLOC=malloc QAVIT_NUM_THREADS=${QAVIT_NUM_THREADS:-4}
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'from qavit import _core; assert _core.build_info()["debug"]')
 exec "$python" -m pytest "$@"

@@ -26,7 +26,7 @@ source =
     qavit
     build/coverage/lib/qavit
 SETTINGS
-export COVERAGE_PROCESS_START=$root/out/coverage/settings PYTEST_ADDOPTS="-p no:cacheprovider -o pythonpath=$folder/lib"
+export COVERAGE_PROCESS_START=$root/out/coverage/settings PYTEST_ADDOPTS="-p no:cacheprovider -o \"pythonpath='$folder/lib'\""
 export PYTHONPATH=$folder/lib:$root/out/coverage
 echo "import coverage; coverage.process_startup()" >out/coverage/sitecustomize.py
 rm -f out/coverage/data*

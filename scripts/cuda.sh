@@ -32,7 +32,7 @@ echo "building with CUDA $release"
 QAVIT_CUDA=1 QAVIT_WERROR=1 "$python" setup.py -q build_ext --build-temp "$folder/temp" --build-lib "$folder/lib" \
     >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
 find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp --parents {} "$folder/lib" \;
-export PYTEST_ADDOPTS="-p no:cacheprovider -o pythonpath=$folder/lib"
+export PYTEST_ADDOPTS="-p no:cacheprovider -o \"pythonpath='$folder/lib'\""
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'import qavit; assert qavit.build_info()["cuda"]')
 "$python" -m pytest -rs tests/test_cuda.py
 if [ "${1:-}" = suites ]; then
