@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import qavit
 from qavit import cli, progress
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +205,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--repeat", "2", "--json"]) == cli.OK
     about = json.loads(capsys.readouterr().out)
     assert about["median_ms"] > 0
-    assert about["block"] == 11
+    assert about["block"] == qavit.load("demo").default_block
     assert cli.main(["bench", "--repeat", "1", "--number", "1", "--block", "-3"]) == cli.OK
     said = capsys.readouterr()
     assert "with 1 question, maps of block 9" in said.out
