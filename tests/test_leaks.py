@@ -165,7 +165,9 @@ def test_nothing_is_lost(name: str) -> None:
         print(f"{name}: {ROUNDS} x {calls} calls: {[(gain[0], round(gain[1], 2)) for gain in gains]}", flush=True)
     # What is lost in every call is lost in every round; caches and pools fill once.
     blocks, megabytes, files, threads = np.min(gains, axis=0)
-    assert files == threads == 0
+    # fewer: what other tests left behind ends in its own time
+    assert files <= 0, f"{gains} in rounds of {calls} calls"
+    assert threads <= 0, f"{gains} in rounds of {calls} calls"
     assert blocks <= (calls // 4 if CALLS > 1000 else 100 + 2 * calls), f"{gains} in rounds of {calls} calls"
     assert megabytes < MEGABYTES, f"{gains} in rounds of {calls} calls"
 
