@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.questions import ANSWERS, COLOR_WORDS, KINDS, SHAPE_WORDS, all_words, ask
+from training.questions import ANSWERS, COLOR_WORDS, KINDS, SHAPE_WORDS, all_words, ask, clearly_largest
 from training.scenes import COLORS, SHAPES, Scene, draw_scene
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -107,9 +107,8 @@ def object_labels(scene: Scene, color: np.ndarray, share: np.ndarray) -> tuple[n
     -1 off the objects (`color` [P] from `patch_labels` tells), and for "largest" where two are of nearly one size.
     """
     owner, things = share.argmax(axis=0), scene.objects
-    radii = sorted(o.radius for o in things)
-    clear = len(radii) == 1 or radii[-1] >= 1.15 * radii[-2]
-    largest = np.array([int(o.radius == radii[-1]) if clear else -1 for o in things])[owner]
+    index = clearly_largest(scene)
+    largest = np.array([-1 if index is None else int(i == index) for i in range(len(things))])[owner]
     colors, shapes = [o.color for o in things], [o.shape for o in things]
     alike = np.array([[colors.count(o.color), shapes.count(o.shape)] for o in things])[owner]
     largest[color < 1] = -1

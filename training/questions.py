@@ -266,11 +266,19 @@ def _exists(scene: Scene, rng: np.random.Generator, present: bool) -> tuple[str,
     return text, "yes" if present else "no", found
 
 
-def _largest(scene: Scene, rng: np.random.Generator) -> tuple[str, str, tuple[int, ...]] | None:
+def clearly_largest(scene: Scene) -> int | None:
+    """The number of the largest object, or None where another is of nearly its size."""
     order = sorted(range(len(scene.objects)), key=lambda i: -scene.objects[i].radius)
     if len(order) > 1 and scene.objects[order[0]].radius < 1.15 * scene.objects[order[1]].radius:
         return None
-    return _one(rng, _LARGEST), scene.objects[order[0]].shape, (order[0],)
+    return order[0]
+
+
+def _largest(scene: Scene, rng: np.random.Generator) -> tuple[str, str, tuple[int, ...]] | None:
+    index = clearly_largest(scene)
+    if index is None:
+        return None
+    return _one(rng, _LARGEST), scene.objects[index].shape, (index,)
 
 
 def _about(scene: Scene, rng: np.random.Generator, kind: str) -> tuple[str, str, tuple[int, ...]] | None:

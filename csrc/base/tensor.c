@@ -86,6 +86,17 @@ void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t co
     }
 }
 
+void qv_tensor_read_sum(float *out, const qv_tensor *a, const qv_tensor *b, float scale, size_t first, size_t count,
+                        float *spare) {
+    qv_tensor_read(out, a, first, count);
+    if (b != NULL) {
+        qv_tensor_read(spare, b, first, count);
+        for (size_t i = 0; i < count; i++) {
+            out[i] += scale * spare[i];
+        }
+    }
+}
+
 static int compare_name(const void *name, const void *tensor) {
     return strcmp((const char *)name, ((const qv_tensor *)tensor)->name);
 }

@@ -33,6 +33,9 @@ size_t qv_tensor_count(const qv_tensor *tensor);
 void qv_tensor_release_pages(const qv_tensor *tensor);
 /* out [count] = the tensor's items from `first` on in row-major order, as float32, however they are stored */
 void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t count);
+/* out [count] = the same items of a (+ scale b, where b is not NULL); spare [count] is used where there is a b */
+void qv_tensor_read_sum(float *out, const qv_tensor *a, const qv_tensor *b, float scale, size_t first, size_t count,
+                        float *spare);
 
 /* A set of named tensors, sorted by name, with what was asked of it and not found. */
 typedef struct {

@@ -149,18 +149,6 @@ void qv_cuda_release_weights(qv_cuda_device *device) {
 
 /* ---- preparation ---- */
 
-/* out [count] = items first.. of the source's weight or bias, as float32; spare [count] */
-static void read_items(float *out, const qv_tensor *a, const qv_tensor *b, float scale, size_t first, size_t count,
-                       float *spare) {
-    qv_tensor_read(out, a, first, count);
-    if (b != NULL) {
-        qv_tensor_read(spare, b, first, count);
-        for (size_t i = 0; i < count; i++) {
-            out[i] += scale * spare[i];
-        }
-    }
-}
-
 /* Rows of a source are read, summed and rounded so many items at a time. */
 #define PART_ITEMS ((size_t)1 << 16)
 
@@ -175,7 +163,7 @@ static qv_status write_part(const qv_ops *ops, char *to, bool pinned, const qv_l
     qv_status status = QV_OK;
     for (size_t first = 0; first < total && status == QV_OK; first += PART_ITEMS) {
         size_t count = total - first < PART_ITEMS ? total - first : PART_ITEMS;
-        read_items(work->items, source->weight, source->add_weight, source->scale, first, count, work->spare);
+        qv_tensor_read_sum(work->items, source->weight, source->add_weight, source->scale, first, count, work->spare);
         uint16_t *bits = (uint16_t *)(void *)work->spare;
         for (size_t i = 0; bfloat16 && i < count; i++) {
             bits[i] = qvk_to_bfloat16(work->items[i]);
@@ -210,8 +198,8 @@ static qv_status prepare_bias(const qv_ops *ops, qv_linear_weight *weight, const
     memset(bias, 0, weight->columns * sizeof *bias);
     for (size_t i = 0; i < parts; part += weight->part_columns[i], i++) {
         if (sources[i].bias != NULL) {
-            read_items(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0, weight->part_columns[i],
-                       bias + weight->columns);
+            qv_tensor_read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0,
+                               weight->part_columns[i], bias + weight->columns);
         }
     }
     qv_vector vector;

@@ -24,18 +24,6 @@ static size_t source_depth(const qv_linear_source *source) {
     return rows == 0 ? 0 : qv_tensor_count(source->weight) / rows;
 }
 
-/* out [count] = items first.. of a (+ scale b) as float32; spare [count] is used where there is a b */
-static void read_sum(float *out, const qv_tensor *a, const qv_tensor *b, float scale, size_t first, size_t count,
-                     float *spare) {
-    qv_tensor_read(out, a, first, count);
-    if (b != NULL) {
-        qv_tensor_read(spare, b, first, count);
-        for (size_t i = 0; i < count; i++) {
-            out[i] += scale * spare[i];
-        }
-    }
-}
-
 /* Steps of the packed depth: pairs in bfloat16. One step of one column is 4 bytes either way. */
 static size_t packed_depth(const qv_linear_weight *weight) {
     return weight->precision == QV_PRECISION_BFLOAT16 ? (weight->depth + 1) / 2 : weight->depth;
@@ -93,8 +81,8 @@ static void pack_panel(void *context, size_t task, size_t lane) {
         size_t steps = w->bfloat16 ? (count + 1) / 2 : count;
         for (size_t c = 0; c < columns; c++) {
             float *row = rows + c * PACK_STRIDE;
-            read_sum(row, w->source->weight, w->source->add_weight, w->source->scale, (first + c) * w->depth + k, count,
-                     spare);
+            qv_tensor_read_sum(row, w->source->weight, w->source->add_weight, w->source->scale,
+                               (first + c) * w->depth + k, count, spare);
             if (w->bfloat16) {
                 row[count] = 0.0f; /* the partner of an odd last one */
                 w->kernels->round_bfloat16((uint16_t *)row, row, 2 * steps);
@@ -172,8 +160,8 @@ static qv_status prepare_plain(qv_linear_weight *weight, const qv_linear_source 
         }
         weight->plain[i] = copy;
         for (size_t row = 0; row < weight->part_columns[i]; row++, copy += weight->depth) {
-            read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale, row * weight->depth,
-                     weight->depth, (float *)weight->owned + copied);
+            qv_tensor_read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale,
+                               row * weight->depth, weight->depth, (float *)weight->owned + copied);
         }
         release_source(&sources[i]);
     }
@@ -196,8 +184,8 @@ static qv_status prepare_bias(qv_linear_weight *weight, const qv_linear_source *
     float *part = bias;
     for (size_t i = 0; i < parts; i++) {
         if (sources[i].bias != NULL) {
-            read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0, weight->part_columns[i],
-                     bias + weight->columns);
+            qv_tensor_read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0,
+                               weight->part_columns[i], bias + weight->columns);
         }
         part += weight->part_columns[i];
     }
