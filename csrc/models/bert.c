@@ -10,7 +10,6 @@
 #include "models/bert.h"
 
 #include <math.h>
-#include <stdio.h>
 
 typedef struct {
     qv_text_encoder base;
@@ -106,35 +105,23 @@ static void free_own(qv_text_encoder *encoder) {
 
 static const qv_text_architecture architecture = {"BertEncoder", forward, free_own};
 
-static void load_block(qv_text_block *block, const qv_text_config *c, qv_text_loader *loader, size_t n) {
-    static const char *const qkv[] = {"query", "key", "value"};
-    static const char *const attention[] = {"attention.output.dense"}, *const hidden[] = {"intermediate.dense"};
-    static const char *const output[] = {"output.dense"};
-    char stem[96];
-    qv_next_block(loader->ops);
-    snprintf(stem, sizeof stem, "encoder.layer.%zu.attention.self.", n);
-    qv_text_linear(loader, &block->qkv, stem, qkv, 3, c->D, c->D, true);
-    snprintf(stem, sizeof stem, "encoder.layer.%zu.", n);
-    qv_text_linear(loader, &block->o, stem, attention, 1, c->D, c->D, true);
-    qv_text_load_norm(loader, &block->attention_norm, stem, "attention.output.LayerNorm", c->D);
-    qv_text_linear(loader, &block->hidden, stem, hidden, 1, c->F, c->D, true);
-    qv_text_linear(loader, &block->output, stem, output, 1, c->D, c->F, true);
-    qv_text_load_norm(loader, &block->feed_forward_norm, stem, "output.LayerNorm", c->D);
-}
-
 qv_status qv_bert_load(qv_text_encoder **encoder, const qv_bert_config *config, qv_weights *weights, const char *prefix,
                        qv_precision precision, const qv_ops *ops, qv_error *err) {
-    static const qv_text_size_names size_names = {
+    static const qv_text_names names = {
         .words = "embeddings.word_embeddings.weight",
         .positions = "embeddings.position_embeddings.weight",
         .block = "encoder.layer.",
-        .leaf = "output.dense.weight",
-        .hidden = "encoder.layer.0.intermediate.dense.weight",
+        .qkv = {"attention.self.query", "attention.self.key", "attention.self.value"},
+        .o = "attention.output.dense",
+        .hidden = "intermediate.dense",
+        .output = "output.dense",
+        .attention_norm = "attention.output.LayerNorm",
+        .feed_forward_norm = "output.LayerNorm",
     };
     qv_text_loader loader = {weights, prefix, ops, precision, QV_OK, err};
     qv_text_config c = config->sizes;
     *encoder = NULL;
-    qv_status status = qv_text_complete_config(&loader, &c, "BertEncoder", &size_names);
+    qv_status status = qv_text_complete_config(&loader, &c, "BertEncoder", &names);
     if (status != QV_OK) {
         return status;
     }
@@ -151,15 +138,15 @@ qv_status qv_bert_load(qv_text_encoder **encoder, const qv_bert_config *config, 
     bert->config = *config;
     bert->config.sizes = c;
     bert->base.max_tokens = c.positions - unused;
-    qv_text_table(&loader, &bert->words, size_names.words, c.vocab_size, c.D);
-    qv_text_table(&loader, &bert->positions, size_names.positions, c.positions, c.D);
+    qv_text_table(&loader, &bert->words, names.words, c.vocab_size, c.D);
+    qv_text_table(&loader, &bert->positions, names.positions, c.positions, c.D);
     qv_text_infer_size(&loader, &types, "embeddings.token_type_embeddings.weight", 0);
     if (types != 0) {
         qv_text_table(&loader, &bert->token_types, "embeddings.token_type_embeddings.weight", types, c.D);
     }
     qv_text_load_norm(&loader, &bert->embedding_norm, "embeddings.", "LayerNorm", c.D);
     for (size_t n = 0; n < c.L; n++) {
-        load_block(&bert->base.blocks[n], &c, &loader, n);
+        qv_text_load_block(&loader, &bert->base.blocks[n], &c, &names, n);
     }
     return qv_text_finish_load(encoder, &bert->base, &loader);
 }

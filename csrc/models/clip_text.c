@@ -10,7 +10,6 @@
 #include "models/clip_text.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #define OLD_END_ID ((size_t)2)
@@ -157,22 +156,6 @@ static void free_own(qv_text_encoder *encoder) {
 
 static const qv_text_architecture architecture = {"ClipTextEncoder", forward, free_own};
 
-static void load_block(qv_text_block *block, const qv_text_config *c, qv_text_loader *loader, size_t n) {
-    static const char *const qkv[] = {"q_proj", "k_proj", "v_proj"}, *const out[] = {"out_proj"};
-    static const char *const fc1[] = {"fc1"}, *const fc2[] = {"fc2"};
-    char stem[96];
-    qv_next_block(loader->ops);
-    snprintf(stem, sizeof stem, "encoder.layers.%zu.", n);
-    qv_text_load_norm(loader, &block->attention_norm, stem, "layer_norm1", c->D);
-    qv_text_load_norm(loader, &block->feed_forward_norm, stem, "layer_norm2", c->D);
-    snprintf(stem, sizeof stem, "encoder.layers.%zu.self_attn.", n);
-    qv_text_linear(loader, &block->qkv, stem, qkv, 3, c->D, c->D, true);
-    qv_text_linear(loader, &block->o, stem, out, 1, c->D, c->D, true);
-    snprintf(stem, sizeof stem, "encoder.layers.%zu.mlp.", n);
-    qv_text_linear(loader, &block->hidden, stem, fc1, 1, c->F, c->D, true);
-    qv_text_linear(loader, &block->output, stem, fc2, 1, c->D, c->F, true);
-}
-
 /* The projection lies beside the text model, not in it: its name has the prefix without a last "text_model.". */
 static void load_projection(clip_text_encoder *clip, qv_text_loader *loader, size_t D) {
     static const char *const names[] = {"text_projection"};
@@ -197,17 +180,21 @@ static void load_projection(clip_text_encoder *clip, qv_text_loader *loader, siz
 
 qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config *config, qv_weights *weights,
                             const char *prefix, qv_precision precision, const qv_ops *ops, qv_error *err) {
-    static const qv_text_size_names size_names = {
+    static const qv_text_names names = {
         .words = "embeddings.token_embedding.weight",
         .positions = "embeddings.position_embedding.weight",
         .block = "encoder.layers.",
-        .leaf = "layer_norm1.weight",
-        .hidden = "encoder.layers.0.mlp.fc1.weight",
+        .qkv = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+        .o = "self_attn.out_proj",
+        .hidden = "mlp.fc1",
+        .output = "mlp.fc2",
+        .attention_norm = "layer_norm1",
+        .feed_forward_norm = "layer_norm2",
     };
     qv_text_loader loader = {weights, prefix, ops, precision, QV_OK, err};
     qv_text_config c = config->sizes;
     *encoder = NULL;
-    qv_status status = qv_text_complete_config(&loader, &c, "ClipTextEncoder", &size_names);
+    qv_status status = qv_text_complete_config(&loader, &c, "ClipTextEncoder", &names);
     if (status != QV_OK) {
         return status;
     }
@@ -217,10 +204,10 @@ qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config
     }
     clip->config = *config;
     clip->config.sizes = c;
-    qv_text_table(&loader, &clip->words, size_names.words, c.vocab_size, c.D);
-    qv_text_table(&loader, &clip->positions, size_names.positions, c.positions, c.D);
+    qv_text_table(&loader, &clip->words, names.words, c.vocab_size, c.D);
+    qv_text_table(&loader, &clip->positions, names.positions, c.positions, c.D);
     for (size_t n = 0; n < c.L; n++) {
-        load_block(&clip->base.blocks[n], &c, &loader, n);
+        qv_text_load_block(&loader, &clip->base.blocks[n], &c, &names, n);
     }
     qv_text_load_norm(&loader, &clip->final_norm, "", "final_layer_norm", c.D);
     qv_next_block(ops);

@@ -327,12 +327,15 @@ void qv_text_load_norm(qv_text_loader *loader, qv_text_norm *norm, const char *s
 }
 
 qv_status qv_text_complete_config(const qv_text_loader *loader, qv_text_config *config, const char *what,
-                                  const qv_text_size_names *names) {
+                                  const qv_text_names *names) {
+    char hidden[128], leaf[128];
+    snprintf(hidden, sizeof hidden, "%s0.%s.weight", names->block, names->hidden);
+    snprintf(leaf, sizeof leaf, "%s.weight", names->output);
     qv_text_infer_size(loader, &config->vocab_size, names->words, 0);
     qv_text_infer_size(loader, &config->D, names->words, 1);
     qv_text_infer_size(loader, &config->positions, names->positions, 0);
-    qv_text_infer_size(loader, &config->F, names->hidden, 0);
-    qv_text_infer_blocks(loader, &config->L, names->block, names->leaf);
+    qv_text_infer_size(loader, &config->F, hidden, 0);
+    qv_text_infer_blocks(loader, &config->L, names->block, leaf);
     if (config->vocab_size == 0 || config->positions == 0 || config->D == 0 || config->H == 0 || config->F == 0 ||
         config->L == 0) {
         return qv_fail(loader->err, QV_ERR_VALUE,
@@ -347,6 +350,20 @@ qv_status qv_text_complete_config(const qv_text_loader *loader, qv_text_config *
                        what, config->D, config->H);
     }
     return QV_OK;
+}
+
+void qv_text_load_block(qv_text_loader *loader, qv_text_block *block, const qv_text_config *config,
+                        const qv_text_names *names, size_t n) {
+    size_t D = config->D, F = config->F;
+    char stem[96];
+    snprintf(stem, sizeof stem, "%s%zu.", names->block, n);
+    qv_next_block(loader->ops);
+    qv_text_linear(loader, &block->qkv, stem, names->qkv, 3, D, D, true);
+    qv_text_linear(loader, &block->o, stem, &names->o, 1, D, D, true);
+    qv_text_load_norm(loader, &block->attention_norm, stem, names->attention_norm, D);
+    qv_text_linear(loader, &block->hidden, stem, &names->hidden, 1, F, D, true);
+    qv_text_linear(loader, &block->output, stem, &names->output, 1, D, F, true);
+    qv_text_load_norm(loader, &block->feed_forward_norm, stem, names->feed_forward_norm, D);
 }
 
 void *qv_text_create(size_t size, const qv_text_architecture *architecture, const qv_ops *ops,

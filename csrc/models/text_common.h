@@ -123,14 +123,17 @@ typedef struct {
     float eps;
 } qv_text_config;
 
-/* Where a family keeps the tensors that tell sizes. */
+/* How a family of such models names its tensors; linear layers and norms have a ".weight" and a ".bias" behind it. */
 typedef struct {
-    const char *words, *positions; /* [vocab_size, D], [positions, D] */
-    const char *block, *leaf;      /* block n has the tensor block + "n." + leaf */
-    const char *hidden;            /* [F, D], of block 0 */
-} qv_text_size_names;
+    const char *words, *positions; /* tables, by their whole names */
+    const char *block;             /* block n's names begin with block + "n." */
+    const char *qkv[3], *o, *hidden, *output;
+    const char *attention_norm, *feed_forward_norm;
+} qv_text_names;
 qv_status qv_text_complete_config(const qv_text_loader *loader, qv_text_config *config, const char *what,
-                                  const qv_text_size_names *names);
+                                  const qv_text_names *names);
+void qv_text_load_block(qv_text_loader *loader, qv_text_block *block, const qv_text_config *config,
+                        const qv_text_names *names, size_t n);
 
 /* A new encoder of `size` bytes, all zero but what `sizes` says (d = D / H, max_tokens = positions), with L blank
  * blocks; NULL with an error. */

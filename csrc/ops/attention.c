@@ -56,24 +56,34 @@ size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width) {
     return lanes * round_up(floats * sizeof(float), QV_ALIGNMENT);
 }
 
-/* One head of one b: where its rows lie. */
-typedef struct {
-    const float *q, *k, *v, *extra_k, *extra_v;
-    size_t b, h;
-} head_view;
-
-static head_view view_head(const qv_attention *a, size_t b, size_t h) {
+qv_attention_head qv_view_head(const qv_attention *a, size_t b, size_t h) {
     size_t q_set = a->q_index != NULL ? a->q_index[b] : b, kv_set = a->kv_index != NULL ? a->kv_index[b] : b;
-    size_t keys = kv_set * a->S * a->ld_kv + h * a->d, extra = b * a->M * a->ld_extra + h * a->d;
-    return (head_view){
-        .q = a->q + q_set * a->T * a->ld_q + h * a->d,
+    size_t column = h * a->d, keys = kv_set * a->S * a->ld_kv + column, extra = b * a->M * a->ld_extra + column;
+    return (qv_attention_head){
+        .q = a->q + q_set * a->T * a->ld_q + column,
         .k = a->k + keys,
-        .v = a->out != NULL ? a->v + keys : NULL,
+        .v = a->v != NULL ? a->v + keys : NULL,
         .extra_k = a->M != 0 ? a->extra_k + extra : NULL,
-        .extra_v = a->M != 0 && a->out != NULL ? a->extra_v + extra : NULL,
+        .extra_v = a->M != 0 && a->extra_v != NULL ? a->extra_v + extra : NULL,
         .b = b,
         .h = h,
     };
+}
+
+void qv_hide_keys(float *scores, const qv_attention *a, const qv_attention_head *head, size_t t) {
+    for (size_t m = a->extra_length != NULL ? a->extra_length[head->b] : a->M; m < a->M; m++) {
+        scores[m] = -INFINITY;
+    }
+    scores += a->M;
+    if (a->key_mask != NULL) {
+        const uint8_t *mask = a->key_mask + head->b * a->S;
+        for (size_t s = 0; s < a->S; s++) {
+            scores[s] = mask[s] != 0 ? scores[s] : -INFINITY;
+        }
+    }
+    for (size_t s = t + 1; a->causal && s < a->S; s++) {
+        scores[s] = -INFINITY;
+    }
 }
 
 /* Steps of a product that is `depth` deep. */
@@ -112,13 +122,13 @@ static void pack_keys(const attention_work *w, const lane_scratch *scratch, size
     }
 }
 
-static const float *value_row(const attention_work *w, const head_view *head, size_t key) {
+static const float *value_row(const attention_work *w, const qv_attention_head *head, size_t key) {
     const qv_attention *a = w->a;
     return key < a->M ? head->extra_v + key * a->ld_extra : head->v + (key - a->M) * a->ld_kv;
 }
 
 /* scratch->values [panels of d, steps of M + S, width] = the values, one key after the other or two keys paired */
-static void pack_values(const attention_work *w, const lane_scratch *scratch, const head_view *head) {
+static void pack_values(const attention_work *w, const lane_scratch *scratch, const qv_attention_head *head) {
     size_t width = w->kernels->panel_columns, d = w->a->d, keys = w->a->M + w->a->S, steps = steps_of(w, keys);
     for (size_t c = 0; c < d; c += width) {
         size_t columns = d - c < width ? d - c : width;
@@ -138,7 +148,7 @@ static void pack_values(const attention_work *w, const lane_scratch *scratch, co
     }
 }
 
-static void pack_head(const attention_work *w, const lane_scratch *scratch, const head_view *head) {
+static void pack_head(const attention_work *w, const lane_scratch *scratch, const qv_attention_head *head) {
     const qv_attention *a = w->a;
     size_t width = w->kernels->panel_columns, keys = a->M + a->S, rest = keys % width, steps = steps_of(w, a->d);
     /* The last panel's padding is never stored, but it is computed with: it must be numbers. */
@@ -153,9 +163,8 @@ static void pack_head(const attention_work *w, const lane_scratch *scratch, cons
 }
 
 /* Scale, bias and mask one row of scores; returns the scale that is still to be applied. */
-static float mask_row(const qv_attention *a, const head_view *head, float *row, size_t t) {
+static float mask_row(const qv_attention *a, const qv_attention_head *head, float *row, size_t t) {
     float scale = a->scale;
-    size_t seen = a->extra_length != NULL ? a->extra_length[head->b] : a->M;
     if (a->bias != NULL) {
         const float *bias = a->bias + (head->h * a->T + t) * a->S;
         for (size_t m = 0; m < a->M; m++) {
@@ -166,25 +175,13 @@ static float mask_row(const qv_attention *a, const head_view *head, float *row, 
         }
         scale = 1.0f;
     }
-    for (size_t m = seen; m < a->M; m++) {
-        row[m] = -INFINITY;
-    }
-    row += a->M;
-    if (a->key_mask != NULL) {
-        const uint8_t *mask = a->key_mask + head->b * a->S;
-        for (size_t s = 0; s < a->S; s++) {
-            row[s] = mask[s] != 0 ? row[s] : -INFINITY;
-        }
-    }
-    for (size_t s = t + 1; a->causal && s < a->S; s++) {
-        row[s] = -INFINITY;
-    }
+    qv_hide_keys(row, a, head, t);
     return scale;
 }
 
 /* exp(scores) in place, in bfloat16 if `low`; the asked part of the row's probabilities is handed out. Returns what the
  * weighted sum of the values is multiplied by. */
-static float soften_row(const attention_work *w, const head_view *head, float *row, size_t t, bool low) {
+static float soften_row(const attention_work *w, const qv_attention_head *head, float *row, size_t t, bool low) {
     const qv_attention *a = w->a;
     size_t keys = a->M + a->S;
     float scale = mask_row(a, head, row, t);
@@ -207,7 +204,7 @@ static float soften_row(const attention_work *w, const head_view *head, float *r
     return inverse;
 }
 
-static void attend_tile(const attention_work *w, const lane_scratch *scratch, const head_view *head, size_t t0,
+static void attend_tile(const attention_work *w, const lane_scratch *scratch, const qv_attention_head *head, size_t t0,
                         size_t rows) {
     const qv_attention *a = w->a;
     size_t width = w->kernels->panel_columns, keys = a->M + a->S, ld_scores = round_up(keys, QV_MAX_PANEL);
@@ -250,7 +247,7 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
 }
 
 /* A row by itself: a dot product a key, then the weighted sum of the values. */
-static void attend_row(const attention_work *w, float *scores, const head_view *head, size_t t) {
+static void attend_row(const attention_work *w, float *scores, const qv_attention_head *head, size_t t) {
     const qv_attention *a = w->a;
     const float *q = head->q + t * a->ld_q;
     for (size_t m = 0; m < a->M; m++) {
@@ -278,7 +275,7 @@ static void attend_rows(void *context, size_t task, size_t lane) {
     const qv_attention *a = w->a;
     size_t pair = task / w->splits, first = task % w->splits * w->rows, keys = a->M + a->S;
     size_t end = first + w->rows < a->T ? first + w->rows : a->T;
-    head_view head = view_head(a, pair / a->H, pair % a->H);
+    qv_attention_head head = qv_view_head(a, pair / a->H, pair % a->H);
     lane_scratch scratch = {.scores = (float *)(void *)(w->scratch + lane * w->scratch_stride)};
     if (a->T <= FEW_ROWS) {
         for (size_t t = first; t < end; t++) {

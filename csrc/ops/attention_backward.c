@@ -5,7 +5,6 @@
 #include "base/blas.h"
 #include "base/threads.h"
 
-#include <math.h>
 #include <string.h>
 
 #define TILE_ROWS ((size_t)32)
@@ -21,45 +20,13 @@ typedef struct {
     float *scratch; /* [lanes, 2, TILE_ROWS, M + S] */
 } backward_work;
 
-/* One head of one b. */
-typedef struct {
-    const float *q, *k, *v, *extra_k, *extra_v;
-    size_t b, h;
-} head_view;
-
-static head_view view_head(const qv_attention *a, size_t b, size_t h) {
-    size_t q_set = a->q_index != NULL ? a->q_index[b] : b, kv_set = a->kv_index != NULL ? a->kv_index[b] : b;
-    size_t column = h * a->d, extra = b * a->M * a->ld_extra + column, keys = kv_set * a->S * a->ld_kv + column;
-    return (head_view){
-        .q = a->q + q_set * a->T * a->ld_q + column,
-        .k = a->k + keys,
-        .v = a->v + keys,
-        .extra_k = a->M != 0 ? a->extra_k + extra : NULL,
-        .extra_v = a->M != 0 ? a->extra_v + extra : NULL,
-        .b = b,
-        .h = h,
-    };
-}
-
-/* Keys that query t does not see, of scores [M + S], become -INFINITY; the bias is added. */
-static void mask_row(float *row, const qv_attention *a, const head_view *head, size_t t) {
-    size_t seen = a->extra_length != NULL ? a->extra_length[head->b] : a->M;
-    for (size_t m = seen; m < a->M; m++) {
-        row[m] = -INFINITY;
+/* The bias is added to scores [M + S] of query t; keys that it does not see become -INFINITY. */
+static void mask_row(float *row, const qv_attention *a, const qv_attention_head *head, size_t t) {
+    const float *bias = a->bias != NULL ? a->bias + (head->h * a->T + t) * a->S : NULL;
+    for (size_t s = 0; bias != NULL && s < a->S; s++) {
+        row[a->M + s] += bias[s];
     }
-    row += a->M;
-    if (a->bias != NULL) {
-        const float *bias = a->bias + (head->h * a->T + t) * a->S;
-        for (size_t s = 0; s < a->S; s++) {
-            row[s] += bias[s];
-        }
-    }
-    for (size_t s = 0; a->key_mask != NULL && s < a->S; s++) {
-        row[s] = a->key_mask[head->b * a->S + s] != 0 ? row[s] : -INFINITY;
-    }
-    for (size_t s = t + 1; a->causal && s < a->S; s++) {
-        row[s] = -INFINITY;
-    }
+    qv_hide_keys(row, a, head, t);
 }
 
 /* out [rows, M + S] = alpha x [rows, d] [extra ; keys]^T */
@@ -83,7 +50,7 @@ static void score_gradient(float *g, const float *probabilities, size_t keys) {
     }
 }
 
-static void backward_tile(const qv_attention_backward *w, const head_view *head, float *A, float *G, size_t t0,
+static void backward_tile(const qv_attention_backward *w, const qv_attention_head *head, float *A, float *G, size_t t0,
                           size_t rows) {
     const qv_attention *a = &w->forward;
     size_t keys = a->M + a->S, column = head->h * a->d;
@@ -129,7 +96,7 @@ static void backward_tile(const qv_attention_backward *w, const head_view *head,
 static void backward_head(void *context, size_t task, size_t lane) {
     const backward_work *work = context;
     const qv_attention *a = &work->backward->forward;
-    head_view head = view_head(a, task / a->H, task % a->H);
+    qv_attention_head head = qv_view_head(a, task / a->H, task % a->H);
     size_t keys = a->M + a->S;
     float *A = work->scratch + lane * 2 * TILE_ROWS * keys, *G = A + TILE_ROWS * keys;
     for (size_t t0 = 0; t0 < a->T; t0 += TILE_ROWS) {

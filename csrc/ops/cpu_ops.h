@@ -40,6 +40,16 @@ void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const
 void qv_cpu_unit_length(qv_call *call, float *x, size_t R, size_t D);
 void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
 
+/* One head of one b: where its rows lie. Where attention has no v or no extra tokens, NULL. */
+typedef struct {
+    const float *q, *k, *v, *extra_k, *extra_v;
+    size_t b, h;
+} qv_attention_head;
+
+qv_attention_head qv_view_head(const qv_attention *attention, size_t b, size_t h);
+/* The scores [M + S] of keys that query t does not see become -INFINITY. */
+void qv_hide_keys(float *scores, const qv_attention *attention, const qv_attention_head *head, size_t t);
+
 /* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual. */
 void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,
                        size_t rows, size_t count);
