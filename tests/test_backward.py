@@ -12,6 +12,7 @@ import torch
 from qavit import _core
 
 Array = Any
+pytestmark = pytest.mark.every_level
 # Observed: 7e-7 of the largest gradient.
 TOLERANCE = 3e-6
 # Central differences of float64 functions at a step of 1e-5 (float32 limits the found side): observed 2e-7.

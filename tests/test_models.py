@@ -45,6 +45,7 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("point", ["late", "early"])
 def test_checkpoint_and_question_text_to_the_public_codes_numbers(point: str) -> None:
     model, golden = load(point), np.load(GOLDEN / f"qavit_official_{point}" / "golden.npz")
@@ -76,6 +77,7 @@ def test_checkpoint_and_question_text_to_the_public_codes_numbers(point: str) ->
     assert difference[1].max() < 1e-3 < difference[2].max()
 
 
+@pytest.mark.every_level
 def test_forward_itm_is_the_class_row_over_patches(late: Any, golden: Any, questions: list[str]) -> None:
     maps = qavit.forward_itm(late, {"image": golden["image"], "text_input": questions}, block_num=5)
     assert maps.shape == (3, 25)
@@ -87,6 +89,7 @@ def test_forward_itm_is_the_class_row_over_patches(late: Any, golden: Any, quest
     assert np.array_equal(tensors, maps)
 
 
+@pytest.mark.every_level
 def test_extract_attention(late: Any, golden: Any, questions: list[str]) -> None:
     maps = qavit.extract_attention(late, golden["image"], questions, blocks=(5, 4))
     assert maps.shape == (3, 2, 25)
@@ -102,6 +105,7 @@ def test_extract_attention(late: Any, golden: Any, questions: list[str]) -> None
         assert np.abs(shared[q] - single[0]).max() < 1e-6
 
 
+@pytest.mark.every_level
 def test_question_readout(late: Any, golden: Any, questions: list[str]) -> None:
     maps = late.extract_attention(golden["image"][:1], questions[0], blocks=(3, 5), readout="question")
     tokens = golden["q0_instruct"].shape[1]
@@ -177,6 +181,7 @@ def test_words_that_the_model_does_not_know(picture: np.ndarray, tmp_path: Path)
     unknown.save(tmp_path / "unknown.png")
 
 
+@pytest.mark.every_level
 def test_plain_clip(picture: np.ndarray) -> None:
     model = qavit.load(vision=GOLDEN / "qavit_official_late" / "clip")
     assert model.integrated == ()
@@ -189,6 +194,7 @@ def test_plain_clip(picture: np.ndarray) -> None:
         model.heatmaps(picture, "where is the car?")
 
 
+@pytest.mark.every_level
 def test_masks_need_not_be_prefixes(late: Any, golden: Any, questions: list[str]) -> None:
     encoded = late.encode_questions(questions[0])
     tokens = encoded.states.shape[1]
@@ -202,6 +208,7 @@ def test_masks_need_not_be_prefixes(late: Any, golden: Any, questions: list[str]
     assert np.abs(spread[..., 2 * tokens :] - straight[..., tokens:]).max() < 1e-6
 
 
+@pytest.mark.every_level
 def test_equal_pictures_share_and_order_is_kept(late: Any, golden: Any, questions: list[str]) -> None:
     order = [2, 0, 1, 0, 2, 2]
     images = golden["image"][order]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, Callable
@@ -89,7 +86,7 @@ def every_map(model: QAViT) -> list[np.ndarray]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.every_level), "bfloat16"])
 def test_a_weight_that_is_not_finite_never_becomes_a_map(small: ModelSource, precision: str) -> None:
     clean = outcome(lambda: every_map(QAViT(small, precision=precision)))
     wrong, refused = [], 0
@@ -254,14 +251,3 @@ def test_questions_from_one_token_to_512(small: ModelSource) -> None:
         assert padded is not None
         assert alone is not None
         np.testing.assert_allclose(padded, alone, atol=2e-6 * float(np.abs(alone).max()))
-
-
-@pytest.mark.skipif("QAVIT_CPU" in os.environ, reason="already inside a run at one level")
-def test_other_instruction_sets() -> None:
-    """The tests of weights that are not finite, on the kernels that run on any CPU."""
-    environment = {**os.environ, "QAVIT_CPU": "portable"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not_finite and float32"]
-    done = subprocess.run(
-        [*command, str(Path(__file__))], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

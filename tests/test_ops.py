@@ -1,11 +1,7 @@
-"""The core's ops against their NumPy twins, at odd sizes, at every level of CPU features."""
+"""The core's ops against their NumPy twins, at odd sizes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +10,8 @@ import reference
 
 from qavit import _core
 
-LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 Array = Any
+pytestmark = pytest.mark.every_level
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -377,13 +373,3 @@ def test_norms(rows: int, width: int) -> None:
     close(wide[:, 1 : 1 + width], reference.rms_norm(x, weight, 1e-6), 3e-6)  # 3e-7
     assert (wide[:, 0] == 7).all()
     assert (wide[:, 1 + width :] == 7).all()
-
-
-@pytest.mark.skipif("QAVIT_CPU" in os.environ, reason="already inside a run at one level")
-@pytest.mark.parametrize("level", LEVELS)
-def test_level(level: str) -> None:
-    """This file's other tests, with everything above `level` hidden from the core."""
-    environment = {**os.environ, "QAVIT_CPU": level}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -146,6 +146,7 @@ def test_devices(model):
 # ---- maps ----
 
 
+@pytest.mark.every_level
 def test_maps_are_the_public_codes():
     golden = np.load(LATE / "golden.npz")
     sources = {"vision": LATE / "clip", "text": LATE / "t5", "checkpoint": LATE / "checkpoint.pth"}

@@ -85,6 +85,7 @@ def t5_encoder(model: torch.nn.Module, **options: Any) -> _core.T5Encoder:
     return _core.T5Encoder(model.config.to_dict(), as_weights(arrays_of(model)), **options)
 
 
+@pytest.mark.every_level
 @FEW
 @given(
     d_model=st.sampled_from([7, 16, 17, 33]),
@@ -109,6 +110,7 @@ def test_t5_matches_transformers(
     assert_states_match(t5_encoder(model), model, *ragged(37, 3, tokens, seed))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("tokens", [129, 512])
 def test_t5_reaches_past_the_largest_distance(tokens: int) -> None:
     model = t5_model(3)
@@ -137,6 +139,7 @@ def public_t5(case: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads((folder / "t5" / "config.json").read_text()), weights
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("case", ["qavit_official_late", "qavit_official_early"])
 def test_t5_gives_the_public_codes_question_states(case: str) -> None:
     config, weights = public_t5(case)
@@ -167,6 +170,7 @@ def bert_encoder(model: torch.nn.Module, **options: Any) -> _core.BertEncoder:
     return _core.BertEncoder(model.config.to_dict(), as_weights(arrays_of(model)), **options)
 
 
+@pytest.mark.every_level
 @FEW
 @given(
     head_width=st.sampled_from([1, 3, 8, 16, 17]),
@@ -187,6 +191,7 @@ def test_bert_matches_transformers(
     assert_states_match(bert_encoder(model), model, *ragged(41, 3, tokens, seed))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("pad", [1, 4])
 def test_roberta_numbers_positions_behind_its_padding(pad: int) -> None:
     model = bert_model(2, "roberta", pad_token_id=pad, layer_norm_eps=1e-5)
@@ -200,6 +205,7 @@ def test_roberta_numbers_positions_behind_its_padding(pad: int) -> None:
     assert np.abs(states - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+@pytest.mark.every_level
 def test_bert_does_without_token_types() -> None:
     model = bert_model(5)
     weights = arrays_of(model)
@@ -213,6 +219,7 @@ def test_bert_does_without_token_types() -> None:
     assert np.abs(without - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+@pytest.mark.every_level
 def test_mask_may_leave_out_the_front() -> None:
     model = bert_model(6)
     ids, _ = ragged(41, 2, 9, 0)
@@ -294,6 +301,7 @@ def clip_batch(B: int, M: int, seed: int, end: int) -> tuple[np.ndarray, np.ndar
     return ids * mask, mask
 
 
+@pytest.mark.every_level
 @FEW
 @given(
     head_width=st.sampled_from([1, 3, 8, 16, 17]),
@@ -324,6 +332,7 @@ def test_clip_text_matches_transformers(
     assert np.abs(pooled - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+@pytest.mark.every_level
 def test_clip_text_pools_at_the_largest_id_where_the_config_says_2() -> None:
     model = clip_model(4, eos_token_id=2)
     ids, mask = clip_batch(3, 12, 4, 40)
@@ -401,6 +410,7 @@ def test_bad_tokens_are_named(encoder: Any, ids: Any, mask: Any, kind: type[Exce
         encoder.encode(ids, mask)
 
 
+@pytest.mark.every_level
 def test_large_batches_are_the_same_rows_in_several_passes(encoder: Any) -> None:
     ids, mask = ragged(37, 101, 40, 5)  # more than the 1024 tokens of a pass
     mask[60:, 9:] = 0
@@ -497,6 +507,7 @@ def test_sizes_come_from_the_weights_where_the_config_is_silent(family: str) -> 
     assert (short.encode(ids, mask) == make(config, weights).encode(ids, mask)).all()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_weights_are_their_float32_values(family: str, dtype: str) -> None:
@@ -511,6 +522,7 @@ def test_half_weights_are_their_float32_values(family: str, dtype: str) -> None:
     assert (make(model.config.to_dict(), halves).encode(ids, mask) == expected).all()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_precision_is_close(family: str) -> None:
     make, build, _ = FAMILIES[family]

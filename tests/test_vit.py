@@ -47,6 +47,7 @@ def relative(found: np.ndarray, expected: torch.Tensor) -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
+@pytest.mark.every_level
 @settings(max_examples=12, deadline=None)
 @given(
     heads=st.sampled_from([1, 3, 4]),
@@ -86,6 +87,7 @@ def test_clip_of_any_size_is_hugging_faces(
     assert relative(found["pooled"], expected.pooler_output) < HIDDEN
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("point", ["all", "early", "late", "late2", "late3", "sparse"])
 def test_question_aware_blocks(point: str) -> None:
     config = make_config(num_hidden_layers=6)
@@ -119,6 +121,7 @@ def test_question_aware_blocks(point: str) -> None:
         assert relative(found["pooled"][row], expected["pooled"][0]) < HIDDEN
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("point", ["late", "early"])
 def test_public_code(point: str) -> None:
     folder = GOLDEN / f"qavit_official_{point}"
@@ -180,6 +183,7 @@ def pair(vit: Any, seed: int = 0, tokens: int = 6) -> tuple[np.ndarray, np.ndarr
     return images, np.zeros(1, np.int32), instruct, np.array([tokens], np.int32)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("extent", range(4))
 def test_stopping_early_changes_nothing(extent: int) -> None:
     _, vit = small()
@@ -194,6 +198,7 @@ def test_stopping_early_changes_nothing(extent: int) -> None:
     assert np.abs(pooled - everything["pooled"]).max() < 2e-6
 
 
+@pytest.mark.every_level
 def test_a_batch_gives_what_each_pair_gives_alone() -> None:
     _, vit = small(image_size=70, patch_size=7)
     pairs = [pair(vit, seed, tokens) for seed, tokens in enumerate((3, 9, 1, 6) * 5)]
@@ -228,6 +233,7 @@ def test_class_row_over_patches_is_blind_up_to_the_first_integrated_block() -> N
         assert difference < 1e-6 if block <= 3 else difference > 1e-4
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files(dtype: torch.dtype) -> None:
     config = {**make_config(), "integrated": [2, 3], "instruction_dim": 20}
