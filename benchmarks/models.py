@@ -125,14 +125,17 @@ class QuestionLoop:
         return functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
 
     @torch.no_grad()
-    def __call__(self, image: torch.Tensor, instruct: torch.Tensor, block: int) -> torch.Tensor:
-        """The class token's map [h, P] of `block` for one question [1, M, Dt]; stops after that block's attention."""
+    def __call__(self, image: torch.Tensor, instruct: torch.Tensor, block: int, stop: bool = False) -> torch.Tensor:
+        """The class token's map [h, P] of `block` for one question [1, M, Dt].
+
+        The public code runs every block whichever map is wanted; `stop` ends behind that block's attention instead.
+        """
         size, embeddings = self.size, "vision_model.embeddings."
         x = functional.conv2d(image, self.state[embeddings + "patch_embedding.weight"], stride=size.patch)
         first = self.state[embeddings + "class_embedding"].expand(1, 1, -1)
         x = torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1)
         x = self.norm(x + self.state[embeddings + "position_embedding.weight"], "pre_layrnorm")
-        for i in range(block + 1):
+        for i in range(size.blocks):
             name = f"encoder.layers.{i}."
             normed = self.norm(x, name + "layer_norm1")
             keys, extra = normed, 0
@@ -147,7 +150,9 @@ class QuestionLoop:
             )
             weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
             if i == block:
-                break
+                found = weights[0, :, 0, extra + 1 :]
+                if stop:
+                    break
             o = (weights @ v).transpose(1, 2).flatten(2)
             out = self.linear(o, name + "self_attn.out_proj")
             if i >= self.first:
@@ -156,4 +161,4 @@ class QuestionLoop:
             x = x + out
             y = self.linear(self.norm(x, name + "layer_norm2"), name + "mlp.fc1")
             x = x + self.linear(y * torch.sigmoid(1.702 * y), name + "mlp.fc2")
-        return weights[0, :, 0, extra + 1 :]
+        return found

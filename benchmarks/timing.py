@@ -31,21 +31,28 @@ class Times:
 
 def interleave(contenders: dict[str, Callable[[], object]], rounds: int, kind: str, pause: float = 0.05) -> Times:
     """Run every contender once a round, after one round that does not count."""
-    now, times = clock(kind), Times(kind, {name: [] for name in contenders})
+    times = Times(kind, {name: [] for name in contenders})
     for number in range(rounds + 1):
         for name, run in contenders.items():
             time.sleep(pause)
-            start = now()
-            run()
+            seconds = timed(run, kind)
             if number > 0:
-                times.runs[name].append(now() - start)
+                times.runs[name].append(seconds)
     return times
 
 
-def peak(precision: str, kind: str) -> float:
+def timed(run: Callable[[], object], kind: str) -> float:
+    """Seconds of one run."""
+    now = clock(kind)
+    start = now()
+    run()
+    return now() - start
+
+
+def peak(precision: str, kind: str, tries: int = 12) -> float:
     """Operations a second that this machine multiplies in registers alone, the best of several tries."""
     now, best = clock(kind), 0.0
-    for _ in range(12):
+    for _ in range(tries):
         start = now()
         operations = _core._burn(precision, 4_000_000)
         best = max(best, operations / (now() - start))

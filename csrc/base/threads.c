@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -17,8 +18,8 @@ typedef struct {
     void *context;
     size_t tasks;
     size_t width;
-    atomic_size_t next_task;
-    atomic_size_t next_lane;
+    atomic_size_t next_task;          /* of those that are no lane's own */
+    atomic_bool begun[MAX_THREADS];   /* each lane's own task */
 } job_state;
 
 static struct {
@@ -103,20 +104,27 @@ void qv_set_thread_count(size_t n) {
     atomic_store(&pool.width, clamp_width(n));
 }
 
-/* Take tasks until none is left. */
-static void work(job_state *job) {
-    size_t lane = atomic_fetch_add(&job->next_lane, 1);
-    if (lane >= job->width) {
-        return;
+static void run_own(job_state *job, size_t owner, size_t lane) {
+    if (!atomic_load_explicit(&job->begun[owner], memory_order_relaxed) && !atomic_exchange(&job->begun[owner], true)) {
+        job->run(job->context, owner, lane);
     }
+}
+
+/* Take tasks until none is left: the lane's own first, whose data it may still have in its cache, at last those of lanes
+ * that have not come. */
+static void work(job_state *job, size_t lane) {
+    run_own(job, lane, lane);
     for (size_t task = atomic_fetch_add(&job->next_task, 1); task < job->tasks;
          task = atomic_fetch_add(&job->next_task, 1)) {
         job->run(job->context, task, lane);
     }
+    for (size_t other = 0; other < job->width; other++) {
+        run_own(job, other, lane);
+    }
 }
 
-static void *worker(void *unused) {
-    (void)unused;
+static void *worker(void *number) {
+    const size_t lane = (size_t)(uintptr_t)number;
     unsigned seen = 0;
     for (;;) {
         unsigned now = atomic_load(&pool.generation);
@@ -137,8 +145,8 @@ static void *worker(void *unused) {
         /* An odd generation is a job being served; an even one means that it has ended. Entering is announced before
          * the check, so that the caller that ends the job sees either the worker inside or the worker turned away. */
         atomic_fetch_add(&pool.inside, 1);
-        if ((atomic_load(&pool.generation) & 1u) != 0) {
-            work(&pool.job);
+        if ((atomic_load(&pool.generation) & 1u) != 0 && lane < pool.job.width) {
+            work(&pool.job, lane);
         }
         atomic_fetch_sub(&pool.inside, 1);
     }
@@ -170,7 +178,8 @@ static void start_workers(size_t wanted) {
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
         pthread_attr_setstacksize(&attributes, (size_t)1 << 20);
         pthread_t thread;
-        while (pool.workers < wanted && pthread_create(&thread, &attributes, worker, NULL) == 0) {
+        while (pool.workers < wanted &&
+               pthread_create(&thread, &attributes, worker, (void *)(uintptr_t)(pool.workers + 1)) == 0) {
             pool.workers++;
         }
         pthread_attr_destroy(&attributes);
@@ -197,15 +206,17 @@ void qv_parallel(size_t width, size_t tasks, qv_task run, void *context) {
     pool.job.context = context;
     pool.job.tasks = tasks;
     pool.job.width = width;
-    atomic_store(&pool.job.next_task, 0);
-    atomic_store(&pool.job.next_lane, 0);
+    atomic_store(&pool.job.next_task, width);
+    for (size_t lane = 0; lane < width; lane++) {
+        atomic_store_explicit(&pool.job.begun[lane], false, memory_order_relaxed);
+    }
     atomic_fetch_add(&pool.generation, 1); /* odd: open */
     if (atomic_load(&pool.sleepers) != 0) {
         pthread_mutex_lock(&pool.lock);
         pthread_cond_broadcast(&pool.wake);
         pthread_mutex_unlock(&pool.lock);
     }
-    work(&pool.job);
+    work(&pool.job, 0);
     atomic_fetch_add(&pool.generation, 1); /* even: closed; wait for the workers that are still in a task */
     for (int spin = 0; atomic_load(&pool.inside) != 0; spin++) {
         if (spin < SPINS) {

@@ -304,8 +304,9 @@ void qv_cpu_attention(qv_call *call, const qv_attention *a) {
                            .splits = 1,
                            .rows = a->T};
     size_t heads = a->B * a->H;
-    /* Few heads for many lanes: several tasks a head, though each packs the head anew. */
-    while (heads * work.splits < 4 * call->lanes && a->T / (2 * work.splits) >= 2 * TILE_ROWS) {
+    /* Few heads that lanes cannot share evenly: several tasks a head, though each packs the head anew. */
+    while (heads * work.splits < 4 * call->lanes && heads * work.splits % call->lanes != 0 &&
+           a->T / (2 * work.splits) >= 2 * TILE_ROWS) {
         work.splits *= 2;
     }
     work.rows = round_up((a->T + work.splits - 1) / work.splits, TILE_ROWS);

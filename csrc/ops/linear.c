@@ -9,6 +9,7 @@
 #include "ops/kernels.h"
 
 #include <limits.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
@@ -241,21 +242,58 @@ void qv_cpu_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
 /* Multiplications below which waking another thread costs more than it gains. */
 #define LEAST_SHARED ((size_t)1 << 17)
 
+/* What is known of a chunk's rows, where they must be rounded before they are multiplied. */
+enum { NOT_ROUNDED, BEING_ROUNDED, ROUNDED };
+
 typedef struct {
     const qv_kernels *kernels;
     const qv_linear_weight *weight;
     void (*multiply)(const qv_panel_product *product);
     float *out;
     size_t ld_out;
-    const void *x; /* float32, or bfloat16 in pairs */
+    const float *x; /* [rows, depth] */
     size_t ld_x;
+    float *rounded; /* [rows, steps] pairs of x in bfloat16, made by whichever lane first needs a chunk of them; or NULL */
     const qv_epilogue *epilogue;
     bool add_to_out;
     size_t first, count; /* columns */
-    size_t rows, chunk;  /* rows a task */
+    size_t rows, tiles;
     size_t groups, chunks, lanes;
     atomic_size_t taken[MOST_CHUNKS]; /* groups of each chunk that are given out */
+    atomic_int state[MOST_CHUNKS];
 } product_work;
+
+/* Chunks are of whole tiles, as even as can be. */
+static size_t chunk_start(const product_work *w, size_t chunk) {
+    size_t row = chunk * w->tiles / w->chunks * w->kernels->tile_rows;
+    return row < w->rows ? row : w->rows;
+}
+
+static void round_rows(const product_work *w, size_t first, size_t end) {
+    size_t depth = w->weight->depth, steps = packed_depth(w->weight);
+    for (size_t r = first; r < end; r++) {
+        uint16_t *out = (uint16_t *)(void *)(w->rounded + r * steps);
+        w->kernels->round_bfloat16(out, w->x + r * w->ld_x, depth);
+        if (depth % 2 != 0) {
+            out[depth] = 0;
+        }
+    }
+}
+
+/* The chunk's rows are rounded when this returns, by this lane or another. */
+static void round_chunk(product_work *w, size_t chunk) {
+    if (atomic_load_explicit(&w->state[chunk], memory_order_acquire) == ROUNDED) {
+        return;
+    }
+    int state = NOT_ROUNDED;
+    if (atomic_compare_exchange_strong(&w->state[chunk], &state, BEING_ROUNDED)) {
+        round_rows(w, chunk_start(w, chunk), chunk_start(w, chunk + 1));
+        atomic_store(&w->state[chunk], ROUNDED);
+    }
+    while (atomic_load(&w->state[chunk]) != ROUNDED) {
+        sched_yield();
+    }
+}
 
 /* Columns of group `group` among the columns asked for: where they begin, how many, and their panel. */
 typedef struct {
@@ -304,7 +342,11 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     size_t number = 0, chunk = 0;
     take_group(w, lane, &number, &chunk);
     size_t width = w->kernels->panel_columns, steps = packed_depth(w->weight);
-    size_t row = chunk * w->chunk;
+    size_t row = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - row;
+    if (w->rounded != NULL) {
+        round_chunk(w, chunk);
+    }
+    const float *x = w->rounded != NULL ? w->rounded + row * steps : w->x + row * w->ld_x;
     column_group group = find_group(w, number), next = find_group(w, (number + 1) % w->groups);
     size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
     for (size_t c = 0; c < group.columns; c += width) {
@@ -314,10 +356,10 @@ static void multiply_group(void *context, size_t task, size_t lane) {
         qv_panel_product product = {
             .out = w->out + row * w->ld_out + column,
             .ld_out = w->ld_out,
-            .x = (const float *)w->x + row * w->ld_x,
-            .ld_x = w->ld_x,
+            .x = x,
+            .ld_x = w->rounded != NULL ? steps : w->ld_x,
             .panel = group.panel + c * steps,
-            .rows = w->rows - row < w->chunk ? w->rows - row : w->chunk,
+            .rows = rows,
             .columns = group.columns - c < width ? group.columns - c : width,
             .depth = steps,
             .add_to_out = w->add_to_out,
@@ -333,35 +375,6 @@ static void multiply_group(void *context, size_t task, size_t lane) {
         }
         w->multiply(&product);
     }
-}
-
-typedef struct {
-    const qv_kernels *kernels;
-    uint16_t *out; /* [R, steps, 2] */
-    const float *x;
-    size_t ld_x, R, depth, rows_a_task;
-} round_work;
-
-static void round_rows(void *context, size_t task, size_t lane) {
-    (void)lane;
-    const round_work *w = context;
-    size_t end = (task + 1) * w->rows_a_task < w->R ? (task + 1) * w->rows_a_task : w->R;
-    size_t padded = (w->depth + 1) / 2 * 2;
-    for (size_t r = task * w->rows_a_task; r < end; r++) {
-        uint16_t *out = w->out + r * padded;
-        w->kernels->round_bfloat16(out, w->x + r * w->ld_x, w->depth);
-        if (padded != w->depth) {
-            out[w->depth] = 0;
-        }
-    }
-}
-
-static void round_input(const qv_call *call, product_work *w, const float *x, size_t ld_x, size_t R) {
-    size_t depth = w->weight->depth, share = (R + call->lanes - 1) / call->lanes, least = 32768 / (depth + 1) + 1;
-    round_work work = {w->kernels, call->scratch, x, ld_x, R, depth, share < least ? least : share};
-    qv_parallel(call->lanes, (R + work.rows_a_task - 1) / work.rows_a_task, round_rows, &work);
-    w->x = call->scratch;
-    w->ld_x = (depth + 1) / 2;
 }
 
 size_t qv_cpu_linear_scratch(size_t rows, size_t depth) {
@@ -380,15 +393,13 @@ static void multiply_packed(const qv_call *call, float *out, size_t ld_out, cons
                          .ld_out = ld_out,
                          .x = x,
                          .ld_x = ld_x,
+                         .rounded = in_bfloat16 ? call->scratch : NULL,
                          .epilogue = epilogue,
                          .add_to_out = add_to_out,
                          .first = first,
                          .count = count,
                          .rows = R,
                          .lanes = call->lanes};
-    if (in_bfloat16) {
-        round_input(call, &work, x, ld_x, R);
-    }
     size_t start = 0;
     for (size_t part = 0; part < weight->parts; start += weight->part_columns[part], part++) {
         if (start >= first && start < first + count) {
@@ -406,9 +417,8 @@ static void multiply_packed(const qv_call *call, float *out, size_t ld_out, cons
     while (work.groups * chunks < 4 * call->lanes && R / (2 * chunks) >= 4 * tile) {
         chunks *= 2;
     }
-    chunks = chunks < MOST_CHUNKS ? chunks : MOST_CHUNKS;
-    work.chunk = ((R + chunks - 1) / chunks + tile - 1) / tile * tile;
-    work.chunks = (R + work.chunk - 1) / work.chunk;
+    work.tiles = (R + tile - 1) / tile;
+    work.chunks = chunks < MOST_CHUNKS ? chunks : MOST_CHUNKS;
     size_t width = R * count * weight->depth < LEAST_SHARED ? 1 : call->lanes;
     qv_parallel(width, work.groups * work.chunks, multiply_group, &work);
 }

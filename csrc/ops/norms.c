@@ -37,7 +37,7 @@ static void rms_norm_task(void *context, size_t task, size_t lane) {
 
 /* Rows for a task: an equal share, but not so few that starting the task costs more than its rows. */
 static size_t share_rows(const qv_call *call, size_t R, size_t D) {
-    size_t least = 16384 / (D + 1) + 1;
+    size_t least = 4096 / (D + 1) + 1;
     size_t share = (R + call->lanes - 1) / call->lanes;
     return share < least ? least : share;
 }
