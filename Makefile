@@ -63,7 +63,7 @@ cuda: $(STAMPS)/test ## build with CUDA where nvcc is, and run the backend's tes
 	@PYTHON=$(BIN)/python scripts/cuda.sh
 
 coverage: $(STAMPS)/test ## lines of csrc/ and qavit/ that the tests run
-	@$(BIN)/python -m pip install -q --disable-pip-version-check coverage gcovr
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "coverage>=7.13" gcovr
 	@PYTHON=$(BIN)/python scripts/coverage.sh
 
 fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)

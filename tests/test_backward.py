@@ -236,5 +236,38 @@ def test_bad_shapes_are_refused() -> None:
     case = {"q": normal(1, 2, 4), "k": normal(1, 3, 4), "v": normal(1, 2, 4)}
     with pytest.raises(ValueError, match="shapes"):
         run_attention(case, normal(1, 2, 4), 2, 1.0, False, True)
+    for second, first in ((normal(1, 2, 4), 0), (normal(1, 2, 3), -1), (normal(1, 2, 3), 4)):
+        with pytest.raises(ValueError, match="shapes"):
+            _core._gradcam(normal(1, 2, 3), second, first)
     with pytest.raises(ValueError, match="shapes"):
-        _core._gradcam(normal(1, 2, 3), normal(1, 2, 4), 0)
+        _core._linear_backward(normal(2, 4), normal(4, 5), normal(2, 4))
+    with pytest.raises(ValueError, match="shapes"):
+        _core._activation(normal(4), "relu", normal(3))
+    with pytest.raises(ValueError, match="expected one of gelu"):
+        _core._activation(normal(4), "tanh")
+    with pytest.raises(ValueError, match="dy has 1 dimensions, expected 2"):
+        _core._linear_backward(normal(2), normal(4, 5), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k": normal(2, 3, 4)},
+        {"v": normal(1, 2, 4)},
+        {"extra_k": normal(1, 2, 4), "extra_v": normal(1, 3, 4)},
+        {"extra_k": normal(2, 2, 4), "extra_v": normal(2, 2, 4)},
+        {"extra_k": normal(1, 2, 4), "extra_v": normal(1, 2, 4), "extra_length": np.ones(2, np.uintp)},
+        {"key_mask": np.ones((1, 4), np.uint8)},
+        {"bias": normal(2, 2, 4)},
+        {"bias": normal(1, 2, 3)},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_bad_shapes_of_attention_are_refused(change: dict[str, Array]) -> None:
+    case = {"q": normal(1, 2, 4), "k": normal(1, 3, 4), "v": normal(1, 3, 4)}
+    run_attention(case, normal(1, 2, 4), 2, 1.0, False, True)
+    with pytest.raises(ValueError, match="shapes"):
+        run_attention({**case, **change}, normal(1, 2, 4), 2, 1.0, False, True)
+    for heads in (0, 3):
+        with pytest.raises(ValueError, match="shapes"):
+            run_attention(case, normal(1, 2, 4), heads, 1.0, False, True)

@@ -518,6 +518,115 @@ def test_data_beyond_the_headers_size_is_refused():
     assert peak_bytes() - before < 30 << 20
 
 
+def segment(marker: int, body: bytes = b"") -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def frame(marker: int = 0xC0, bits: int = 8, height: int = 8, width: int = 8, colours: int = 3) -> bytes:
+    parts = b"".join(bytes((i + 1, 0x11, 0)) for i in range(colours))
+    return segment(marker, struct.pack(">BHHB", bits, height, width, colours) + parts)
+
+
+SOI, SCAN = b"\xff\xd8", segment(0xDA, bytes(10))
+
+# What the core leaves to another decoder, and why.
+ODD_JPEGS = {
+    "nothing after its mark": (b"\xff\xd8\xff", "it is cut short"),
+    "fill bytes to the end": (SOI + b"\xff\xff\xff\xff", "it is cut short"),
+    "no length": (SOI + b"\xff\xe0\x00", "it is cut short"),
+    "a length of one": (SOI + b"\xff\xe0\x00\x01rest", "it is cut short"),
+    "a segment past the end": (SOI + b"\xff\xe0\x00\x09rest", "it is cut short"),
+    "bytes between segments": (SOI + segment(0xE0) + b"stray", "stray bytes between its segments"),
+    "a restart before the scan": (SOI + b"\xff\xd0" + frame(), "a marker is out of place"),
+    "an end before the scan": (SOI + frame() + b"\xff\xd9", "a marker is out of place"),
+    "a scan before the frame": (SOI + SCAN + b"\xff\xd9", "it has no frame header"),
+    "two frames": (SOI + frame() + frame(), "it has several frames"),
+    "a frame cut short": (SOI + segment(0xC0, b"\x08\x00\x08"), "its samples are not of 8 bits"),
+    "twelve bits": (SOI + frame(bits=12), "its samples are not of 8 bits"),
+    "no height": (SOI + frame(height=0), "its header gives no size"),
+    "no width": (SOI + frame(width=0), "its header gives no size"),
+    "four colours": (SOI + frame(colours=4), "it is neither grey nor of three colours"),
+    "lossless": (SOI + frame(0xC3), "lossless, hierarchical or arithmetic"),
+    "arithmetic": (SOI + frame(0xC9), "lossless, hierarchical or arithmetic"),
+    "half a Huffman table": (SOI + segment(0xC4, bytes(16)), "a Huffman table is broken"),
+    "a Huffman table of too many codes": (
+        SOI + segment(0xC4, b"\0" + b"\xff" * 16 + bytes(4080)), "a Huffman table is broken"),
+    "a Huffman table past its segment": (SOI + segment(0xC4, b"\0" + b"\x02" * 16 + bytes(31)), "a Huffman table is broken"),
+    "a broken Huffman table after the scan": (
+        SOI + frame() + SCAN + b"data" + segment(0xC4, b"\0" + b"\xff" * 16) + b"\xff\xd9", "a Huffman table is broken"),
+    "a scan without an end": (SOI + frame() + SCAN + b"data\xff\x00\xff\xd1more\xff", "it is cut short"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_JPEGS)
+def test_jpegs_that_the_core_leaves_to_another_decoder(name: str) -> None:
+    data, reason = ODD_JPEGS[name]
+    with pytest.raises(RuntimeError, match=f"the file cannot be decoded: .*{reason}"):
+        _core.decode_image(data)
+    with pytest.raises(ValueError, match="image"):  # Pillow has no use for them either
+        load_image(data)
+
+
+def bmp(width: int = 2, height: int = 2, bits: int = 24, compression: int = 0, header: int = 40, offset: int = 54) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", header, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 70, 0, 0, offset) + head + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (bmp()[:53], "a BMP of a rare kind"),
+        (bmp(bits=8), "a BMP of a rare kind"),
+        (bmp(header=12), "a BMP of a rare kind"),
+        (bmp(compression=3), "a BMP of a rare kind"),
+        (bmp(width=0), "gives no size"),
+        (bmp(height=0), "gives no size"),
+        (bmp(offset=20), "cut short"),
+        (bmp(offset=1 << 30), "cut short"),
+        (bmp(height=3), "cut short"),
+        (b"GIF89a", "not a JPEG, PNG or BMP"),
+        (b"", "not a JPEG, PNG or BMP"),
+        (b"\x89PNG\r\n\x1a\n", "cut short"),
+        (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IDAT", b"x" * 13), "chunks that are out of place or unknown"),
+        (png(2, 2, 8, 2, bytes(14), png_chunk(b"ABCD", b"")), "chunks that are out of place or unknown"),
+        (png(0, 2, 8, 2, b""), "gives no size"),
+    ],
+    ids=range(15),
+)
+def test_files_that_the_core_leaves_to_another_decoder(data: bytes, reason: str) -> None:
+    with pytest.raises(RuntimeError, match=f"the file cannot be decoded: .*{reason}"):
+        _core.decode_image(data)
+
+
+@NEEDS_DECODER
+def test_a_bmp_with_rows_from_the_top() -> None:
+    rows = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    padded = b"".join(row[:, ::-1].tobytes() + b"\0\0" for row in rows)
+    assert np.array_equal(_core.decode_image(bmp(height=-2)[:54] + padded), rows)
+    assert np.array_equal(_core.decode_image(bmp()[:54] + padded), rows[::-1])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<HHII", 0x0112, 2, 1, 6),  # of text
+        struct.pack("<HHII", 0x0112, 3, 2, 6),  # two of them
+        struct.pack("<HHII", 0x0112, 3, 1, 9),
+        struct.pack("<HHII", 0x0112, 4, 1, 0),
+    ],
+)
+def test_odd_orientations_are_none(entry: bytes) -> None:
+    picture = smooth(20, 33)
+    block = b"II*\0" + struct.pack("<IH", 8, 1) + entry
+    assert load_image(encode(picture, "jpeg", exif=b"Exif\0\0" + block)).shape == (20, 33, 3)
+
+
+@NEEDS_DECODER
+def test_an_orientation_of_four_bytes() -> None:
+    block = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x0112, 4, 1, 6)
+    assert load_image(encode(smooth(20, 33), "jpeg", exif=b"Exif\0\0" + block)).shape == (33, 20, 3)
+
+
 @NEEDS_DECODER
 def test_endless_scans_are_refused():
     data = encode(smooth(64, 64), "jpeg", progressive=True)

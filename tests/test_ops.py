@@ -373,3 +373,80 @@ def test_norms(rows: int, width: int) -> None:
     close(wide[:, 1 : 1 + width], reference.rms_norm(x, weight, 1e-6), 3e-6)  # 3e-7
     assert (wide[:, 0] == 7).all()
     assert (wide[:, 1 + width :] == 7).all()
+
+
+def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
+    layer, out, x = prepare([{"weight": normal(6, 4)}]), np.empty((3, 6), np.float32), normal(3, 4)
+    still = out.copy()
+    for bad, error, message in (
+        (x.astype(np.float64), TypeError, "x: expected a float32 array"),
+        (x.tolist(), TypeError, "x: expected a float32 array"),
+        (np.zeros((1, 1, 1, 3, 4), np.float32), ValueError, "x: expected an aligned array of 1 to 4 dimensions"),
+        (np.zeros(49, np.uint8)[1:].view(np.float32).reshape(3, 4), ValueError, "x: expected an aligned array"),
+        (normal(3, 8)[:, ::2], ValueError, "x: its rows are not contiguous"),
+        (normal(3, 2, 4)[:, :1], ValueError, "x: its rows do not lie one stride apart"),
+        (normal(3, 5), ValueError, "do not fit the layer"),
+        (normal(2, 4), ValueError, "do not fit the layer"),
+    ):
+        with pytest.raises(error, match=message):
+            linear(layer, bad, 6, out=out)
+    still.flags.writeable = False
+    with pytest.raises(ValueError, match="out: expected an aligned array"):
+        linear(layer, x, 6, out=still)
+    for name in ("multiply", "residual"):
+        with pytest.raises(ValueError, match="do not fit the layer"):
+            linear(layer, x, 6, **{name: normal(3, 5)})
+        with pytest.raises(TypeError, match=f"{name}: expected a float32 array"):
+            linear(layer, x, 6, **{name: 1.0})
+    with pytest.raises(ValueError, match="expected one of gelu"):
+        linear(layer, x, 6, activation="tanh")
+    for first, last in ((-1, 5), (1, 7)):
+        with pytest.raises(ValueError, match="do not fit the layer"):
+            linear(layer, x, last - first, first=first)
+    for bad_norm in ((out, x, normal(4), None), (x, x, normal(5), None), (x, x, normal(4), normal(3))):
+        with pytest.raises(ValueError, match="do not fit together"):
+            _core._norm(*bad_norm, 1e-5, False)
+    q = normal(1, 2, 8)
+    for misfit in ({"q": normal(2, 8)}, {"heads": 3}, {"heads": 0}, {"k": normal(1, 2, 6)}, {"v": normal(1, 2, 6)},
+                   {"probabilities": np.empty((2, 2, 2), np.float32)}):  # fmt: skip
+        with pytest.raises(ValueError, match="do not fit together"):
+            attention(**{"out": np.empty_like(q), "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **misfit})
+    with pytest.raises(ValueError, match="key_mask has 1 dimensions, expected 2"):
+        attention(None, q, q, q, heads=2, scale=1.0, key_mask=np.ones(2, np.uint8))
+
+
+def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
+    weight = entry(normal(6, 4))
+    for parts in (0, 4):
+        with pytest.raises(ValueError, match=f"parts: {parts}, expected 1 to 3"):
+            _core._prepare({"0.weight": weight}, parts, "float32", 1.0)
+    with pytest.raises(ValueError, match="precision: float64, expected float32 or bfloat16"):
+        _core._prepare({"0.weight": weight}, 1, "float64", 1.0)
+    with pytest.raises(TypeError, match=r"expected \(buffer, dtype, shape, offset\)"):
+        _core._prepare({"0.weight": weight[:3]}, 1, "float32", 1.0)
+    array = weight[0]
+    for bad, error, message in (
+        ((array, "int8", (6, 4), 0), ValueError, "dtype int8, expected float32, float16 or bfloat16"),
+        ((array, "float32", (1, 1, 1, 6, 4), 0), ValueError, "5 dimensions, at most 4 are expected"),
+        ((array, "float32", (2**40, 2**40), 0), ValueError, "the shape is too large"),
+        ((array, "float32", (6, -4), 0), OverflowError, "negative"),
+        ((array, "float32", (6, 4), -1), ValueError, "96 bytes at -1 do not lie inside the buffer of 96"),
+        ((array, "float32", (6, 4), 1), ValueError, "96 bytes at 1 do not lie inside the buffer of 96"),
+        ((array[::2], "float32", (6, 2), 0), ValueError, "not C-contiguous"),
+        (("text", "float32", (1, 1), 0), TypeError, "bytes-like"),
+    ):
+        with pytest.raises(error, match=message):
+            _core._prepare({"0.weight": bad}, 1, "float32", 1.0)
+    with pytest.raises(TypeError, match="weights: expected names, got int"):
+        _core._prepare({0: weight}, 1, "float32", 1.0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_burning_does_what_it_says(precision: str) -> None:
+    """The peak that benchmarks compare with: as many operations as it was told, none for none."""
+    once, twice = _core._burn(precision, 1000), _core._burn(precision, 2000)
+    assert 0 < once < twice
+    assert twice == pytest.approx(2 * once)
+    assert _core._burn(precision, -1) == 0
+    with pytest.raises(ValueError, match="precision"):
+        _core._burn("int8", 1)

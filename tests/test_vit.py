@@ -300,7 +300,7 @@ def test_memory_is_flat_and_nothing_is_kept() -> None:
     [
         ({"pixel_values": np.zeros((1, 3, 27, 28), np.float32)}, ValueError, r"pixel_values has shape \[1, 3, 27, 28\]"),
         ({"pixel_values": np.zeros((3, 28, 28), np.float32)}, ValueError, "pixel_values has 3 dimensions, expected 4"),
-        ({"pixel_values": "picture.png"}, (TypeError, ValueError), ""),
+        ({"pixel_values": "picture.png"}, ValueError, "could not convert string to float: 'picture.png'"),
         ({"instruct": np.zeros((1, 2, 19), np.float32)}, ValueError, "19 wide, expected instruction_dim 20"),
         ({"instruct": np.zeros((1, 0, 20), np.float32)}, ValueError, "no tokens"),
         ({"instruct_length": np.zeros(1, np.int32)}, ValueError, r"instruct_length\[0\] is 0"),
@@ -310,7 +310,14 @@ def test_memory_is_flat_and_nothing_is_kept() -> None:
         ({"attention": [(4, "class")]}, ValueError, "block 4 does not exist; this model has blocks 0 to 3"),
         ({"attention": [(1, "row")]}, ValueError, "expected 'class' or 'raw'"),
         ({"attention": [(1, "raw"), (1, "class")]}, ValueError, "asked for twice"),
-        ({"attention": 3}, TypeError, "attention"),
+        ({"attention": 3}, TypeError, "attention must be a sequence"),
+        ({"attention": [1]}, TypeError, r"attention: expected \(block, 'class' \| 'raw'\) pairs"),
+        ({"attention": [(-1, "raw")]}, ValueError, "block -1 does not exist"),
+        ({"hidden": [-1]}, OverflowError, "negative"),
+        ({"hidden": 1}, TypeError, "hidden must be a sequence"),
+        ({"outputs": [1]}, ValueError, "outputs: 1, expected 'last'"),
+        ({"instruct": np.zeros((1, 20), np.float32)}, ValueError, "instruct has 2 dimensions, expected 3"),
+        ({"pair_image": np.zeros(2, np.int32)}, ValueError, "pair_image has 2 items, expected 1"),
         ({"hidden": [5]}, ValueError, "hidden state 5"),
         ({"outputs": ["logits"]}, ValueError, "expected 'last'"),
     ],
@@ -367,6 +374,13 @@ def test_bad_weights_are_listed_together() -> None:
         ({"layer_norm_eps": float("nan")}, "'layer_norm_eps' is nan"),
         ({"hidden_act": "swish"}, "'hidden_act' is 'swish'"),
         ({"integrated": [9]}, "block 9 of 4"),
+        ({"blip": 1}, "'blip' is 1, expected True or False"),
+        ({"layer_norm_eps": 1e31}, "'layer_norm_eps' is 1e"),
+        ({"layer_norm_eps": "tiny"}, "'layer_norm_eps' is 'tiny', expected a finite number"),
+        ({"hidden_act": 3}, "'hidden_act' is 3, expected one of gelu"),
+        ({"image_size": 2**31 + 1}, r"'image_size' is 2147483649, expected a whole number from 0 to 2\^31"),
+        ({"image_size": 2**70}, "'image_size' is 1180591620717411303424"),
+        ({"num_hidden_layers": 1025}, "1025 blocks"),
     ],
 )
 def test_bad_configurations(change: dict[str, Any], message: str) -> None:
@@ -375,3 +389,11 @@ def test_bad_configurations(change: dict[str, Any], message: str) -> None:
         _core.Vit(make_config(**change), weights)
     with pytest.raises(ValueError, match="precision"):
         _core.Vit(make_config(), weights, "float64")
+    with pytest.raises(TypeError, match="config: expected a dict, got list"):
+        _core.Vit([], weights)
+    with pytest.raises(TypeError, match="'integrated' must be a sequence"):
+        _core.Vit(make_config(integrated=3), weights)
+    with pytest.raises(OverflowError):
+        _core.Vit(make_config(integrated=[-1]), weights)
+    with pytest.raises(TypeError, match="device: expected a Device or None, got str"):
+        _core.Vit(make_config(), weights, device="cuda-host")

@@ -181,6 +181,10 @@ int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
     for (; weights->count < count; weights->count++) {
         PyObject *name = PyList_GET_ITEM(weights->names, (Py_ssize_t)weights->count);
         qv_tensor *tensor = &weights->tensors[weights->count];
+        if (!PyUnicode_Check(name)) {
+            PyErr_Format(PyExc_TypeError, "weights: expected names, got %s", Py_TYPE(name)->tp_name);
+            goto fail;
+        }
         tensor->name = PyUnicode_AsUTF8(name);
         PyObject *value = tensor->name != NULL ? PyDict_GetItemWithError(dict, name) : NULL;
         if (value == NULL || read_tensor(weights, tensor, value) < 0) {

@@ -171,7 +171,8 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
         read_activation(activation, &epilogue.activation) < 0) {
         return NULL;
     }
-    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count ||
+    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count || first < 0 ||
+        count < 0 || first > (Py_ssize_t)object->weight.columns - count ||
         (multiply.data != NULL && (multiply.rows != out.rows || multiply.columns != out.columns)) ||
         (residual.data != NULL && (residual.rows != out.rows || residual.columns != out.columns))) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
@@ -304,7 +305,8 @@ static PyObject *norm(PyObject *module, PyObject *arguments) {
         view_rows(bias_object, "bias", true, false, &bias) < 0) {
         return NULL;
     }
-    if (x.rows != out.rows || x.columns != out.columns || weight.columns != x.columns) {
+    if (x.rows != out.rows || x.columns != out.columns || weight.columns != x.columns ||
+        (bias.data != NULL && bias.columns != x.columns)) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
         return NULL;
     }
