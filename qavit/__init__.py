@@ -11,12 +11,12 @@ Importing this package loads NumPy and the core; everything else is imported whe
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 from ._core import get_num_threads, set_num_threads
+from .lazy import lazy_names
 
 if TYPE_CHECKING:
     from .config import Config
@@ -92,13 +92,4 @@ def build_info() -> dict[str, Any]:
     return {"version": __version__, **_core.build_info()}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'qavit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

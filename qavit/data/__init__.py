@@ -11,8 +11,9 @@ Needs ``pip install "qavit[data]"``; the Ray engine ``"qavit[ray]"``.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .actor import HeatmapActor, MapRow
@@ -36,14 +37,4 @@ _HOME = {
 
 __all__ = ["HeatmapActor", "MapReader", "MapRow", "RunSummary", "Shard", "open_questions", "read_maps", "run", "scale_maps"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'qavit.data' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
