@@ -101,17 +101,13 @@ QVK_FUNCTION float *qvk_window(const qvk_attention *p, const qvk_head *head, siz
         }                                                                                          \
     } while (0)
 
-/* Shared: scores [M + S], parts [threads]. */
-QVK_BODY(qvk_attention_row, qvk_attention) {
-    const size_t pair = QVK_BLOCK / p->T, query = QVK_BLOCK % p->T, keys = p->M + p->S;
-    const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
-    const float *q = head.q + query * p->ld_q;
-    float *scores = QVK_DYNAMIC, *parts = scores + keys;
+/* A row's scores [keys], in shared memory, become exp(score - the largest); returns 1 / their sum, NaN where nothing is
+ * seen. Thread t wrote the scores of keys t, t + threads, ..., and the same ones are its own here. */
+QVK_FUNCTION float qvk_softmax(float *scores, size_t keys QVK_AT) {
     QVK_PRIVATE(part);
     QVK_THREADS(t) {
         float top = -INFINITY;
         for (size_t key = t; key < keys; key += QVK_WIDTH) {
-            scores[key] = qvk_score(p, &head, qvk_dot(q, qvk_key(p, &head, key), p->d), query, key);
             top = fmaxf(top, scores[key]);
         }
         QVK_MINE(part) = top;
@@ -125,7 +121,22 @@ QVK_BODY(qvk_attention_row, qvk_attention) {
         }
         QVK_MINE(part) = sum;
     }
-    const float total = QVK_BLOCK_SUM(part), inverse = total == 0.0f ? NAN : 1.0f / total;
+    const float total = QVK_BLOCK_SUM(part);
+    return total == 0.0f ? NAN : 1.0f / total;
+}
+
+/* Shared: scores [M + S], parts [threads]. */
+QVK_BODY(qvk_attention_row, qvk_attention) {
+    const size_t pair = QVK_BLOCK / p->T, query = QVK_BLOCK % p->T, keys = p->M + p->S;
+    const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
+    const float *q = head.q + query * p->ld_q;
+    float *scores = QVK_DYNAMIC, *parts = scores + keys;
+    QVK_THREADS(t) {
+        for (size_t key = t; key < keys; key += QVK_WIDTH) {
+            scores[key] = qvk_score(p, &head, qvk_dot(q, qvk_key(p, &head, key), p->d), query, key);
+        }
+    }
+    const float inverse = qvk_softmax(scores, keys QVK_HERE);
     float *window = qvk_window(p, &head, query);
     QVK_SYNC();
     if (window != NULL) {
@@ -355,24 +366,12 @@ QVK_BODY(qvk_backward_row, qvk_attention_backward) {
     float *A = QVK_DYNAMIC, *G = A + keys, *parts = G + keys;
     QVK_PRIVATE(part);
     QVK_THREADS(t) {
-        float top = -INFINITY;
         for (size_t key = t; key < keys; key += QVK_WIDTH) {
             A[key] = qvk_score(a, &head, qvk_dot(q, qvk_key(a, &head, key), a->d), query, key);
             G[key] = qvk_dot(d_out, qvk_value(a, &head, key), a->d);
-            top = fmaxf(top, A[key]);
         }
-        QVK_MINE(part) = top;
     }
-    const float top = QVK_BLOCK_MAX(part);
-    QVK_THREADS(t) {
-        float sum = 0.0f;
-        for (size_t key = t; key < keys; key += QVK_WIDTH) {
-            A[key] = qvk_weight(A[key], top);
-            sum += A[key];
-        }
-        QVK_MINE(part) = sum;
-    }
-    const float total = QVK_BLOCK_SUM(part), inverse = total == 0.0f ? NAN : 1.0f / total;
+    const float inverse = qvk_softmax(A, keys QVK_HERE);
     QVK_THREADS(t) {
         float sum = 0.0f;
         for (size_t key = t; key < keys; key += QVK_WIDTH) {

@@ -16,6 +16,7 @@
 #define QVK_BODY(name, parameters) static __device__ __forceinline__ void name(const parameters *p)
 #define QVK_PASS p
 #define QVK_AT
+#define QVK_HERE
 #define QVK_BLOCK ((size_t)blockIdx.x)
 #define QVK_WIDTH blockDim.x
 #define QVK_THREADS(t) for (unsigned t = threadIdx.x, qvk_once = 1u; qvk_once != 0u; qvk_once = 0u)
@@ -74,7 +75,8 @@ template <bool largest> static __device__ __forceinline__ float qvk_block_reduce
 #define QVK_FUNCTION static inline
 #define QVK_UNUSED __attribute__((unused))
 #define QVK_BODY(name, parameters) static inline void name(const parameters *p QVK_AT)
-#define QVK_PASS p, qvk_block, qvk_width, qvk_memory
+#define QVK_PASS p QVK_HERE
+#define QVK_HERE , qvk_block, qvk_width, qvk_memory
 #define QVK_AT , size_t qvk_block QVK_UNUSED, unsigned qvk_width QVK_UNUSED, float *qvk_memory QVK_UNUSED
 #define QVK_BLOCK qvk_block
 #define QVK_WIDTH qvk_width
