@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_Preprocessing = tuple[bool, tuple[float, float, float], tuple[float, float, float]]
+
 def get_num_threads() -> int: ...
 def set_num_threads(n: int, /) -> None: ...
 def build_info() -> dict[str, Any]: ...
@@ -24,15 +26,7 @@ class Device:
     def __init__(self, name: str, tf32: bool = ..., offload: bool = ...) -> None: ...
     def counters(self) -> dict[str, int]: ...
 
-class Vit:
-    image_size: int
-    patch_size: int
-    hidden_size: int
-    heads: int
-    blocks: int
-    tokens: int
-    instruction_dim: int
-    integrated: tuple[int, ...]
+class _Encoder:
     def __init__(
         self,
         config: dict[str, Any],
@@ -41,15 +35,26 @@ class Vit:
         prefix: str = ...,
         device: Device | None = ...,
     ) -> None: ...
+
+class Vit(_Encoder):
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    heads: int
+    blocks: int
+    tokens: int
+    instruction_dim: int
+    integrated: tuple[int, ...]
     def forward(
         self,
-        pixel_values: npt.NDArray[np.float32],
+        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
         pair_image: npt.NDArray[np.int32] | None = ...,
         instruct: npt.NDArray[np.float32] | None = ...,
         instruct_length: npt.NDArray[np.int32] | None = ...,
         attention: Sequence[tuple[int, str]] = ...,
         hidden: Sequence[int] = ...,
         outputs: Sequence[str] = ...,
+        preprocessing: _Preprocessing | None = ...,
     ) -> dict[str, Any]: ...
 
 class BlipImage:
@@ -70,7 +75,9 @@ class BlipItm:
     def __init__(
         self, config: dict[str, Any], weights: dict[str, Any], precision: str = ..., device: Device | None = ...
     ) -> None: ...
-    def encode_image(self, pixel_values: npt.NDArray[np.float32], /) -> BlipImage: ...
+    def encode_image(
+        self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
+    ) -> BlipImage: ...
     def image_from_embeddings(self, embeddings: npt.NDArray[np.float32], /) -> BlipImage: ...
     def gradcam(
         self,
@@ -86,18 +93,10 @@ class BlipItm:
     def text_features(self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]: ...
     def image_features(self, image: BlipImage, /) -> npt.NDArray[np.float32]: ...
 
-class _TextEncoder:
+class _TextEncoder(_Encoder):
     width: int
     vocab_size: int
     max_tokens: int
-    def __init__(
-        self,
-        config: dict[str, Any],
-        weights: dict[str, Any],
-        precision: str = ...,
-        prefix: str = ...,
-        device: Device | None = ...,
-    ) -> None: ...
     def encode(
         self, ids: npt.NDArray[np.integer[Any]], mask: npt.NDArray[np.integer[Any]] | None = ...
     ) -> npt.NDArray[np.float32]: ...

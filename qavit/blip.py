@@ -16,7 +16,7 @@ from .weights import NOT_FINITE, check_unchanged, origins, release_pages
 if TYPE_CHECKING:
     from .checkpoints import ModelSource
     from .heatmaps import HeatmapResult
-    from .images import Preprocessing, Region
+    from .images import Preprocessing, Region, Seen
 
 __all__ = ["BlipITM"]
 
@@ -169,8 +169,8 @@ class BlipITM:
             raise ValueError(f"{argument}: NaN or infinity")
         return images
 
-    def _picture(self, image: Any) -> tuple[npt.NDArray[np.uint8], FloatArray, Region]:
-        """The picture as given, what the model sees of it [3, S, S], and which part that is."""
+    def _picture(self, image: Any) -> tuple[npt.NDArray[np.uint8], Seen, Region]:
+        """The picture as given, what the core takes of it (a batch of one), and which part of it that is."""
         from . import images
 
         if is_pixel_values(image):
@@ -178,10 +178,14 @@ class BlipITM:
             if len(pixels) != 1:
                 raise ValueError(f"image: {len(pixels)} pictures, expected one")
             picture = images.picture_of(pixels[0], self.preprocessing)
-            return picture, pixels[0], images.Region(0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
-        picture = images.load_image(image)
-        pixels, region = images.preprocess(picture, self.preprocessing)
-        return picture, pixels, region
+            return picture, pixels, images.Region(0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
+        return images.prepare(image, self.preprocessing, self.device)
+
+    def _encode(self, seen: Seen) -> _core.BlipImage:
+        """A batch of one, encoded."""
+        if isinstance(seen, np.ndarray):
+            return self._core.encode_image(seen[0])
+        return self._core.encode_image(seen.picture, seen.preprocessing)
 
     # ---- maps ----
 
@@ -247,7 +251,7 @@ class BlipITM:
         number = self.check_block(self.default_block if block is None else block)
         _, pixels, _ = self._picture(image)
         tokens = self._tokenize([question.strip("?") for question in question_list(questions)])
-        maps, logits = self._core.gradcam(self._core.encode_image(pixels), tokens.ids, tokens.mask, number)[:2]
+        maps, logits = self._core.gradcam(self._encode(pixels), tokens.ids, tokens.mask, number)[:2]
         return self._finite(maps), _match_probability(self._finite(logits))
 
     def gradcam_tokens(
@@ -320,7 +324,7 @@ class BlipITM:
         picture, pixels, region = self._picture(image)
         tokens = self._tokenize([question.strip("?") for question in asked])
         gh, gw = self.grid
-        state = self._core.encode_image(pixels)
+        state = self._encode(pixels)
         maps, _, every = self._core.gradcam(state, tokens.ids, tokens.mask, number, True)
         words, word_maps = [], []
         per_question = np.split(self._finite(every), np.cumsum(tokens.mask.sum(axis=1))[:-1])
@@ -331,7 +335,7 @@ class BlipITM:
             word_maps.append(np.array(stack, np.float32).reshape(len(names), gh, gw))
 
         def block_maps() -> FloatArray:
-            again = self._core.encode_image(pixels)
+            again = self._encode(pixels)
             every_block = np.zeros((self.num_blocks, len(asked), gh * gw), np.float32)
             for one in self.usable_blocks:
                 every_block[one] = self._core.gradcam(again, tokens.ids, tokens.mask, one)[0]
@@ -400,32 +404,34 @@ class BlipITM:
             raise ValueError(f"{self.name}: these weights have no contrastive heads (text_proj, vision_proj)")
         tokens = self._tokenize(question_list(texts), matching=False)
         text_features = self._core.text_features(tokens.ids, tokens.mask)
-        pixels, index = unique_images(self._batch(image))
-        features = [self._core.image_features(self._core.encode_image(image)) for image in pixels]
+        different, index = _different(self._batch(image))
+        features = [self._core.image_features(self._encode(one)) for one in different]
         return self._finite((np.stack(features) @ text_features.T)[index])
 
     # ---- helpers ----
 
-    def _batch(self, image: Any, count: int | None = None) -> FloatArray:
-        """[B, 3, S, S] of one picture or of a batch of normalised ones; of `count` texts, one each or one for all."""
-        pixels = self._pixels(image, "image") if is_pixel_values(image) else self._picture(image)[1][None]
-        if count is None or len(pixels) == count:
-            return pixels
-        if len(pixels) != 1:
+    def _batch(self, image: Any, count: int | None = None) -> Seen:
+        """One picture, or a batch of normalised ones, as the core takes it; of `count` texts, one each or one for all."""
+        pixels = self._pixels(image, "image") if is_pixel_values(image) else self._picture(image)[1]
+        if count is not None and len(pixels) not in (1, count):
             raise ValueError(f"image: {len(pixels)} pictures for {count} texts; expected 1 or {count}")
-        return np.broadcast_to(pixels, (count, *pixels.shape[1:]))
+        return pixels
 
     def _by_image(
-        self, pixels: FloatArray, texts: Sequence[str]
+        self, pixels: Seen, texts: Sequence[str]
     ) -> Iterator[tuple[_core.BlipImage, npt.NDArray[np.intp], list[str], list[int]]]:
-        """For each different picture: it encoded, its rows, its different texts, and which of them each row asks."""
-        same = pixels.ndim == 4 and pixels.strides[0] == 0
-        images, index = (pixels[:1], np.zeros(len(texts), np.int32)) if same else unique_images(pixels)
-        for number, image in enumerate(images):
+        """For each different picture: it encoded, its rows, its different texts, and which of them each row asks.
+
+        One picture is that of all texts.
+        """
+        different, index = _different(pixels)
+        if len(pixels) == 1:
+            index = np.zeros(len(texts), np.int32)
+        for number, image in enumerate(different):
             rows = np.flatnonzero(index == number)
             place: dict[str, int] = {}
             back = [place.setdefault(texts[int(row)], len(place)) for row in rows]
-            yield self._core.encode_image(image), rows, list(place), back
+            yield self._encode(image), rows, list(place), back
 
     def _finite(self, array: FloatArray) -> FloatArray:
         check_unchanged(self._files)
@@ -438,6 +444,14 @@ class BlipITM:
             f"BlipITM({self.name!r}: {self.num_blocks} text blocks, {self.grid[0]}x{self.grid[1]} patches of "
             f"{self.image_size}x{self.image_size}, {self.precision})"
         )
+
+
+def _different(batch: Seen) -> tuple[list[Seen], npt.NDArray[np.int32]]:
+    """The different pictures of a batch, each a batch of one, and which of them each row is."""
+    if not isinstance(batch, np.ndarray):
+        return [batch], np.zeros(1, np.int32)
+    images, index = unique_images(batch)
+    return [images[i : i + 1] for i in range(len(images))], index
 
 
 def _match_probability(logits: FloatArray) -> FloatArray:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,10 @@ class Preprocessing:
             problem = f"unknown key {unknown[0]!r}" if unknown else "'size' is missing"
             raise ValueError(f"preprocessing: {problem}; expected {', '.join(sorted(known))}")
         return cls(**values)
+
+    def core_arguments(self) -> tuple[bool, tuple[float, float, float], tuple[float, float, float]]:
+        """As the core takes it, the size apart: (resize_exact, mean, std)."""
+        return self.resize == "exact", self.mean, self.std
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, strings and lists, for config.json."""
@@ -200,18 +204,60 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArr
     region : Region
         The part of the picture that they show.
     """
+    pixels = _core.preprocess_image(picture, int(preprocessing.size), *preprocessing.core_arguments())
+    return pixels, seen_region(picture, preprocessing)
+
+
+def seen_region(picture: Picture, preprocessing: Preprocessing) -> Region:
+    """The part of a picture uint8 [H, W, 3] that its pixel values show."""
     size = int(preprocessing.size)
-    exact = preprocessing.resize == "exact"
-    pixels = _core.preprocess_image(picture, size, exact, preprocessing.mean, preprocessing.std)
     height, width = picture.shape[:2]
-    if exact or height == width:
-        return pixels, Region(0.0, 0.0, float(width), float(height))
+    if preprocessing.resize == "exact" or height == width:
+        return Region(0.0, 0.0, float(width), float(height))
     resized = int(size * max(height, width) / min(height, width))
     start = (resized - size) // 2
     scale = max(height, width) / resized
     if height < width:
-        return pixels, Region(start * scale, 0.0, (start + size) * scale, float(height))
-    return pixels, Region(0.0, start * scale, float(width), (start + size) * scale)
+        return Region(start * scale, 0.0, (start + size) * scale, float(height))
+    return Region(0.0, start * scale, float(width), (start + size) * scale)
+
+
+class DevicePicture:
+    """A picture that becomes pixel values where its model computes; it stands for a batch of one.
+
+    Parameters
+    ----------
+    picture : ndarray
+        uint8 [H, W, 3]; copied, so that what becomes of the caller's does not show later.
+    preprocessing : Preprocessing
+        The model's.
+    """
+
+    def __init__(self, picture: Picture, preprocessing: Preprocessing) -> None:
+        self.picture = picture.copy()
+        self.preprocessing = preprocessing.core_arguments()
+
+    def __len__(self) -> int:
+        return 1
+
+
+Seen = Union[FloatArray, DevicePicture]
+"""What a model's core takes of one picture or a batch: pixel values [B, 3, S, S], or a picture to make them of."""
+
+
+def prepare(image: Any, preprocessing: Preprocessing, device: str) -> tuple[Picture, Seen, Region]:
+    """A picture, what a model on `device` takes of it (a batch of one), and which part of it that is.
+
+    On the CPU that is pixel values float32 [1, 3, S, S], made here once for all passes. A GPU is given the picture and makes
+    them itself, with the same bits. `image` is what `load_image` takes, or a `DevicePicture`.
+    """
+    if isinstance(image, DevicePicture):
+        return image.picture, image, seen_region(image.picture, preprocessing)
+    picture = load_image(image)
+    if device == "cpu":
+        pixels, region = preprocess(picture, preprocessing)
+        return picture, pixels[None], region
+    return picture, DevicePicture(picture, preprocessing), seen_region(picture, preprocessing)
 
 
 def as_pixel_values(values: Any, name: str = "pixel_values") -> FloatArray:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .blip import BlipITM
     from .checkpoints import ModelSource
     from .heatmaps import HeatmapResult
-    from .images import Preprocessing, Region
+    from .images import Preprocessing, Region, Seen
 
 __all__ = [
     "BlockAttentions", "EncodedQuestions", "QAViT", "QuestionBlindWarning", "UnknownWordsWarning", "VisionOutput", "load",
@@ -427,7 +427,7 @@ class QAViT:
 
     def _run(
         self,
-        images: FloatArray,
+        images: Seen,
         states: FloatArray | None,
         mask: npt.NDArray[np.uint8] | None,
         attention: Sequence[tuple[int, str]],
@@ -437,12 +437,16 @@ class QAViT:
     ) -> dict[str, Any]:
         """One row a pair, in the order given; pairs of equal pictures share the work before the question."""
         check_unchanged(self._files)
+        wanted: dict[str, Any] = {"attention": attention, "hidden": hidden, "outputs": outputs}
+        given: Any = images
+        if not isinstance(images, np.ndarray):
+            given, wanted["preprocessing"] = [images.picture], images.preprocessing
         if states is None or mask is None:
-            result: dict[str, Any] = self._vit.forward(images, attention=attention, hidden=hidden, outputs=outputs)
+            result: dict[str, Any] = self._vit.forward(given, **wanted)
             self._check_result(result)
             return result
         if pair_image is None:
-            images, pair_image = unique_images(images)
+            given, pair_image = unique_images(given)
         if states.size and not np.isfinite(states).all():
             raise ValueError("instruct_states: NaN or infinity")
         # The core wants tokens that count in front, and pairs in the order of their images.
@@ -455,13 +459,11 @@ class QAViT:
         lengths = mask.sum(axis=1, dtype=np.int32)
         in_order = bool((order == back).all() and (np.diff(order) == 1).all())
         result = self._vit.forward(
-            images,
+            given,
             pair_image[order] if not in_order else pair_image,
             states[order] if not in_order else states,
             lengths[order] if not in_order else lengths,
-            attention=attention,
-            hidden=hidden,
-            outputs=outputs,
+            **wanted,
         )
         self._check_result(result)
         first = self.integrated[0] if self.integrated else self.num_blocks
@@ -664,7 +666,7 @@ class QAViT:
 
     def _maps(
         self,
-        images: FloatArray,
+        images: Seen,
         states: FloatArray | None,
         mask: npt.NDArray[np.uint8] | None,
         blocks: list[int],
@@ -712,7 +714,7 @@ class QAViT:
 
     def _word_maps(
         self,
-        pixels: FloatArray,
+        pixels: Seen,
         states: FloatArray | None,
         mask: npt.NDArray[np.uint8] | None,
         words: list[Any],
@@ -754,8 +756,8 @@ class QAViT:
 
     # ---- pictures ----
 
-    def _picture(self, image: Any) -> tuple[npt.NDArray[np.uint8], FloatArray, Region]:
-        """The picture as given, what the model sees of it [1, 3, S, S], and which part that is."""
+    def _picture(self, image: Any) -> tuple[npt.NDArray[np.uint8], Seen, Region]:
+        """The picture as given, what the core takes of it (a batch of one), and which part of it that is."""
         from . import images
 
         if is_pixel_values(image):
@@ -764,12 +766,10 @@ class QAViT:
                 raise ValueError(f"image: {len(pixels)} pictures, expected one")
             picture = images.picture_of(pixels[0], self.preprocessing)
             return picture, pixels, images.Region(0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
-        picture = images.load_image(image)
-        pixels, region = images.preprocess(picture, self.preprocessing)
-        return picture, pixels[None], region
+        return images.prepare(image, self.preprocessing, self.device)
 
-    def _batch(self, image: Any) -> FloatArray:
-        """[B, 3, S, S] of one picture or a batch of normalised ones."""
+    def _batch(self, image: Any) -> Seen:
+        """One picture, or a batch of normalised ones [B, 3, S, S], as the core takes it."""
         return self._pixels(image) if is_pixel_values(image) else self._picture(image)[1]
 
     def __repr__(self) -> str:

@@ -34,7 +34,7 @@ QAVIT_CUDA=1 QAVIT_WERROR=1 "$python" setup.py -q build_ext --build-temp "$folde
 find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp --parents {} "$folder/lib" \;
 export PYTEST_ADDOPTS="-p no:cacheprovider -o \"pythonpath='$folder/lib'\""
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'import qavit; assert qavit.build_info()["cuda"]')
-"$python" -m pytest -rs tests/test_cuda.py
+"$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_pictures.py
 if [ "${1:-}" = suites ]; then
     PYTHONPATH=$root/tests:$folder/lib QAVIT_TEST_DEVICE=${DEVICE:-cuda-host} "$python" -m pytest -p on_device \
         tests/test_vit.py tests/test_text_encoders.py tests/test_blip.py -m "not slow and not full_size" -k "not memory"

@@ -13,10 +13,10 @@ MAX_LINES, MAX_FUNCTION, MAX_COLUMNS = 800, 100, 130
 # Which folders' headers a folder may include: one way only.
 BELOW = {
     "base": {"base"},
-    "ops": {"ops", "base"},
     "image": {"image", "base"},
+    "ops": {"ops", "image", "base"},
     "models": {"models", "ops", "base"},
-    "cuda": {"cuda", "ops", "base"},
+    "cuda": {"cuda", "ops", "image", "base"},
     "python": {"python", "models", "image", "cuda", "ops", "base"},
 }
 # State that has to be one for the whole process, and why.

@@ -77,6 +77,10 @@ struct qv_cuda_device {
     qv_cuda_taken taken[QV_CUDA_TAKEN];
     size_t taken_count, taken_bytes;
 
+    /* what the picture in turn needs on the device */
+    void *picture;
+    size_t picture_bytes;
+
     /* offloaded weights */
     qv_cuda_block *blocks;
     size_t block_count, block_capacity, open_block, running;
@@ -124,6 +128,10 @@ qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err);
 /* Where the weight lies on the device by the time that the compute stream comes to what is started next. */
 const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight);
 void qv_cuda_release_weights(qv_cuda_device *device);
+
+/* ---- pictures.c ---- */
+qv_status qv_cuda_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
+                             qv_error *err);
 
 /* ---- ops.c, ops_backward.c ---- */
 /* Blocks a row of element-wise kernels, and the blocks in all that never exceed a launch. */

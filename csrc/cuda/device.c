@@ -228,6 +228,7 @@ static const qv_ops table = {
     .layer_norm = qv_cuda_layer_norm,
     .rms_norm = qv_cuda_rms_norm,
     .attention = qv_cuda_attention,
+    .preprocess = qv_cuda_preprocess,
     .patches = qv_cuda_patches,
     .embedding = qv_cuda_embedding,
     .relative_bias = qv_cuda_relative_bias,
@@ -361,6 +362,7 @@ void qv_cuda_close(qv_cuda_device *device) {
     if (device->state != NULL && device->process == getpid()) {
         qv_cuda_release_weights(device);
         qv_cuda_free(&device->memory, device->index_device);
+        qv_cuda_free(&device->memory, device->picture);
         device->driver->free_pinned(device->state, device->index_host);
         device->driver->free_pinned(device->state, device->stage_out);
         device->driver->free_pinned(device->state, device->stage_in);

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "cuda/kernel_attention.h"
 #include "cuda/kernel_bodies.h"
+#include "cuda/kernel_pictures.h"
 
 #include <stdlib.h>
 #include <string.h>

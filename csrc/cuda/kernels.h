@@ -68,6 +68,23 @@ typedef struct {
     size_t D, chunks;
 } qvk_round;
 
+/* One pass of a resize (image/resize.h), over rows or columns (`down`) of in [., ., 3], whose rows lie in_stride bytes
+ * apart; weights NULL copies. Into bytes [rows, columns, 3], or (levels given) into values [3, rows, columns], which are
+ * levels [3, QVK_LEVELS] of the bytes. `chunks` blocks a row. */
+#define QVK_LEVELS 256
+typedef struct {
+    uint8_t *bytes;
+    float *values;
+    const float *levels;
+    const uint8_t *in;
+    size_t in_stride;
+    const size_t *first, *taps;
+    const int32_t *weights; /* [., stride] */
+    size_t stride;
+    int down;
+    size_t rows, columns, chunks;
+} qvk_resize;
+
 /* out [P, 3 p p]; a block a patch. */
 typedef struct {
     float *out;
@@ -143,6 +160,7 @@ typedef struct {
     X(NORM_BACKWARD, qvk_norm_backward_row, qvk_norm_backward)         \
     X(ELEMENTS, qvk_elements_chunk, qvk_elements)                      \
     X(ROUND, qvk_round_chunk, qvk_round)                               \
+    X(RESIZE, qvk_resize_chunk, qvk_resize)                            \
     X(PATCHES, qvk_patch, qvk_patches)                                 \
     X(RELATIVE_BIAS, qvk_relative_bias_row, qvk_relative_bias)         \
     X(ATTENTION_ROW, qvk_attention_row, qvk_attention)                 \

@@ -185,7 +185,7 @@ static qv_status find_sizes(qv_blip_config *config, const qv_weights *weights, q
 
 qv_status qv_blip_init(qv_blip *model, const qv_blip_config *config, const qv_ops *ops, qv_precision precision,
                        qv_weights *weights, qv_error *err) {
-    *model = (qv_blip){.config = *config, .ops = ops, .arenas.memory = ops->memory};
+    *model = (qv_blip){.config = *config, .ops = ops, .arenas.memory = ops->memory, .images.memory = ops->memory};
     qv_status status = find_sizes(&model->config, weights, err);
     if (status != QV_OK) {
         return status;
@@ -262,6 +262,7 @@ void qv_blip_free(qv_blip *model) {
         qv_vector_free(model->ops, vectors[i]);
     }
     qv_arena_cache_clear(&model->arenas);
+    qv_arena_cache_clear(&model->images);
     qv_vit_free(&model->vision);
 }
 
@@ -272,11 +273,12 @@ qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_
     *image = (qv_blip_image){.S = S};
     if (qv_multiply_size(S * model->config.L, 2 * model->config.D, &cross) &&
         qv_add_size(cross, S * width, &total)) {
-        const qv_memory *memory = model->ops->memory;
-        if (memory == NULL) {
+        if (model->ops->memory == NULL) {
             image->embeddings = qv_allocate(total, sizeof(float));
         } else if (qv_multiply_size(total, sizeof(float), &total)) {
-            image->embeddings = memory->allocate(memory, total);
+            const qv_arena size = {.used = total};
+            image->arena = qv_arena_acquire((qv_arena_cache *)&model->images, &size);
+            image->embeddings = (float *)(void *)image->arena.base;
         }
     }
     if (image->embeddings == NULL) {
@@ -287,19 +289,22 @@ qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_
 }
 
 void qv_blip_image_free(qv_blip_image *image, const qv_blip *model) {
-    const qv_memory *memory = model->ops->memory;
-    if (memory != NULL) {
-        memory->free(memory, image->embeddings);
-    } else {
+    if (model->ops->memory == NULL) {
         qv_free(image->embeddings);
+    } else if (image->embeddings != NULL) {
+        qv_arena_release((qv_arena_cache *)&model->images, &image->arena);
     }
-    *image = (qv_blip_image){NULL, NULL, 0};
+    *image = (qv_blip_image){.embeddings = NULL};
 }
 
 qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
-                              qv_error *err) {
-    qv_vit_request request = {
-        .images = pixels, .image_count = 1, .taps = model->no_taps, .embeddings = image->embeddings};
+                              const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err) {
+    qv_vit_request request = {.images = pixels,
+                              .pictures = pixels == NULL ? picture : NULL,
+                              .preprocessing = how,
+                              .image_count = 1,
+                              .taps = model->no_taps,
+                              .embeddings = image->embeddings};
     return qv_vit_forward(&model->vision, call, &request, err);
 }
 

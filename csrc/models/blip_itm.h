@@ -44,6 +44,7 @@ typedef struct {
     size_t projection;         /* width of the joint space of the contrastive heads; 0: the weights have none */
     qv_linear_weight vision_projection, text_projection;
     qv_arena_cache arenas;
+    qv_arena_cache images; /* a device's memory of images that are done with; the host's goes back to the system */
 } qv_blip;
 
 /* Borrowed weights must outlive the model. On failure nothing is held. */
@@ -56,6 +57,7 @@ typedef struct {
     float *embeddings; /* [S, image width]; both in the ops' memory */
     float *cross;      /* [L, S, 2 D]: keys, then values, of each block's cross-attention */
     size_t S;
+    qv_arena arena; /* whose memory they are, on a device */
 } qv_blip_image;
 
 qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_error *err);
@@ -65,9 +67,9 @@ qv_status qv_blip_set_embeddings(const qv_blip *model, qv_call *call, qv_blip_im
                                  qv_error *err);
 qv_status qv_blip_get_embeddings(const qv_blip *model, qv_call *call, float *embeddings, const qv_blip_image *image,
                                  qv_error *err);
-/* embeddings from pixels [3, image_size, image_size] */
+/* embeddings from pixels [3, image_size, image_size], or (pixels NULL) from a picture that becomes such */
 qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
-                              qv_error *err);
+                              const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err);
 /* cross from embeddings */
 qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *image, qv_error *err);
 

@@ -296,8 +296,8 @@ typedef struct {
     float *instruct_kv;     /* [pairs, M, 2 D] */
     size_t *kv_index;       /* [pairs] */
     void *scratch;
+    float *pixels; /* [images, 3, S, S], where they are made of pictures or the ops have a memory of their own */
     /* Where the ops cannot work on the caller's memory: */
-    float *pixels;    /* [images, 3, S, S] */
     float *questions; /* [pairs, M, Dt] */
     float *attention; /* the largest window of any tap, for a chunk */
     float *normed_out, *pooled; /* [sequences, T, D], [sequences, D] */
@@ -339,7 +339,8 @@ static void lay_out_places(vit_plan *plan, qv_arena *arena, const qv_vit *vit, c
     const qv_ops *ops = vit->ops;
     size_t side = vit->config.image_size, D = vit->config.D, rows = count_rows(arena, sequences, vit->T);
     size_t tokens = count_rows(arena, plan->pairs, request->M);
-    plan->pixels = qv_arena_floats(arena, qv_place_size(ops, plan->images * 3 * side * side));
+    size_t values = count_rows(arena, plan->images, 3 * side * side);
+    plan->pixels = qv_arena_floats(arena, request->pictures != NULL ? values : qv_place_size(ops, values));
     plan->questions = qv_arena_floats(arena, qv_place_size(ops, tokens * vit->config.instruction_dim));
     plan->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(arena, vit, request, sequences)));
     plan->normed_out = qv_arena_floats(arena, qv_place_size(ops, request->normed != NULL ? rows * D : 0));
@@ -394,11 +395,32 @@ typedef struct {
     size_t M;
 } sequences;
 
-static qv_status embed(const qv_vit *vit, qv_call *call, const vit_plan *plan, const float *images, size_t B,
-                       qv_error *err) {
+/* *pixels = the values [B, 3, S, S] of images `first` .., where the ops can read them */
+static qv_status read_images(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_request *request,
+                             const float **pixels, size_t first, size_t B, qv_error *err) {
+    size_t items = 3 * vit->config.image_size * vit->config.image_size;
+    qv_status status = QV_OK;
+    if (request->pictures == NULL) {
+        *pixels = qv_give_floats(call, plan->pixels, request->images + first * items, B * items);
+        return QV_OK;
+    }
+    *pixels = plan->pixels;
+    for (size_t b = 0; b < B && status == QV_OK; b++) {
+        status = call->ops->preprocess(call, plan->pixels + b * items, &request->pictures[first + b],
+                                       request->preprocessing, err);
+    }
+    return status;
+}
+
+static qv_status embed(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_request *request,
+                       size_t first, size_t B, qv_error *err) {
     const qv_ops *ops = call->ops;
     size_t D = vit->config.D, S = vit->config.image_size, p = vit->config.patch_size, T = vit->T;
-    const float *pixels = qv_give_floats(call, plan->pixels, images, B * 3 * S * S);
+    const float *pixels;
+    qv_status status = read_images(vit, call, plan, request, &pixels, first, B, err);
+    if (status != QV_OK) {
+        return status;
+    }
     for (size_t b = 0; b < B; b++) {
         float *x = plan->x_image + b * T * D;
         ops->patches(call, plan->wide, pixels + b * 3 * S * S, S, S, p);
@@ -615,8 +637,8 @@ static qv_status run_pairs(const qv_vit *vit, qv_call *call, const vit_plan *pla
 /* The blocks before the question, and q, k, v of the first block that takes it. */
 static qv_status run_images(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_request *request,
                             vit_reach reach, size_t first, size_t B, qv_error *err) {
-    size_t D = vit->config.D, T = vit->T, S = vit->config.image_size;
-    qv_status status = embed(vit, call, plan, request->images + first * 3 * S * S, B, err);
+    size_t D = vit->config.D, T = vit->T;
+    qv_status status = embed(vit, call, plan, request, first, B, err);
     if (status != QV_OK) {
         return status;
     }

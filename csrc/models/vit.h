@@ -60,7 +60,9 @@ typedef struct {
 } qv_vit_tap;
 
 typedef struct {
-    const float *images; /* [image_count, 3, image_size, image_size] */
+    const float *images; /* [image_count, 3, image_size, image_size], or NULL: they are made of */
+    const qv_picture_view *pictures;       /* [image_count] */
+    const qv_preprocessing *preprocessing; /* of the pictures, to image_size */
     size_t image_count;
     const size_t *pair_image; /* [pair_count], ascending: the image of each pair; unused when pair_count is 0 */
     size_t pair_count;        /* pairs of an image and a question; 0: images alone */

@@ -22,6 +22,7 @@ const qv_ops qv_cpu_ops = {
     .layer_norm = qv_cpu_layer_norm,
     .rms_norm = qv_cpu_rms_norm,
     .attention = qv_cpu_attention,
+    .preprocess = qv_cpu_preprocess,
     .patches = qv_cpu_patches,
     .embedding = qv_cpu_embedding,
     .relative_bias = qv_cpu_relative_bias,

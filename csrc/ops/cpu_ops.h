@@ -17,6 +17,8 @@ void qv_cpu_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x,
                        const float *bias, float eps, size_t R, size_t D);
 void qv_cpu_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
                      float eps, size_t R, size_t D);
+qv_status qv_cpu_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
+                            qv_error *err);
 void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                       size_t n, size_t D);

@@ -1,9 +1,15 @@
-/* Look-ups and patches: data movement in front of the first product. */
+/* Pictures, patches and look-ups: what comes in front of the first product. */
 #include "ops/cpu_ops.h"
 
 #include "base/threads.h"
 
 #include <string.h>
+
+qv_status qv_cpu_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
+                            qv_error *err) {
+    (void)call;
+    return qv_preprocess(out, picture, how, err);
+}
 
 typedef struct {
     float *out;

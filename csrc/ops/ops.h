@@ -3,7 +3,7 @@
  * Letters, everywhere: B batch, T tokens (queries), S keys, D width, H heads, d head width (D = H d), F feed-forward
  * width, L blocks, P patches, M question tokens, Q questions, R rows (B T of them, as a matrix product sees them).
  * Activations are float32, row-major. Outputs come first, sizes last; `ld` is a row stride in floats.
- * Ops allocate nothing and cannot fail: sizes were checked when the forward pass was planned.
+ * Ops allocate nothing and cannot fail (but for preprocess): sizes were checked when the forward pass was planned.
  *
  * What the ops compute on lies in the backend's memory (`memory`); models move nothing in or out but by give and take.
  * Index arrays (ids, masks, lengths, sets) are always the host's, and an op is done with them when it returns. */
@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "base/tensor.h"
+#include "image/preprocess.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -161,6 +162,10 @@ struct qv_ops {
 
     void (*attention)(qv_call *call, const qv_attention *attention);
 
+    /* out [3, S, S] = the picture resized, cut and normalised. The picture is the host's wherever the ops work, and of any
+     * size: this op may ask for memory, and so it can fail. */
+    qv_status (*preprocess)(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
+                            qv_error *err);
     /* out [P, 3 p p] = the p x p patches of image [3, H, W], channels outermost, row by row */
     void (*patches)(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
     /* out [n, D] = table[ids[i]] (+ positions[i], [n, D], when given); ids were checked against the table's rows. The

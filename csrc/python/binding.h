@@ -60,6 +60,17 @@ int qvpy_precision(const char *text, qv_precision *out);
 /* The ops of a _core.Device, or the CPU's for None; 0, or -1 with an exception. The caller keeps the object alive. */
 int qvpy_device(PyObject *object, const qv_ops **ops);
 
+/* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, size, size]: `preprocessing` is a tuple
+ * (resize_exact, mean, std). Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
+typedef struct {
+    qv_picture_view *views; /* [count] */
+    size_t count;
+    qv_preprocessing how;
+    PyObject *arrays;
+} qvpy_pictures;
+int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
+void qvpy_pictures_release(qvpy_pictures *pictures);
+
 /* Each adds its functions or its heap type to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);
 int qvpy_add_device(PyObject *module);

@@ -151,16 +151,21 @@ static BlipImageObject *new_image(BlipItmObject *self) {
     return image;
 }
 
-/* What questions share, of an image whose pixels, or else whose embeddings, are given. */
-static PyObject *finish_image(BlipItmObject *self, BlipImageObject *image, const float *pixels,
+/* What questions share, of an image whose pixels, whose picture or whose embeddings are given. */
+static PyObject *finish_image(BlipItmObject *self, const float *pixels, const qvpy_pictures *picture,
                               const float *embeddings) {
+    BlipImageObject *image = new_image(self);
+    if (image == NULL) {
+        return NULL;
+    }
     qv_error err;
     qv_call call = {.ops = self->model.ops, .lanes = qv_thread_count()};
     qvpy_poll poll;
     qvpy_release(&poll, &call);
-    qv_status status = pixels != NULL
-                           ? qv_blip_embed_image(&self->model, &call, &image->image, pixels, &err)
-                           : qv_blip_set_embeddings(&self->model, &call, &image->image, embeddings, &err);
+    qv_status status = embeddings != NULL
+                           ? qv_blip_set_embeddings(&self->model, &call, &image->image, embeddings, &err)
+                           : qv_blip_embed_image(&self->model, &call, &image->image, pixels, picture->views,
+                                                 &picture->how, &err);
     if (status == QV_OK) {
         status = qv_blip_cross_attend(&self->model, &call, &image->image, &err);
     }
@@ -172,7 +177,27 @@ static PyObject *finish_image(BlipItmObject *self, BlipImageObject *image, const
     return (PyObject *)image;
 }
 
-static PyObject *itm_encode_image(BlipItmObject *self, PyObject *object) {
+static PyObject *encode_picture(BlipItmObject *self, PyObject *object, PyObject *preprocessing) {
+    qvpy_pictures picture;
+    PyObject *one = PyTuple_Pack(1, object), *result = NULL;
+    if (one != NULL &&
+        qvpy_pictures_acquire(&picture, one, preprocessing, self->model.vision.config.image_size) == 0) {
+        result = finish_image(self, NULL, &picture, NULL);
+        qvpy_pictures_release(&picture);
+    }
+    Py_XDECREF(one);
+    return result;
+}
+
+static PyObject *itm_encode_image(BlipItmObject *self, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"pixel_values", "preprocessing", NULL};
+    PyObject *object, *preprocessing = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:encode_image", names, &object, &preprocessing)) {
+        return NULL;
+    }
+    if (preprocessing != Py_None) {
+        return encode_picture(self, object, preprocessing);
+    }
     PyArrayObject *pixels = qvpy_float_array(object, "pixel_values", 3);
     if (pixels == NULL) {
         return NULL;
@@ -185,8 +210,8 @@ static PyObject *itm_encode_image(BlipItmObject *self, PyObject *object) {
                      (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], (Py_ssize_t)size,
                      (Py_ssize_t)size);
     } else {
-        BlipImageObject *image = new_image(self);
-        result = image != NULL ? finish_image(self, image, PyArray_DATA(pixels), NULL) : NULL;
+        const qvpy_pictures none = {.views = NULL};
+        result = finish_image(self, PyArray_DATA(pixels), &none, NULL);
     }
     Py_DECREF(pixels);
     return result;
@@ -203,8 +228,7 @@ static PyObject *itm_image_from_embeddings(BlipItmObject *self, PyObject *object
         PyErr_Format(PyExc_ValueError, "embeddings has shape [%zd, %zd], expected [%zu, %zu]",
                      (Py_ssize_t)PyArray_DIM(embeddings, 0), (Py_ssize_t)PyArray_DIM(embeddings, 1), S, width);
     } else {
-        BlipImageObject *image = new_image(self);
-        result = image != NULL ? finish_image(self, image, NULL, PyArray_DATA(embeddings)) : NULL;
+        result = finish_image(self, NULL, NULL, PyArray_DATA(embeddings));
     }
     Py_DECREF(embeddings);
     return result;
@@ -446,8 +470,10 @@ static PyGetSetDef itm_attributes[] = {
 };
 
 static PyMethodDef itm_methods[] = {
-    {"encode_image", (PyCFunction)(void (*)(void))itm_encode_image, METH_O,
-     "encode_image(pixel_values)\n--\n\nWhat every question on the image [3, size, size] shares, as a BlipImage."},
+    {"encode_image", (PyCFunction)(void (*)(void))itm_encode_image, METH_VARARGS | METH_KEYWORDS,
+     "encode_image(pixel_values, preprocessing=None)\n--\n\n"
+     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing = (resize_exact, mean,\n"
+     "std), the image is a uint8 picture [H, W, 3], which becomes pixel values where the model computes."},
     {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,
      "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."},
     {"gradcam", (PyCFunction)(void (*)(void))itm_gradcam, METH_VARARGS | METH_KEYWORDS,

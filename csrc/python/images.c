@@ -111,6 +111,59 @@ static PyObject *resize_image(PyObject *module, PyObject *args, PyObject *keywor
     return (PyObject *)out;
 }
 
+static qv_picture_view view_of(PyArrayObject *picture) {
+    return (qv_picture_view){PyArray_DATA(picture), (size_t)PyArray_DIM(picture, 0), (size_t)PyArray_DIM(picture, 1)};
+}
+
+void qvpy_pictures_release(qvpy_pictures *pictures) {
+    PyMem_Free(pictures->views);
+    Py_XDECREF(pictures->arrays);
+    *pictures = (qvpy_pictures){.views = NULL};
+}
+
+int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size) {
+    *pictures = (qvpy_pictures){.how = {.size = size}};
+    float *mean = pictures->how.mean, *std = pictures->how.std;
+    int exact;
+    if (!PyTuple_Check(preprocessing)) {
+        PyErr_Format(PyExc_TypeError, "preprocessing: expected a tuple (resize_exact, mean, std), got %s",
+                     Py_TYPE(preprocessing)->tp_name);
+        return -1;
+    }
+    if (!PyArg_ParseTuple(preprocessing, "p(fff)(fff):preprocessing", &exact, &mean[0], &mean[1], &mean[2], &std[0],
+                          &std[1], &std[2])) {
+        return -1;
+    }
+    pictures->how.exact = exact != 0;
+    PyObject *items = PySequence_Fast(sequence, "pictures: expected a sequence of uint8 arrays [H, W, 3]");
+    if (items == NULL) {
+        return -1;
+    }
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    pictures->count = (size_t)count;
+    pictures->arrays = PyTuple_New(count);
+    pictures->views = PyMem_Calloc((size_t)count + 1, sizeof *pictures->views);
+    int result = pictures->arrays == NULL ? -1 : 0;
+    if (pictures->views == NULL) {
+        PyErr_NoMemory();
+        result = -1;
+    }
+    for (Py_ssize_t i = 0; result == 0 && i < count; i++) {
+        PyArrayObject *picture = picture_array(PySequence_Fast_GET_ITEM(items, i));
+        if (picture == NULL) {
+            result = -1;
+        } else {
+            pictures->views[i] = view_of(picture);
+            PyTuple_SET_ITEM(pictures->arrays, i, (PyObject *)picture);
+        }
+    }
+    Py_DECREF(items);
+    if (result < 0) {
+        qvpy_pictures_release(pictures);
+    }
+    return result;
+}
+
 static PyObject *preprocess_image(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"picture", "size", "resize_exact", "mean", "std", NULL};
     (void)module;
@@ -140,9 +193,9 @@ static PyObject *preprocess_image(PyObject *module, PyObject *args, PyObject *ke
     }
     qv_error err;
     qv_status status;
+    const qv_picture_view view = view_of(picture);
     Py_BEGIN_ALLOW_THREADS;
-    status = qv_preprocess(PyArray_DATA(out), PyArray_DATA(picture), (size_t)PyArray_DIM(picture, 0),
-                           (size_t)PyArray_DIM(picture, 1), &how, &err);
+    status = qv_preprocess(PyArray_DATA(out), &view, &how, &err);
     Py_END_ALLOW_THREADS;
     Py_DECREF(picture);
     if (status != QV_OK) {

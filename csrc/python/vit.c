@@ -136,6 +136,7 @@ static void vit_dealloc(VitObject *self) {
 /* The arrays of one call: inputs held, outputs made. */
 typedef struct {
     PyArrayObject *images, *instruct, *pair_image, *instruct_length;
+    qvpy_pictures pictures; /* in place of images */
     size_t *indices; /* [2 N]: pair_image, instruct_length */
     qv_vit_tap *taps; /* [L] */
     PyObject *attentions, *hidden, *result;
@@ -144,6 +145,7 @@ typedef struct {
 
 static void release_call(forward_call *c) {
     Py_XDECREF(c->images);
+    qvpy_pictures_release(&c->pictures);
     Py_XDECREF(c->instruct);
     Py_XDECREF(c->pair_image);
     Py_XDECREF(c->instruct_length);
@@ -153,7 +155,16 @@ static void release_call(forward_call *c) {
     PyMem_Free(c->taps);
 }
 
-static int read_images(forward_call *c, const qv_vit *vit, PyObject *object) {
+static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyObject *preprocessing) {
+    if (preprocessing != Py_None) {
+        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.image_size) < 0) {
+            return -1;
+        }
+        c->request.pictures = c->pictures.views;
+        c->request.preprocessing = &c->pictures.how;
+        c->request.image_count = c->pictures.count;
+        return 0;
+    }
     c->images = qvpy_float_array(object, "pixel_values", 4);
     if (c->images == NULL) {
         return -1;
@@ -357,17 +368,18 @@ static int make_outputs(forward_call *c, const qv_vit *vit, PyObject *attention,
 
 static PyObject *vit_forward(VitObject *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"pixel_values", "pair_image", "instruct", "instruct_length",
-                            "attention",    "hidden",     "outputs",  NULL};
+                            "attention",    "hidden",     "outputs",  "preprocessing",   NULL};
     PyObject *images, *pair_image = Py_None, *instruct = Py_None, *instruct_length = Py_None;
+    PyObject *preprocessing = Py_None;
     PyObject *empty = PyTuple_New(0);
     PyObject *attention = empty, *hidden = empty, *outputs = empty;
     forward_call c = {0};
     bool done = false;
     c.result = PyDict_New();
     if (empty == NULL || c.result == NULL ||
-        !PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOO:forward", names, &images, &pair_image, &instruct,
-                                     &instruct_length, &attention, &hidden, &outputs) ||
-        read_images(&c, &self->vit, images) < 0 ||
+        !PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOO:forward", names, &images, &pair_image, &instruct,
+                                     &instruct_length, &attention, &hidden, &outputs, &preprocessing) ||
+        read_images(&c, &self->vit, images, preprocessing) < 0 ||
         read_questions(&c, &self->vit, pair_image, instruct, instruct_length) < 0 ||
         make_outputs(&c, &self->vit, attention, hidden, outputs) < 0) {
         goto done;
@@ -431,9 +443,12 @@ static PyGetSetDef attributes[] = {
 
 static PyMethodDef methods[] = {
     {"forward", (PyCFunction)(void (*)(void))vit_forward, METH_VARARGS | METH_KEYWORDS,
-     "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=())\n"
+     "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
+     "preprocessing=None)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
-     "{l: [B, T, D]}, and the named outputs. B counts images before the first integrated block, pairs from it on."},
+     "{l: [B, T, D]}, and the named outputs. B counts images before the first integrated block, pairs from it on.\n"
+     "With preprocessing = (resize_exact, mean, std), pixel_values is a sequence of uint8 pictures [H, W, 3], which\n"
+     "become pixel values where the model computes."},
     {NULL, NULL, 0, NULL},
 };
 

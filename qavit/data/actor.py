@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from ..files import PathLike
 from ..models import Heads, QuestionBlindWarning, load
 from .plan import Group, Row
 from .questions import ImageSource
+
+if TYPE_CHECKING:
+    from ..images import Seen
 
 __all__ = ["HeatmapActor", "MapRow"]
 
@@ -206,9 +209,9 @@ class HeatmapActor:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, image: Any) -> Union[FloatArray, str]:
-        """What the model sees of a picture [1, 3, S, S], or why it cannot be seen."""
-        from ..images import load_image, preprocess
+    def _decode(self, image: Any) -> Union[Seen, str]:
+        """What the model takes of a picture, or why it cannot be seen."""
+        from ..images import prepare
 
         if image is None:
             return "image: none is named"
@@ -216,8 +219,8 @@ class HeatmapActor:
             if is_pixel_values(image):
                 pixels: FloatArray = self.model._pixels(image)
                 return pixels if len(pixels) == 1 else f"image: {len(pixels)} pictures, expected one"
-            picture = load_image(image.read() if isinstance(image, ImageSource) else image)
-            return preprocess(picture, self.model.preprocessing)[0][None]
+            source = image.read() if isinstance(image, ImageSource) else image
+            return prepare(source, self.model.preprocessing, self.model.device)[1]
         except FAILURES as error:
             return one_line(error)
 
@@ -265,7 +268,7 @@ class HeatmapActor:
             return one_line(error)
         return None
 
-    def _ask(self, pixels: FloatArray, questions: list[str]) -> tuple[FloatArray, Optional[list[float]]]:
+    def _ask(self, pixels: Seen, questions: list[str]) -> tuple[FloatArray, Optional[list[float]]]:
         """Maps [Q, P], and scores where there are some, of different questions about one picture."""
         if self._blip:
             maps, scores = self.model.maps_and_scores(pixels, questions, self.block)
@@ -278,7 +281,7 @@ class HeatmapActor:
             chunks = [self._extract(pixels, questions[at : at + step]) for at in range(0, len(questions), step)]
             return np.concatenate(chunks), None
 
-    def _extract(self, pixels: FloatArray, questions: Optional[list[str]]) -> FloatArray:
+    def _extract(self, pixels: Seen, questions: Optional[list[str]]) -> FloatArray:
         maps: FloatArray = self.model.extract_attention(
             pixels, questions, blocks=(self.block,), heads=self.heads, readout=self.readout
         )[:, 0]
