@@ -70,7 +70,7 @@ fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=
 	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris 2>/dev/null || echo "atheris is not for this Python: files are damaged by chance alone"
 	@PYTHON=$(BIN)/python scripts/fuzz.sh
 
-cross: $(STAMPS)/venv ## check the core's ops on aarch64, AVX2 and plain x86-64, under emulators
+cross: $(STAMPS)/build ## check the core's ops and models on aarch64, AVX2 and plain x86-64, under emulators
 	@PYTHON=$(PYTHON) scripts/system_packages.sh cross
 	@PYTHON=$(BIN)/python scripts/cross.sh
 

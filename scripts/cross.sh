@@ -1,43 +1,73 @@
 #!/usr/bin/env bash
-# Compiles the core for aarch64 and runs its ops against plain loops under an emulator; then this machine's own build on
-# emulated x86-64 CPUs with AVX2 alone and with neither AVX nor FMA, where a stray instruction would be fatal.
+# Compiles the core for aarch64 and runs it under an emulator: its ops against plain loops, whole models against the public
+# codes' numbers. Then this machine's own build on emulated x86-64 CPUs with AVX2 alone and with neither AVX nor FMA, where a
+# stray instruction would be fatal. PYTHON is one that has qavit.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 folder=build/cross
-flags="-std=c11 -O2 -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror \
-    -D_GNU_SOURCE -Icsrc"
+flags=(-std=c11 -O2 -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
+    -D_GNU_SOURCE -Icsrc -Itests/core)
 mkdir -p "$folder"
 
-check() { # check NAME COMMAND...: run it; show its first line, and all of it if it fails
-    local name=$1
+# build NAME COMPILER...: ops_check_NAME and models_check_NAME from `sources` and `libraries`, by way of objects of their own
+build() {
+    local name=$1 file object program
+    local objects=()
     shift
-    if "$@" >"$folder/$name.log" 2>&1; then
-        echo "$name: $(grep -m1 ^kernels "$folder/$name.log"); $(tail -n 1 "$folder/$name.log")"
+    mkdir -p "$folder/$name"
+    for file in "${sources[@]}" tests/core/check.c; do
+        object=$folder/$name/$(echo "${file%.c}" | tr / _).o
+        "$@" "${flags[@]}" -c "$file" -o "$object"
+        objects+=("$object")
+    done
+    for program in ops_check models_check; do
+        "$@" "${flags[@]}" "tests/core/$program.c" "${objects[@]}" -o "$folder/${program}_$name" "${libraries[@]}" -pthread -lm
+    done
+}
+
+# check NAME PROGRAM COMMAND...: run it; show its first line, and all of it if it fails
+check() {
+    local log=$folder/$1_$2.log
+    local title="$1, $2"
+    shift 2
+    if "$@" >"$log" 2>&1; then
+        echo "$title: $(grep -m1 ^kernels "$log"); $(tail -n 1 "$log")"
     else
-        cat "$folder/$name.log"
-        echo "$name: failed"
+        cat "$log"
+        echo "$title: failed"
         exit 1
     fi
+}
+
+# check_both NAME BUILD RUNNER...: both programs of a build, by an emulator or (none) here
+check_both() {
+    local name=$1 build=$2
+    shift 2
+    check "$name" ops "$@" "$folder/ops_check_$build"
+    check "$name" models "$@" "$folder/models_check_$build" "$folder/cases.bin"
 }
 
 for tool in aarch64-linux-gnu-gcc qemu-aarch64-static qemu-x86_64-static; do
     command -v $tool >/dev/null || { echo "$tool is not here: scripts/system_packages.sh cross"; exit 2; }
 done
+PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" "$python" tests/core/write_cases.py "$folder/cases.bin"
 
 # OpenBLAS is left out where it would have to be cross-compiled too.
-# shellcheck disable=SC2046,SC2086
-aarch64-linux-gnu-gcc $flags $(ls csrc/{base,ops,models,image}/*.c | grep -v base/blas.c) tests/core/{ops_check,plain_blas}.c \
-    -o "$folder/ops_check_aarch64" -pthread -lm
-check aarch64 qemu-aarch64-static -L /usr/aarch64-linux-gnu "$folder/ops_check_aarch64"
+sources=(csrc/{base,ops,models}/*.c)
+sources=("${sources[@]/#csrc\/base\/blas.c/tests/core/plain_blas.c}")
+libraries=()
+build aarch64 aarch64-linux-gnu-gcc
+check_both aarch64 aarch64 qemu-aarch64-static -L /usr/aarch64-linux-gnu
 
 if [ "$(uname -m)" = x86_64 ]; then
-    library=$("$python" -c 'import scipy_openblas32 as b; print(b.get_lib_dir())')
-    include=$("$python" -c 'import scipy_openblas32 as b; print(b.get_include_dir())')
-    # shellcheck disable=SC2086
-    gcc $flags -DQV_BLAS_SCIPY_PREFIX "-I$include" csrc/{base,ops,models,image}/*.c tests/core/ops_check.c \
-        -o "$folder/ops_check" "-L$library" -lscipy_openblas "-Wl,-rpath,$library" -pthread -lm
-    check native "$folder/ops_check"
-    check x86_64-avx2 qemu-x86_64-static -cpu Haswell "$folder/ops_check"
-    check x86_64-plain qemu-x86_64-static -cpu core2duo "$folder/ops_check"
+    { read -r include; read -r library; } < <("$python" -c '
+import scipy_openblas32 as blas
+print(blas.get_include_dir(), blas.get_lib_dir(), sep="\n")')
+    sources=(csrc/{base,ops,models}/*.c)
+    libraries=("-L$library" -lscipy_openblas "-Wl,-rpath,$library")
+    build native gcc -DQV_BLAS_SCIPY_PREFIX "-I$include"
+    check_both native native
+    check_both x86_64-avx2 native qemu-x86_64-static -cpu Haswell
+    check_both x86_64-plain native qemu-x86_64-static -cpu core2duo
 fi

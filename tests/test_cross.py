@@ -1,4 +1,4 @@
-"""The core's ops on other CPUs: aarch64, x86-64 with AVX2 alone and without AVX, under qemu."""
+"""The core's ops and whole models on other CPUs: aarch64, x86-64 with AVX2 alone and without AVX, under qemu."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ TOOLS = ("aarch64-linux-gnu-gcc", "gcc", "qemu-aarch64-static", "qemu-x86_64-sta
 
 @pytest.mark.slow
 @pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is not installed")
-def test_ops_on_other_cpus() -> None:
+def test_ops_and_models_on_other_cpus() -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run([ROOT / "scripts" / "cross.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = dict(line.split(": ", 1) for line in done.stdout.splitlines() if line.endswith("; 0 failures"))
-    assert "aarch64" in found
-    if platform.machine() == "x86_64":
-        assert found["x86_64-avx2"].startswith("kernels avx2")
-        assert found["x86_64-plain"].startswith("kernels openblas")
+    for programs in ("ops", "models"):
+        assert f"aarch64, {programs}" in found
+        if platform.machine() == "x86_64":
+            assert found[f"x86_64-avx2, {programs}"].startswith("kernels avx2")
+            assert found[f"x86_64-plain, {programs}"].startswith("kernels openblas")

@@ -3,6 +3,7 @@
 #include "base/blas.h"
 #include "base/cpu.h"
 #include "base/threads.h"
+#include "check.h"
 #include "ops/ops.h"
 
 #include <math.h>
@@ -12,7 +13,6 @@
 
 #define LANES ((size_t)3)
 
-static int failures;
 static uint64_t state = 1;
 
 /* Uniform in [-1, 1), the same on every machine. */
@@ -21,36 +21,12 @@ static float next_float(void) {
     return (float)((double)(state >> 11) / (double)(1ull << 52) - 1.0);
 }
 
-static void *take(size_t count, size_t size) {
-    void *memory = qv_allocate(count == 0 ? 1 : count, size);
-    if (memory == NULL) {
-        puts("no memory");
-        exit(2);
-    }
-    return memory;
-}
-
 static float *random_floats(size_t count) {
     float *x = take(count, sizeof *x);
     for (size_t i = 0; i < count; i++) {
         x[i] = next_float();
     }
     return x;
-}
-
-/* The largest difference over the largest expected value; not a number counts as infinite. */
-static void compare(const char *what, const float *found, const double *expected, size_t count, double tolerance) {
-    double scale = 1e-30, worst = 0.0;
-    for (size_t i = 0; i < count; i++) {
-        scale = fmax(scale, fabs(expected[i]));
-    }
-    for (size_t i = 0; i < count; i++) {
-        double difference = fabs((double)found[i] - expected[i]) / scale;
-        worst = isfinite(found[i]) ? fmax(worst, difference) : INFINITY;
-    }
-    bool good = worst <= tolerance;
-    failures += !good;
-    printf("%-52s %.1e%s\n", what, worst, good ? "" : "  TOO LARGE");
 }
 
 static qv_call begin_call(size_t rows, size_t depth, size_t keys, size_t head_width) {
@@ -294,6 +270,5 @@ int main(void) {
     check_layer_norm(1, 1);
     check_layer_norm(3, 17);
     check_layer_norm(5, 96);
-    printf("%d failures\n", failures);
-    return failures != 0;
+    return report_failures();
 }
