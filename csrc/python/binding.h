@@ -54,6 +54,9 @@ int qvpy_config_float(PyObject *config, const char *key, int required, float *ou
 int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out);
 int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out);
 
+/* An activation by its name; `what` says in an error what has that name. 0, or -1 with an exception. */
+int qvpy_activation(PyObject *value, const char *what, qv_activation *out);
+
 /* "float32" or "bfloat16"; 0, or -1 with an exception. */
 int qvpy_precision(const char *text, qv_precision *out);
 

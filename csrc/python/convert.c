@@ -263,7 +263,7 @@ int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out)
     return 0;
 }
 
-int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out) {
+int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
     static const struct {
         const char *name;
         qv_activation activation;
@@ -272,10 +272,6 @@ int qvpy_config_activation(PyObject *config, const char *key, int required, qv_a
         {"relu", QV_RELU},         {"quick_gelu", QV_QUICK_GELU},  {"gelu_fast", QV_GELU_TANH},
         {"linear", QV_IDENTITY},
     };
-    PyObject *value = config_item(config, key, required);
-    if (value == NULL) {
-        return required ? -1 : 0;
-    }
     const char *text = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
     for (size_t i = 0; text != NULL && i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(known[i].name, text) == 0) {
@@ -284,9 +280,19 @@ int qvpy_config_activation(PyObject *config, const char *key, int required, qv_a
         }
     }
     PyErr_Clear();
-    PyErr_Format(PyExc_ValueError,
-                 "config: '%s' is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu", key, value);
+    PyErr_Format(PyExc_ValueError, "%s is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu",
+                 what, value);
     return -1;
+}
+
+int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out) {
+    PyObject *value = config_item(config, key, required);
+    if (value == NULL) {
+        return required ? -1 : 0;
+    }
+    char what[64];
+    snprintf(what, sizeof what, "config: '%s'", key);
+    return qvpy_activation(value, what, out);
 }
 
 int qvpy_precision(const char *text, qv_precision *out) {

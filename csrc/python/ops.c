@@ -145,13 +145,6 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     return capsule;
 }
 
-static int read_activation(PyObject *text, qv_activation *activation) {
-    PyObject *config = Py_BuildValue("{s:O}", "activation", text);
-    int status = config != NULL ? qvpy_config_activation(config, "activation", 1, activation) : -1;
-    Py_XDECREF(config);
-    return status;
-}
-
 /* _linear(layer, out, x, first, count, activation, multiply, residual) */
 static PyObject *linear(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -168,7 +161,7 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
         view_rows(x_object, "x", false, false, &x) < 0 ||
         view_rows(multiply_object, "multiply", true, false, &multiply) < 0 ||
         view_rows(residual_object, "residual", true, false, &residual) < 0 ||
-        read_activation(activation, &epilogue.activation) < 0) {
+        qvpy_activation(activation, "activation", &epilogue.activation) < 0) {
         return NULL;
     }
     if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count || first < 0 ||

@@ -48,13 +48,6 @@ static int fail_shapes(void) {
     return -1;
 }
 
-static int read_activation(PyObject *name, qv_activation *activation) {
-    PyObject *config = Py_BuildValue("{s:O}", "activation", name);
-    int status = config != NULL ? qvpy_config_activation(config, "activation", 1, activation) : -1;
-    Py_XDECREF(config);
-    return status;
-}
-
 /* _linear_backward(dy [R, N], weight [N, K], dx [R, K] or None) -> dx, added to the one given */
 static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -130,7 +123,8 @@ static PyObject *activation(PyObject *module, PyObject *arguments) {
     qv_activation kind;
     holder held = {.count = 0};
     PyArrayObject *out = NULL;
-    if (!PyArg_ParseTuple(arguments, "OO|O", &x_object, &name, &dy_object) || read_activation(name, &kind) < 0) {
+    if (!PyArg_ParseTuple(arguments, "OO|O", &x_object, &name, &dy_object) ||
+        qvpy_activation(name, "activation", &kind) < 0) {
         return NULL;
     }
     PyArrayObject *x = take(&held, x_object, "x", NPY_FLOAT32, 1, &x_data);
