@@ -108,11 +108,7 @@ def make_figure(
         raise ValueError(f"columns: got {columns}, expected at least 1")
     cells, per_row, maps = _cells(result, kind, cmap, image_weight, top, blocks, shared)
     if caption is None:
-        caption = "" if kind in {"original", "blocks"} else _caption(result)
-        if kind == "blocks":
-            caption = f"{result.readout} readout; one colour scale for all blocks" if shared else ""
-        if kind == "words":
-            caption = "Which patches look at each word" + ("; one colour scale for all words" if shared else "")
+        caption = _caption(result, kind, shared)
     bar = colorbar and kind != "original"
     return _lay_out(result, cells, columns or per_row, maps, cmap, shared, bar, caption, figure)
 
@@ -266,9 +262,9 @@ def _cells(
                 _draw_overlay,
                 every[block, index],
                 shown,
-                f"{heading}\nblock {block}" if many and position == 0 else f"block {block}",
+                f"{question}\nblock {block}" if question and position == 0 else f"block {block}",
             )
-            for index, heading in enumerate(headings)
+            for index, question in enumerate(result.questions)
             for position, block in enumerate(chosen)
         ]
         return cells, len(chosen) if many else min(len(chosen), 4), shown
@@ -415,7 +411,7 @@ def _lay_out(
     figure.set_size_inches(total_width, total_height)
     figure.set_facecolor("white")
     top = total_height - margin
-    first = last = top
+    first, last = top - heads[0], top
     for row, head, foot in zip(rows, heads, feet):
         top -= head
         for column, cell in enumerate(row):
@@ -423,7 +419,6 @@ def _lay_out(
             inset = (cell_width - width) / 2
             box = (left + inset, top - height, width, height)
             _draw_cell(figure, cell, box, left, cell_width, fit, (total_width, total_height))
-        first = min(first, top)
         last = top - height
         top = last - foot - 0.22
     if colorbar:
@@ -544,10 +539,17 @@ def _answers(result: HeatmapResult, index: int, most: int = 3) -> str:
     return "  ·  ".join(f"{answer} {chance:.0%}" for answer, chance in likely)
 
 
-def _caption(result: HeatmapResult) -> str:
-    """How the maps were read."""
-    scale = "; one colour scale for all questions" if len(result) > 1 else ""
-    return f"Block {result.block}: {how_read(result.readout)}{scale}"
+def _caption(result: HeatmapResult, kind: str, shared: bool) -> str:
+    """How the maps of a figure were read, and what its panels share."""
+    if kind == "original":
+        return ""
+    how, panels = f"Block {result.block}: {how_read(result.readout)}", "questions"
+    if kind == "blocks":
+        how, panels = f"Each block: {how_read(result.readout)}", "blocks"
+    elif kind == "words":
+        how, panels = "Which patches look at each word", "words"
+    many = shared and (len(result) > 1 or panels != "questions")
+    return f"{how}; one colour scale for all {panels}" if many else how
 
 
 def how_read(readout: str) -> str:

@@ -128,6 +128,27 @@ def test_show_is_pyplots(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot.close("all")
 
 
+def test_what_is_written_around_the_panels() -> None:
+    def written(kind: str, count: int = 2, **options: Any) -> set[str]:
+        return {text.get_text() for text in make_figure(result(count), kind, **options).texts}
+
+    scale = "; one colour scale for all "
+    assert "Block 2: where the class token looks" + scale + "questions" in written("questions")
+    assert "Block 2: where the class token looks" in written("questions", shared=False)
+    assert "Block 2: where the class token looks" in written("panels", 1)
+    for count in (1, 2):
+        found = written("blocks", count)
+        assert {"block 0", "block 2", "Each block: where the class token looks" + scale + "blocks"} < found
+        assert {f"question {i}?" for i in range(count)} < found
+    assert not written("original") - {"Picture"}
+
+
+def test_the_bar_stands_in_the_middle_of_all_rows() -> None:
+    *panels, bar = (axes.get_position() for axes in make_figure(result(2), "blocks").axes)
+    middle = (max(box.y1 for box in panels) + min(box.y0 for box in panels)) / 2
+    assert abs((bar.y0 + bar.y1) / 2 - middle) < 1e-6
+
+
 def test_plot_draws_on_the_callers_axes() -> None:
     from matplotlib.figure import Figure
 
