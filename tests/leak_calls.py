@@ -1,0 +1,720 @@
+"""What tests/test_leaks.py calls: every public function, on inputs as small as they come.
+
+FUNCTIONS: name -> (call, how many times fewer than the others it is made in a long run). `fewer` is 1 but for what takes
+more than 40 ms, which is other libraries' time: figures, parsers of tokenizer files, other processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+import tarfile
+import tempfile
+import zipfile
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable
+from unittest import mock
+
+import hostile
+import numpy as np
+from data_sets import make_rows, write_lines, write_pictures
+from PIL import Image
+from small_models import write_qavit
+from test_array_arguments import CALLS as ARRAY_CALLS
+from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_state, picture, pnpvqa, small, unit
+
+import qavit
+import qavit.data
+from qavit import (
+    _core,
+    arguments,
+    checkpoints,
+    cli,
+    demo,
+    devices,
+    files,
+    heatmap_demo,
+    heatmaps,
+    html,
+    hub,
+    images,
+    lavis,
+    layouts,
+    plots,
+    progress,
+    readouts,
+    safetensors_files,
+    tensors,
+    text,
+    torch_files,
+    weights,
+)
+from qavit.checkpoints import open_model
+from qavit.convert import convert, describe, description_text
+from qavit.data import local, output, plan
+from qavit.data.progress import duration
+from qavit.demo import demo_model
+from qavit.heatmap_demo import QAViTHeatmapDemo
+from qavit.images import Preprocessing, Region
+from qavit.pnpvqa import PNPVQAWithQAViT
+
+# ---- what the calls are made on ----
+
+
+@cache
+def place() -> Path:
+    """A folder that `clean_up` removes."""
+    return Path(tempfile.mkdtemp(prefix="qavit-leaks-"))
+
+
+def clean_up() -> None:
+    shutil.rmtree(place())
+    place.cache_clear()
+
+
+@cache
+def folder() -> Path:
+    return write_qavit(place() / "model", blocks=3, image_size=14, patch=7, width=8)
+
+
+def picture_file(ending: str, **options: Any) -> str:
+    path = place() / f"photo.{ending}"
+    if not path.exists():
+        Image.fromarray(np.kron(picture(), np.ones((2, 2, 1), np.uint8))).save(path, **options)
+    return str(path)
+
+
+@cache
+def photo() -> str:
+    exif = Image.Exif()
+    exif[274] = 6
+    return picture_file("jpg", exif=exif)
+
+
+@cache
+def damaged(ending: str) -> bytes:
+    data = bytearray(Path(picture_file(ending)).read_bytes())
+    return bytes(data[: len(data) // 2])
+
+
+@cache
+def made() -> heatmaps.HeatmapResult:
+    return small().heatmaps(photo(), QUESTIONS)
+
+
+@cache
+def one() -> heatmaps.HeatmapResult:
+    """For figures: one question, a picture of 22 x 18."""
+    return small().heatmaps(photo(), "what")
+
+
+@cache
+def demo_once() -> Any:
+    return demo_model()
+
+
+LATE = GOLDEN / "qavit_official_late"
+
+
+def open_late(**options: Any) -> checkpoints.ModelSource:
+    return open_model(checkpoint=LATE / "checkpoint.pth", vision=LATE / "clip", text=LATE / "t5", **options)
+
+
+@cache
+def blip_settings() -> dict[str, Any]:
+    facts = json.loads((GOLDEN / "blip_itm" / "cases.json").read_text())
+    return {"text": facts["med_config"], "vision": facts["vit"], "max_txt_len": facts["max_txt_len"]}
+
+
+def load_blip() -> Any:
+    checkpoint = GOLDEN / "blip_itm" / "checkpoint.pth"
+    return qavit.load(checkpoint=checkpoint, tokenizer=small_vocabulary(), image_size=32, config=blip_settings())
+
+
+@cache
+def vocabulary() -> Path:
+    path = place() / "vocabulary" / "vocab.txt"
+    path.parent.mkdir()
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?"]) + "\n")
+    return path
+
+
+@cache
+def small_vocabulary() -> Path:
+    """As many tokens as the checkpoint's table has rows for."""
+    return GOLDEN / "blip_itm" / "vocab.txt"
+
+
+@cache
+def pairs() -> Path:
+    target = place() / "pairs"
+    target.mkdir()
+    names = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "\u0120"]
+    (target / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    (target / "merges.txt").write_text("#version: 0.2\na b\n")
+    return target
+
+
+def torch_file(name: str, content: bytes) -> Path:
+    path = place() / name
+    if not path.exists():
+        path.write_bytes(content)
+    return path
+
+
+def pickled() -> bytes:
+    record = hostile.name("argparse", "Namespace") + b")\x81" + hostile.value({"lora_alpha": 8}) + b"b"
+    plain = hostile.value([1, ("x", None)])
+    return hostile.entries(a=hostile.tensor(), b=hostile.tensor(offset=1, size=(2,)), c=plain, d=record)
+
+
+def broken_pickle() -> bytes:
+    return hostile.entries(a=hostile.call(hostile.name("os", "system"), hostile.value("true")))
+
+
+@cache
+def shards() -> Path:
+    """Two .bin files and two .safetensors files, each pair with an index."""
+    target = place() / "shards"
+    target.mkdir()
+    names = {"a": "1", "b": "2"}
+    for name, number in names.items():
+        (target / f"{number}.bin").write_bytes(hostile.archive(hostile.entries(**{name: hostile.tensor()})))
+        with open(target / f"{number}.safetensors", "wb") as file:
+            made_up = {name: weights.from_array(np.ones(3, np.float32))}
+            safetensors_files.write_safetensors(file, made_up, {name: "float32"})
+    for stem, ending in (("pytorch_model.bin", "bin"), ("model.safetensors", "safetensors")):
+        table = {name: f"{number}.{ending}" for name, number in names.items()}
+        (target / f"{stem}.index.json").write_text(json.dumps({"weight_map": table}))
+    return target
+
+
+def encoder(kind: str) -> Any:
+    """One of the core's text encoders, from sizes that its weights tell."""
+    common = {
+        "model_type": kind, "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 12, "layer_norm_eps": 1e-5,
+    }  # fmt: skip
+    if kind == "clip_text_model":
+        config = {**common, "hidden_act": "quick_gelu", "eos_token_id": 29, "projection_dim": 4}
+        shapes = {**layouts.clip_text_shapes(config), "text_projection.weight": (4, 8)}
+        make = _core.ClipTextEncoder
+    else:
+        config = {**common, "hidden_act": "gelu", "type_vocab_size": 2, "pad_token_id": 0}
+        shapes = layouts.bert_shapes(config)
+        make = _core.BertEncoder
+    stored = {name: weights.from_array(np.full(shape, 0.1, np.float32)) for name, shape in shapes.items()}
+    sizes = layouts.clip_text_config if kind == "clip_text_model" else layouts.bert_config
+    return make(sizes(stored, config, kind), stored)
+
+
+@cache
+def encoder_once(kind: str) -> Any:
+    return encoder(kind)
+
+
+def broken_weights() -> Any:
+    source = open_model(folder())
+    tensors = {name: weight for name, weight in source.weights.items() if "fc2" not in name}
+    return _core.Vit(dict(source.vision), tensors)
+
+
+# ---- data sets ----
+
+
+@cache
+def questions(ending: str = "jsonl") -> Path:
+    """Three questions about two pictures, one of which is not there."""
+    names = write_pictures(place() / "pictures", 1)
+    rows = [*make_rows(names, 2), {"id": "x", "image": "absent.png", "question": "what"}]
+    path = place() / "pictures" / f"questions.{ending}"
+    if ending == "jsonl":
+        return write_lines(path, rows)
+    if ending == "json":
+        path.write_text(json.dumps(rows))
+    elif ending == "csv":
+        path.write_text("id,image,question\n" + "".join(f"{row['id']},{row['image']},{row['question']}\n" for row in rows))
+    elif ending == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, data in (("0.jpg", Path(photo()).read_bytes()), ("0.txt", b"what"), ("1.txt", b"no picture")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@cache
+def broken_questions() -> Path:
+    path = place() / "pictures" / "broken.json"
+    path.write_bytes(questions("json").read_bytes()[:-3])
+    return path
+
+
+def run_data(path: Path | None = None, **options: Any) -> qavit.data.RunSummary:
+    out = place() / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    return qavit.data.run(path or questions(), out, model=folder(), part_rows=2, window=2, events=True, **options)
+
+
+def run_quietly(call: Callable[[], Any]) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return call()
+
+
+@cache
+def maps() -> Path:
+    out = place() / "maps"
+    run_quietly(lambda: qavit.data.run(questions(), out, model=folder(), part_rows=2, events=True))
+    return out
+
+
+@cache
+def actor() -> qavit.data.HeatmapActor:
+    return qavit.data.HeatmapActor(folder())
+
+
+@cache
+def reader() -> qavit.data.MapReader:
+    return qavit.data.read_maps(maps())
+
+
+def row_of_output() -> qavit.data.MapRow:
+    return qavit.data.MapRow("0", "a.png", "what", 2, (2, 2), unit(2, 2), None, None, 0.1)
+
+
+def output_folder() -> None:
+    target = output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
+    try:
+        target.finish_input(0, 1, 1)
+        target.count()
+        target.part_path("00000-000000")
+    finally:
+        target.close()
+
+
+# ---- the command line ----
+
+
+def command(*words: str, code: int = 0) -> Callable[[], None]:
+    """`qavit` with these words in this process; {model}, {photo} ... stand for the files above."""
+
+    def act() -> None:
+        known = {
+            "model": folder(), "photo": photo(), "out": place() / "command", "questions": questions(),
+            "late": LATE, "new": place() / "command" / "run",
+        }  # fmt: skip
+        known["out"].mkdir(exist_ok=True)
+        shutil.rmtree(known["new"], ignore_errors=True)
+        assert run_quietly(lambda: cli.main([word.format(**known) for word in words])) == code
+
+    return act
+
+
+DRAWN = ("--model", "{model}", "-o", "{out}")
+
+
+def wrong_usage() -> None:
+    try:
+        run_quietly(lambda: cli.main(["heatmap", "--block", "first"]))
+    except SystemExit:
+        return
+    raise AssertionError("it was taken")
+
+
+# ---- LAVIS ----
+
+
+class Captioner:
+    """What replace_forward_itm looks at."""
+
+    def forward_itm(self, samples: dict[str, Any], block_num: int = 7) -> dict[str, Any]:
+        return samples
+
+
+def replace_and_restore(matcher: Any, side: int) -> None:
+    model = Captioner()
+    samples = {"image": floats(2, 3, side, side), "text_input": QUESTIONS}
+    with lavis.replace_forward_itm(model, matcher, block_num=2 if side == 14 else 1, grid=(3, 3)):
+        model.forward_itm(samples)
+        repr(model.forward_itm)
+
+
+@cache
+def live_module() -> Any:
+    """A torch module with the names of LAVIS's, and its tokenizer."""
+    import torch
+    from test_lavis import Module, slow_tokenizer
+
+    state = torch.load(GOLDEN / "blip_itm" / "checkpoint.pth", map_location="cpu", weights_only=True)["model"]
+    return Module(state, slow_tokenizer())
+
+
+@cache
+def live_pixels() -> Any:
+    import torch
+
+    return torch.from_numpy(floats(1, 3, 384, 384))
+
+
+# ---- the calls ----
+
+
+def refused(call: Callable[[], Any]) -> Callable[[], None]:
+    """A call that fails, for what is lost on the way out."""
+
+    def act() -> None:
+        try:
+            call()
+        except (ValueError, TypeError, LookupError, RuntimeError, OSError):
+            return
+        raise AssertionError("it was taken")
+
+    return act
+
+
+def set_and_get() -> None:
+    qavit.set_num_threads(qavit.get_num_threads())
+
+
+def use_config() -> None:
+    config = qavit.Config({"model": {"path": "demo", "block_num": 2}})
+    config["model"]["block_num"] = 3
+    config.model.device = "cpu"
+    del config["model"]["device"]
+    assert list(config) == ["model"]
+    assert len(config.model) == 2
+    config.note = "a"
+    del config.note
+    repr(config), dir(config)
+    config.to_dict()
+    pickle.loads(pickle.dumps(config))
+
+
+def use_attentions() -> None:
+    seen = small().vision(floats(1, 3, 14, 14), floats(1, 4, 12), output_attentions=True, output_hidden_states=True)
+    assert seen.hidden_states is not None
+    attentions = seen.attentions
+    assert attentions is not None
+    assert attentions.blocks == (0, 1, 2)
+    assert len(attentions) == 3
+    for values in [*attentions, attentions[-1], *attentions[1:]]:
+        assert values.shape[-1] >= 5
+
+
+def use_result() -> None:
+    result = made()
+    assert len(result) == len([*result]) == len(result[:2])
+    result[0].normalized("minmax")
+    result[QUESTIONS[1]].top_patches()
+    result.statistics()
+    result.patch(0, 1)
+    result.to_dict()
+    np.asarray(result)
+    repr(result), result.size, result.grid, result.seen
+
+
+def use_region() -> None:
+    region = Region(0.0, 0.0, 11.0, 9.0)
+    region.patch_at(*region.to_picture(0.1, 0.2), (2, 2))
+    region.patch(1, 1, (2, 2))
+    Preprocessing.from_dict(Preprocessing(14).to_dict())
+
+
+def use_pnpvqa() -> None:
+    model = PNPVQAWithQAViT(small(), block_num=2).to("cpu").cpu().eval()
+    model.train(False)
+    outputs = model.qavit_vision_model(
+        floats(2, 3, 14, 14), model.encode_questions(QUESTIONS), output_attentions=True, output_hidden_states=True
+    )
+    assert outputs.hidden_states is not None
+    outputs.last_hidden_state, outputs.pooler_output, [*outputs.attentions], outputs.attentions[:2]
+    outputs.class_maps((1,))
+    model.extract_qavit_attention(outputs)
+    model.multi_scale_attention(outputs, (1, 2))
+    repr(model), repr(outputs)
+
+
+def use_reader() -> None:
+    assert reader().complete
+    assert len(reader()) == 3
+    repr(reader())
+    [row.map for row in reader()]
+    [table.num_rows for table in reader().tables()]
+    list(reader().errors())
+    reader().to_numpy()
+
+
+def use_stored(**options: Any) -> None:
+    stored = lavis.gradcams_from(maps(), **options)
+    stored.maps(["q0", "q1"])
+    stored({"question_id": ["q1"]})
+    repr(stored)
+
+
+def use_shard() -> None:
+    shard = plan.Shard.parse("1/3")
+    str(shard), shard.has_file(0, 1), shard.has_part(plan.Part(0, 1), 1)
+
+
+def use_progress() -> None:
+    going: progress.Progress[int] = progress.Progress([1, 2], "pictures")
+    for _ in going:
+        going.say("a")
+    duration(3.0)
+    local.usable_cpus()
+
+
+def use_files() -> None:
+    assert files.is_running(os.getpid())
+    files.write_whole(place() / "whole", b"0123")
+    files.sync_folder(place())
+    files.remove_leftovers(folder())
+
+
+def use_cache() -> None:
+    cache_of_two: text.QuestionCache[int] = text.QuestionCache(2)
+    for number in range(3):
+        cache_of_two.put(str(number), number)
+    assert cache_of_two.get("0") is None
+    assert len(cache_of_two) == 2
+    cache_of_two.clear()
+
+
+def use_tokenizer() -> None:
+    tokens = small()._tokenizer.encode(QUESTIONS, 30)
+    text.words_with_tokens(tokens.words[0], tokens.word_of[0])
+    small()._tokenizer.id_of("a")
+    text.clean_question(" what? ", 3)
+
+
+def use_hub() -> None:
+    """A hub that has CLIP's files and nothing else."""
+
+    class EntryNotFoundError(Exception):
+        pass
+
+    def download(name: str, file: str) -> str:
+        path = LATE / "clip" / file
+        if not path.exists():
+            raise EntryNotFoundError(file)
+        return str(path)
+
+    utilities = SimpleNamespace(EntryNotFoundError=EntryNotFoundError)
+    assert hub.looks_like_name("a/b")
+    client = SimpleNamespace(hf_hub_download=download, utils=utilities)
+    with mock.patch.dict(sys.modules, {"huggingface_hub": client, "huggingface_hub.utils": utilities}):
+        assert hub.model_folder("a/b", "path") == LATE / "clip"
+    with mock.patch.dict(sys.modules, {"huggingface_hub": None}):
+        refused(lambda: hub.model_folder("a/b", "path"))()
+
+
+def draw_axes() -> None:
+    from matplotlib.figure import Figure
+
+    one().plot(Figure(figsize=(1, 1)).subplots(), colorbar=False, title="")
+
+
+def show_nowhere() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    one().show("original")
+
+
+def draw_once(name: str) -> Callable[[], Any]:
+    return lambda: plots.render(plots.make_figure(one(), "original", caption=""), name, dpi=10)
+
+
+FIGURES = [kind for kind in plots.KINDS if kind not in ("panels", "blocks")]
+
+#: name -> (call, how many times fewer)
+FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
+    **{name: ((lambda call=call, make=make: call(make())), 1) for name, (make, call) in ARRAY_CALLS.items()},
+    **{f"{name}, refused": (refused(lambda call=call: call({})), 1) for name, (_, call) in ARRAY_CALLS.items()},
+    # models
+    "load": (lambda: qavit.load(folder()), 1),
+    "load and call": (lambda: qavit.load(folder()).heatmaps(photo(), QUESTIONS), 1),
+    "load, refused": (refused(lambda: qavit.load(folder() / "absent")), 1),
+    "load, no such device": (refused(lambda: qavit.load(folder(), device="nowhere")), 1),
+    "load bfloat16": (lambda: qavit.load(folder(), precision="bfloat16"), 1),
+    "load CLIP": (lambda: qavit.load(vision=LATE / "clip"), 1),
+    "load BLIP": (load_blip, 1),
+    "load a checkpoint": (lambda: qavit.load(checkpoint=LATE / "checkpoint.pth", vision=LATE / "clip", text=LATE / "t5"), 1),
+    "Vit, refused": (refused(broken_weights), 1),
+    "moves": (lambda: (small().to("cpu").cpu(), blip().to("cpu").cpu(), repr(small()), repr(blip())), 1),
+    "cuda, refused": (lambda: [refused(model.cuda)() for model in (small(), blip(), pnpvqa())], 1),
+    "check_block, refused": (lambda: [refused(lambda m=m: m.check_block(99))() for m in (small(), blip())], 1),
+    "encode_questions": (lambda: small().encode_questions(QUESTIONS), 1),
+    "BertEncoder": (lambda: encoder("bert").encode(ids()), 1),
+    "BertEncoder, RoBERTa": (lambda: encoder("roberta").encode(ids()), 1),
+    "ClipTextEncoder": (lambda: encoder("clip_text_model").encode(ids()), 1),
+    "ClipTextEncoder.encode_pooled": (lambda: encoder_once("clip_text_model").encode_pooled(np.array([[1, 2, 29]])), 1),
+    "vision, attentions": (use_attentions, 1),
+    "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
+    "demo heatmaps": (lambda: demo_once().heatmaps(photo(), QUESTIONS), 1),
+    "maps_of_words": (lambda: small().heatmaps(photo(), QUESTIONS).maps_of_words(), 1),
+    "all_block_maps": (lambda: small().heatmaps(photo(), QUESTIONS).all_block_maps(), 1),
+    "maps_and_scores": (lambda: blip().maps_and_scores(floats(1, 3, 32, 32), QUESTIONS, 1), 1),
+    "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
+    "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).all_block_maps(), 1),
+    "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
+    "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
+    # PnP-VQA and LAVIS
+    "PNPVQAWithQAViT": (use_pnpvqa, 1),
+    "PNPVQAWithQAViT.from_config": (lambda: PNPVQAWithQAViT.from_config({"path": str(folder())}), 1),
+    "PNPVQAWithQAViT, refused": (refused(lambda: PNPVQAWithQAViT(small(), patch_size=3)), 1),
+    "create_simple_demo_model": (heatmap_demo.create_simple_demo_model, 1),
+    "QAViTHeatmapDemo": (lambda: QAViTHeatmapDemo(small()).demo_single_image(photo(), "what", block_num=2), 1),
+    "QAViTHeatmapDemo, questions": (
+        lambda: QAViTHeatmapDemo(small()).demo_multiple_questions(photo(), QUESTIONS, block_num=2), 1),
+    "QAViTHeatmapDemo, files": (
+        lambda: QAViTHeatmapDemo(small()).demo_single_image(photo(), "what", place() / "figures", block_num=2), 50),
+    "replace_forward_itm": (lambda: replace_and_restore(small(), 14), 1),
+    "replace_forward_itm, BLIP": (lambda: replace_and_restore(blip(), 32), 1),
+    "compute_gradcam": (lambda: lavis.compute_gradcam(blip(), floats(2, 3, 32, 32), QUESTIONS, None, 1), 1),
+    "from_lavis": (lambda: lavis.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
+    "from_lavis, its tokenizer": (lambda: lavis.from_lavis(live_module()), 1),
+    "from_lavis, refused": (refused(lambda: lavis.from_lavis(Captioner())), 1),
+    "gradcams_from": (use_stored, 1),
+    "gradcams_from, another grid": (lambda: use_stored(grid=(3, 3)), 1),
+    # results
+    "result": (use_result, 1),
+    "result, no such question": (refused(lambda: made()["who"]), 1),
+    "boxes": (lambda: made().boxes(), 1),
+    "upsample": (lambda: made().upsample((5, 6), "bilinear"), 1),
+    "HeatmapResult.overlay": (lambda: made().overlay(1, size=9), 1),
+    "to_dataframe": (lambda: made().to_dataframe(), 1),
+    "save npz": (lambda: made().save(place() / "map.npz"), 1),
+    "save npy": (lambda: made().save(place() / "map.npy"), 1),
+    "save, refused": (refused(lambda: made().save(place() / "absent" / "map.npy")), 1),
+    "to_html": (lambda: one().to_html(place() / "map.html"), 1),
+    "html.render": (lambda: html.render(one(), blocks=False), 1),
+    "save png": (lambda: one().save(place() / "map.png", "original", dpi=10), 1),
+    **{f"make_figure, {kind}": ((lambda kind=kind: plots.make_figure(one(), kind, colorbar=False)), 1) for kind in FIGURES},
+    "make_figure, blocks": (lambda: plots.make_figure(one(), "blocks", blocks=[2], colorbar=False), 1),
+    "make_figure, panels": (lambda: one().figure(columns=2, top=1), 20),
+    **{f"render, {ending}": (draw_once(ending), 1) for ending in ("png", "jpg", "svg", "pdf")},
+    "plot": (draw_axes, 1),
+    "plot, a new figure": (lambda: one().plot(kind="original"), 1),
+    "show": (show_nowhere, 1),
+    "_repr_png_": (lambda: one()._repr_png_(), 20),
+    # pictures
+    "load_image, JPEG": (lambda: images.load_image(photo()), 1),
+    "load_image, PNG": (lambda: images.load_image(picture_file("png")), 1),
+    "load_image, BMP": (lambda: images.load_image(picture_file("bmp")), 1),
+    "load_image, GIF": (lambda: images.load_image(picture_file("gif")), 1),
+    "load_image, WebP": (lambda: images.load_image(picture_file("webp")), 1),
+    "load_image, Pillow": (lambda: images.load_image(Image.fromarray(picture()).convert("RGBA")), 1),
+    "load_image, a file": (lambda: images.load_image(io.BytesIO(Path(photo()).read_bytes())), 1),
+    **{
+        f"load_image, damaged {ending}": (refused(lambda ending=ending: images.load_image(damaged(ending))), 1)
+        for ending in ("jpg", "png", "bmp", "webp")
+    },
+    "preprocess": (lambda: images.preprocess(picture(), Preprocessing(14)), 1),
+    "picture_of": (lambda: images.picture_of(floats(3, 14, 14), Preprocessing(14)), 1),
+    "Region, Preprocessing": (use_region, 1),
+    "Preprocessing, refused": (refused(lambda: Preprocessing.from_dict({"size": 0})), 1),
+    # files of models
+    "open_model": (lambda: open_model(folder()), 1),
+    "open_model, a checkpoint": (open_late, 1),
+    "open_model, another size": (lambda: open_model(folder(), image_size=21), 1),
+    "open_model, refused": (refused(lambda: open_late(config={"integration_point": "early"})), 1),
+    "read_float32": (lambda: checkpoints.read_float32(open_model(folder()).weights["vision_model.pre_layrnorm.weight"]), 1),
+    "convert": (lambda: convert(open_model(folder()), place() / "converted", "bfloat16"), 1),
+    "convert, panels": (lambda: convert(open_model(folder()), place() / "panels", "float32", 16), 1),
+    "convert, refused": (refused(lambda: convert(open_model(folder()), place() / "converted", "int8")), 1),
+    "describe": (lambda: description_text(describe(open_model(folder()))), 1),
+    "read_torch_file, an archive": (
+        lambda: torch_files.open_torch_weights(torch_file("archive.pth", hostile.archive(pickled()))), 1),
+    "read_torch_file, compressed": (
+        lambda: torch_files.open_torch_weights(
+            torch_file("compressed.pth", hostile.archive(pickled(), compression=zipfile.ZIP_DEFLATED))), 1),
+    "read_torch_file, before 1.6": (
+        lambda: torch_files.open_torch_weights(
+            torch_file("legacy.pth", hostile.legacy(pickled(), {"0": (4, struct.pack("<4f", 1, 2, 3, 4))}))), 1),
+    "read_torch_file, refused": (
+        refused(lambda: torch_files.open_torch_weights(torch_file("hostile.pth", hostile.archive(broken_pickle())))), 1),
+    "shards, torch": (lambda: torch_files.open_torch_index(shards() / "pytorch_model.bin.index.json"), 1),
+    "shards, safetensors": (
+        lambda: safetensors_files.open_safetensors_index(shards() / "model.safetensors.index.json"), 1),
+    "open_safetensors, refused": (refused(lambda: safetensors_files.open_safetensors(photo())), 1),
+    "Tokenizer, vocab.txt": (lambda: text.Tokenizer.from_folder(vocabulary()).encode(QUESTIONS, 9), 1),
+    "Tokenizer, vocab.json": (lambda: text.Tokenizer.from_folder(pairs()).encode(["ab a"], 9), 1),
+    "Tokenizer, refused": (refused(lambda: text.Tokenizer.from_json("{}")), 1),
+    "Tokenizer.encode": (use_tokenizer, 1),
+    "QuestionCache": (use_cache, 1),
+    "Config": (use_config, 1),
+    "Config.from_file": (lambda: qavit.Config.from_file(folder() / "config.json"), 1),
+    "Config, YAML": (lambda: qavit.Config.from_file(demo.FOLDER.parent / "qavit_config_example.yaml"), 1),
+    "Config, refused": (refused(lambda: qavit.Config.from_file(photo())), 1),
+    "a hub's name": (use_hub, 1),
+    # data sets
+    **{
+        f"open_questions, {ending}": (
+            (lambda ending=ending: [list(file) for file in qavit.data.open_questions(questions(ending))]), 1)
+        for ending in ("jsonl", "json", "csv", "parquet", "tar")
+    },
+    "open_questions, refused": (refused(lambda: qavit.data.open_questions(photo())), 1),
+    "HeatmapActor": (lambda: repr(pickle.loads(pickle.dumps(actor()))), 1),
+    "HeatmapActor, a batch": (lambda: actor()({"image": [photo(), photo(), "absent"], "question": ["what", "a", "b"]}), 1),
+    "run": (lambda: run_quietly(run_data), 1),
+    "run, refused": (refused(lambda: qavit.data.run(questions(), maps(), model=folder(), part_rows=3)), 1),
+    "run, a broken input": (refused(lambda: run_quietly(lambda: run_data(path=broken_questions()))), 1),
+    "run, two processes": (lambda: run_quietly(lambda: run_data(workers=2)), 500),
+    "read_maps": (lambda: qavit.data.read_maps(maps()), 1),
+    "MapReader": (use_reader, 1),
+    "MapReader.to_pandas": (lambda: reader().to_pandas(), 1),
+    "MapReader.gather": (lambda: qavit.data.read_maps(maps()).gather(["q1", "q0"]), 1),
+    "MapReader.gather, refused": (refused(lambda: reader().gather(["x"])), 1),
+    "scale_maps": (lambda: qavit.data.scale_maps(unit(2, 4) * np.float32(1e-9), "float16"), 1),
+    "write_part": (lambda: output.write_part(place() / "part.parquet", [row_of_output()], (2, 2), "float16"), 1),
+    "OutputFolder": (output_folder, 1),
+    "model_identity": (lambda: output.model_identity({"model": folder()}), 1),
+    "Shard": (use_shard, 1),
+    # the command line
+    "qavit": (command(code=2), 1),
+    "qavit --completion": (command("--completion", "fish"), 1),
+    "qavit, wrong usage": (wrong_usage, 1),
+    "qavit info": (command("info", "{model}"), 1),
+    "qavit info, this build": (command("info"), 1),
+    "qavit convert": (command("convert", "--model", "{model}", "-o", "{out}/converted"), 1),
+    "qavit heatmap": (
+        command("heatmap", "{photo}", "-q", "what", *DRAWN, "--no-figures", "--maps", "npy",
+                "--html", "--again"), 1),
+    "qavit heatmap, a picture missing": (
+        command("heatmap", "absent.jpg", "-q", "what", *DRAWN, "--json", "--no-figures", code=1),
+        1),
+    "qavit heatmap, questions": (
+        command("heatmap", "--questions", "{questions}", *DRAWN, "--json", "--no-figures", code=1),
+        1),
+    "qavit heatmap, figures": (
+        command("heatmap", "{photo}", "-q", "what", *DRAWN, "--kind", "original", "--again"), 4),
+    "qavit run": (command("run", "{questions}", "--model", "{model}", "-o", "{new}", "--json", code=1), 1),
+    "qavit bench": (command("bench", "--model", "{model}", "--repeat", "1"), 1),
+    "qavit demo": (command("demo", "-o", "{out}", "--image", "{photo}", "-q", "what"), 50),
+    # the rest
+    "build_info": (qavit.build_info, 1),
+    "set_num_threads": (set_and_get, 1),
+    "demo_entries": (lambda: (demo.demo_entries(), demo.demo_questions()), 1),
+    "attention_inside": (lambda: demo.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
+    "Progress": (lambda: run_quietly(use_progress), 1),
+    "write_whole": (use_files, 1),
+    "check_device": (lambda: (devices.check_device("cpu"), refused(lambda: devices.check_device("x"))()), 1),
+    "torch_of": (lambda: tensors.torch_of(np.zeros(1)), 1),
+    "question_list": (lambda: arguments.question_list(QUESTIONS), 1),
+    "output_size": (lambda: heatmaps.output_size(9, (3, 4)), 1),
+    "merge_heads": (lambda: readouts.merge_heads(unit(2, 3, 4), "max"), 1),
+}  # fmt: skip
