@@ -224,7 +224,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=1000, help="files of each kind (1000)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop each kind after this long")
     parser.add_argument("--random", action="store_true", help="by chance alone, also where atheris is installed")
-    parser.add_argument("--guided", action="store_true", help=argparse.SUPPRESS)  # one kind, in a process of its own
+    parser.add_argument("--guided", type=Path, help=argparse.SUPPRESS)  # one kind, in a process of its own: its folder
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slow", type=float, default=10.0, help="seconds that count as a failure (10)")
     parser.add_argument("--memory", type=float, default=8.0, help="GB of address space (8)")
@@ -232,7 +232,7 @@ def main() -> int:
     options = parser.parse_args()
     limit = int(options.memory * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    if options.guided:
+    if options.guided is not None:
         fuzz_guided(options)
     failures = 0
     with tempfile.TemporaryDirectory() as name:
@@ -289,40 +289,42 @@ def kept_files(kind: str) -> list[Path]:
 def run_guided(kind: str, options: argparse.Namespace) -> int:
     """One kind in a process of its own, which libFuzzer's engine ends."""
     print(f"{kind}:", flush=True)
-    command = [sys.executable, __file__, "--guided", "--kind", kind, "--out", str(options.out), "--seed", str(options.seed)]
+    command = [sys.executable, __file__, "--kind", kind, "--out", str(options.out), "--seed", str(options.seed)]
     command += ["--iterations", str(options.iterations), "--seconds", str(min(options.seconds, 1e9))]
-    return 1 if subprocess.run(command, check=False).returncode else 0
+    command += ["--slow", str(options.slow)]
+    with tempfile.TemporaryDirectory() as name:
+        return 1 if subprocess.run([*command, "--guided", name], check=False).returncode else 0
 
 
 def fuzz_guided(options: argparse.Namespace) -> None:
     """Hand one kind to atheris; does not return."""
     (kind,) = options.kind
-    with tempfile.TemporaryDirectory() as name:
-        contents, file, read = kinds(Path(name))[kind]
-        path = Path(name) / file
-        corpus, seeds = options.out / "corpus" / kind, options.out / "seeds" / kind
-        for folder in (corpus, seeds):
-            folder.mkdir(parents=True, exist_ok=True)
-        for data in [*contents, *(kept.read_bytes() for kept in kept_files(kind))]:
-            (seeds / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    contents, file, read = kinds(options.guided)[kind]
+    path = options.guided / file
+    corpus, seeds = options.out / "corpus" / kind, options.out / "seeds" / kind
+    for folder in (corpus, seeds):
+        folder.mkdir(parents=True, exist_ok=True)
+    for data in [*contents, *(kept.read_bytes() for kept in kept_files(kind))]:
+        (seeds / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
 
-        def test_one_input(data: bytes) -> None:
-            path.write_bytes(data)
-            try:
-                WATCH.on = kind in WATCHED
-                read(path)
-            except (ValueError, FileNotFoundError):
-                pass
-            finally:
-                WATCH.on = False
+    def test_one_input(data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            WATCH.on = kind in WATCHED
+            read(path)
+        except (ValueError, FileNotFoundError):
+            pass
+        finally:
+            WATCH.on = False
 
-        arguments = [f"-runs={options.iterations}", f"-max_total_time={int(options.seconds)}", f"-seed={options.seed}"]
-        arguments += ["-max_len=8192", "-timeout=20", "-rss_limit_mb=4096", "-verbosity=0", "-print_final_stats=1"]
-        tokens = options.out / f"{kind}.dict"
-        tokens.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in token) + '"\n' for token in TOKENS))
-        arguments += [f"-dict={tokens}", f"-artifact_prefix={options.out / kind}-", str(corpus), str(seeds)]
-        atheris.Setup([sys.argv[0], *arguments], test_one_input)
-        atheris.Fuzz()
+    arguments = [f"-runs={options.iterations}", f"-max_total_time={int(options.seconds)}", f"-seed={options.seed}"]
+    arguments += ["-max_len=8192", "-rss_limit_mb=4096", "-verbosity=0", "-print_final_stats=1"]
+    arguments += [f"-timeout={int(2 * options.slow)}"]
+    tokens = options.out / f"{kind}.dict"
+    tokens.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in token) + '"\n' for token in TOKENS))
+    arguments += [f"-dict={tokens}", f"-artifact_prefix={options.out / kind}-", str(corpus), str(seeds)]
+    atheris.Setup([sys.argv[0], *arguments], test_one_input)
+    atheris.Fuzz()
 
 
 def save(folder: Path, kind: str, data: bytes) -> None:
