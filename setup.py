@@ -21,7 +21,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy
 from setuptools import Extension, setup
@@ -64,9 +66,23 @@ class BuildCore(build_ext):
             self.warn("stb/stb_image.h was not found (Debian: libstb-dev); images will be decoded by Pillow")
         if switch("QAVIT_CUDA"):
             self.use_cuda(ext)
+        self.compile_together()
         super().build_extension(ext)
         self.library = library
         self.place_library(Path(self.get_ext_fullpath(ext.name)).parent)
+
+    def compile_together(self) -> None:
+        """Let the compiler work on as many files at once as there are CPUs."""
+        compile_in_turn = self.compiler.compile
+
+        def compile_each(sources: list[str], output_dir: str, **options: Any) -> list[str]:
+            for source in sources:
+                Path(output_dir, source).parent.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                made = pool.map(lambda source: compile_in_turn([source], output_dir=output_dir, **options), sources)
+                return [path for paths in made for path in paths]
+
+        self.compiler.compile = compile_each
 
     def copy_extensions_to_source(self) -> None:
         """For a build in place, the library goes where the module goes."""
