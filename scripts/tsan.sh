@@ -10,14 +10,12 @@ mkdir -p "$folder"
 import scipy_openblas32 as blas
 print(blas.get_include_dir(), blas.get_lib_dir(), blas.get_library(), sep="\n")')
 echo "building with ThreadSanitizer"
-objects=()
-for file in csrc/base/*.c csrc/ops/*.c csrc/models/*.c tests/core/threads.c; do
-    object=$folder/$(echo "${file%.c}" | tr / _).o
-    ${CC:-gcc} -std=c11 -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX -Wall -Wextra -O1 -g -fsanitize=thread -Icsrc -I"$include" \
-        -c "$file" -o "$object"
-    objects+=("$object")
-done
-${CC:-gcc} -fsanitize=thread -o "$folder/threads" "${objects[@]}" -L"$library" -l"$name" -Wl,-rpath,"$library" -lm -pthread
+rm -f "$folder"/*.o
+printf '%s\n' csrc/{base,image,ops,models}/*.c tests/core/threads.c | xargs -P "$(nproc)" -I{} bash -c '
+    object=$2/$(echo "${1%.c}" | tr / _).o
+    ${CC:-gcc} -std=c11 -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX -Wall -Wextra -O1 -g -fsanitize=thread -Icsrc -I"$3" \
+        -c "$1" -o "$object"' _ {} "$folder" "$include"
+${CC:-gcc} -fsanitize=thread -o "$folder/threads" "$folder"/*.o -L"$library" -l"$name" -Wl,-rpath,"$library" -lm -pthread
 # A kernel that spreads addresses wider than this runtime knows stops it at its start; without spreading it runs.
 run=()
 setarch -R true 2>/dev/null && run=(setarch -R)

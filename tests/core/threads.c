@@ -246,7 +246,7 @@ static void ask(const models *made, const questions *asked, results *out) {
     qv_blip_image image;
     check(qv_blip_image_allocate(&image, &made->blip, &err), &err);
     call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count(), .poll = keep_going};
-    check(qv_blip_embed_image(&made->blip, &call, &image, asked->images, &err), &err);
+    check(qv_blip_embed_image(&made->blip, &call, &image, asked->images, NULL, NULL, &err), &err);
     check(qv_blip_cross_attend(&made->blip, &call, &image, &err), &err);
     const qv_blip_questions texts = {2, asked->tokens, starts};
     const qv_gradcam_maps maps = {out->maps, NULL, out->logits};
