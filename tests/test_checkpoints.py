@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -581,6 +582,118 @@ def test_preprocessing_is_the_folders(tmp_path):
     assert (changed.preprocessing["std"], changed.defaults) == ([2, 2, 2], {"block": 3})
     with pytest.raises(TypeError, match=r"config\['vision'\]: expected a dict, got int"):
         open_model(tmp_path / "clip", config={"vision": 3})
+
+
+def wrong_clip(folder: Path, tensors=None, **config) -> Path:
+    """The golden CLIP folder with some of its tensors and of its configuration changed; None removes one."""
+    clip_copy(folder)
+    weights = {**load_file(folder / "model.safetensors"), **(tensors or {})}
+    save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, folder / "model.safetensors")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
+EMBEDDINGS = "vision_model.embeddings."
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({EMBEDDINGS + "class_embedding": None}, r"no vision tower \(vision_model\.embeddings\.class_embedding\)"),
+        ({EMBEDDINGS + "patch_embedding.weight": None}, r"patch_embedding\.weight is missing"),
+        ({EMBEDDINGS + "patch_embedding.weight": torch.ones(64, 588)}, r"shape \[64, 588\], expected 4 sizes above 0"),
+        ({EMBEDDINGS + "patch_embedding.weight": torch.ones(64, 3, 14, 7)}, "patches of 3x14x7 values, expected 3 colours"),
+        ({EMBEDDINGS + "patch_embedding.weight": torch.ones(64, 1, 14, 14)}, "patches of 1x14x14 values"),
+        ({EMBEDDINGS + "position_embedding.weight": torch.ones(25, 64)}, "24 patch positions are not a square grid"),
+        ({EMBEDDINGS + "position_embedding.weight": torch.ones(1, 64)}, "0 patch positions are not a square grid"),
+    ],
+)
+def test_weights_that_are_no_vision_tower(tensors, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        open_model(vision=wrong_clip(tmp_path / "clip", tensors))
+
+
+def test_a_tower_without_blocks_is_refused(tmp_path):
+    names = load_file(GOLDEN / "qavit_official_late" / "clip" / "model.safetensors")
+    gone = {name: None for name in names if ".layers." in name}
+    with pytest.raises(ValueError, match="no blocks"):
+        open_model(vision=wrong_clip(tmp_path / "clip", gone))
+
+
+def test_the_kind_of_a_folder_is_checked(tmp_path):
+    with pytest.raises(ValueError, match="holds a model of type 'vit', expected CLIP"):
+        open_model(vision=wrong_clip(tmp_path / "clip", model_type="vit"))
+    text = tmp_path / "text"
+    shutil.copytree(GOLDEN / "qavit_official_late" / "t5", text)
+    config = json.loads((text / "config.json").read_text())
+    for changes, message in (
+        ({"model_type": "gpt2"}, "holds a model of type 'gpt2', expected t5, mt5, bert"),
+        ({"feed_forward_proj": "swish"}, "feed_forward_proj 'swish', expected gated-gelu or relu"),
+        ({"feed_forward_proj": "relu"}, "the configuration says feed_forward_proj 'relu', the weights have"),
+        ({"num_heads": 7}, "7 heads do not divide the width 64|num_heads 7"),
+    ):
+        (text / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ValueError, match=message):
+            open_model(checkpoint=GOLDEN / "qavit_official_late" / "checkpoint.pth",
+                       vision=GOLDEN / "qavit_official_late" / "clip", text=text)  # fmt: skip
+    (text / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object, got list"):
+        open_model(checkpoint=GOLDEN / "qavit_official_late" / "checkpoint.pth", text=text)
+
+
+def test_options_of_the_wrong_kind_are_named(tmp_path):
+    clip = GOLDEN / "qavit_official_late" / "clip"
+    for config, message in (
+        ({"preprocessing": {"size": 71}}, "preprocessing.size is 71, the model takes images of 70"),
+        ({"preprocessing": {"resize": "bilinear"}}, "expected resize 'shortest_edge' or 'exact'"),
+        ({"preprocessing": {"crop": 1}}, "and crop true or false"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_model(vision=clip, config=config)
+    for key in ("questions", "defaults"):
+        with pytest.raises(TypeError, match=rf"config\['{key}'\]: expected a dict, got int"):
+            open_model(vision=clip, config={key: 3})
+    blip = GOLDEN / "blip_itm" / "checkpoint.pth"
+    with pytest.raises(ValueError, match="config: patches not known; expected 'vision' and 'text'"):
+        open_model(checkpoint=blip, config={"patches": 4})
+    with pytest.raises(TypeError, match=r"config\['text'\]: expected a dict, got int"):
+        open_model(checkpoint=blip, config={"text": 3})
+
+
+def test_converted_folders_say_what_they_lack(tmp_path):
+    folder = small_models.write_qavit(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(ValueError, match="has its own text encoder"):
+        open_model(folder, text=GOLDEN / "qavit_official_late" / "t5")
+    for changes, message in (
+        ({"version": 9}, "version 9 of the format, this qavit reads versions 1 and 2"),
+        ({"questions": 3}, "'questions' is int, expected an object"),
+        ({"defaults": [1]}, "'defaults' is list, expected an object"),
+        ({"architecture": "blip_itm", "text": None}, r"config\.json has no 'text'"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ValueError, match=message):
+            open_model(folder)
+    del config["preprocessing"]
+    (folder / "config.json").write_text(json.dumps(config))
+    source = open_model(folder, image_size=56)
+    assert (source.preprocessing["size"], source.preprocessing["resize"], source.vision["image_size"]) == (
+        56, "shortest_edge", 56)  # fmt: skip
+
+
+def test_lora_factors_that_do_not_fit_are_refused(late_tensors, tmp_path):
+    stem = "base_model.model.encoder.block.0.layer.0.SelfAttention.q"
+    assert stem + ".lora_A.default.weight" in late_tensors
+    short = {**late_tensors, stem + ".lora_B.default.weight": torch.ones(64, 3)}
+    with pytest.raises(ValueError, match=r"has LoRA factors A \[\d+, 48\] and B \[64, 3\], which do not fit"):
+        open_variant(save_variant(tmp_path / "x.pth", short, config=CONFIG))
+    both = {**late_tensors, stem + ".base_layer.weight": late_tensors[stem + ".weight"]}
+    with pytest.raises(ValueError, match="is there twice, with and without base_layer"):
+        open_variant(save_variant(tmp_path / "y.pth", both, config=CONFIG))
+    twice = {**late_tensors, "module." + stem + ".weight": late_tensors[stem + ".weight"]}
+    with pytest.raises(ValueError, match="is there twice"):
+        open_variant(save_variant(tmp_path / "z.pth", twice, config=CONFIG))
 
 
 def test_tokenizers_in_place_of_the_folders_own(tmp_path):
