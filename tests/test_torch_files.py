@@ -234,12 +234,49 @@ def test_no_code_is_run(attack, form, tmp_path):
             call(name("torch._tensor", "_rebuild_from_type_v2"), name("torch", "Size"), b"N", b")") + b".",
             "made by torch.Size",
         ),
+        (b"\x80\x02K\x01K\x02\x93.", "a name that is not text"),
+        (b"\x80\x04" + name("torch", "Size") + b")}" + value("a") + b"K\x01s\x92.", "a call with named arguments"),
+        (b"\x80\x02" + name("argparse", "Namespace") + b")RK\x01b.", "argparse.Namespace without a dict of attributes"),
+        (b"\x80\x02K\x01(K\x02e.", "items for something that is not a list: int"),
+        (b"\x80\x04](K\x01\x90.", "items for something that is not a set: list"),
+        (call(name("torch._utils", "_rebuild_tensor"), b"K\x01") + b".", "without storage, offset, size and stride"),
+        (call(name("torch._utils", "_rebuild_tensor_v3"), b"K\x01") + b".", "offset, size, stride and dtype"),
+        (call(name("torch._utils", "_rebuild_tensor_v3"), *[b"N"] * 6, name("torch", "Size")) + b".",
+         "a tensor of type torch.Size"),
+        (call(name("torch._utils", "_rebuild_parameter"), b"K\x01") + b".", "a parameter that is not made of a tensor"),
+        (call(name("torch._tensor", "_rebuild_from_type_v2"), b"K\x01") + b".", "a tensor subclass that is not made"),
+        (call(name("collections", "OrderedDict"), value([1])) + b".", "something that is not pairs"),
+        (call(name("numpy.core.multiarray", "scalar"), b"K\x01", b"K\x02") + b".", "without its type and bytes"),
+        (call(name("numpy.core.multiarray", "scalar"), call(name("numpy", "dtype"), value("f4")), value(b"abc")) + b".",
+         "a NumPy number of the wrong length"),
+        (call(name("pathlib", "PosixPath"), b"K\x01") + b".", "a name that is not text"),
     ],
 )
 def test_hostile_pickles(pickled, message, tmp_path):
     for content in (archive(pickled), legacy(pickled, {})):
         with pytest.raises(ValueError, match=message):
             opened(content, tmp_path)
+
+
+def test_storages_that_are_not_described_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="a storage without type, name and size"):
+        opened(archive(b"\x80\x02" + value(("storage",)) + b"Q."), tmp_path)
+    with pytest.raises(ValueError, match="a storage where none is expected"):
+        opened(b"\x80\x02" + storage() + b".", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "expected"),
+    [
+        (call(name("collections", "OrderedDict"), value([["a", 1], ("b", 2)])), {"a": 1, "b": 2}),
+        (name("argparse", "Namespace") + b")R" + value((None, {"a": 1})) + b"b", {"a": 1}),
+        (name("argparse", "Namespace") + b")R" + value(({"a": 1}, {"b": 2})) + b"b", {"a": 1, "b": 2}),
+        (b"}" + name("torch", "float16") + b"K\x01s", {"torch.float16": 1}),
+        (b"}" + value(("a", 2)) + b"K\x01s", {("a", 2): 1}),
+    ],
+)
+def test_containers_in_their_other_spellings(pickled, expected, tmp_path):
+    assert opened(archive(b"\x80\x02" + pickled + b"."), tmp_path) == expected
 
 
 def test_a_memo_is_as_large_as_what_is_in_it(tmp_path):
@@ -371,6 +408,8 @@ def test_zip_bombs(tmp_path, monkeypatch):
         (pickle.dumps(1, 2), "not a file that torch.save wrote"),
         (b"\x93NUMPY" + bytes(100), "more values than it has"),
         (legacy(b"\x80\x02}.", {})[:-60], "cut short"),
+        (b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1002, {})), "format that is not 1001"),
+        (b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}, {}, "keys")), "have no list"),
     ],
 )
 def test_hostile_legacy_files(content, message, tmp_path):
@@ -386,6 +425,18 @@ def test_legacy_views(tmp_path):
     found = opened(content, tmp_path)
     np.testing.assert_array_equal(float_array(weight_of(found["a"])), [2, 3, 4])
     np.testing.assert_array_equal(float_array(weight_of(found["b"])), [1, 2, 3, 4])
+
+
+def test_what_a_checkpoint_is_made_of():
+    found = StoredTensor.__new__(StoredTensor)
+    tensors, others = state_dict({"a.weight": found, "a.scale": 2.5, "epoch": 3, "on.off": True}, "x.pth")
+    assert list(tensors) == ["a.weight", "a.scale"]
+    assert float_array(tensors["a.scale"]) == 2.5
+    assert others == {"epoch": 3, "on.off": True}
+    with pytest.raises(ValueError, match=r"x\.pth: expected a dict of tensors, got list"):
+        state_dict([found], "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth"):
+        state_dict({"epoch": 3}, "x.pth")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
