@@ -40,6 +40,6 @@ status=0
 unset COVERAGE_PROCESS_START
 "$python" -m coverage combine -q --rcfile "$reports/settings" || true
 "$python" -m coverage report --rcfile "$reports/settings" --show-missing --sort=cover | tee "$reports/python.txt"
-"$python" -m gcovr --root . --filter 'csrc/' --object-directory "$folder/temp" --exclude-throw-branches --gcov-ignore-parse-errors=negative_hits.warn_once_per_file \
+"$python" -m gcovr --root . --filter 'csrc/' --object-directory "$folder/temp" --exclude-throw-branches --gcov-ignore-parse-errors=all \
     --txt "$reports/c.txt" --txt-summary
 exit $status

@@ -101,6 +101,45 @@ def test_a_bad_picture_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
     assert "Traceback" not in said.err
 
 
+def test_errors_as_json_lines_and_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "missing.png")
+    arguments = ["heatmap", missing, str(SCENE), "-q", "where is the star?", "--no-figures", "--json"]
+    assert cli.main(arguments) == cli.SOME_FAILED
+    bad, good = map(json.loads, capsys.readouterr().out.splitlines())
+    assert bad == {"image": missing, "error": f"{missing}: image: no such file"}
+    assert good["image"] == str(SCENE)
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        cli.main([*arguments, "--verbose"])
+    with pytest.raises(ValueError, match="blocks 0 to 11"):
+        cli.main(["heatmap", str(SCENE), "-q", "where?", "--block", "12", "--verbose"])
+
+
+def test_what_the_build_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == cli.OK
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["threads"] == str(qavit.build_info()["threads"])
+    assert lines["kernels"] == ", ".join(f"{k} {v}" for k, v in qavit.build_info()["kernels"].items())
+    threads = qavit.get_num_threads()
+    try:
+        assert cli.main(["info", "--json", "--threads", "3"]) == cli.OK
+        assert json.loads(capsys.readouterr().out)["threads"] == 3
+    finally:
+        qavit.set_num_threads(threads)
+
+
+def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path) -> None:
+    arguments = ["heatmap", *[str(SCENE)] * 3, "-q", "where?", "--json", "--no-figures"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qavit", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (cli.OK, b"")
+
+
 def test_what_is_wrong_for_every_picture_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,16 @@ def test_values_can_be_set_and_removed():
     assert given == {"model": {"path": "demo"}}
 
 
+def test_settings_are_shown_and_listed():
+    config = Config({"model": {"path": "demo"}, "seed": 3})
+    assert repr(config) == "Config({'model': {'path': 'demo'}, 'seed': 3})"
+    assert {"model", "seed", "to_dict"} <= set(dir(config))
+    del config["seed"]
+    assert repr(config) == "Config({'model': {'path': 'demo'}})"
+    with pytest.raises(TypeError, match=r"expected a name as key, got 3 \(int\)"):
+        config[3] = 1
+
+
 def test_an_unknown_name_is_named_with_a_guess():
     with pytest.raises(AttributeError, match=r"no 'modle'.*did you mean 'model'"):
         Config({"model": {}}).modle  # noqa: B018

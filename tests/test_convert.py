@@ -165,6 +165,35 @@ def test_a_killed_convert_leaves_nothing_that_loads_and_a_rerun_completes(late, 
     open_model(target)
 
 
+def test_a_folder_is_replaced_where_names_cannot_be_swapped(late, tmp_path, monkeypatch):
+    def no_library(*_, **__):
+        raise OSError("no C library")
+
+    monkeypatch.setattr(convert_module.ctypes, "CDLL", no_library)
+    convert(late, tmp_path / "model")
+    convert(late, tmp_path / "model", "bfloat16")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert "bfloat16" in describe(open_model(tmp_path / "model"))["dtypes"]
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(late, tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    convert(late, target)
+    rename = Path.rename
+
+    def fails_where_the_old_folder_was(self, to):
+        if self.name.startswith(".model.qavit-partial-") and not self.name.endswith("-old") and not to.exists():
+            raise OSError(5, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(convert_module, "_exchange", lambda one, two: False)
+    monkeypatch.setattr(Path, "rename", fails_where_the_old_folder_was)
+    with pytest.raises(OSError, match="Input/output error"):
+        convert(late, target, "bfloat16")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert "bfloat16" not in describe(open_model(target))["dtypes"]
+
+
 @pytest.mark.parametrize("swap", [True, False])
 def test_kills_at_random_moments_leave_a_whole_folder(late, swap, tmp_path, monkeypatch):
     target = tmp_path / "model"
