@@ -1,0 +1,134 @@
+"""The code of README.md and docs/, run as it stands there: small models and drawn pictures lie under the names it uses."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import shlex
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_models import GOLDEN
+
+import qavit
+from qavit import cli
+
+ROOT = Path(__file__).parent.parent
+LATE, BLIP = GOLDEN / "qavit_official_late", GOLDEN / "blip_itm"
+
+
+def python(document: str) -> list[str]:
+    """The Python blocks of a document."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(document: str, verb: str) -> list[list[str]]:
+    """Arguments of the indented `qavit VERB` lines of a document, and of those in the middle of a sentence."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.findall(rf"^    qavit ({verb} .*)$|`qavit ({verb} [^`]*)`", text, re.M)
+    return [shlex.split(one or other) for one, other in found]
+
+
+def run(code: str, names: dict[str, Any], changes: dict[str, str] | None = None) -> None:
+    for old, new in (changes or {}).items():
+        assert old in code
+        code = code.replace(old, new)
+    exec(compile(code, "document", "exec"), names)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in, with what the documents mention."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)
+    (tmp_path / "val2014").mkdir()
+    for name in ("picture.jpg", "street.jpg", "cat.jpg", "scene.png", "val2014/COCO_val2014_000000000042.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    shutil.copy(LATE / "checkpoint.pth", "qavit-base2.pth")
+    shutil.copytree(LATE / "clip", "clip-vit-large-patch14-336")
+    shutil.copytree(LATE / "clip", "clip-vit-base-patch16")
+    shutil.copytree(LATE / "t5", "flan-t5-base")
+    shutil.copy(BLIP / "checkpoint.pth", "model_large_retrieval_coco_train2014.pth")
+    shutil.copy(BLIP / "vocab.txt", "vocab.txt")
+    asked = [{"image_id": 42, "question": "where is the car?", "question_id": 42000}]
+    Path("v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": asked}))
+    return tmp_path
+
+
+def test_readme(place: Path) -> None:
+    five_lines, public_weights, pnp_vqa, numbers = python("README.md")
+    names: dict[str, Any] = {}
+    run(five_lines, names)
+    assert names["result"].maps.shape == (2, *names["model"].grid)
+    assert Image.open("heatmaps.png").width > 1000
+    pytest.importorskip("pandas")
+    run(numbers, names)
+    assert Path("page.html").stat().st_size > 10_000
+    # The model that stands in has six blocks.
+    run(public_weights, names, {"blocks=(13, 18, 23)": "blocks=(4, 5)"})
+    assert names["maps"].shape == (1, 2, 25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", qavit.QuestionBlindWarning)
+        assert qavit.load(vision="clip-vit-base-patch16/").heatmaps("cat.jpg").maps.shape == (1, 5, 5)
+    torch = pytest.importorskip("torch")
+    from test_lavis import PnpVqa
+
+    facts = json.loads((BLIP / "cases.json").read_text())
+    model = names["pnp_vqa_model"] = PnpVqa()
+    names["config"] = {"text": facts["med_config"], "vision": facts["vit"]}
+    run(pnp_vqa, names, {'tokenizer="vocab.txt")': 'tokenizer="vocab.txt", config=config)'})
+    answers, maps = model.predict_answers({"image": torch.rand(1, 3, 384, 384), "text_input": ["where is it?"]})
+    assert answers == ["20 patches"]
+    assert tuple(maps.shape) == (1, 576)
+
+
+def test_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("ijson")
+    convert, heatmap, data_set = (commands("README.md", verb)[0] for verb in ("convert", "heatmap", "run"))
+    assert cli.main(convert) == 0
+    model = qavit.load("qavit-base2/")
+    assert isinstance(model, qavit.QAViT)
+    assert model.integrated == (3, 4, 5)
+    pictures = sorted(glob.glob(heatmap[1]))
+    assert cli.main([heatmap[0], *pictures, *heatmap[2:]]) == 0
+    for picture in pictures:
+        assert {path.suffix for path in Path("out").glob(f"{Path(picture).stem}*")} >= {".png", ".npz", ".html"}
+    assert commands("docs/SCALE.md", "run")[0] == data_set
+    assert cli.main(data_set) == 0
+    names: dict[str, Any] = {"samples": {"question_id": [42000]}}
+    run(python("docs/SCALE.md")[0], names)
+    assert "where is the car? (5, 5)" in capsys.readouterr().out
+    assert len(names["ids"]) == len(names["maps"]) == 1
+    assert names["samples"]["gradcams"].shape == (1, 25)
+
+
+def test_demo_model_document(place: Path) -> None:
+    (code,) = python("docs/DEMO_MODEL.md")
+    names: dict[str, Any] = {}
+    run(code, names)
+    assert names["result"].maps.shape == (2, 12, 12)
+
+
+def test_pnp_vqa_document(place: Path) -> None:
+    pytest.importorskip("yaml")
+    torch = pytest.importorskip("torch")
+    from test_lavis import PnpVqa
+
+    # What the first and the third need of LAVIS itself is in tests/test_lavis.py.
+    _, question_aware, _, scripts = python("docs/PNP_VQA.md")
+    names: dict[str, Any] = {"qavit": qavit, "model": PnpVqa()}
+    run("import qavit.lavis\n" + question_aware, names, {"block_num=18": "block_num=5"})
+    samples = {"image": torch.rand(1, 3, 384, 384), "text_input": ["where is it?"]}
+    assert tuple(names["model"].forward_itm(samples)["gradcams"].shape) == (1, 576)
+    size = qavit.load("demo").image_size
+    names = {"images": np.zeros((1, 3, size, size), np.float32), "questions": ["where is the star?"]}
+    run(scripts, names)
+    assert names["maps"].shape == (1, 144)
+    assert len(list(Path("results").iterdir())) == 6
