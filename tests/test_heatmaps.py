@@ -101,6 +101,10 @@ def test_a_callable_readout_is_checked() -> None:
         (lambda a: read_words(a, [[0] * 5, [0]], 4), ValueError, "word_of"),
         (lambda a: apply_readout("rollup", a, 4), ValueError, "rollup"),
         (lambda a: apply_readout(7, a, 4), TypeError, "int"),
+        (lambda a: apply_readout(len, a[0], 4), ValueError, r"needs \[B, h, T, M \+ T\], got shape \(3, 7, 11\)"),
+        (lambda a: read_words(a, [[0], [0]], 4, heads=None), ValueError, "None is not possible for maps of words"),
+        (lambda a: read_words(a, [[0]], 4), ValueError, "1 questions, expected one for each pair"),
+        (lambda a: merge_heads(np.ones(3), "mean"), ValueError, r"expected \[\.\.\., heads, N\]"),
     ],
 )
 def test_wrong_arguments_of_readouts(call: Any, kind: type[Exception], message: str) -> None:
@@ -233,6 +237,26 @@ def test_block_maps_are_computed_once_and_only_when_asked() -> None:
     assert len(calls) == 1
     with pytest.raises(ValueError, match="block_maps"):
         result().all_block_maps()
+    with pytest.raises(ValueError, match=r"block_maps: shape \(2, 1, 3, 4\), expected \(blocks, 3, 3, 4\)"):
+        result(block_maps=lambda: np.ones((2, 1, 3, 4))).all_block_maps()
+
+
+def test_questions_of_a_result_that_cannot_be_answered() -> None:
+    one = result()[0]
+    with pytest.raises(ValueError, match="k: got 0, expected at least 1"):
+        one.top_patches(0)
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"threshold: got {share}"):
+            one.boxes(threshold=share)
+    with pytest.raises(ValueError, match="method: 'cubic' is unknown"):
+        one.upsample(method="cubic")
+    for size in ((3,), (0, 5), 0):
+        with pytest.raises(ValueError, match="size: got"):
+            one.upsample(size)
+    for values in (3.0, np.zeros((0, 4))):
+        with pytest.raises(ValueError, match=r"maps: expected \[Q, gh, gw\] or \[gh, gw\], got shape"):
+            normalize_maps(values, "sum")
+    assert repr(one).startswith("HeatmapResult(")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,13 @@ def test_truncation_keeps_the_closing_token_and_words_are_told():
     assert whole.word_of[0] == [0, 0, 0, 1, 1, 2, 3, 3, 3, 4, 4, 4, -1]
     assert tokenizer.encode([], 30).ids.shape == (0, 0)
     assert tokenizer.encode([""], 30).tokens == [["</s>"]]
+    for texts, limit, error, message in (
+        ("where?", 30, TypeError, "texts: expected a list of str, got a str"),
+        (["where?", b"what?"], 30, TypeError, "texts: expected a list of str, got a bytes in it"),
+        (["where?"], 2, ValueError, "max_tokens: 2, expected at least 3"),
+    ):
+        with pytest.raises(error, match=message):
+            tokenizer.encode(texts, limit)
 
 
 def test_words_without_tokens_are_left_out():
@@ -110,6 +117,8 @@ def test_questions_are_forgotten_when_there_are_too_many():
     assert cache.get("a") == 1
     cache.put("c", 3)
     assert (cache.get("a"), cache.get("b"), cache.get("c"), len(cache)) == (1, None, 3, 2)
+    cache.clear()
+    assert (cache.get("a"), len(cache)) == (None, 0)
     with pytest.raises(ValueError, match="capacity: 0"):
         QuestionCache(0)
 
