@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,10 +176,11 @@ def find_nvcc() -> Path:
 
 
 def cublas_headers() -> list[Path]:
-    """Where the package nvidia-cublas keeps its headers, if it is installed."""
+    """Where the package nvidia-cublas keeps its headers, if it is installed; also from within pip's isolated builds."""
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec is not None else []
-    return [path for root in roots for path in sorted(Path(root).glob("cu*/include"))]
+    roots.append(str(Path(sysconfig.get_path("purelib"), "nvidia")))
+    return [path for root in dict.fromkeys(roots) for path in sorted(Path(root).glob("cu*/include"))]
 
 
 def core_extension() -> Extension:

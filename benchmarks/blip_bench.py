@@ -46,16 +46,16 @@ def questions() -> list[str]:
     return [" ".join(rng.choice(WORDS, 6 + i % 5)) for i in range(10)]
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, vision: dict[str, Any] = VISION, text: dict[str, Any] = TEXT) -> None:
     """The model with random weights, and a tokenizer that has the questions' words."""
     import torch
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
     torch.manual_seed(0)
-    config = BlipConfig(vision_config=VISION, text_config=TEXT, image_text_hidden_size=256)
+    config = BlipConfig(vision_config=vision, text_config=text, image_text_hidden_size=256)
     BlipForImageTextRetrieval(config).save_pretrained(folder)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    filler = [f"filler{i}" for i in range(TEXT["vocab_size"] - 2 - len(special) - len(set(WORDS)))]
+    filler = [f"filler{i}" for i in range(text["vocab_size"] - 2 - len(special) - len(set(WORDS)))]
     (folder / "vocab.txt").write_text("\n".join([*special, *sorted(set(WORDS)), *filler]) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 CLIP L/14@336 with the class token's map of one block, QA-ViT of the same size with ten questions an image, and BLIP-ITM's
 GradCAM, at batch 1, 8 and 32: medians of interleaved runs, host to host, and the part of the card's own peak, which a large
-product in torch measures. Without a GPU it says what is missing.
+product in torch measures. Without a GPU it says what is missing; `--small` tries the script itself, on the host.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,75 +23,120 @@ import qavit
 from benchmarks import blip_bench, models
 from benchmarks.timing import interleave
 from qavit import _core
+from qavit.images import CLIP_MEAN, CLIP_STD
 
 BATCHES = (1, 8, 32)
-QUESTIONS, TOKENS, QUESTION_WIDTH, BLOCK = 10, 16, 768, 18
+QUESTIONS, TOKENS, QUESTION_WIDTH = 10, 16, 768
 Runs = dict[str, Callable[[], object]]
 
 
-def linear_operations(sequences: float) -> float:
-    """Of so many sequences through a block of L/14@336: its products and attention."""
-    tokens, width, hidden = 577, 1024, 4096
-    return sequences * (2.0 * tokens * (4 * width * width + 2 * width * hidden) + 4.0 * tokens * tokens * width)
+@dataclass(frozen=True)
+class Work:
+    """What is measured, and where."""
+
+    device: str
+    size: models.Size
+    vision: dict[str, Any]  # BLIP's
+    text: dict[str, Any]
+
+    @property
+    def torch(self) -> str:
+        """torch's device."""
+        return "cuda" if self.device == "cuda" else "cpu"
+
+    @property
+    def first(self) -> int:
+        """The first block that takes the question."""
+        return self.size.blocks // 2
+
+    @property
+    def block(self) -> int:
+        """The block whose map is read."""
+        return 3 * self.size.blocks // 4
+
+    def linear_operations(self, sequences: float) -> float:
+        """Of so many sequences through one block of the vision model: its products and attention."""
+        tokens, width, hidden = self.size.tokens, self.size.hidden, self.size.feed_forward
+        return sequences * (2.0 * tokens * (4 * width * width + 2 * width * hidden) + 4.0 * tokens * tokens * width)
 
 
-def clip_runs(batch: int, precision: str) -> tuple[Runs, float]:
+FULL = Work("cuda", models.SIZES["L/14@336"], blip_bench.VISION, blip_bench.TEXT)
+# For trying the script where there is no GPU: "cuda-host" runs the kernels on the CPU, slowly.
+SMALL = Work(
+    "cuda-host",
+    models.Size("small", 32, 64, 4, 2, 14, 28),
+    {**blip_bench.VISION, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+     "image_size": 32},
+    {**blip_bench.TEXT, "hidden_size": 32, "encoder_hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+     "vocab_size": 64},
+)  # fmt: skip
+
+
+def clip_runs(work: Work, batch: int, precision: str) -> tuple[Runs, float]:
     """One map an image: qavit stops at its block; torch runs the model as it is, eager (with attentions) and compiled."""
-    model = models.clip_model(models.SIZES["L/14@336"])
-    vit = _core.Vit(models.SIZES["L/14@336"].config, models.core_weights(models.state_of(model)), precision,
-                    device=_core.Device("cuda"))  # fmt: skip
-    images = np.random.default_rng(0).standard_normal((batch, 3, 336, 336)).astype(np.float32)
-    maps = models.ClassMaps(model).cuda().to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
-    compiled = torch.compile(maps)
+    size, blocks = work.size, work.size.blocks
+    model = models.clip_model(size)
+    vit = _core.Vit(size.config, models.core_weights(models.state_of(model)), precision, device=_core.Device(work.device))
+    random = np.random.default_rng(0)
+    images = random.standard_normal((batch, 3, size.image, size.image)).astype(np.float32)
+    pictures = [random.integers(0, 256, (480, 640, 3), dtype=np.uint8) for _ in range(batch)]
+    how = (False, CLIP_MEAN, CLIP_STD)
+    wanted = [(i, "class") for i in range(blocks)]
+    model.set_attn_implementation("eager")
+    maps = models.ClassMaps(model).to(work.torch, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
     def in_torch(module: Any) -> Callable[[], object]:
         def run() -> object:
             with torch.no_grad():
-                pixels = torch.from_numpy(images).to("cuda", next(maps.parameters()).dtype)
+                pixels = torch.from_numpy(images).to(work.torch, next(maps.parameters()).dtype)
                 return module(pixels).float().cpu()
 
         return run
 
-    return {
-        "qavit": lambda: vit.forward(images, attention=[(i, "class") for i in range(24)]),
+    runs: Runs = {
+        "qavit": lambda: vit.forward(images, attention=wanted),
+        "qavit, pictures of 640 x 480": lambda: vit.forward(pictures, attention=wanted, preprocessing=how),
         "torch eager": in_torch(maps),
-        "torch.compile": in_torch(compiled),
-    }, linear_operations(24 * batch)
+    }
+    if work.device == "cuda":
+        runs["torch.compile"] = in_torch(torch.compile(maps))
+    return runs, work.linear_operations(blocks * batch)
 
 
-def qavit_runs(batch: int, precision: str) -> tuple[Runs, float]:
+def qavit_runs(work: Work, batch: int, precision: str) -> tuple[Runs, float]:
     """Ten questions an image; there is no peer that gives these maps."""
-    size = models.SIZES["L/14@336"]
-    state = models.add_question_layers(models.state_of(models.clip_model(size)), size, QUESTION_WIDTH, 12)
-    config = {**size.config, "integrated": list(range(12, 24)), "instruction_dim": QUESTION_WIDTH}
-    vit = _core.Vit(config, models.core_weights(state), precision, device=_core.Device("cuda"))
+    size, first, block = work.size, work.first, work.block
+    state = models.add_question_layers(models.state_of(models.clip_model(size)), size, QUESTION_WIDTH, first)
+    config = {**size.config, "integrated": list(range(first, size.blocks)), "instruction_dim": QUESTION_WIDTH}
+    vit = _core.Vit(config, models.core_weights(state), precision, device=_core.Device(work.device))
     random = np.random.default_rng(0)
-    images = random.standard_normal((batch, 3, 336, 336)).astype(np.float32)
+    images = random.standard_normal((batch, 3, size.image, size.image)).astype(np.float32)
     states = random.standard_normal((batch * QUESTIONS, TOKENS, QUESTION_WIDTH)).astype(np.float32)
     pairs, lengths = np.repeat(np.arange(batch, dtype=np.int32), QUESTIONS), np.full(batch * QUESTIONS, TOKENS, np.int32)
-    sequences = batch * (12 + QUESTIONS * (BLOCK - 12))
-    runs: Runs = {"qavit": lambda: vit.forward(images, pairs, states, lengths, attention=[(BLOCK, "class")])}
-    return runs, linear_operations(sequences)
+    sequences = batch * (first + QUESTIONS * (block - first))
+    runs: Runs = {"qavit": lambda: vit.forward(images, pairs, states, lengths, attention=[(block, "class")])}
+    return runs, work.linear_operations(sequences)
 
 
-def blip_runs(folder: Path, batch: int, precision: str) -> tuple[Runs, None]:
+def blip_runs(work: Work, folder: Path, batch: int, precision: str) -> tuple[Runs, None]:
     """GradCAM of pairs: autograd through the text half alone, the best that torch can do, against qavit."""
     from transformers import BlipForImageTextRetrieval
 
-    model = qavit.load(folder, precision=precision, device="cuda")
-    images = np.random.default_rng(1).standard_normal((batch, 3, 384, 384)).astype(np.float32)
+    model = qavit.load(folder, precision=precision, device=work.device)
+    images = np.random.default_rng(1).standard_normal((batch, 3, model.image_size, model.image_size)).astype(np.float32)
     asked = [blip_bench.questions()[i % QUESTIONS] for i in range(batch)]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    peer = BlipForImageTextRetrieval.from_pretrained(folder, attn_implementation="eager").eval().cuda().to(dtype)
+    peer = BlipForImageTextRetrieval.from_pretrained(folder, attn_implementation="eager").eval().to(work.torch, dtype)
     peer.requires_grad_(False)
     tokens = model._tokenize(asked)
-    ids, mask = torch.from_numpy(tokens.ids).long().cuda(), torch.from_numpy(tokens.mask).long().cuda()
+    ids, mask = (torch.from_numpy(array).long().to(work.torch) for array in (tokens.ids, tokens.mask))
 
     def gradcam() -> object:
-        states = peer.vision_model(torch.from_numpy(images).to("cuda", dtype)).last_hidden_state.detach().requires_grad_()
+        seen = torch.from_numpy(images).to(work.torch, dtype)
+        states = peer.vision_model(seen).last_hidden_state.detach().requires_grad_()
         out = peer.text_encoder(
             input_ids=ids, attention_mask=mask, encoder_hidden_states=states, output_attentions=True, return_dict=True,
-            encoder_attention_mask=torch.ones(states.shape[:2], device="cuda"),
+            encoder_attention_mask=torch.ones(states.shape[:2], device=work.torch),
         )  # fmt: skip
         probabilities = out.cross_attentions[blip_bench.BLOCK]
         loss = peer.itm_head(out.last_hidden_state[:, 0])[:, 1].sum()
@@ -101,17 +147,19 @@ def blip_runs(folder: Path, batch: int, precision: str) -> tuple[Runs, None]:
     return {"qavit": lambda: model.forward_itm(samples, block_num=blip_bench.BLOCK), "torch eager": gradcam}, None
 
 
-def peak(precision: str) -> float:
+def peak(work: Work, precision: str) -> float:
     """Operations a second of a large product."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+    side = 8192 if work.device == "cuda" else 256
+    a = torch.randn(side, side, device=work.torch, dtype=dtype)
 
     def run() -> None:
         torch.mm(a, a)
-        torch.cuda.synchronize()
+        if work.device == "cuda":
+            torch.cuda.synchronize()
 
     run()
-    return 2.0 * 8192**3 / interleave({"product": run}, 10, "wall").median("product")
+    return 2.0 * side**3 / interleave({"product": run}, 10, "wall").median("product")
 
 
 def main() -> int:
@@ -121,25 +169,27 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="*", default=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--small", action="store_true", help="small models on cuda-host: whether this script runs, no times")
     options = parser.parse_args()
+    measured = SMALL if options.small else FULL
     try:
-        _core.check_device("cuda")
+        _core.check_device(measured.device)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    if not torch.cuda.is_available():
+    if measured.device == "cuda" and not torch.cuda.is_available():
         print("this torch has no CUDA", file=sys.stderr)
         return 1
-    print(torch.cuda.get_device_name(), file=sys.stderr)
+    print("cuda-host" if options.small else torch.cuda.get_device_name(), file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:
-        blip_bench.make_folder(Path(name))
+        blip_bench.make_folder(Path(name), measured.vision, measured.text)
         works: dict[str, Callable[[int, str], tuple[Runs, float | None]]] = {
-            "CLIP L/14@336, maps of all blocks": clip_runs,
-            "QA-ViT L/14@336, ten questions": qavit_runs,
-            "BLIP-ITM GradCAM": lambda batch, precision: blip_runs(Path(name), batch, precision),
+            f"CLIP {measured.size.name}, maps of all blocks": lambda *how: clip_runs(measured, *how),
+            f"QA-ViT {measured.size.name}, ten questions": lambda *how: qavit_runs(measured, *how),
+            "BLIP-ITM GradCAM": lambda *how: blip_runs(measured, Path(name), *how),
         }
         for precision in options.precisions:
-            limit = peak(precision)
+            limit = peak(measured, precision)
             for work, make in works.items():
                 for batch in options.batches:
                     runs, operations = make(batch, precision)

@@ -1,19 +1,29 @@
 #!/usr/bin/env bash
-# Builds with CUDA into build/cuda, warnings as errors, imports it, and runs the tests of the backend there: on the GPU where
-# there is one, else on the host. Without nvcc it says so and ends well. "scripts/cuda.sh suites" also runs the core's suites
-# with the device put under every model (DEVICE=cuda-host, or cuda).
+# Builds with CUDA into build/cuda, warnings as errors, imports it, and runs the tests of the backend there: on the host, and on
+# the GPU where there is one. Without a toolkit, one is installed into build/cuda-toolkit from packages; where those are not to
+# be had, it says so and ends well. With a GPU, or as "scripts/cuda.sh suites", the core's suites run too, with the device put
+# under every model (DEVICE=cuda where there is a GPU, else cuda-host).
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
 python=${PYTHON:-python3}
 case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
 folder=$root/build/cuda
+release_wanted=13.0
 
+packaged=$root/build/cuda-toolkit
 found=""
-for toolkit in "${CUDA_HOME:-}" /usr/local/cuda; do
-    [ -n "$toolkit" ] && [ -x "$toolkit/bin/nvcc" ] && found=$toolkit && break
-done
-[ -n "$found" ] || { echo "no CUDA toolkit with nvcc is here: the CUDA build is skipped"; exit 0; }
+find_toolkit() {
+    for toolkit in "${CUDA_HOME:-}" /usr/local/cuda "$packaged/nvidia/cu13"; do
+        [ -n "$toolkit" ] && [ -x "$toolkit/bin/nvcc" ] && found=$toolkit && return
+    done
+    return 1
+}
+find_toolkit || {
+    echo "installing nvcc $release_wanted"
+    "$python" -m pip install -q --disable-pip-version-check --target "$packaged" \
+        nvidia-cuda-{nvcc,crt,cccl,runtime}=="$release_wanted.*" nvidia-nvvm=="$release_wanted.*" && find_toolkit
+} || { echo "no CUDA toolkit with nvcc is here, nor to be had: the CUDA build is skipped"; exit 0; }
 export CUDA_HOME=$found
 release=$("$found/bin/nvcc" --version | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p')
 if [ ! -e "$found/include/cublasLt.h" ] && ! "$python" -c 'import importlib.util as u, pathlib, sys
@@ -35,7 +45,9 @@ find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp -
 export PYTEST_ADDOPTS="-p no:cacheprovider -o \"pythonpath='$folder/lib'\""
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'import qavit; assert qavit.build_info()["cuda"]')
 "$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_pictures.py
-if [ "${1:-}" = suites ]; then
-    PYTHONPATH=$root/tests:$folder/lib QAVIT_TEST_DEVICE=${DEVICE:-cuda-host} "$python" -m pytest -p on_device \
+gpu=""
+(cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'from qavit import _core; _core.check_device("cuda")' 2>/dev/null) && gpu=cuda
+if [ -n "$gpu" ] || [ "${1:-}" = suites ]; then
+    PYTHONPATH=$root/tests:$folder/lib QAVIT_TEST_DEVICE=${DEVICE:-${gpu:-cuda-host}} "$python" -m pytest -p on_device \
         tests/test_vit.py tests/test_text_encoders.py tests/test_blip.py -m "not slow and not full_size" -k "not memory"
 fi

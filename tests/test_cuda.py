@@ -7,7 +7,9 @@ the device and back, and the streaming of offloaded weights. The same tests run 
 from __future__ import annotations
 
 import gc
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -218,6 +220,20 @@ def test_text_encoders(name: str, kind: str, offload: bool) -> None:
             close(there.encode_pooled(ids, mask, project), here.encode_pooled(ids, mask, project), TOLERANCE[name])
 
 
+@pytest.mark.parametrize("kind", ["t5", "bert", "clip"])
+def test_a_text_encoder_allocates_once(name: str, kind: str) -> None:
+    make, model = encoders()[kind]
+    device = _core.Device(name)
+    there = make(model, device=device)
+    ids, mask = text.ragged(int(model.config.vocab_size), 5, 13, 3)
+    there.encode(ids, mask)
+    made = device.counters()
+    for rows in (5, 2, 5):
+        there.encode(ids[:rows], mask[:rows])
+    assert device.counters()["allocations"] == made["allocations"]
+    assert device.counters()["held"] == made["held"]
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_more_rows_than_results_are_kept_for(name: str, dtype: Any) -> None:
     """Each row is a result of its own; a table of half floats is read on the host."""
@@ -310,6 +326,19 @@ def test_names_that_are_no_device(device: str) -> None:
     for ask in (lambda: qavit.load("demo", device=device), lambda: _core.Device(device), lambda: _core.check_device(device)):
         with pytest.raises((ValueError, RuntimeError), match="device"):
             ask()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_on_the_host() -> None:
+    command = [sys.executable, "-m", "benchmarks.cuda_bench", "--small", "--json", "--batches", "2", "--rounds", "1"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {line["work"] for line in lines} == {
+        "CLIP small, maps of all blocks", "QA-ViT small, ten questions", "BLIP-ITM GradCAM",
+    }  # fmt: skip
+    assert {line["precision"] for line in lines} == {"float32", "bfloat16"}
+    assert all(line["milliseconds"] > 0 for line in lines)
 
 
 def test_what_is_missing_is_said() -> None:
