@@ -102,10 +102,7 @@ class BlipITM:
     # ---- devices ----
 
     def to(self, device: Any, *, offload_model: bool | None = None) -> BlipITM:
-        """Move the model to another device, in place: see :meth:`QAViT.to`.
-
-        With `offload_model`, the matrices that the gradients are multiplied by stay on the GPU all the same.
-        """
+        """Move the model to another device, in place: see :meth:`QAViT.to`."""
         offload = self.offload_model if offload_model is None else bool(offload_model)
         name = str(device)
         if not same_device(name, self.device) or (offload != self.offload_model and name != "cpu"):

@@ -278,6 +278,28 @@ def test_blip(name: str, precision: str, offload: bool) -> None:
         close(there.image_features(other), here.image_features(one), tolerance)
 
 
+def test_matrices_of_blips_gradients(name: str) -> None:
+    """In float32 they are the forward pass's own; offloaded, they wait with the weights and are streamed with them."""
+    sizes, words, image, _ = blip.SIZES[0]
+    model = blip.huggingface_model({**sizes, **image}, {**words, "max_position_embeddings": 40}, seed=7)
+    config, weights = blip.config_of(model), blip.weights_of(model)
+    ids, mask = blip.questions(words["vocab_size"], [5, 3, 7], 1)
+    held = {}
+    for precision in ("float32", "bfloat16"):
+        for offload in (False, True):
+            device = _core.Device(name, offload=offload)
+            there = _core.BlipItm(config, weights, precision, device=device)
+            held[precision, offload] = device.counters()["held"]
+            encoded = there.encode_image(np.zeros((3, there.image_size, there.image_size), np.float32))
+            before = device.counters()["streamed"]
+            there.gradcam(encoded, ids, mask, 0)
+            streamed = device.counters()["streamed"] - before
+            # Each block forward and, but for block 0, back; at most one guess at either end was wrong.
+            assert streamed <= 2 * there.blocks + 4 if offload else streamed == 0
+    assert held["bfloat16", False] - held["float32", False] in (0, 8 * there.blocks)  # 0: a GPU without bfloat16
+    assert held["bfloat16", True] == held["float32", True] < held["float32", False]
+
+
 # ---- the package ----
 
 

@@ -127,6 +127,7 @@ void qv_cuda_next_block(const qv_ops *ops);
 qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err);
 /* Where the weight lies on the device by the time that the compute stream comes to what is started next. */
 const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight);
+const float *qv_cuda_plain_weight(qv_call *call, const qv_linear_weight *weight, size_t part);
 void qv_cuda_release_weights(qv_cuda_device *device);
 
 /* ---- pictures.c ---- */

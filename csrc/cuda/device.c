@@ -178,6 +178,7 @@ static qv_status begin(qv_call *call, qv_error *err) {
     }
     forget(device);
     device->taken_count = device->taken_bytes = 0;
+    device->running = QV_CUDA_NO_BLOCK;
     return QV_OK;
 }
 
@@ -236,6 +237,7 @@ static const qv_ops table = {
     .copy = qv_cuda_copy,
     .activation = qv_cuda_activation,
     .backward_scratch_bytes = qv_cuda_backward_scratch,
+    .plain_weight = qv_cuda_plain_weight,
     .linear_backward = qv_cuda_linear_backward,
     .layer_norm_backward = qv_cuda_layer_norm_backward,
     .activation_backward = qv_cuda_activation_backward,

@@ -1,7 +1,7 @@
 /* Weights of linear layers: [N, K] of all parts in one piece of the device's memory, in float32 or bfloat16. Offloaded,
- * they wait in pinned host memory. A block's layers have fixed places in one of two buffers, even blocks in one and odd
- * ones in the other; when a block comes to be used, the next one starts on its way into the other buffer, on a stream of
- * its own, as soon as what the compute stream still does with that buffer is done. */
+ * they wait in pinned host memory. A block's layers have fixed places in one of two buffers. When a block comes to be used,
+ * the one that will follow starts on its way into the other buffer, on a stream of its own, as soon as what the compute
+ * stream still does with that buffer is done: as far on, or back, as this block was from the one before. */
 #include "cuda/cuda_ops.h"
 
 #include "base/memory.h"
@@ -101,13 +101,15 @@ qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err) {
     return QV_OK;
 }
 
-/* Start the block on its way, unless it is there. */
-static void fetch(qv_cuda_device *device, size_t block) {
-    size_t place = block % QV_CUDA_BUFFERS;
-    qv_cuda_buffer *buffer = &device->buffers[place];
-    if (buffer->holds == block) {
-        return;
+/* Start the block on its way into the buffer that is not computed with, unless it is in one; which one, is returned. */
+static size_t fetch(qv_cuda_device *device, size_t block) {
+    size_t place = device->buffers[0].holds == device->running ? 1 : 0;
+    for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
+        if (device->buffers[i].holds == block) {
+            return i;
+        }
     }
+    qv_cuda_buffer *buffer = &device->buffers[place];
     QV_CUDA_DO(device, record(device->state, QV_CUDA_COMPUTE, EVENT_IDLE + place, &device->error));
     QV_CUDA_DO(device, await(device->state, QV_CUDA_COPY, EVENT_IDLE + place, &device->error));
     for (const qv_cuda_slot *slot = device->blocks[block].slots; slot != NULL; slot = slot->next) {
@@ -118,6 +120,12 @@ static void fetch(qv_cuda_device *device, size_t block) {
     buffer->holds = device->status == QV_OK ? block : QV_CUDA_NO_BLOCK;
     buffer->awaited = false;
     device->streamed++;
+    return place;
+}
+
+/* The block that is likely to follow `block`, when `before` came before it. */
+static size_t guess_next(size_t block, size_t before) {
+    return before == QV_CUDA_NO_BLOCK ? block + 1 : block + (block - before); /* back past 0 wraps: there is no such block */
 }
 
 const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight) {
@@ -125,20 +133,28 @@ const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weigh
         return weight->packed[0];
     }
     const qv_cuda_slot *slot = weight->owned;
-    size_t place = slot->block % QV_CUDA_BUFFERS;
+    size_t place = fetch(device, slot->block);
     qv_cuda_buffer *buffer = &device->buffers[place];
-    fetch(device, slot->block);
     if (!buffer->awaited) {
         QV_CUDA_DO(device, await(device->state, QV_CUDA_COMPUTE, EVENT_READY + place, &device->error));
         buffer->awaited = true;
     }
     if (device->running != slot->block) {
+        size_t next = guess_next(slot->block, device->running);
         device->running = slot->block;
-        if (slot->block + 1 < device->block_count && device->blocks[slot->block + 1].slots != NULL) {
-            fetch(device, slot->block + 1);
+        if (next < device->block_count && device->blocks[next].slots != NULL) {
+            fetch(device, next);
         }
     }
     return buffer->memory + slot->offset;
+}
+
+const float *qv_cuda_plain_weight(qv_call *call, const qv_linear_weight *weight, size_t part) {
+    const float *rows = qv_cuda_weight(qv_cuda_of(call->ops), weight);
+    for (size_t i = 0; i < part; i++) {
+        rows += weight->part_columns[i] * weight->depth;
+    }
+    return rows;
 }
 
 void qv_cuda_release_weights(qv_cuda_device *device) {

@@ -68,6 +68,24 @@ static void prepare_vector(loader *load, qv_vector *vector, const qv_tensor *ten
     }
 }
 
+/* What the backward pass needs of a part of a layer that is prepared. */
+static void prepare_back(loader *load, qv_blip_matrix *matrix, const qv_linear_weight *weight, size_t part,
+                         const layer *from) {
+    if (load->model->ops->plain_weight == NULL) {
+        prepare_vector(load, &matrix->vector, from->weight);
+        return;
+    }
+    matrix->layer = weight;
+    matrix->part = part;
+    if (weight->precision != QV_PRECISION_FLOAT32 && load->status == QV_OK) {
+        const qv_ops *ops = load->model->ops;
+        const qv_linear_source source = {.weight = from->weight};
+        load->status = ops->linear_prepare(ops, &matrix->own, &source, 1, QV_PRECISION_FLOAT32, load->err);
+        matrix->layer = &matrix->own;
+        matrix->part = 0;
+    }
+}
+
 static void load_norm(loader *load, qv_vector *weight, qv_vector *bias, const char *prefix) {
     char name[192];
     snprintf(name, sizeof name, "%s.weight", prefix);
@@ -106,14 +124,15 @@ static void load_block(loader *load, size_t i) {
     load_block_norm(load, &block->self_norm_weight, &block->self_norm_bias, i, "attention.output.LayerNorm");
     load_block_norm(load, &block->cross_norm_weight, &block->cross_norm_bias, i, "crossattention.output.LayerNorm");
     load_block_norm(load, &block->output_norm_weight, &block->output_norm_bias, i, "output.LayerNorm");
-    prepare_vector(load, &block->back_q, self[0].weight);
-    prepare_vector(load, &block->back_k, self[1].weight);
-    prepare_vector(load, &block->back_v, self[2].weight);
-    prepare_vector(load, &block->back_self_out, self_out.weight);
-    prepare_vector(load, &block->back_cross_q, cross_q.weight);
-    prepare_vector(load, &block->back_cross_out, cross_out.weight);
-    prepare_vector(load, &block->back_fc1, fc1.weight);
-    prepare_vector(load, &block->back_fc2, fc2.weight);
+    qv_next_block(load->model->ops);
+    prepare_back(load, &block->back_q, &block->self_qkv, 0, &self[0]);
+    prepare_back(load, &block->back_k, &block->self_qkv, 1, &self[1]);
+    prepare_back(load, &block->back_v, &block->self_qkv, 2, &self[2]);
+    prepare_back(load, &block->back_self_out, &block->self_out, 0, &self_out);
+    prepare_back(load, &block->back_cross_q, &block->cross_q, 0, &cross_q);
+    prepare_back(load, &block->back_cross_out, &block->cross_out, 0, &cross_out);
+    prepare_back(load, &block->back_fc1, &block->fc1, 0, &fc1);
+    prepare_back(load, &block->back_fc2, &block->fc2, 0, &fc2);
 }
 
 static void load_heads(loader *load) {
@@ -234,12 +253,16 @@ static void free_block(const qv_ops *ops, qv_blip_block *block) {
     }
     qv_vector *vectors[] = {
         &block->self_norm_weight,   &block->self_norm_bias,   &block->cross_norm_weight, &block->cross_norm_bias,
-        &block->output_norm_weight, &block->output_norm_bias, &block->back_q,            &block->back_k,
-        &block->back_v,             &block->back_self_out,    &block->back_cross_q,      &block->back_cross_out,
-        &block->back_fc1,           &block->back_fc2,
+        &block->output_norm_weight, &block->output_norm_bias,
     };
     for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
         qv_vector_free(ops, vectors[i]);
+    }
+    qv_blip_matrix *matrices[] = {&block->back_q,       &block->back_k,         &block->back_v,   &block->back_self_out,
+                                  &block->back_cross_q, &block->back_cross_out, &block->back_fc1, &block->back_fc2};
+    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
+        qv_vector_free(ops, &matrices[i]->vector);
+        ops->linear_free(ops, &matrices[i]->own);
     }
 }
 

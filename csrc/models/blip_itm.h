@@ -15,7 +15,15 @@ typedef struct {
     qv_activation activation;
 } qv_blip_config;
 
-/* Weights as the forward pass multiplies by them, and [N, K] in float32 as the backward pass does. */
+/* A matrix [N, K] in float32, as the backward pass multiplies by it: the host's, or a layer that the device has so. */
+typedef struct {
+    qv_vector vector;
+    const qv_linear_weight *layer; /* NULL: the vector */
+    size_t part;
+    qv_linear_weight own; /* `layer`, where the forward pass computes in another precision */
+} qv_blip_matrix;
+
+/* Weights as the forward pass multiplies by them, and as the backward pass does. */
 typedef struct {
     qv_linear_weight self_qkv, self_out;              /* D -> 3 D, D -> D */
     qv_linear_weight cross_q, cross_kv, cross_out;    /* D -> D, image width -> 2 D, D -> D */
@@ -23,9 +31,9 @@ typedef struct {
     qv_vector self_norm_weight, self_norm_bias;       /* [D] */
     qv_vector cross_norm_weight, cross_norm_bias;     /* [D] */
     qv_vector output_norm_weight, output_norm_bias;   /* [D] */
-    qv_vector back_q, back_k, back_v, back_self_out;  /* [D, D] */
-    qv_vector back_cross_q, back_cross_out;           /* [D, D] */
-    qv_vector back_fc1, back_fc2;                     /* [F, D], [D, F] */
+    qv_blip_matrix back_q, back_k, back_v, back_self_out; /* [D, D] */
+    qv_blip_matrix back_cross_q, back_cross_out;          /* [D, D] */
+    qv_blip_matrix back_fc1, back_fc2;                    /* [F, D], [D, F] */
 } qv_blip_block;
 
 /* Immutable after qv_blip_init, but for the caches of arenas, which are thread-safe. */

@@ -50,6 +50,11 @@ static void lay_out(gradcam_plan *plan, qv_arena *arena, const qv_blip *model, c
     plan->scratch = qv_arena_take(arena, scratch > backward ? scratch : backward, 1);
 }
 
+/* Where the ops find it, until the next one is asked for. */
+static const float *matrix(qv_call *call, const qv_blip_matrix *from) {
+    return from->layer == NULL ? from->vector.data : call->ops->plain_weight(call, from->layer, from->part);
+}
+
 /* d_rows = gradient of sum2, from d_out [rows, D], that of the block's output. */
 static void feed_forward_backward(const qv_blip *model, qv_call *call, gradcam_plan *plan, size_t l,
                                   const float *d_out) {
@@ -59,9 +64,9 @@ static void feed_forward_backward(const qv_blip *model, qv_call *call, gradcam_p
     size_t D = model->config.D, F = model->config.F, rows = block->rows;
     ops->layer_norm_backward(call, plan->d_rows, D, d_out, D, block->sum3, D, weights->output_norm_weight.data,
                              model->config.eps, rows, D);
-    ops->linear_backward(call, plan->d_hidden, F, plan->d_rows, D, weights->back_fc2.data, false, rows, D, F);
+    ops->linear_backward(call, plan->d_hidden, F, plan->d_rows, D, matrix(call, &weights->back_fc2), false, rows, D, F);
     ops->activation_backward(call, plan->d_hidden, plan->d_hidden, block->hidden, model->config.activation, rows * F);
-    ops->linear_backward(call, plan->d_rows, D, plan->d_hidden, F, weights->back_fc1.data, true, rows, F, D);
+    ops->linear_backward(call, plan->d_rows, D, plan->d_hidden, F, matrix(call, &weights->back_fc1), true, rows, F, D);
     ops->layer_norm_backward(call, plan->d_rows, D, plan->d_rows, D, block->sum2, D, weights->cross_norm_weight.data,
                              model->config.eps, rows, D);
 }
@@ -71,8 +76,8 @@ static qv_attention_backward cross_backward(const qv_blip *model, qv_call *call,
                                             const qv_blip_image *image) {
     const qv_blip_activations *block = &plan->forward.blocks[l];
     size_t D = model->config.D;
-    call->ops->linear_backward(call, plan->d_context, D, plan->d_rows, D, model->blocks[l].back_cross_out.data, false,
-                               block->rows, D, D);
+    call->ops->linear_backward(call, plan->d_context, D, plan->d_rows, D,
+                               matrix(call, &model->blocks[l].back_cross_out), false, block->rows, D, D);
     return (qv_attention_backward){
         .forward = qv_blip_cross_attention(model, block, image->cross + l * image->S * 2 * D, image->S),
         .d_out = plan->d_context,
@@ -91,7 +96,7 @@ static void attend_to_image_backward(const qv_blip *model, qv_call *call, gradca
     attention.d_q = plan->d_q;
     attention.ld_d_q = D;
     ops->attention_backward(call, &attention);
-    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, weights->back_cross_q.data, true, block->rows, D, D);
+    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, matrix(call, &weights->back_cross_q), true, block->rows, D, D);
     ops->layer_norm_backward(call, plan->d_rows, D, plan->d_rows, D, block->sum1, D, weights->self_norm_weight.data,
                              model->config.eps, block->rows, D);
 }
@@ -103,8 +108,8 @@ static void attend_to_question_backward(const qv_blip *model, qv_call *call, gra
     const qv_blip_block *weights = &model->blocks[l];
     const qv_blip_activations *block = &plan->forward.blocks[l];
     size_t D = model->config.D, first = questions->start[0], R = questions->start[questions->Q] - first;
-    ops->linear_backward(call, plan->d_context, D, plan->d_rows, D, weights->back_self_out.data, false, block->rows, D,
-                         D);
+    ops->linear_backward(call, plan->d_context, D, plan->d_rows, D, matrix(call, &weights->back_self_out), false,
+                         block->rows, D, D);
     for (size_t q = 0; q < questions->Q; q++) {
         qv_attention_backward attention = {.forward = qv_blip_self_attention(model, block, questions, q)};
         size_t query = (size_t)(attention.forward.q - block->q), row = questions->start[q] - first;
@@ -117,9 +122,9 @@ static void attend_to_question_backward(const qv_blip *model, qv_call *call, gra
         attention.ld_d_kv = 2 * D;
         ops->attention_backward(call, &attention);
     }
-    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, weights->back_q.data, true, block->rows, D, D);
-    ops->linear_backward(call, plan->d_h, D, plan->d_kv, 2 * D, weights->back_k.data, false, R, D, D);
-    ops->linear_backward(call, plan->d_h, D, plan->d_kv + D, 2 * D, weights->back_v.data, true, R, D, D);
+    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, matrix(call, &weights->back_q), true, block->rows, D, D);
+    ops->linear_backward(call, plan->d_h, D, plan->d_kv, 2 * D, matrix(call, &weights->back_k), false, R, D, D);
+    ops->linear_backward(call, plan->d_h, D, plan->d_kv + D, 2 * D, matrix(call, &weights->back_v), true, R, D, D);
     if (block->rows == R) {
         ops->add(call, plan->d_h, plan->d_rows, R, D);
         return;

@@ -185,6 +185,9 @@ struct qv_ops {
     /* Gradients of what goes in, from the gradients of what comes out; weights are constants, theirs are not computed.
      * Scratch for attention_backward over up to `keys` keys, with d_k over up to `rows` queries and keys of H heads: */
     size_t (*backward_scratch_bytes)(size_t lanes, size_t keys, size_t H, size_t rows);
+    /* A part of a layer of precision float32 as the [N, K] that linear_backward takes, until the next layer is asked for;
+     * NULL where layers are kept in another form. */
+    const float *(*plain_weight)(qv_call *call, const qv_linear_weight *weight, size_t part);
     /* y = x W^T: dx [R, K] = dy [R, N] W [N, K], added to what is in dx where `accumulate` */
     void (*linear_backward)(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
                             bool accumulate, size_t R, size_t N, size_t K);
