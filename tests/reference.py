@@ -1,4 +1,4 @@
-"""Slow NumPy twins of the ops in csrc/ops, in float64."""
+"""Slow NumPy twins of the ops in csrc/ops, in float64, and what tests compare with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from typing import Any
 import numpy as np
 
 Array = Any
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    """Random float32 values, other ones for another shape or seed."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def close(found: Array, expected: Array, tolerance: float) -> None:
+    """Fails unless the largest difference, relative to the largest expected value, is within the tolerance."""
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * scale
+
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 

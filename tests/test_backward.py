@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from reference import normal
 
 from qavit import _core
 
@@ -19,16 +20,8 @@ TOLERANCE = 3e-6
 DIFFERENCES = 2e-6
 
 
-def normal(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
-
-
 def close(found: Array, expected: Array, tolerance: float = TOLERANCE) -> None:
-    """The largest difference, relative to the largest expected value."""
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
-    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * scale
+    reference.close(found, expected, tolerance)
 
 
 def differences(function: Callable[[Array], Array], x: Array, dy: Array, step: float = 1e-5) -> Array:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import close
 
 import qavit
 from qavit import _core
@@ -35,13 +36,6 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def close(found: Array, expected: Array, tolerance: float) -> None:
-    """The largest difference, relative to the largest expected value."""
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    assert float(np.abs(found - expected).max()) <= tolerance * float(np.abs(expected).max())
 
 
 # ---- LAVIS's numbers ----

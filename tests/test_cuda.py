@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import test_blip as blip
 import test_text_encoders as text
+from reference import close
 from test_vit import as_weights, make_config, random_model
 from torch_qavit import integrated_blocks
 
@@ -46,12 +47,6 @@ def name(request: pytest.FixtureRequest) -> str:
     if reason:
         pytest.skip(reason)
     return str(request.param)
-
-
-def close(found: Array, expected: Array, tolerance: float) -> None:
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * max(float(np.abs(expected).max(initial=0)), 1e-30)
 
 
 # ---- the vision models ----

@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from reference import close, normal
 
 from qavit import _core
 
 Array = Any
 pytestmark = pytest.mark.every_level
-
-
-def normal(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
 
 
 def entry(array: Array) -> tuple[Any, str, tuple[int, ...], int]:
@@ -44,13 +41,6 @@ def linear(
         out = np.full((x.shape[0], columns), np.nan, np.float32)
     _core._linear(layer, out, x, first, columns, activation, multiply, residual)
     return out
-
-
-def close(found: Array, expected: Array, tolerance: float) -> None:
-    """The largest difference, relative to the largest expected value."""
-    assert np.isfinite(found).all()
-    scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
-    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * scale
 
 
 # rows, columns, depth
