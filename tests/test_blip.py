@@ -590,6 +590,17 @@ def test_missing_and_misshaped_weights_are_named(small: Any) -> None:
         _core.BlipItm({**config, "text": {**config["text"], "hidden_size": 35}}, weights)
     with pytest.raises(ValueError, match="not a multiple of the 7 heads"):
         _core.BlipItm({**config, "text": {**config["text"], "num_attention_heads": 7}}, weights)
+    for text, message in (
+        ({"num_hidden_layers": 1025}, "num_hidden_layers is 1025|1025 blocks"),
+        ({"fusion_layer": 7}, "fusion_layer 7 of 4 blocks"),
+        ({"layer_norm_eps": "small"}, "'layer_norm_eps' is 'small'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _core.BlipItm({**config, "text": {**config["text"], **text}}, weights)
+    with pytest.raises(TypeError, match="config: expected a dict, got NoneType"):
+        _core.BlipItm(None, weights)
+    with pytest.raises(TypeError, match="weights: expected a dict, got list"):
+        _core.BlipItm(config, [])
     with pytest.raises(TypeError, match="'vision' and 'text'"):
         _core.BlipItm({"vision": config["vision"]}, weights)
     without = {name: value for name, value in weights.items() if "_proj." not in name or "visual" in name}
@@ -597,6 +608,8 @@ def test_missing_and_misshaped_weights_are_named(small: Any) -> None:
     assert core.projection == 0
     with pytest.raises(ValueError, match="no contrastive heads"):
         core.text_features(np.ones((1, 3), np.int32), np.ones((1, 3), np.uint8))
+    with pytest.raises(ValueError, match="no contrastive heads"):
+        core.image_features(core.encode_image(np.zeros((3, 32, 32), np.float32)))
 
 
 def test_bad_arguments_of_the_core(small: Any) -> None:

@@ -554,6 +554,8 @@ ODD_JPEGS = {
     "a Huffman table past its segment": (SOI + segment(0xC4, b"\0" + b"\x02" * 16 + bytes(31)), "a Huffman table is broken"),
     "a broken Huffman table after the scan": (
         SOI + frame() + SCAN + b"data" + segment(0xC4, b"\0" + b"\xff" * 16) + b"\xff\xd9", "a Huffman table is broken"),
+    "a broken Huffman table inside of a later segment": (
+        SOI + frame() + SCAN + b"data" + segment(0xE0, b"\xff\xc4\x00\x01") + b"\xff\xd9", "a Huffman table is broken"),
     "a scan without an end": (SOI + frame() + SCAN + b"data\xff\x00\xff\xd1more\xff", "it is cut short"),
 }  # fmt: skip
 
@@ -619,6 +621,15 @@ def test_odd_orientations_are_none(entry: bytes) -> None:
     picture = smooth(20, 33)
     block = b"II*\0" + struct.pack("<IH", 8, 1) + entry
     assert load_image(encode(picture, "jpeg", exif=b"Exif\0\0" + block)).shape == (20, 33, 3)
+
+
+@pytest.mark.parametrize(
+    "text", ['tiff:Orientation="9"', "tiff:Orientation=6", "tiff:Orientations", 'tiff:Make="tiff: a t"', "t" * 40, ""]
+)
+def test_odd_orientations_in_xmp_are_none(text: str) -> None:
+    body = b"http://ns.adobe.com/xap/1.0/\0" + f"<rdf:Description {text}/>".encode()
+    jpeg = encode(smooth(20, 33), "jpeg")
+    assert load_image(jpeg[:2] + segment(0xE1, body) + jpeg[2:]).shape == (20, 33, 3)
 
 
 @NEEDS_DECODER

@@ -121,6 +121,12 @@ def test_half_weights(dtype: str) -> None:
     close(linear(prepare([{"weight": weight, "bias": bias}]), x, 90), expected, 2e-6)  # 3e-7
 
 
+def test_half_weights_that_are_not_finite() -> None:
+    weight = np.float16([[np.inf, 0], [-np.inf, 0], [np.nan, 0], [65504, 0]])
+    found = linear(prepare([{"weight": weight}]), np.float32([[1, 0], [-1, 0]]), 4)
+    np.testing.assert_array_equal(found, np.float32([[np.inf, -np.inf, np.nan, 65504], [-np.inf, np.inf, np.nan, -65504]]))
+
+
 def test_added_weights_and_unaligned_memory() -> None:
     weight, more, x = normal(70, 30), normal(70, 30, seed=1), normal(5, 30)
     bias, more_bias = normal(70), normal(70, seed=1)

@@ -341,6 +341,30 @@ def test_questions_are_needed_only_where_they_enter() -> None:
         vit.forward(images, attention=[(2, "class")])
 
 
+def test_pairs_of_a_batch_are_in_the_order_of_its_images() -> None:
+    _, vit = small()
+    images, _, instruct, length = pair(vit)
+    arguments = np.concatenate([images, images]), np.int32([1, 0]), np.repeat(instruct, 2, 0), np.repeat(length, 2)
+    with pytest.raises(ValueError, match="pair 1 is of image 0, expected ascending numbers below 2"):
+        vit.forward(*arguments, attention=[(3, "class")])
+
+
+def test_each_output_alone_is_what_it_is_among_others() -> None:
+    config, vit = small()
+    state = random_model(config, "late", 20)
+    arguments = pair(vit)
+    whole = vit.forward(*arguments, hidden=range(5), outputs=("last", "normed", "pooled"))
+    for number in (0, 4):
+        assert np.array_equal(vit.forward(*arguments, hidden=[number])["hidden"][number], whole["hidden"][number])
+    for name in ("last", "normed", "pooled"):
+        # alone, the class token's row is computed by kernels for one row: 3e-7 apart
+        assert relative(vit.forward(*arguments, outputs=(name,))[name], torch.from_numpy(whole[name])) < 2e-6
+    weight, bias = (state[f"vision_model.post_layernorm.{part}"] for part in ("weight", "bias"))
+    normed = torch.nn.functional.layer_norm(torch.from_numpy(whole["last"]), (32,), weight, bias, 1e-5)
+    assert relative(whole["normed"], normed) < HIDDEN
+    assert np.array_equal(whole["normed"][:, 0], whole["pooled"])
+
+
 def test_batch_of_none() -> None:
     _, vit = small(None)
     found = vit.forward(np.zeros((0, 3, 28, 28), np.float32), attention=[(0, "raw")], outputs=("pooled",))

@@ -126,19 +126,20 @@ static void note_problem(qv_weights *weights, const char *line) {
     weights->problems++;
 }
 
-static const qv_tensor *look_up(qv_weights *weights, const char *name, bool required, size_t dims, va_list sizes) {
+const qv_tensor *qv_weights_get(qv_weights *weights, const char *name, size_t dims, ...) {
+    va_list sizes;
+    va_start(sizes, dims);
     size_t shape[QV_MAX_DIMS] = {0};
     for (size_t i = 0; i < dims && i < QV_MAX_DIMS; i++) {
         shape[i] = va_arg(sizes, size_t);
     }
+    va_end(sizes);
     const qv_tensor *tensor = qv_weights_peek(weights, name);
     char wanted[96], line[400];
     if (tensor == NULL) {
-        if (required) {
-            format_shape(wanted, sizeof wanted, shape, dims);
-            snprintf(line, sizeof line, "missing: %s %s", name, wanted);
-            note_problem(weights, line);
-        }
+        format_shape(wanted, sizeof wanted, shape, dims);
+        snprintf(line, sizeof line, "missing: %s %s", name, wanted);
+        note_problem(weights, line);
         return NULL;
     }
     if (tensor->dims != dims || memcmp(tensor->shape, shape, dims * sizeof *shape) != 0) {
@@ -149,22 +150,6 @@ static const qv_tensor *look_up(qv_weights *weights, const char *name, bool requ
         note_problem(weights, line);
         return NULL;
     }
-    return tensor;
-}
-
-const qv_tensor *qv_weights_get(qv_weights *weights, const char *name, size_t dims, ...) {
-    va_list sizes;
-    va_start(sizes, dims);
-    const qv_tensor *tensor = look_up(weights, name, true, dims, sizes);
-    va_end(sizes);
-    return tensor;
-}
-
-const qv_tensor *qv_weights_find(qv_weights *weights, const char *name, size_t dims, ...) {
-    va_list sizes;
-    va_start(sizes, dims);
-    const qv_tensor *tensor = look_up(weights, name, false, dims, sizes);
-    va_end(sizes);
     return tensor;
 }
 

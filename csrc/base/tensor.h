@@ -48,8 +48,6 @@ typedef struct {
 /* The tensor `name` with exactly this shape (dims sizes follow). A missing or mis-shaped one is noted in the set and
  * NULL returned, so that a loader can ask for everything first and list all that is wrong in one error. */
 const qv_tensor *qv_weights_get(qv_weights *weights, const char *name, size_t dims, ...);
-/* The same, without a complaint where the name is missing. */
-const qv_tensor *qv_weights_find(qv_weights *weights, const char *name, size_t dims, ...);
 /* Any shape; NULL where there is none. For sizes that only the weights know. */
 const qv_tensor *qv_weights_peek(const qv_weights *weights, const char *name);
 /* QV_ERR_VALUE with the list of problems, if any were noted. `what` names the model. */
