@@ -273,6 +273,20 @@ def test_blip(name: str, precision: str, offload: bool) -> None:
         close(there.image_features(other), here.image_features(one), tolerance)
 
 
+@pytest.mark.parametrize("activation", ["gelu_new", "quick_gelu", "relu"])
+def test_gradients_of_every_activation(name: str, activation: str) -> None:
+    sizes, words, image, _ = blip.SIZES[0]
+    model = blip.huggingface_model({**sizes, **image}, {**words, "max_position_embeddings": 40}, seed=7)
+    config, weights = blip.config_of(model), blip.weights_of(model)
+    config = {half: {**config[half], "hidden_act": activation} for half in ("vision", "text")}
+    ids, mask = blip.questions(words["vocab_size"], [5, 3], 1)
+    here, there = _core.BlipItm(config, weights), _core.BlipItm(config, weights, device=_core.Device(name))
+    pixels = np.random.default_rng(0).standard_normal((3, here.image_size, here.image_size)).astype(np.float32)
+    found, expected = (core.gradcam(core.encode_image(pixels), ids, mask, 0)[0] for core in (there, here))
+    assert np.abs(expected).max() > 0
+    close(found, expected, max(TOLERANCE[name], 6e-5))  # observed on cuda-host: 7e-6
+
+
 def test_matrices_of_blips_gradients(name: str) -> None:
     """In float32 they are the forward pass's own; offloaded, they wait with the weights and are streamed with them."""
     sizes, words, image, _ = blip.SIZES[0]
