@@ -54,7 +54,7 @@ done
 PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" "$python" tests/core/write_cases.py "$folder/cases.bin"
 
 # OpenBLAS is left out where it would have to be cross-compiled too.
-sources=(csrc/{base,ops,models}/*.c)
+sources=(csrc/{base,ops,image,models}/*.c)
 sources=("${sources[@]/#csrc\/base\/blas.c/tests/core/plain_blas.c}")
 libraries=()
 build aarch64 aarch64-linux-gnu-gcc
@@ -64,7 +64,7 @@ if [ "$(uname -m)" = x86_64 ]; then
     { read -r include; read -r library; } < <("$python" -c '
 import scipy_openblas32 as blas
 print(blas.get_include_dir(), blas.get_lib_dir(), sep="\n")')
-    sources=(csrc/{base,ops,models}/*.c)
+    sources=(csrc/{base,ops,image,models}/*.c)
     libraries=("-L$library" -lscipy_openblas "-Wl,-rpath,$library")
     build native gcc -DQV_BLAS_SCIPY_PREFIX "-I$include"
     check_both native native

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles csrc/ with gcc and, where it is there, clang: warnings are errors.
+# Compiles csrc/ and tests/core/ with gcc and, where it is there, clang: warnings are errors.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -26,11 +26,11 @@ PY
 [ ${#cuda[@]} -gt 0 ] || echo "CUDA's headers are not here: csrc/cuda/gpu_* skipped"
 for compiler in gcc clang; do
     command -v $compiler >/dev/null || { echo "$compiler is not here: skipped"; continue; }
-    for file in csrc/{base,ops,image,models,cuda,python}/*.c; do
+    for file in csrc/{base,ops,image,models,cuda,python}/*.c tests/core/*.c; do
         case $file in csrc/cuda/gpu_*) [ ${#cuda[@]} -gt 0 ] || continue ;; esac
         # shellcheck disable=SC2086
         $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX $stb \
-            -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc "${includes[@]}" "${cuda[@]}" "$file"
+            -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc -Itests/core "${includes[@]}" "${cuda[@]}" "$file"
     done
     echo "$compiler: no warnings"
 done

@@ -67,6 +67,7 @@ static qv_tensor *list_tensors(const char *bytes, size_t *count) {
 }
 
 /* The tensor of a formatted name, which has to be there. */
+__attribute__((format(printf, 2, 3)))
 static const qv_tensor *get(const qv_weights *cases, const char *format, ...) {
     char name[128];
     va_list arguments;
@@ -184,8 +185,8 @@ static void ask_blip(const qv_blip *model, const qv_weights *cases, size_t q, do
     qv_error err;
     qv_call call = {.ops = &qv_cpu_ops, .lanes = LANES};
     check_status(qv_blip_image_allocate(&image, model, &err), &err);
-    check_status(qv_blip_embed_image(model, &call, &image,
-                                     (const float *)pixels->data + q * qv_tensor_count(pixels) / QUESTIONS, &err), &err);
+    const float *image_pixels = (const float *)pixels->data + q * qv_tensor_count(pixels) / QUESTIONS;
+    check_status(qv_blip_embed_image(model, &call, &image, image_pixels, NULL, NULL, &err), &err);
     check_status(qv_blip_get_embeddings(model, &call, found, &image, &err), &err);
     check_status(qv_blip_cross_attend(model, &call, &image, &err), &err);
     const qv_blip_questions question = {1, tokens, start};

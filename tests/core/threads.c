@@ -50,6 +50,7 @@ static float next_random(unsigned *state) {
 }
 
 /* A tensor of random items: norms' weights near one, the rest small. */
+__attribute__((format(printf, 4, 5)))
 static void add(weight_set *set, size_t dims, const size_t *shape, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
