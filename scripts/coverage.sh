@@ -39,7 +39,26 @@ status=0
 "$python" -m pytest -p no:cacheprovider "$@" || status=$?
 unset COVERAGE_PROCESS_START
 "$python" -m coverage combine -q --rcfile "$reports/settings" || true
-"$python" -m coverage report --rcfile "$reports/settings" --show-missing --sort=cover | tee "$reports/python.txt"
-"$python" -m gcovr --root . --filter 'csrc/' --object-directory "$folder/temp" --exclude-throw-branches --gcov-ignore-parse-errors=all \
-    --txt "$reports/c.txt" --txt-summary
+"$python" -m coverage report --rcfile "$reports/settings" --show-missing --sort=cover >"$reports/python.txt" || true
+"$python" -m coverage json -q --rcfile "$reports/settings" -o "$reports/python.json"
+"$python" -m gcovr --root . --filter 'csrc/' --object-directory "$folder/temp" --exclude-throw-branches \
+    --gcov-ignore-parse-errors=all --txt "$reports/c.txt" --json-summary "$reports/c.json" 2>"$reports/gcovr.log"
+"$python" - "$reports" <<'SUMMARY'
+import collections, json, os, sys
+
+lines = collections.Counter()
+run = collections.Counter()
+for file in json.load(open(f"{sys.argv[1]}/c.json"))["files"]:
+    folders = os.path.dirname(file["filename"]), "csrc"
+    for folder in folders:
+        lines[folder] += file["line_total"]
+        run[folder] += file["line_covered"]
+for name, file in json.load(open(f"{sys.argv[1]}/python.json"))["files"].items():
+    for folder in {os.path.dirname(name), "qavit"}:
+        lines[folder] += file["summary"]["num_statements"]
+        run[folder] += file["summary"]["covered_lines"]
+for folder in sorted(lines):
+    print(f"{folder:<14} {100 * run[folder] / lines[folder]:5.1f}% of {lines[folder]} lines")
+SUMMARY
+echo "the lines that were not run: out/coverage/c.txt and out/coverage/python.txt"
 exit $status
