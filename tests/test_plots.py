@@ -166,6 +166,24 @@ def test_saved_figures(tmp_path: Path, ending: str) -> None:
     assert path.stat().st_size > 3000
 
 
+def test_figures_that_cannot_be_drawn_are_refused_by_name(tmp_path: Path) -> None:
+    one = result(1)
+    for draw, message in (
+        (lambda: one.figure("contours"), "kind: 'contours' is unknown; expected one of"),
+        (lambda: one.figure(columns=0), "columns: got 0, expected at least 1"),
+        (lambda: one.plot(kind="contours"), "kind: 'contours' is unknown; expected one of"),
+        (lambda: one.save(tmp_path / "map.tiff3"), r"path: 'map\.tiff3' ends in '\.tiff3'; expected one of"),
+        (lambda: one.save(tmp_path / "map.png", dpi=5), "dpi: got 5, expected 10 to 2400"),
+        (lambda: HeatmapResult(one.maps, ["a?"], one.picture, None, block=2).figure("words"), "needs maps of words"),
+        (lambda: getAttMap(np.zeros((8, 8)), np.ones((2, 2))), r"img: expected \[H, W, 3\], got shape \(8, 8\)"),
+        (lambda: getAttMap(np.zeros((8, 8, 3)), np.ones(4)), r"attMap: expected finite numbers \[gh, gw\]"),
+        (lambda: getAttMap(np.zeros((8, 8, 3), int), np.ones((2, 2))), "img: expected uint8, or finite floats from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw()
+    assert not list(tmp_path.iterdir())
+
+
 def test_blocks_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="0 to 2"):
         make_figure(result(), "blocks", blocks=[3])
