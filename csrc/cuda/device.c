@@ -287,7 +287,9 @@ static qv_status choose_driver(const qv_cuda_driver **driver, size_t *ordinal, c
     size_t count;
     qv_status status = qv_cuda_count(&count, err);
     if (status == QV_OK && *ordinal >= count) {
-        status = qv_fail(err, QV_ERR_VALUE, "device '%s': there are %zu GPUs, cuda:0 to cuda:%zu", name, count, count - 1);
+        status = count == 1 ? qv_fail(err, QV_ERR_VALUE, "device '%s': there is one GPU, cuda:0", name)
+                            : qv_fail(err, QV_ERR_VALUE, "device '%s': there are %zu GPUs, cuda:0 to cuda:%zu", name, count,
+                                      count - 1);
     }
     *driver = &qv_cuda_gpu_driver;
     return status;
