@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -122,15 +123,20 @@ def test_question_aware_blocks(point: str) -> None:
 
 
 @pytest.mark.every_level
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("point", ["late", "early"])
-def test_public_code(point: str) -> None:
+def test_public_code(point: str, precision: str) -> None:
+    has_products = _core.build_info()["kernels"]["bfloat16"] == "avx512_bf16" or "QAVIT_TEST_DEVICE" in os.environ
+    rounded = precision == "bfloat16" and has_products
+    # Observed: attention 1.1e-6, the rest 1.9e-6 of the largest; where products are in bfloat16, 6e-3 and 7e-3.
+    attention, states = (3e-2, 3e-2) if rounded else (5e-6, 1e-5)
     folder = GOLDEN / f"qavit_official_{point}"
     state = torch.load(folder / "checkpoint.pth", weights_only=False)["model"]
     prefix = "base_model.model.vision.vision_tower."
     state = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
     config = json.loads((folder / "clip" / "config.json").read_text())
     blocks = integrated_blocks(point, config["num_hidden_layers"])
-    vit = _core.Vit({**config, "integrated": blocks, "instruction_dim": 48}, as_weights(state))
+    vit = _core.Vit({**config, "integrated": blocks, "instruction_dim": 48}, as_weights(state), precision)
     golden = np.load(folder / "golden.npz")
     for q in range(3):
         instruct = golden[f"q{q}_instruct"]
@@ -139,13 +145,12 @@ def test_public_code(point: str) -> None:
             attention=[(i, "raw") for i in range(6)], hidden=range(7), outputs=("pooled",),
         )  # fmt: skip
         for i in range(6):
-            # Observed: 6e-7.
-            assert np.abs(found["attentions"][i] - golden[f"q{q}_attn{i}"]).max() < 5e-6
+            assert np.abs(found["attentions"][i] - golden[f"q{q}_attn{i}"]).max() < attention
         for i in range(7):
             expected = golden[f"q{q}_hidden{i}"]
-            # Observed: 1e-6 of the largest.
-            assert np.abs(found["hidden"][i] - expected).max() < 1e-5 * np.abs(expected).max()
-        assert np.abs(found["pooled"] - golden[f"q{q}_pooled"]).max() < 1e-5
+            assert np.abs(found["hidden"][i] - expected).max() < states * np.abs(expected).max()
+        expected = golden[f"q{q}_pooled"]
+        assert np.abs(found["pooled"] - expected).max() < states * np.abs(expected).max()
 
 
 @pytest.mark.full_size
