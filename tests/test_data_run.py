@@ -23,7 +23,7 @@ from qavit.data.questions import ImageSource
 pytest.importorskip("pyarrow")
 
 ROOT = Path(__file__).parent.parent
-KILLS = 50
+KILLS = int(os.environ.get("QAVIT_TEST_KILLS", "50"))
 
 
 class DataSet(NamedTuple):
