@@ -52,7 +52,6 @@ void qvpy_weights_release(qvpy_weights *weights);
 int qvpy_config_size(PyObject *config, const char *key, int required, size_t *out);
 int qvpy_config_float(PyObject *config, const char *key, int required, float *out);
 int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out);
-int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out);
 
 /* An activation by its name; `what` says in an error what has that name. 0, or -1 with an exception. */
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out);

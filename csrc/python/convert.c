@@ -250,19 +250,6 @@ int qvpy_config_float(PyObject *config, const char *key, int required, float *ou
     return 0;
 }
 
-int qvpy_config_bool(PyObject *config, const char *key, int required, bool *out) {
-    PyObject *value = config_item(config, key, required);
-    if (value == NULL) {
-        return required ? -1 : 0;
-    }
-    if (!PyBool_Check(value)) {
-        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected True or False", key, value);
-        return -1;
-    }
-    *out = value == Py_True;
-    return 0;
-}
-
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
     static const struct {
         const char *name;

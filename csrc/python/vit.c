@@ -59,10 +59,8 @@ static int read_vit_config(PyObject *object, qv_vit_config *config, bool **integ
         PyErr_Format(PyExc_TypeError, "config: expected a dict, got %s", Py_TYPE(object)->tp_name);
         return -1;
     }
-    bool blip = false;
-    *config = (qv_vit_config){.eps = 1e-5f, .activation = QV_QUICK_GELU};
-    if (qvpy_config_bool(object, "blip", 0, &blip) < 0 ||
-        qvpy_config_size(object, "image_size", 1, &config->image_size) < 0 ||
+    *config = (qv_vit_config){.layout = QV_VIT_CLIP, .eps = 1e-5f, .activation = QV_QUICK_GELU};
+    if (qvpy_config_size(object, "image_size", 1, &config->image_size) < 0 ||
         qvpy_config_size(object, "patch_size", 1, &config->patch_size) < 0 ||
         qvpy_config_size(object, "hidden_size", 1, &config->D) < 0 ||
         qvpy_config_size(object, "num_attention_heads", 1, &config->H) < 0 ||
@@ -74,7 +72,6 @@ static int read_vit_config(PyObject *object, qv_vit_config *config, bool **integ
         (config->L <= 1024 && read_integrated(object, config->L, integrated) < 0)) {
         return -1;
     }
-    config->layout = blip ? QV_VIT_BLIP : QV_VIT_CLIP;
     config->integrated = *integrated;
     return 0;
 }
