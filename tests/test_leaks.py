@@ -35,8 +35,9 @@ CALLS = int(os.environ.get("QAVIT_TEST_LEAK_CALLS", "24"))
 ROUNDS = 3
 #: What may be gained in each round of a third of the calls: 300 bytes a call in the long run.
 MEGABYTES = 1.0
-#: The tokenizers library (0.23.3) itself keeps 500 bytes of each tokenizer of byte pairs that was used.
-MORE_MEGABYTES = {"Tokenizer, vocab.json": 3.0}
+#: What libraries keep, seen with them alone: (objects a call, megabytes a round). tokenizers 0.23.3: 500 bytes of each
+#: tokenizer of byte pairs that was used; ijson 3.6.0's parser in C: one object of each file that it refuses.
+OF_LIBRARIES = {"Tokenizer, vocab.json": (0.25, 3.0), "run, a broken input": (1.1, MEGABYTES)}
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of a process"),
     pytest.mark.filterwarnings("ignore::qavit.QuestionBlindWarning", "ignore::UserWarning"),
@@ -97,8 +98,9 @@ def test_nothing_is_lost(name: str) -> None:
     # fewer: what other tests left behind ends in its own time
     assert files <= 0, f"{gains} in rounds of {calls} calls"
     assert threads <= 0, f"{gains} in rounds of {calls} calls"
-    assert blocks <= (calls // 4 if CALLS > 1000 else 200 + 2 * calls), f"{gains} in rounds of {calls} calls"
-    assert megabytes < MORE_MEGABYTES.get(name, MEGABYTES), f"{gains} in rounds of {calls} calls"
+    each, most = OF_LIBRARIES.get(name, (0.25, MEGABYTES))
+    assert blocks <= (100 + each * calls if CALLS > 1000 else 200 + 2 * calls), f"{gains} in rounds of {calls} calls"
+    assert megabytes < most, f"{gains} in rounds of {calls} calls"
 
 
 # ---- is it every function? ----
