@@ -334,6 +334,13 @@ def wrong_usage() -> None:
     raise AssertionError("it was taken")
 
 
+def reader_gone() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as raw, contextlib.redirect_stdout(io.TextIOWrapper(raw, write_through=True)):
+        assert cli.main(["info"]) == 0
+
+
 # ---- LAVIS ----
 
 
@@ -688,6 +695,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "qavit": (command(code=2), 1),
     "qavit --completion": (command("--completion", "fish"), 1),
     "qavit, wrong usage": (wrong_usage, 1),
+    "qavit info, its reader gone": (reader_gone, 1),
     "qavit info": (command("info", "{model}"), 1),
     "qavit info, this build": (command("info"), 1),
     "qavit convert": (command("convert", "--model", "{model}", "-o", "{out}/converted"), 1),
