@@ -31,7 +31,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
     }
     float pixels[3 * MODEL_EDGE * MODEL_EDGE];
     qv_preprocessing how = {.size = MODEL_EDGE, .exact = sum % 2 == 0, .std = {1.0f, 1.0f, 1.0f}};
-    if (qv_preprocess(pixels, picture.pixels, H, W, &how, &err) != QV_OK) {
+    const qv_picture_view view = {.pixels = picture.pixels, .H = H, .W = W};
+    if (qv_preprocess(pixels, &view, &how, &err) != QV_OK) {
         abort();
     }
     qv_picture_free(&picture);

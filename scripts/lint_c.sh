@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles csrc/ and tests/core/ with gcc and, where it is there, clang: warnings are errors.
+# Compiles csrc/, tests/core/ and fuzz/ with gcc and, where it is there, clang: warnings are errors.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -26,7 +26,7 @@ PY
 [ ${#cuda[@]} -gt 0 ] || echo "CUDA's headers are not here: csrc/cuda/gpu_* skipped"
 for compiler in gcc clang; do
     command -v $compiler >/dev/null || { echo "$compiler is not here: skipped"; continue; }
-    for file in csrc/{base,ops,image,models,cuda,python}/*.c tests/core/*.c; do
+    for file in csrc/{base,ops,image,models,cuda,python}/*.c tests/core/*.c fuzz/*.c; do
         case $file in csrc/cuda/gpu_*) [ ${#cuda[@]} -gt 0 ] || continue ;; esac
         # shellcheck disable=SC2086
         $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX $stb \
