@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
+#: What PnP-VQA's forward_itm reads unless told otherwise.
+PNP_VQA_BLOCK = 7
+
 
 def one_line(error: BaseException) -> str:
     """What went wrong, as a person says it: without the number that the system gives it."""
@@ -20,8 +23,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def whole_number(value: Any, argument: str) -> int:
+    """An int of Python or NumPy; TypeError for anything else, True and False among it."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{argument}: expected a whole number, got {type(value).__name__}")
+    return int(value)
+
+
+def real_number(value: Any, argument: str) -> float:
+    """A number of Python or NumPy; TypeError for anything else."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
+    return float(value)
+
+
 def is_pixel_values(image: Any) -> bool:
-    """Whether this is an array of normalised floats rather than a picture."""
+    """Whether these are normalised floats rather than a picture: an array, or a list of such arrays."""
+    if isinstance(image, (list, tuple)):
+        return len(image) > 0 and all(not isinstance(one, (list, tuple)) and is_pixel_values(one) for one in image)
     if isinstance(image, np.ndarray):
         return bool(image.dtype.kind == "f")
     return "float" in str(getattr(image, "dtype", "")) and hasattr(image, "shape")
@@ -39,13 +58,21 @@ def finite_numbers(values: Any, argument: str, dtype: type[np.floating[Any]] = n
     return array
 
 
-def question_list(questions: Any) -> list[str]:
+def question_list(questions: Any, argument: str = "questions") -> list[str]:
     """Questions as a list; TypeError or ValueError when they are not."""
-    listed = [questions] if isinstance(questions, str) else list(questions) if isinstance(questions, Iterable) else None
-    if listed is None or not all(isinstance(question, str) for question in listed):
-        raise TypeError(f"questions: expected a str or a list of str, got {type(questions).__name__}")
+    if isinstance(questions, (bytes, bytearray)) or not isinstance(questions, Iterable):
+        raise TypeError(f"{argument}: expected a str or a list of str, got {type(questions).__name__}")
+    listed = [questions] if isinstance(questions, str) else list(questions)
+    for question in listed:
+        if not isinstance(question, str):
+            kind = type(questions).__name__
+            raise TypeError(f"{argument}: expected a str or a list of str, got {kind} with {type(question).__name__} in it")
+        try:
+            question.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{argument}: {question!r} holds a surrogate or bytes that are not UTF-8") from None
     if not listed:
-        raise ValueError("questions: the list is empty")
+        raise ValueError(f"{argument}: the list is empty")
     return listed
 
 
@@ -55,10 +82,14 @@ def read_samples(samples: Any) -> tuple[Any, list[str]]:
         image, text = samples["image"], samples["text_input"]
     except (TypeError, KeyError) as error:
         raise ValueError("samples: expected a mapping with 'image' [B, 3, H, W] and 'text_input', a list of str") from error
-    questions = question_list(text)
-    shape = tuple(getattr(image, "shape", ()))
-    if len(shape) == 4 and shape[0] != len(questions):
-        raise ValueError(f"samples: {shape[0]} pictures and {len(questions)} questions; expected one question a picture")
+    questions = question_list(text, "samples['text_input']")
+    if isinstance(image, (list, tuple)):
+        count = len(image)
+    else:
+        shape = tuple(getattr(image, "shape", ()))
+        count = shape[0] if len(shape) == 4 else 1 if len(shape) == 3 else len(questions)
+    if count != len(questions):
+        raise ValueError(f"samples: {count} pictures and {len(questions)} questions; expected one a picture")
     return image, questions
 
 

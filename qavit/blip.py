@@ -9,20 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .arguments import is_pixel_values, question_list, read_samples, unique_images
+from .arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number
 from .devices import Placement, place, same_device
+from .loaded import LoadedModel
 from .weights import NOT_FINITE, check_unchanged, origins, release_pages
 
 if TYPE_CHECKING:
     from .checkpoints import ModelSource
     from .heatmaps import HeatmapResult
-    from .images import Preprocessing, Region, Seen
+    from .images import Preprocessing, Seen
 
 __all__ = ["BlipITM"]
 
 FloatArray = npt.NDArray[np.float32]
-
-PNP_VQA_BLOCK = 7  # what PnP-VQA's forward_itm reads unless told otherwise
 
 
 class _Tokens(NamedTuple):
@@ -34,7 +33,7 @@ class _Tokens(NamedTuple):
     word_of: list[list[int]]
 
 
-class BlipITM:
+class BlipITM(LoadedModel):
     """BLIP image-text matching, with PnP-VQA's GradCAM. Made by :func:`qavit.load`.
 
     Immutable: one object may be used from many threads at once, and after a fork. It keeps no image between calls; within
@@ -130,10 +129,9 @@ class BlipITM:
             There is no such block, or its map would be zero everywhere: the last block's. The message names the usable
             ones.
         """
-        if isinstance(block, bool) or not isinstance(block, (int, np.integer)):
-            raise TypeError(f"{argument}: expected a whole number, got {type(block).__name__}")
+        block = whole_number(block, argument)
         usable = f"blocks 0 to {self.num_blocks - 2} can be used" if self.num_blocks > 1 else "this model has none to use"
-        number = int(block) + self.num_blocks if block < 0 else int(block)
+        number = block + self.num_blocks if block < 0 else block
         if not 0 <= number < self.num_blocks:
             raise ValueError(f"{argument}: block {block} does not exist; {usable}")
         if number == self.num_blocks - 1:
@@ -151,32 +149,6 @@ class BlipITM:
         if matching:
             ids[:, 0] = self._first_token
         return _Tokens(ids, batch.mask, batch.words, batch.word_of)
-
-    def _pixels(self, pixel_values: Any, argument: str = "pixel_values") -> FloatArray:
-        from .images import as_pixel_values
-
-        images = as_pixel_values(pixel_values)
-        if images.ndim == 3:
-            images = images[None]
-        if images.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"{argument}: shape {list(images.shape)}, expected [B, 3, {self.image_size}, {self.image_size}]"
-            )
-        if not np.isfinite(images).all():
-            raise ValueError(f"{argument}: NaN or infinity")
-        return images
-
-    def _picture(self, image: Any) -> tuple[npt.NDArray[np.uint8], Seen, Region]:
-        """The picture as given, what the core takes of it (a batch of one), and which part of it that is."""
-        from . import images
-
-        if is_pixel_values(image):
-            pixels = self._pixels(image, "image")
-            if len(pixels) != 1:
-                raise ValueError(f"image: {len(pixels)} pictures, expected one")
-            picture = images.picture_of(pixels[0], self.preprocessing)
-            return picture, pixels, images.Region(0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
-        return images.prepare(image, self.preprocessing, self.device)
 
     def _encode(self, seen: Seen) -> _core.BlipImage:
         """A batch of one, encoded."""
@@ -274,7 +246,7 @@ class BlipITM:
             Logits: no match, match.
         """
         block = self.check_block(block_num, "block_num")
-        asked = question_list(texts)
+        asked = question_list(texts, "texts")
         pixels = self._pixels(pixel_values)
         if len(pixels) != len(asked):
             raise ValueError(f"texts: {len(asked)} for {len(pixels)} pictures; expected one a picture")
@@ -315,8 +287,7 @@ class BlipITM:
         from .heatmaps import HeatmapResult
         from .text import words_with_tokens
 
-        number = self.default_block if block is None else block
-        number = self.check_block(number)
+        number = self.check_block(self.default_block if block is None else block)
         asked = question_list(questions)
         picture, pixels, region = self._picture(image)
         tokens = self._tokenize([question.strip("?") for question in asked])
@@ -369,8 +340,8 @@ class BlipITM:
         probabilities : ndarray of float32, [B]
             Of a match.
         """
-        asked = question_list(texts)
-        pixels = self._batch(image, len(asked))
+        asked = question_list(texts, "texts")
+        pixels = self._batch(image, len(asked), "texts")
         logits = np.empty((len(asked), 2), np.float32)
         for state, rows, unique, back in self._by_image(pixels, asked):
             tokens = self._tokenize(unique)
@@ -399,20 +370,13 @@ class BlipITM:
         """
         if self._core.projection == 0:
             raise ValueError(f"{self.name}: these weights have no contrastive heads (text_proj, vision_proj)")
-        tokens = self._tokenize(question_list(texts), matching=False)
+        tokens = self._tokenize(question_list(texts, "texts"), matching=False)
         text_features = self._core.text_features(tokens.ids, tokens.mask)
         different, index = _different(self._batch(image))
         features = [self._core.image_features(self._encode(one)) for one in different]
         return self._finite((np.stack(features) @ text_features.T)[index])
 
     # ---- helpers ----
-
-    def _batch(self, image: Any, count: int | None = None) -> Seen:
-        """One picture, or a batch of normalised ones, as the core takes it; of `count` texts, one each or one for all."""
-        pixels = self._pixels(image, "image") if is_pixel_values(image) else self._picture(image)[1]
-        if count is not None and len(pixels) not in (1, count):
-            raise ValueError(f"image: {len(pixels)} pictures for {count} texts; expected 1 or {count}")
-        return pixels
 
     def _by_image(
         self, pixels: Seen, texts: Sequence[str]

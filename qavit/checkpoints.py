@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qavit import layouts
+from qavit.images import CLIP_MEAN, CLIP_STD
 from qavit.safetensors_files import open_safetensors, open_safetensors_index, read_bytes, read_json
 from qavit.torch_files import open_torch_index, open_torch_weights, read_torch_file, state_dict
 from qavit.weights import Stored, Weight, Weights, float_array, from_array, named_panels, shape_of, weight_of
@@ -25,8 +26,8 @@ __all__ = ["ModelSource", "Weight", "Weights", "open_model", "read_float32"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+#: The model that comes with the package.
+BUNDLED = Path(__file__).with_name("demo_model")
 QUESTIONS = {"max_words": 50, "max_tokens": 30}
 #: Wrappers around a model, which put their name before every tensor's.
 _WRAPPERS = ("module.", "base_model.model.", "base_model.", "_orig_mod.")
@@ -103,7 +104,7 @@ def open_model(
     Parameters
     ----------
     path : folder, optional
-        A converted folder, or a Hugging Face folder of CLIP or of BLIP image-text matching.
+        A converted folder, or a Hugging Face folder of CLIP or of BLIP image-text matching; ``"demo"``: the bundled model.
     checkpoint : file, optional
         A QA-ViT checkpoint (with ``text=`` and ``vision=``), or LAVIS's BLIP image-text matching (with ``tokenizer=``).
     vision : folder or hub name, optional
@@ -133,19 +134,31 @@ def open_model(
     if path is not None:
         if checkpoint is not None or vision is not None:
             raise ValueError("give either a folder, or checkpoint=, vision= and text=, not both")
-        return _open_folder(path, text, tokenizer, options, size)
+        demo = isinstance(path, str) and path == "demo"
+        source = _open_folder(BUNDLED if demo else path, text, tokenizer, options, size)
+        if demo:
+            source.name = "demo"
+        return source
     if checkpoint is not None:
         return _open_checkpoint(checkpoint, vision, text, tokenizer, options, size)
     if vision is not None:
         return _open_halves({}, {}, vision, text, tokenizer, options, size, str(vision))
-    raise ValueError("nothing to load: give a folder, or checkpoint=, or vision=")
+    raise ValueError("nothing to load: give 'demo' or a folder, or checkpoint=, or vision=")
 
 
 # Folders.
 
 
+def _path(path: PathLike, argument: str) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{argument}: expected a str or a path, got {type(path).__name__}")
+    if str(path) == "":
+        raise ValueError(f"{argument}: got '', expected a path")
+    return Path(path)
+
+
 def _folder(path: PathLike, argument: str) -> Path:
-    folder = Path(path)
+    folder = _path(path, argument)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -154,11 +167,12 @@ def _folder(path: PathLike, argument: str) -> Path:
 
     if isinstance(path, str) and hub.looks_like_name(path):
         return hub.model_folder(path, argument)
-    raise FileNotFoundError(f"{argument}: there is no folder {str(path)!r}")
+    hint = "" if argument != "path" else "; 'demo' is the bundled model, 'owner/name' one of the Hugging Face hub"
+    raise FileNotFoundError(f"{argument}: there is no folder {str(path)!r}{hint}")
 
 
 def _file(path: PathLike, argument: str) -> Path:
-    file = Path(path)
+    file = _path(path, argument)
     if not file.is_file():
         raise FileNotFoundError(f"{argument}: there is no file {str(path)!r}")
     return file
@@ -474,7 +488,7 @@ def _drop_tied(tensors: Stored) -> None:
 def _known_options(options: Mapping[str, Any]) -> None:
     unknown = [str(key) for key in options if key not in _OPTIONS]
     if unknown:
-        raise ValueError(f"config: {', '.join(unknown)} not known; expected some of {', '.join(_OPTIONS)}")
+        raise ValueError(f"config: {', '.join(map(repr, unknown))} not known; expected some of {', '.join(_OPTIONS)}")
     for key in ("vision", "text", "preprocessing", "questions", "defaults"):
         if options.get(key) is not None and not isinstance(options[key], Mapping):
             raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")
@@ -727,7 +741,9 @@ def _open_blip(
 ) -> ModelSource:
     unknown = [str(key) for key in options if key not in (*_OPTIONS, "embed_dim", "max_txt_len")]
     if unknown:
-        raise ValueError(f"config: {', '.join(unknown)} not known; expected 'vision' and 'text' with what files cannot tell")
+        raise ValueError(
+            f"config: {', '.join(map(repr, unknown))} not known; expected 'vision' and 'text' with what files cannot tell"
+        )
     for key in ("vision", "text"):
         if options.get(key) is not None and not isinstance(options[key], Mapping):
             raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")

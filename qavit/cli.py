@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError, ImportError) as error:
         if options.verbose:
             raise
-        print(f"qavit: {one_line(error)}", file=sys.stderr)
+        print(f"qavit: {as_option(one_line(error), options)}", file=sys.stderr)
         return SOME_FAILED
     finally:
         warnings.showwarning = shown
@@ -101,19 +101,31 @@ def once_in_a_line() -> Callable[..., None]:
     return show
 
 
+def as_option(problem: str, options: argparse.Namespace) -> str:
+    """What is wrong with an argument of the library, under the name of the option that it came from."""
+    name, colon, rest = problem.partition(": ")
+    option = {"path": "model"}.get(name, name)
+    given = colon and option.isidentifier() and getattr(options, option, None) is not None
+    return f"--{option.replace('_', '-')}: {rest}" if given else problem
+
+
 # ---- the parser ----
 
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--threads", type=int, metavar="N", help="width of the thread pool (default: the CPUs there are)")
-    common.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+
+    def common(**default: Any) -> argparse.ArgumentParser:
+        made = argparse.ArgumentParser(add_help=False, **default)
+        made.add_argument("--threads", type=int, metavar="N", help="width of the thread pool (default: the CPUs there are)")
+        made.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+        return made
+
     from .data import command as data_command
     from .plots import KINDS
 
     parser = argparse.ArgumentParser(
-        prog="qavit", description="Where a vision model looks for a question.", parents=[common], allow_abbrev=False,
+        prog="qavit", description="Where a vision model looks for a question.", parents=[common()], allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"qavit {__version__}")
@@ -121,9 +133,11 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        # Without a default of its own, a command leaves what stood before its name as it is.
         made = commands.add_parser(
-            name, help=summary, description=summary, parents=[common], epilog=f"example: {example}", allow_abbrev=False
-        )
+            name, help=summary, description=summary, parents=[common(argument_default=argparse.SUPPRESS)],
+            epilog=f"example: {example}", allow_abbrev=False,
+        )  # fmt: skip
         made.set_defaults(run=run)
         return made
 
@@ -137,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     heatmap.add_argument("-o", "--out", default="out", metavar="DIR", help="where to write (default: out)")
     heatmap.add_argument("--block", type=int, metavar="N", help="whose attention (default: one that knows the question)")
     heatmap.add_argument("--readout", choices=("class", "question"), help="what is read from the attention")
-    heatmap.add_argument("--heads", default="mean", help="mean, max or a number")
+    heatmap.add_argument("--heads", default="mean", help="mean, max or a number (default: mean)")
     heatmap.add_argument(
         "--kind", choices=KINDS, metavar="KIND",
         help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
@@ -170,18 +184,20 @@ def make_parser() -> argparse.ArgumentParser:
         "qavit convert --checkpoint qavit-base2.pth --vision clip-vit-large-patch14-336 --text flan-t5-base -o qavit-base2",
     )  # fmt: skip
     convert.add_argument("-o", "--out", required=True, metavar="DIR", help="the folder to write")
-    convert.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights")
+    convert.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights (default: as they are)"
+    )
     convert.add_argument(
         "--panels", type=int, choices=(0, 16, 64), metavar="N",
         help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
     )
     convert.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    add_model_options(convert, precision=False)
+    add_model_options(convert, precision=False, model="demo, a model's folder, or a hub name")
 
     info = add("info", run_info, "what a model is, or what this build is", "qavit info qavit-base2/")
-    info.add_argument("folder", nargs="?", help="demo, or a model's folder; without one, this build")
+    info.add_argument("folder", nargs="?", metavar="NAME", help="as --model; without either, this build")
     info.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    add_model_options(info, precision=False, positional=True)
+    add_model_options(info, precision=False, model="demo, a model's folder, or a hub name")
 
     bench = add("bench", run_bench, "time a model on this machine", "qavit bench --model demo --number 3")
     bench.add_argument("--number", type=int, default=3, metavar="Q", help="questions on one picture (default: 3)")
@@ -192,11 +208,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser, precision: bool = True, positional: bool = False) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser,
+    precision: bool = True,
+    model: str = "demo (the default), a model's folder, or a hub name",
+) -> None:
     """The options that choose a model."""
     group = parser.add_argument_group("the model")
-    if not positional:
-        group.add_argument("--model", metavar="NAME", help="demo (the default), a model's folder, or a hub name")
+    group.add_argument("--model", metavar="NAME", help=model)
     group.add_argument("--checkpoint", metavar="FILE", help="a QA-ViT or BLIP-ITM checkpoint")
     group.add_argument("--vision", metavar="DIR", help="a CLIP folder")
     group.add_argument("--text", metavar="DIR", help="a text encoder's folder")
@@ -361,12 +380,19 @@ def wanted_endings(options: argparse.Namespace) -> list[str]:
 
 def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
     """Pictures with their questions, those of a file grouped by picture; stems are different for different pictures."""
-    wanted: dict[str, list[str]] = {image: list(options.question) for image in options.images}
+    wanted: dict[str, tuple[str, list[str]]] = {}
+
+    def of(image: str) -> list[str]:
+        # A file of questions may name a picture otherwise than the command line does.
+        return wanted.setdefault(os.path.abspath(image), (image, list(options.question)))[1]
+
+    for image in options.images:
+        of(image)
     if options.questions is not None:
         for image, question in read_questions(options.questions):
-            wanted.setdefault(image, list(options.question)).append(question)
+            of(image).append(question)
     used: set[str] = set()
-    for image, questions in wanted.items():
+    for image, questions in wanted.values():
         stem = base = Path(image).stem or "picture"
         number = 2
         while stem in used:
@@ -429,10 +455,7 @@ def run_convert(options: argparse.Namespace) -> int:
     from .checkpoints import open_model
     from .convert import convert, describe, description_text
 
-    path = options.model
-    if path == "demo":
-        path = str(Path(__file__).with_name("demo_model"))
-    source = open_model(path, **model_arguments(options))
+    source = open_model(options.model, **model_arguments(options))
     folder = convert(source, options.out, options.dtype, options.panels)
     described = describe(open_model(folder))
     if options.json:
@@ -446,7 +469,10 @@ def run_convert(options: argparse.Namespace) -> int:
 def run_info(options: argparse.Namespace) -> int:
     """What a model is, or what this build is."""
     arguments = model_arguments(options)
-    if options.folder is None and arguments["checkpoint"] is None and arguments["vision"] is None:
+    if options.folder is not None and options.model is not None:
+        raise UsageError("give a model once: by --model, or without")
+    name = options.folder if options.model is None else options.model
+    if name is None and arguments["checkpoint"] is None and arguments["vision"] is None:
         about = build_info()
         if options.json:
             print(json.dumps(about))
@@ -459,10 +485,7 @@ def run_info(options: argparse.Namespace) -> int:
     from .checkpoints import open_model
     from .convert import describe, description_text
 
-    folder = options.folder
-    if folder == "demo":
-        folder = str(Path(__file__).with_name("demo_model"))
-    described = describe(open_model(folder, **arguments))
+    described = describe(open_model(name, **arguments))
     print(json.dumps(described, ensure_ascii=False) if options.json else description_text(described))
     return OK
 

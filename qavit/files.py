@@ -7,10 +7,10 @@ import platform
 import re
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import Any, BinaryIO, Union
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -81,6 +81,13 @@ def whole_file(path: PathLike, durable: bool = False) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def absolute_paths(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's parts is a file or folder here, as an absolute path; "demo" is the bundled model, not a folder."""
+    names = ("path", "model", "checkpoint", "vision", "text", "tokenizer")
+    named = {name: parts[name] for name in names if parts.get(name) not in (None, "demo")}
+    return {name: os.path.abspath(value) for name, value in named.items() if os.path.exists(value)}
 
 
 def sync_folder(folder: PathLike) -> None:

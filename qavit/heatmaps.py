@@ -6,6 +6,7 @@ of the picture that was given, whatever was resized or cropped on the way to the
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import operator
@@ -17,27 +18,16 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import finite_numbers
+from .arguments import finite_numbers, real_number, whole_number
 from .files import PathLike, write_whole
 from .images import Region
-from .readouts import (
-    FloatArray,
-    apply_readout,
-    merge_heads,
-    read_class,
-    read_question,
-    read_words,
-    to_distribution,
-)
+from .readouts import FloatArray, to_distribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Box", "FloatArray", "HeatmapResult", "Patch", "apply_readout", "map_statistics", "merge_heads", "normalize_maps",
-    "output_size", "read_class", "read_question", "read_words", "resample_map", "to_distribution",
-]  # fmt: skip
+__all__ = ["Box", "FloatArray", "HeatmapResult", "Patch", "map_statistics", "normalize_maps", "output_size", "resample_map"]
 
 NORMALIZATIONS = (None, "minmax", "sum", "max")
 RESAMPLINGS = ("bicubic", "bilinear", "nearest")
@@ -179,7 +169,8 @@ class HeatmapResult:
     """Heatmaps of one picture: one for each question, on one scale.
 
     `result[0]`, `result[1:3]` and `result["where is the star?"]` are results of those questions alone;
-    `np.asarray(result)` is `maps`. A notebook shows a result as a picture.
+    `np.asarray(result)` is `maps`. A notebook shows a result as a picture. It can be pickled: maps of words and of other
+    blocks travel along only where they were computed before (`maps_of_words()`, `all_block_maps()`).
 
     Attributes
     ----------
@@ -275,8 +266,32 @@ class HeatmapResult:
         assert self.region is not None
         return self.region
 
+    def __copy__(self) -> HeatmapResult:
+        return self._copied(lambda part: part)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HeatmapResult:
+        return self._copied(lambda part: copy.deepcopy(part, memo))
+
+    def _copied(self, copied: Callable[[Any], Any]) -> HeatmapResult:
+        """The result with a copy of each part; what is computed when it is asked for is still to be had."""
+        new = object.__new__(type(self))
+        new.__dict__.update({name: part if callable(part) else copied(part) for name, part in self.__dict__.items()})
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: maps of words and of blocks that are not there yet would need the model, and stay behind."""
+        state = dict(self.__dict__)
+        if callable(self.word_maps):
+            state["words"] = state["word_maps"] = None
+        state["block_maps"] = _Stored(self.block_maps.values) if isinstance(self.block_maps, _Stored) else None
+        return state
+
     def __len__(self) -> int:
         return len(self.maps)
+
+    def __contains__(self, question: object) -> bool:
+        """Whether the question was asked."""
+        return question in self.questions
 
     def __iter__(self) -> Iterator[HeatmapResult]:
         return (self[index] for index in range(len(self)))
@@ -289,20 +304,19 @@ class HeatmapResult:
 
     def __getitem__(self, key: Union[int, slice, str]) -> HeatmapResult:
         """A result of some of the questions: by number, slice, or the question itself."""
-        if isinstance(key, str):
-            if key not in self.questions:
-                raise KeyError(f"no question {key!r}; there are {', '.join(map(repr, self.questions))}")
-            key = self.questions.index(key)
-        if isinstance(key, slice):
-            chosen = list(range(len(self)))[key]
-        else:
-            index = operator.index(key)
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"question {index} does not exist; there are {len(self)}, 0 to {len(self) - 1}")
-            chosen = [index % len(self)]
+        chosen = list(range(len(self)))[key] if isinstance(key, slice) else [self.number_of(key)]
         if not chosen:
             raise IndexError("the slice holds no question")
-        every_block = self.block_maps
+        word_maps: Any = self.word_maps
+        if callable(word_maps):
+            word_maps = lambda: [(self.maps_of_words() or [])[i] for i in chosen]  # noqa: E731
+        elif word_maps is not None:
+            word_maps = [word_maps[i] for i in chosen]
+        block_maps: Any = self.block_maps
+        if isinstance(block_maps, _Stored):
+            block_maps = _Stored(block_maps.values[:, chosen])
+        elif block_maps is not None:
+            block_maps = lambda: self.all_block_maps()[:, chosen]  # noqa: E731
         return HeatmapResult(
             maps=self.maps[chosen],
             questions=[self.questions[i] for i in chosen],
@@ -311,10 +325,29 @@ class HeatmapResult:
             block=self.block,
             readout=self.readout,
             words=None if self.words is None else [self.words[i] for i in chosen],
-            word_maps=None if self.word_maps is None else lambda: [(self.maps_of_words() or [])[i] for i in chosen],
+            word_maps=word_maps,
             answers=None if self.answers is None else [self.answers[i] for i in chosen],
-            block_maps=None if every_block is None else lambda: every_block()[:, chosen],
+            block_maps=block_maps,
         )
+
+    def number_of(self, question: Union[int, str]) -> int:
+        """A question's number from 0: of its text, or of a number, negative ones counting from the end.
+
+        Raises
+        ------
+        KeyError, IndexError, TypeError
+            There is no such question, or this is no name of one.
+        """
+        if isinstance(question, str):
+            if question not in self.questions:
+                raise KeyError(f"no question {question!r}; there are {', '.join(map(repr, self.questions))}")
+            return self.questions.index(question)
+        if isinstance(question, bool) or not hasattr(question, "__index__"):
+            raise TypeError(f"question: expected its number or its text, got {type(question).__name__}")
+        number = operator.index(question)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"question {number} does not exist; there are {len(self)}, 0 to {len(self) - 1}")
+        return number % len(self)
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -346,12 +379,21 @@ class HeatmapResult:
         if values.shape[1:] != self.maps.shape:
             wanted = ", ".join(map(str, self.maps.shape))
             raise ValueError(f"block_maps: shape {values.shape}, expected (blocks, {wanted})")
-        self.block_maps = lambda: values
+        self.block_maps = _Stored(values)
         return values
 
-    def patch(self, question: int, index: int) -> Patch:
-        """One patch by its index in the flattened map: its value, and where it lies in the picture."""
+    def patch(self, question: Union[int, str], index: int) -> Patch:
+        """One patch by its index in the flattened map: its value, and where it lies in the picture.
+
+        Raises
+        ------
+        IndexError
+            There is no such patch: they are numbered from 0, row by row.
+        """
         rows, columns = self.grid
+        question, index = self.number_of(question), whole_number(index, "index")
+        if not 0 <= index < rows * columns:
+            raise IndexError(f"index: patch {index} does not exist; there are {rows * columns}, 0 to {rows * columns - 1}")
         row, column = divmod(index, columns)
         width = (self.seen.right - self.seen.left) / columns
         height = (self.seen.bottom - self.seen.top) / rows
@@ -372,7 +414,7 @@ class HeatmapResult:
         list of Q lists of Patch
             The largest first; equal ones in reading order.
         """
-        if k < 1:
+        if whole_number(k, "k") < 1:
             raise ValueError(f"k: got {k}, expected at least 1")
         return [
             [self.patch(question, int(index)) for index in _largest(values.ravel(), k)]
@@ -393,7 +435,7 @@ class HeatmapResult:
             One box for each group of patches that touch (by edge or corner), the largest share of the map first.
             share is the group's part of the map's sum, peak its largest value. A flat map has none.
         """
-        if not 0.0 < threshold <= 1.0:
+        if not 0.0 < real_number(threshold, "threshold") <= 1.0:
             raise ValueError(f"threshold: got {threshold}, expected more than 0 and at most 1")
         found = []
         for question, values in enumerate(self.maps):
@@ -452,7 +494,7 @@ class HeatmapResult:
 
     def overlay(
         self,
-        question: int = 0,
+        question: Union[int, str] = 0,
         *,
         cmap: str = "jet",
         image_weight: Optional[float] = None,
@@ -463,8 +505,8 @@ class HeatmapResult:
 
         Parameters
         ----------
-        question : int
-            Which map. Colours are on the scale shared by all maps of the result.
+        question : int or str
+            Which map, by its number or its question. Colours are on the scale shared by all maps of the result.
         cmap : str
             Any matplotlib colormap.
         image_weight : float, optional
@@ -486,7 +528,7 @@ class HeatmapResult:
         self,
         ax: Optional[Axes] = None,
         *,
-        question: int = 0,
+        question: Union[int, str] = 0,
         kind: str = "overlay",
         colorbar: bool = True,
         cmap: str = "jet",
@@ -499,8 +541,8 @@ class HeatmapResult:
         ----------
         ax : matplotlib Axes, optional
             Where to draw; by default a new figure, outside pyplot (`axes.figure.savefig` saves it).
-        question : int
-            Which map.
+        question : int or str
+            Which map, by its number or its question.
         kind : "original", "heatmap", "overlay" or "patches"
         colorbar : bool
             Adds a colour bar, on the scale shared by all maps of the result.
@@ -667,6 +709,16 @@ class HeatmapResult:
         return buffer.getvalue()
 
 
+class _Stored:
+    """Maps of every block that were computed once."""
+
+    def __init__(self, values: FloatArray) -> None:
+        self.values = values
+
+    def __call__(self) -> FloatArray:
+        return self.values
+
+
 def _as_maps(values: npt.ArrayLike, name: str, dimensions: int) -> FloatArray:
     """Finite float32 of the wanted number of axes, or an error that names the argument."""
     array = np.asarray(values)
@@ -705,12 +757,12 @@ def output_size(size: Union[int, Sequence[int], None], picture_size: tuple[int, 
     """(height, width) from what the caller asked for."""
     if size is None:
         return picture_size
-    if isinstance(size, Sequence):
+    if isinstance(size, (Sequence, np.ndarray)):
         if len(size) != 2:
             raise ValueError(f"size: got {tuple(size)}, expected (height, width)")
-        height, width = operator.index(size[0]), operator.index(size[1])
+        height, width = whole_number(size[0], "size"), whole_number(size[1], "size")
     else:
-        longer = operator.index(size)
+        longer = whole_number(size, "size")
         scale = longer / max(picture_size)
         height, width = (max(1, round(side * scale)) for side in picture_size) if longer > 0 else (0, 0)
     if height < 1 or width < 1:

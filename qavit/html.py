@@ -18,7 +18,7 @@ from typing import Any, Optional
 import numpy as np
 
 from .heatmaps import FloatArray, HeatmapResult, output_size
-from .pixels import Picture, colorize
+from .pixels import Cmap, Picture, colorize, colormap
 from .plots import how_read
 
 COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma", "gray")
@@ -26,7 +26,7 @@ PICTURE_SIDE = 1100  # the longer side of the picture in the page, in pixels
 FINE, COARSE = 120_000, 150_000  # the most bytes of maps stored with 16 bits a value, and with 8
 
 
-def render(result: HeatmapResult, *, title: Optional[str] = None, cmap: str = "jet", blocks: bool = True) -> str:
+def render(result: HeatmapResult, *, title: Optional[str] = None, cmap: Cmap = "jet", blocks: bool = True) -> str:
     """The page of a result.
 
     Parameters
@@ -34,7 +34,7 @@ def render(result: HeatmapResult, *, title: Optional[str] = None, cmap: str = "j
     result : HeatmapResult
     title : str, optional
         The page's heading.
-    cmap : str
+    cmap : str or Colormap
         The colormap it opens with; any of matplotlib's.
     blocks : bool
         Puts in the maps of every block where they can be computed.
@@ -61,7 +61,7 @@ def render(result: HeatmapResult, *, title: Optional[str] = None, cmap: str = "j
     return re.sub("@[A-Z_]+@", lambda mark: parts[mark.group()], page)
 
 
-def _content(result: HeatmapResult, cmap: str, blocks: bool) -> dict[str, Any]:
+def _content(result: HeatmapResult, cmap: Cmap, blocks: bool) -> dict[str, Any]:
     """What the page's script reads."""
     if blocks and result.block_maps is not None:
         every = np.array(result.all_block_maps())
@@ -88,6 +88,7 @@ def _content(result: HeatmapResult, cmap: str, blocks: bool) -> dict[str, Any]:
     height, width = result.size
     seen = result.seen
     how = how_read(result.readout)
+    chosen = colormap(cmap)
     content: dict[str, Any] = {
         "grid": result.grid,
         "size": [height, width],
@@ -98,8 +99,8 @@ def _content(result: HeatmapResult, cmap: str, blocks: bool) -> dict[str, Any]:
         "distribution": bool(np.allclose(result.maps.sum(axis=(1, 2)), 1.0, atol=1e-3)),
         "about": f"{how[0].upper()}{how[1:]} · {result.grid[0]} x {result.grid[1]} patches · picture {width} x {height}",
         "maps": _packed(flat, 16 if flat.size * 2 <= FINE else 8),
-        "colormaps": {name: _ramp(name) for name in dict.fromkeys([cmap, *COLORMAPS])},
-        "cmap": cmap,
+        "colormaps": {chosen.name: _ramp(chosen), **{name: _ramp(name) for name in COLORMAPS if name != chosen.name}},
+        "cmap": chosen.name,
         "picture": _data_uri(result.picture),
     }
     if word_maps is not None and first:
@@ -129,9 +130,9 @@ def _packed(maps: FloatArray, bits: int) -> dict[str, Any]:
     return {"bits": bits, "bounds": bounds, "data": _base64(integers.tobytes())}
 
 
-def _ramp(name: str) -> str:
+def _ramp(cmap: Cmap) -> str:
     """256 colours, three bytes each."""
-    return _base64(colorize(np.linspace(0.0, 1.0, 256), name).tobytes())
+    return _base64(colorize(np.linspace(0.0, 1.0, 256), cmap).tobytes())
 
 
 def _data_uri(picture: Picture) -> str:

@@ -171,7 +171,9 @@ def load_image(image: Any, *, exif: bool = True, max_pixels: int = MAX_PIXELS) -
     if hasattr(image, "convert") and hasattr(image, "getbands"):
         try:
             return _from_pillow(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except ValueError as error:
+            raise ValueError(f"image: {error}") from error
+        except (OSError, SyntaxError) as error:
             raise ValueError(f"image: the PIL image cannot be read: {error}") from error
     if hasattr(image, "read"):
         data = image.read(MAX_FILE_BYTES + 1)
@@ -179,7 +181,9 @@ def load_image(image: Any, *, exif: bool = True, max_pixels: int = MAX_PIXELS) -
             raise TypeError(f"image: a file that gives {type(data).__name__}, expected one open for reading bytes ('rb')")
         return _decode(bytes(data), str(getattr(image, "name", "image")), exif, max_pixels)
     hint = ""
-    if hasattr(image, "detach") or hasattr(image, "__dlpack__"):
+    if isinstance(image, (list, tuple)):
+        hint = "; give one picture, or a batch of normalised ones as floats [B, 3, S, S]"
+    elif hasattr(image, "detach") or hasattr(image, "__dlpack__"):
         hint = "; give a picture as a uint8 NumPy array [H, W, 3], pixel values as floats [3, S, S]"
     raise TypeError(f"image: expected a path, bytes, a file, a PIL image or a uint8 array, got {type(image).__name__}{hint}")
 
@@ -403,7 +407,8 @@ def _from_array(array: npt.NDArray[Any]) -> Picture:
     """uint8 [H, W, 3], a copy."""
     shape = list(array.shape)
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        raise ValueError(f"image: an array of shape {shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
+        hint = "; transpose(1, 2, 0) makes it so" if array.ndim == 3 and shape[0] in (3, 4) else ""
+        raise ValueError(f"image: an array of shape {shape}, expected [H, W], [H, W, 3] or [H, W, 4]{hint}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = array >> 8
     elif array.dtype == np.bool_:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import unicodedata
+from typing import Any
 
 logger = logging.getLogger("qavit")
 
@@ -16,6 +18,7 @@ PREFERRED = (
     "Arial Unicode MS", "Noto Serif CJK SC",
 )  # fmt: skip
 BASE = "DejaVu Sans"
+_SPACES = re.compile(r"[^\S\u00a0]+")
 
 
 def families(text: str) -> list[str]:
@@ -64,11 +67,20 @@ def _glyphs(family: str) -> frozenset[int]:
     """The code points that a family has; empty when it cannot be opened."""
     from matplotlib import font_manager
 
+    # findfont would say on standard error what weight it takes where a family has no regular one.
+    faces = [font for font in font_manager.fontManager.ttflist if font.name == family]
+    faces.sort(key=lambda font: (font.style != "normal", abs(_weight(font.weight) - 400)))
     try:
-        path = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
-        return frozenset(font_manager.get_font(path).get_charmap())
-    except (OSError, RuntimeError, ValueError):
+        return frozenset(font_manager.get_font(faces[0].fname).get_charmap())
+    except (OSError, RuntimeError, ValueError, IndexError):
         return frozenset()
+
+
+def _weight(weight: Any) -> int:
+    """A weight as a number; matplotlib has names for some."""
+    from matplotlib import font_manager
+
+    return int(font_manager.weight_dict.get(weight, 400)) if isinstance(weight, str) else int(weight)
 
 
 def display_width(text: str) -> int:
@@ -85,7 +97,7 @@ def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
     Parameters
     ----------
     text : str
-        White space of any kind counts as one space.
+        White space of any kind counts as one space; at a no-break space no line ends.
     columns : int
         The most columns a line may take. Wide scripts, which have no spaces, break between characters, as do words
         longer than a line.
@@ -127,7 +139,9 @@ def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
 def _pieces(text: str) -> list[str]:
     """Words with the space after them; wide characters each alone, closing punctuation kept with what it closes."""
     pieces: list[str] = []
-    for word in text.split():
+    for word in _SPACES.split(text.strip()):
+        if not word:
+            continue
         start = len(pieces)
         for character in word:
             wide = unicodedata.east_asian_width(character) in "WF"

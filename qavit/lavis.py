@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import finite_numbers, read_samples
+from .arguments import PNP_VQA_BLOCK, finite_numbers, read_samples
 from .files import PathLike
+from .images import CLIP_MEAN, CLIP_STD
 from .tensors import as_kind, to_numpy, torch_of
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ __all__ = [
 ]  # fmt: skip
 
 FloatArray = npt.NDArray[np.float32]
-
-# What LAVIS's processors ("blip_image_eval") subtract and divide by.
-BLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-BLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _FLOOR = 1e-9  # of a map's largest value: what an entry of zero becomes, so that it can still be drawn
 
@@ -93,7 +90,7 @@ class ReplacedForwardItm:
         self._before = vars(pnp_vqa_model).get("forward_itm")
         pnp_vqa_model.forward_itm = self
 
-    def __call__(self, samples: MutableMapping[str, Any], block_num: int = 7) -> MutableMapping[str, Any]:
+    def __call__(self, samples: MutableMapping[str, Any], block_num: int = PNP_VQA_BLOCK) -> MutableMapping[str, Any]:
         """Put each pair's map into ``samples["gradcams"]``.
 
         Parameters
@@ -462,11 +459,12 @@ def fit_images(images: npt.NDArray[Any], matcher: Any) -> FloatArray:
     size = int(matcher.image_size)
     if images.shape[2:] != (size, size):
         images = _resized(images, size)
+    # LAVIS's processors ("blip_image_eval") subtract and divide by CLIP's numbers.
     mean, std = matcher.preprocessing.mean, matcher.preprocessing.std
-    if np.allclose(mean, BLIP_MEAN, atol=1e-6) and np.allclose(std, BLIP_STD, atol=1e-6):
+    if np.allclose(mean, CLIP_MEAN, atol=1e-6) and np.allclose(std, CLIP_STD, atol=1e-6):
         return images
-    scale = np.array(BLIP_STD, np.float32) / np.array(std, np.float32)
-    shift = (np.array(BLIP_MEAN, np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    scale = np.array(CLIP_STD, np.float32) / np.array(std, np.float32)
+    shift = (np.array(CLIP_MEAN, np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
     return np.asarray(images * scale[:, None, None] + shift[:, None, None], np.float32)
 
 

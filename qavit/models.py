@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from . import _core
 from .answers import AnswerHead
-from .arguments import is_pixel_values, question_list, read_samples, unique_images
+from .arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number
 from .devices import Placement, check_device, check_precision, place, same_device
+from .loaded import LoadedModel
 from .outputs import BlockAttentions, EncodedQuestions, QuestionBlindWarning, UnknownWordsWarning, VisionOutput
 from .tensors import to_numpy
 from .weights import NOT_FINITE, check_unchanged, origins, release_pages
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .blip import BlipITM
     from .checkpoints import ModelSource
     from .heatmaps import HeatmapResult
-    from .images import Preprocessing, Region, Seen
+    from .images import Preprocessing, Seen
 
 __all__ = [
     "BlockAttentions", "EncodedQuestions", "QAViT", "QuestionBlindWarning", "UnknownWordsWarning", "VisionOutput", "load",
@@ -94,22 +95,20 @@ def load(
         path = "demo"
     from .checkpoints import open_model
 
-    demo = path == "demo"
-    if demo:
-        path = Path(__file__).with_name("demo_model")
-    source = open_model(
-        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size
-    )
-    if demo:
-        source.name = "demo"
+    files = {"path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer}
+    source = open_model(**files, config=config, image_size=image_size)
+    model: QAViT | BlipITM
     if source.architecture == "blip_itm":
         from .blip import BlipITM
 
-        return BlipITM(source, precision=precision, device=device, offload_model=offload_model)
-    return QAViT(source, precision=precision, device=device, offload_model=offload_model)
+        model = BlipITM(source, precision=precision, device=device, offload_model=offload_model)
+    else:
+        model = QAViT(source, precision=precision, device=device, offload_model=offload_model)
+    model.remember({**files, "config": config, "image_size": image_size, "precision": precision})
+    return model
 
 
-class QAViT:
+class QAViT(LoadedModel):
     """A vision transformer and, where it takes questions, its text encoder and tokenizer.
 
     Made by :func:`load`. Immutable: one object may be used from many threads at once, and after a fork.
@@ -262,12 +261,20 @@ class QAViT:
 
     def check_block(self, block: int, argument: str = "block") -> int:
         """`block` as a number from 0, counting negative ones from the end; ValueError when there is no such block."""
-        if isinstance(block, bool) or not isinstance(block, (int, np.integer)):
-            raise TypeError(f"{argument}: expected a whole number, got {type(block).__name__}")
-        number = int(block) + self.num_blocks if block < 0 else int(block)
+        block = whole_number(block, argument)
+        number = block + self.num_blocks if block < 0 else block
         if not 0 <= number < self.num_blocks:
             raise ValueError(f"{argument}: block {block} does not exist; this model has blocks 0 to {self.num_blocks - 1}")
         return number
+
+    def _check_blocks(self, blocks: Iterable[int]) -> list[int]:
+        """Several blocks as numbers from 0."""
+        if not isinstance(blocks, Iterable):
+            raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
+        numbers = [self.check_block(block, "blocks") for block in blocks]
+        if not numbers:
+            raise ValueError("blocks: expected at least one block, got none")
+        return numbers
 
     # ---- questions ----
 
@@ -373,7 +380,7 @@ class QAViT:
         """
         images = self._pixels(pixel_values)
         states, mask = self._instruct(instruct_states, instruct_mask, len(images))
-        wanted = None if blocks is None else [self.check_block(block, "blocks") for block in blocks]
+        wanted = None if blocks is None else self._check_blocks(blocks)
         attention = [(block, "raw") for block in (wanted if wanted is not None else range(self.num_blocks))]
         if wanted is None and not output_attentions:
             attention = []
@@ -386,18 +393,6 @@ class QAViT:
             BlockAttentions(result["attentions"], self.num_blocks) if output_attentions or wanted is not None else None,
             tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,
         )
-
-    def _pixels(self, pixel_values: Any) -> FloatArray:
-        from .images import as_pixel_values
-
-        images = as_pixel_values(pixel_values)
-        if images.ndim == 3:
-            images = images[None]
-        if images.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"pixel_values: shape {list(images.shape)}, expected [B, 3, {self.image_size}, {self.image_size}]"
-            )
-        return images
 
     def _instruct(
         self, states: Any, mask: Any, count: int
@@ -545,6 +540,8 @@ class QAViT:
             states, mask, words = self._encode(asked)
         elif self.integrated:
             raise ValueError("questions: this model takes questions; give at least one")
+        if heads is None:
+            raise ValueError("heads: None is for extract_attention, which keeps all; expected 'mean', 'max' or a number")
         number = self.default_block if block is None else self.check_block(block)
         chosen: Readout = self.default_readout if readout is None else readout
         self._warn_if_blind(number, chosen, asked, stacklevel=3)
@@ -581,7 +578,7 @@ class QAViT:
             block_maps=block_maps,
         )
 
-    def forward_itm(self, samples: Any, block_num: int = 7) -> FloatArray:
+    def forward_itm(self, samples: Any, block_num: int = PNP_VQA_BLOCK) -> FloatArray:
         """The map of each picture and question of a batch, as PnP-VQA's image-question matching call gives it.
 
         Parameters
@@ -629,17 +626,12 @@ class QAViT:
         ndarray of float32, [B, len(blocks), P] or [B, len(blocks), h, P]
             Each map sums to 1.
         """
-        numbers = [self.check_block(block, "blocks") for block in blocks]
-        if not numbers:
-            raise ValueError("blocks: none given")
-        images = self._batch(image)
+        numbers = self._check_blocks(blocks)
+        asked = None if questions is None else question_list(questions)
+        images = self._batch(image, None if asked is None else len(asked))
         states = mask = pair_image = None
-        asked = None
-        if questions is not None:
-            asked = question_list(questions)
+        if asked is not None:
             states, mask, _ = self._encode(asked)
-            if len(images) not in (1, len(asked)):
-                raise ValueError(f"image: {len(images)} pictures for {len(asked)} questions; expected 1 or {len(asked)}")
             if len(images) == 1:
                 pair_image = np.zeros(len(asked), np.int32)
         elif self.integrated and max(numbers) >= self.integrated[0]:
@@ -659,9 +651,10 @@ class QAViT:
         if self.answers is None:
             raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
         _, pixels, _ = self._picture(image)
-        states, mask, _ = self._encode(question_list(question))
-        pairs = np.zeros(len(states), np.int32)
-        run = self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=pairs)
+        if not isinstance(question, str):
+            raise TypeError(f"question: expected a str, got {type(question).__name__}")
+        states, mask, _ = self._encode(question_list(question, "question"))
+        run = self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=np.zeros(1, np.int32))
         return self._answer_head.rank(run["pooled"])[0]
 
     def _maps(
@@ -754,24 +747,6 @@ class QAViT:
             stacklevel=stacklevel,
         )
 
-    # ---- pictures ----
-
-    def _picture(self, image: Any) -> tuple[npt.NDArray[np.uint8], Seen, Region]:
-        """The picture as given, what the core takes of it (a batch of one), and which part of it that is."""
-        from . import images
-
-        if is_pixel_values(image):
-            pixels = self._pixels(image)
-            if len(pixels) != 1:
-                raise ValueError(f"image: {len(pixels)} pictures, expected one")
-            picture = images.picture_of(pixels[0], self.preprocessing)
-            return picture, pixels, images.Region(0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
-        return images.prepare(image, self.preprocessing, self.device)
-
-    def _batch(self, image: Any) -> Seen:
-        """One picture, or a batch of normalised ones [B, 3, S, S], as the core takes it."""
-        return self._pixels(image) if is_pixel_values(image) else self._picture(image)[1]
-
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "plain CLIP"
         return (
@@ -780,7 +755,7 @@ class QAViT:
         )
 
 
-def forward_itm(model: Any, samples: Any, block_num: int = 7) -> FloatArray:
+def forward_itm(model: Any, samples: Any, block_num: int = PNP_VQA_BLOCK) -> FloatArray:
     """Maps of a batch from any qavit model: see :meth:`QAViT.forward_itm` and :meth:`BlipITM.forward_itm`."""
     result: FloatArray = model.forward_itm(samples, block_num=block_num)
     return result

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import finite_numbers
+from .arguments import finite_numbers, real_number
 from .heatmaps import FloatArray, HeatmapResult, output_size, resample_map
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def colorize(values: npt.ArrayLike, cmap: Cmap = "jet") -> Picture:
 
 def overlay(
     result: HeatmapResult,
-    question: int = 0,
+    question: Union[int, str] = 0,
     *,
     cmap: Cmap = "jet",
     image_weight: Optional[float] = None,
@@ -56,8 +56,8 @@ def overlay(
     Parameters
     ----------
     result : HeatmapResult
-    question : int
-        Which map.
+    question : int or str
+        Which map, by its number or its question.
     cmap : str or Colormap
     image_weight : float, optional
         The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade in
@@ -77,7 +77,7 @@ def overlay(
     """
     check_weight(image_weight)
     height, width = output_size(size, result.size)
-    chosen = result.maps[question] if values is None else finite_numbers(values, "values")
+    chosen = result.maps[result.number_of(question)] if values is None else finite_numbers(values, "values")
     if chosen.ndim != 2:
         raise ValueError(f"values: shape {chosen.shape}, expected [gh, gw]")
     heat = resample_map(
@@ -204,7 +204,7 @@ def _stretch(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def check_weight(image_weight: Optional[float]) -> None:
     """Raise unless it is None or from 0 to 1."""
-    if image_weight is not None and not 0.0 <= image_weight <= 1.0:
+    if image_weight is not None and not 0.0 <= real_number(image_weight, "image_weight") <= 1.0:
         raise ValueError(f"image_weight: got {image_weight}, expected 0 to 1")
 
 

@@ -6,14 +6,15 @@ import functools
 import io
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import numpy as np
 
 from . import labels
+from .arguments import real_number, whole_number
 from .files import PathLike, write_whole
 from .heatmaps import FloatArray, HeatmapResult, output_size
 from .pixels import (
@@ -41,6 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 KINDS = ("questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words")
+NO_BREAK = "\u00a0"  # a space at which no line ends
 INK, FAINT = "#1c1c1e", "#6b6b70"
 TITLE_SIZE, NOTE_SIZE, CAPTION_SIZE = 10.0, 9.0, 8.0
 LINE, SMALL_LINE = 0.185, 0.165  # pitch of titles and notes, inches
@@ -104,8 +106,10 @@ def make_figure(
     if kind not in KINDS:
         raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, KINDS))}")
     check_weight(image_weight)
-    if columns is not None and columns < 1:
+    if columns is not None and whole_number(columns, "columns") < 1:
         raise ValueError(f"columns: got {columns}, expected at least 1")
+    if whole_number(top, "top") < 1:
+        raise ValueError(f"top: got {top}, expected at least 1")
     cells, per_row, maps = _cells(result, kind, cmap, image_weight, top, blocks, shared)
     if caption is None:
         caption = _caption(result, kind, shared)
@@ -117,7 +121,7 @@ def plot(
     result: HeatmapResult,
     ax: Optional[Axes] = None,
     *,
-    question: int = 0,
+    question: Union[int, str] = 0,
     kind: str = "overlay",
     colorbar: bool = True,
     cmap: Cmap = "jet",
@@ -129,9 +133,10 @@ def plot(
     if kind not in draws:
         raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, draws))}")
     check_weight(image_weight)
-    heading = _heading(result, result[question].questions[0]) if title is None else title
+    number = result.number_of(question)
+    heading = _heading(result, result.questions[number]) if title is None else title
     style = _Style(cmap, image_weight, 5, scale_of(result.maps))
-    values = result[question].maps[0]
+    values = result.maps[number]
 
     def draw(axes: Axes) -> None:
         draws[kind](axes, result, values, style)
@@ -176,8 +181,12 @@ def save_figure(figure: Figure, path: PathLike, dpi: int = 150) -> Path:
     known = figure.canvas.get_supported_filetypes()
     ending = target.suffix.lower().lstrip(".")
     if ending not in known:
-        raise ValueError(f"path: {target.name!r} ends in {target.suffix!r}; expected one of {', '.join(sorted(known))}")
-    if not 10 <= dpi <= 2400:
+        usual = [name for name in ("png", "jpg", "webp", "pdf", "svg") if name in known]
+        raise ValueError(
+            f"path: {target.name!r} ends in {target.suffix!r}; expected .{', .'.join(usual)} or another of matplotlib's for "
+            "a figure (of a result also .html, .npz or .npy)"
+        )
+    if not 10 <= real_number(dpi, "dpi") <= 2400:
         raise ValueError(f"dpi: got {dpi}, expected 10 to 2400")
     return write_whole(target, render(figure, ending, dpi))
 
@@ -334,7 +343,7 @@ def _draw_patches(axes: Axes, result: HeatmapResult, values: FloatArray, style: 
     axes.add_collection(LineCollection(across + down, colors=(1.0, 1.0, 1.0, 0.45), linewidths=0.5))
     one = HeatmapResult(values[None], [""], result.picture, result.region)
     colours = colorize(to_unit(values, style.scale), style.cmap)
-    for rank, patch in reversed(list(enumerate(one.top_patches(max(style.top, 1))[0], start=1))):
+    for rank, patch in reversed(list(enumerate(one.top_patches(style.top)[0], start=1))):
         box = (patch.left, patch.top), patch.right - patch.left, patch.bottom - patch.top
         colour = colours[patch.row, patch.column] / 255.0
         axes.add_patch(Rectangle(*box, facecolor=(*colour, 0.35), edgecolor="black", linewidth=2.6))
@@ -501,6 +510,8 @@ def _mappable(cmap: Cmap, scale: Scale) -> Any:
     from matplotlib.colors import Normalize
 
     low, high = scale
+    if 0.0 < low < 0.005 * high:
+        low = 0.0  # invisible in the colours, and the bar begins with a number
     return ScalarMappable(Normalize(low, high if high > low else low + max(abs(low) * 1e-3, 1e-6)), colormap(cmap))
 
 
@@ -536,7 +547,7 @@ def _answers(result: HeatmapResult, index: int, most: int = 3) -> str:
     if result.answers is None:
         return ""
     likely = [pair for pair in result.answers[index][:most] if pair[1] >= 0.01] or result.answers[index][:1]
-    return "  ·  ".join(f"{answer} {chance:.0%}" for answer, chance in likely)
+    return "  ·  ".join(f"{answer} {chance:.0%}".replace(" ", NO_BREAK) for answer, chance in likely)
 
 
 def _caption(result: HeatmapResult, kind: str, shared: bool) -> str:
@@ -570,10 +581,12 @@ def _choose_blocks(count: int, own: int, blocks: Optional[Sequence[int]]) -> lis
             chosen.remove(min(chosen, key=lambda block: abs(block - own)))
             chosen.add(own)
         return sorted(chosen)
-    wrong = [block for block in blocks if not 0 <= block < count]
-    if wrong or len(blocks) == 0:
-        raise ValueError(f"blocks: got {list(blocks)}, expected numbers from 0 to {count - 1}")
-    return list(blocks)
+    if not isinstance(blocks, Iterable):
+        raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
+    chosen_blocks = [whole_number(block, "blocks") for block in blocks]
+    if not chosen_blocks or not all(-count <= block < count for block in chosen_blocks):
+        raise ValueError(f"blocks: got {chosen_blocks}, expected numbers from 0 to {count - 1}")
+    return [block % count for block in chosen_blocks]
 
 
 def _fractions(inches: Box, width: float, height: float) -> Box:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import read_samples
+from .arguments import PNP_VQA_BLOCK, read_samples
 from .config import Config, to_mapping
 from .models import EncodedQuestions, QAViT, QuestionBlindWarning, load
 from .readouts import read_class
@@ -20,8 +20,6 @@ from .tensors import as_kind, to_numpy, torch_of
 __all__ = ["PNPVQAWithQAViT", "VisionOutputs"]
 
 _log = logging.getLogger(__name__)
-
-PNP_VQA_BLOCK = 7  # what PnP-VQA's forward_itm reads unless told otherwise
 
 _SOURCES = ("checkpoint", "vision", "text", "tokenizer", "config", "precision")
 _SETTINGS = (

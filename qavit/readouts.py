@@ -73,6 +73,8 @@ def merge_heads(values: npt.ArrayLike, heads: Heads = "mean") -> FloatArray:
             return np.asarray(array.max(axis=-2), dtype=np.float32)
         raise ValueError(f"heads: {heads!r} is unknown; expected 'mean', 'max', None or the number of a head")
     try:
+        if isinstance(heads, bool):
+            raise TypeError
         head = operator.index(heads)
     except TypeError:
         kind = type(heads).__name__

@@ -7,6 +7,7 @@ more than 40 ms, which is other libraries' time: figures, parsers of tokenizer f
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -556,6 +557,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "load and call": (lambda: qavit.load(folder()).heatmaps(photo(), QUESTIONS), 1),
     "load, refused": (refused(lambda: qavit.load(folder() / "absent")), 1),
     "load, no such device": (refused(lambda: qavit.load(folder(), device="nowhere")), 1),
+    "load, pickled": (lambda: pickle.loads(pickle.dumps(qavit.load(folder()))), 1),
     "load bfloat16": (lambda: qavit.load(folder(), precision="bfloat16"), 1),
     "load CLIP": (lambda: qavit.load(vision=LATE / "clip"), 1),
     "load BLIP": (load_blip, 1),
@@ -600,6 +602,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     # results
     "result": (use_result, 1),
     "result, no such question": (refused(lambda: made()["who"]), 1),
+    "result, asked for": (lambda: QUESTIONS[0] in made(), 1),
+    "result, pickled": (lambda: pickle.loads(pickle.dumps(made())), 1),
+    "result, copied": (lambda: copy.deepcopy(copy.copy(made())), 1),
     "boxes": (lambda: made().boxes(), 1),
     "upsample": (lambda: made().upsample((5, 6), "bilinear"), 1),
     "HeatmapResult.overlay": (lambda: made().overlay(1, size=9), 1),
@@ -698,6 +703,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "qavit info, its reader gone": (reader_gone, 1),
     "qavit info": (command("info", "{model}"), 1),
     "qavit info, this build": (command("info"), 1),
+    "qavit info, refused": (command("info", "--model", "absent", code=1), 1),
     "qavit convert": (command("convert", "--model", "{model}", "-o", "{out}/converted"), 1),
     "qavit heatmap": (
         command("heatmap", "{photo}", "-q", "what", *DRAWN, "--no-figures", "--maps", "npy",

@@ -261,7 +261,7 @@ def test_one_error_lists_what_is_wrong(late_tensors, tmp_path):
 def test_options_are_checked(tmp_path):
     clip = GOLDEN / "qavit_official_late" / "clip"
     for config, message in (
-        ({"integration": "late"}, "config: integration not known"),
+        ({"integration": "late"}, "config: 'integration' not known"),
         ({"heads": 5}, "num_attention_heads 5 does not divide the width 64"),
         ({"heads": "four"}, "'four' does not divide"),
         ({"vision": {"patch_size": 16}}, "patch_size 16, the weights say 14"),
@@ -655,7 +655,7 @@ def test_options_of_the_wrong_kind_are_named(tmp_path):
         with pytest.raises(TypeError, match=rf"config\['{key}'\]: expected a dict, got int"):
             open_model(vision=clip, config={key: 3})
     blip = GOLDEN / "blip_itm" / "checkpoint.pth"
-    with pytest.raises(ValueError, match="config: patches not known; expected 'vision' and 'text'"):
+    with pytest.raises(ValueError, match="config: 'patches' not known; expected 'vision' and 'text'"):
         open_model(checkpoint=blip, config={"patches": 4})
     with pytest.raises(TypeError, match=r"config\['text'\]: expected a dict, got int"):
         open_model(checkpoint=blip, config={"text": 3})
@@ -739,9 +739,9 @@ def test_image_size_changes_positions_and_preprocessing():
     assert source.vision["image_size"] == source.preprocessing["size"] == 98
     assert source.weights["vision_model.embeddings.position_embedding.weight"][2] == (50, 64)
     assert isinstance(qavit(image_size=70).weights["vision_model.embeddings.position_embedding.weight"][0], mmap.mmap)
-    with pytest.raises(ValueError, match="image_size 71: expected a multiple of the patch size 14"):
+    with pytest.raises(ValueError, match="image_size: got 71, expected a multiple of the patch size 14"):
         qavit(image_size=71)
-    with pytest.raises(ValueError, match="image_size 14000000: expected"):
+    with pytest.raises(ValueError, match="image_size: got 14000000, expected"):
         qavit(image_size=14_000_000)
 
 

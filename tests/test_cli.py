@@ -426,3 +426,49 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             pytest.skip(f"rights cannot be given up here: {done.stderr}")
         assert (done.returncode, done.stderr.strip()) == (cli.SOME_FAILED, named)
     assert list(folder.iterdir()) == []
+
+
+def test_options_count_before_the_command_too(capsys: pytest.CaptureFixture[str]) -> None:
+    before = qavit.get_num_threads()
+    try:
+        for arguments in (["--threads", "3", "info", "--json"], ["info", "--json", "--threads", "3"]):
+            qavit.set_num_threads(before)
+            assert cli.main(arguments) == cli.OK
+            assert json.loads(capsys.readouterr().out)["threads"] == 3
+    finally:
+        qavit.set_num_threads(before)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["-v", "info", "no such folder"])
+
+
+def test_a_picture_is_one_by_whatever_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("ijson")
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    shutil.copy(SCENE, "a/one.png")
+    Path("a/asked.jsonl").write_text(json.dumps({"image": "one.png", "question": "where is the ring?"}) + "\n")
+    arguments = ["heatmap", "a/one.png", "./a/../a/one.png", "--questions", "a/asked.jsonl", "--json", "--no-figures"]
+    assert cli.main([*arguments, "-q", "where is the star?"]) == cli.OK
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["image"] for one in told] == ["a/one.png"]
+    assert [one["question"] for one in told[0]["questions"]] == ["where is the star?", "where is the ring?"]
+
+
+def test_errors_name_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["heatmap", str(SCENE), "-q", "where is the star?", "-o", str(tmp_path)]
+    for wrong, message in [
+        (["--image-weight", "3"], "--image-weight: got 3.0, expected 0 to 1"),
+        (["--model", "nosuch"], "--model: there is no folder 'nosuch'; 'demo' is the bundled model"),
+        (["--image-size", "100"], "--image-size: got 100, expected a multiple of the patch size 8"),
+        (["--precision", "tf32"], "--precision: 'tf32' is for GPUs"),
+        (["--checkpoint", "nosuch"], "--checkpoint: there is no file 'nosuch'"),
+    ]:
+        assert cli.main([*asked, *wrong]) == cli.SOME_FAILED
+        assert capsys.readouterr().err.startswith(f"qavit: {message}")
+    assert cli.main(["info", "demo", "--model", "demo"]) == cli.USAGE
+    capsys.readouterr()
+    assert cli.main(["info", "--model", "demo"]) == cli.main(["info", "demo"]) == cli.OK
+    assert capsys.readouterr().out.count("model       demo: QA-ViT") == 2

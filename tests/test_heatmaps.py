@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +325,64 @@ def test_to_dataframe_names_pandas_where_it_is_missing(monkeypatch: pytest.Monke
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="pip install pandas"):
         result().to_dataframe()
+
+
+# ---- results as objects ----
+
+
+def test_a_result_travels_to_another_process() -> None:
+    def never() -> Any:
+        raise AssertionError("computed where it was not asked for")
+
+    whole = result(block_maps=never)
+    whole.questions[0] = "\u2605 \u05d0?"
+    again = pickle.loads(pickle.dumps(whole))
+    np.testing.assert_array_equal(again.maps, whole.maps)
+    assert (again.questions, again.region, again.answers) == (whole.questions, whole.region, whole.answers)
+    assert [len(maps) for maps in again.maps_of_words()] == [2, 1, 0]
+    with pytest.raises(ValueError, match="block_maps: this result was made without"):
+        again.all_block_maps()
+    part = pickle.loads(pickle.dumps(whole[1]))
+    assert part.maps_of_words()[0].shape == (1, 3, 4)
+    lazy = pickle.loads(pickle.dumps(result(word_maps=never)))
+    assert lazy.maps_of_words() is None
+    every = np.random.default_rng(3).random((5, 3, 3, 4)).astype(np.float32)
+    computed = result(block_maps=lambda: every)
+    computed.all_block_maps()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(computed)).all_block_maps(), every)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(computed[2])).all_block_maps(), every[:, 2:])
+
+
+def test_a_copy_can_still_compute() -> None:
+    every = np.ones((5, 3, 3, 4), np.float32)
+    whole = result(block_maps=lambda: every, word_maps=lambda: [np.ones((n, 3, 4)) for n in (2, 1, 0)])
+    for made in (copy.copy(whole), copy.deepcopy(whole)):
+        assert made.all_block_maps().shape == every.shape
+        assert [len(maps) for maps in made.maps_of_words()] == [2, 1, 0]
+    deep = copy.deepcopy(whole)
+    deep.maps[:] = 0
+    assert whole.maps.any()
+
+
+def test_questions_are_found_by_text_or_number() -> None:
+    whole = result()
+    assert "two?" in whole
+    assert "four?" not in whole
+    assert whole.number_of("three?") == whole.number_of(-1) == whole.number_of(np.int64(2)) == 2
+    np.testing.assert_array_equal(whole.overlay("two?"), whole.overlay(1))
+    assert whole.plot(question="two?").figure is not None
+    assert whole.patch("two?", 5) == whole.patch(1, 5)
+    for ask, kind, message in (
+        (lambda: whole[[0]], TypeError, "question: expected its number or its text, got list"),
+        (lambda: whole[True], TypeError, "got bool"),
+        (lambda: whole.overlay(3), IndexError, "question 3 does not exist; there are 3"),
+        (lambda: whole.overlay("four?"), KeyError, "no question 'four\\?'"),
+        (lambda: whole.patch(0, -1), IndexError, "index: patch -1 does not exist; there are 12, 0 to 11"),
+        (lambda: whole.patch(0, 12), IndexError, "index: patch 12"),
+        (lambda: whole.top_patches(1.5), TypeError, "k: expected a whole number, got float"),
+        (lambda: whole.boxes("0.5"), TypeError, "threshold: expected a number, got str"),
+        (lambda: whole.upsample(10.5), TypeError, "size: expected a whole number, got float"),
+    ):
+        with pytest.raises(kind, match=message):
+            ask()
+    assert whole.upsample(np.array([10, 20])).shape == (3, 10, 20)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import PROGRAM, Browser
+from matplotlib import colormaps
 
 from qavit import html
 from qavit.heatmaps import HeatmapResult
@@ -82,6 +83,11 @@ def test_a_page_without_blocks_words_and_answers() -> None:
     data = data_of(html.render(bare))
     assert data["blocks"] == [3]
     assert "words" not in data
+
+
+def test_a_colormap_that_is_no_name() -> None:
+    magma = colormaps["magma"]
+    assert data_of(html.render(result(), cmap=magma)) == data_of(html.render(result(), cmap="magma"))
 
 
 def test_texts_stay_data() -> None:

@@ -252,7 +252,9 @@ def test_bad_arguments_of_the_replacement(matcher, question_aware, images):
         with pytest.raises(ValueError, match="3 pictures and 1 questions"):
             model.forward_itm({"image": images, "text_input": ["where?"]})
         with pytest.raises(ValueError, match=r"expected floats \[B, 3, H, W\]"):
-            model.forward_itm({"image": images[:, 0], "text_input": QUESTIONS})
+            model.forward_itm({"image": images[:, 0, 0], "text_input": QUESTIONS})
+        with pytest.raises(ValueError, match="1 pictures and 3 questions"):
+            model.forward_itm({"image": images[0], "text_input": QUESTIONS})
 
 
 def test_resampling_keeps_sums_and_places():

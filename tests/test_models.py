@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -262,7 +264,18 @@ def test_blocks_that_were_not_computed(late: Any, golden: Any, questions: list[s
             ValueError,
             "no token that counts",
         ),
-        (lambda m, p: m.extract_attention(p, "hi", blocks=()), ValueError, "blocks: none given"),
+        (lambda m, p: m.extract_attention(p, "hi", blocks=()), ValueError, "blocks: expected at least one block"),
+        (lambda m, p: m.extract_attention(p, "hi", blocks=5), TypeError, "blocks: expected several whole numbers, got int"),
+        (lambda m, p: m.extract_attention([p, p], "a", blocks=[5]), TypeError, "got list; give one picture"),
+        (lambda m, p: m.heatmaps(p, "hi", heads=None), ValueError, "heads: None is for extract_attention"),
+        (lambda m, p: m.heatmaps(p, "hi", heads=True), TypeError, "heads: .* got bool"),
+        (lambda m, p: m.heatmaps(p, ["a", 3]), TypeError, "questions: .* got list with int in it"),
+        (lambda m, p: m.heatmaps(p, "a \ud800 b"), ValueError, "questions: .* holds a surrogate"),
+        (lambda m, p: m.heatmaps(p.transpose(2, 0, 1), "hi"), ValueError, "transpose"),
+        (lambda m, p: m.heatmaps(p / 255, "hi"), ValueError, "image: shape"),
+        (lambda m, p: m.forward_itm({"image": np.zeros((3, 70, 70)), "text_input": ["a", "b"]}), ValueError, "1 pictures"),
+        (lambda m, p: qavit.load(""), ValueError, "path: got ''"),
+        (lambda m, p: qavit.load(b"demo"), TypeError, "path: expected a str or a path, got bytes"),
         (lambda m, p: qavit.load("no/such/folder"), FileNotFoundError, "no/such/folder"),
         (lambda m, p: qavit.load(precision="float64"), ValueError, "precision"),
         (lambda m, p: qavit.load(device="tpu"), ValueError, "device"),
@@ -273,6 +286,40 @@ def test_blocks_that_were_not_computed(late: Any, golden: Any, questions: list[s
 def test_bad_input(late: Any, picture: np.ndarray, call: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         call(late, picture)
+
+
+def test_lists_of_pixel_values_are_batches(late: Any, golden: Any, questions: list[str]) -> None:
+    images = golden["image"]
+    expected = late.forward_itm({"image": images, "text_input": questions}, block_num=5)
+    given = [torch.tensor(image, requires_grad=True) for image in images]
+    np.testing.assert_array_equal(late.forward_itm({"image": given, "text_input": questions}, block_num=5), expected)
+    maps = late.extract_attention(tuple(images), questions, blocks=[np.int64(5)])
+    np.testing.assert_array_equal(maps[:, 0], expected)
+
+
+def test_a_model_travels_by_its_files(picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = GOLDEN / "qavit_official_late"
+    monkeypatch.chdir(folder)
+    model = qavit.load(checkpoint="checkpoint.pth", vision="clip", text=Path("t5"))
+    expected = model.heatmaps(picture, "where is the car?").maps
+    monkeypatch.chdir(tmp_path)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert again is not model
+        assert again.precision == model.precision
+        np.testing.assert_array_equal(again.heatmaps(picture, "where is the car?").maps, expected)
+    # A folder of that name here is not what "demo" is.
+    demo, _ = qavit.load("demo"), Path("demo").mkdir()
+    assert pickle.loads(pickle.dumps(demo)).name == "demo"
+    assert len(pickle.dumps(demo)) < 1000
+    made = type(model)(model._source)
+    with pytest.raises(TypeError, match="not made by qavit"):
+        pickle.dumps(made)
+
+
+def test_an_answer_is_to_one_question(picture: np.ndarray) -> None:
+    demo = qavit.load("demo")
+    with pytest.raises(TypeError, match="question: expected a str, got list"):
+        demo.answer(picture, ["where is the star?", "what color is it?"])
 
 
 def test_callers_arrays_are_left_alone(late: Any, golden: Any, questions: list[str]) -> None:

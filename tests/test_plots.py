@@ -171,8 +171,9 @@ def test_figures_that_cannot_be_drawn_are_refused_by_name(tmp_path: Path) -> Non
     for draw, message in (
         (lambda: one.figure("contours"), "kind: 'contours' is unknown; expected one of"),
         (lambda: one.figure(columns=0), "columns: got 0, expected at least 1"),
+        (lambda: one.figure("patches", top=0), "top: got 0, expected at least 1"),
         (lambda: one.plot(kind="contours"), "kind: 'contours' is unknown; expected one of"),
-        (lambda: one.save(tmp_path / "map.tiff3"), r"path: 'map\.tiff3' ends in '\.tiff3'; expected one of"),
+        (lambda: one.save(tmp_path / "map.tiff3"), r"path: 'map\.tiff3' ends in '\.tiff3'; expected \.png, \.jpg"),
         (lambda: one.save(tmp_path / "map.png", dpi=5), "dpi: got 5, expected 10 to 2400"),
         (lambda: HeatmapResult(one.maps, ["a?"], one.picture, None, block=2).figure("words"), "needs maps of words"),
         (lambda: getAttMap(np.zeros((8, 8)), np.ones((2, 2))), r"img: expected \[H, W, 3\], got shape \(8, 8\)"),
@@ -190,6 +191,41 @@ def test_blocks_that_do_not_exist() -> None:
 
 
 # ---- text ----
+
+
+def test_the_blocks_of_a_figure() -> None:
+    one = result(1)
+    for blocks in ([-1, 0], (i for i in (2, 0)), np.array([2, 0])):
+        figure = one.figure("blocks", blocks=blocks)
+        titles = [text.get_text() for text in figure.texts]
+        assert titles.index("block 2") < titles.index("block 0")
+    with pytest.raises(TypeError, match="blocks: expected several whole numbers, got int"):
+        one.figure("blocks", blocks=1)
+    with pytest.raises(ValueError, match=r"blocks: got \[3\], expected numbers from 0 to 2"):
+        one.figure("blocks", blocks=[3])
+
+
+def test_an_answer_is_not_broken_in_two() -> None:
+    one = result(1)
+    one.answers = [[("middle left", 0.5), ("top center", 0.23), ("top left", 0.16)]]
+    lines = [text.get_text().replace("\u00a0", " ") for text in one.figure("overlay").texts]
+    assert "middle left 50%  ·  top center" not in " ".join(lines)
+    assert any(line.startswith(("top left 16%", "top center 23%")) for line in lines)
+    assert labels.wrap("one\u00a0two three", 8) == ["one\u00a0two", "three"]
+
+
+def test_the_bar_begins_with_a_number() -> None:
+    one = result(1)
+    one.maps = one.maps / one.maps.sum() * (1 - 12e-6) + 1e-6
+    ticks = [tick.get_text() for tick in one.figure("overlay").axes[-1].get_yticklabels()]
+    assert "0%" in ticks
+
+
+def test_fonts_are_looked_up_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    labels._fallbacks.cache_clear()
+    labels._glyphs.cache_clear()
+    assert labels.families("where is \U0001f31f\u05d0?")[0] == labels.BASE
+    assert capfd.readouterr().err == ""
 
 
 def test_wrapping() -> None:

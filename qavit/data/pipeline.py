@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
-from ..files import PathLike
+from ..files import PathLike, absolute_paths
 from ..models import Heads
 from .actor import HeatmapActor
 from .extras import require
@@ -231,13 +231,6 @@ def _begun(plan: Plan, files: Sequence[int], folder: PartFolder, progress: RunPr
         for part in plan.parts(file, folder):
             progress.start(part)
             yield part
-
-
-def absolute_paths(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's parts is a file or folder here, as an absolute path."""
-    names = ("model", "checkpoint", "vision", "text", "tokenizer")
-    named = {name: parts[name] for name in names if parts.get(name) is not None}
-    return {name: os.path.abspath(value) for name, value in named.items() if os.path.exists(value)}
 
 
 def _version() -> str:
