@@ -43,6 +43,12 @@ qv_status qv_cuda_count(size_t *count, qv_error *err) {
         return qv_fail(err, QV_ERR_UNSUPPORTED,
                        "device 'cuda': the NVIDIA driver finds no GPU (is CUDA_VISIBLE_DEVICES set?); use device='cpu'");
     }
+    if (code == cudaErrorInitializationError) {
+        (void)cudaGetLastError();
+        return qv_fail(err, QV_ERR_UNSUPPORTED,
+                       "device 'cuda': the NVIDIA driver does not start; it never does in a process forked from one that "
+                       "used it: start processes by spawning them");
+    }
     if (code == cudaSuccess) {
         *count = (size_t)found;
     }
@@ -84,6 +90,30 @@ static qv_status open_streams(gpu_state *gpu, qv_error *err) {
     return status;
 }
 
+/* Load every kernel now: a GPU that none was compiled for, or that cannot run one as it is launched, is told when the model
+ * is loaded. */
+static qv_status load_kernels(qv_error *err) {
+    for (int kernel = 0; kernel < (int)QVK_KERNEL_COUNT; kernel++) {
+        struct cudaFuncAttributes attributes;
+        cudaError_t code = qv_cuda_kernel_attributes((qvk_kernel)kernel, &attributes);
+        if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
+            (void)cudaGetLastError();
+            return qv_fail(err, QV_ERR_UNSUPPORTED,
+                           "device 'cuda': this build's kernels are not for this GPU; name its compute capability in "
+                           "QAVIT_CUDA_ARCHS when building");
+        }
+        qv_status status = qv_gpu_check(code, "loading the kernels", err);
+        if (status != QV_OK) {
+            return status;
+        }
+        if (attributes.maxThreadsPerBlock < (int)QVK_MAX_THREADS || attributes.sharedSizeBytes > QVK_STATIC_BYTES) {
+            return qv_fail(err, QV_ERR_UNSUPPORTED, "CUDA: kernel %d takes %d threads and has %zu bytes of its own", kernel,
+                           attributes.maxThreadsPerBlock, attributes.sharedSizeBytes);
+        }
+    }
+    return QV_OK;
+}
+
 static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err) {
     gpu_state *gpu = qv_allocate(1, sizeof *gpu);
     if (gpu == NULL) {
@@ -91,6 +121,9 @@ static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err
     }
     *gpu = (gpu_state){.ordinal = (int)ordinal};
     qv_status status = open_streams(gpu, err);
+    if (status == QV_OK) {
+        status = load_kernels(err);
+    }
     if (status == QV_OK) {
         status = qv_gpu_products_open(&gpu->products, tf32, err);
     }

@@ -39,19 +39,21 @@ typedef struct {
 #undef MEMBER
 } functions;
 
-/* What a plan depends on; compared as bytes, so it is cleared before it is filled. */
+/* What a plan depends on; compared as bytes, so nothing lies between the members. */
 typedef struct {
-    size_t R, N, K, ld_out, ld_x, ld_weight, ld_residual;
+    size_t R, N, K, ld_out, ld_x, ld_weight, ld_residual, adds;
     uint32_t out_alignment, x_alignment, weight_alignment, residual_alignment, bias_alignment;
-    int epilogue, plain_order, bfloat16, adds;
+    int32_t epilogue, plain_order, bfloat16;
 } plan_key;
+
+_Static_assert(sizeof(plan_key) == 8 * sizeof(size_t) + 8 * sizeof(int32_t), "a plan's key has no padding");
 
 typedef struct {
     plan_key key;
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t weight, x, residual, out;
     cublasLtMatmulAlgo_t algorithm;
-    bool ready;
+    bool ready, refused; /* refused: there is no algorithm, and looking for one again would find none */
 } plan;
 
 struct qv_gpu_products {
@@ -178,7 +180,7 @@ static plan_key key_of(const qv_cuda_product *p) {
     } else if (p->bias != NULL) {
         epilogue = CUBLASLT_EPILOGUE_BIAS;
     }
-    key.epilogue = (int)epilogue;
+    key.epilogue = (int32_t)epilogue;
     return key;
 }
 
@@ -191,22 +193,39 @@ static qv_status describe(const qv_gpu_products *products, plan *made, qv_error 
     cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)key->epilogue;
     cudaDataType_t factors = key->bfloat16 ? CUDA_R_16BF : CUDA_R_32F;
     size_t rows = key->plain_order ? key->N : key->K, columns = key->plain_order ? key->K : key->N;
-    cublasStatus_t steps[] = {
-        lt->desc_create(&made->desc, compute, CUDA_R_32F),
-        lt->desc_set(made->desc, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first),
-        lt->desc_set(made->desc, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
-        lt->desc_set(made->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue),
-        lt->layout_create(&made->weight, factors, rows, columns, (int64_t)key->ld_weight),
-        lt->layout_create(&made->x, factors, key->K, key->R, (int64_t)key->ld_x),
-        lt->layout_create(&made->residual, CUDA_R_32F, key->N, key->R, (int64_t)key->ld_residual),
-        lt->layout_create(&made->out, CUDA_R_32F, key->N, key->R, (int64_t)key->ld_out),
+    cublasStatus_t code = lt->desc_create(&made->desc, compute, CUDA_R_32F);
+    const struct {
+        cublasLtMatmulDescAttributes_t attribute;
+        const void *value;
+        size_t size;
+    } attributes[] = {
+        {CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first},
+        {CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second},
+        {CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue},
     };
-    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
-        if (steps[i] != CUBLAS_STATUS_SUCCESS) {
-            return check(products, steps[i], "describing a product", err);
-        }
+    for (size_t i = 0; code == CUBLAS_STATUS_SUCCESS && i < sizeof attributes / sizeof attributes[0]; i++) {
+        code = lt->desc_set(made->desc, attributes[i].attribute, attributes[i].value, attributes[i].size);
     }
-    return QV_OK;
+    const struct {
+        cublasLtMatrixLayout_t *layout;
+        cudaDataType_t type;
+        size_t rows, columns, ld;
+    } matrices[] = {
+        {&made->weight, factors, rows, columns, key->ld_weight},
+        {&made->x, factors, key->K, key->R, key->ld_x},
+        {&made->residual, CUDA_R_32F, key->N, key->R, key->ld_residual},
+        {&made->out, CUDA_R_32F, key->N, key->R, key->ld_out},
+    };
+    for (size_t i = 0; code == CUBLAS_STATUS_SUCCESS && i < sizeof matrices / sizeof matrices[0]; i++) {
+        code = lt->layout_create(matrices[i].layout, matrices[i].type, matrices[i].rows, matrices[i].columns,
+                                 (int64_t)matrices[i].ld);
+    }
+    return check(products, code, "describing a product", err);
+}
+
+static qv_status refuse(const plan_key *key, qv_error *err) {
+    return qv_fail(err, QV_ERR_UNSUPPORTED, "cuBLASLt: no algorithm for [%zu, %zu] x [%zu, %zu]", key->R, key->K, key->K,
+                   key->N);
 }
 
 static qv_status choose_algorithm(const qv_gpu_products *products, plan *made, qv_error *err) {
@@ -236,14 +255,11 @@ static qv_status choose_algorithm(const qv_gpu_products *products, plan *made, q
     cublasLtMatmulHeuristicResult_t found = {0};
     int count = 0;
     if (status == QV_OK) {
-        status = check(products,
-                       lt->heuristic(products->handle, made->desc, made->weight, made->x, made->residual, made->out,
-                                     preference, 1, &found, &count),
-                       "choosing an algorithm", err);
-    }
-    if (status == QV_OK && count == 0) {
-        status = qv_fail(err, QV_ERR_UNSUPPORTED, "cuBLASLt: no algorithm for [%zu, %zu] x [%zu, %zu]", key->R, key->K,
-                         key->K, key->N);
+        cublasStatus_t code = lt->heuristic(products->handle, made->desc, made->weight, made->x, made->residual,
+                                            made->out, preference, 1, &found, &count);
+        made->refused = code == CUBLAS_STATUS_NOT_SUPPORTED ||
+                        (code == CUBLAS_STATUS_SUCCESS && (count == 0 || found.state != CUBLAS_STATUS_SUCCESS));
+        status = made->refused ? refuse(key, err) : check(products, code, "choosing an algorithm", err);
     }
     (void)lt->preference_destroy(preference);
     made->algorithm = found.algo;
@@ -261,8 +277,9 @@ static qv_status set_bias(const qv_gpu_products *products, const plan *made, con
 /* The plan for such a product, made when it first comes; NULL with an error. */
 static plan *find_plan(qv_gpu_products *products, const plan_key *key, const float *bias, qv_error *err) {
     for (size_t i = 0; i < products->plan_count; i++) {
-        if (products->plans[i].ready && memcmp(&products->plans[i].key, key, sizeof *key) == 0) {
-            return set_bias(products, &products->plans[i], bias, err) == QV_OK ? &products->plans[i] : NULL;
+        plan *known = &products->plans[i];
+        if ((known->ready || known->refused) && memcmp(&known->key, key, sizeof *key) == 0) {
+            return (known->refused ? refuse(key, err) : set_bias(products, known, bias, err)) == QV_OK ? known : NULL;
         }
     }
     plan *made;
@@ -276,7 +293,6 @@ static plan *find_plan(qv_gpu_products *products, const plan_key *key, const flo
     made->key = *key;
     if (describe(products, made, err) != QV_OK || set_bias(products, made, bias, err) != QV_OK ||
         choose_algorithm(products, made, err) != QV_OK) {
-        free_plan(products, made);
         return NULL;
     }
     made->ready = true;

@@ -154,13 +154,22 @@ QVK_BODY(qvk_attention_row, qvk_attention) {
 
 /* ---- a tile of rows ---- */
 
-/* shared [rows, ld] = rows first.. of head's queries, keys or values, zero beyond the last */
-#define QVK_LOAD(shared, ld, rows, row_of, end, first, d)                              \
-    QVK_THREADS(t) {                                                                   \
-        for (size_t i = t; i < (rows) * (d); i += QVK_WIDTH) {                         \
-            const size_t row = i / (d), c = i % (d), key = (first) + row;              \
-            (shared)[row * (ld) + c] = key < (end) ? (row_of)[c] : 0.0f;               \
-        }                                                                              \
+/* shared [rows, d + 1] = rows first.. of head's queries, keys or values, zero beyond the last. A thread steps through rows
+ * and columns without dividing: a GPU divides integers slowly. */
+#define QVK_LOAD(shared, rows, row_of, end, first, d)                                                     \
+    QVK_THREADS(t) {                                                                                      \
+        const unsigned width = (unsigned)(d), rows_on = QVK_WIDTH / width, columns_on = QVK_WIDTH % width; \
+        unsigned c = t % width;                                                                           \
+        for (unsigned row = t / width; row < (rows);) {                                                   \
+            const size_t key = (first) + row;                                                             \
+            (shared)[row * (width + 1) + c] = key < (end) ? (row_of)[c] : 0.0f;                           \
+            row += rows_on;                                                                               \
+            c += columns_on;                                                                              \
+            if (c >= width) {                                                                             \
+                c -= width;                                                                               \
+                row++;                                                                                    \
+            }                                                                                             \
+        }                                                                                                 \
     }
 
 /* A tile: 16 x 16 threads; thread (ty, tx) has rows ty rows_each + i, keys tx + 16 j and columns tx + 16 j. The numbers a
@@ -169,9 +178,10 @@ typedef struct {
     unsigned rows_each, keys_each, columns_each;
     size_t rows, keys;      /* of the tile */
     size_t first, all_keys; /* its first query; M + S */
-    float *q;               /* shared: [rows, d] */
-    float *lines;           /* shared: keys or values [keys, d + 1] */
-    float *weights;         /* shared: [rows, keys] */
+    /* Shared; a float behind each row keeps the two rows that a warp reads at once in different banks. */
+    float *q;       /* [rows, d + 1] */
+    float *lines;   /* keys or values [keys, d + 1] */
+    float *weights; /* [rows, keys + 1] */
 } qvk_tile;
 
 /* What each thread keeps. */
@@ -188,17 +198,17 @@ QVK_FUNCTION void qvk_tile_scores(const qvk_attention *p QVK_AT, const qvk_tile 
                                   size_t s0) {
     const size_t d = p->d;
     QVK_SYNC();
-    QVK_LOAD(tile->lines, d + 1, tile->keys, qvk_key(p, head, key), tile->all_keys, s0, d)
+    QVK_LOAD(tile->lines, tile->keys, qvk_key(p, head, key), tile->all_keys, s0, d)
     QVK_SYNC();
     QVK_THREADS(t) {
         const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
-        const float *queries = tile->q + ty * tile->rows_each * d, *keys = tile->lines + tx * (d + 1);
+        const float *queries = tile->q + ty * tile->rows_each * (d + 1), *keys = tile->lines + tx * (d + 1);
         float products[QVK_TILE_ROWS][QVK_TILE_KEYS] = {{0.0f}};
         for (size_t c = 0; c < d; c++) {
             QVK_UNROLL for (unsigned j = 0; j < tile->keys_each; j++) {
                 const float key = keys[QVK_SIDE * j * (d + 1) + c];
                 QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
-                    products[i][j] += queries[i * d + c] * key;
+                    products[i][j] += queries[i * (d + 1) + c] * key;
                 }
             }
         }
@@ -230,7 +240,7 @@ QVK_FUNCTION void qvk_tile_weights(const qvk_attention *p QVK_AT, const qvk_tile
             float part = QVK_OURS(own->total, i) * shrink;
             QVK_UNROLL for (unsigned j = 0; j < tile->keys_each; j++) {
                 const float weight = qvk_weight(QVK_GRID(own->scores, i, j), now);
-                tile->weights[(ty * tile->rows_each + i) * tile->keys + tx + QVK_SIDE * j] = weight;
+                tile->weights[(ty * tile->rows_each + i) * (tile->keys + 1) + tx + QVK_SIDE * j] = weight;
                 part += weight;
             }
             QVK_OURS(own->best, i) = now;
@@ -246,17 +256,17 @@ QVK_FUNCTION void qvk_tile_weights(const qvk_attention *p QVK_AT, const qvk_tile
 QVK_FUNCTION void qvk_tile_values(const qvk_attention *p QVK_AT, const qvk_tile *tile, const qvk_head *head, qvk_own *own,
                                   size_t s0) {
     const size_t d = p->d;
-    QVK_LOAD(tile->lines, d + 1, tile->keys, qvk_value(p, head, key), tile->all_keys, s0, d)
+    QVK_LOAD(tile->lines, tile->keys, qvk_value(p, head, key), tile->all_keys, s0, d)
     QVK_SYNC();
     QVK_THREADS(t) {
         const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
-        const float *weights = tile->weights + ty * tile->rows_each * tile->keys;
+        const float *weights = tile->weights + ty * tile->rows_each * (tile->keys + 1);
         for (size_t s = 0; s < tile->keys; s++) {
             QVK_UNROLL for (unsigned j = 0; j < tile->columns_each; j++) {
                 const size_t c = tx + QVK_SIDE * j;
                 const float value = c < d ? tile->lines[s * (d + 1) + c] : 0.0f;
                 QVK_UNROLL for (unsigned i = 0; i < tile->rows_each; i++) {
-                    QVK_GRID(own->sums, i, j) += weights[i * tile->keys + s] * value;
+                    QVK_GRID(own->sums, i, j) += weights[i * (tile->keys + 1) + s] * value;
                 }
             }
         }
@@ -311,10 +321,10 @@ QVK_FUNCTION void qvk_attention_tile(const qvk_attention *p QVK_AT, const unsign
     float *shared = QVK_DYNAMIC;
     const qvk_tile tile = {
         rows_each, keys_each, columns_each, rows, keys, QVK_BLOCK % tiles * rows, p->M + p->S,
-        shared, shared + rows * d, shared + rows * d + keys * (d + 1),
+        shared, shared + rows * (d + 1), shared + (rows + keys) * (d + 1),
     };
     qvk_own own;
-    QVK_LOAD(tile.q, d, rows, head.q + key * p->ld_q, p->T, tile.first, d)
+    QVK_LOAD(tile.q, rows, head.q + key * p->ld_q, p->T, tile.first, d)
     QVK_EVERY_THREAD {
         QVK_UNROLL for (unsigned i = 0; i < rows_each; i++) {
             QVK_OURS(own.best, i) = -INFINITY;

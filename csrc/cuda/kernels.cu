@@ -1,4 +1,4 @@
-/* The kernels on a GPU, and the one function that launches them. */
+/* The kernels on a GPU, and the functions that load and launch them. */
 #include "cuda/launch.h"
 
 #include "cuda/kernel_attention.h"
@@ -11,11 +11,16 @@
     }
 QVK_KERNELS(QVK_DEFINE)
 
+#define QVK_ENTRY(id, body, parameters) reinterpret_cast<const void *>(&body##_kernel),
+static const void *const kernels[] = {QVK_KERNELS(QVK_ENTRY)};
+
 extern "C" cudaError_t qv_cuda_launch(qvk_kernel kernel, void *parameters, size_t blocks, unsigned threads,
                                       size_t shared, cudaStream_t stream) {
-#define QVK_ENTRY(id, body, parameters) reinterpret_cast<const void *>(&body##_kernel),
-    const void *const kernels[] = {QVK_KERNELS(QVK_ENTRY)};
     void *arguments[] = {parameters};
     return cudaLaunchKernel(kernels[kernel], dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, shared,
                             stream);
+}
+
+extern "C" cudaError_t qv_cuda_kernel_attributes(qvk_kernel kernel, cudaFuncAttributes *attributes) {
+    return cudaFuncGetAttributes(attributes, kernels[kernel]);
 }

@@ -13,8 +13,10 @@
 #define QVK_TILE_ROWS 4
 #define QVK_TILE_KEYS 2
 #define QVK_TILE_COLUMNS 16
-/* Shared memory that every GPU gives a block without being asked. */
-#define QVK_SHARED_BYTES ((size_t)48 << 10)
+/* Shared memory that a launch may ask for: every GPU gives a block 48 KB, of which the sums and maxima over a block take
+ * their part. */
+#define QVK_STATIC_BYTES ((size_t)256)
+#define QVK_SHARED_BYTES (((size_t)48 << 10) - QVK_STATIC_BYTES)
 
 /* As qv_activation, which C++ does not see. */
 enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU };

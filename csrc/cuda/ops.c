@@ -155,7 +155,7 @@ qvk_attention qv_cuda_attention_parameters(qv_cuda_device *device, const qv_atte
 }
 
 static size_t tile_bytes(size_t rows, size_t keys, size_t d) {
-    return (rows * d + keys * (d + 1) + rows * keys) * sizeof(float);
+    return ((rows + keys) * (d + 1) + rows * (keys + 1)) * sizeof(float);
 }
 
 void qv_cuda_attention(qv_call *call, const qv_attention *a) {
@@ -184,7 +184,7 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
     }
     if (device->status == QV_OK) {
         device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
-                                 "%s: heads %zu wide over %zu keys are more than its kernels take (256, or 12032 keys)",
+                                 "%s: heads %zu wide over %zu keys are more than its kernels take (256, or 11968 keys)",
                                  device->driver->name, a->d, keys);
     }
 }

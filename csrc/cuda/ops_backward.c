@@ -50,7 +50,7 @@ void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *back
     if (shared > QVK_SHARED_BYTES) {
         if (device->status == QV_OK) {
             device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
-                                     "%s: the gradient of attention over %zu keys is more than its kernels take (6016)",
+                                     "%s: the gradient of attention over %zu keys is more than its kernels take (5984)",
                                      device->driver->name, keys);
         }
         return;
