@@ -26,6 +26,7 @@ enum { EVENT_STAGE = 0, EVENT_READY = 2, EVENT_IDLE = 4 }; /* + the half, + the 
 typedef struct qv_cuda_slot qv_cuda_slot;
 struct qv_cuda_slot {
     qv_cuda_slot *next; /* of the same block */
+    qv_cuda_slot *next_free; /* of those that were let go of */
     size_t block, offset, bytes;
     void *host; /* pinned */
 };
@@ -86,6 +87,7 @@ struct qv_cuda_device {
     size_t block_count, block_capacity, open_block, running;
     size_t buffer_bytes;
     qv_cuda_buffer buffers[QV_CUDA_BUFFERS];
+    _Atomic(qv_cuda_slot *) free_slots; /* let go of while the turn was another's */
 };
 
 static inline qv_cuda_device *qv_cuda_of(const qv_ops *ops) {
@@ -114,6 +116,8 @@ void qv_cuda_send(qv_cuda_device *device, void *to, const void *host, size_t byt
 /* Until the compute stream is idle. */
 void qv_cuda_drain(qv_cuda_device *device);
 
+/* Whether this process was forked from the one that opened the device: nothing of the GPU may be touched here. */
+bool qv_cuda_forked(const qv_cuda_device *device);
 void *qv_cuda_allocate(const qv_memory *memory, size_t bytes);
 void qv_cuda_free(const qv_memory *memory, void *block);
 qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
@@ -128,6 +132,8 @@ qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err);
 /* Where the weight lies on the device by the time that the compute stream comes to what is started next. */
 const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight);
 const float *qv_cuda_plain_weight(qv_call *call, const qv_linear_weight *weight, size_t part);
+/* Free what was let go of; the turn is the caller's. */
+void qv_cuda_collect_slots(qv_cuda_device *device);
 void qv_cuda_release_weights(qv_cuda_device *device);
 
 /* ---- pictures.c ---- */

@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 
+#include <sched.h>
 #include <stddef.h>
 #include <string.h>
 #include <unistd.h>
@@ -24,13 +25,16 @@ void *qv_cuda_allocate(const qv_memory *memory, size_t bytes) {
 }
 
 void qv_cuda_free(const qv_memory *memory, void *block) {
-    if (block != NULL) {
-        qv_cuda_device *device = device_of(memory);
+    qv_cuda_device *device = device_of(memory);
+    if (block != NULL && !qv_cuda_forked(device)) {
         device->driver->free(device->state, block);
         atomic_fetch_sub(&device->held, 1);
     }
 }
 
+bool qv_cuda_forked(const qv_cuda_device *device) {
+    return device->process != getpid();
+}
 
 /* ---- to the device ---- */
 
@@ -77,11 +81,29 @@ static void forget(qv_cuda_device *device) {
     device->stage_busy[0] = device->stage_busy[1] = false;
 }
 
-void qv_cuda_drain(qv_cuda_device *device) {
+/* Also after a failure: what was started before it reads pinned memory that is written to next. The call, if there is one,
+ * hears meanwhile whether it should stop. */
+static void drain(qv_cuda_device *device, qv_call *call) {
     bool idle = false;
-    while (!idle && device->status == QV_OK) {
-        device->status = device->driver->query(device->state, &idle, &device->error);
+    while (!idle) {
+        qv_error error;
+        qv_status status = device->driver->query(device->state, &idle, &error);
+        if (status != QV_OK) {
+            if (device->status == QV_OK) {
+                device->status = status;
+                device->error = error;
+            }
+            return;
+        }
+        if (!idle && call != NULL) {
+            (void)qv_call_stopped(call);
+        }
+        sched_yield();
     }
+}
+
+void qv_cuda_drain(qv_cuda_device *device) {
+    drain(device, NULL);
 }
 
 void qv_cuda_reserve_indices(qv_cuda_device *device, size_t bytes) {
@@ -122,14 +144,35 @@ const void *qv_cuda_index(qv_cuda_device *device, const void *host, size_t bytes
     return device->index_device + offset;
 }
 
-qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err) {
-    qv_cuda_device *device = qv_cuda_of(ops);
+/* Wait for the other calls, and make this thread's calls go to the device; the turn is given back by unlocking. */
+static qv_status take_turn(qv_cuda_device *device, qv_error *err) {
+    if (qv_cuda_forked(device)) {
+        return qv_fail(err, QV_ERR_UNSUPPORTED,
+                       "%s: the model was loaded before this process was forked, and a GPU's state does not survive "
+                       "that; start processes by spawning them",
+                       device->driver->name);
+    }
     pthread_mutex_lock(&device->turn);
     device->status = device->driver->enter(device->state, &device->error);
+    if (device->status != QV_OK) {
+        *err = device->error;
+        pthread_mutex_unlock(&device->turn);
+        return err->code;
+    }
+    qv_cuda_collect_slots(device);
+    return QV_OK;
+}
+
+qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err) {
+    qv_cuda_device *device = qv_cuda_of(ops);
+    qv_status status = take_turn(device, err);
+    if (status != QV_OK) {
+        return status;
+    }
     qv_cuda_send(device, to, host, bytes);
     qv_cuda_drain(device);
     forget(device);
-    qv_status status = device->status;
+    status = device->status;
     if (status != QV_OK) {
         *err = device->error;
     }
@@ -159,20 +202,12 @@ static void take(qv_call *call, void *host, const void *from, size_t bytes) {
 
 static qv_status begin(qv_call *call, qv_error *err) {
     qv_cuda_device *device = qv_cuda_of(call->ops);
-    if (device->process != getpid()) {
-        return qv_fail(err, QV_ERR_UNSUPPORTED,
-                       "%s: the model was loaded before this process was forked, and a GPU's state does not survive "
-                       "that; load it again here, or start processes by spawning them",
-                       device->driver->name);
-    }
-    pthread_mutex_lock(&device->turn);
-    device->status = device->driver->enter(device->state, &device->error);
-    if (device->status == QV_OK) {
-        device->status = qv_cuda_prepare_buffers(device, &device->error);
-    }
-    qv_status status = device->status;
+    qv_status status = take_turn(device, err);
     if (status != QV_OK) {
-        *err = device->error;
+        return status;
+    }
+    status = qv_cuda_prepare_buffers(device, err);
+    if (status != QV_OK) {
         pthread_mutex_unlock(&device->turn);
         return status;
     }
@@ -184,22 +219,19 @@ static qv_status begin(qv_call *call, qv_error *err) {
 
 static qv_status end(qv_call *call, qv_status status, qv_error *err) {
     qv_cuda_device *device = qv_cuda_of(call->ops);
-    bool idle = false, stopped = false;
-    while (!idle && device->status == QV_OK) {
-        device->status = device->driver->query(device->state, &idle, &device->error);
-        stopped = !idle && (qv_call_stopped(call) || stopped);
-    }
-    if (device->status == QV_OK && status == QV_OK && !stopped) {
-        for (size_t i = 0; i < device->taken_count; i++) {
-            const qv_cuda_taken *taken = &device->taken[i];
-            memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
-        }
-    } else if (device->status != QV_OK && status == QV_OK) {
+    drain(device, call);
+    if (status == QV_OK && device->status != QV_OK) {
         *err = device->error;
         status = device->status;
-    } else if (stopped && status == QV_OK) {
+    }
+    if (status == QV_OK && call->stopped) {
         status = qv_fail(err, QV_ERR_CANCELLED, "the call was interrupted");
     }
+    for (size_t i = 0; status == QV_OK && i < device->taken_count; i++) {
+        const qv_cuda_taken *taken = &device->taken[i];
+        memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
+    }
+    qv_cuda_collect_slots(device);
     pthread_mutex_unlock(&device->turn);
     return status;
 }
@@ -255,14 +287,15 @@ bool qv_cuda_built(void) {
 #endif
 }
 
-/* "cuda" or "cuda:N": *ordinal */
-static bool read_ordinal(const char *name, size_t *ordinal) {
+/* `kind`, or `kind` and ":N": *ordinal */
+static bool read_ordinal(const char *name, const char *kind, size_t *ordinal) {
+    size_t length = strlen(kind);
     *ordinal = 0;
-    if (strncmp(name, "cuda", 4) != 0 || (name[4] != '\0' && name[4] != ':')) {
+    if (strncmp(name, kind, length) != 0 || (name[length] != '\0' && name[length] != ':')) {
         return false;
     }
-    const char *digit = name + 4 + (name[4] == ':' ? 1 : 0);
-    if (name[4] == ':' && *digit == '\0') {
+    const char *digit = name + length + (name[length] == ':' ? 1 : 0);
+    if (name[length] == ':' && *digit == '\0') {
         return false;
     }
     for (; *digit != '\0'; digit++) {
@@ -275,12 +308,11 @@ static bool read_ordinal(const char *name, size_t *ordinal) {
 }
 
 static qv_status choose_driver(const qv_cuda_driver **driver, size_t *ordinal, const char *name, qv_error *err) {
-    *ordinal = 0;
-    if (strcmp(name, qv_cuda_host_driver.name) == 0) {
+    if (read_ordinal(name, qv_cuda_host_driver.name, ordinal)) {
         *driver = &qv_cuda_host_driver;
         return QV_OK;
     }
-    if (!read_ordinal(name, ordinal)) {
+    if (!read_ordinal(name, "cuda", ordinal)) {
         return qv_fail(err, QV_ERR_VALUE, "device: expected 'cpu', 'cuda' or 'cuda:N', got '%.60s'", name);
     }
 #if defined(QV_HAVE_CUDA)
@@ -363,7 +395,9 @@ void qv_cuda_close(qv_cuda_device *device) {
         return;
     }
     /* After a fork the GPU's state belongs to the parent: only the host's memory can be freed here. */
-    if (device->state != NULL && device->process == getpid()) {
+    qv_error ignored;
+    if (device->state != NULL && !qv_cuda_forked(device)) {
+        (void)device->driver->enter(device->state, &ignored);
         qv_cuda_release_weights(device);
         qv_cuda_free(&device->memory, device->index_device);
         qv_cuda_free(&device->memory, device->picture);

@@ -11,8 +11,9 @@ typedef struct {
     bool offload; /* weights stay on the host and are streamed, a block at a time, through two buffers */
 } qv_cuda_options;
 
-/* Open "cuda", "cuda:N" or "cuda-host". QV_ERR_VALUE for another name or a GPU that is not there, QV_ERR_UNSUPPORTED,
- * saying which, without the build, the driver, a GPU or cuBLAS. One stream; calls on it take turns. */
+/* Open "cuda", "cuda:N" or "cuda-host" (or "cuda-host:1" or ":2", of which host.h tells). QV_ERR_VALUE for another name or
+ * a GPU that is not there, QV_ERR_UNSUPPORTED, saying which, without the build, the driver, a GPU or cuBLAS. One stream; calls
+ * on it take turns. */
 qv_status qv_cuda_open(qv_cuda_device **device, const char *name, const qv_cuda_options *options, qv_error *err);
 /* What qv_cuda_open says of the name, without opening anything. */
 qv_status qv_cuda_check(const char *name, qv_error *err);

@@ -56,11 +56,18 @@ static qv_status add_slot(qv_cuda_device *device, qv_cuda_slot **out, size_t byt
         qv_free(slot);
         return qv_fail_memory(err, name);
     }
-    *slot = (qv_cuda_slot){block->slots, device->open_block, block->bytes, bytes, host};
+    *slot = (qv_cuda_slot){block->slots, NULL, device->open_block, block->bytes, bytes, host};
     block->slots = slot;
     block->bytes += align(bytes);
     *out = slot;
     return QV_OK;
+}
+
+/* Until no copy into the buffer is on its way. */
+static void settle(qv_cuda_device *device, size_t buffer) {
+    qv_error ignored; /* a device that fails here fails the next call, too */
+    (void)device->driver->host_await(device->state, EVENT_READY + buffer, &ignored);
+    device->buffers[buffer].holds = QV_CUDA_NO_BLOCK;
 }
 
 static void remove_slot(qv_cuda_device *device, qv_cuda_slot *slot) {
@@ -71,13 +78,35 @@ static void remove_slot(qv_cuda_device *device, qv_cuda_slot *slot) {
     *link = slot->next;
     for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
         if (device->buffers[i].holds == slot->block) {
-            /* It may still be on its way. */
-            device->status = device->driver->host_await(device->state, EVENT_READY + i, &device->error);
-            device->buffers[i].holds = QV_CUDA_NO_BLOCK;
+            settle(device, i);
         }
     }
     device->driver->free_pinned(device->state, slot->host);
     qv_free(slot);
+}
+
+void qv_cuda_collect_slots(qv_cuda_device *device) {
+    qv_cuda_slot *slot = atomic_exchange(&device->free_slots, NULL);
+    while (slot != NULL) {
+        qv_cuda_slot *next = slot->next_free;
+        remove_slot(device, slot);
+        slot = next;
+    }
+}
+
+/* Models are freed under the interpreter's lock, for which a running call asks now and then: whoever waited here for that
+ * call's turn to end would wait for ever. */
+static void let_go(qv_cuda_device *device, qv_cuda_slot *slot) {
+    slot->next_free = atomic_load(&device->free_slots);
+    while (!atomic_compare_exchange_weak(&device->free_slots, &slot->next_free, slot)) {
+    }
+    qv_error ignored;
+    if (!qv_cuda_forked(device) && pthread_mutex_trylock(&device->turn) == 0) {
+        if (device->driver->enter(device->state, &ignored) == QV_OK) {
+            qv_cuda_collect_slots(device);
+        }
+        pthread_mutex_unlock(&device->turn);
+    }
 }
 
 qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err) {
@@ -90,6 +119,7 @@ qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err) {
     }
     device->buffer_bytes = 0;
     for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
+        settle(device, i);
         qv_cuda_free(&device->memory, device->buffers[i].memory);
         device->buffers[i] = (qv_cuda_buffer){qv_cuda_allocate(&device->memory, largest), QV_CUDA_NO_BLOCK, false};
         if (device->buffers[i].memory == NULL) {
@@ -158,7 +188,9 @@ const float *qv_cuda_plain_weight(qv_call *call, const qv_linear_weight *weight,
 }
 
 void qv_cuda_release_weights(qv_cuda_device *device) {
+    qv_cuda_collect_slots(device);
     for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
+        settle(device, i);
         qv_cuda_free(&device->memory, device->buffers[i].memory);
     }
 }
@@ -293,9 +325,7 @@ void qv_cuda_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
     if (weight->packed[0] != NULL) {
         qv_cuda_free(&device->memory, weight->owned);
     } else if (weight->owned != NULL) {
-        pthread_mutex_lock(&device->turn);
-        remove_slot(device, weight->owned);
-        pthread_mutex_unlock(&device->turn);
+        let_go(device, weight->owned);
     }
     *weight = (qv_linear_weight){0};
 }
