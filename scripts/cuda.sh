@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds with CUDA into build/cuda, warnings as errors, imports it, and runs the tests of the backend there: on the host, and on
-# the GPU where there is one. Without a toolkit, one is installed into build/cuda-toolkit from packages; where those are not to
+# Runs the kernels thread by thread on the host, which shows barriers that are missing (tests/core/emulated_gpu.cpp). Then builds
+# with CUDA into build/cuda, warnings as errors, imports it, and runs the tests of the backend there: on the host, and on the GPU
+# where there is one. Without a toolkit, one is installed into build/cuda-toolkit from packages; where those are not to
 # be had, it says so and ends well. With a GPU, or as "scripts/cuda.sh suites", the core's suites run too, with the device put
 # under every model (DEVICE=cuda where there is a GPU, else cuda-host).
 set -eu
@@ -10,6 +11,29 @@ python=${PYTHON:-python3}
 case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
 folder=$root/build/cuda
 release_wanted=13.0
+
+# core FOLDER: the package with its core built into FOLDER/lib, which tests then import
+core() {
+    mkdir -p "$1"
+    rm -f "$1"/lib/qavit/_core*.so
+    QAVIT_WERROR=1 "$python" setup.py -q build_ext --build-temp "$1/temp" --build-lib "$1/lib" >"$1.log" 2>&1 || { cat "$1.log"; exit 1; }
+    find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp --parents {} "$1/lib" \;
+    export PYTEST_ADDOPTS="-p no:cacheprovider -o \"pythonpath='$1/lib'\""
+}
+
+if command -v "${CXX:-g++}" >/dev/null; then
+    echo "building with a GPU's threads on the host"
+    emulated=$root/build/emulated
+    mkdir -p "$emulated"
+    "${CXX:-g++}" -std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
+        -Icsrc -c tests/core/emulated_gpu.cpp -o "$emulated/gpu.o"
+    (
+        export CFLAGS="${CFLAGS:-} -DQV_CUDA_EMULATED" LDFLAGS="${LDFLAGS:-} $emulated/gpu.o"
+        core "$emulated"
+        "$python" -m pytest tests/test_cuda.py tests/test_cuda_pictures.py \
+            -k "cuda-host and not benchmark and not maps_of_pictures and not texts_of_blip"
+    )
+fi
 
 packaged=$root/build/cuda-toolkit
 found=""
@@ -37,14 +61,10 @@ then
     }
 fi
 
-mkdir -p "$folder"
 echo "building with CUDA $release"
-QAVIT_CUDA=1 QAVIT_WERROR=1 "$python" setup.py -q build_ext --build-temp "$folder/temp" --build-lib "$folder/lib" \
-    >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
-find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp --parents {} "$folder/lib" \;
-export PYTEST_ADDOPTS="-p no:cacheprovider -o \"pythonpath='$folder/lib'\""
+QAVIT_CUDA=1 core "$folder"
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'import qavit; assert qavit.build_info()["cuda"]')
-"$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_pictures.py
+"$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_pictures.py tests/test_cuda_streams.py
 gpu=""
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'from qavit import _core; _core.check_device("cuda")' 2>/dev/null) && gpu=cuda
 if [ -n "$gpu" ] || [ "${1:-}" = suites ]; then

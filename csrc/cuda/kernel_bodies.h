@@ -1,6 +1,7 @@
 /* The kernels, once, for both compilers. A body is written in phases: QVK_THREADS(t) { ... } is what thread t of the block
  * does, and between two phases that hand data on lies QVK_SYNC. nvcc takes a phase as what this thread does; gcc as a loop
- * over the threads, so that the same arithmetic over the same indices runs and is tested on the host. Therefore what a
+ * over the threads, so that the same arithmetic over the same indices runs and is tested on the host (where QVK_EMULATED,
+ * for tests of the barriers, is given nvcc's side: tests/core/emulated_gpu.cpp). Therefore what a
  * thread keeps from one phase to the next is declared by QVK_PRIVATE, control flow around phases is the same for all
  * threads, and what threads exchange is in shared memory or goes through the sums and maxima below. */
 #ifndef QV_CUDA_KERNEL_BODIES_H
@@ -10,7 +11,7 @@
 
 #include <math.h>
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(QVK_EMULATED)
 
 #define QVK_FUNCTION static __device__ __forceinline__
 #define QVK_BODY(name, parameters) static __device__ __forceinline__ void name(const parameters *p)
