@@ -294,7 +294,9 @@ def picture(cases: list[Case], count: int, path: Path, block: int, each: int = 8
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
-    from PIL import Image
+    from matplotlib.patheffects import withStroke
+
+    from qavit.labels import wrap
 
     scenes = held_out_scenes(count)
     rng = np.random.default_rng(1)
@@ -306,31 +308,27 @@ def picture(cases: list[Case], count: int, path: Path, block: int, each: int = 8
             if mine and len(chosen) < each:
                 chosen.append(mine[int(rng.integers(len(mine)))])
         rows.append(chosen)
-    columns = each // 2
-    figure, axes = plt.subplots(4, columns, figsize=(2.6 * columns, 12.4))
-    for axis in axes.flat:
-        axis.axis("off")
-    for r, chosen in enumerate(rows):
-        for k, case in enumerate(chosen):
-            axis = axes[2 * r + k // columns, k % columns]
-            axis.imshow(scenes[case.scene].image, extent=(0, 96, 96, 0))
-            axis.imshow(case.map, extent=(0, 96, 96, 0), cmap="inferno", alpha=0.55, interpolation="bilinear")
-            for left, top, right, bottom in case.boxes:
-                axis.add_patch(
-                    Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="cyan", linewidth=1.2)
-                )
-            words = case.text.split()
-            text = " ".join(words[: len(words) // 2 + 1]) + "\n" + " ".join(words[len(words) // 2 + 1 :])
-            axis.set_title(f"{text}\nsays {case.answered} ({case.probability:.2f}), is {case.answer}", fontsize=7)
-    figure.text(0.5, 0.985, "hits (the first by seed)", ha="center", fontsize=10)
-    figure.text(0.5, 0.497, "misses (the first by seed)", ha="center", fontsize=10)
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.935, bottom=0.01, hspace=0.42, wspace=0.06)
+    columns, side = each // 2, 384
+    figure = plt.figure(figsize=(2.6 * columns, 13.2), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
+    for part, name, chosen in zip(figure.subfigures(2, 1, hspace=0.03), ("Hits", "Misses"), rows):
+        part.suptitle(f"{name}, the first by seed", x=0.004, ha="left", fontsize=12, fontweight="bold")
+        axes = part.subplots(2, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        for axis, case in zip(axes.flat, chosen):
+            scene = scenes[case.scene].image
+            axis.imshow(qavit.HeatmapResult(case.map[None], [case.text], scene).overlay(size=side))
+            for box in case.boxes:
+                left, top, right, bottom = (edge * side / scene.shape[0] for edge in box)
+                border = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1.2)
+                border.set_path_effects([withStroke(linewidth=2.6, foreground="black")])
+                axis.add_patch(border)
+            axis.set_title("\n".join(["", "", *wrap(case.text, 30, 2)][-3:]), fontsize=9, loc="left")
+            axis.set_xlabel(f"says {case.answered} ({case.probability:.0%}), is {case.answer}", fontsize=8, loc="left")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=90, bbox_inches="tight", pad_inches=0.08, pil_kwargs={"quality": 86, "optimize": True})
     plt.close(figure)
-    with Image.open(path) as drawn:
-        small = drawn.convert("RGB").quantize(256)
-    small.save(path, optimize=True)
 
 
 def main() -> None:
@@ -339,7 +337,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("qavit/demo_model"))
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--card", type=Path, help="a Markdown file whose figures are replaced")
-    parser.add_argument("--picture", type=Path, help="a PNG of hits and misses")
+    parser.add_argument("--picture", type=Path, help="a JPEG of hits and misses")
     options = parser.parse_args()
     warnings.simplefilter("ignore", qavit.QuestionBlindWarning)
     text, cases, main_figures = tables(options.model, options.scenes)
