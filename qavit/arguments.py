@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .tensors import detached
+
 FloatArray = npt.NDArray[np.float32]
 
 #: What PnP-VQA's forward_itm reads unless told otherwise.
@@ -48,7 +50,7 @@ def is_pixel_values(image: Any) -> bool:
 
 def finite_numbers(values: Any, argument: str, dtype: type[np.floating[Any]] = np.float32) -> npt.NDArray[Any]:
     """An array of real, finite numbers in a floating type; TypeError or ValueError where it is anything else."""
-    array = np.asarray(values)
+    array = np.asarray(detached(values))
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{argument}: expected an array of real numbers, got {array.dtype} ({type(values).__name__})")
     with np.errstate(over="ignore"):

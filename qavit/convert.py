@@ -72,6 +72,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
         panels = int(build_info()["panel_columns"])
     if panels not in (0, *PANEL_WIDTHS):
         raise ValueError(f"panels: expected one of 0, {', '.join(map(str, PANEL_WIDTHS))}, got {panels!r}")
+    _check_source(source)
     dtypes = _stored_dtypes(source.weights, dtype, panels)
     target = Path(os.path.realpath(folder))
     _check_target(target)
@@ -210,6 +211,11 @@ def _exchange(one: Path, two: Path) -> bool:
     return bool(rename(here, os.fsencode(one), here, os.fsencode(two), swap) == 0)
 
 
+def _check_source(source: Any) -> None:
+    if not isinstance(source, ModelSource):
+        raise TypeError(f"source: expected what qavit.checkpoints.open_model gives, got {type(source).__name__}")
+
+
 def describe(source: ModelSource) -> dict[str, Any]:
     """What a model is: sizes, blocks, parameters, memory.
 
@@ -222,6 +228,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
         (bytes by "columns" and "dtype" in a list, empty where all matrices are row-major); memory: bytes of the weights
         in each precision, and about what the activations of one image take.
     """
+    _check_source(source)
     vision, text = source.vision, source.text
     side = vision["image_size"] // vision["patch_size"]
     point = vision.get("integration_point")

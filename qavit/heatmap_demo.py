@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import question_list
+from .arguments import question_list, whole_number
 from .models import QAViT
 from .pnpvqa import PNPVQAWithQAViT
 from .tensors import to_numpy
@@ -204,7 +204,9 @@ class QAViTHeatmapDemo:
 
     def _save_blocks(self, result: HeatmapResult, folder: Path, stem: str, blocks: Sequence[int]) -> Path:
         """The figure of several blocks' maps; the block that was read is always among them."""
-        there = {block for block in blocks if 0 <= block < self.model.qavit.num_blocks}
+        if not isinstance(blocks, Iterable):
+            raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
+        there = {block for block in blocks if 0 <= whole_number(block, "blocks") < self.model.qavit.num_blocks}
         shown = sorted(there | {result.block})
         name = "_".join(map(str, shown))
         return result.save(folder / f"{stem}{_slug(result)}_blocks_{name}.png", "blocks", blocks=shown)

@@ -125,7 +125,7 @@ def resample_map(
     values: npt.ArrayLike,
     region: Region,
     picture_size: tuple[int, int],
-    size: tuple[int, int],
+    size: Union[int, tuple[int, int]],
     method: str = "bicubic",
 ) -> FloatArray:
     """Spread patch maps over the picture they belong to.
@@ -138,8 +138,8 @@ def resample_map(
         The part of the picture that the grid covers, in the picture's pixels.
     picture_size : (height, width)
         The picture's size, which `region` refers to.
-    size : (height, width)
-        How many pixels to compute for the whole picture.
+    size : (height, width) or int
+        How many pixels to compute for the whole picture; an int is the longer side.
     method : "bicubic", "bilinear" or "nearest"
         "bicubic" is smooth and never leaves the range of the map's own values.
 
@@ -153,6 +153,9 @@ def resample_map(
     array = finite_numbers(values, "values")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"values: expected [..., gh, gw], got shape {array.shape}")
+    if not isinstance(region, Region):
+        raise TypeError(f"region: expected a Region(left, top, right, bottom), got {type(region).__name__}")
+    size = output_size(size, picture_size)
     rows = _axis_weights(size[0], picture_size[0], array.shape[-2], region.top, region.bottom, method)
     columns = _axis_weights(size[1], picture_size[1], array.shape[-1], region.left, region.right, method)
     spread = np.asarray(rows @ array @ columns.T, dtype=np.float32)

@@ -208,6 +208,12 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArr
     region : Region
         The part of the picture that they show.
     """
+    if not isinstance(preprocessing, Preprocessing):
+        raise TypeError(f"preprocessing: expected a Preprocessing, got {type(preprocessing).__name__}")
+    if not isinstance(picture, np.ndarray):
+        raise TypeError(f"picture: expected a uint8 array [H, W, 3], as load_image gives it, got {type(picture).__name__}")
+    if picture.dtype != np.uint8:
+        raise TypeError(f"picture: expected a uint8 array [H, W, 3], got {picture.dtype} of shape {list(picture.shape)}")
     pixels = _core.preprocess_image(picture, int(preprocessing.size), *preprocessing.core_arguments())
     return pixels, seen_region(picture, preprocessing)
 

@@ -10,7 +10,7 @@ import math
 import tempfile
 import warnings
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import PNP_VQA_BLOCK, finite_numbers, read_samples
+from .arguments import PNP_VQA_BLOCK, finite_numbers, read_samples, whole_number
 from .files import PathLike
 from .images import CLIP_MEAN, CLIP_STD
 from .tensors import as_kind, to_numpy, torch_of
@@ -200,7 +200,10 @@ class StoredGradcams:
         KeyError
             There is no such row, or it failed.
         """
-        listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        listed = ids.tolist() if hasattr(ids, "tolist") else ids
+        if isinstance(listed, (str, bytes)) or not isinstance(listed, Iterable):
+            raise TypeError(f"ids: expected several, got {type(ids).__name__}")
+        listed = list(listed)
         maps = resample_mass(self.reader.gather(listed), self.grid)
         return drawable(maps.reshape(len(listed), -1))
 
@@ -488,10 +491,10 @@ def _overlap(before: int, after: int) -> npt.NDArray[np.float64]:
 
 
 def _checked_grid(grid: Any) -> tuple[int, int]:
-    rows, columns = (int(side) for side in grid)
-    if rows < 1 or columns < 1:
+    sides = [whole_number(side, "grid") for side in grid] if isinstance(grid, Iterable) else []
+    if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"grid: expected (rows, columns), each at least 1, got {grid!r}")
-    return rows, columns
+    return sides[0], sides[1]
 
 
 def _captioner_grid(model: Any, matcher: Any) -> tuple[int, int]:

@@ -267,8 +267,8 @@ class QAViT(LoadedModel):
             raise ValueError(f"{argument}: block {block} does not exist; this model has blocks 0 to {self.num_blocks - 1}")
         return number
 
-    def _check_blocks(self, blocks: Iterable[int]) -> list[int]:
-        """Several blocks as numbers from 0."""
+    def check_blocks(self, blocks: Iterable[int]) -> list[int]:
+        """Several blocks as numbers from 0: see :meth:`check_block`."""
         if not isinstance(blocks, Iterable):
             raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
         numbers = [self.check_block(block, "blocks") for block in blocks]
@@ -380,7 +380,7 @@ class QAViT(LoadedModel):
         """
         images = self._pixels(pixel_values)
         states, mask = self._instruct(instruct_states, instruct_mask, len(images))
-        wanted = None if blocks is None else self._check_blocks(blocks)
+        wanted = None if blocks is None else self.check_blocks(blocks)
         attention = [(block, "raw") for block in (wanted if wanted is not None else range(self.num_blocks))]
         if wanted is None and not output_attentions:
             attention = []
@@ -626,7 +626,7 @@ class QAViT(LoadedModel):
         ndarray of float32, [B, len(blocks), P] or [B, len(blocks), h, P]
             Each map sums to 1.
         """
-        numbers = self._check_blocks(blocks)
+        numbers = self.check_blocks(blocks)
         asked = None if questions is None else question_list(questions)
         images = self._batch(image, None if asked is None else len(asked))
         states = mask = pair_image = None
@@ -757,6 +757,8 @@ class QAViT(LoadedModel):
 
 def forward_itm(model: Any, samples: Any, block_num: int = PNP_VQA_BLOCK) -> FloatArray:
     """Maps of a batch from any qavit model: see :meth:`QAViT.forward_itm` and :meth:`BlipITM.forward_itm`."""
+    if not callable(getattr(model, "forward_itm", None)):
+        raise TypeError(f"model: expected a QAViT or a BlipITM, got {type(model).__name__}; qavit.load makes them")
     result: FloatArray = model.forward_itm(samples, block_num=block_num)
     return result
 
@@ -770,4 +772,7 @@ def extract_attention(
     readout: Readout = "class",
 ) -> FloatArray:
     """Maps of several blocks: see :meth:`QAViT.extract_attention`."""
+    if not isinstance(model, QAViT):
+        hint = "; a BlipITM's maps come from its heatmaps and forward_itm" if isinstance(model, LoadedModel) else ""
+        raise TypeError(f"model: expected a QAViT, got {type(model).__name__}{hint}")
     return model.extract_attention(image, questions, blocks, heads, readout, _stacklevel=4)

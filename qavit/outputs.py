@@ -8,6 +8,8 @@ from typing import NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import whole_number
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -59,10 +61,14 @@ class BlockAttentions(Sequence[FloatArray]):
     def __getitem__(self, index: int | slice) -> FloatArray | tuple[FloatArray, ...]:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(self._num_blocks)))
+        index = whole_number(index, "attentions")
         block = index + self._num_blocks if index < 0 else index
         if block not in self._by_block:
             raise IndexError(f"attention of block {index} was not computed; there are blocks {list(self.blocks)}")
         return self._by_block[block]
+
+    def __repr__(self) -> str:
+        return f"BlockAttentions(blocks {list(self.blocks)} of {self._num_blocks})"
 
     def __iter__(self) -> Iterator[FloatArray]:
         return (self._by_block[block] for block in self.blocks)

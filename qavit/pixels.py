@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .arguments import finite_numbers, real_number
 from .heatmaps import FloatArray, HeatmapResult, output_size, resample_map
+from .tensors import detached
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -32,7 +33,7 @@ def colorize(values: npt.ArrayLike, cmap: Cmap = "jet") -> Picture:
     -------
     uint8 array [..., 3]
     """
-    array = np.asarray(values)
+    array = np.asarray(detached(values))
     if array.dtype.kind not in "fiub":
         raise TypeError(f"values: expected an array of real numbers, got {array.dtype} ({type(values).__name__})")
     clean = np.nan_to_num(array.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
@@ -148,6 +149,8 @@ def getAttMap(  # the name that scripts import
         From 0 to 1.
     """
     picture = _unit_picture(img, "img").astype(np.float64)
+    if picture.max() > 2.0:  # resizing may overshoot a little
+        raise ValueError(f"img: floats from {picture.min():g} to {picture.max():g}, expected 0 to 1 (or uint8)")
     heat = finite_numbers(attMap, "attMap").astype(np.float64)
     if heat.ndim != 2 or heat.size == 0:
         raise ValueError(f"attMap: expected finite numbers [gh, gw], got shape {heat.shape}")
@@ -210,7 +213,7 @@ def check_weight(image_weight: Optional[float]) -> None:
 
 def _unit_picture(img: npt.ArrayLike, name: str) -> FloatArray:
     """A picture as float32 from 0 to 1."""
-    array = np.asarray(img)
+    array = np.asarray(detached(img))
     if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise ValueError(f"{name}: expected [H, W, 3], got shape {array.shape}")
     if array.dtype == np.uint8:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import PNP_VQA_BLOCK, read_samples
+from .arguments import PNP_VQA_BLOCK, read_samples, whole_number
 from .config import Config, to_mapping
 from .models import EncodedQuestions, QAViT, QuestionBlindWarning, load
 from .readouts import read_class
@@ -226,7 +226,7 @@ class PNPVQAWithQAViT:
         """
         pair = instruct_states if isinstance(instruct_states, tuple) else (instruct_states,)
         torch = torch_of(pixel_values, *pair)
-        images = self.qavit._pixels(to_numpy(pixel_values, "pixel_values"))
+        images = self.qavit._pixels(pixel_values)
         states, mask = self.qavit._instruct(instruct_states, instruct_mask, len(images))
         # The parts are computed later: what the caller does to the arrays until then must not show.
         states = None if states is None else states.copy()
@@ -275,9 +275,7 @@ class PNPVQAWithQAViT:
         -------
         float32 [len(blocks), B, num_patches]
         """
-        numbers = [self.qavit.check_block(block, "blocks") for block in blocks]
-        if not numbers:
-            raise ValueError("blocks: expected at least one block, got none")
+        numbers = self.qavit.check_blocks(blocks)
         if isinstance(vision_outputs, VisionOutputs):
             vision_outputs.class_maps(numbers)
         with warnings.catch_warnings():
@@ -428,7 +426,7 @@ class BlockAttentions(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self._read(range(*index.indices(len(self))))
-        if not -len(self) <= index < len(self):
+        if not -len(self) <= whole_number(index, "attentions") < len(self):
             raise IndexError(f"attentions: block {index} does not exist; the model has blocks 0 to {len(self) - 1}")
         return self._read([index % len(self)])[0]
 

@@ -13,7 +13,8 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import finite_numbers
+from .arguments import finite_numbers, whole_number
+from .tensors import detached
 
 FloatArray = npt.NDArray[np.float32]
 Heads = Union[str, int, None]
@@ -73,9 +74,7 @@ def merge_heads(values: npt.ArrayLike, heads: Heads = "mean") -> FloatArray:
             return np.asarray(array.max(axis=-2), dtype=np.float32)
         raise ValueError(f"heads: {heads!r} is unknown; expected 'mean', 'max', None or the number of a head")
     try:
-        if isinstance(heads, bool):
-            raise TypeError
-        head = operator.index(heads)
+        head = whole_number(heads, "heads")
     except TypeError:
         kind = type(heads).__name__
         raise TypeError(f"heads: expected 'mean', 'max', None or the number of a head, got {kind}") from None
@@ -168,6 +167,7 @@ def read_words(
     for pair, words in zip(columns, word_of):
         if len(words) > pair.shape[-1]:
             raise ValueError(f"word_of: {len(words)} tokens, but the attention has {pair.shape[-1]} question tokens")
+        words = [whole_number(word, "word_of") for word in words]
         count = max(words, default=-1) + 1
         member = np.zeros((pair.shape[-1], count), dtype=np.float32)
         for token, word in enumerate(words):
@@ -219,7 +219,7 @@ def apply_readout(
     if array.ndim != 4:
         raise ValueError(f"attention: a callable readout needs [B, h, T, M + T], got shape {array.shape}")
     patches = array.shape[-1] - tokens - 1
-    values = np.asarray(readout(array))
+    values = np.asarray(detached(readout(array)))
     wanted: list[tuple[int, ...]] = [(array.shape[0], patches)]
     if grid is not None:
         wanted.append((array.shape[0], *grid))
@@ -242,7 +242,7 @@ def apply_readout(
 
 def _checked(attention: npt.ArrayLike, question_tokens: Optional[int]) -> tuple[FloatArray, int]:
     """The attention as float32 and M; raises where the shape cannot be [..., h, T or 1, M + T]."""
-    array = np.asarray(attention)
+    array = np.asarray(detached(attention))
     if array.ndim < 3 or array.size == 0 or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
             f"attention: expected floats [..., heads, T, M + T], got {array.dtype} of shape {array.shape}"

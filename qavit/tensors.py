@@ -12,11 +12,22 @@ import numpy.typing as npt
 def torch_of(*values: Any) -> Any:
     """The torch module, if one of the values is a torch tensor; else None.
 
-    A tensor can only exist where torch has been imported already, so nothing is imported here.
+    A tensor can only exist where torch has been imported already, so nothing is imported here. A list of tensors counts.
     """
     torch = sys.modules.get("torch")
     tensor = getattr(torch, "Tensor", None)
-    return torch if tensor is not None and any(isinstance(value, tensor) for value in values) else None
+    parts = [part for value in values for part in (value if isinstance(value, (list, tuple)) else [value])]
+    return torch if tensor is not None and any(isinstance(part, tensor) for part in parts) else None
+
+
+def detached(values: Any) -> Any:
+    """Tensors, also those in a list, on the CPU and without their gradient; anything else as it is."""
+    if isinstance(values, (list, tuple)):
+        return [detached(value) if hasattr(value, "detach") else value for value in values]
+    for step in ("detach", "cpu"):
+        if hasattr(values, step):
+            values = getattr(values, step)()
+    return values
 
 
 def as_kind(array: npt.NDArray[Any], torch: Any) -> Any:
@@ -45,9 +56,7 @@ def to_numpy(values: Any, argument: str) -> npt.NDArray[Any]:
     """
     result = values
     if not isinstance(values, np.ndarray):
-        for step in ("detach", "cpu"):
-            if hasattr(result, step):
-                result = getattr(result, step)()
+        result = detached(values)
         if str(getattr(result, "dtype", "")).endswith("bfloat16") and hasattr(result, "float"):
             result = result.float()
         if hasattr(result, "getbands"):

@@ -449,7 +449,7 @@ def use_attentions() -> None:
     attentions = seen.attentions
     assert attentions is not None
     assert attentions.blocks == (0, 1, 2)
-    assert len(attentions) == 3
+    assert (len(attentions), repr(attentions)) == (3, "BlockAttentions(blocks [0, 1, 2] of 3)")
     for values in [*attentions, attentions[-1], *attentions[1:]]:
         assert values.shape[-1] >= 5
 

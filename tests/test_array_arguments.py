@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from small_models import write_qavit
 
 import qavit
-from qavit import _core, heatmaps, images, lavis, pixels, readouts
+from qavit import _core, heatmaps, images, lavis, pixels, plots, readouts
 from qavit.blip import BlipITM
 from qavit.checkpoints import open_model
 from qavit.heatmap_demo import QAViTHeatmapDemo
@@ -384,3 +384,46 @@ def test_what_is_no_array_is_refused_by_name(name: str, thing: Any) -> None:
         # None stands for a mask or states that are not given; a number is an array of no dimensions.
         assert all(np.isfinite(part).all() for part in found if part.dtype.kind == "f")
         assert thing is None or name in ("colorize", "merge_heads", "to_distribution", "drawable") or "statistics" in name
+
+
+@pytest.mark.parametrize("name", [
+    "normalize_maps", "map_statistics", "resample_map", "colorize", "getAttMap", "show_cam_on_image", "read_class",
+    "a readout of one's own",
+])  # fmt: skip
+def test_tensors_leave_their_gradient_behind(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    maps, attention = unit(3, 4), unit(2, 3, 5, 7) / 7
+    picture = unit(3, 4, 3)
+    calls: dict[str, Callable[[Any], Any]] = {
+        "normalize_maps": lambda kind: heatmaps.normalize_maps(kind(maps), "sum"),
+        "map_statistics": lambda kind: list(heatmaps.map_statistics(kind(maps))["top_patches"]),
+        "resample_map": lambda kind: heatmaps.resample_map(kind(maps), Region(0, 0, 8, 6), (6, 8), 16),
+        "colorize": lambda kind: plots.colorize(kind(maps)),
+        "getAttMap": lambda kind: plots.getAttMap(kind(picture), kind(maps)),
+        "show_cam_on_image": lambda kind: plots.show_cam_on_image(kind(picture), kind(maps)),
+        "read_class": lambda kind: readouts.read_class(kind(attention)),
+        "a readout of one's own": lambda kind: readouts.apply_readout(lambda raw: kind(raw[:, 0, 0, 3:]), attention, 2),
+    }
+    call = calls[name]
+    np.testing.assert_array_equal(call(lambda array: torch.tensor(array, requires_grad=True)), call(np.asarray))
+
+
+def test_what_is_not_meant_is_named() -> None:
+    from qavit.convert import convert, describe
+
+    for call, kind, message in (
+        (lambda: heatmaps.resample_map(np.ones((2, 2)), (0, 0, 4, 4), (4, 4), 4), TypeError, "region: expected a Region"),
+        (lambda: heatmaps.resample_map(np.ones((2, 2)), Region(0, 0, 4, 4), (4, 4), (0, 4)), ValueError, "size: got"),
+        (lambda: plots.getAttMap(np.full((4, 4, 3), 200.0), np.ones((2, 2))), ValueError, "img: floats from 200 to 200"),
+        (lambda: images.preprocess("a.jpg", images.Preprocessing(14)), TypeError, "picture: .* load_image .* got str"),
+        (lambda: images.preprocess(np.zeros((4, 4, 3)), images.Preprocessing(14)), TypeError, "picture: .* got float64"),
+        (lambda: images.preprocess(picture(), 14), TypeError, "preprocessing: expected a Preprocessing, got int"),
+        (lambda: convert("demo", "somewhere"), TypeError, "source: expected what qavit.checkpoints.open_model"),
+        (lambda: describe("demo"), TypeError, "source: .* got str"),
+        (lambda: qavit.forward_itm("demo", {}), TypeError, "model: expected a QAViT or a BlipITM, got str"),
+        (lambda: qavit.extract_attention(blip(), picture(), "what"), TypeError, "model: expected a QAViT, got BlipITM"),
+        (lambda: lavis.replace_forward_itm(blip(), blip(), grid=5), ValueError, "grid: expected"),
+        (lambda: readouts.read_words(unit(1, 3, 5, 7), [[0, 0.5]]), TypeError, "word_of: .* got float"),
+    ):
+        with pytest.raises(kind, match=message):
+            call()

@@ -312,6 +312,8 @@ def test_batches_of_columns(actor: HeatmapActor, tmp_path: Path) -> None:
     assert rows["grid"].tolist() == [[3, 3]] * 7
     with pytest.raises(ValueError, match="expected image and question"):
         actor({"image": images})
+    with pytest.raises(ValueError, match="image has 7 rows, question has 1 rows; expected as many"):
+        actor({"image": images, "question": ["where?"]})
 
 
 def test_an_actor_can_be_sent_to_another_process(actor: HeatmapActor, tmp_path: Path) -> None:
@@ -337,6 +339,10 @@ def test_arguments_of_an_actor_are_checked(model_folder: Path) -> None:
             HeatmapActor(model_folder, **options)
     with pytest.warns(qavit.QuestionBlindWarning):
         HeatmapActor(model_folder, block=1)
+    with pytest.raises(TypeError, match=r"model: expected what .* takes, got QAViT; it is loaded"):
+        HeatmapActor(qavit.load(model_folder))
+    with pytest.raises(TypeError, match="workers: expected a whole number, got float"):
+        qavit.data.run("asked.jsonl", "out", workers=1.5)
 
 
 # ---- files ----

@@ -115,6 +115,19 @@ def test_worker_processes_and_shards_give_the_same_rows(data: DataSet, tmp_path:
     assert same_rows(data.whole, tmp_path / "shards") == 120
 
 
+def test_a_script_needs_no_guard(data: DataSet, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nimport qavit.data\nprint('once')\n"
+        "qavit.data.run(sys.argv[1], sys.argv[2], model=sys.argv[3], part_rows=30, workers=2)\nprint(__file__)\n"
+    )
+    command = [sys.executable, script, data.questions, tmp_path / "out", data.model]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.split()) == (0, ["once", str(script)]), done.stderr
+    assert len(qavit.data.read_maps(tmp_path / "out")) == 120
+
+
 def test_files_are_shared_where_there_are_enough(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [json.loads(line) for line in data.questions.read_text().splitlines()]
     paths = [write_lines(data.questions.parent / f"part{i}.jsonl", rows[i::3]) for i in range(3)]

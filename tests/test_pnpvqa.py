@@ -315,6 +315,29 @@ def test_tensors_of_every_sort(model, images):
     np.testing.assert_allclose(half.numpy(), expected, atol=0.05)
 
 
+def test_a_list_of_tensors_is_a_batch(model, images):
+    torch = pytest.importorskip("torch")
+    expected = model.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=9)
+    given = [torch.tensor(image, requires_grad=True) for image in images]
+    maps = model.forward_itm({"image": given, "text_input": QUESTIONS}, block_num=9)
+    assert isinstance(maps, torch.Tensor)
+    np.testing.assert_array_equal(maps.numpy(), expected)
+
+
+def test_blocks_that_are_no_blocks(model, images):
+    outputs = outputs_of(model, images, output_attentions=True)
+    own = model.qavit.vision(images, model.encode_questions(QUESTIONS), blocks=[2])
+    assert repr(own.attentions) == "BlockAttentions(blocks [2] of 12)"
+    for attentions in (outputs.attentions, own.attentions):
+        for index in ("2", 2.0, True):
+            with pytest.raises(TypeError, match="attentions: expected a whole number"):
+                attentions[index]
+    with pytest.raises(TypeError, match="blocks: expected several whole numbers, got int"):
+        model.multi_scale_attention(outputs, blocks=9)
+    with pytest.raises(TypeError, match="blocks: expected several whole numbers, got int"):
+        QAViTHeatmapDemo(model).demo_single_image(np.zeros((9, 9, 3), np.uint8), "where?", "somewhere", blocks=9)
+
+
 def test_outputs_are_tensors_where_anything_was(model, images):
     torch = pytest.importorskip("torch")
     states, mask = (torch.from_numpy(np.array(part)) for part in model.encode_questions(QUESTIONS))

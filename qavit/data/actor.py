@@ -143,6 +143,9 @@ class HeatmapActor:
             from .. import set_num_threads
 
             set_num_threads(threads)
+        if model is not None and not isinstance(model, (str, os.PathLike)):
+            hint = "; it is loaded anew in every process" if hasattr(model, "heatmaps") else ""
+            raise TypeError(f"model: expected what qavit.load takes, got {type(model).__name__}{hint}")
         self.model: Any = load(None if model is None else os.fspath(model), **parts)
         self.dtype = np.dtype(dtype)
         self.grid: tuple[int, int] = self.model.grid
@@ -315,6 +318,10 @@ class HeatmapActor:
         if "image" not in batch or (self.takes_questions and "question" not in batch):
             raise ValueError(f"batch: columns {', '.join(batch)}; expected image and question")
         images = list(batch["image"])
+        lengths = {name: len(column) for name, column in batch.items()}
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{name} has {length} rows" for name, length in lengths.items())
+            raise ValueError(f"batch: {said}; expected as many in each column")
         questions = [_text(question) for question in batch.get("question", [""] * len(images))]
         groups: dict[Any, tuple[Group, list[int]]] = {}
         for number, (image, question) in enumerate(zip(images, questions)):

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -96,7 +97,8 @@ class _Member:
     def __init__(self, context: Any, settings: Settings, counts: Any) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, settings, counts), daemon=True, name="qavit-worker")
-        self.process.start()
+        with _script_left_alone():
+            self.process.start()
         theirs.close()
         self.part: Optional[Part] = None
 
@@ -117,6 +119,20 @@ class _Member:
         self.process.terminate()
         self.process.join()
         self.connection.close()
+
+
+@contextlib.contextmanager
+def _script_left_alone() -> Iterator[None]:
+    """Processes that start meanwhile do not import the caller's script again: it need not be guarded by its name."""
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def _work(connection: Connection, settings: Settings, counts: Any) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
+from ..arguments import whole_number
 from ..files import PathLike, absolute_paths
 from ..models import Heads
 from .actor import HeatmapActor
@@ -153,7 +154,7 @@ def run(
     of another kind the last bits may differ.
     """
     for name, number in (("workers", workers), ("window", window), ("part_rows", part_rows)):
-        if number < 1:
+        if whole_number(number, name) < 1:
             raise ValueError(f"{name}: got {number}, expected at least 1")
     if engine not in ENGINES:
         raise ValueError(f"engine: got {engine!r}, expected 'local' or 'ray'")
