@@ -99,11 +99,12 @@ class QAViTHeatmapDemo:
         """
         if not isinstance(question, str):
             raise TypeError(f"question: expected a str, got {type(question).__name__}")
+        there = self._there(blocks)
         result = self._heatmaps(image_path, [question], block_num)
         files: dict[str, Path] = {}
         if save_dir is not None:
             files = _save(result, _folder(save_dir), _stem(image_path), (*_FIGURES, "panels"))
-            files["blocks"] = self._save_blocks(result, _folder(save_dir), _stem(image_path), blocks)
+            files["blocks"] = self._save_blocks(result, _folder(save_dir), _stem(image_path), there)
         if show:
             result.show()
         return _entry(result, files)
@@ -132,6 +133,7 @@ class QAViTHeatmapDemo:
         list of dict
             One for each question, as `demo_single_image` gives it.
         """
+        there = self._there(blocks)
         result = self._heatmaps(image_path, question_list(questions), block_num)
         shared: dict[str, Path] = {}
         own: list[dict[str, Path]] = [{} for _ in result.questions]
@@ -139,7 +141,7 @@ class QAViTHeatmapDemo:
             folder, stem = _folder(save_dir), _stem(image_path)
             shared = {
                 "questions": result.save(folder / f"{stem}_questions.png", "questions"),
-                "blocks": self._save_blocks(result, folder, f"{stem}_questions", blocks),
+                "blocks": self._save_blocks(result, folder, f"{stem}_questions", there),
             }
             own = [_save(result[i], folder, stem, ("overlay",), i + 1) for i in range(len(result))]
             _log.info("figures are in %s", folder)
@@ -202,12 +204,15 @@ class QAViTHeatmapDemo:
             block_maps=block_maps,
         )
 
-    def _save_blocks(self, result: HeatmapResult, folder: Path, stem: str, blocks: Sequence[int]) -> Path:
-        """The figure of several blocks' maps; the block that was read is always among them."""
+    def _there(self, blocks: Sequence[int]) -> list[int]:
+        """Those of `blocks` that the model has."""
         if not isinstance(blocks, Iterable):
             raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
-        there = {block for block in blocks if 0 <= whole_number(block, "blocks") < self.model.qavit.num_blocks}
-        shown = sorted(there | {result.block})
+        return [block for block in blocks if 0 <= whole_number(block, "blocks") < self.model.qavit.num_blocks]
+
+    def _save_blocks(self, result: HeatmapResult, folder: Path, stem: str, blocks: Sequence[int]) -> Path:
+        """The figure of several blocks' maps; the block that was read is always among them."""
+        shown = sorted({*blocks, result.block})
         name = "_".join(map(str, shown))
         return result.save(folder / f"{stem}{_slug(result)}_blocks_{name}.png", "blocks", blocks=shown)
 

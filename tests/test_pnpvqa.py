@@ -324,7 +324,7 @@ def test_a_list_of_tensors_is_a_batch(model, images):
     np.testing.assert_array_equal(maps.numpy(), expected)
 
 
-def test_blocks_that_are_no_blocks(model, images):
+def test_blocks_that_are_no_blocks(model, images, tmp_path):
     outputs = outputs_of(model, images, output_attentions=True)
     own = model.qavit.vision(images, model.encode_questions(QUESTIONS), blocks=[2])
     assert repr(own.attentions) == "BlockAttentions(blocks [2] of 12)"
@@ -335,7 +335,8 @@ def test_blocks_that_are_no_blocks(model, images):
     with pytest.raises(TypeError, match="blocks: expected several whole numbers, got int"):
         model.multi_scale_attention(outputs, blocks=9)
     with pytest.raises(TypeError, match="blocks: expected several whole numbers, got int"):
-        QAViTHeatmapDemo(model).demo_single_image(np.zeros((9, 9, 3), np.uint8), "where?", "somewhere", blocks=9)
+        QAViTHeatmapDemo(model).demo_single_image(np.zeros((9, 9, 3), np.uint8), "where?", tmp_path / "new", blocks=9)
+    assert not (tmp_path / "new").exists()
 
 
 def test_outputs_are_tensors_where_anything_was(model, images):
