@@ -173,6 +173,8 @@ def _folder(path: PathLike, argument: str) -> Path:
 
 def _file(path: PathLike, argument: str) -> Path:
     file = _path(path, argument)
+    if file.is_dir():
+        raise ValueError(f"{argument}: {str(path)!r} is a folder, expected a file")
     if not file.is_file():
         raise FileNotFoundError(f"{argument}: there is no file {str(path)!r}")
     return file
@@ -223,6 +225,9 @@ def _open_folder(
     if str(config.get("model_type", "")).startswith("blip"):
         stored = {_unwrap(name): tensor for name, tensor in _folder_weights(folder, "path").items()}
         return _open_blip(stored, config, folder, tokenizer, options, size, str(path))
+    kind = str(config.get("model_type", "clip"))
+    if "vision_config" not in config and kind not in ("clip", "clip_vision_model"):
+        raise ValueError(f"path: {folder} holds a model of type {kind!r}, expected CLIP, BLIP or a converted folder")
     return _open_halves({}, {}, folder, text, tokenizer, options, size, str(path))
 
 
@@ -557,8 +562,9 @@ def _open_halves(
     if vision_folder is not None:
         whole = _folder_config(vision_folder, "vision")
         vision_config = dict(whole.get("vision_config") or {}) if "vision_config" in whole else whole
-        if "vision_config" not in whole and str(whole.get("model_type", "clip")) not in ("clip", "clip_vision_model"):
-            raise ValueError(f"vision: {vision} holds a model of type {whole.get('model_type')!r}, expected CLIP")
+        kind = str(whole.get("model_type", "clip"))
+        if ("vision_config" not in whole and kind not in ("clip", "clip_vision_model")) or kind.startswith("blip"):
+            raise ValueError(f"vision: {vision} holds a model of type {kind!r}, expected CLIP")
         if "vision_model.embeddings.class_embedding" not in tensors:
             _fill(tensors, _vision_names(_folder_weights(vision_folder, "vision")))
     if "vision_model.embeddings.class_embedding" not in tensors:

@@ -92,6 +92,8 @@ def load(
     check_precision(precision)
     check_device(device)
     if path is None and checkpoint is None and vision is None:
+        if text is not None:
+            raise ValueError("text: given alone; expected checkpoint= (QA-ViT) or vision= (CLIP) beside it")
         path = "demo"
     from .checkpoints import open_model
 
@@ -594,6 +596,7 @@ class QAViT(LoadedModel):
             The class token's attention over the patches, mean over heads; each row sums to 1.
         """
         image, questions = read_samples(samples)
+        block_num = self.check_block(block_num, "block_num")
         return self.extract_attention(image, questions, blocks=(block_num,), _stacklevel=4)[:, 0]
 
     def extract_attention(

@@ -29,6 +29,7 @@ from qavit.weights import (
 
 Path_ = Union[str, "os.PathLike[str]"]
 
+_POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 64 << 20
 _DTYPES = {
@@ -77,10 +78,17 @@ def read_json(path: Path_, limit: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, limit), str(path))
 
 
+def refuse_pointer(data: bytes | mmap.mmap, path: Path_) -> None:
+    """Raise where a file is what a clone without Git LFS leaves in its place."""
+    if data[: len(_POINTER)] == _POINTER:
+        raise ValueError(f"{path}: a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
+
+
 def read_bytes(path: Path_, limit: int = MAX_JSON_BYTES) -> bytes:
     """A whole file of at most ``limit`` bytes."""
     with open(path, "rb") as file:
         data = file.read(limit + 1)
+    refuse_pointer(data, path)
     if len(data) > limit:
         raise ValueError(f"{path}: longer than the {limit} bytes that are expected at most")
     return data
@@ -93,7 +101,9 @@ def map_file(path: Path_) -> mmap.mmap:
     cut short or written in place while it is mapped does, which `qavit.weights.check_unchanged` tells.
     """
     with open(path, "rb") as file:
-        return map_open_file(file, path)
+        mapped = map_open_file(file, path)
+    refuse_pointer(mapped, path)
+    return mapped
 
 
 def _is_size(value: object) -> bool:

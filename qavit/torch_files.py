@@ -25,6 +25,7 @@ from qavit.weights import ITEM_SIZES, Stored, StoredTensor, from_array
 #: A compressed archive may grow to this many times the file's size (or to 64 MiB, where that is more).
 MAX_INFLATION = 32
 
+_PICKLE = b"\x80"  # what a pickle of torch.save's begins with
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -240,6 +241,8 @@ def read_torch_file(path: Path_) -> Any:
     try:
         if mapped[:2] == b"PK":
             return _Archive(mapped, path).load()
+        if mapped[:1] != _PICKLE:
+            raise ValueError("neither a file of torch.save nor safetensors")
         return _Legacy(mapped).load()
     except (
         ValueError,

@@ -621,7 +621,29 @@ def test_a_tower_without_blocks_is_refused(tmp_path):
         open_model(vision=wrong_clip(tmp_path / "clip", gone))
 
 
+def test_files_that_are_something_else_are_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
+    clip = GOLDEN / "qavit_official_late" / "clip"
+    (tmp_path / "page.pth").write_bytes(b"<!DOCTYPE html><title>not found</title>")
+    (tmp_path / "pointer.pth").write_bytes(pointer)
+    shutil.copytree(clip, tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").write_bytes(pointer)
+    for arguments, message in (
+        ({"checkpoint": tmp_path / "page.pth"}, r"page\.pth: neither a file of torch\.save nor safetensors"),
+        ({"checkpoint": tmp_path / "pointer.pth"}, r"pointer\.pth: a pointer of Git LFS.* git lfs pull"),
+        ({"vision": tmp_path / "clip"}, r"model\.safetensors: a pointer of Git LFS"),
+        ({"checkpoint": tmp_path / "clip"}, "checkpoint: .* is a folder, expected a file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_model(**arguments)
+
+
 def test_the_kind_of_a_folder_is_checked(tmp_path):
+    for name in ("siglip_vision_model", "vit"):
+        with pytest.raises(ValueError, match=f"path: .* holds a model of type '{name}', expected CLIP, BLIP or a converted"):
+            open_model(wrong_clip(tmp_path / name, model_type=name))
+    with pytest.raises(ValueError, match=r"vision: .* holds a model of type 'blip', expected CLIP"):
+        open_model(vision=wrong_clip(tmp_path / "blip", model_type="blip"))
     with pytest.raises(ValueError, match="holds a model of type 'vit', expected CLIP"):
         open_model(vision=wrong_clip(tmp_path / "clip", model_type="vit"))
     text = tmp_path / "text"

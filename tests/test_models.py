@@ -275,6 +275,8 @@ def test_blocks_that_were_not_computed(late: Any, golden: Any, questions: list[s
         (lambda m, p: m.heatmaps(p / 255, "hi"), ValueError, "image: shape"),
         (lambda m, p: m.forward_itm({"image": np.zeros((3, 70, 70)), "text_input": ["a", "b"]}), ValueError, "1 pictures"),
         (lambda m, p: qavit.load(""), ValueError, "path: got ''"),
+        (lambda m, p: qavit.load(text="t5"), ValueError, "text: given alone"),
+        (lambda m, p: m.forward_itm({"image": np.zeros((3, 70, 70)), "text_input": "a"}), ValueError, "block_num: block 7"),
         (lambda m, p: qavit.load(b"demo"), TypeError, "path: expected a str or a path, got bytes"),
         (lambda m, p: qavit.load("no/such/folder"), FileNotFoundError, "no/such/folder"),
         (lambda m, p: qavit.load(precision="float64"), ValueError, "precision"),

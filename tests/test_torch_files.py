@@ -406,7 +406,7 @@ def test_zip_bombs(tmp_path, monkeypatch):
         (legacy(entries(a=tensor(of=storage(extra=value(("v", -2, 3))))), {"0": (4, bytes(16))}), "without offset"),
         (legacy(entries(a=tensor(of=storage(extra=value(7)))), {"0": (4, bytes(16))}), "without offset"),
         (pickle.dumps(1, 2), "not a file that torch.save wrote"),
-        (b"\x93NUMPY" + bytes(100), "more values than it has"),
+        (b"\x93NUMPY" + bytes(100), "neither a file of torch"),
         (legacy(b"\x80\x02}.", {})[:-60], "cut short"),
         (b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1002, {})), "format that is not 1001"),
         (b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}, {}, "keys")), "have no list"),
