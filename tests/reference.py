@@ -96,7 +96,8 @@ def attention(
     if bias is not None:
         scores = scores + bias
     if key_mask is not None:
-        scores = np.where(key_mask[:, None, None, :] != 0, scores, -np.inf)
+        itself = causal & (np.arange(keys) == np.arange(tokens)[:, None])  # is seen whatever the mask says
+        scores = np.where((key_mask[:, None, None, :] != 0) | itself, scores, -np.inf)
     if causal:
         scores = np.where(np.arange(keys) <= np.arange(tokens)[:, None], scores, -np.inf)
     if extra_k is not None:

@@ -129,7 +129,8 @@ def torch_attention(case: dict[str, Array], d_out: Array, heads: int, scale: flo
     scores = split(t["q"]) @ split(t["k"]).transpose(2, 3) * scale + t.get("bias", torch.zeros(()))
     keys, tokens = scores.shape[3], scores.shape[2]
     if "key_mask" in case:
-        scores = scores.masked_fill(torch.tensor(case["key_mask"] == 0)[:, None, None, :], -torch.inf)
+        other = ~torch.eye(tokens, keys, dtype=torch.bool) | (not causal)  # a causal query always sees itself
+        scores = scores.masked_fill(torch.tensor(case["key_mask"] == 0)[:, None, None, :] & other, -torch.inf)
     if causal:
         scores = scores.masked_fill(torch.arange(keys) > torch.arange(tokens)[:, None], -torch.inf)
     v = t["v"]

@@ -357,6 +357,21 @@ def test_activation_range(activation: str) -> None:
     np.testing.assert_allclose(found[:, 0], expected, rtol=3e-6, atol=3e-7)  # 9e-7, 1e-7
 
 
+@pytest.mark.parametrize("eps", [1e-12, 1e-5])
+@pytest.mark.parametrize("width", [1, 3, 15, 17, 65, 768, 1027])
+def test_layer_norm_of_rows_whose_mean_is_all_or_most_of_them(width: int, eps: float) -> None:
+    constants = np.float32([0.1, -3.3333, 777.77, 10000.1, 1e-20, 0])
+    x, bias = np.repeat(constants[:, None], width, axis=1), normal(width, seed=2)
+    out = np.empty_like(x)
+    _core._norm(out, x, normal(width, seed=1), bias, eps, False)
+    np.testing.assert_allclose(out, np.repeat(bias[None], len(x), axis=0), rtol=0, atol=1e-6)  # 2e-7
+    if width > 1:
+        x = normal(6, width) + 1000
+        _core._norm(out, x, np.ones(width, np.float32), None, eps, False)
+        # The mean is no float32: it is rounded by up to 3e-5 of a deviation of 1.
+        close(out, reference.layer_norm(x, np.ones(width, np.float32), None, eps), 1e-4)  # 2e-5
+
+
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (5, 96), (17, 65), (100, 768), (33, 1027)])
 def test_norms(rows: int, width: int) -> None:
     x = normal(rows, width + 3)[:, 2 : 2 + width] + 2

@@ -333,6 +333,22 @@ def test_clip_text_matches_transformers(
 
 
 @pytest.mark.every_level
+@pytest.mark.parametrize("device", [None, "cuda-host"])
+def test_clip_text_with_padding_in_front(device: str | None) -> None:
+    """A padding token that sees no token, as it comes before all of them, must not turn what follows into NaN."""
+    model = clip_model(5, num_hidden_layers=3)
+    ids, mask = clip_batch(3, 11, 5, 40)
+    ids, mask = ids[:, ::-1].copy(), mask[:, ::-1].copy()
+    ids[:, -1] = 40
+    mask[1] = 1
+    mask[1, :2] = mask[1, 5] = 0
+    encoder = clip_encoder(model, device=None if device is None else _core.Device(device))
+    expected = transformers_states(model, ids, mask)
+    assert np.abs(encoder.encode(ids, mask) - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert np.isfinite(encoder.encode_pooled(ids, mask)).all()
+
+
+@pytest.mark.every_level
 def test_clip_text_pools_at_the_largest_id_where_the_config_says_2() -> None:
     model = clip_model(4, eos_token_id=2)
     ids, mask = clip_batch(3, 12, 4, 40)

@@ -43,7 +43,8 @@ QVK_FUNCTION float qvk_score(const qvk_attention *p, const qvk_head *head, float
         return key < seen ? product * p->scale : -INFINITY;
     }
     const size_t s = key - p->M;
-    if (s >= p->S || (p->key_mask != NULL && p->key_mask[head->b * p->S + s] == 0) || (p->causal && s > t)) {
+    const bool hidden = p->key_mask != NULL && s < p->S && p->key_mask[head->b * p->S + s] == 0;
+    if (s >= p->S || (hidden && !(p->causal && s == t)) || (p->causal && s > t)) {
         return -INFINITY;
     }
     return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->T + t) * p->S + s] : 0.0f);

@@ -78,7 +78,7 @@ void qv_hide_keys(float *scores, const qv_attention *a, const qv_attention_head 
     if (a->key_mask != NULL) {
         const uint8_t *mask = a->key_mask + head->b * a->S;
         for (size_t s = 0; s < a->S; s++) {
-            scores[s] = mask[s] != 0 ? scores[s] : -INFINITY;
+            scores[s] = mask[s] != 0 || (a->causal && s == t) ? scores[s] : -INFINITY;
         }
     }
     for (size_t s = t + 1; a->causal && s < a->S; s++) {

@@ -59,7 +59,7 @@ void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_ep
 double qv_cpu_burn(qv_precision precision, size_t lanes, size_t steps);
 /* x [n] = act(x) */
 void qv_activate(float *x, qv_activation activation, size_t n);
-/* x [n] = exp(x - max) / sum over the items; -INFINITY items give 0. All -INFINITY: zeros. */
+/* x [n] = exp(x - max) / sum over the items; -INFINITY items give 0. All -INFINITY: NaN. */
 void qv_softmax(float *x, size_t n);
 
 #endif

@@ -65,7 +65,7 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
             slope = quick_gelu_slope(x);
             break;
         case QV_RELU:
-            slope = x > 0.0f ? 1.0f : 0.0f;
+            slope = x <= 0.0f ? 0.0f : 1.0f; /* NaN stays */
             break;
         }
         w->out[i] = w->dy[i] * slope;

@@ -146,19 +146,27 @@ TARGET static void layer_norm(float *out, const float *x, const float *weight, c
     if (rest != 0) {
         sum = sum + load_part(x + whole, rest);
     }
-    const float mean = reduce_sum(sum) / (float)n;
-    const vec centre = set1(mean);
-    vec squares = zero();
+    const float first = reduce_sum(sum) / (float)n;
+    vec centre = set1(first), squares = zero();
+    sum = zero();
     for (size_t i = 0; i < whole; i += WIDTH) {
         vec centred = load(x + i) - centre;
+        sum = sum + centred;
         squares = multiply_add(centred, centred, squares);
     }
-    float variance = reduce_sum(squares);
+    float variance = reduce_sum(squares), rounding = reduce_sum(sum);
     for (size_t i = whole; i < n; i++) {
-        variance += (x[i] - mean) * (x[i] - mean);
+        variance += (x[i] - first) * (x[i] - first);
+        rounding += x[i] - first;
     }
-    const float inverse = 1.0f / sqrtf(variance / (float)n + eps) + 0.0f * variance; /* NaN where it overflows */
+    /* What rounding has made of the mean is all there is of a row that is constant: it is taken out again. */
+    rounding /= (float)n;
+    const float mean = first + rounding;
+    variance = variance / (float)n - rounding * rounding;
+    variance = variance < 0.0f ? 0.0f : variance;
+    const float inverse = 1.0f / sqrtf(variance + eps) + 0.0f * variance; /* NaN where it overflows */
     const vec factor = set1(inverse);
+    centre = set1(mean);
     for (size_t i = 0; i < whole; i += WIDTH) {
         vec normed = (load(x + i) - centre) * factor * load(weight + i);
         if (bias != NULL) {

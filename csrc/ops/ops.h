@@ -87,7 +87,7 @@ typedef struct {
     const float *bias;          /* [H, T, S] added to the scores after scale, or NULL */
     const size_t *q_index;      /* [B]: which set of q belongs to b; NULL: b itself */
     const size_t *kv_index;     /* [B]: which set of k and v; NULL: b itself */
-    bool causal;                /* query t sees keys <= t of the S */
+    bool causal;                /* query t sees keys <= t of the S, and always t, or padding in front would see nothing */
     float scale;
     float *probabilities; /* [B, H, row_count, column_count] or NULL */
     size_t first_row, row_count;       /* of the T */
