@@ -17,7 +17,7 @@ find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp -
 
 if [ $# -eq 0 ]; then
     # The tests that go through the core; memory growth means nothing to an allocator that keeps what is freed.
-    for name in core_runtime ops backward text_encoders vit blip images models cuda cuda_pictures; do
+    for name in core_runtime core_safety ops backward text_encoders vit blip images models cuda cuda_pictures; do
         [ -e "tests/test_$name.py" ] && set -- "$@" "tests/test_$name.py"
     done
     set -- "$@" -m "not full_size and not slow" -k "not memory_stays_flat"

@@ -369,8 +369,9 @@ static void lay_out(vit_plan *plan, qv_arena *arena, const qv_vit *vit, const qv
     plan->kv_index = qv_arena_take_host(arena, plan->pairs, sizeof(size_t));
     size_t deepest = plan->wide_columns > vit->config.instruction_dim ? plan->wide_columns : vit->config.instruction_dim;
     deepest = vit->reduce_width > deepest ? vit->reduce_width : deepest;
+    size_t keys = T + (plan->pairs == 0 ? 0 : request->M); /* of no pair, M can be any number */
     plan->scratch = qv_arena_take(arena, vit->ops->scratch_bytes(call->lanes, rows > tokens ? rows : tokens, deepest,
-                                                                 T + request->M, D / vit->config.H), 1);
+                                                                 keys, D / vit->config.H), 1);
     lay_out_places(plan, arena, vit, request, sequences);
 }
 

@@ -24,9 +24,11 @@ typedef struct {
     PyThreadState *thread; /* saved by qvpy_release */
     int raised;            /* a signal handler raised; the exception is pending */
 } qvpy_poll;
-/* Release the GIL and set call->poll, so that Ctrl-C stops the core within a layer; and take it back. */
+/* Release the GIL and set call->poll, so that Ctrl-C stops the core within a layer. */
 void qvpy_release(qvpy_poll *poll, qv_call *call);
-void qvpy_acquire(qvpy_poll *poll);
+/* Take it back. Returns 0, or -1 with an exception: the one of a signal handler, even if the call came to its end, or
+ * that of `status`. */
+int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err);
 
 /* A new reference to `object` as a C-contiguous aligned array of a NumPy type and `dims` dimensions (-1: any);
  * raises TypeError or ValueError naming `argument`. */
@@ -46,6 +48,9 @@ typedef struct {
 } qvpy_weights;
 int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict);
 void qvpy_weights_release(qvpy_weights *weights);
+/* For tp_traverse: the buffers' owners can refer back to the model. Such a cycle is cleared at its other objects: a model
+ * is immutable. What is still being made must not be tracked: whoever walks the collector's objects could call it. */
+int qvpy_weights_traverse(const qvpy_weights *weights, visitproc visit, void *arg);
 
 /* Items of a config dict, with an error that names the key. Return 0, or -1 with an exception. `required` 0 leaves
  * *out as it is when the key is missing or None. */
@@ -72,6 +77,11 @@ typedef struct {
 } qvpy_pictures;
 int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
 void qvpy_pictures_release(qvpy_pictures *pictures);
+
+/* What a copy of the module keeps. Its attributes anybody can replace. */
+typedef struct {
+    PyTypeObject *blip_image;
+} qvpy_state;
 
 /* Each adds its functions or its heap type to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);

@@ -81,17 +81,14 @@ static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
         read_config(config_object, &config) < 0) {
         return NULL;
     }
-    PyObject *module = PyType_GetModule(type);
-    PyObject *image_type = module != NULL ? PyObject_GetAttrString(module, "BlipImage") : NULL;
-    if (image_type == NULL) {
-        return NULL;
-    }
-    BlipItmObject *self = (BlipItmObject *)type->tp_alloc(type, 0);
+    const qvpy_state *state = PyType_GetModuleState(type);
+    BlipItmObject *self = state != NULL ? (BlipItmObject *)type->tp_alloc(type, 0) : NULL;
     if (self == NULL) {
-        Py_DECREF(image_type);
         return NULL;
     }
-    self->image_type = (PyTypeObject *)image_type;
+    PyObject_GC_UnTrack(self);
+    Py_INCREF(state->blip_image);
+    self->image_type = state->blip_image;
     Py_INCREF(device);
     self->device = device;
     if (qvpy_weights_acquire(&self->weights, weights_object) < 0) {
@@ -109,11 +106,19 @@ static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
         return qvpy_raise(&err);
     }
     self->ready = true;
+    PyObject_GC_Track(self);
     return (PyObject *)self;
+}
+
+static int itm_traverse(BlipItmObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->image_type);
+    return qvpy_weights_traverse(&self->weights, visit, arg);
 }
 
 static void itm_dealloc(BlipItmObject *self) {
     PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
     if (self->ready) {
         qv_blip_free(&self->model);
     }
@@ -124,8 +129,15 @@ static void itm_dealloc(BlipItmObject *self) {
     Py_DECREF(type);
 }
 
+static int image_traverse(BlipImageObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->owner);
+    return 0;
+}
+
 static void image_dealloc(BlipImageObject *self) {
     PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
     if (self->owner != NULL) {
         qv_blip_image_free(&self->image, &self->owner->model);
         Py_DECREF(self->owner);
@@ -141,6 +153,7 @@ static BlipImageObject *new_image(BlipItmObject *self) {
     if (image == NULL) {
         return NULL;
     }
+    PyObject_GC_UnTrack(image);
     Py_INCREF(self);
     image->owner = self;
     qv_error err;
@@ -169,10 +182,10 @@ static PyObject *finish_image(BlipItmObject *self, const float *pixels, const qv
     if (status == QV_OK) {
         status = qv_blip_cross_attend(&self->model, &call, &image->image, &err);
     }
-    qvpy_acquire(&poll);
-    if (status != QV_OK) {
-        Py_DECREF(image);
-        return qvpy_raise(&err);
+    if (qvpy_acquire(&poll, status, &err) < 0) {
+        Py_CLEAR(image);
+    } else {
+        PyObject_GC_Track(image);
     }
     return (PyObject *)image;
 }
@@ -373,9 +386,9 @@ static PyObject *itm_gradcam(BlipItmObject *self, PyObject *arguments, PyObject 
     qv_status status = block < 0 ? qv_fail(&err, QV_ERR_VALUE, "block %zd does not exist", block)
                                  : qv_blip_gradcam(&self->model, &call, &out, image, &packed.questions, (size_t)block,
                                                    &err);
-    qvpy_acquire(&poll);
-    result = status != QV_OK ? qvpy_raise(&err)
-                             : Py_BuildValue("OOO", maps, logits, tokens != NULL ? (PyObject *)tokens : Py_None);
+    if (qvpy_acquire(&poll, status, &err) == 0) {
+        result = Py_BuildValue("OOO", maps, logits, tokens != NULL ? (PyObject *)tokens : Py_None);
+    }
 done:
     Py_XDECREF(maps);
     Py_XDECREF(logits);
@@ -400,9 +413,7 @@ static PyObject *run_text(BlipItmObject *self, const qv_blip_image *image, PyObj
         qv_status status =
             image != NULL ? qv_blip_match(&self->model, &call, PyArray_DATA(out), image, &packed.questions, &err)
                           : qv_blip_text_features(&self->model, &call, PyArray_DATA(out), &packed.questions, &err);
-        qvpy_acquire(&poll);
-        if (status != QV_OK) {
-            qvpy_raise(&err);
+        if (qvpy_acquire(&poll, status, &err) < 0) {
             Py_CLEAR(out);
         }
     }
@@ -438,9 +449,12 @@ static PyObject *itm_image_features(BlipItmObject *self, PyObject *object) {
     }
     qv_error err;
     qv_call call = {.ops = self->model.ops, .lanes = qv_thread_count()};
-    if (qv_blip_image_features(&self->model, &call, PyArray_DATA(out), image, &err) != QV_OK) {
-        Py_DECREF(out);
-        return qvpy_raise(&err);
+    qvpy_poll poll;
+    /* Small as it is: on a device it waits for the call that is running, which may be waiting for the GIL. */
+    qvpy_release(&poll, &call);
+    qv_status status = qv_blip_image_features(&self->model, &call, PyArray_DATA(out), image, &err);
+    if (qvpy_acquire(&poll, status, &err) < 0) {
+        Py_CLEAR(out);
     }
     return (PyObject *)out;
 }
@@ -491,6 +505,7 @@ static PyMethodDef itm_methods[] = {
 static PyType_Slot itm_slots[] = {
     {Py_tp_new, (void *)itm_new},
     {Py_tp_dealloc, (void *)itm_dealloc},
+    {Py_tp_traverse, (void *)itm_traverse},
     {Py_tp_methods, itm_methods},
     {Py_tp_getset, itm_attributes},
     {Py_tp_doc, (void *)"BlipItm(config, weights, precision='float32', device=None)\n--\n\n"
@@ -501,7 +516,7 @@ static PyType_Slot itm_slots[] = {
 static PyType_Spec itm_spec = {
     .name = "qavit._core.BlipItm",
     .basicsize = sizeof(BlipItmObject),
-    .flags = Py_TPFLAGS_DEFAULT,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = itm_slots,
 };
 
@@ -519,6 +534,7 @@ static PyObject *refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 static PyType_Slot image_slots[] = {
     {Py_tp_new, (void *)refuse_new},
     {Py_tp_dealloc, (void *)image_dealloc},
+    {Py_tp_traverse, (void *)image_traverse},
     {Py_tp_getset, image_attributes},
     {Py_tp_doc, (void *)"What every question on an image shares; made by BlipItm.encode_image."},
     {0, NULL},
@@ -527,22 +543,26 @@ static PyType_Slot image_slots[] = {
 static PyType_Spec image_spec = {
     .name = "qavit._core.BlipImage",
     .basicsize = sizeof(BlipImageObject),
-    .flags = Py_TPFLAGS_DEFAULT,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = image_slots,
 };
 
-static int add_type(PyObject *module, PyType_Spec *spec, const char *name) {
+/* Borrowed from the module. */
+static PyObject *add_type(PyObject *module, PyType_Spec *spec, const char *name) {
     PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
-    if (type == NULL) {
-        return -1;
+    if (type != NULL && PyModule_AddObject(module, name, type) < 0) {
+        Py_CLEAR(type);
     }
-    if (PyModule_AddObject(module, name, type) < 0) {
-        Py_DECREF(type);
-        return -1;
-    }
-    return 0;
+    return type;
 }
 
 int qvpy_add_blip(PyObject *module) {
-    return add_type(module, &image_spec, "BlipImage") < 0 ? -1 : add_type(module, &itm_spec, "BlipItm");
+    qvpy_state *state = PyModule_GetState(module);
+    PyObject *image = add_type(module, &image_spec, "BlipImage");
+    if (image == NULL || add_type(module, &itm_spec, "BlipItm") == NULL) {
+        return -1;
+    }
+    Py_INCREF(image);
+    state->blip_image = (PyTypeObject *)image;
+    return 0;
 }

@@ -44,8 +44,12 @@ void qvpy_release(qvpy_poll *poll, qv_call *call) {
     poll->thread = PyEval_SaveThread();
 }
 
-void qvpy_acquire(qvpy_poll *poll) {
+int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err) {
     PyEval_RestoreThread(poll->thread);
+    if (status != QV_OK) {
+        qvpy_raise(err);
+    }
+    return status != QV_OK || poll->raised ? -1 : 0;
 }
 
 PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims) {
@@ -187,7 +191,13 @@ int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
         }
         tensor->name = PyUnicode_AsUTF8(name);
         PyObject *value = tensor->name != NULL ? PyDict_GetItemWithError(dict, name) : NULL;
-        if (value == NULL || read_tensor(weights, tensor, value) < 0) {
+        if (value == NULL) {
+            goto fail;
+        }
+        Py_INCREF(value); /* giving out a buffer can run code that takes it out of the dict */
+        int status = read_tensor(weights, tensor, value);
+        Py_DECREF(value);
+        if (status < 0) {
             goto fail;
         }
     }
@@ -206,6 +216,14 @@ void qvpy_weights_release(qvpy_weights *weights) {
     PyMem_Free(weights->tensors);
     Py_CLEAR(weights->names);
     *weights = (qvpy_weights){NULL, 0, NULL, 0, NULL};
+}
+
+int qvpy_weights_traverse(const qvpy_weights *weights, visitproc visit, void *arg) {
+    for (size_t i = 0; i < weights->buffer_count; i++) {
+        Py_VISIT(weights->buffers[i].obj);
+    }
+    Py_VISIT(weights->names);
+    return 0;
 }
 
 /* Borrowed; NULL without an exception where the key is missing or None and not required. */

@@ -36,20 +36,28 @@ static PyObject *wrap_picture(qv_picture *picture) {
 static PyObject *decode_image(PyObject *module, PyObject *args, PyObject *keywords) {
     static char *names[] = {"data", "exif", "max_pixels", NULL};
     (void)module;
-    Py_buffer data;
+    PyObject *object;
     int exif = 1;
     Py_ssize_t max_pixels = 89478485;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*|pn:decode_image", names, &data, &exif, &max_pixels)) {
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|pn:decode_image", names, &object, &exif, &max_pixels)) {
         return NULL;
+    }
+    /* Bytes, for they cannot change between the check of a file, which the decoder relies on, and its decoding. */
+    PyObject *data = PyObject_CheckBuffer(object) ? PyBytes_FromObject(object) : NULL;
+    if (data == NULL) {
+        return PyErr_Occurred() ? NULL
+                                : PyErr_Format(PyExc_TypeError, "data: expected a bytes-like object, got %s",
+                                               Py_TYPE(object)->tp_name);
     }
     qv_error err;
     qv_picture picture;
     qv_status status;
-    size_t limit = max_pixels < 0 ? 0 : (size_t)max_pixels;
+    const uint8_t *bytes = (const uint8_t *)PyBytes_AS_STRING(data);
+    size_t length = (size_t)PyBytes_GET_SIZE(data), limit = max_pixels < 0 ? 0 : (size_t)max_pixels;
     Py_BEGIN_ALLOW_THREADS;
-    status = qv_image_decode(&picture, data.buf, (size_t)data.len, exif != 0, limit, &err);
+    status = qv_image_decode(&picture, bytes, length, exif != 0, limit, &err);
     Py_END_ALLOW_THREADS;
-    PyBuffer_Release(&data);
+    Py_DECREF(data);
     return status == QV_OK ? wrap_picture(&picture) : qvpy_raise(&err);
 }
 

@@ -31,6 +31,26 @@ static int execute(PyObject *module) {
     return 0;
 }
 
+static int traverse(PyObject *module, visitproc visit, void *arg) {
+    const qvpy_state *state = PyModule_GetState(module);
+    if (state != NULL) {
+        Py_VISIT(state->blip_image);
+    }
+    return 0;
+}
+
+static int clear(PyObject *module) {
+    qvpy_state *state = PyModule_GetState(module);
+    if (state != NULL) {
+        Py_CLEAR(state->blip_image);
+    }
+    return 0;
+}
+
+static void release(void *module) {
+    clear(module);
+}
+
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
     {0, NULL},
@@ -40,8 +60,11 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "qavit._core",
     .m_doc = "The C core of qavit. Use it through the qavit package.",
-    .m_size = 0,
+    .m_size = sizeof(qvpy_state),
     .m_slots = slots,
+    .m_traverse = traverse,
+    .m_clear = clear,
+    .m_free = release,
 };
 
 PyMODINIT_FUNC PyInit__core(void);

@@ -50,8 +50,12 @@ static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *
         return NULL;
     }
     EncoderObject *self = (EncoderObject *)type->tp_alloc(type, 0);
-    if (self == NULL || qvpy_weights_acquire(&self->weights, weights_dict) < 0) {
-        Py_XDECREF(self);
+    if (self == NULL) {
+        return NULL;
+    }
+    PyObject_GC_UnTrack(self);
+    if (qvpy_weights_acquire(&self->weights, weights_dict) < 0) {
+        Py_DECREF(self);
         return NULL;
     }
     Py_INCREF(device);
@@ -66,6 +70,7 @@ static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *
         Py_DECREF(self);
         return qvpy_raise(&err);
     }
+    PyObject_GC_Track(self);
     return (PyObject *)self;
 }
 
@@ -183,15 +188,9 @@ static PyObject *new_clip(PyTypeObject *type, PyObject *arguments, PyObject *key
     return new_encoder(type, arguments, keywords, &kind);
 }
 
-/* The buffers' owners can refer back to the encoder. Such a cycle is cleared at its other objects: this one is
- * immutable, and calls may be running on it. */
 static int traverse_encoder(EncoderObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
-    for (size_t i = 0; i < self->weights.buffer_count; i++) {
-        Py_VISIT(self->weights.buffers[i].obj);
-    }
-    Py_VISIT(self->weights.names);
-    return 0;
+    return qvpy_weights_traverse(&self->weights, visit, arg);
 }
 
 static void dealloc_encoder(EncoderObject *self) {
@@ -213,7 +212,8 @@ typedef struct {
 } token_arrays;
 
 static PyArrayObject *integer_matrix(PyObject *object, const char *argument) {
-    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
+    /* A copy: the core checks the numbers and uses them later, and meanwhile another thread may write to the caller's. */
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OF(object, NPY_ARRAY_ENSURECOPY);
     if (array == NULL) {
         return NULL;
     }
@@ -280,10 +280,8 @@ static PyObject *run_encoder(EncoderObject *self, PyObject *ids, PyObject *mask,
     qvpy_release(&poll, &call);
     qv_status status = run(self->encoder, &call, PyArray_DATA(states), PyArray_DATA(tokens.ids), mask_data(&tokens),
                            tokens.B, tokens.M, &err);
-    qvpy_acquire(&poll);
-    if (status != QV_OK) {
+    if (qvpy_acquire(&poll, status, &err) < 0) {
         Py_CLEAR(states);
-        qvpy_raise(&err);
     }
 done:
     Py_XDECREF(tokens.ids);

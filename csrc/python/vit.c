@@ -94,7 +94,11 @@ static PyObject *vit_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
         goto done;
     }
     self = (VitObject *)type->tp_alloc(type, 0);
-    if (self == NULL || qvpy_weights_acquire(&self->weights, weights_object) < 0) {
+    if (self == NULL) {
+        goto done;
+    }
+    PyObject_GC_UnTrack(self);
+    if (qvpy_weights_acquire(&self->weights, weights_object) < 0) {
         Py_CLEAR(self);
         goto done;
     }
@@ -112,13 +116,20 @@ static PyObject *vit_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
         goto done;
     }
     self->ready = true;
+    PyObject_GC_Track(self);
 done:
     PyMem_Free(integrated);
     return (PyObject *)self;
 }
 
+static int vit_traverse(VitObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    return qvpy_weights_traverse(&self->weights, visit, arg);
+}
+
 static void vit_dealloc(VitObject *self) {
     PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
     if (self->ready) {
         qv_vit_free(&self->vit);
     }
@@ -386,12 +397,7 @@ static PyObject *vit_forward(VitObject *self, PyObject *arguments, PyObject *key
     qvpy_poll poll;
     qvpy_release(&poll, &call);
     qv_status status = qv_vit_forward(&self->vit, &call, &c.request, &err);
-    qvpy_acquire(&poll);
-    if (status != QV_OK) {
-        qvpy_raise(&err);
-        goto done;
-    }
-    done = true;
+    done = qvpy_acquire(&poll, status, &err) == 0;
 done:
     release_call(&c);
     Py_XDECREF(empty);
@@ -452,6 +458,7 @@ static PyMethodDef methods[] = {
 static PyType_Slot vit_slots[] = {
     {Py_tp_new, (void *)vit_new},
     {Py_tp_dealloc, (void *)vit_dealloc},
+    {Py_tp_traverse, (void *)vit_traverse},
     {Py_tp_methods, methods},
     {Py_tp_getset, attributes},
     {Py_tp_doc, (void *)"Vit(config, weights, precision='float32', prefix='vision_model.', device=None)\n--\n\n"
@@ -462,7 +469,7 @@ static PyType_Slot vit_slots[] = {
 static PyType_Spec vit_spec = {
     .name = "qavit._core.Vit",
     .basicsize = sizeof(VitObject),
-    .flags = Py_TPFLAGS_DEFAULT,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = vit_slots,
 };
 

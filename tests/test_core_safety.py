@@ -1,0 +1,266 @@
+"""What other threads, the garbage collector and odd arguments can do to the core: never touch memory that is not theirs.
+
+What used to end a process runs in one of its own."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import json
+import pickle
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import write_qavit
+from test_core_runtime import CONFIG, batch, run_python, t5_weights
+
+import qavit
+from qavit import _core
+from qavit.checkpoints import ModelSource, open_model
+from qavit.models import QAViT
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+# ---- arrays that another thread writes to during a call ----
+
+IDS_SCRIPT = """
+import threading, time, numpy as np
+import test_core_runtime as t
+encoder = t._core.T5Encoder(t.CONFIG, t.t5_weights(D=64, d=16, F=128))
+kept = t.batch(300, 100)
+ids, mask = kept.copy(), np.ones_like(kept)
+expected = encoder.encode(kept)
+done = threading.Event()
+
+def write():
+    while not done.wait(0.002):
+        ids[:], mask[100:] = 10**9, 0
+        time.sleep(0.0005)
+        ids[:], mask[:] = kept, 1
+
+thread = threading.Thread(target=write)
+thread.start()
+refused = right = 0
+while refused == 0 or right == 0 or refused + right < 20:
+    try:
+        states = encoder.encode(ids, mask)
+    except ValueError:
+        refused += 1
+    else:
+        right += bool((states == expected).all())
+done.set()
+thread.join()
+print("ok")
+"""
+
+
+def test_ids_that_change_while_they_are_encoded() -> None:
+    """A call sees the ids that it has checked, or refuses them."""
+    assert run_python(IDS_SCRIPT, timeout=300) == "ok"
+
+
+PICTURE_SCRIPT = """
+import struct, threading, time
+from qavit import _core
+side = 2000
+head = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + 3 * side**2, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+black, white = bytes(3 * side**2), b"\\xff" * (3 * side**2)
+data = bytearray(head + black)
+begun = threading.Event()
+
+def write():
+    begun.wait()
+    time.sleep(delay)
+    data[54:] = white
+
+for i in range(10):
+    begun.clear()
+    delay = 0.002 * i
+    thread = threading.Thread(target=write)
+    thread.start()
+    begun.set()
+    picture = _core.decode_image(data)
+    assert picture.min() == picture.max(), delay
+    thread.join()
+    data[54:] = black
+print("ok")
+"""
+
+
+def test_a_file_that_changes_while_it_is_decoded() -> None:
+    """The decoder gets the bytes that were checked: it writes outside its tables where they are broken."""
+    if not _core.build_info()["stb_image"]:
+        pytest.skip("this build has no decoder")
+    assert run_python(PICTURE_SCRIPT) == "ok"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_files_come_as_any_bytes(kind: Any) -> None:
+    image = pytest.importorskip("PIL.Image")
+    if not _core.build_info()["stb_image"]:
+        pytest.skip("this build has no decoder")
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8)
+    file = io.BytesIO()
+    image.fromarray(pixels).save(file, "PNG")
+    assert np.array_equal(_core.decode_image(kind(file.getvalue())), pixels)
+    with pytest.raises(TypeError, match="data: expected a bytes-like object, got str"):
+        _core.decode_image("picture.png")
+
+
+# ---- sizes that no memory bounds ----
+
+
+def make_vit(folder: Path) -> Any:
+    model = qavit.load(write_qavit(folder, blocks=4, image_size=28, patch=7, heads=2, width=16))
+    assert isinstance(model, QAViT)
+    return model._vit
+
+
+def wrapping_tokens(lanes: int, d: int) -> int:
+    """So many tokens of no question that the scratch of an attention over them would come to a few bytes, modulo 2^64."""
+
+    def scratch(keys: int) -> int:
+        return lanes * 4 * (12 * keys + d * keys + 64 * keys + 64 * (d // 2 + 1)) % 2**64
+
+    a_key = lanes * 4 * (12 + d + 64)
+    rounds = [turn * 2**64 // a_key // 64 * 64 + 64 * step for turn in range(1, 200) for step in range(-2, 3)]
+    return min((keys for keys in rounds if keys * 12 * 4 < 2**63), key=scratch)
+
+
+def test_no_question_of_very_many_tokens(tmp_path: Path) -> None:
+    vit = make_vit(tmp_path / "model")
+    images = np.random.default_rng(2).standard_normal((2, 3, 28, 28), np.float32)
+    expected = vit.forward(images, attention=[(1, "raw")], hidden=[2])
+    nothing = np.zeros(0, np.int32)
+    for M in (1, 2**40, wrapping_tokens(_core.get_num_threads(), 8)):
+        found = vit.forward(images, nothing, np.zeros((0, M, 12), np.float32), nothing, attention=[(1, "raw")], hidden=[2])
+        assert np.array_equal(found["attentions"][1], expected["attentions"][1])
+        assert np.array_equal(found["hidden"][2], expected["hidden"][2])
+
+
+# ---- the collector ----
+
+COLLECTOR_SCRIPT = """
+import gc, threading
+import test_core_runtime as t
+done = threading.Event()
+def look():
+    while not done.is_set():
+        for thing in gc.get_objects():
+            if isinstance(thing, t._core.T5Encoder):
+                assert thing.width == 256
+thread = threading.Thread(target=look)
+thread.start()
+weights = t.t5_weights(layers=6, D=256, d=64, F=1024)
+for _ in range(3):
+    t._core.T5Encoder(t.CONFIG, weights)
+done.set()
+thread.join()
+print("ok")
+"""
+
+
+def test_a_model_in_the_making_is_seen_by_nobody() -> None:
+    """Debuggers and leak finders walk the collector's objects while another thread loads."""
+    assert run_python(COLLECTOR_SCRIPT) == "ok"
+
+
+class Owner(bytearray):
+    """A buffer that can refer to what was made of it."""
+
+    model: Any
+
+
+def own_one(weights: dict[str, Any]) -> tuple[Owner, dict[str, Any]]:
+    name, (buffer, dtype, shape, offset) = next(iter(weights.items()))
+    owner = Owner(memoryview(buffer).cast("B"))
+    return owner, {**weights, name: (owner, dtype, shape, offset)}
+
+
+@pytest.mark.parametrize("name", ["Vit", "T5Encoder", "BlipItm", "BlipImage"])
+def test_cycles_through_the_weights_are_collected(name: str, tmp_path: Path) -> None:
+    if name == "T5Encoder":
+        owner, weights = own_one(t5_weights())
+        owner.model = _core.T5Encoder(CONFIG, weights)
+    elif name == "Vit":
+        source = open_model(write_qavit(tmp_path / "model", blocks=2, first=1))
+        owner, weights = own_one({key: value for key, value in source.weights.items() if key.startswith("vision_")})
+        owner.model = _core.Vit({**source.vision, "integrated": (1,)}, weights)
+    else:
+        owner, model = golden_blip()
+        owner.model = model if name == "BlipItm" else encode(model)
+        del model
+    gone, weights = weakref.ref(owner), {}
+    del owner
+    gc.collect()
+    assert gone() is None
+
+
+def golden_blip() -> tuple[Owner, Any]:
+    source = open_blip()
+    owner, weights = own_one(source.weights)
+    return owner, _core.BlipItm({"vision": source.vision, "text": source.text}, weights)
+
+
+def open_blip() -> ModelSource:
+    folder = GOLDEN / "blip_itm"
+    facts = json.loads((folder / "cases.json").read_text())
+    return open_model(
+        checkpoint=folder / "checkpoint.pth", tokenizer=folder / "vocab.txt",
+        config={"text": facts["med_config"], "vision": facts["vit"]},
+    )  # fmt: skip
+
+
+def encode(model: Any) -> Any:
+    return model.encode_image(np.zeros((3, model.image_size, model.image_size), np.float32))
+
+
+def test_images_are_of_the_core_s_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the module's attribute is by then."""
+    kind = _core.BlipImage
+    monkeypatch.setattr(_core, "BlipImage", int)
+    assert type(encode(golden_blip()[1])) is kind
+
+
+# ---- a device's turns ----
+
+TURNS_SCRIPT = """
+import threading, time, numpy as np
+import test_core_safety as t
+_core = t._core
+source = t.open_blip()
+model = _core.BlipItm({"vision": source.vision, "text": source.text}, source.weights, device=_core.Device("cuda-host"))
+image = t.encode(model)
+ids, mask = np.ones((4, 7), np.int32), np.ones((4, 7), np.uint8)
+expected = model.image_features(image)
+thread = threading.Thread(target=lambda: model.gradcam(image, ids, mask, 0), daemon=True)
+thread.start()
+time.sleep(0.2)
+assert (model.image_features(image) == expected).all()
+thread.join()
+print("ok")
+"""
+
+
+def test_waiting_for_a_device_leaves_python_to_the_call_that_has_it() -> None:
+    """The running call looks for signals, for which it needs the GIL."""
+    assert run_python(TURNS_SCRIPT) == "ok"
+
+
+def test_copies_and_pickles_are_refused() -> None:
+    encoder = _core.T5Encoder(CONFIG, t5_weights())
+    expected = encoder.encode(batch())
+    for act in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot pickle"):
+            act(encoder)
+    with pytest.raises(TypeError):
+        _core.T5Encoder.__new__(_core.T5Encoder)
+    encoder.__init__()
+    with pytest.raises(TypeError, match="__class__"):
+        encoder.__class__ = _core.BertEncoder
+    assert (encoder.encode(batch()) == expected).all()
