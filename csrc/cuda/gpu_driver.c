@@ -7,7 +7,7 @@
 
 typedef struct {
     int ordinal;
-    bool bfloat16;
+    bool has_tensor_cores; /* for bfloat16 and TF32 */
     cudaStream_t streams[QV_CUDA_STREAMS];
     cudaEvent_t events[QV_CUDA_EVENTS];
     qv_gpu_products *products;
@@ -86,7 +86,7 @@ static qv_status open_streams(gpu_state *gpu, qv_error *err) {
         status = qv_gpu_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu->ordinal),
                               "asking for the compute capability", err);
     }
-    gpu->bfloat16 = major >= 8;
+    gpu->has_tensor_cores = major >= 8;
     return status;
 }
 
@@ -125,7 +125,7 @@ static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err
         status = load_kernels(err);
     }
     if (status == QV_OK) {
-        status = qv_gpu_products_open(&gpu->products, tf32, err);
+        status = qv_gpu_products_open(&gpu->products, tf32 && gpu->has_tensor_cores, err);
     }
     if (status != QV_OK) {
         gpu_close(gpu);
@@ -136,7 +136,7 @@ static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err
 }
 
 static bool gpu_has_bfloat16(void *state) {
-    return ((gpu_state *)state)->bfloat16;
+    return ((gpu_state *)state)->has_tensor_cores;
 }
 
 static qv_status gpu_enter(void *state, qv_error *err) {

@@ -148,9 +148,10 @@ void qv_gpu_products_close(qv_gpu_products *products) {
     qv_free(products);
 }
 
-/* The largest power of two, up to 256, that the address is a multiple of. */
+/* The largest power of two that the address is a multiple of, up to what arenas and offloaded weights promise: the same layer
+ * has the same plan wherever its weights lie. */
 static uint32_t alignment_of(const void *memory) {
-    uintptr_t address = (uintptr_t)memory | 256u;
+    uintptr_t address = (uintptr_t)memory | QV_ALIGNMENT;
     return (uint32_t)(address & (~address + 1u));
 }
 
