@@ -20,7 +20,7 @@ from . import __version__, build_info, set_num_threads
 from .arguments import one_line
 from .completion import SHELLS
 from .devices import PRECISIONS
-from .files import remove_leftovers, write_whole
+from .files import make_folder, remove_leftovers, write_whole
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def as_option(problem: str, options: argparse.Namespace) -> str:
     """What is wrong with an argument of the library, under the name of the option that it came from."""
     name, colon, rest = problem.partition(": ")
     option = {"path": "model"}.get(name, name)
-    given = colon and option.isidentifier() and getattr(options, option, None) is not None
+    given = colon and option.isidentifier() and getattr(options, option, None) not in (None, [])
+    given = given and option not in ("images", "folder") and not (option == "questions" and options.command == "run")
     return f"--{option.replace('_', '-')}: {rest}" if given else problem
 
 
@@ -267,7 +268,7 @@ def run_heatmap(options: argparse.Namespace) -> int:
         raise UsageError("--no-figures without --maps, --html or --json leaves nothing to do")
     out = Path(options.out)
     if endings:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, "out")
         remove_leftovers(out)
     model = load_model(options)
     check_request(model, jobs, options)

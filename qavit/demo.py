@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .files import make_folder
 from .models import QAViT, load
 
 if TYPE_CHECKING:
@@ -91,11 +92,10 @@ def run_demo(
     tuple of HeatmapResult and list of Path
         The result, and the files written.
     """
+    folder = make_folder(out, "out")
     result = demo_model().heatmaps(
         FOLDER / "scene.png" if image is None else image, list(questions or demo_questions()), block=block
     )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     return result, [
         result.save(folder / "heatmaps.png", kind="questions"),
         result[0].save(folder / "blocks.png", kind="blocks"),

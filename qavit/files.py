@@ -83,6 +83,15 @@ def whole_file(path: PathLike, durable: bool = False) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def make_folder(path: PathLike, argument: str) -> Path:
+    """The folder, made where it is missing, its parents too; NotADirectoryError where a file has its name."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{argument}: {str(folder)!r} is a file, expected a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def absolute_paths(parts: Mapping[str, Any]) -> dict[str, Any]:
     """What of a model's parts is a file or folder here, as an absolute path; "demo" is the bundled model, not a folder."""
     names = ("path", "model", "checkpoint", "vision", "text", "tokenizer")

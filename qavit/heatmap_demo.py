@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arguments import question_list, whole_number
+from .files import make_folder
 from .models import QAViT
 from .pnpvqa import PNPVQAWithQAViT
 from .tensors import to_numpy
@@ -103,8 +104,9 @@ class QAViTHeatmapDemo:
         result = self._heatmaps(image_path, [question], block_num)
         files: dict[str, Path] = {}
         if save_dir is not None:
-            files = _save(result, _folder(save_dir), _stem(image_path), (*_FIGURES, "panels"))
-            files["blocks"] = self._save_blocks(result, _folder(save_dir), _stem(image_path), there)
+            folder, stem = make_folder(save_dir, "save_dir"), _stem(image_path)
+            files = _save(result, folder, stem, (*_FIGURES, "panels"))
+            files["blocks"] = self._save_blocks(result, folder, stem, there)
         if show:
             result.show()
         return _entry(result, files)
@@ -138,7 +140,7 @@ class QAViTHeatmapDemo:
         shared: dict[str, Path] = {}
         own: list[dict[str, Path]] = [{} for _ in result.questions]
         if save_dir is not None:
-            folder, stem = _folder(save_dir), _stem(image_path)
+            folder, stem = make_folder(save_dir, "save_dir"), _stem(image_path)
             shared = {
                 "questions": result.save(folder / f"{stem}_questions.png", "questions"),
                 "blocks": self._save_blocks(result, folder, f"{stem}_questions", there),
@@ -238,12 +240,6 @@ def _save(
     files = {kind: result.save(folder / f"{prefix}_{kind}.png", kind) for kind in kinds}
     _log.info("%d figures of %r are in %s", len(files), result.questions[0], folder)
     return files
-
-
-def _folder(path: str | os.PathLike[str]) -> Path:
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _stem(image: Any) -> str:

@@ -164,7 +164,9 @@ def test_what_is_wrong_for_every_picture_is_said_once(
     assert cli.main(["heatmap", str(SCENE), "-q", "where?", "--kind", "questions", "-o", "a file/out"]) == cli.OK
     Path("taken").write_text("")
     assert cli.main(["heatmap", str(SCENE), "-q", "where?", "-o", "taken"]) == cli.SOME_FAILED
-    assert capsys.readouterr().err == "qavit: taken: File exists\n"
+    assert capsys.readouterr().err == "qavit: --out: 'taken' is a file, expected a folder\n"
+    assert cli.main(["demo", "-o", "taken"]) == cli.SOME_FAILED
+    assert capsys.readouterr().err == "qavit: --out: 'taken' is a file, expected a folder\n"
 
 
 def test_clip_and_blip_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,6 +470,9 @@ def test_errors_name_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]:
         assert cli.main([*asked, *wrong]) == cli.SOME_FAILED
         assert capsys.readouterr().err.startswith(f"qavit: {message}")
+    pytest.importorskip("pyarrow")
+    assert cli.main(["run", "nosuch.jsonl", "-o", str(tmp_path / "run")]) == cli.SOME_FAILED
+    assert capsys.readouterr().err.startswith("qavit: questions: there is no file")
     assert cli.main(["info", "demo", "--model", "demo"]) == cli.USAGE
     capsys.readouterr()
     assert cli.main(["info", "--model", "demo"]) == cli.main(["info", "demo"]) == cli.OK
