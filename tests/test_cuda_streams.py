@@ -101,7 +101,7 @@ def test_gradients(name: str, precision: str, offload: bool) -> None:
 
 
 def test_a_call_that_fails_is_done_before_the_next(name: str) -> None:
-    """Pinned memory that the failed call filled is not written to while it is still read."""
+    """What was started before the failure still reads pinned memory and index arrays; the next call's numbers are its own."""
     tokens = 12000
     model = text.bert_model(
         3, hidden_size=264, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8, max_position_embeddings=tokens
