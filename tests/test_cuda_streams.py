@@ -52,7 +52,9 @@ def test_calls_of_different_lengths(name: str, precision: str, offload: bool) ->
     for block in (5, 0, 3, 5, 1, 2, 4):
         arguments = asked(28, (5, 1, 9, block + 1))
         expected = here.forward(*arguments, attention=[(block, "raw")])["attentions"][block]
-        close(there.forward(*arguments, attention=[(block, "raw")])["attentions"][block], expected, tolerance(name, precision))
+        close(
+            there.forward(*arguments, attention=[(block, "raw")])["attentions"][block], expected, tolerance(name, precision)
+        )
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["resident", "offloaded"])
@@ -101,7 +103,7 @@ def test_gradients(name: str, precision: str, offload: bool) -> None:
 
 
 def test_a_call_that_fails_is_done_before_the_next(name: str) -> None:
-    """What was started before the failure still reads pinned memory and index arrays; the next call's numbers are its own."""
+    """What was started before the failure still reads pinned memory; the next call's numbers are its own."""
     tokens = 12000
     model = text.bert_model(
         3, hidden_size=264, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8, max_position_embeddings=tokens
