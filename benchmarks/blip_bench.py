@@ -79,7 +79,7 @@ def torch_side(folder: Path, scenario: str, repeats: int, frozen: bool) -> list[
 
     model = BlipForImageTextRetrieval.from_pretrained(folder, attn_implementation="eager").eval()
     model.requires_grad_(not frozen)
-    tokenizer = Tokenizer.from_json(with_blip_tokens(Tokenizer.from_folder(folder).to_json()))
+    tokenizer = Tokenizer(with_blip_tokens(Tokenizer.from_folder(folder).to_json()))
     prepared = []
     for images, asked in scenario_pairs(scenario):
         tokens = tokenizer.encode(asked, 35)

@@ -85,7 +85,7 @@ class BlipITM(LoadedModel):
         self.default_block = min(PNP_VQA_BLOCK, max(0, self.num_blocks - 2))
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_tokens = min(int(source.questions.get("max_tokens", 35)), self._core.max_tokens)
-        self._tokenizer = Tokenizer.from_json(source.tokenizer, self._core.vocab_size)
+        self._tokenizer = Tokenizer(source.tokenizer, self._core.vocab_size)
         first = self._tokenizer.id_of("[ENC]")
         if first is None:
             raise ValueError(f"{source.name}: the tokenizer has no [ENC] token, which starts a text to be matched")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qavit import layouts
 from qavit.images import CLIP_MEAN, CLIP_STD
@@ -22,7 +21,7 @@ from qavit.safetensors_files import open_safetensors, open_safetensors_index, re
 from qavit.torch_files import open_torch_index, open_torch_weights, read_torch_file, state_dict
 from qavit.weights import Stored, Weight, Weights, float_array, from_array, named_panels, shape_of, weight_of
 
-__all__ = ["ModelSource", "Weight", "Weights", "open_model", "read_float32"]
+__all__ = ["ModelSource", "Weight", "Weights", "open_model"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -82,11 +81,6 @@ class ModelSource:
     answers: list[str] | None
     defaults: dict[str, Any]
     name: str
-
-
-def read_float32(weight: Weight) -> NDArray[np.float32]:
-    """A tensor's items as float32 of its shape: a view where they are that, else a new array."""
-    return float_array(weight)
 
 
 def open_model(

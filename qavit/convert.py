@@ -79,7 +79,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     if source.tokenizer is not None and source.text is not None:
         from qavit.text import Tokenizer
 
-        Tokenizer.from_json(source.tokenizer, source.text["vocab_size"])
+        Tokenizer(source.tokenizer, source.text["vocab_size"])
     _remove_leftovers(target)
     with _partial_folder(target) as partial:
         with _new_file(partial / "model.safetensors") as file:

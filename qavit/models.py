@@ -202,7 +202,7 @@ class QAViT(LoadedModel):
             )
         if self._text.max_tokens:
             self.max_tokens = min(self.max_tokens, self._text.max_tokens)
-        self._tokenizer = Tokenizer.from_json(source.tokenizer, self._text.vocab_size)
+        self._tokenizer = Tokenizer(source.tokenizer, self._text.vocab_size)
         self._cache = QuestionCache(CACHED_QUESTIONS)
 
     def _text_encoder(self, placement: Placement) -> Any:

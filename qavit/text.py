@@ -132,11 +132,6 @@ class Tokenizer:
             )
 
     @classmethod
-    def from_json(cls, text: str, vocabulary: int | None = None) -> Tokenizer:
-        """From the content of a tokenizer.json."""
-        return cls(text, vocabulary)
-
-    @classmethod
     def from_folder(cls, path: PathLike, vocabulary: int | None = None) -> Tokenizer:
         """From a folder with tokenizer.json, vocab.txt (BERT) or vocab.json and merges.txt (RoBERTa, CLIP); or from one
         of these files.

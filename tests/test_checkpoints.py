@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from test_text import byte_pairs
 
 from qavit import _core
-from qavit.checkpoints import open_model, read_float32
+from qavit.checkpoints import open_model
 from qavit.layouts import integrated_blocks, integration_point, resize_positions
 from qavit.models import TEXT_ENCODERS, load
 from qavit.safetensors_files import open_safetensors, parse_header
+from qavit.weights import float_array
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
@@ -69,7 +70,7 @@ def test_weights_are_the_checkpoints_with_lora_merged(late_tensors):
                 a, b = (late_tensors[f"{stem}.lora_embedding_{side}.default"].double() for side in "AB")
                 expected = expected + 8 / 4 * (b @ a).T
         # The merged ones differ by 6e-8 (float32 against float64 products).
-        np.testing.assert_allclose(read_float32(weight), expected.numpy(), rtol=0, atol=5e-7)
+        np.testing.assert_allclose(float_array(weight), expected.numpy(), rtol=0, atol=5e-7)
     assert not any("decoder" in name or "lm_head" in name or "gate" in name.split(".")[-1][:11] for name in source.weights)
 
 
@@ -92,7 +93,7 @@ def test_blip_checkpoint_opens():
     names = {name for name in expected if not name.endswith("position_ids")}
     assert set(source.weights) == names
     for name in names:
-        np.testing.assert_array_equal(read_float32(source.weights[name]), expected[name].numpy())
+        np.testing.assert_array_equal(float_array(source.weights[name]), expected[name].numpy())
 
 
 # QA-ViT checkpoints in their variants.
@@ -117,7 +118,7 @@ def open_variant(path: Path, **options):
 def same_weights(one, two) -> None:
     assert set(one.weights) == set(two.weights)
     for name, weight in one.weights.items():
-        np.testing.assert_array_equal(read_float32(weight), read_float32(two.weights[name]))
+        np.testing.assert_array_equal(float_array(weight), float_array(two.weights[name]))
 
 
 def later_peft(name: str) -> str:
@@ -169,20 +170,20 @@ def test_halves_come_from_their_folders_where_the_checkpoint_lacks_them(late_ten
     )
     source = open_variant(trained)
     for name, tensor in clip.items():
-        np.testing.assert_array_equal(read_float32(source.weights[name]), tensor.numpy())
+        np.testing.assert_array_equal(float_array(source.weights[name]), tensor.numpy())
     assert source.vision["integration_point"] == "late"
     vision_only = save_variant(tmp_path / "y.pth", late_tensors, drop=lambda name: "vision_model" not in name)
     base = torch.load(GOLDEN / "qavit_official_late" / "t5" / "pytorch_model.bin")
     source = open_variant(vision_only)
     for name, weight in source.weights.items():
         if name.startswith("text_model."):
-            np.testing.assert_array_equal(read_float32(weight), base[name[len("text_model.") :]].numpy())
+            np.testing.assert_array_equal(float_array(weight), base[name[len("text_model.") :]].numpy())
     adapters = save_variant(
         tmp_path / "z.pth", late_tensors, drop=lambda name: "vision_model" not in name and "lora_" not in name, config=CONFIG
     )
     name = "encoder.block.1.layer.0.SelfAttention.q"
     a, b = (late_tensors[f"base_model.model.{name}.lora_{side}.default.weight"] for side in "AB")
-    merged = read_float32(open_variant(adapters).weights[f"text_model.{name}.weight"])
+    merged = float_array(open_variant(adapters).weights[f"text_model.{name}.weight"])
     np.testing.assert_allclose(merged, (base[name + ".weight"] + 2 * b @ a).numpy(), rtol=0, atol=5e-7)
 
 
@@ -366,7 +367,7 @@ def test_clip_folders_in_every_form(hugging_face, tmp_path):
         assert set(source.weights) == expected
         for name, weight in source.weights.items():
             assert isinstance(weight[0], mmap.mmap)
-            np.testing.assert_array_equal(read_float32(weight), state[name].numpy())
+            np.testing.assert_array_equal(float_array(weight), state[name].numpy())
 
 
 def test_vision_alone_under_either_naming(hugging_face, tmp_path):
@@ -451,7 +452,7 @@ def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
         if name.startswith("text_model."):
             short = name[len("text_model.") :]
             theirs = next(state[key] for key in (name, short, "bert." + short, "roberta." + short) if key in state)
-            np.testing.assert_array_equal(read_float32(weight), theirs.numpy())
+            np.testing.assert_array_equal(float_array(weight), theirs.numpy())
     encoder = getattr(_core, TEXT_ENCODERS[expected])(source.text, source.weights)
     ids = np.random.default_rng(1).integers(3, TEXT["vocab_size"], (3, 9))
     mask = np.ones((3, 9), np.int64)
@@ -540,7 +541,7 @@ def test_blip_folders_get_laviss_names(hugging_face, tmp_path):
         ("text_encoder.encoder.layer.1.crossattention.self.key.weight",) * 2,
         ("itm_head.weight", "itm_head.weight"),
     ):
-        np.testing.assert_array_equal(read_float32(source.weights[ours]), state[theirs].numpy())
+        np.testing.assert_array_equal(float_array(source.weights[ours]), state[theirs].numpy())
     with pytest.raises(ValueError, match="num_attention_heads"):
         open_model(checkpoint=GOLDEN / "blip_itm" / "checkpoint.pth", config={"vision": cases["vit"]})
     with pytest.raises(ValueError, match="hidden_size 48, the weights say 32"):
@@ -782,7 +783,7 @@ def test_damaged_safetensors_are_read_or_refused(tmp_path_factory, prefix, chang
     path.write_bytes(prefix + content if len(prefix) % 7 == 3 else content)
     try:
         for weight in open_safetensors(path).values():
-            read_float32(weight)
+            float_array(weight)
     except ValueError as err:
         if str(path) not in str(err):
             raise

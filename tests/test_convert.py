@@ -17,9 +17,9 @@ import torch
 from safetensors import safe_open
 
 from qavit import convert as convert_module
-from qavit.checkpoints import open_model, read_float32
+from qavit.checkpoints import open_model
 from qavit.convert import convert, describe, description_text
-from qavit.weights import bfloat16_bits, cast, from_array
+from qavit.weights import bfloat16_bits, cast, float_array, from_array
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 LATE = GOLDEN / "qavit_official_late"
@@ -50,7 +50,7 @@ def test_a_converted_folder_is_the_same_model_mapped(which, request, tmp_path):
     assert set(again.weights) == set(source.weights)
     for name, weight in again.weights.items():
         assert isinstance(weight[0], mmap.mmap)
-        np.testing.assert_array_equal(read_float32(weight), read_float32(source.weights[name]))
+        np.testing.assert_array_equal(float_array(weight), float_array(source.weights[name]))
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(source.weights)
 
@@ -61,11 +61,11 @@ def test_dtypes(late, dtype, tmp_path):
     again = open_model(tmp_path / "model")
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
         for name, weight in again.weights.items():
-            expected = torch.from_numpy(read_float32(late.weights[name]).copy())
+            expected = torch.from_numpy(float_array(late.weights[name]).copy())
             kind = dtype if expected.ndim > 1 else "float32"
             assert weight[1] == kind
             assert torch.equal(file.get_tensor(name), expected.to(getattr(torch, kind)))
-            np.testing.assert_array_equal(read_float32(weight), expected.to(getattr(torch, kind)).float().numpy())
+            np.testing.assert_array_equal(float_array(weight), expected.to(getattr(torch, kind)).float().numpy())
 
 
 def test_bfloat16_rounds_as_torch_does():
@@ -238,7 +238,7 @@ def test_description(late, blip):
     told = describe(late)
     assert told["vision"]["integrated"] == (3, 4, 5)
     assert told["vision"]["grid"] == (5, 5)
-    assert told["parameters"]["total"] == sum(read_float32(weight).size for weight in late.weights.values())
+    assert told["parameters"]["total"] == sum(float_array(weight).size for weight in late.weights.values())
     assert told["parameters"]["text"] > 0
     assert told["stored_bytes"]["total"] == 4 * told["parameters"]["total"] == told["memory"]["float32"]
     text = description_text(told)

@@ -17,7 +17,7 @@ from small_models import write_qavit
 
 import qavit
 from qavit import _core
-from qavit.checkpoints import open_model, read_float32
+from qavit.checkpoints import open_model
 from qavit.convert import convert, describe, description_text
 from qavit.weights import bfloat16_bits, cast, float_array, from_array, stored_array
 
@@ -110,7 +110,7 @@ def test_panels_of_a_folder_are_views_at_whole_cache_lines(sources, tmp_path):
     assert isinstance(weight[0], mmap.mmap)
     assert all(offset % 64 == 0 for _, dtype, _, offset in again.weights.values() if "@" in dtype)
     for name, original in sources["late"].weights.items():
-        np.testing.assert_array_equal(read_float32(again.weights[name]), read_float32(original))
+        np.testing.assert_array_equal(float_array(again.weights[name]), float_array(original))
     # The output projections of integrated blocks are sums, made when the model is loaded.
     assert again.weights["vision_model.encoder.layers.5.self_attn.out_proj.weight"][1] == "float32"
     assert again.weights["vision_model.encoder.layers.0.self_attn.out_proj.weight"][1] == "float32@64"

@@ -20,8 +20,9 @@ ALIGNMENT = 64
 
 def collect() -> dict[str, Any]:
     """Names -> arrays: the weights as a converted folder names them, and what went in and came out."""
-    from qavit.checkpoints import open_model, read_float32
+    from qavit.checkpoints import open_model
     from qavit.text import Tokenizer
+    from qavit.weights import float_array
 
     late, blip = GOLDEN / "qavit_official_late", GOLDEN / "blip_itm"
     facts = json.loads((blip / "cases.json").read_text())
@@ -33,7 +34,7 @@ def collect() -> dict[str, Any]:
             config={"text": facts["med_config"], "vision": facts["vit"]},
         ),
     )
-    tensors = {name: read_float32(weight) for source in sources for name, weight in source.weights.items()}
+    tensors = {name: float_array(weight) for source in sources for name, weight in source.weights.items()}
     for name, array in np.load(late / "golden.npz").items():
         tensors["late." + name] = array
     with np.load(blip / "golden.npz") as golden:
@@ -43,7 +44,7 @@ def collect() -> dict[str, Any]:
     # The golden ids begin with [CLS], as the contrastive heads take them; matching reads [ENC] there.
     assert sources[1].tokenizer is not None
     tensors["blip.ids"] = tensors["blip.ids"].copy()
-    tensors["blip.ids"][:, 0] = Tokenizer.from_json(sources[1].tokenizer).id_of("[ENC]")
+    tensors["blip.ids"][:, 0] = Tokenizer(sources[1].tokenizer).id_of("[ENC]")
     normalised = (picture - np.array(facts["mean"], np.float32)) / np.array(facts["std"], np.float32)
     tensors["blip.pixels"] = normalised.transpose(0, 3, 1, 2)
     return tensors
