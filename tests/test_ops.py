@@ -419,7 +419,12 @@ def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
             _core._norm(*bad_norm, 1e-5, False)
     q = normal(1, 2, 8)
     for misfit in ({"q": normal(2, 8)}, {"heads": 3}, {"heads": 0}, {"k": normal(1, 2, 6)}, {"v": normal(1, 2, 6)},
-                   {"probabilities": np.empty((2, 2, 2), np.float32)}):  # fmt: skip
+                   {"probabilities": np.empty((2, 2, 2), np.float32)}, {"out": np.empty((1, 1, 8), np.float32)},
+                   {"probabilities": np.empty((1, 2, 2, 3), np.float32)}, {"v": None}, {"v": normal(2, 2, 8)},
+                   {"probabilities": np.empty((1, 2, 1, 2), np.float32), "first_row": 2}, {"bias": normal(2, 2, 3)},
+                   {"key_mask": np.ones((1, 3), np.uint8)}, {"extra_k": normal(1, 3, 8)},
+                   {"extra_k": normal(1, 3, 8), "extra_v": normal(1, 2, 8)}, {"kv_index": np.array([1], np.uintp)},
+                   {"extra_length": np.ones(2, np.uintp)}):  # fmt: skip
         with pytest.raises(ValueError, match="do not fit together"):
             attention(**{"out": np.empty_like(q), "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **misfit})
     with pytest.raises(ValueError, match="key_mask has 1 dimensions, expected 2"):
@@ -431,7 +436,7 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
     for parts in (0, 4):
         with pytest.raises(ValueError, match=f"parts: {parts}, expected 1 to 3"):
             _core._prepare({"0.weight": weight}, parts, "float32", 1.0)
-    with pytest.raises(ValueError, match="precision: float64, expected float32 or bfloat16"):
+    with pytest.raises(ValueError, match="precision is 'float64', expected 'float32' or 'bfloat16'"):
         _core._prepare({"0.weight": weight}, 1, "float64", 1.0)
     with pytest.raises(TypeError, match=r"expected \(buffer, dtype, shape, offset\)"):
         _core._prepare({"0.weight": weight[:3]}, 1, "float32", 1.0)

@@ -91,18 +91,6 @@ static size_t steps_of(const attention_work *w, size_t depth) {
     return w->bfloat16 ? (depth + 1) / 2 : depth;
 }
 
-/* out [n, ceil(d / 2)] pairs = the rows of x [n, d] in bfloat16 */
-static void round_rows(const qv_kernels *kernels, float *out, const float *x, size_t ld, size_t n, size_t d) {
-    size_t pairs = (d + 1) / 2;
-    for (size_t r = 0; r < n; r++) {
-        uint16_t *row = (uint16_t *)(void *)(out + r * pairs);
-        kernels->round_bfloat16(row, x + r * ld, d);
-        if (d % 2 != 0) {
-            row[d] = 0;
-        }
-    }
-}
-
 /* scratch->keys [panels, steps, width] = the transposed rows of x [n, d], as keys first.. of the whole */
 static void pack_keys(const attention_work *w, const lane_scratch *scratch, size_t first, const float *x, size_t ld,
                       size_t n) {
@@ -112,7 +100,7 @@ static void pack_keys(const attention_work *w, const lane_scratch *scratch, size
         const float *rows = x + s * ld;
         size_t ld_rows = ld;
         if (w->bfloat16) {
-            round_rows(w->kernels, scratch->rows, rows, ld, count, d);
+            qv_round_rows(w->kernels, scratch->rows, rows, ld, count, d);
             rows = scratch->rows;
             ld_rows = steps;
         }
@@ -214,7 +202,7 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
                                 .rows = rows,
                                 .depth = steps_of(w, a->d)};
     if (w->bfloat16) {
-        round_rows(w->kernels, scratch->rows, head->q + t0 * a->ld_q, a->ld_q, rows, a->d);
+        qv_round_rows(w->kernels, scratch->rows, head->q + t0 * a->ld_q, a->ld_q, rows, a->d);
         product.x = scratch->rows;
         product.ld_x = product.depth;
     }

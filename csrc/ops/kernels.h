@@ -43,7 +43,8 @@ typedef struct {
     /* x [n] = act(x) */
     void (*activate)(float *x, qv_activation activation, size_t n);
     /* x [n] = exp(scale (x - max)); returns 1 / sum. -INFINITY gives 0. All of them, NaN or INFINITY: NaN everywhere, so
-     * that no overflow passes for a map */
+     * that no overflow passes for a map. A largest scale x beyond 2^30, which no float32 sum gives to within 1, may be NaN
+     * too: scale max is rounded once. */
     float (*exponentiate)(float *x, float scale, size_t n);
     /* the same, out [n] in bfloat16, beginning where x does; NULL where multiply_bfloat16 is */
     float (*exponentiate_bfloat16)(float *x, float scale, size_t n);
@@ -67,6 +68,9 @@ extern const qv_kernels qv_kernels_generic;
 extern const qv_kernels qv_kernels_avx2;
 extern const qv_kernels qv_kernels_avx512;
 #endif
+
+/* out [n, ceil(d / 2)] pairs = the rows of x [n, d] in bfloat16, an odd last one with a partner of zero */
+void qv_round_rows(const qv_kernels *kernels, float *out, const float *x, size_t ld_x, size_t n, size_t d);
 
 /* The best table that qv_cpu() allows. */
 const qv_kernels *qv_kernels_here(void);

@@ -269,13 +269,13 @@ static size_t chunk_start(const product_work *w, size_t chunk) {
     return row < w->rows ? row : w->rows;
 }
 
-static void round_rows(const product_work *w, size_t first, size_t end) {
-    size_t depth = w->weight->depth, steps = packed_depth(w->weight);
-    for (size_t r = first; r < end; r++) {
-        uint16_t *out = (uint16_t *)(void *)(w->rounded + r * steps);
-        w->kernels->round_bfloat16(out, w->x + r * w->ld_x, depth);
-        if (depth % 2 != 0) {
-            out[depth] = 0;
+void qv_round_rows(const qv_kernels *kernels, float *out, const float *x, size_t ld_x, size_t n, size_t d) {
+    size_t pairs = (d + 1) / 2;
+    for (size_t r = 0; r < n; r++) {
+        uint16_t *row = (uint16_t *)(void *)(out + r * pairs);
+        kernels->round_bfloat16(row, x + r * ld_x, d);
+        if (d % 2 != 0) {
+            row[d] = 0;
         }
     }
 }
@@ -287,7 +287,9 @@ static void round_chunk(product_work *w, size_t chunk) {
     }
     int state = NOT_ROUNDED;
     if (atomic_compare_exchange_strong(&w->state[chunk], &state, BEING_ROUNDED)) {
-        round_rows(w, chunk_start(w, chunk), chunk_start(w, chunk + 1));
+        size_t first = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - first;
+        qv_round_rows(w->kernels, w->rounded + first * packed_depth(w->weight), w->x + first * w->ld_x, w->ld_x, rows,
+                      w->weight->depth);
         atomic_store(&w->state[chunk], ROUNDED);
     }
     while (atomic_load(&w->state[chunk]) != ROUNDED) {

@@ -258,14 +258,17 @@ int qvpy_config_float(PyObject *config, const char *key, int required, float *ou
     if (value == NULL) {
         return required ? -1 : 0;
     }
+    Py_INCREF(value); /* its __float__ can take it out of the dict */
     double number = PyFloat_AsDouble(value);
-    if ((number == -1.0 && PyErr_Occurred()) || !(number > -1e30 && number < 1e30)) {
+    bool good = !(number == -1.0 && PyErr_Occurred()) && number > -1e30 && number < 1e30;
+    if (good) {
+        *out = (float)number;
+    } else {
         PyErr_Clear();
         PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected a finite number", key, value);
-        return -1;
     }
-    *out = (float)number;
-    return 0;
+    Py_DECREF(value);
+    return good ? 0 : -1;
 }
 
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {

@@ -71,15 +71,6 @@ static void end_call(qv_call *call) {
     qv_free(call->scratch);
 }
 
-static int read_precision(const char *text, qv_precision *precision) {
-    if (strcmp(text, "float32") != 0 && strcmp(text, "bfloat16") != 0) {
-        PyErr_Format(PyExc_ValueError, "precision: %s, expected float32 or bfloat16", text);
-        return -1;
-    }
-    *precision = text[0] == 'f' ? QV_PRECISION_FLOAT32 : QV_PRECISION_BFLOAT16;
-    return 0;
-}
-
 typedef struct {
     qv_linear_weight weight;
     qvpy_weights source;
@@ -105,7 +96,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     qv_precision precision;
-    if (read_precision(precision_name, &precision) < 0) {
+    if (qvpy_precision(precision_name, &precision) < 0) {
         return NULL;
     }
     if (parts < 1 || parts > (Py_ssize_t)QV_MAX_PARTS) {
@@ -201,6 +192,26 @@ static void *data_of(PyArrayObject *array) {
     return array != NULL ? PyArray_DATA(array) : NULL;
 }
 
+/* None, or [a, b, c] */
+static bool is_none_or(const row_view *view, size_t a, size_t b, size_t c) {
+    return view->data == NULL || (view->dims == 3 && view->shape[0] == a && view->shape[1] == b && view->shape[2] == c);
+}
+
+/* None, or [a] or [a, b] */
+static bool array_is_none_or(PyArrayObject *array, size_t a, size_t b) {
+    return array == NULL || ((size_t)PyArray_DIM(array, 0) == a &&
+                             (PyArray_NDIM(array) == 1 || (size_t)PyArray_DIM(array, 1) == b));
+}
+
+/* Each of the B sets named is one of those there are; where none are named, there are B. */
+static bool sets_exist(const size_t *index, size_t B, size_t sets) {
+    bool exist = index != NULL || sets == B;
+    for (size_t b = 0; exist && index != NULL && b < B; b++) {
+        exist = index[b] < sets;
+    }
+    return exist;
+}
+
 /* _attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
  * batch, scale, causal, first_row, first_column, precision): every array but q and k may be None */
 static PyObject *attention(PyObject *module, PyObject *arguments) {
@@ -213,7 +224,7 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnns", &objects[0], &objects[1], &objects[2], &objects[3],
                           &objects[4], &objects[5], &objects[6], &objects[7], &objects[8], &objects[9], &objects[10],
                           &objects[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column, &precision) ||
-        read_precision(precision, &a.precision) < 0) {
+        qvpy_precision(precision, &a.precision) < 0) {
         return NULL;
     }
     row_view out, q, k, v, extra_k, extra_v, bias, probabilities;
@@ -267,6 +278,20 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     a.S = k.shape[1];
     a.M = extra_k.data != NULL ? extra_k.shape[1] : 0;
     a.d = q.columns / (size_t)heads;
+    size_t D = q.columns;
+    if (batch < 0 || !is_none_or(&out, a.B, a.T, D) || !is_none_or(&v, k.shape[0], a.S, D) ||
+        !is_none_or(&extra_k, a.B, a.M, D) || !is_none_or(&extra_v, a.B, a.M, D) ||
+        !is_none_or(&bias, a.H, a.T, a.S) || !array_is_none_or(extra_length, a.B, 0) ||
+        !array_is_none_or(key_mask, a.B, a.S) || !array_is_none_or(q_index, a.B, 0) ||
+        !array_is_none_or(kv_index, a.B, 0) || !sets_exist(a.q_index, a.B, q.shape[0]) ||
+        !sets_exist(a.kv_index, a.B, k.shape[0]) ||
+        (out.data != NULL && (v.data == NULL || (a.M != 0 && extra_v.data == NULL))) ||
+        (probabilities.data != NULL &&
+         (probabilities.shape[0] != a.B || probabilities.shape[1] != a.H || first_row < 0 || first_column < 0 ||
+          a.first_row + a.row_count > a.T || a.first_column + a.column_count > a.M + a.S))) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        goto done;
+    }
     if (start_call(&call, a.T, q.columns, a.S + a.M, a.d) < 0) {
         goto done;
     }
@@ -324,7 +349,7 @@ static PyObject *burn(PyObject *module, PyObject *arguments) {
     const char *name;
     Py_ssize_t steps;
     qv_precision precision;
-    if (!PyArg_ParseTuple(arguments, "sn", &name, &steps) || read_precision(name, &precision) < 0) {
+    if (!PyArg_ParseTuple(arguments, "sn", &name, &steps) || qvpy_precision(name, &precision) < 0) {
         return NULL;
     }
     double operations;
