@@ -21,6 +21,7 @@ $(STAMPS)/system: scripts/system_packages.sh
 	@touch $@
 
 $(STAMPS)/venv: pyproject.toml $(STAMPS)/system
+	@echo "setting up $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check "setuptools>=77" wheel "numpy>=2.0" scipy-openblas32
 	@touch $@

@@ -337,6 +337,12 @@ def test_the_commands_exit_codes(data: DataSet, tmp_path: Path, capsys: pytest.C
     arguments = ["run", str(good), "--model", str(data.model), "-o", str(tmp_path / "good")]
     assert cli.main(arguments) == cli.OK
     assert "4 rows of 2 pictures written" in capsys.readouterr().err
+    one = write_lines(data.questions.parent / "one.jsonl", make_rows(["0.png"], 1))
+    alone = ["run", str(one), "--model", str(data.model), "-o", str(tmp_path / "one")]
+    assert cli.main(alone) == cli.main([*alone, "--resume"]) == cli.OK
+    said = capsys.readouterr().err
+    assert "1 row of 1 picture written" in said
+    assert "1 was there already" in said
     assert cli.main(arguments) == cli.SOME_FAILED
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*arguments, "--resume"]) == cli.OK

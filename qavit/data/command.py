@@ -54,6 +54,10 @@ def _shard(text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def run_command(options: argparse.Namespace, model_arguments: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
     """Run; 0 when every row has its map, 1 when some have an error instead."""
     from .pipeline import run
@@ -85,8 +89,8 @@ def run_command(options: argparse.Namespace, model_arguments: Callable[[argparse
     )
     errors = summary.errors + summary.errors_before
     if not options.json:
-        before = f", {summary.before:,} were there already" if summary.before else ""
-        failed = f"; {errors:,} of all have an error instead of a map" if errors else ""
-        written = f"{summary.rows:,} rows of {summary.images:,} pictures written"
+        before = f", {summary.before:,} {'was' if summary.before == 1 else 'were'} there already" if summary.before else ""
+        failed = f"; {errors:,} of all {'has' if errors == 1 else 'have'} an error instead of a map" if errors else ""
+        written = f"{_counted(summary.rows, 'row')} of {_counted(summary.images, 'picture')} written"
         print(f"{options.out}: {written}{before}{failed}", file=sys.stderr)
     return SOME_FAILED if errors else OK
