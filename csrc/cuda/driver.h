@@ -12,7 +12,7 @@ typedef enum { QV_CUDA_TO_DEVICE, QV_CUDA_TO_HOST } qv_cuda_direction;
 typedef enum { QV_CUDA_COMPUTE, QV_CUDA_COPY, QV_CUDA_STREAMS } qv_cuda_stream;
 
 /* out [R, N] = act(x [R, K] weight + bias) + residual. The weight is [N, K], or [K, N] where `plain_order`; bfloat16
- * says that x and weight are. At most one of activation (identity, relu or gelu_tanh) and residual is given; the residual
+ * says that x and weight are. At most one of activation (identity or gelu_tanh) and residual is given; the residual
  * may be `out`. */
 typedef struct {
     float *out;

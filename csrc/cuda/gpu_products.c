@@ -174,9 +174,7 @@ static plan_key key_of(const qv_cuda_product *p) {
     key.ld_residual = p->residual != NULL ? p->ld_residual : p->ld_out;
     key.residual_alignment = p->residual != NULL ? alignment_of(p->residual) : key.out_alignment;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    if (p->activation == QV_RELU) {
-        epilogue = p->bias != NULL ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
-    } else if (p->activation == QV_GELU_TANH) {
+    if (p->activation == QV_GELU_TANH) {
         epilogue = p->bias != NULL ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
     } else if (p->bias != NULL) {
         epilogue = CUBLASLT_EPILOGUE_BIAS;

@@ -72,8 +72,9 @@ void qv_cuda_linear(qv_call *call, float *out, size_t ld_out, const float *x, si
         product.x = call->scratch;
         product.ld_x = K;
     }
-    /* The product's own epilogue knows bias, relu, the tanh form of gelu, and what to add; the rest follows it. */
-    bool own = e->activation == QV_IDENTITY || e->activation == QV_RELU || e->activation == QV_GELU_TANH;
+    /* The product's own epilogue knows bias, the tanh form of gelu, and what to add; the rest follows it: relu too, because
+     * cuBLASLt's does not promise to keep a NaN, which must be seen. */
+    bool own = e->activation == QV_IDENTITY || e->activation == QV_GELU_TANH;
     bool fused = e->multiply == NULL && own && (e->residual == NULL || e->activation == QV_IDENTITY);
     if (fused) {
         product.activation = e->activation;
