@@ -252,6 +252,45 @@ def test_waiting_for_a_device_leaves_python_to_the_call_that_has_it() -> None:
     assert run_python(TURNS_SCRIPT) == "ok"
 
 
+HANDLER_SCRIPT = """
+import os, signal, threading, numpy as np
+import test_core_safety as t
+_core = t._core
+source = t.open_blip()
+device = _core.Device("cuda-host")
+make = lambda: _core.BlipItm({"vision": source.vision, "text": source.text}, source.weights, device=device)
+model = make()
+image = t.encode(model)
+ids, mask = np.ones((4, 7), np.int32), np.ones((4, 7), np.uint8)
+expected = model.match(image, ids, mask)
+refused = []
+
+def handle(*_):
+    for act in (lambda: model.match(image, ids, mask), make):
+        try:
+            act()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+signal.signal(signal.SIGUSR1, handle)
+timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+timer.start()
+while not refused:
+    model.gradcam(image, ids, mask, 0)
+timer.join()
+assert all("in a call on the device already" in text for text in refused) and len(refused) == 2, refused
+assert (model.match(image, ids, mask) == expected).all()
+again = make()
+assert (again.match(t.encode(again), ids, mask) == expected).all()
+print("ok")
+"""
+
+
+def test_a_signal_handler_s_call_on_a_device_that_is_in_a_call_is_refused() -> None:
+    """It would wait for its own thread."""
+    assert run_python(HANDLER_SCRIPT) == "ok"
+
+
 def test_copies_and_pickles_are_refused() -> None:
     encoder = _core.T5Encoder(CONFIG, t5_weights())
     expected = encoder.encode(batch())

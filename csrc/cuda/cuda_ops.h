@@ -118,6 +118,9 @@ void qv_cuda_drain(qv_cuda_device *device);
 
 /* Whether this process was forked from the one that opened the device: nothing of the GPU may be touched here. */
 bool qv_cuda_forked(const qv_cuda_device *device);
+/* Wait for the device's turn, which unlocking gives back; an error where this very thread has it: the poll of a call can run
+ * a signal handler, and that anything. */
+qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err);
 void *qv_cuda_allocate(const qv_memory *memory, size_t bytes);
 void qv_cuda_free(const qv_memory *memory, void *block);
 qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);

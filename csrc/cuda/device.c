@@ -144,6 +144,15 @@ const void *qv_cuda_index(qv_cuda_device *device, const void *host, size_t bytes
     return device->index_device + offset;
 }
 
+qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err) {
+    if (pthread_mutex_lock(&device->turn) == 0) {
+        return QV_OK;
+    }
+    return qv_fail(err, QV_ERR_UNSUPPORTED,
+                   "%s: this thread is in a call on the device already; a signal handler cannot make another on it",
+                   device->driver->name);
+}
+
 /* Wait for the other calls, and make this thread's calls go to the device; the turn is given back by unlocking. */
 static qv_status take_turn(qv_cuda_device *device, qv_error *err) {
     if (qv_cuda_forked(device)) {
@@ -152,7 +161,9 @@ static qv_status take_turn(qv_cuda_device *device, qv_error *err) {
                        "that; start processes by spawning them",
                        device->driver->name);
     }
-    pthread_mutex_lock(&device->turn);
+    if (qv_cuda_wait(device, err) != QV_OK) {
+        return err->code;
+    }
     device->status = device->driver->enter(device->state, &device->error);
     if (device->status != QV_OK) {
         *err = device->error;
@@ -363,7 +374,14 @@ qv_status qv_cuda_open(qv_cuda_device **out, const char *name, const qv_cuda_opt
         return qv_fail_memory(err, "a device");
     }
     memset(device, 0, sizeof *device);
-    if (pthread_mutex_init(&device->turn, NULL) != 0) {
+    pthread_mutexattr_t attributes;
+    bool made = pthread_mutexattr_init(&attributes) == 0;
+    if (made) {
+        made = pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK) == 0 &&
+               pthread_mutex_init(&device->turn, &attributes) == 0;
+        pthread_mutexattr_destroy(&attributes);
+    }
+    if (!made) {
         qv_free(device);
         return qv_fail_memory(err, "a device's lock");
     }

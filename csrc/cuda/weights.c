@@ -18,9 +18,11 @@ static size_t align(size_t bytes) {
 
 void qv_cuda_next_block(const qv_ops *ops) {
     qv_cuda_device *device = qv_cuda_of(ops);
-    pthread_mutex_lock(&device->turn);
-    device->open_block = device->block_count;
-    pthread_mutex_unlock(&device->turn);
+    qv_error err; /* which preparing the block's layers will meet again */
+    if (qv_cuda_wait(device, &err) == QV_OK) {
+        device->open_block = device->block_count;
+        pthread_mutex_unlock(&device->turn);
+    }
 }
 
 /* The block that layers are prepared for, which is made when its first layer comes. */
@@ -269,9 +271,11 @@ static char *make_room(qv_cuda_device *device, qv_linear_weight *weight, size_t 
         return weight->owned;
     }
     qv_cuda_slot *slot = NULL;
-    pthread_mutex_lock(&device->turn);
-    qv_status status = add_slot(device, &slot, bytes, name, err);
-    pthread_mutex_unlock(&device->turn);
+    qv_status status = qv_cuda_wait(device, err);
+    if (status == QV_OK) {
+        status = add_slot(device, &slot, bytes, name, err);
+        pthread_mutex_unlock(&device->turn);
+    }
     weight->owned = slot;
     return status == QV_OK ? slot->host : NULL;
 }
