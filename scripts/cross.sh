@@ -12,17 +12,16 @@ mkdir -p "$folder"
 
 # build NAME COMPILER...: ops_check_NAME and models_check_NAME from `sources` and `libraries`, by way of objects of their own
 build() {
-    local name=$1 file object program
-    local objects=()
+    local name=$1 program
     shift
     mkdir -p "$folder/$name"
-    for file in "${sources[@]}" tests/core/check.c; do
-        object=$folder/$name/$(echo "${file%.c}" | tr / _).o
-        "$@" "${flags[@]}" -c "$file" -o "$object"
-        objects+=("$object")
-    done
+    rm -f "$folder/$name"/*.o
+    printf '%s\n' "${sources[@]}" tests/core/check.c | xargs -P "$(nproc)" -I{} bash -c '
+        folder=$1 file=$2
+        shift 2
+        "$@" -c "$file" -o "$folder/$(echo "${file%.c}" | tr / _).o"' _ "$folder/$name" {} "$@" "${flags[@]}"
     for program in ops_check models_check; do
-        "$@" "${flags[@]}" "tests/core/$program.c" "${objects[@]}" -o "$folder/${program}_$name" "${libraries[@]}" -pthread -lm
+        "$@" "${flags[@]}" "tests/core/$program.c" "$folder/$name"/*.o -o "$folder/${program}_$name" "${libraries[@]}" -pthread -lm
     done
 }
 
@@ -40,12 +39,16 @@ check() {
     fi
 }
 
-# check_both NAME BUILD RUNNER...: both programs of a build, by an emulator or (none) here
+# check_both NAME BUILD RUNNER...: start both programs of a build, by an emulator or (none) here
+started=()
 check_both() {
     local name=$1 build=$2
     shift 2
-    check "$name" ops "$@" "$folder/ops_check_$build"
-    check "$name" models "$@" "$folder/models_check_$build" "$folder/cases.bin"
+    (
+        check "$name" ops "$@" "$folder/ops_check_$build"
+        check "$name" models "$@" "$folder/models_check_$build" "$folder/cases.bin"
+    ) &
+    started+=($!)
 }
 
 for tool in aarch64-linux-gnu-gcc qemu-aarch64-static qemu-x86_64-static; do
@@ -71,3 +74,8 @@ print(blas.get_include_dir(), blas.get_lib_dir(), sep="\n")')
     check_both x86_64-avx2 native qemu-x86_64-static -cpu Haswell
     check_both x86_64-plain native qemu-x86_64-static -cpu core2duo
 fi
+status=0
+for process in "${started[@]}"; do
+    wait "$process" || status=1
+done
+exit $status

@@ -24,13 +24,16 @@ if cublas and (toolkit / "cuda_runtime_api.h").exists():
 PY
 )
 [ ${#cuda[@]} -gt 0 ] || echo "CUDA's headers are not here: csrc/cuda/gpu_* skipped"
+files=()
+for file in csrc/{base,ops,image,models,cuda,python}/*.c tests/core/*.c fuzz/*.c; do
+    case $file in csrc/cuda/gpu_*) [ ${#cuda[@]} -gt 0 ] || continue ;; esac
+    files+=("$file")
+done
 for compiler in gcc clang; do
     command -v $compiler >/dev/null || { echo "$compiler is not here: skipped"; continue; }
-    for file in csrc/{base,ops,image,models,cuda,python}/*.c tests/core/*.c fuzz/*.c; do
-        case $file in csrc/cuda/gpu_*) [ ${#cuda[@]} -gt 0 ] || continue ;; esac
-        # shellcheck disable=SC2086
-        $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX $stb \
-            -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc -Itests/core "${includes[@]}" "${cuda[@]}" "$file"
-    done
+    # A few files at a time, on every CPU.
+    # shellcheck disable=SC2086
+    printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -n 4 $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE \
+        -DQV_BLAS_SCIPY_PREFIX $stb -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc -Itests/core "${includes[@]}" "${cuda[@]}"
     echo "$compiler: no warnings"
 done

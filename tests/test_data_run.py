@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -380,6 +381,92 @@ def test_a_line_a_minute_without_a_terminal(capsys: pytest.CaptureFixture[str], 
     progress.tick(0, 0, 0)
     # Three tenths more took 180 s, three tenths are left.
     assert "3 min 00 s left" in capsys.readouterr().err
+
+
+def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from qavit.data.plan import Part
+    from qavit.data.progress import RunProgress
+    from qavit.data.worker import PartDone
+
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    progress = RunProgress([400], [False])
+    assert "starting" in capsys.readouterr().err
+    progress.start(Part(0, 0))
+    clock[0] += 0.05
+    progress.tick(1, 2, 0)
+    assert capsys.readouterr().err == ""  # at most ten times a second
+    clock[0] += 99.95
+    progress.part(PartDone("00000-000000", 0, 0.025, 200, 400, 1, 9.0, "q10: there is no such file"))
+    said = capsys.readouterr().err
+    # The problem has a line to itself, and the bar is drawn again below it.
+    assert "qavit: part 00000-000000: 1 of 400 rows failed, first q10: there is no such file" in re.split("[\\r\\n]", said)
+    bar = said.rsplit("\r", 1)[1]
+    # A fortieth took 100 s, 39 are left.
+    assert re.fullmatch(r" +2%\|.*\| 2 questions, 0\.0 images/s, 0\.0 questions/s, 1 h 05 min left, 0 errors *", bar)
+    progress.tick(199, 398, 1)
+    assert capsys.readouterr().err == ""
+    progress.part(PartDone("00000-000001", 0, 1.0, 200, 400, 0, 9.0, None))
+    progress.close()
+    end = capsys.readouterr()
+    assert re.search(r"100%\|.*\| 400 questions, 2\.0 images/s, 4\.0 questions/s, 0 s left, 1 errors *\n$", end.err)
+    assert end.out == ""
+
+
+def test_a_bar_is_closed_when_a_run_ends_early(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from qavit.data.progress import RunProgress
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = RunProgress([400], [False])
+    capsys.readouterr()
+    progress.abandon()
+    assert capsys.readouterr().err.endswith("\n")  # so that what is said next begins a line
+
+
+def test_events_tell_numbers_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from qavit.data.plan import Part
+    from qavit.data.progress import RunProgress
+    from qavit.data.worker import PartDone
+
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # events take the bar's place
+    progress = RunProgress([100, 300], [False, False], events=True)
+    progress.begin(out="maps", workers=2)
+    progress.start(Part(0, 0))
+    for _ in range(3):
+        clock[0] += 4
+        progress.tick(3, 6, 1)
+    progress.part(PartDone("00000-000000", 0, 1.0, 9, 18, 3, 8.0, "q3: \u00fc"))
+    clock[0] += 4
+    progress.tick(0, 0, 0)
+    progress.close(rows=18)
+    said = capsys.readouterr()
+    assert said.err == ""
+    numbers = {"images": 9, "questions": 18, "errors": 3}
+    assert [json.loads(line) for line in said.out.splitlines()] == [
+        {"event": "start", "out": "maps", "workers": 2},
+        {"event": "progress", **numbers, "seconds": 12.0, "images_per_second": 0.75, "questions_per_second": 1.5,
+         "fraction": 0.0, "seconds_left": None},
+        {"event": "part", "name": "00000-000000", "images": 9, "rows": 18, "errors": 3, "problem": "q3: \u00fc"},
+        {"event": "end", **numbers, "seconds": 16.0, "images_per_second": 0.562, "questions_per_second": 1.125,
+         "fraction": 0.25, "seconds_left": 48.0, "rows": 18},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (None, "unknown time"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"),
+        (3599.7, "1 h 00 min"), (7384, "2 h 03 min"), (360_000, "100 h 00 min"),
+    ],
+)  # fmt: skip
+def test_a_duration_as_a_person_says_it(seconds: float | None, said: str) -> None:
+    from qavit.data.progress import duration
+
+    assert duration(seconds) == said
 
 
 def test_missing_libraries_are_named(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -55,17 +57,37 @@ def test_bfloat16_without_its_instructions_is_float32() -> None:
     assert np.array_equal(full, low) == (own_level() != "avx512_bf16")
 
 
+class Run(NamedTuple):
+    process: subprocess.Popen[bytes]
+    said: Path
+
+
+@pytest.fixture(scope="module")
+def lower_levels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """A run at each level below this machine's own, all begun at once."""
+    folder, logs = Path(__file__).parent, tmp_path_factory.mktemp("levels")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["-m", "every_level and not full_size and not slow", *(str(folder / f"test_{name}.py") for name in FILES)]
+    runs = {}
+    for level in LEVELS[: LEVELS.index(own_level())]:
+        with open(logs / level, "w") as said:
+            environment = {**os.environ, "QAVIT_CPU": level}
+            process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT, cwd=folder.parent)
+        runs[level] = Run(process, logs / level)
+    yield runs
+    for run in runs.values():
+        run.process.kill()
+        run.process.wait()
+
+
 @pytest.mark.skipif(INSIDE, reason="already at a level of its own")
 @pytest.mark.parametrize("level", LEVELS)
-def test_level(level: str) -> None:
+def test_level(level: str, lower_levels: dict[str, Run]) -> None:
     own = own_level()
     if level == own:
         pytest.skip(f"the suite itself runs at {own}")
-    if LEVELS.index(level) > LEVELS.index(own):
+    if level not in lower_levels:
         pytest.skip(f"this CPU has no {level}: its level is {own}")
-    folder = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-m", "every_level and not full_size and not slow", *(str(folder / f"test_{name}.py") for name in FILES)]
-    environment = {**os.environ, "QAVIT_CPU": level}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parent)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run = lower_levels[level]
+    status = run.process.wait()
+    assert status == 0, run.said.read_text()[-4000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 import qavit
 
@@ -371,3 +373,55 @@ def test_no_torch_at_run_time() -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A copy of the demo model's folder, and the tensors to write there."""
+    for path in Path(qavit.__file__).with_name("demo_model").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path, load_file(tmp_path / "model.safetensors")
+
+
+def test_answers_are_the_softmax_of_their_head(answering: tuple[Path, dict[str, np.ndarray]], picture: np.ndarray) -> None:
+    folder, tensors = answering
+    bias = tensors["answer_head.bias"]
+    tensors["answer_head.weight"][:] = 0
+    bias[:] = 300  # whose exp() no float32 holds
+    bias[3], bias[7] = 302, 304
+    save_file(tensors, folder / "model.safetensors")
+    model = qavit.load(folder)
+    found = model.answer(picture, "where is the star?")
+    # Equal ones stay in the order of the list.
+    others = [i for i in range(len(bias)) if i not in (3, 7)]
+    assert [name for name, _ in found] == [model.answers[i] for i in (7, 3, *others)]
+    expected = np.exp(np.array([4, 2, *[0] * len(others)], np.float64))
+    # Observed: 1.4e-7.
+    np.testing.assert_allclose([value for _, value in found], expected / expected.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["answer_head.weight", "answer_head.bias"])
+def test_an_answer_head_that_does_not_fit_is_named(answering: tuple[Path, dict[str, np.ndarray]], name: str) -> None:
+    folder, tensors = answering
+    shape = list(tensors[name].shape)
+    wrong = [*shape[:-1], shape[-1] + 1]
+    save_file({**tensors, name: np.zeros(wrong, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(f"{name} has shape {wrong}, expected {shape}")):
+        qavit.load(folder)
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    missing = "answer_head.bias [32] is not expected" if name.endswith("weight") else "answer_head.bias [32] is missing"
+    with pytest.raises(ValueError, match=re.escape(missing)):
+        qavit.load(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_answers_that_are_not_finite_are_refused(
+    answering: tuple[Path, dict[str, np.ndarray]], picture: np.ndarray, value: float
+) -> None:
+    folder, tensors = answering
+    tensors["answer_head.bias"][2] = value
+    save_file(tensors, folder / "model.safetensors")
+    model = qavit.load(folder)
+    with pytest.raises(ValueError, match="the answers' scores are not finite"):
+        model.answer(picture, "where is the star?")

@@ -43,8 +43,8 @@ class RunProgress:
         if not events and sys.stderr.isatty():
             from tqdm import tqdm
 
-            layout = "{percentage:3.0f}%|{bar}| {postfix}"
-            self._bar = tqdm(total=100.0, bar_format=layout, file=sys.stderr, dynamic_ncols=True, postfix="starting")
+            layout = "{percentage:3.0f}%|{bar}| {desc}"
+            self._bar = tqdm(total=100.0, bar_format=layout, file=sys.stderr, dynamic_ncols=True, desc="starting")
 
     @property
     def fraction(self) -> float:
@@ -129,7 +129,7 @@ class RunProgress:
             self._say(f"qavit: {100 * self.fraction:.1f}%: {text}")
         else:
             self._bar.n = 100.0 * self.fraction
-            self._bar.set_postfix_str(text)
+            self._bar.set_description_str(text)
 
     def _say(self, text: str, file: Optional[TextIO] = None) -> None:
         if self._bar is not None:
