@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import re
@@ -612,13 +611,6 @@ def demo_of_a_small_model() -> None:
         command("demo", "-o", "{out}", "--image", "{photo}", "-q", "what")()
 
 
-def run_forked() -> None:
-    """Worker processes that start as copies of this one, which takes a tenth of the time of new ones."""
-    forked = multiprocessing.get_context("fork")
-    with mock.patch.object(multiprocessing, "get_context", return_value=forked):
-        run_quietly(lambda: run_data(workers=2))
-
-
 def drawing(kind: str) -> Callable[[], Any]:
     return lambda: plots.make_figure(one(), kind, top=1, colorbar=False)
 
@@ -761,7 +753,6 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "run": (lambda: run_quietly(run_data), 1),
     "run, refused": (refused(lambda: qavit.data.run(questions(), maps(), model=folder(), part_rows=3)), 1),
     "run, a broken input": (refused(lambda: run_quietly(lambda: run_data(path=broken_questions()))), 1),
-    "run, two forked processes": (run_forked, 4),
     "run, two processes": (lambda: run_quietly(lambda: run_data(workers=2)), 500),
     "read_maps": (lambda: qavit.data.read_maps(maps()), 1),
     "MapReader": (use_reader, 1),

@@ -111,6 +111,7 @@ def test_nothing_is_lost(name: str) -> None:
 
 #: What is not called here, and where it is instead.
 ELSEWHERE = {
+    "qavit.data.local.run_processes": "in the long run, as \"run, two processes\"",
     "qavit.data.ray_engine.run_ray": "tests/test_data_ray.py: Ray's own processes",
     "qavit.devices.same_device": "tests/test_cuda.py",
     "qavit.images.DevicePicture.__init__": "tests/test_cuda_pictures.py",
