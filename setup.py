@@ -91,11 +91,13 @@ class BuildCore(build_ext):
         self.place_library(ROOT / "qavit")
 
     def place_library(self, package: Path) -> None:
-        """Copy the shipped OpenBLAS into package/.libs."""
+        """Copy the shipped OpenBLAS into package/.libs; a process that has the one there mapped keeps that one."""
         if self.library is not None:
             folder = package / ".libs"
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(self.library, folder / self.library.name)
+            part = folder / f"{self.library.name}.part"
+            shutil.copy2(self.library, part)
+            part.replace(folder / self.library.name)
 
     def use_openblas(self, ext: Extension) -> Path | None:
         """Point the compiler at OpenBLAS; return the library file to ship, if one is shipped."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,3 +54,22 @@ def test_the_run_path_is_the_packages_own() -> None:
     paths = re.findall(r"(?:RPATH|RUNPATH)\).*\[(.*)\]", readelf("--dynamic"))
     for path in ":".join(paths).split(":"):
         assert path == "" or path.startswith(("$ORIGIN", "/")), path
+
+
+def test_a_build_leaves_the_library_to_processes_that_have_it_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written over in place, it takes its relocated pages from them: they crash in their next fork or import."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(Path(__file__).parent.parent / "setup.py"))["BuildCore"]
+    builder = SimpleNamespace(library=tmp_path / "libblas.so")
+    for version in ("the first", "another"):
+        builder.library.write_text(version)
+        build.place_library(builder, tmp_path / "package")
+        if version == "the first":
+            mapped = open(tmp_path / "package/.libs/libblas.so")  # noqa: SIM115
+    with mapped:
+        assert mapped.read() == "the first"
+    assert [file.name for file in (tmp_path / "package/.libs").iterdir()] == ["libblas.so"]
+    assert (tmp_path / "package/.libs/libblas.so").read_text() == "another"
