@@ -28,7 +28,8 @@ if command -v "${CXX:-g++}" >/dev/null; then
     "${CXX:-g++}" -std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
         -Icsrc -c tests/core/emulated_gpu.cpp -o "$emulated/gpu.o"
     (
-        export CFLAGS="${CFLAGS:-} -DQV_CUDA_EMULATED" LDFLAGS="${LDFLAGS:-} $emulated/gpu.o"
+        # A relative path: flags are split at spaces, which $root may have.
+        export CFLAGS="${CFLAGS:-} -DQV_CUDA_EMULATED" LDFLAGS="${LDFLAGS:-} build/emulated/gpu.o"
         core "$emulated"
         "$python" -m pytest tests/test_cuda.py tests/test_cuda_pictures.py \
             -k "cuda-host and not benchmark and not maps_of_pictures and not texts_of_blip"
