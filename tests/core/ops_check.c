@@ -115,7 +115,8 @@ static void plain_attention(const qv_attention *a, double *expected, double *exp
             if (s >= a->M) {
                 size_t key = s - a->M;
                 score += a->bias != NULL ? (double)a->bias[(h * a->T + t) * a->S + key] : 0.0;
-                bool hidden = (a->key_mask != NULL && a->key_mask[b * a->S + key] == 0) || (a->causal && key > t);
+                bool masked = a->key_mask != NULL && a->key_mask[b * a->S + key] == 0;
+                bool hidden = a->causal ? key > t || (masked && key != t) : masked;
                 score = hidden ? -INFINITY : score;
             }
             p[s] = score;
