@@ -60,9 +60,13 @@ void qv_host_streams_close(qv_host_streams *streams) {
 
 /* ---- all below: the lock is held ---- */
 
+static bool lies_in(const pinned *range, const void *memory) {
+    return (const char *)memory >= range->memory && (const char *)memory < range->memory + range->bytes;
+}
+
 static bool is_pinned(const qv_host_streams *streams, const void *memory) {
     for (const pinned *range = streams->pinned; range != NULL; range = range->next) {
-        if ((const char *)memory >= range->memory && (const char *)memory < range->memory + range->bytes) {
+        if (lies_in(range, memory)) {
             return true;
         }
     }
@@ -89,6 +93,16 @@ static qv_status step(qv_host_streams *streams, qv_cuda_stream stream, bool *mov
     return status;
 }
 
+/* Where copies go first: all of them, up to one that waits for the compute stream. */
+static qv_status copy_ahead(qv_host_streams *streams, qv_error *err) {
+    bool moved = streams->order == QV_HOST_COPIES_FIRST;
+    qv_status status = QV_OK;
+    while (status == QV_OK && moved) {
+        status = step(streams, QV_CUDA_COPY, &moved, err);
+    }
+    return status;
+}
+
 /* A step of the stream, or else of one that it waits for; and whatever the copies are ahead. */
 static qv_status advance(qv_host_streams *streams, qv_cuda_stream stream, qv_error *err) {
     bool moved;
@@ -99,11 +113,7 @@ static qv_status advance(qv_host_streams *streams, qv_cuda_stream stream, qv_err
             return qv_fail(err, QV_ERR_UNSUPPORTED, "cuda-host: two streams wait for each other");
         }
     }
-    moved = streams->order == QV_HOST_COPIES_FIRST;
-    while (status == QV_OK && moved) {
-        status = step(streams, QV_CUDA_COPY, &moved, err);
-    }
-    return status;
+    return status == QV_OK ? copy_ahead(streams, err) : status;
 }
 
 static qv_status finish(qv_host_streams *streams, qv_cuda_stream stream, qv_error *err) {
@@ -137,12 +147,7 @@ static qv_status tell(qv_host_streams *streams, qv_cuda_stream stream, qv_host_t
         streams->last[stream]->next = kept;
     }
     streams->last[stream] = kept;
-    qv_status status = QV_OK;
-    bool moved = streams->order == QV_HOST_COPIES_FIRST;
-    while (status == QV_OK && moved) {
-        status = step(streams, QV_CUDA_COPY, &moved, err);
-    }
-    return status;
+    return copy_ahead(streams, err);
 }
 
 static qv_status look(qv_host_streams *streams, bool *idle, qv_error *err) {
@@ -215,10 +220,8 @@ void qv_host_unpin(qv_host_streams *streams, const void *memory) {
     pinned *range = *link;
     for (size_t i = 0; range != NULL && i < QV_CUDA_STREAMS; i++) {
         for (const qv_host_task *task = streams->first[i]; task != NULL; task = task->next) {
-            const char *from = task->from, *to = task->to;
-            bool within = (from >= range->memory && from < range->memory + range->bytes) ||
-                          (to >= range->memory && to < range->memory + range->bytes);
-            streams->freed_early = streams->freed_early || (task->kind == QV_HOST_COPY && within);
+            bool copies = task->kind == QV_HOST_COPY && (lies_in(range, task->from) || lies_in(range, task->to));
+            streams->freed_early = streams->freed_early || copies;
         }
     }
     if (range != NULL) {
