@@ -32,6 +32,13 @@ def whole_number(value: Any, argument: str) -> int:
     return int(value)
 
 
+def whole_numbers(values: Any, argument: str) -> list[int]:
+    """Several of them; TypeError for anything else."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{argument}: expected several whole numbers, got {type(values).__name__}")
+    return [whole_number(value, argument) for value in values]
+
+
 def real_number(value: Any, argument: str) -> float:
     """A number of Python or NumPy; TypeError for anything else."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import question_list, whole_number
+from .arguments import question_list, whole_numbers
 from .files import make_folder
 from .models import QAViT
 from .pnpvqa import PNPVQAWithQAViT
@@ -208,9 +208,7 @@ class QAViTHeatmapDemo:
 
     def _there(self, blocks: Sequence[int]) -> list[int]:
         """Those of `blocks` that the model has."""
-        if not isinstance(blocks, Iterable):
-            raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
-        return [block for block in blocks if 0 <= whole_number(block, "blocks") < self.model.qavit.num_blocks]
+        return [block for block in whole_numbers(blocks, "blocks") if 0 <= block < self.model.qavit.num_blocks]
 
     def _save_blocks(self, result: HeatmapResult, folder: Path, stem: str, blocks: Sequence[int]) -> Path:
         """The figure of several blocks' maps; the block that was read is always among them."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from .answers import AnswerHead
-from .arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number
+from .arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number, whole_numbers
 from .devices import Placement, check_device, check_precision, place, same_device
 from .loaded import LoadedModel
 from .outputs import BlockAttentions, EncodedQuestions, QuestionBlindWarning, UnknownWordsWarning, VisionOutput
@@ -271,9 +271,7 @@ class QAViT(LoadedModel):
 
     def check_blocks(self, blocks: Iterable[int]) -> list[int]:
         """Several blocks as numbers from 0: see :meth:`check_block`."""
-        if not isinstance(blocks, Iterable):
-            raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
-        numbers = [self.check_block(block, "blocks") for block in blocks]
+        numbers = [self.check_block(block, "blocks") for block in whole_numbers(blocks, "blocks")]
         if not numbers:
             raise ValueError("blocks: expected at least one block, got none")
         return numbers

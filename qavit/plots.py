@@ -6,7 +6,7 @@ import functools
 import io
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 import numpy as np
 
 from . import labels
-from .arguments import real_number, whole_number
+from .arguments import real_number, whole_number, whole_numbers
 from .files import PathLike, write_whole
 from .heatmaps import FloatArray, HeatmapResult, output_size
 from .pixels import (
@@ -581,9 +581,7 @@ def _choose_blocks(count: int, own: int, blocks: Optional[Sequence[int]]) -> lis
             chosen.remove(min(chosen, key=lambda block: abs(block - own)))
             chosen.add(own)
         return sorted(chosen)
-    if not isinstance(blocks, Iterable):
-        raise TypeError(f"blocks: expected several whole numbers, got {type(blocks).__name__}")
-    chosen_blocks = [whole_number(block, "blocks") for block in blocks]
+    chosen_blocks = whole_numbers(blocks, "blocks")
     if not chosen_blocks or not all(-count <= block < count for block in chosen_blocks):
         raise ValueError(f"blocks: got {chosen_blocks}, expected numbers from 0 to {count - 1}")
     return [block % count for block in chosen_blocks]
