@@ -42,7 +42,12 @@ atheris: Any = None
 if "--guided" in sys.argv:
     import atheris
 with nullcontext() if atheris is None else atheris.instrument_imports(include=["qavit"]):
-    from qavit import checkpoints, config, convert, safetensors_files, text, torch_files, weights
+    from qavit import text
+    from qavit.checkpoints import _convert as checkpoints_convert
+    from qavit.checkpoints import _opening as checkpoints_opening
+    from qavit.checkpoints import _weights as weights
+    from qavit.checkpoints.formats import safetensors_files, torch_files
+    from qavit.lavis import _config as config
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "exec", "compile", "socket.connect")
@@ -142,7 +147,7 @@ def folder_reader(folder: Path, file: str) -> Callable[[Path], None]:
 
     def read(path: Path) -> None:
         shutil.copyfile(path, folder / file)
-        checkpoints.open_model(folder)
+        checkpoints_opening.open_model(folder)
 
     return read
 
@@ -164,8 +169,8 @@ def kinds(folder: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], No
     """name -> (contents to start from, file name, reader)."""
     late = GOLDEN / "qavit_official_late"
     converted = folder / "converted"
-    source = checkpoints.open_model(checkpoint=late / "checkpoint.pth", vision=late / "clip", text=late / "t5")
-    convert.convert(source, converted)
+    source = checkpoints_opening.open_model(checkpoint=late / "checkpoint.pth", vision=late / "clip", text=late / "t5")
+    checkpoints_convert.convert(source, converted)
     pairs = folder / "pairs"
     pairs.mkdir()
     vocabulary = json.dumps({name: n for n, name in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "\u0120"])})
@@ -180,7 +185,10 @@ def kinds(folder: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], No
         "vocab.txt": ([(GOLDEN / "blip_itm" / "vocab.txt").read_bytes()], "vocab.txt", read_tokenizer),
         "vocab.json": ([vocabulary.encode(), b"#version: 0.2\na b\n"], "x", pairs_reader(pairs)),
         "settings": (
-            [(ROOT / "qavit" / "qavit_config_example.yaml").read_bytes(), b"a: &a [1, 2.5, ~]\nb: {c: *a, <<: {d: 0x1}}\n"],
+            [
+                (ROOT / "qavit" / "lavis" / "qavit_config_example.yaml").read_bytes(),
+                b"a: &a [1, 2.5, ~]\nb: {c: *a, <<: {d: 0x1}}\n",
+            ],
             "x.yaml", config.Config.from_file,
         ),
         "settings.json": (

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .tensors import to_numpy
+from ._base.tensors import to_numpy
 
 Picture = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]

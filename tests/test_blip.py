@@ -18,8 +18,7 @@ import torch
 from reference import close
 
 import qavit
-from qavit import _core
-from qavit.blip import BlipITM
+from qavit import BlipITM, _core
 from qavit.checkpoints import ModelSource
 
 Array = Any

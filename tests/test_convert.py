@@ -17,9 +17,9 @@ import torch
 from safetensors import safe_open
 
 from qavit import convert as convert_module
-from qavit.checkpoints import open_model
-from qavit.convert import convert, describe, description_text
-from qavit.weights import bfloat16_bits, cast, float_array, from_array
+from qavit.checkpoints import convert, describe, open_model
+from qavit.checkpoints._describe import description_text
+from qavit.checkpoints._weights import bfloat16_bits, cast, float_array, from_array
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 LATE = GOLDEN / "qavit_official_late"

@@ -17,10 +17,10 @@ from PIL import Image
 
 import qavit
 import qavit.data
-from qavit.data.actor import HeatmapActor, MapRow
-from qavit.data.output import read_manifest, scale_maps, write_part
-from qavit.data.plan import Group, Part, Row, Shard, plan_file
-from qavit.data.questions import Item, open_questions
+from qavit.data import HeatmapActor, MapRow, Shard, open_questions, scale_maps
+from qavit.data._output import read_manifest, write_part
+from qavit.data._plan import Group, Part, Row, plan_file
+from qavit.data._questions import Item
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -271,7 +271,7 @@ def test_a_row_does_not_depend_on_what_was_asked_before(model_folder: Path, tmp_
 
 
 def open_item(folder: Path, name: str) -> Any:
-    from qavit.data.questions import ImageSource
+    from qavit.data._questions import ImageSource
 
     return ImageSource(name, str(folder / name))
 
@@ -284,7 +284,7 @@ def test_many_questions_of_a_large_readout_go_in_pieces(
     whole = HeatmapActor(model_folder, readout="question")
     assert whole.at_once is not None
     assert whole.at_once > 7
-    monkeypatch.setattr("qavit.data.actor.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
+    monkeypatch.setattr("qavit.data._actor.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
     pieces = HeatmapActor(model_folder, readout="question")
     assert pieces.at_once == 3
     for one, other in zip(*(next(iter(actor.compute([group]))) for actor in (whole, pieces))):

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qavit.heatmaps import HeatmapResult, map_statistics, normalize_maps, resample_map
+from qavit import HeatmapResult
+from qavit.heatmaps import map_statistics, normalize_maps, resample_map
 from qavit.images import Region
-from qavit.readouts import apply_readout, merge_heads, read_class, read_question, read_words, to_distribution
+from qavit.methods import apply_readout, merge_heads, read_class, read_question, read_words, to_distribution
 
 
 def attention(batch: int = 2, heads: int = 3, patches: int = 6, tokens: int = 4, seed: int = 0) -> Any:

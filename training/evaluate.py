@@ -296,7 +296,7 @@ def picture(cases: list[Case], count: int, path: Path, block: int, each: int = 8
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    from qavit.labels import wrap
+    from qavit.plots._labels import wrap
 
     scenes = held_out_scenes(count)
     rng = np.random.default_rng(1)
