@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -19,10 +20,11 @@ RESAMPLINGS = ("bicubic", "bilinear", "nearest")
 _KERNELS: dict[str, Kernel] = {"bicubic": "cubic", "bilinear": "linear", "nearest": "nearest"}
 
 
-class Patch(NamedTuple):
+@dataclass(frozen=True)
+class Patch:
     """One patch of a map; its edges are in pixels of the picture that was given."""
 
-    patch: int
+    index: int
     row: int
     column: int
     value: float
@@ -112,7 +114,7 @@ def resample_map(
     region: Region,
     picture_size: tuple[int, int],
     size: Union[int, tuple[int, int]],
-    method: str = "bicubic",
+    resampling: str = "bicubic",
 ) -> FloatArray:
     """Spread patch maps over the picture they belong to.
 
@@ -126,7 +128,7 @@ def resample_map(
         The picture's size, which `region` refers to.
     size : (height, width) or int
         How many pixels to compute for the whole picture; an int is the longer side.
-    method : "bicubic", "bilinear" or "nearest"
+    resampling : "bicubic", "bilinear" or "nearest"
         "bicubic" is smooth and never leaves the range of the map's own values.
 
     Returns
@@ -134,20 +136,20 @@ def resample_map(
     float32 array [..., height, width]
         Zero outside the region.
     """
-    if method not in RESAMPLINGS:
-        raise ValueError(f"method: {method!r} is unknown; expected one of {', '.join(map(repr, RESAMPLINGS))}")
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"resampling: {resampling!r} is unknown; expected one of {', '.join(map(repr, RESAMPLINGS))}")
     array = finite_numbers(values, "values")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"values: expected [..., gh, gw], got shape {array.shape}")
     if not isinstance(region, Region):
         raise TypeError(f"region: expected a Region(left, top, right, bottom), got {type(region).__name__}")
     size = output_size(size, picture_size)
-    kernel = _KERNELS[method]
+    kernel = _KERNELS[resampling]
     height, width = picture_size
     rows = grid_weights(array.shape[-2], size[0], kernel, span=(region.top, region.bottom, height)).astype(np.float32)
     columns = grid_weights(array.shape[-1], size[1], kernel, span=(region.left, region.right, width)).astype(np.float32)
     spread = np.asarray(rows @ array @ columns.T, dtype=np.float32)
-    if method != "bicubic":
+    if resampling != "bicubic":
         return spread
     inside = np.outer(rows.any(axis=1), columns.any(axis=1)).astype(np.float32)
     low = array.min(axis=(-2, -1), keepdims=True)
