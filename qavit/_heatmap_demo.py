@@ -16,12 +16,13 @@ from ._base.files import make_folder
 from ._base.tensors import to_numpy
 from .lavis._pnpvqa import PNPVQAWithQAViT
 from .models._question_vit import QAViT
+from .plots._protocol import Kind
 
 if TYPE_CHECKING:
     from ._result import HeatmapResult
 
 _log = logging.getLogger(__name__)
-_FIGURES = ("original", "heatmap", "overlay", "patches")
+_FIGURES: tuple[Kind, ...] = ("original", "heatmap", "overlay", "patches")
 
 
 def create_simple_demo_model(**settings: Any) -> PNPVQAWithQAViT:
@@ -228,11 +229,11 @@ def _entry(result: HeatmapResult, files: dict[str, Path]) -> dict[str, Any]:
 
 
 def _save(
-    result: HeatmapResult, folder: Path, stem: str, kinds: Sequence[str], number: int | None = None
+    result: HeatmapResult, folder: Path, stem: str, kinds: Sequence[Kind], number: int | None = None
 ) -> dict[str, Path]:
     """One file for each kind of figure."""
     prefix = f"{stem}{'' if number is None else f'_{number}'}{_slug(result)}"
-    files = {kind: result.save(folder / f"{prefix}_{kind}.png", kind) for kind in kinds}
+    files: dict[str, Path] = {kind: result.save(folder / f"{prefix}_{kind}.png", kind) for kind in kinds}
     _log.info("%d figures of %r are in %s", len(files), result.questions[0], folder)
     return files
 
