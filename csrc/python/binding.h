@@ -4,7 +4,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-/* One file (module.c) defines QV_IMPORT_ARRAY and imports NumPy; the others share its table. */
+/* One file (start.c) defines QV_IMPORT_ARRAY and imports NumPy; the others share its table. */
 #define PY_ARRAY_UNIQUE_SYMBOL qavit_core_array_api
 #ifndef QV_IMPORT_ARRAY
 #define NO_IMPORT_ARRAY
@@ -83,14 +83,18 @@ typedef struct {
     PyTypeObject *blip_image;
 } qvpy_state;
 
-/* Each adds its functions or its heap type to the module; 0 or -1 with an exception. */
+/* Each adds its functions or its heap types to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);
 int qvpy_add_device(PyObject *module);
 int qvpy_add_vit(PyObject *module);
 int qvpy_add_text(PyObject *module);
 int qvpy_add_blip(PyObject *module);
 int qvpy_add_images(PyObject *module);
-int qvpy_add_ops(PyObject *module);
-int qvpy_add_ops_backward(PyObject *module);
+
+/* A module's beginning: what all parts need, then the parts, which NULL ends. The rest are its slots. */
+int qvpy_start(PyObject *module, int (*const *parts)(PyObject *module));
+int qvpy_traverse(PyObject *module, visitproc visit, void *arg);
+int qvpy_clear(PyObject *module);
+void qvpy_free(void *module);
 
 #endif
