@@ -44,7 +44,7 @@ typedef struct {
     size_t count;
     Py_buffer *buffers; /* [buffer_count] */
     size_t buffer_count;
-    PyObject *names; /* keeps the names' UTF-8 alive */
+    PyObject *names; /* a tuple, which nobody can change: keeps the names' UTF-8 alive */
 } qvpy_weights;
 int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict);
 void qvpy_weights_release(qvpy_weights *weights);
@@ -71,9 +71,9 @@ int qvpy_device(PyObject *object, const qv_ops **ops);
  * (resize_exact, mean, std). Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_picture_view *views; /* [count] */
+    PyArrayObject **arrays; /* [count] */
     size_t count;
     qv_preprocessing how;
-    PyObject *arrays;
 } qvpy_pictures;
 int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
 void qvpy_pictures_release(qvpy_pictures *pictures);
