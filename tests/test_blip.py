@@ -542,7 +542,7 @@ def test_bfloat16_products_keep_the_map(model: BlipITM, images: Array, cases: di
         assert np.corrcoef(found, expected)[0, 1] > 0.98
 
 
-@pytest.mark.full_size
+@pytest.mark.nightly
 def test_full_size_against_autograd() -> None:
     """ViT-L/16 at 384 and BERT-base: the model of PnP-VQA."""
     model = huggingface_model(

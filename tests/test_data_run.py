@@ -239,7 +239,7 @@ def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, mon
 # ---- what happens to runs ----
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kill_9_at_any_moment(data: DataSet, tmp_path: Path) -> None:
     script = Path(__file__).with_name("data_kills.py")
     arguments = [*map(str, (data.questions, data.model, data.whole, tmp_path)), str(KILLS)]
