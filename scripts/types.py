@@ -18,7 +18,7 @@ GIVEN = "from typing import Any\n\nimport numpy as np\n\nimages: Any\nquestions:
 
 
 def check(folder: Path, name: str, code: str) -> subprocess.CompletedProcess[str]:
-    """mypy's word on the code as a file of that name."""
+    """What mypy says of the code as a file of that name."""
     (folder / name).write_text(code)
     cache = ROOT / "build" / "mypy_types"
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", f"--cache-dir={cache}", name]

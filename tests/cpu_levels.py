@@ -1,4 +1,4 @@
-"""The levels of CPU features that kernels are written for: `python tests/cpu_levels.py` prints those below this machine's."""
+"""Levels of CPU features that kernels are written for: `python tests/cpu_levels.py` prints those below this machine's."""
 
 from __future__ import annotations
 
