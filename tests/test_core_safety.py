@@ -8,6 +8,7 @@ import copy
 import gc
 import io
 import json
+import os
 import pickle
 import weakref
 from pathlib import Path
@@ -357,6 +358,48 @@ print("ok")
 def test_a_signal_handler_s_call_on_a_device_that_is_in_a_call_is_refused() -> None:
     """It would wait for its own thread."""
     assert run_python(HANDLER_SCRIPT) == "ok"
+
+
+FORK_SCRIPT = """
+import os, select, signal, threading
+import test_core_runtime as t
+_core = t._core
+device = _core.Device("cuda-host")
+weights = t.t5_weights(D=64, d=16, F=128)
+encoder = _core.T5Encoder(t.CONFIG, weights, device=device)
+ids, done = t.batch(100, 100), threading.Event()
+def work():
+    while not done.is_set():
+        encoder.encode(ids)
+thread = threading.Thread(target=work)
+thread.start()
+answers = []
+for act in (lambda: _core.T5Encoder(t.CONFIG, weights, device=device), lambda: encoder.encode(ids)) * 3:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+            os.write(write, b"it ran")
+        except BaseException as error:
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    answered = select.select([read], [], [], 10)[0]
+    answers.append(os.read(read, 1000).decode() if answered else "nothing")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+done.set()
+thread.join()
+told = [answer for answer in answers if answer.startswith("RuntimeError") and "before this process was forked" in answer]
+assert len(told) == 6, answers
+print("ok")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_process_forked_in_the_middle_of_a_device_s_call_is_told() -> None:
+    """The turn that the call has is nobody's in the child, who would wait for it for ever."""
+    assert run_python(FORK_SCRIPT, PYTHONWARNINGS="ignore") == "ok"
 
 
 def test_copies_and_pickles_are_refused() -> None:
