@@ -30,10 +30,9 @@ $(STAMPS)/venv: pyproject.toml $(STAMPS)/system
 	@$(PIP) "setuptools>=77" wheel "numpy>=2.0" scipy-openblas32
 	@touch $@
 
-# compat: a path that type checkers and editors follow, too.
 $(STAMPS)/build: $(CSRC) setup.py pyproject.toml $(STAMPS)/venv
 	@echo "building qavit"
-	@$(PIP) --no-build-isolation --config-settings editable_mode=compat -e .
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
 $(STAMPS)/lint: pyproject.toml $(STAMPS)/build
@@ -79,7 +78,7 @@ lint: $(STAMPS)/lint ## ruff, mypy, and both compilers with warnings as errors
 	@PYTHON=$(BIN)/python scripts/lint_c.sh
 
 types: $(STAMPS)/lint ## mypy --strict on the code of README.md, as a user's file beside the installed package
-	@$(BIN)/python scripts/types.py
+	@$(BIN)/python scripts/readme_types.py
 
 asan: $(STAMPS)/test ## build with AddressSanitizer and UBSan, and run the core's tests
 	@PYTHON=$(BIN)/python scripts/asan.sh

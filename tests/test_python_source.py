@@ -32,7 +32,8 @@ LEFT = {
 }  # fmt: skip
 LEFT_CIRCLE = ["qavit._result", "qavit.plots._figures"]
 LEFT_SIZES = {
-    "qavit/_result.py: 602 lines", "qavit/models/_question_vit.py: 686 lines", "qavit/cli/_main.py: make_parser has 93 lines",
+    "qavit/_result.py: 602 lines", "qavit/models/_question_vit.py: 686 lines",
+    "qavit/cli/_main.py: make_parser has 93 lines",
 }  # fmt: skip
 #: Rooms whose modules without an underscore are documented places to add to, one file each.
 EXTENSION_POINTS = ("qavit.checkpoints.formats", "qavit.checkpoints.towers", "qavit.methods")
