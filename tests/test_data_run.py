@@ -199,7 +199,7 @@ def test_resume_does_what_is_missing(data: DataSet, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": 1}, "block 2, this run has 1"),
+        ({"block": 1, "method": "question"}, 'method "class", this run has "question"'),
         ({"dtype": "float16"}, "dtype"),
         ({"part_rows": 4}, "part_rows 3"),
         ({"window": 31}, "window"),
@@ -239,7 +239,7 @@ def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, mon
 # ---- what happens to runs ----
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kill_9_at_any_moment(data: DataSet, tmp_path: Path) -> None:
     script = Path(__file__).with_name("data_kills.py")
     arguments = [*map(str, (data.questions, data.model, data.whole, tmp_path)), str(KILLS)]
