@@ -22,6 +22,7 @@ from ._base.types import FloatArray
 from ._base.warnings import Note
 from .heatmaps._grid import (
     Box,
+    MapStatistics,
     Normalization,
     Patch,
     Resampling,
@@ -308,13 +309,13 @@ class HeatmapResult(Drawing):
         """
         return [boxes_of(values, self.seen, threshold) for values in self.maps]
 
-    def statistics(self) -> list[dict[str, Any]]:
+    def statistics(self) -> list[MapStatistics]:
         """Each map in numbers: attention_mean, attention_std, attention_max, entropy (nats), top_patches (5 indices).
 
         Returns
         -------
-        list of Q dicts
-            See `map_statistics`.
+        list of Q MapStatistics
+            Dicts; see `map_statistics`.
         """
         return [map_statistics(values) for values in self.maps]
 
@@ -365,7 +366,6 @@ class HeatmapResult(Drawing):
         """What can be said of the result in JSON, without the maps: answers, statistics, top patches and boxes."""
         entries = []
         for q, (question, numbers) in enumerate(zip(self.questions, self.statistics())):
-            numbers.pop("top_patches")
             entry: dict[str, Any] = {"question": question, **numbers}
             if self.answers is not None:
                 entry["answers"] = [{"answer": answer, "probability": chance} for answer, chance in self.answers[q]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, TypedDict, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,16 @@ class Box(NamedTuple):
     peak: float
 
 
+class MapStatistics(TypedDict):
+    """One map in numbers; see `map_statistics`."""
+
+    attention_mean: float
+    attention_std: float
+    attention_max: float
+    entropy: float
+    top_patches: list[int]
+
+
 def normalize_maps(maps: npt.ArrayLike, normalize: Optional[Normalization] = None, shared: bool = True) -> FloatArray:
     """Scale maps by name; flat maps never give NaN.
 
@@ -80,7 +90,7 @@ def normalize_maps(maps: npt.ArrayLike, normalize: Optional[Normalization] = Non
         return np.where(span > 0, (array - low) / span, 0.0).astype(np.float32)
 
 
-def map_statistics(values: npt.ArrayLike, top: int = 5) -> dict[str, Any]:
+def map_statistics(values: npt.ArrayLike, top: int = 5) -> MapStatistics:
     """Describe one map in numbers.
 
     Parameters
@@ -92,9 +102,9 @@ def map_statistics(values: npt.ArrayLike, top: int = 5) -> dict[str, Any]:
 
     Returns
     -------
-    dict
-        attention_mean, attention_std, attention_max: floats, of the values as they are. entropy: float, in nats, of the
-        map scaled to sum 1; from 0 (one patch has everything) to ln P (flat). top_patches: indices into the flattened
+    MapStatistics
+        A dict. attention_mean, attention_std, attention_max: floats, of the values as they are. entropy: float, in nats, of
+        the map scaled to sum 1; from 0 (one patch has everything) to ln P (flat). top_patches: indices into the flattened
         map, the largest first.
     """
     flat = finite_numbers(values, "values").astype(np.float64).ravel()
