@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from public_names import documented
 
 import qavit
 
@@ -193,15 +194,6 @@ def test_the_sizes_see_what_breaks_them() -> None:
 
 
 # ---- what is public ----
-
-
-def documented() -> set[str]:
-    """The names of docs/REFERENCE.md."""
-    text = (ROOT / "docs" / "REFERENCE.md").read_text(encoding="utf-8")
-    names = set(re.findall(r"auto(?:class|function|exception|data):: ([\w.]+)", text))
-    for module, members in re.findall(r"automodule:: ([\w.]+)\n   :members: (.*)", text):
-        names |= {f"{module}.{member.strip()}" for member in members.split(",")}
-    return names
 
 
 def packages() -> list[str]:
