@@ -26,8 +26,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "qavit"
 #: Whose name is not that of their module.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
-#: What is imported only where the caller has it already: their tensors, their tables, their notebook, their Hugging Face.
-CALLERS_OWN = {"torch", "pandas", "IPython", "huggingface_hub"}
+#: What is imported only where the caller has it already: their tensors, their tables, their notebook, their HEIC pictures.
+CALLERS_OWN = {"torch", "pandas", "IPython", "huggingface_hub", "pillow_heif"}
 #: Not in pyproject's lists, and in every Python.
 STANDARD = {*sys.stdlib_module_names, "qavit"}
 
