@@ -468,7 +468,7 @@ def use_region() -> None:
     region = Region(0.0, 0.0, 11.0, 9.0)
     region.patch_at(*region.to_picture(0.1, 0.2), (2, 2))
     region.patch(1, 1, (2, 2))
-    Preprocessing.from_dict(Preprocessing(14).to_dict())
+    Preprocessing.from_dict(Preprocessing(14).fitted("pad").to_dict())
 
 
 def use_pnpvqa() -> None:
