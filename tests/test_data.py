@@ -157,7 +157,7 @@ def test_a_row_that_cannot_be_read_is_an_item_with_a_problem(tmp_path: Path) -> 
     problems = [item.problem for item in items]
     assert problems[0] is None
     assert problems[6] is None  # an empty question is for the model to refuse
-    expected = {1: "line 2: not JSON", 2: "got list", 3: "line 5: no image", 4: "image is int", 5: "is int", 7: "not JSON"}
+    expected = {1: "line 2: not JSON", 2: "got list", 3: "line 5: no image", 4: "image is int", 5: "is int", 7: "not UTF-8"}
     for place, words in expected.items():
         assert words in str(problems[place])
 
@@ -166,7 +166,7 @@ def test_a_row_that_cannot_be_read_is_an_item_with_a_problem(tmp_path: Path) -> 
     ("name", "content", "message"),
     [
         ("q.csv", "picture,question\n", "no column 'image'"),
-        ("q.csv", "image,text\n", "no column 'question'"),
+        ("q.csv", "image,answer\n", "no column 'question'"),
         ("q.txt", "", "none of"),
         ("q.tar.gz", "", "unpack it first"),
         ("q.json", '{"a": [1]}', "no list of questions"),
@@ -271,7 +271,7 @@ def test_a_row_does_not_depend_on_what_was_asked_before(model_folder: Path, tmp_
 
 
 def open_item(folder: Path, name: str) -> Any:
-    from qavit.data._questions import ImageSource
+    from qavit.data._pictures import ImageSource
 
     return ImageSource(name, str(folder / name))
 

@@ -20,7 +20,7 @@ from data_sets import make_rows, same_rows, write_lines, write_model, write_pict
 import qavit.data
 from qavit.cli import _main as cli_main
 from qavit.cli import _options as cli_options
-from qavit.data._questions import ImageSource
+from qavit.data._pictures import ImageSource
 
 pytest.importorskip("pyarrow")
 

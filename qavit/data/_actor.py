@@ -18,8 +18,8 @@ from .._base.types import FloatArray
 from ..models._load import load
 from ..models._outputs import QuestionBlindWarning
 from ..models._question_vit import Heads
+from ._pictures import ImageSource
 from ._plan import Group, Row
-from ._questions import ImageSource
 from ._rows import MapRow
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Optional
 
-from ._questions import ImageSource, Item, QuestionFile
+from ._pictures import ImageSource
+from ._questions import Item, QuestionFile
 
 ENGINES = ("local", "ray")
 WINDOW, PART_ROWS = 8192, 512
