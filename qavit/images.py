@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Union
 
 import numpy as np
@@ -17,26 +17,47 @@ from ._base.pictures import Picture as Picture
 from ._base.pictures import load_image as load_image
 from ._base.tensors import to_numpy
 
+CorePreprocessing = tuple[
+    int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]
+]
 FloatArray = npt.NDArray[np.float32]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+RESIZES = ("none", "exact", "shortest_edge", "longest_edge")
+"""How a picture is resized, in the core's order."""
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""The filters of a resize, in Pillow's order."""
+MARGINS = ("down", "even")
+"""How half of an odd margin is rounded: by transformers, and by torchvision."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes pixel values.
+    """How a picture becomes pixel values: resized, its middle cut out, scaled and normalised.
 
     Parameters
     ----------
     size : int
         S, the edge of the model's square input in pixels.
-    resize : {"shortest_edge", "exact"}
-        Whether the shorter edge becomes S and the middle square is cut out (CLIP), or both edges become S (BLIP).
+    resize : {"shortest_edge", "exact", "longest_edge", "none"}
+        What becomes of the picture's edges: the shorter one gets a length and the ratio is kept (CLIP), both get theirs
+        (BLIP, SigLIP), the longer one does, or they stay.
     crop : bool
-        Whether what sticks out is cut off. "shortest_edge" needs it, with "exact" nothing sticks out.
+        Whether the middle S x S are taken of what is resized, with black around it where it is smaller. Only with "exact"
+        it can be left out, as the others leave pictures that are not square.
     mean, std : tuple of three floats
-        Of red, green and blue in [0, 1]: pixel values are (value - mean) / std.
+        Of red, green and blue: pixel values are (byte * rescale - mean) / std. One number stands for all three.
+    resize_to : int or (int, int), optional
+        The length; for "exact" (height, width), for "shortest_edge" also (shorter, at most for the longer). None: S.
+    filter : {"bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"}
+        Of the resize, as Pillow's.
+    rescale : float
+        What bytes are multiplied by; 1 leaves them.
+    margin : {"down", "even"}
+        How half of an odd number of pixels that stick out is rounded: down (transformers), or to even (torchvision).
     """
 
     size: int
@@ -44,41 +65,87 @@ class Preprocessing:
     crop: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    resize_to: int | tuple[int, int] | None = None
+    filter: str = "bicubic"
+    rescale: float = 1 / 255
+    margin: str = "down"
 
     def __post_init__(self) -> None:
-        size = self.size
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 1 <= size <= 16384:
-            raise ValueError(f"preprocessing: size is {size!r}, expected a whole number from 1 to 16384")
-        if self.resize not in ("shortest_edge", "exact"):
-            raise ValueError(f"preprocessing: resize is {self.resize!r}, expected 'shortest_edge' or 'exact'")
-        if self.resize == "shortest_edge" and not self.crop:
-            raise ValueError("preprocessing: resize 'shortest_edge' without crop leaves pictures that are not square")
+        _edge(self.size, "size")
+        for name, known in (("resize", RESIZES), ("filter", FILTERS), ("margin", MARGINS)):
+            if getattr(self, name) not in known:
+                expected = ", ".join(map(repr, known))
+                raise ValueError(f"preprocessing: {name} is {getattr(self, name)!r}, expected one of {expected}")
+        if not isinstance(self.crop, bool):
+            raise ValueError(f"preprocessing: crop is {self.crop!r}, expected true or false")
+        if self.resize_to is not None:
+            object.__setattr__(self, "resize_to", self._checked_length(self.resize_to))
+        if not self.crop:
+            if self.resize != "exact":
+                raise ValueError(f"preprocessing: resize {self.resize!r} without crop leaves pictures that are not square")
+            if self.resize_to not in (None, (self.size, self.size)):
+                raise ValueError(
+                    f"preprocessing: resize_to is {self.resize_to!r} without crop, the model takes {self.size} x {self.size}"
+                )
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(getattr(self, name), name))
+        scale = self.rescale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 1e-6 <= scale <= 1e6:
+            raise ValueError(f"preprocessing: rescale is {scale!r}, expected a number above 0")
+
+    def _checked_length(self, value: Any) -> int | tuple[int, int]:
+        pair = isinstance(value, (list, tuple))
+        lengths = tuple(_edge(one, "resize_to") for one in (value if pair else [value]))
+        wanted = {"none": (), "exact": (2,), "shortest_edge": (1, 2), "longest_edge": (1,)}[self.resize]
+        if len(lengths) not in wanted:
+            raise ValueError(f"preprocessing: resize_to is {value!r}, which does not go with resize {self.resize!r}")
+        return (lengths[0], lengths[1]) if len(lengths) == 2 else lengths[0]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The preprocessing that :meth:`to_dict` wrote. ValueError for a missing or unknown key."""
-        known = {"size", "resize", "crop", "mean", "std"}
+        known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown or "size" not in values:
             problem = f"unknown key {unknown[0]!r}" if unknown else "'size' is missing"
             raise ValueError(f"preprocessing: {problem}; expected {', '.join(sorted(known))}")
         return cls(**values)
 
-    def core_arguments(self) -> tuple[bool, tuple[float, float, float], tuple[float, float, float]]:
-        """As the core takes it, the size apart: (resize_exact, mean, std)."""
-        return self.resize == "exact", self.mean, self.std
+    def fitted(self, fit: str) -> Preprocessing:
+        """The same for another part of the picture.
+
+        Parameters
+        ----------
+        fit : {"crop", "stretch", "pad"}
+            The middle square; all of it, its ratio lost; all of it with black around it.
+        """
+        if fit == "crop":
+            return replace(self, resize="shortest_edge", crop=True, resize_to=None)
+        if fit == "stretch":
+            return replace(self, resize="exact", crop=False, resize_to=None)
+        if fit == "pad":
+            return replace(self, resize="longest_edge", crop=True, resize_to=None)
+        raise ValueError(f"fit: expected 'crop', 'stretch' or 'pad', got {fit!r}")
+
+    def core_arguments(self) -> CorePreprocessing:
+        """As the core takes it, the size apart: (rule, edges, filter, even margins, rescale, mean, std)."""
+        first, second = (self.size, self.size if self.resize == "exact" else 0)
+        if isinstance(self.resize_to, tuple):
+            first, second = self.resize_to
+        elif self.resize_to is not None:
+            first = self.resize_to
+        if self.resize in ("none", "longest_edge"):
+            second = first
+        edges = (int(first), int(second))
+        even = self.margin == "even"
+        rule, number = RESIZES.index(self.resize), FILTERS.index(self.filter)
+        return rule, edges, number, even, float(self.rescale), self.mean, self.std
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, strings and lists, for config.json."""
-        return {
-            "size": int(self.size),
-            "resize": self.resize,
-            "crop": self.crop,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["size"] = int(self.size)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -131,7 +198,7 @@ class Region:
 def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArray, Region]:
     """Resize, crop and normalise a picture as its model was trained with.
 
-    Bicubic resizing gives Pillow's bytes and the normalisation Hugging Face's CLIPImageProcessor's floats, without
+    Resizing gives Pillow's bytes and the normalisation the floats of Hugging Face's image processors over Pillow, without
     either.
 
     Parameters
@@ -154,22 +221,20 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArr
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], as load_image gives it, got {type(picture).__name__}")
     if picture.dtype != np.uint8:
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], got {picture.dtype} of shape {list(picture.shape)}")
-    pixels = _core.preprocess_image(picture, int(preprocessing.size), *preprocessing.core_arguments())
+    pixels = _core.preprocess_image(picture, int(preprocessing.size), preprocessing.core_arguments())
     return pixels, seen_region(picture, preprocessing)
 
 
 def seen_region(picture: Picture, preprocessing: Preprocessing) -> Region:
-    """The part of a picture uint8 [H, W, 3] that its pixel values show."""
+    """The part of a picture uint8 [H, W, 3] that its pixel values show; more than all of it where they are padded."""
     size = int(preprocessing.size)
     height, width = picture.shape[:2]
-    if preprocessing.resize == "exact" or height == width:
-        return Region(0.0, 0.0, float(width), float(height))
-    resized = int(size * max(height, width) / min(height, width))
-    start = (resized - size) // 2
-    scale = max(height, width) / resized
-    if height < width:
-        return Region(start * scale, 0.0, (start + size) * scale, float(height))
-    return Region(0.0, start * scale, float(width), (start + size) * scale)
+    place = _core.place_picture(height, width, size, preprocessing.core_arguments())
+    new_height, new_width, top, left = place
+    return Region(
+        left * width / new_width, top * height / new_height,
+        (left + size) * width / new_width, (top + size) * height / new_height,
+    )  # fmt: skip
 
 
 class DevicePicture:
@@ -262,13 +327,22 @@ def picture_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> Pictur
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
     with np.errstate(over="ignore"):
-        levels = np.rint((pixel_values * std + mean) * 255.0)
+        levels = np.rint((pixel_values * std + mean) / np.float32(preprocessing.rescale))
     return np.ascontiguousarray(np.clip(levels, 0.0, 255.0).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _edge(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= 16384:
+        raise ValueError(f"preprocessing: {name} is {value!r}, expected a whole number from 1 to 16384")
+    return int(value)
 
 
 def _three_numbers(values: Any, name: str) -> tuple[float, float, float]:
     try:
-        red, green, blue = (float(value) for value in values)
+        if isinstance(values, (bool, str)) or any(isinstance(value, (bool, str)) for value in np.atleast_1d(values)):
+            raise TypeError
+        numbers = [float(value) for value in np.atleast_1d(values)]
+        red, green, blue = numbers * 3 if len(numbers) == 1 and np.ndim(values) == 0 else numbers
     except (TypeError, ValueError):
         raise ValueError(f"preprocessing: {name} is {values!r}, expected three numbers") from None
     for value in (red, green, blue):

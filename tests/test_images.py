@@ -6,6 +6,7 @@ import base64
 import gc
 import hashlib
 import io
+import json
 import os
 import struct
 import subprocess
@@ -24,7 +25,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from qavit import _core
-from qavit.images import CLIP_MEAN, CLIP_STD, Preprocessing, Region, as_pixel_values, load_image, picture_of, preprocess
+from qavit.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    FILTERS,
+    Preprocessing,
+    Region,
+    as_pixel_values,
+    load_image,
+    picture_of,
+    preprocess,
+)
 
 BICUBIC = Image.BICUBIC if not hasattr(Image, "Resampling") else Image.Resampling.BICUBIC
 NEEDS_DECODER = pytest.mark.skipif(not _core.build_info()["stb_image"], reason="built without stb_image")
@@ -40,14 +51,14 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
     return pillow_resize(noise(5, 7, seed), height, width)
 
 
-def pillow_resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def pillow_resize(picture: np.ndarray, height: int, width: int, number: int = BICUBIC) -> np.ndarray:
     """Pillow 13's bytes from any Pillow: a resize along one axis alone has always been the same."""
     H, W = picture.shape[:2]
     image = Image.fromarray(picture)
-    if int(PIL.__version__.split(".")[0]) < 13:
+    if int(PIL.__version__.split(".")[0]) < 13 and number != 0:
         down_first = height < H and H - height > 2 * (W - width)
-        image = image.resize((W, height) if down_first else (width, H), BICUBIC)
-    return np.asarray(image.resize((width, height), BICUBIC))
+        image = image.resize((W, height) if down_first else (width, H), number)
+    return np.asarray(image.resize((width, height), number))
 
 
 def encode(picture: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
@@ -75,22 +86,24 @@ def peak_bytes() -> int:
 # ---- resize and preprocessing ----
 
 
-@settings(max_examples=250, deadline=None)
-@given(SIZES, SIZES, SIZES, SIZES, st.booleans(), st.integers(0, 99))
-def test_resize_gives_pillows_bytes(height, width, new_height, new_width, hard, seed):
+@settings(max_examples=400, deadline=None)
+@given(SIZES, SIZES, SIZES, SIZES, st.sampled_from(FILTERS), st.booleans(), st.integers(0, 99))
+def test_resize_gives_pillows_bytes(height, width, new_height, new_width, name, hard, seed):
     picture = noise(height, width, seed)
     if hard:
         picture = np.where(picture > 127, 255, 0).astype(np.uint8)
     before = picture.copy()
-    resized = _core.resize_image(picture, new_height, new_width)
-    assert np.array_equal(resized, pillow_resize(picture, new_height, new_width))
+    number = FILTERS.index(name)
+    resized = _core.resize_image(picture, new_height, new_width, number)
+    assert np.array_equal(resized, pillow_resize(picture, new_height, new_width, number))
     assert np.array_equal(picture, before)
 
 
+@pytest.mark.parametrize("number", range(len(FILTERS)), ids=FILTERS)
 @pytest.mark.parametrize("shape", [(1, 5000, 1, 7), (5000, 1, 7, 1), (2, 4000, 300, 3), (900, 700, 901, 699)])
-def test_resize_of_long_pictures(shape):
+def test_resize_of_long_pictures(shape, number):
     picture = noise(*shape[:2])
-    assert np.array_equal(_core.resize_image(picture, *shape[2:]), pillow_resize(picture, *shape[2:]))
+    assert np.array_equal(_core.resize_image(picture, *shape[2:], number), pillow_resize(picture, *shape[2:], number))
 
 
 def test_every_cpu_level_gives_the_same_bytes():
@@ -128,6 +141,68 @@ def test_preprocess_is_the_clip_image_processor(clip_processor, height, width, s
         np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
     assert pixels.shape == (3, size, size)
     assert pixels.dtype == np.float32
+
+
+SEEN = {"mean": (0, 0, 0), "std": (1, 1, 1), "rescale": 1}
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIZES, SIZES, st.integers(1, 60), st.integers(1, 80), st.integers(1, 80), st.data())
+def test_what_is_resized_and_cut_out_is_what_pillow_makes(height, width, size, one, two, data):
+    """Of torchvision's transforms, open_clip's, and transformers', from their formulas; uint8 to the byte."""
+    picture = noise(height, width, height * 301 + width)
+    resize = data.draw(st.sampled_from(["none", "exact", "shortest_edge", "longest_edge", "bounded"]))
+    margin = data.draw(st.sampled_from(["down", "even"]))
+    name = data.draw(st.sampled_from(FILTERS))
+    short, long = sorted((height, width))
+    edges = {"none": (None, (height, width)), "exact": ((one, two), (one, two))}
+    grown = int(one * long / short)
+    edges["shortest_edge"] = (one, (one, grown) if height <= width else (grown, one))
+    ratio = long / one
+    edges["longest_edge"] = (one, (max(1, round(height / ratio)), max(1, round(width / ratio))))
+    exact = one if long / short * one <= two else two * short / long
+    edge = max(1, round(exact))
+    if edge == short:
+        bounded = (height, width)
+    elif width < height:
+        bounded = (max(1, int(exact * height / width)), edge)
+    else:
+        bounded = (edge, max(1, int(exact * width / height)))
+    edges["bounded"] = ((one, two), bounded)
+    resize_to, (new_height, new_width) = edges[resize]
+    resize = "shortest_edge" if resize == "bounded" else resize
+    how = Preprocessing(size, resize, True, resize_to=resize_to, filter=name, margin=margin, **SEEN)
+    pixels, region = preprocess(picture, how)
+    resized = picture
+    if (new_height, new_width) != (height, width):
+        resized = pillow_resize(picture, new_height, new_width, FILTERS.index(name))
+    square = np.zeros((size, size, 3), np.uint8)
+    starts = []
+    for edge in (new_height, new_width):
+        over = edge - size
+        start = over // 2 if margin == "down" else (round(over / 2) if over >= 0 else -(-over // 2))
+        starts.append(start)
+    top, left = starts
+    inside = resized[max(top, 0) : top + size, max(left, 0) : left + size]
+    square[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]] = inside
+    assert np.array_equal(pixels, square.transpose(2, 0, 1))
+    assert region.left == pytest.approx(left * width / new_width)
+    assert region.bottom == pytest.approx((top + size) * height / new_height)
+
+
+def test_fits():
+    picture = noise(40, 80, 1)
+    how = Preprocessing(20, resize_to=30, filter="bilinear", **SEEN)
+    cut, stretched, padded = (how.fitted(fit) for fit in ("crop", "stretch", "pad"))
+    assert preprocess(picture, cut)[1] == Region(20, 0, 60, 40)
+    assert preprocess(picture, stretched)[1] == Region(0, 0, 80, 40)
+    pixels, region = preprocess(picture, padded)
+    assert region == Region(0, -20, 80, 60)
+    assert np.array_equal(pixels[:, 5:15], pillow_resize(picture, 10, 20, 2).transpose(2, 0, 1))
+    assert not pixels[:, :5].any()
+    assert not pixels[:, 15:].any()
+    with pytest.raises(ValueError, match="fit: expected 'crop', 'stretch' or 'pad', got 'fill'"):
+        how.fitted("fill")
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,6 +257,9 @@ def test_region_maps_both_ways():
 def test_preprocessing_is_checked_and_written():
     how = Preprocessing(224)
     assert (how.mean, how.std) == (CLIP_MEAN, CLIP_STD)
+    assert Preprocessing(8, mean=0.5, std=0.25) == Preprocessing(8, mean=[0.5] * 3, std=(0.25,) * 3)
+    full = Preprocessing(8, "exact", True, 0.5, 0.5, [9, 10], "box", 1.0, "even")
+    assert Preprocessing.from_dict(json.loads(json.dumps(full.to_dict()))) == full
     assert Preprocessing.from_dict(how.to_dict()) == how
     for wrong in (
         {"size": 0},
@@ -194,6 +272,21 @@ def test_preprocessing_is_checked_and_written():
         {"size": 8, "std": [1, float("nan"), 1]},
         {"size": 8, "colour": 1},
         {"resize": "exact"},
+        {"size": 8, "resize": "none", "crop": False},
+        {"size": 8, "resize": "longest_edge", "crop": False},
+        {"size": 8, "resize": "exact", "crop": False, "resize_to": (8, 9)},
+        {"size": 8, "resize": "exact", "resize_to": 9},
+        {"size": 8, "resize": "longest_edge", "resize_to": (8, 9)},
+        {"size": 8, "resize": "none", "resize_to": 8},
+        {"size": 8, "resize_to": 0},
+        {"size": 8, "resize_to": True},
+        {"size": 8, "crop": 1},
+        {"size": 8, "filter": 3},
+        {"size": 8, "margin": "up"},
+        {"size": 8, "rescale": 0},
+        {"size": 8, "rescale": "1"},
+        {"size": 8, "mean": "abc"},
+        {"size": 8, "std": [0.5]},
     ):
         with pytest.raises(ValueError, match="preprocessing"):
             Preprocessing.from_dict(wrong)
@@ -204,7 +297,7 @@ def test_preprocessing_is_checked_and_written():
 )
 def test_the_core_refuses_other_shapes(picture):
     with pytest.raises(ValueError, match="picture"):
-        _core.preprocess_image(picture, 8, True, CLIP_MEAN, CLIP_STD)
+        _core.preprocess_image(picture, 8, Preprocessing(8).core_arguments())
     with pytest.raises(ValueError, match="picture"):
         _core.resize_image(picture, 8, 8)
 
@@ -218,7 +311,7 @@ def test_the_core_refuses_other_types_and_sizes():
         with pytest.raises(ValueError, match="height and width"):
             _core.resize_image(picture, height, width)
     with pytest.raises(ValueError, match="size"):
-        _core.preprocess_image(picture, 0, True, CLIP_MEAN, CLIP_STD)
+        _core.preprocess_image(picture, 0, Preprocessing(8).core_arguments())
 
 
 def test_views_read_only_and_strided_pictures_are_read_in_place():
@@ -957,7 +1050,7 @@ def test_every_failing_allocation_is_a_memory_error():
     picture = _core.decode_image(data)
     for call in (
         lambda: _core.decode_image(data),
-        lambda: _core.preprocess_image(picture, 16, False, CLIP_MEAN, CLIP_STD),
+        lambda: _core.preprocess_image(picture, 16, Preprocessing(16).core_arguments()),
         lambda: _core.resize_image(picture, 90, 80),
     ):
         expected = call()
