@@ -364,12 +364,12 @@ def test_rows_come_back(tmp_path: Path, dtype: str) -> None:
     write_part(tmp_path / "parts" / "00000-000000.parquet", rows_of(values, score=0.25), (2, 3), dtype)
     write_part(tmp_path / "parts" / "00000-000001.parquet", rows_of([None, None])[:1], (2, 3), dtype)
     about = {"grid": [2, 3], "block": 2, "method": "class", "questions": [["q", ""]]}
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "qavit-maps", "version": 1, **about}))
+    (tmp_path / "_manifest.json").write_text(json.dumps({"format": "qavit-maps", "version": 1, **about}))
     reader = qavit.data.read_maps(tmp_path)
     found = list(reader)
     assert len(reader) == len(found) == 6
     assert not reader.complete
-    (tmp_path / "input-00000.json").write_text('{"parts": 2, "rows": 6}')
+    (tmp_path / "_input-00000.json").write_text('{"parts": 2, "rows": 6}')
     assert reader.complete
     tolerance = 0 if dtype == "float32" else 2**-11
     for row, value in zip(found, [*values, None]):
@@ -413,7 +413,7 @@ def test_folders_that_hold_no_run(tmp_path: Path) -> None:
         qavit.data.read_maps(tmp_path)
     later = '{"format": "qavit-maps", "version": 9}'
     for content, message in (("{", "not a manifest"), ('{"a": 1}', "not a manifest"), (later, "version 9")):
-        (tmp_path / "manifest.json").write_text(content)
+        (tmp_path / "_manifest.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_manifest(tmp_path)
 

@@ -288,7 +288,7 @@ class QuestionFile:
         for column in [*reading.columns.values(), *reading.keep.values()]:
             if column not in names:
                 raise ValueError(f"{said} {column!r}")
-        if not set(reading.column("image")) & set(names) and not (fields and set(fields) <= set(names)):
+        if not set(reading.column("image")) & set(names) and not (reading.image_name and set(fields) <= set(names)):
             raise ValueError(f"{said} 'image'{hint('image')}")
         if not {*reading.column("question"), "conversations"} & set(names):
             raise ValueError(f"{said} 'question'{hint('question')}")

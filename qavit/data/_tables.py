@@ -301,24 +301,29 @@ def row_of_value(values: Any, where: str) -> Row:
     return Row(where, {}, f"expected an object with image and question, got {type(values).__name__}")
 
 
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
 class JsonScanner:
     """A JSON text taken apart from its beginning, a piece of it in memory at a time."""
 
     def __init__(self, text: io.TextIOBase, path: str) -> None:
         self._file, self._path = text, path
-        self._text, self._at, self._passed, self._over = "", 0, 0, False
+        self._text, self._at, self._over = "", 0, False
+        self._counted, self._lines = 0, 1  # how many lines begin before that place
         self._decode = json.JSONDecoder().raw_decode
 
     @property
     def line(self) -> int:
         """Where the scanner stands, from 1."""
-        return 1 + self._passed + self._text.count("\n", 0, self._at)
+        self._lines += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._lines
 
     def peek(self) -> str:
         """The next letter that is no space; "" at the end."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches everywhere
             if self._at < len(self._text) or not self._more():
                 return self._text[self._at : self._at + 1]
 
@@ -394,7 +399,7 @@ class JsonScanner:
         """Read on; False at the end."""
         if self._over:
             return False
-        self._passed += self._text.count("\n", 0, self._at)
+        self._lines, self._counted = self.line, 0
         rest = self._text[self._at :]
         piece = self._file.read(max(PIECE, len(rest)))  # doubling, so that a large value costs no more than twice its size
         self._text, self._at, self._over = rest + piece, 0, not piece
