@@ -41,6 +41,7 @@ from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
 from qavit._base import arguments, files, progress, tensors
+from qavit._base.progress import duration
 from qavit._demo import demo_model
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import _hub as hub
@@ -54,7 +55,6 @@ from qavit.cli import _main as cli_main
 from qavit.data import _local as local
 from qavit.data import _output as data_output
 from qavit.data import _plan as plan
-from qavit.data._progress import duration
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
