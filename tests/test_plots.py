@@ -328,8 +328,7 @@ def test_the_blocks_of_a_figure() -> None:
 
 
 def test_an_answer_is_not_broken_in_two() -> None:
-    one = result(1)
-    one.answers = [[("middle left", 0.5), ("top center", 0.23), ("top left", 0.16)]]
+    one = replace(result(1), answers=[[("middle left", 0.5), ("top center", 0.23), ("top left", 0.16)]])
     lines = [text.get_text().replace("\u00a0", " ") for text in one.figure("overlay").texts]
     assert "middle left 50%  ·  top center" not in " ".join(lines)
     assert any(line.startswith(("top left 16%", "top center 23%")) for line in lines)
@@ -338,7 +337,7 @@ def test_an_answer_is_not_broken_in_two() -> None:
 
 def test_the_bar_begins_with_a_number() -> None:
     one = result(1)
-    one.maps = one.maps / one.maps.sum() * (1 - 12e-6) + 1e-6
+    one = replace(one, maps=one.maps / one.maps.sum() * (1 - 12e-6) + 1e-6)
     ticks = [tick.get_text() for tick in one.figure("overlay").axes[-1].get_yticklabels()]
     assert "0%" in ticks
 
