@@ -56,6 +56,14 @@ static int view_rows(PyObject *object, const char *argument, bool optional, bool
     return 0;
 }
 
+static qv_rows rows_of(const row_view *view) {
+    return (qv_rows){view->data, view->ld};
+}
+
+static qv_const_rows const_rows_of(const row_view *view) {
+    return (qv_const_rows){view->data, view->ld};
+}
+
 /* Scratch and lanes for one call. */
 static int start_call(qv_call *call, size_t rows, size_t depth, size_t keys, size_t head_width) {
     *call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
@@ -72,14 +80,14 @@ static void end_call(qv_call *call) {
 }
 
 typedef struct {
-    qv_linear_weight weight;
+    qv_linear linear;
     qvpy_weights source;
 } layer;
 
 static void free_layer(PyObject *capsule) {
     layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
     if (object != NULL) {
-        qv_cpu_ops.linear_free(&qv_cpu_ops, &object->weight);
+        qv_linear_free(&qv_cpu_ops, &object->linear);
         qvpy_weights_release(&object->source);
         PyMem_Free(object);
     }
@@ -129,11 +137,23 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
         sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale};
     }
     qv_error err;
-    if (qv_cpu_ops.linear_prepare(&qv_cpu_ops, &object->weight, sources, (size_t)parts, precision, &err) != QV_OK) {
+    if (qv_linear_prepare(&qv_cpu_ops, &object->linear, sources, (size_t)parts, precision, &err) != QV_OK) {
         Py_DECREF(capsule);
         return qvpy_raise(&err);
     }
     return capsule;
+}
+
+/* Whether columns first .. first + count are whole parts of the layer, as the ops take them. */
+static bool are_parts(const qv_linear *linear, Py_ssize_t first, Py_ssize_t count) {
+    bool begins = false, ends = false;
+    size_t boundary = 0;
+    for (size_t i = 0; i <= linear->parts && first >= 0 && count >= 0; i++) {
+        begins = begins || boundary == (size_t)first;
+        ends = ends || boundary == (size_t)first + (size_t)count;
+        boundary += i < linear->parts ? linear->part_columns[i] : 0;
+    }
+    return begins && ends;
 }
 
 /* _linear(layer, out, x, first, count, activation, multiply, residual) */
@@ -147,7 +167,7 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
     }
     layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
     row_view out, x, multiply, residual;
-    qv_epilogue epilogue = {QV_IDENTITY, NULL, 0, NULL, 0};
+    qv_epilogue epilogue = {.activation = QV_IDENTITY};
     if (object == NULL || view_rows(out_object, "out", false, true, &out) < 0 ||
         view_rows(x_object, "x", false, false, &x) < 0 ||
         view_rows(multiply_object, "multiply", true, false, &multiply) < 0 ||
@@ -155,24 +175,55 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
         qvpy_activation(activation, "activation", &epilogue.activation) < 0) {
         return NULL;
     }
-    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count || first < 0 ||
-        count < 0 || first > (Py_ssize_t)object->weight.columns - count ||
+    if (x.columns != object->linear.depth || out.rows != x.rows || out.columns != (size_t)count ||
+        !are_parts(&object->linear, first, count) ||
         (multiply.data != NULL && (multiply.rows != out.rows || multiply.columns != out.columns)) ||
         (residual.data != NULL && (residual.rows != out.rows || residual.columns != out.columns))) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
         return NULL;
     }
-    epilogue.multiply = multiply.data;
-    epilogue.ld_multiply = multiply.ld;
-    epilogue.residual = residual.data;
-    epilogue.ld_residual = residual.ld;
+    epilogue.multiply = const_rows_of(&multiply);
+    epilogue.residual = const_rows_of(&residual);
     qv_call call;
     if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    qv_cpu_ops.linear(&call, out.data, out.ld, x.data, x.ld, &object->weight, (size_t)first, (size_t)count, &epilogue,
+    qv_cpu_ops.linear(&call, rows_of(&out), const_rows_of(&x), &object->linear, (size_t)first, (size_t)count, &epilogue,
                       x.rows);
+    Py_END_ALLOW_THREADS
+    end_call(&call);
+    Py_RETURN_NONE;
+}
+
+/* _linear_backward(layer, dx, dy, first, count, accumulate): dx (+)= dy W[first : first + count] */
+static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *capsule, *dx_object, *dy_object;
+    Py_ssize_t first, count;
+    int accumulate;
+    if (!PyArg_ParseTuple(arguments, "OOOnnp", &capsule, &dx_object, &dy_object, &first, &count, &accumulate)) {
+        return NULL;
+    }
+    layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
+    row_view dx, dy;
+    if (object == NULL || view_rows(dx_object, "dx", false, true, &dx) < 0 ||
+        view_rows(dy_object, "dy", false, false, &dy) < 0) {
+        return NULL;
+    }
+    if (dx.columns != object->linear.depth || dx.rows != dy.rows || dy.columns != (size_t)count ||
+        !are_parts(&object->linear, first, count)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
+        return NULL;
+    }
+    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, 0, 0, 0), 1);
+    if (call.scratch == NULL) {
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.linear_backward(&call, rows_of(&dx), const_rows_of(&dy), &object->linear, (size_t)first, (size_t)count,
+                               accumulate != 0, dy.rows);
     Py_END_ALLOW_THREADS
     end_call(&call);
     Py_RETURN_NONE;
@@ -237,7 +288,6 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     if (q.dims != 3 || k.dims != 3 || heads < 1 || q.columns % (size_t)heads != 0 || k.columns != q.columns ||
-        (v.data != NULL && v.ld != k.ld) || (extra_v.data != NULL && extra_v.ld != extra_k.ld) ||
         (probabilities.data != NULL && probabilities.dims != 4)) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
         return NULL;
@@ -251,16 +301,12 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
         optional_array(objects[10], "kv_index", NPY_UINTP, 1, &kv_index) < 0) {
         goto done;
     }
-    a.out = out.data;
-    a.ld_out = out.ld;
-    a.q = q.data;
-    a.ld_q = q.ld;
-    a.k = k.data;
-    a.v = v.data;
-    a.ld_kv = k.ld;
-    a.extra_k = extra_k.data;
-    a.extra_v = extra_v.data;
-    a.ld_extra = extra_k.ld;
+    a.out = rows_of(&out);
+    a.q = const_rows_of(&q);
+    a.k = const_rows_of(&k);
+    a.v = const_rows_of(&v);
+    a.extra_k = const_rows_of(&extra_k);
+    a.extra_v = const_rows_of(&extra_v);
     a.extra_length = data_of(extra_length);
     a.key_mask = data_of(key_mask);
     a.bias = bias.data;
@@ -329,15 +375,16 @@ static PyObject *norm(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     qv_call call;
+    qv_norm parameters = {.kind = rms ? QV_RMS_NORM : QV_LAYER_NORM,
+                          .D = x.columns,
+                          .weight = {weight.data, NULL},
+                          .bias = {bias.data, NULL},
+                          .eps = eps};
     if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    if (rms) {
-        qv_cpu_ops.rms_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, eps, x.rows, x.columns);
-    } else {
-        qv_cpu_ops.layer_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, bias.data, eps, x.rows, x.columns);
-    }
+    qv_cpu_ops.norm(&call, rows_of(&out), const_rows_of(&x), &parameters, x.rows);
     Py_END_ALLOW_THREADS
     end_call(&call);
     Py_RETURN_NONE;
@@ -363,6 +410,8 @@ static PyMethodDef functions[] = {
     {"_prepare", prepare, METH_VARARGS, "A linear layer: _prepare(weights, parts, precision, scale)."},
     {"_linear", linear, METH_VARARGS,
      "_linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
+    {"_linear_backward", linear_backward, METH_VARARGS,
+     "_linear_backward(layer, dx, dy, first, count, accumulate), written or added to dx."},
     {"_attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/python/ops.c."},
     {"_norm", norm, METH_VARARGS, "_norm(out, x, weight, bias, eps, rms), written to out."},
     {"_burn", burn, METH_VARARGS, "_burn(precision, steps): operations done by multiplying in registers alone."},
