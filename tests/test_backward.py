@@ -72,8 +72,9 @@ def test_linear_in_bfloat16(rows: int, outputs: int, inputs: int) -> None:
 def test_parts_of_a_layer_go_back_alone_and_together(precision: str) -> None:
     dy, parts = normal(9, 70 + 33 + 64), [normal(n, 75, seed=n) for n in (70, 33, 64)]
     layer = prepare([{"weight": part} for part in parts], precision)
-    alone = [linear_backward(dy[:, :70], parts[0], None, precision), linear_backward(dy[:, 70:103], parts[1], None, precision),
-             linear_backward(dy[:, 103:], parts[2], None, precision)]  # fmt: skip
+    alone = [
+        linear_backward(gradient, part, None, precision) for gradient, part in zip(np.split(dy, [70, 103], axis=1), parts)
+    ]
     for first, count, expected in ((0, 70, alone[0]), (70, 97, alone[1] + alone[2]), (0, 167, sum(alone))):
         wide = np.full((9, 80), 7, np.float32)
         _core._linear_backward(layer, wide[:, 2:77], dy[:, first : first + count], first, count, False)
@@ -259,9 +260,9 @@ def test_threads_do_not_change_the_result() -> None:
 
 
 def test_bad_shapes_are_refused() -> None:
+    layer = prepare([{"weight": normal(4, 5)}])
     for first, count in ((0, 3), (1, 3), (-1, 4)):
         with pytest.raises(ValueError, match="shapes"):
-            layer = prepare([{"weight": normal(4, 5)}])
             _core._linear_backward(layer, normal(2, 5), normal(2, count), first, count, False)
     with pytest.raises(ValueError, match="shapes"):
         _core._norm_backward(normal(2, 3), normal(2, 4), normal(4), 1e-5, False)
