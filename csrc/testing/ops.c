@@ -95,7 +95,6 @@ static void free_layer(PyObject *capsule) {
 
 /* prepare(weights: dict, parts: int, precision, scale): parts named "0.weight", "0.bias", "0.add_weight", ... */
 static PyObject *prepare(PyObject *module, PyObject *arguments) {
-    (void)module;
     PyObject *weights;
     Py_ssize_t parts;
     const char *precision_name;
@@ -114,7 +113,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     if (object == NULL) {
         return PyErr_NoMemory();
     }
-    if (qvpy_weights_acquire(&object->source, weights) < 0) {
+    if (qvpy_weights_acquire(&object->source, weights, PyModule_GetState(module)) < 0) {
         PyMem_Free(object);
         return NULL;
     }
