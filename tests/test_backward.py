@@ -13,6 +13,8 @@ from test_ops import prepare
 
 from qavit import _core
 
+_core_testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
+
 Array = Any
 pytestmark = pytest.mark.every_level
 # Observed: 7e-7 of the largest gradient.
@@ -40,7 +42,7 @@ def differences(function: Callable[[Array], Array], x: Array, dy: Array, step: f
 def linear_backward(dy: Array, weight: Array, dx: Array | None = None, precision: str = "float32") -> Array:
     """dy W, added to dx where it is given, by a layer of the one weight."""
     out = np.full((len(dy), weight.shape[1]), np.nan, np.float32) if dx is None else dx.copy()
-    _core._linear_backward(prepare([{"weight": weight}], precision), out, dy, 0, dy.shape[1], dx is not None)
+    _core_testing.linear_backward(prepare([{"weight": weight}], precision), out, dy, 0, dy.shape[1], dx is not None)
     return out
 
 
@@ -77,7 +79,7 @@ def test_parts_of_a_layer_go_back_alone_and_together(precision: str) -> None:
     ]
     for first, count, expected in ((0, 70, alone[0]), (70, 97, alone[1] + alone[2]), (0, 167, sum(alone))):
         wide = np.full((9, 80), 7, np.float32)
-        _core._linear_backward(layer, wide[:, 2:77], dy[:, first : first + count], first, count, False)
+        _core_testing.linear_backward(layer, wide[:, 2:77], dy[:, first : first + count], first, count, False)
         close(wide[:, 2:77], expected)
         assert (wide[:, :2] == 7).all()
         assert (wide[:, 77:] == 7).all()
@@ -98,20 +100,20 @@ def test_layer_norm(rows: int, width: int, shift: float) -> None:
     (y * torch.tensor(dy, dtype=torch.float64)).sum().backward()
     assert tensor.grad is not None
     # A mean of 30 costs five bits of x - mean: observed 9e-6.
-    close(_core._norm_backward(dy, x, weight, 1e-5, False), tensor.grad.numpy(), 2e-5 if shift else TOLERANCE)
+    close(_core_testing.norm_backward(dy, x, weight, 1e-5, False), tensor.grad.numpy(), 2e-5 if shift else TOLERANCE)
 
 
 def test_layer_norm_by_differences() -> None:
     dy, x, weight = normal(2, 7), normal(2, 7, seed=1), normal(7, seed=2)
     expected = differences(lambda x: reference.layer_norm(x, weight, None, 1e-3), x, dy)
-    close(_core._norm_backward(dy, x, weight, 1e-3, False), expected, DIFFERENCES)
+    close(_core_testing.norm_backward(dy, x, weight, 1e-3, False), expected, DIFFERENCES)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 3), (2, 7), (3, 33)])
 def test_rms_norm_by_differences(rows: int, width: int) -> None:
     dy, x, weight = normal(rows, width), normal(rows, width, seed=1), normal(width, seed=2)
     expected = differences(lambda x: reference.rms_norm(x, weight, 1e-3), x, dy)
-    close(_core._norm_backward(dy, x, weight, 1e-3, True), expected, DIFFERENCES)
+    close(_core_testing.norm_backward(dy, x, weight, 1e-3, True), expected, DIFFERENCES)
 
 
 @pytest.mark.parametrize("name", ["linear", "gelu", "gelu_new", "quick_gelu", "relu"])
@@ -119,10 +121,10 @@ def test_activation(name: str) -> None:
     # Away from 0, where relu has no slope; past one task's 4096 items.
     x = np.concatenate([np.linspace(-12, 12, 4000) + 1e-3, normal(1001) + 1e-3]).astype(np.float32)
     dy = normal(x.size, seed=3)
-    close(_core._activation(x, name), reference.activate(x, name))
+    close(_core_testing.activation(x, name), reference.activate(x, name))
     wide = x.astype(np.float64)
     slope = (reference.activate(wide + 1e-6, name) - reference.activate(wide - 1e-6, name)) / 2e-6
-    close(_core._activation(x, name, dy), dy * slope)
+    close(_core_testing.activation(x, name, dy), dy * slope)
 
 
 def attention_case(
@@ -147,7 +149,7 @@ def attention_case(
 
 def run_attention(case: dict[str, Array], d_out: Array, heads: int, scale: float, causal: bool, keys: bool) -> Any:
     length = case.get("extra_length")
-    return _core._attention_backward(
+    return _core_testing.attention_backward(
         case["q"], case["k"], case["v"], d_out, case.get("extra_k"), case.get("extra_v"),
         None if length is None else length.astype(np.uintp), case.get("key_mask"), case.get("bias"),
         heads, scale, causal, keys,
@@ -239,20 +241,20 @@ def test_masked_keys_have_no_gradient() -> None:
 def test_gradcam(first: int) -> None:
     probabilities, gradients = np.abs(normal(3, 5, 7)), normal(3, 5, 7, seed=1)
     expected = (probabilities * np.maximum(gradients, 0)).mean(axis=0)[:, first:]
-    close(_core._gradcam(probabilities, gradients, first), expected)
+    close(_core_testing.gradcam(probabilities, gradients, first), expected)
 
 
 def test_threads_do_not_change_the_result() -> None:
     case = attention_case(2, 5, 37, 41, 0, 8)
     d_out, dy, weight = normal(2, 37, 40), normal(19, 70), normal(70, 130)
-    threads = _core.get_num_threads()
+    threads = _core_testing.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3):
-            _core.set_num_threads(count)
+            _core_testing.set_num_threads(count)
             results.append((*run_attention(case, d_out, 5, 0.3, False, True), linear_backward(dy, weight)))
     finally:
-        _core.set_num_threads(threads)
+        _core_testing.set_num_threads(threads)
     for other in results[1:]:
         for first, second in zip(results[0][:-1], other[:-1]):
             assert np.array_equal(first, second)
@@ -263,21 +265,21 @@ def test_bad_shapes_are_refused() -> None:
     layer = prepare([{"weight": normal(4, 5)}])
     for first, count in ((0, 3), (1, 3), (-1, 4)):
         with pytest.raises(ValueError, match="shapes"):
-            _core._linear_backward(layer, normal(2, 5), normal(2, count), first, count, False)
+            _core_testing.linear_backward(layer, normal(2, 5), normal(2, count), first, count, False)
     with pytest.raises(ValueError, match="shapes"):
-        _core._norm_backward(normal(2, 3), normal(2, 4), normal(4), 1e-5, False)
+        _core_testing.norm_backward(normal(2, 3), normal(2, 4), normal(4), 1e-5, False)
     case = {"q": normal(1, 2, 4), "k": normal(1, 3, 4), "v": normal(1, 2, 4)}
     with pytest.raises(ValueError, match="shapes"):
         run_attention(case, normal(1, 2, 4), 2, 1.0, False, True)
     for second, first in ((normal(1, 2, 4), 0), (normal(1, 2, 3), -1), (normal(1, 2, 3), 4)):
         with pytest.raises(ValueError, match="shapes"):
-            _core._gradcam(normal(1, 2, 3), second, first)
+            _core_testing.gradcam(normal(1, 2, 3), second, first)
     with pytest.raises(ValueError, match="shapes"):
         linear_backward(normal(2, 4), normal(4, 5), normal(2, 4))
     with pytest.raises(ValueError, match="shapes"):
-        _core._activation(normal(4), "relu", normal(3))
+        _core_testing.activation(normal(4), "relu", normal(3))
     with pytest.raises(ValueError, match="expected one of gelu"):
-        _core._activation(normal(4), "tanh")
+        _core_testing.activation(normal(4), "tanh")
 
 
 @pytest.mark.parametrize(

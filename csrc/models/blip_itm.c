@@ -96,7 +96,9 @@ static void load_block(loader *load, size_t i) {
     layer cross_out = get_block_layer(load, i, "crossattention.output.dense", D, D);
     layer fc1 = get_block_layer(load, i, "intermediate.dense", F, D);
     layer fc2 = get_block_layer(load, i, "output.dense", D, F);
-    qv_next_block(load->model->ops);
+    if (load->status == QV_OK) {
+        load->status = qv_next_block(load->model->ops, load->err);
+    }
     prepare(load, &block->self_qkv, self, 3);
     prepare(load, &block->self_out, &self_out, 1);
     prepare(load, &block->cross_q, &cross_q, 1);
@@ -210,7 +212,9 @@ qv_status qv_blip_init(qv_blip *model, const qv_blip_config *config, const qv_op
     for (size_t i = 0; i < model->config.L; i++) {
         load_block(&load, i);
     }
-    qv_next_block(ops);
+    if (load.status == QV_OK) {
+        load.status = qv_next_block(ops, err);
+    }
     load_heads(&load);
     status = load.status == QV_OK ? qv_weights_check(weights, "BLIP image-text matching", err) : load.status;
     if (status != QV_OK) {

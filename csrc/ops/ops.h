@@ -155,7 +155,7 @@ struct qv_ops {
     /* Host memory into the backend's outside of calls; NULL where `memory` is. */
     qv_status (*upload)(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
     /* The layers prepared from here on are used together, after those before them; may be NULL. */
-    void (*next_block)(const qv_ops *ops);
+    qv_status (*next_block)(const qv_ops *ops, qv_error *err);
     /* What a product that is wanted in a precision computes in here. */
     qv_precision (*computes_in)(const qv_ops *ops, qv_precision wanted);
     /* layer->packed from the sources of its parts, and letting go of it: see qv_linear_prepare. */
@@ -243,10 +243,8 @@ qv_status qv_linear_prepare(const qv_ops *ops, qv_linear *layer, const qv_linear
                             qv_precision precision, qv_error *err);
 void qv_linear_free(const qv_ops *ops, qv_linear *layer);
 
-static inline void qv_next_block(const qv_ops *ops) {
-    if (ops->next_block != NULL) {
-        ops->next_block(ops);
-    }
+static inline qv_status qv_next_block(const qv_ops *ops, qv_error *err) {
+    return ops->next_block != NULL ? ops->next_block(ops, err) : QV_OK;
 }
 
 /* ---- calls (call.c) ---- */
