@@ -38,7 +38,7 @@ TESTING = "qavit._core_testing"
 #: What each module is made of, below csrc/. The second one has a thread pool and a state of its own.
 SOURCES = {
     CORE: ("base/*.c", "ops/*.c", "image/*.c", "models/*.c", "cuda/*.c", "python/*.c"),
-    TESTING: ("base/*.c", "ops/*.c", "image/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
+    TESTING: ("base/*.c", "ops/*.c", "image/*.c", "cuda/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
 }
 # Files that need CUDA's headers; the rest of csrc/cuda also runs its kernels on the host and is in every build.
 GPU_FILES = {"csrc/cuda/gpu_driver.c", "csrc/cuda/gpu_products.c"}
