@@ -9,7 +9,7 @@ import pytest
 import reference
 import torch
 from reference import normal
-from test_ops import MOSTLY_MEAN, prepare
+from test_ops import HUGE, MOSTLY_MEAN, prepare
 
 from qavit import _core
 
@@ -155,6 +155,20 @@ def test_activation(name: str) -> None:
     wide = x.astype(np.float64)
     slope = (reference.activate(wide + 1e-6, name) - reference.activate(wide - 1e-6, name)) / 2e-6
     close(_core_testing.activation(x, name, dy), dy * slope)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "relu"])
+def test_slopes_of_huge_values_are_zero_or_one(name: str, device: str) -> None:
+    x = np.append(HUGE, np.nan).astype(np.float32)
+    dy = np.full(x.size, 3, np.float32)
+    if device == "cpu":
+        found = _core_testing.activation(x, name, dy)
+    else:
+        found = _core_testing.device_activation(device, x, name, dy)
+    assert np.array_equal(found[:-1], np.where(HUGE > 0, 3, 0))
+    # PyTorch's relu lets the gradient of a NaN pass.
+    assert found[-1] == 3 if name == "relu" else np.isnan(found[-1])
 
 
 def attention_case(

@@ -366,6 +366,21 @@ def test_activation_range(activation: str) -> None:
     np.testing.assert_allclose(found[:, 0], expected, rtol=3e-6, atol=3e-7)  # 9e-7, 1e-7
 
 
+HUGE = np.float32([-3e38, -1e38, -1e30, -1e20, -1e19, -1e4, 1e4, 1e19, 1e20, 1e30, 1e38, 3e38])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])
+def test_activations_of_huge_values_are_zero_or_the_value(activation: str, device: str) -> None:
+    expected = np.maximum(HUGE, 0)
+    if device != "cpu":
+        assert np.array_equal(_core_testing.device_activation(device, HUGE, activation, None), expected)
+        return
+    assert np.array_equal(_core_testing.activation(HUGE, activation), expected)
+    layer = prepare([{"weight": np.eye(1, dtype=np.float32)}])
+    assert np.array_equal(linear(layer, HUGE[:, None], 1, activation=activation)[:, 0], expected)
+
+
 def norm(device: str, x: Array, weight: Array, bias: Array | None, eps: float, rms: bool = False) -> Array:
     """By the CPU's op or a device's."""
     if device != "cpu":

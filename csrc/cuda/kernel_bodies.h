@@ -250,20 +250,27 @@ QVK_FUNCTION float qvk_activate(float x, int activation) {
     }
 }
 
+/* x within -limit .. limit, beyond which a slope is 0 or 1 to the last bit, while its terms may overflow; NaN stays. */
+QVK_FUNCTION float qvk_bound(float x, float limit) {
+    return x < -limit ? -limit : x > limit ? limit : x;
+}
+
 QVK_FUNCTION float qvk_slope(float x, int activation) {
     switch (activation) {
     case QVK_GELU:
         return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
     case QVK_GELU_TANH: {
+        x = qvk_bound(x, 10.0f);
         const float y = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
         return 0.5f * (1.0f + y) + 0.5f * x * (1.0f - y * y) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
     }
     case QVK_QUICK_GELU: {
+        x = qvk_bound(x, 60.0f);
         const float s = 1.0f / (1.0f + expf(-1.702f * x));
         return s + 1.702f * x * s * (1.0f - s);
     }
     case QVK_RELU:
-        return x > 0.0f ? 1.0f : 0.0f;
+        return x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
     default:
         return 1.0f;
     }

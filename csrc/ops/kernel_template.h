@@ -52,9 +52,10 @@ INLINE vec gelu(vec x) {
     return x * negative_select(x, tail, set1(1.0f) - tail);
 }
 
-/* x / (1 + e^-z) */
+/* x / (1 + e^-z); 0 for z < -87, however large x is */
 INLINE vec times_sigmoid(vec x, vec z) {
-    return x * reciprocal(set1(1.0f) + exponential(-largest(z, set1(-87.0f))));
+    const vec least = set1(-87.0f);
+    return x * clear_below(reciprocal(set1(1.0f) + exponential(-largest(z, least))), z, least);
 }
 
 INLINE vec apply_activation(vec x, qv_activation activation) {
