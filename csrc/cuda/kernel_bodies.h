@@ -181,7 +181,7 @@ QVK_BODY(qvk_norm_backward_row, qvk_norm_backward) {
         }
         QVK_MINE(part) = sum;
     }
-    const float mean = QVK_BLOCK_SUM(part) / D;
+    const float mean = p->rms ? 0.0f : QVK_BLOCK_SUM(part) / D;
     QVK_THREADS(t) {
         float squares = 0.0f, g_sum = 0.0f, gn_sum = 0.0f;
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {
@@ -195,7 +195,7 @@ QVK_BODY(qvk_norm_backward_row, qvk_norm_backward) {
         QVK_MINE(products) = gn_sum;
     }
     const float inverse = 1.0f / sqrtf(QVK_BLOCK_SUM(part) / D + p->eps);
-    const float mean_g = QVK_BLOCK_SUM(gradients) / D;
+    const float mean_g = p->rms ? 0.0f : QVK_BLOCK_SUM(gradients) / D;
     const float slope = QVK_BLOCK_SUM(products) / D * inverse * inverse;
     QVK_THREADS(t) {
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {

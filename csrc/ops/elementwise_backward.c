@@ -1,8 +1,6 @@
 /* Activations on their own, their slopes, and the product of probabilities with their gradients. */
 #include "ops/cpu_ops.h"
 
-#include "base/threads.h"
-
 #include <math.h>
 #include <string.h>
 
@@ -25,7 +23,7 @@ static void activate_chunk(void *context, size_t task, size_t lane) {
 
 void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {
     elements_work work = {out, NULL, x, activation, n};
-    qv_parallel(call->lanes, (n + CHUNK - 1) / CHUNK, activate_chunk, &work);
+    qv_cpu_run(call, call->lanes, (n + CHUNK - 1) / CHUNK, activate_chunk, &work);
 }
 
 /* d/dx x Phi(x) = Phi(x) + x phi(x) */
@@ -75,7 +73,7 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
 void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n) {
     elements_work work = {dx, dy, x, activation, n};
-    qv_parallel(call->lanes, (n + CHUNK - 1) / CHUNK, backward_chunk, &work);
+    qv_cpu_run(call, call->lanes, (n + CHUNK - 1) / CHUNK, backward_chunk, &work);
 }
 
 typedef struct {
@@ -105,7 +103,7 @@ static void gradcam_row(void *context, size_t t, size_t lane) {
 void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S) {
     gradcam_work work = {out, probabilities, d_probabilities, first, H, T, S};
-    qv_parallel(call->lanes, T, gradcam_row, &work);
+    qv_cpu_run(call, call->lanes, T, gradcam_row, &work);
 }
 
 void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D) {
