@@ -72,8 +72,10 @@ __all__ = [
 
 logging.getLogger("qavit").addHandler(logging.NullHandler())
 if os.environ.get("QAVIT_VERBOSITY"):
-    _level = logging.getLevelName(os.environ["QAVIT_VERBOSITY"].strip().upper())
-    logging.getLogger("qavit").setLevel(_level if isinstance(_level, int) else logging.INFO)
+    _level = os.environ["QAVIT_VERBOSITY"]
+    if _level.lower() not in {"debug", "info", "warning", "error", "critical"}:
+        raise ValueError(f"QAVIT_VERBOSITY is {_level!r}, expected debug, info, warning, error or critical")
+    logging.getLogger("qavit").setLevel(_level.upper())
     logging.getLogger("qavit").addHandler(logging.StreamHandler())
 
 

@@ -156,6 +156,13 @@ PyObject *qvpy_get_size(PyObject *self, void *offset);
 
 /* ---- the module ---- */
 
+/* The slot that says so, in Pythons that ask: NumPy's own module is for the main interpreter alone. */
+#if PY_VERSION_HEX >= 0x030C0000
+#define QVPY_ONE_INTERPRETER {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#else
+#define QVPY_ONE_INTERPRETER
+#endif
+
 /* Each adds its functions or its heap types to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);
 int qvpy_add_device(PyObject *module);
