@@ -1,12 +1,12 @@
-/* The ops by themselves, for tests and benchmarks: arrays in and out, shapes trusted less than a model's. */
-#include "python/binding.h"
+/* The ops by themselves: arrays in and out, shapes trusted less than a model's. */
+#include "testing/testing.h"
 
 #include "base/threads.h"
 #include "ops/cpu_ops.h"
 
 #include <string.h>
 
-#define LAYER_CAPSULE "qavit._core._Layer"
+#define LAYER_CAPSULE "qavit._core_testing.layer"
 
 /* A float32 array whose rows are contiguous: [..., R, C] with a row stride `ld`, in one run of rows. */
 typedef struct {
@@ -41,7 +41,15 @@ static int view_rows(PyObject *object, const char *argument, bool optional, bool
     }
     view->columns = view->shape[dims - 1];
     view->ld = dims > 1 ? (size_t)PyArray_STRIDE(array, dims - 2) / sizeof(float) : view->columns;
+    if (PyArray_SIZE(array) == 0) {
+        view->ld = view->columns; /* NumPy gives it any strides */
+        return 0;
+    }
     npy_intp stride = (npy_intp)(view->ld * sizeof(float));
+    if (view->rows > 1 && (stride < 0 || view->ld < view->columns)) {
+        PyErr_Format(PyExc_ValueError, "%s: its rows overlap", argument);
+        return -1;
+    }
     for (int i = dims - 2; i >= 0; i--) {
         if (PyArray_DIM(array, i) > 1 && PyArray_STRIDE(array, i) != stride) {
             PyErr_Format(PyExc_ValueError, "%s: its rows do not lie one stride apart", argument);
@@ -85,7 +93,7 @@ static void free_layer(PyObject *capsule) {
     }
 }
 
-/* _prepare(weights: dict, parts: int, precision, scale): parts named "0.weight", "0.bias", "0.add_weight", ... */
+/* prepare(weights: dict, parts: int, precision, scale): parts named "0.weight", "0.bias", "0.add_weight", ... */
 static PyObject *prepare(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *weights;
@@ -136,7 +144,19 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     return capsule;
 }
 
-/* _linear(layer, out, x, first, count, activation, multiply, residual) */
+/* Whether columns first .. first + count are whole parts of the layer: all that the op can be asked for. */
+static bool are_parts(const qv_linear_weight *weight, Py_ssize_t first, Py_ssize_t count) {
+    Py_ssize_t column = 0, last = first + count;
+    bool begins = first == 0, ends = last == 0;
+    for (size_t part = 0; part < weight->parts; part++) {
+        column += (Py_ssize_t)weight->part_columns[part];
+        begins = begins || first == column;
+        ends = ends || last == column;
+    }
+    return first >= 0 && count >= 0 && begins && ends;
+}
+
+/* linear(layer, out, x, first, count, activation, multiply, residual) */
 static PyObject *linear(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *capsule, *out_object, *x_object, *multiply_object, *residual_object, *activation;
@@ -155,8 +175,8 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
         qvpy_activation(activation, "activation", &epilogue.activation) < 0) {
         return NULL;
     }
-    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count || first < 0 ||
-        count < 0 || first > (Py_ssize_t)object->weight.columns - count ||
+    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count ||
+        !are_parts(&object->weight, first, count) ||
         (multiply.data != NULL && (multiply.rows != out.rows || multiply.columns != out.columns)) ||
         (residual.data != NULL && (residual.rows != out.rows || residual.columns != out.columns))) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
@@ -192,6 +212,11 @@ static void *data_of(PyArrayObject *array) {
     return array != NULL ? PyArray_DATA(array) : NULL;
 }
 
+/* None, or rows with nothing between them, as the op reads and writes the arrays that have no row stride of their own */
+static bool is_none_or_dense(const row_view *view) {
+    return view->data == NULL || view->rows <= 1 || view->ld == view->columns;
+}
+
 /* None, or [a, b, c] */
 static bool is_none_or(const row_view *view, size_t a, size_t b, size_t c) {
     return view->data == NULL || (view->dims == 3 && view->shape[0] == a && view->shape[1] == b && view->shape[2] == c);
@@ -212,87 +237,92 @@ static bool sets_exist(const size_t *index, size_t B, size_t sets) {
     return exist;
 }
 
-/* _attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
+typedef struct {
+    row_view out, q, k, v, extra_k, extra_v, bias, probabilities;
+    PyArrayObject *extra_length, *key_mask, *q_index, *kv_index;
+} attention_arrays;
+
+static int read_arrays(PyObject *const *objects, attention_arrays *x) {
+    return view_rows(objects[0], "out", true, true, &x->out) < 0 || view_rows(objects[1], "q", false, false, &x->q) < 0 ||
+                   view_rows(objects[2], "k", false, false, &x->k) < 0 ||
+                   view_rows(objects[3], "v", true, false, &x->v) < 0 ||
+                   view_rows(objects[4], "extra_k", true, false, &x->extra_k) < 0 ||
+                   view_rows(objects[5], "extra_v", true, false, &x->extra_v) < 0 ||
+                   optional_array(objects[6], "extra_length", NPY_UINTP, 1, &x->extra_length) < 0 ||
+                   optional_array(objects[7], "key_mask", NPY_UINT8, 2, &x->key_mask) < 0 ||
+                   view_rows(objects[8], "bias", true, false, &x->bias) < 0 ||
+                   optional_array(objects[9], "q_index", NPY_UINTP, 1, &x->q_index) < 0 ||
+                   optional_array(objects[10], "kv_index", NPY_UINTP, 1, &x->kv_index) < 0 ||
+                   view_rows(objects[11], "probabilities", true, true, &x->probabilities) < 0
+               ? -1
+               : 0;
+}
+
+static void release_arrays(attention_arrays *x) {
+    Py_XDECREF(x->extra_length);
+    Py_XDECREF(x->key_mask);
+    Py_XDECREF(x->q_index);
+    Py_XDECREF(x->kv_index);
+}
+
+/* Whether the arrays are of the sizes that the op will take them to be. */
+static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
+    size_t D = x->q.columns;
+    const row_view *seen = &x->probabilities;
+    return x->k.columns == D && is_none_or(&x->out, a->B, a->T, D) && is_none_or(&x->v, x->k.shape[0], a->S, D) &&
+           (a->v == NULL || x->v.ld == a->ld_kv) && is_none_or(&x->extra_k, a->B, a->M, D) &&
+           is_none_or(&x->extra_v, a->B, a->M, D) && (a->extra_v == NULL || x->extra_v.ld == a->ld_extra) &&
+           is_none_or(&x->bias, a->H, a->T, a->S) && is_none_or_dense(&x->bias) &&
+           array_is_none_or(x->extra_length, a->B, 0) && array_is_none_or(x->key_mask, a->B, a->S) &&
+           array_is_none_or(x->q_index, a->B, 0) && array_is_none_or(x->kv_index, a->B, 0) &&
+           sets_exist(a->q_index, a->B, x->q.shape[0]) && sets_exist(a->kv_index, a->B, x->k.shape[0]) &&
+           (a->out == NULL || (a->v != NULL && (a->M == 0 || a->extra_v != NULL))) &&
+           (a->probabilities == NULL ||
+            (seen->dims == 4 && is_none_or_dense(seen) && seen->shape[0] == a->B && seen->shape[1] == a->H &&
+             a->first_row <= a->T && a->row_count <= a->T - a->first_row && a->first_column <= a->M + a->S &&
+             a->column_count <= a->M + a->S - a->first_column));
+}
+
+/* attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
  * batch, scale, causal, first_row, first_column, precision): every array but q and k may be None */
 static PyObject *attention(PyObject *module, PyObject *arguments) {
     (void)module;
-    PyObject *objects[12];
+    PyObject *o[12], *result = NULL;
     Py_ssize_t heads, batch, first_row, first_column;
     int causal;
     const char *precision;
     qv_attention a = {.scale = 1.0f};
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnns", &objects[0], &objects[1], &objects[2], &objects[3],
-                          &objects[4], &objects[5], &objects[6], &objects[7], &objects[8], &objects[9], &objects[10],
-                          &objects[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column, &precision) ||
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnns", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
+                          &o[8], &o[9], &o[10], &o[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column,
+                          &precision) ||
         qvpy_precision(precision, &a.precision) < 0) {
         return NULL;
     }
-    row_view out, q, k, v, extra_k, extra_v, bias, probabilities;
-    if (view_rows(objects[0], "out", true, true, &out) < 0 || view_rows(objects[1], "q", false, false, &q) < 0 ||
-        view_rows(objects[2], "k", false, false, &k) < 0 || view_rows(objects[3], "v", true, false, &v) < 0 ||
-        view_rows(objects[4], "extra_k", true, false, &extra_k) < 0 ||
-        view_rows(objects[5], "extra_v", true, false, &extra_v) < 0 ||
-        view_rows(objects[8], "bias", true, false, &bias) < 0 ||
-        view_rows(objects[11], "probabilities", true, true, &probabilities) < 0) {
-        return NULL;
-    }
-    if (q.dims != 3 || k.dims != 3 || heads < 1 || q.columns % (size_t)heads != 0 || k.columns != q.columns ||
-        (v.data != NULL && v.ld != k.ld) || (extra_v.data != NULL && extra_v.ld != extra_k.ld) ||
-        (probabilities.data != NULL && probabilities.dims != 4)) {
-        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
-        return NULL;
-    }
-    PyObject *result = NULL;
-    PyArrayObject *extra_length = NULL, *key_mask = NULL, *q_index = NULL, *kv_index = NULL;
+    attention_arrays x = {.extra_length = NULL};
     qv_call call = {.scratch = NULL};
-    if (optional_array(objects[6], "extra_length", NPY_UINTP, 1, &extra_length) < 0 ||
-        optional_array(objects[7], "key_mask", NPY_UINT8, 2, &key_mask) < 0 ||
-        optional_array(objects[9], "q_index", NPY_UINTP, 1, &q_index) < 0 ||
-        optional_array(objects[10], "kv_index", NPY_UINTP, 1, &kv_index) < 0) {
+    if (read_arrays(o, &x) < 0) {
         goto done;
     }
-    a.out = out.data;
-    a.ld_out = out.ld;
-    a.q = q.data;
-    a.ld_q = q.ld;
-    a.k = k.data;
-    a.v = v.data;
-    a.ld_kv = k.ld;
-    a.extra_k = extra_k.data;
-    a.extra_v = extra_v.data;
-    a.ld_extra = extra_k.ld;
-    a.extra_length = data_of(extra_length);
-    a.key_mask = data_of(key_mask);
-    a.bias = bias.data;
-    a.q_index = data_of(q_index);
-    a.kv_index = data_of(kv_index);
-    a.causal = causal != 0;
-    a.probabilities = probabilities.data;
-    a.first_row = (size_t)first_row;
-    a.row_count = probabilities.shape[2];
-    a.first_column = (size_t)first_column;
-    a.column_count = probabilities.shape[3];
-    a.B = (size_t)batch;
-    a.H = (size_t)heads;
-    a.T = q.shape[1];
-    a.S = k.shape[1];
-    a.M = extra_k.data != NULL ? extra_k.shape[1] : 0;
-    a.d = q.columns / (size_t)heads;
-    size_t D = q.columns;
-    if (batch < 0 || !is_none_or(&out, a.B, a.T, D) || !is_none_or(&v, k.shape[0], a.S, D) ||
-        !is_none_or(&extra_k, a.B, a.M, D) || !is_none_or(&extra_v, a.B, a.M, D) ||
-        !is_none_or(&bias, a.H, a.T, a.S) || !array_is_none_or(extra_length, a.B, 0) ||
-        !array_is_none_or(key_mask, a.B, a.S) || !array_is_none_or(q_index, a.B, 0) ||
-        !array_is_none_or(kv_index, a.B, 0) || !sets_exist(a.q_index, a.B, q.shape[0]) ||
-        !sets_exist(a.kv_index, a.B, k.shape[0]) ||
-        (out.data != NULL && (v.data == NULL || (a.M != 0 && extra_v.data == NULL))) ||
-        (probabilities.data != NULL &&
-         (probabilities.shape[0] != a.B || probabilities.shape[1] != a.H || first_row < 0 || first_column < 0 ||
-          a.first_row + a.row_count > a.T || a.first_column + a.column_count > a.M + a.S))) {
+    if (heads < 1 || batch < 0 || first_row < 0 || first_column < 0 || x.q.dims != 3 || x.k.dims != 3 ||
+        x.q.columns % (size_t)heads != 0) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
         goto done;
     }
-    if (start_call(&call, a.T, q.columns, a.S + a.M, a.d) < 0) {
+    a = (qv_attention){
+        .out = x.out.data, .ld_out = x.out.ld, .q = x.q.data, .ld_q = x.q.ld, .k = x.k.data, .v = x.v.data,
+        .ld_kv = x.k.ld, .extra_k = x.extra_k.data, .extra_v = x.extra_v.data, .ld_extra = x.extra_k.ld,
+        .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = x.bias.data,
+        .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0, .scale = a.scale,
+        .precision = a.precision, .probabilities = x.probabilities.data, .first_row = (size_t)first_row,
+        .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
+        .column_count = x.probabilities.shape[3], .B = (size_t)batch, .H = (size_t)heads, .T = x.q.shape[1],
+        .S = x.k.shape[1], .M = x.extra_k.data != NULL ? x.extra_k.shape[1] : 0, .d = x.q.columns / (size_t)heads,
+    };
+    if (!arrays_fit(&a, &x)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        goto done;
+    }
+    if (start_call(&call, a.T, x.q.columns, a.S + a.M, a.d) < 0) {
         goto done;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -301,14 +331,11 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     result = Py_BuildValue("");
 done:
     end_call(&call);
-    Py_XDECREF(extra_length);
-    Py_XDECREF(key_mask);
-    Py_XDECREF(q_index);
-    Py_XDECREF(kv_index);
+    release_arrays(&x);
     return result;
 }
 
-/* _norm(out, x, weight, bias, eps, rms) */
+/* norm(out, x, weight, bias, eps, rms) */
 static PyObject *norm(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *out_object, *x_object, *weight_object, *bias_object;
@@ -343,7 +370,7 @@ static PyObject *norm(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
-/* _burn(precision, steps): multiply in registers on every lane; the operations done */
+/* burn(precision, steps): multiply in registers on every lane; the operations done */
 static PyObject *burn(PyObject *module, PyObject *arguments) {
     (void)module;
     const char *name;
@@ -360,15 +387,15 @@ static PyObject *burn(PyObject *module, PyObject *arguments) {
 }
 
 static PyMethodDef functions[] = {
-    {"_prepare", prepare, METH_VARARGS, "A linear layer: _prepare(weights, parts, precision, scale)."},
-    {"_linear", linear, METH_VARARGS,
-     "_linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
-    {"_attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/python/ops.c."},
-    {"_norm", norm, METH_VARARGS, "_norm(out, x, weight, bias, eps, rms), written to out."},
-    {"_burn", burn, METH_VARARGS, "_burn(precision, steps): operations done by multiplying in registers alone."},
+    {"prepare", prepare, METH_VARARGS, "A linear layer: prepare(weights, parts, precision, scale)."},
+    {"linear", linear, METH_VARARGS,
+     "linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
+    {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
+    {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
+    {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},
     {NULL, NULL, 0, NULL},
 };
 
-int qvpy_add_ops(PyObject *module) {
+int qvt_add_ops(PyObject *module) {
     return PyModule_AddFunctions(module, functions);
 }

@@ -1,5 +1,5 @@
-/* The gradients of the ops by themselves, for tests: contiguous arrays in, new arrays out. */
-#include "python/binding.h"
+/* The gradients of the ops by themselves: contiguous arrays in, new arrays out. */
+#include "testing/testing.h"
 
 #include "base/threads.h"
 
@@ -48,7 +48,7 @@ static int fail_shapes(void) {
     return -1;
 }
 
-/* _linear_backward(dy [R, N], weight [N, K], dx [R, K] or None) -> dx, added to the one given */
+/* linear_backward(dy [R, N], weight [N, K], dx [R, K] or None) -> dx, added to the one given */
 static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *dy_object, *weight_object, *sum_object;
@@ -83,7 +83,7 @@ done:
     return (PyObject *)dx;
 }
 
-/* _layer_norm_backward(dy [R, D], x [R, D], weight [D], eps) -> dx */
+/* layer_norm_backward(dy [R, D], x [R, D], weight [D], eps) -> dx */
 static PyObject *layer_norm_backward(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *dy_object, *x_object, *weight_object;
@@ -115,7 +115,7 @@ done:
     return (PyObject *)dx;
 }
 
-/* _activation(x, name) -> act(x); _activation_backward(x, name, dy) -> dy act'(x); one dimension */
+/* activation(x, name) -> act(x); activation_backward(x, name, dy) -> dy act'(x); one dimension */
 static PyObject *activation(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *x_object, *name, *dy_object = Py_None;
@@ -203,7 +203,7 @@ static int read_attention(holder *held, PyObject *const *objects, qv_attention_b
     return 0;
 }
 
-/* _attention_backward(q, k, v, d_out, extra_k, extra_v, extra_length, key_mask, bias, heads, scale, causal, keys) ->
+/* attention_backward(q, k, v, d_out, extra_k, extra_v, extra_length, key_mask, bias, heads, scale, causal, keys) ->
  * (d_q, d_k, d_v, A, G); d_k and d_v None unless `keys` */
 static PyObject *attention_backward(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -255,7 +255,7 @@ done:
     return result;
 }
 
-/* _gradcam(A [H, T, S], G [H, T, S], first) -> [T, S - first] */
+/* gradcam(A [H, T, S], G [H, T, S], first) -> [T, S - first] */
 static PyObject *gradcam(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *a_object, *g_object;
@@ -287,14 +287,14 @@ done:
 }
 
 static PyMethodDef functions[] = {
-    {"_linear_backward", linear_backward, METH_VARARGS, "_linear_backward(dy, weight, dx): dx (+=) dy weight."},
-    {"_layer_norm_backward", layer_norm_backward, METH_VARARGS, "_layer_norm_backward(dy, x, weight, eps)."},
-    {"_activation", activation, METH_VARARGS, "_activation(x, name), or with dy: dy act'(x)."},
-    {"_attention_backward", attention_backward, METH_VARARGS, "The gradients of attention; see ops_backward.c."},
-    {"_gradcam", gradcam, METH_VARARGS, "_gradcam(A, G, first): the mean over heads of A max(G, 0)."},
+    {"linear_backward", linear_backward, METH_VARARGS, "linear_backward(dy, weight, dx): dx (+=) dy weight."},
+    {"layer_norm_backward", layer_norm_backward, METH_VARARGS, "layer_norm_backward(dy, x, weight, eps)."},
+    {"activation", activation, METH_VARARGS, "activation(x, name), or with dy: dy act'(x)."},
+    {"attention_backward", attention_backward, METH_VARARGS, "The gradients of attention; see ops_backward.c."},
+    {"gradcam", gradcam, METH_VARARGS, "gradcam(A, G, first): the mean over heads of A max(G, 0)."},
     {NULL, NULL, 0, NULL},
 };
 
-int qvpy_add_ops_backward(PyObject *module) {
+int qvt_add_ops_backward(PyObject *module) {
     return PyModule_AddFunctions(module, functions);
 }
