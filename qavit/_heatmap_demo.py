@@ -198,8 +198,8 @@ class QAViTHeatmapDemo:
             picture=picture,
             region=region,
             block=block,
-            readout="class",
-            answers=None if model.qavit.answers is None else [model.qavit.answer(pixels, q) for q in questions],
+            method="class",
+            answers=None if model.qavit.answer_names is None else [model.qavit.answer(pixels, q) for q in questions],
             block_maps=block_maps,
         )
 

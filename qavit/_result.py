@@ -11,7 +11,7 @@ import io
 import json
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ._base.arguments import finite_numbers, real_number, whole_number
 from ._base.files import PathLike, write_whole
 from ._base.types import FloatArray
+from ._base.warnings import Note
 from .heatmaps._grid import Box, Patch, _connected, _largest, map_statistics, normalize_maps, output_size, resample_map
 from .images import Region
 
@@ -49,7 +50,7 @@ class HeatmapResult:
         Left, top, right, bottom of the part that the model saw, in the picture's pixels; all of it by default.
     block : int
         The block that was read, counted from 0.
-    readout : str
+    method : str
         How it was read: "class", "question", ... or a callable's name.
     words : list of Q lists of str, optional
         The words of each question that have a map of their own.
@@ -59,6 +60,8 @@ class HeatmapResult:
         The model's answers with their probabilities, the likeliest first.
     block_maps : callable, optional
         Computes the maps of every block when it is asked to, float32 [L, Q, gh, gw].
+    notes : tuple of Note
+        What a reader ought to know of the maps; each was a warning too.
     """
 
     maps: FloatArray
@@ -66,11 +69,12 @@ class HeatmapResult:
     picture: npt.NDArray[np.uint8]
     region: Optional[Region] = None
     block: int = 0
-    readout: str = "class"
+    method: str = "class"
     words: Optional[list[list[str]]] = None
     word_maps: Union[list[FloatArray], Callable[[], list[FloatArray]], None] = field(default=None, repr=False)
     answers: Optional[list[list[tuple[str, float]]]] = None
     block_maps: Optional[Callable[[], FloatArray]] = field(default=None, repr=False)
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that all parts fit each other."""
@@ -121,7 +125,7 @@ class HeatmapResult:
         return int(self.maps.shape[1]), int(self.maps.shape[2])
 
     @property
-    def size(self) -> tuple[int, int]:
+    def picture_size(self) -> tuple[int, int]:
         """(height, width) of the picture in pixels."""
         return int(self.picture.shape[0]), int(self.picture.shape[1])
 
@@ -188,11 +192,16 @@ class HeatmapResult:
             picture=self.picture,
             region=self.region,
             block=self.block,
-            readout=self.readout,
+            method=self.method,
             words=None if self.words is None else [self.words[i] for i in chosen],
             word_maps=word_maps,
             answers=None if self.answers is None else [self.answers[i] for i in chosen],
             block_maps=block_maps,
+            notes=tuple(
+                note._replace(question=None if note.question is None else chosen.index(note.question))
+                for note in self.notes
+                if note.question is None or note.question in chosen
+            ),
         )
 
     def number_of(self, question: Union[int, str]) -> int:
@@ -215,10 +224,10 @@ class HeatmapResult:
         return number % len(self)
 
     def __repr__(self) -> str:
-        height, width = self.size
+        height, width = self.picture_size
         asked = f"{len(self)} question{'s' if len(self) != 1 else ''}"
         return (
-            f"HeatmapResult({asked}, grid {self.grid[0]}x{self.grid[1]}, block {self.block}, readout {self.readout!r}, "
+            f"HeatmapResult({asked}, grid {self.grid[0]}x{self.grid[1]}, block {self.block}, method {self.method!r}, "
             f"picture {width}x{height})"
         )
 
@@ -335,7 +344,7 @@ class HeatmapResult:
     def upsample(
         self,
         size: Union[int, tuple[int, int], None] = None,
-        method: str = "bicubic",
+        resampling: str = "bicubic",
         normalize: Optional[str] = None,
     ) -> FloatArray:
         """The maps spread over the whole picture.
@@ -344,7 +353,7 @@ class HeatmapResult:
         ----------
         size : int, (height, width) or None
             How many pixels for the whole picture: its own size by default; an int is the longer side.
-        method : "bicubic", "bilinear" or "nearest"
+        resampling : "bicubic", "bilinear" or "nearest"
             Smooth, or in steps.
         normalize : None, "minmax", "sum" or "max"
             Scales the patch values first; see `normalize_maps`.
@@ -355,7 +364,7 @@ class HeatmapResult:
             Patch values at each pixel; zero where the model did not look.
         """
         values = normalize_maps(self.maps, normalize)
-        return resample_map(values, self.seen, self.size, output_size(size, self.size), method)
+        return resample_map(values, self.seen, self.picture_size, output_size(size, self.picture_size), resampling)
 
     def overlay(
         self,
@@ -364,7 +373,7 @@ class HeatmapResult:
         cmap: str = "jet",
         image_weight: Optional[float] = None,
         size: Union[int, tuple[int, int], None] = None,
-        method: str = "bicubic",
+        resampling: str = "bicubic",
     ) -> npt.NDArray[np.uint8]:
         """The picture with one map over it, as pixels.
 
@@ -379,7 +388,7 @@ class HeatmapResult:
             in with the map, so that the picture stays clear where there is little attention.
         size : int, (height, width) or None
             The picture's own size by default; an int is the longer side.
-        method : "bicubic", "bilinear" or "nearest"
+        resampling : "bicubic", "bilinear" or "nearest"
 
         Returns
         -------
@@ -387,7 +396,7 @@ class HeatmapResult:
         """
         from .plots._pixels import overlay
 
-        return overlay(self, question, cmap=cmap, image_weight=image_weight, size=size, method=method)
+        return overlay(self, question, cmap=cmap, image_weight=image_weight, size=size, resampling=resampling)
 
     def plot(
         self,
@@ -505,7 +514,7 @@ class HeatmapResult:
     def to_dataframe(self) -> Any:
         """One row for each question and patch, as a pandas DataFrame.
 
-        Columns: question, block, readout, patch, row, column, value, left, top, right, bottom (pixels of the picture).
+        Columns: question, block, method, index, row, column, value, left, top, right, bottom (pixels of the picture).
         """
         try:
             import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -513,8 +522,8 @@ class HeatmapResult:
             raise ImportError("to_dataframe() needs pandas, which is not installed: pip install pandas") from None
         patches = range(self.grid[0] * self.grid[1])
         rows = [
-            {"question": question, "block": self.block, "readout": self.readout}
-            | self.patch(q, index)._asdict()
+            {"question": question, "block": self.block, "method": self.method}
+            | asdict(self.patch(q, index))
             for q, question in enumerate(self.questions)
             for index in patches
         ]
@@ -528,17 +537,18 @@ class HeatmapResult:
             entry: dict[str, Any] = {"question": question, **numbers}
             if self.answers is not None:
                 entry["answers"] = [{"answer": answer, "probability": chance} for answer, chance in self.answers[q]]
-            entry["top_patches"] = [patch._asdict() for patch in self[q].top_patches(top)[0]]
+            entry["top_patches"] = [asdict(patch) for patch in self[q].top_patches(top)[0]]
             entry["boxes"] = [box._asdict() for box in self[q].boxes()[0]]
             entries.append(entry)
-        height, width = self.size
+        height, width = self.picture_size
         seen = [self.seen.left, self.seen.top, self.seen.right, self.seen.bottom]
         return {
             "picture": {"width": width, "height": height},
             "region": seen,
             "grid": list(self.grid),
             "block": self.block,
-            "readout": self.readout,
+            "method": self.method,
+            "notes": [{"kind": note.kind, "question": note.question, "text": note.text} for note in self.notes],
             "questions": entries,
         }
 
@@ -558,9 +568,9 @@ class HeatmapResult:
         arrays: dict[str, Any] = {
             "maps": self.maps,
             "region": np.array([self.seen.left, self.seen.top, self.seen.right, self.seen.bottom]),
-            "picture_size": np.array(self.size),
+            "picture_size": np.array(self.picture_size),
             "block": np.array(self.block),
-            "readout": np.array(self.readout),
+            "method": np.array(self.method),
             "questions": np.array(self.questions),
         }
         word_maps = self.maps_of_words()

@@ -60,7 +60,7 @@ from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
 from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
-from qavit.methods import attention as readouts
+from qavit.methods import attention as methods
 from qavit.metrics import _pointing as metrics_pointing
 from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
@@ -461,7 +461,7 @@ def use_result() -> None:
     result.patch(0, 1)
     result.to_dict()
     np.asarray(result)
-    repr(result), result.size, result.grid, result.seen
+    repr(result), result.picture_size, result.grid, result.seen
 
 
 def use_region() -> None:
@@ -799,5 +799,5 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "torch_of": (lambda: tensors.torch_of(np.zeros(1)), 1),
     "question_list": (lambda: arguments.question_list(QUESTIONS), 1),
     "output_size": (lambda: heatmaps_grid.output_size(9, (3, 4)), 1),
-    "merge_heads": (lambda: readouts.merge_heads(unit(2, 3, 4), "max"), 1),
+    "merge_heads": (lambda: methods.merge_heads(unit(2, 3, 4), "max"), 1),
 }  # fmt: skip

@@ -80,7 +80,7 @@ def test_the_colours_move_with_the_question() -> None:
 def test_overlay_weights_and_region() -> None:
     one = result()
     assert np.array_equal(plots_pixels.overlay(one, image_weight=1.0)[:, 20:70], one.picture[:, 20:70])
-    bare = plots_pixels.overlay(one, image_weight=0.0, method="nearest", cmap="gray")
+    bare = plots_pixels.overlay(one, image_weight=0.0, resampling="nearest", cmap="gray")
     assert bare[30, 37].tolist() == [255, 255, 255]
     assert bare[5, 20].tolist() == [0, 0, 0]
     assert plots_pixels.overlay(one, size=(30, 45)).shape == (30, 45, 3)
@@ -95,7 +95,7 @@ def test_one_scale_for_maps_that_are_compared() -> None:
     maps[0, 0, 0], maps[1, 0, 0] = 1.0, 0.4
     one = HeatmapResult(maps, ["a", "b"], np.zeros((30, 40, 3), np.uint8))
     strong, weak = (
-        plots_pixels.overlay(one, index, cmap="gray", image_weight=0.0, method="nearest")[0, 0, 0] for index in (0, 1)
+        plots_pixels.overlay(one, index, cmap="gray", image_weight=0.0, resampling="nearest")[0, 0, 0] for index in (0, 1)
     )
     assert strong == 255
     assert weak == pytest.approx(255 / 3, abs=1)

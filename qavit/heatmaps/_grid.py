@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -17,10 +18,11 @@ NORMALIZATIONS = (None, "minmax", "sum", "max")
 RESAMPLINGS = ("bicubic", "bilinear", "nearest")
 
 
-class Patch(NamedTuple):
+@dataclass(frozen=True)
+class Patch:
     """One patch of a map; its edges are in pixels of the picture that was given."""
 
-    patch: int
+    index: int
     row: int
     column: int
     value: float
@@ -110,7 +112,7 @@ def resample_map(
     region: Region,
     picture_size: tuple[int, int],
     size: Union[int, tuple[int, int]],
-    method: str = "bicubic",
+    resampling: str = "bicubic",
 ) -> FloatArray:
     """Spread patch maps over the picture they belong to.
 
@@ -124,7 +126,7 @@ def resample_map(
         The picture's size, which `region` refers to.
     size : (height, width) or int
         How many pixels to compute for the whole picture; an int is the longer side.
-    method : "bicubic", "bilinear" or "nearest"
+    resampling : "bicubic", "bilinear" or "nearest"
         "bicubic" is smooth and never leaves the range of the map's own values.
 
     Returns
@@ -132,18 +134,18 @@ def resample_map(
     float32 array [..., height, width]
         Zero outside the region.
     """
-    if method not in RESAMPLINGS:
-        raise ValueError(f"method: {method!r} is unknown; expected one of {', '.join(map(repr, RESAMPLINGS))}")
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"resampling: {resampling!r} is unknown; expected one of {', '.join(map(repr, RESAMPLINGS))}")
     array = finite_numbers(values, "values")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"values: expected [..., gh, gw], got shape {array.shape}")
     if not isinstance(region, Region):
         raise TypeError(f"region: expected a Region(left, top, right, bottom), got {type(region).__name__}")
     size = output_size(size, picture_size)
-    rows = _axis_weights(size[0], picture_size[0], array.shape[-2], region.top, region.bottom, method)
-    columns = _axis_weights(size[1], picture_size[1], array.shape[-1], region.left, region.right, method)
+    rows = _axis_weights(size[0], picture_size[0], array.shape[-2], region.top, region.bottom, resampling)
+    columns = _axis_weights(size[1], picture_size[1], array.shape[-1], region.left, region.right, resampling)
     spread = np.asarray(rows @ array @ columns.T, dtype=np.float32)
-    if method != "bicubic":
+    if resampling != "bicubic":
         return spread
     inside = np.outer(rows.any(axis=1), columns.any(axis=1)).astype(np.float32)
     low = array.min(axis=(-2, -1), keepdims=True)
@@ -194,21 +196,21 @@ def output_size(size: Union[int, Sequence[int], None], picture_size: tuple[int, 
     return height, width
 
 
-def _axis_weights(size: int, extent: int, patches: int, start: float, stop: float, method: str) -> FloatArray:
+def _axis_weights(size: int, extent: int, patches: int, start: float, stop: float, resampling: str) -> FloatArray:
     """Weights [size, patches] that take one axis of a grid over [start, stop) to `size` pixels over [0, extent)."""
     centres = (np.arange(size) + 0.5) * extent / size
     position = (centres - start) / (stop - start) * patches - 0.5
     inside = (position >= -0.5) & (position <= patches - 0.5)
     weights = np.zeros((size, patches), dtype=np.float64)
     pixels = np.arange(size)
-    if method == "nearest":
+    if resampling == "nearest":
         nearest = np.clip(np.rint(position), 0, patches - 1).astype(np.intp)
         weights[pixels, nearest] = 1.0
     else:
         base = np.floor(position)
         for offset in range(-1, 3):
             distance = np.abs(position - (base + offset))
-            if method == "bilinear":
+            if resampling == "bilinear":
                 weight = np.maximum(1.0 - distance, 0.0)
             else:
                 near = ((1.5 * distance - 2.5) * distance) * distance + 1.0

@@ -12,9 +12,10 @@ import numpy as np
 
 from .._base.arguments import PNP_VQA_BLOCK, read_samples
 from .._base.tensors import as_kind, to_numpy, torch_of
+from .._base.warnings import QuestionBlindWarning
 from ..methods.attention import read_class
 from ..models._load import load
-from ..models._outputs import EncodedQuestions, QuestionBlindWarning
+from ..models._outputs import EncodedQuestions
 from ..models._question_vit import QAViT
 from ._config import Config, to_mapping
 from ._lazy_outputs import VisionOutputs

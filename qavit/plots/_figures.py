@@ -80,7 +80,7 @@ def make_figure(
         One colour scale for all panels; False: each panel has its own, and the colour bar says low and high.
     colorbar : bool
     caption : str, optional
-        The line at the bottom; by default the block and the readout. "" for none.
+        The line at the bottom; by default the block and the method. "" for none.
     figure : matplotlib Figure, optional
         An empty figure to draw on, which is resized; by default a new one, outside pyplot.
 
@@ -218,7 +218,7 @@ def _lay_out(
 
     per_row = min(per_row, len(cells))
     rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
-    aspect = result.size[0] / result.size[1]
+    aspect = result.picture_size[0] / result.picture_size[1]
     room = 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
     width = min(room, 1.45 * room / aspect)
     height = max(width * aspect, 0.3)
@@ -340,9 +340,9 @@ def _caption(result: HeatmapResult, kind: str, shared: bool) -> str:
     """How the maps of a figure were read, and what its panels share."""
     if kind == "original":
         return ""
-    how, panels = f"Block {result.block}: {how_read(result.readout)}", "questions"
+    how, panels = f"Block {result.block}: {how_read(result.method)}", "questions"
     if kind == "blocks":
-        how, panels = f"Each block: {how_read(result.readout)}", "blocks"
+        how, panels = f"Each block: {how_read(result.method)}", "blocks"
     elif kind == "words":
         how, panels = "Which patches look at each word", "words"
     many = shared and (len(result) > 1 or panels != "questions")

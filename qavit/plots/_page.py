@@ -87,9 +87,9 @@ def _content(result: HeatmapResult, cmap: Cmap, blocks: bool) -> dict[str, Any]:
             entry.update(words=words[index], first_word=first)
             first += len(words[index])
         questions.append(entry)
-    height, width = result.size
+    height, width = result.picture_size
     seen = result.seen
-    how = how_read(result.readout)
+    how = how_read(result.method)
     chosen = colormap(cmap)
     content: dict[str, Any] = {
         "grid": result.grid,

@@ -175,7 +175,7 @@ def _draw_patches(axes: Axes, result: HeatmapResult, values: FloatArray, style: 
 
 def _draw_pixels(axes: Axes, result: HeatmapResult, pixels: Picture) -> None:
     """Pixels over the whole picture's extent."""
-    height, width = result.size
+    height, width = result.picture_size
     smooth = max(pixels.shape[:2]) >= 300
     axes.imshow(pixels, extent=(0, width, height, 0), interpolation="antialiased" if smooth else "nearest")
     _frame(axes, result)
@@ -185,7 +185,7 @@ def _frame(axes: Axes, result: HeatmapResult) -> None:
     """No ticks, the whole picture in view, a thin line round what the model saw where that is not all."""
     from matplotlib.patches import Rectangle
 
-    height, width = result.size
+    height, width = result.picture_size
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_aspect("equal")
@@ -201,7 +201,7 @@ def _frame(axes: Axes, result: HeatmapResult) -> None:
 
 def _drawn_size(result: HeatmapResult) -> tuple[int, int]:
     """The size at which pixels go into a figure."""
-    return output_size(DRAWN_SIDE, result.size)
+    return output_size(DRAWN_SIDE, result.picture_size)
 
 
 def _faded(result: HeatmapResult) -> Picture:
@@ -211,7 +211,7 @@ def _faded(result: HeatmapResult) -> Picture:
 
 def _cropped(result: HeatmapResult) -> bool:
     """Whether the model saw less than the whole picture."""
-    height, width = result.size
+    height, width = result.picture_size
     seen = result.seen
     return seen.left > 0.5 or seen.top > 0.5 or seen.right < width - 0.5 or seen.bottom < height - 0.5
 
@@ -229,14 +229,14 @@ def _answers(result: HeatmapResult, index: int, most: int = 3) -> str:
     return "  ·  ".join(f"{answer} {chance:.0%}".replace(" ", NO_BREAK) for answer, chance in likely)
 
 
-def how_read(readout: str) -> str:
-    """A readout in words."""
+def how_read(method: str) -> str:
+    """A method in words."""
     known = {
         "class": "where the class token looks",
         "question": "which patches look at the question",
         "gradcam": "GradCAM",
     }
-    return known.get(readout, f"{readout} readout")
+    return known.get(method, f"{method} method")
 
 
 def _choose_blocks(count: int, own: int, blocks: Optional[Sequence[int]]) -> list[int]:

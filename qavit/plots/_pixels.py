@@ -50,7 +50,7 @@ def overlay(
     cmap: Cmap = "jet",
     image_weight: Optional[float] = None,
     size: Union[int, tuple[int, int], None] = None,
-    method: str = "bicubic",
+    resampling: str = "bicubic",
     values: Optional[npt.ArrayLike] = None,
     scale: Optional[Scale] = None,
 ) -> Picture:
@@ -67,7 +67,7 @@ def overlay(
         with the map (as the power 0.7 of where a value lies between low and high, at most 0.85).
     size : int, (height, width) or None
         The picture's own size by default; an int is the longer side.
-    method : "bicubic", "bilinear" or "nearest"
+    resampling : "bicubic", "bilinear" or "nearest"
     values : array [gh, gw], optional
         Another map of the same picture, in place of the result's.
     scale : (low, high), optional
@@ -79,17 +79,17 @@ def overlay(
         The part that the model did not see is faded, not coloured.
     """
     check_weight(image_weight)
-    height, width = output_size(size, result.size)
+    height, width = output_size(size, result.picture_size)
     chosen = result.maps[result.number_of(question)] if values is None else finite_numbers(values, "values")
     if chosen.ndim != 2:
         raise ValueError(f"values: shape {chosen.shape}, expected [gh, gw]")
     heat = resample_map(
-        to_unit(chosen, scale or scale_of(result.maps)), result.seen, result.size, (height, width), method
+        to_unit(chosen, scale or scale_of(result.maps)), result.seen, result.picture_size, (height, width), resampling
     )
     base = _resize(result.picture, (height, width)).astype(np.float32)
     part = 1.0 - 0.85 * heat[..., None] ** 0.7 if image_weight is None else np.float32(image_weight)
     mixed = part * base + (1.0 - part) * colorize(heat, cmap)
-    inside = resample_map(np.ones(result.grid), result.seen, result.size, (height, width), "nearest")[..., None] > 0
+    inside = resample_map(np.ones(result.grid), result.seen, result.picture_size, (height, width), "nearest")[..., None] > 0
     faded = 0.4 * base + 0.6 * 236.0
     return np.asarray(np.where(inside, mixed, faded) + 0.5, dtype=np.uint8)
 
