@@ -420,7 +420,7 @@ def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
             linear(layer, x, 6, **{name: 1.0})
     with pytest.raises(ValueError, match="expected one of gelu"):
         linear(layer, x, 6, activation="tanh")
-    for first, last in ((-1, 5), (1, 7)):
+    for first, last in ((-1, 5), (1, 7), (0, 5), (1, 6)):  # not of one part alone, too
         with pytest.raises(ValueError, match="do not fit the layer"):
             linear(layer, x, last - first, first=first)
     for first, last in ((0, 5), (5, 6), (2, 4)):  # the op gives whole parts of a layer, here of 6 columns

@@ -117,9 +117,12 @@ static void run_passes(qv_cuda_device *device, float *out, const device_picture 
 
 qv_status qv_cuda_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                              qv_error *err) {
-    qv_cuda_device *device = qv_cuda_of(call->ops);
+    qv_cuda_device *device = qv_cuda_device_of(call);
     float levels[3][QV_LEVELS];
     qv_resize_plan plan;
+    if (call->stopped) {
+        return QV_OK;
+    }
     qv_status status = qv_preprocess_plan(&plan, levels, picture, how, err);
     if (status != QV_OK) {
         return status;

@@ -67,6 +67,8 @@ INLINE vec apply_activation(vec x, qv_activation activation) {
         return times_sigmoid(x, x * set1(1.702f));
     case QV_RELU:
         return largest(set1(0.0f), x);
+    case QV_SILU:
+        return times_sigmoid(x, x);
     case QV_IDENTITY:
         break;
     }
@@ -205,10 +207,10 @@ INLINE vec finish_vector(vec y, const qv_panel_product *p, size_t r, size_t colu
     }
     y = apply_activation(y, p->epilogue->activation);
     if (p->multiply != NULL) {
-        y = y * LOAD(p->multiply + r * p->epilogue->ld_multiply + column);
+        y = y * LOAD(p->multiply + r * p->epilogue->multiply.ld + column);
     }
     if (p->residual != NULL) {
-        y = y + LOAD(p->residual + r * p->epilogue->ld_residual + column);
+        y = y + LOAD(p->residual + r * p->epilogue->residual.ld + column);
     }
     return y;
 #undef LOAD

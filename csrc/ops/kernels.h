@@ -70,7 +70,7 @@ extern const qv_kernels qv_kernels_avx512;
 #endif
 
 /* out [n, ceil(d / 2)] pairs = the rows of x [n, d] in bfloat16, an odd last one with a partner of zero */
-void qv_round_rows(const qv_kernels *kernels, float *out, const float *x, size_t ld_x, size_t n, size_t d);
+void qv_round_rows(const qv_kernels *kernels, float *out, qv_const_rows x, size_t n, size_t d);
 
 /* The best table that qv_cpu() allows. */
 const qv_kernels *qv_kernels_here(void);
