@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/tensor.h"
+#include "models/vit.h"
 #include "ops/ops.h"
 
 /* Raise the Python exception of a failed call (ValueError, MemoryError, KeyboardInterrupt..., RuntimeError); returns
@@ -24,7 +25,9 @@ typedef struct {
     PyThreadState *thread; /* saved by qvpy_release */
     int raised;            /* a signal handler raised; the exception is pending */
 } qvpy_poll;
-/* Release the GIL and set call->poll, so that Ctrl-C stops the core within a layer. */
+/* Release the GIL; what is returned looks for signals meanwhile. */
+qv_poll qvpy_release_gil(qvpy_poll *poll);
+/* The same, set as call->poll, so that Ctrl-C stops the core within a layer. */
 void qvpy_release(qvpy_poll *poll, qv_call *call);
 /* Take it back. Returns 0, or -1 with an exception: the one of a signal handler, even if the call came to its end, or
  * that of `status`. */
@@ -57,6 +60,9 @@ int qvpy_weights_traverse(const qvpy_weights *weights, visitproc visit, void *ar
 int qvpy_config_size(PyObject *config, const char *key, int required, size_t *out);
 int qvpy_config_float(PyObject *config, const char *key, int required, float *out);
 int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out);
+
+/* What a dict says of a vision tower; *config begins as the family's defaults. */
+int qvpy_vit_config(PyObject *object, qv_vit_config *config);
 
 /* An activation by its name; `what` says in an error what has that name. 0, or -1 with an exception. */
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out);

@@ -2,7 +2,7 @@
 #include "python/binding.h"
 
 #include "base/threads.h"
-#include "models/gradcam.h"
+#include "models/blip_itm.h"
 
 #include <string.h>
 
@@ -23,20 +23,6 @@ typedef struct {
 
 /* ---- construction ---- */
 
-static int read_vision(PyObject *object, qv_vit_config *config) {
-    *config = (qv_vit_config){.layout = QV_VIT_BLIP, .eps = 1e-6f, .activation = QV_GELU};
-    return qvpy_config_size(object, "image_size", 1, &config->image_size) < 0 ||
-                   qvpy_config_size(object, "patch_size", 1, &config->patch_size) < 0 ||
-                   qvpy_config_size(object, "hidden_size", 1, &config->D) < 0 ||
-                   qvpy_config_size(object, "num_attention_heads", 1, &config->H) < 0 ||
-                   qvpy_config_size(object, "num_hidden_layers", 1, &config->L) < 0 ||
-                   qvpy_config_size(object, "intermediate_size", 1, &config->F) < 0 ||
-                   qvpy_config_float(object, "layer_norm_eps", 0, &config->eps) < 0 ||
-                   qvpy_config_activation(object, "hidden_act", 0, &config->activation) < 0
-               ? -1
-               : 0;
-}
-
 static int read_text(PyObject *object, qv_blip_config *config) {
     config->eps = 1e-12f;
     config->text_blocks = SIZE_MAX;
@@ -55,7 +41,7 @@ static int read_text(PyObject *object, qv_blip_config *config) {
 }
 
 static int read_config(PyObject *object, qv_blip_config *config) {
-    *config = (qv_blip_config){.H = 0};
+    *config = (qv_blip_config){.vision = {.eps = 1e-6f, .activation = QV_GELU}};
     if (!PyDict_Check(object)) {
         PyErr_Format(PyExc_TypeError, "config: expected a dict, got %s", Py_TYPE(object)->tp_name);
         return -1;
@@ -65,7 +51,7 @@ static int read_config(PyObject *object, qv_blip_config *config) {
         PyErr_SetString(PyExc_TypeError, "config: expected a dict with the dicts 'vision' and 'text'");
         return -1;
     }
-    return read_vision(vision, &config->vision) < 0 || read_text(text, config) < 0 ? -1 : 0;
+    return qvpy_vit_config(vision, &config->vision) < 0 || read_text(text, config) < 0 ? -1 : 0;
 }
 
 static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
@@ -97,15 +83,14 @@ static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
     }
     qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
     qv_error err;
-    qv_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = qv_blip_init(&self->model, &config, ops, precision, &weights, &err);
-    Py_END_ALLOW_THREADS
-    if (status != QV_OK) {
+    qvpy_poll poll;
+    qv_loader loader = {.weights = &weights, .prefix = "", .ops = ops, .precision = precision, .err = &err};
+    loader.poll = qvpy_release_gil(&poll);
+    self->ready = qv_blip_load(&self->model, &config, &loader) == QV_OK;
+    if (qvpy_acquire(&poll, loader.status, &err) < 0) {
         Py_DECREF(self);
-        return qvpy_raise(&err);
+        return NULL;
     }
-    self->ready = true;
     PyObject_GC_Track(self);
     return (PyObject *)self;
 }
@@ -194,7 +179,7 @@ static PyObject *encode_picture(BlipItmObject *self, PyObject *object, PyObject 
     qvpy_pictures picture;
     PyObject *one = PyTuple_Pack(1, object), *result = NULL;
     if (one != NULL &&
-        qvpy_pictures_acquire(&picture, one, preprocessing, self->model.vision.config.image_size) == 0) {
+        qvpy_pictures_acquire(&picture, one, preprocessing, self->model.vision.config.height) == 0) {
         result = finish_image(self, NULL, &picture, NULL);
         qvpy_pictures_release(&picture);
     }
@@ -215,7 +200,7 @@ static PyObject *itm_encode_image(BlipItmObject *self, PyObject *arguments, PyOb
     if (pixels == NULL) {
         return NULL;
     }
-    npy_intp size = (npy_intp)self->model.vision.config.image_size;
+    npy_intp size = (npy_intp)self->model.vision.config.height;
     const npy_intp *shape = PyArray_DIMS(pixels);
     PyObject *result = NULL;
     if (shape[0] != 3 || shape[1] != size || shape[2] != size) {
@@ -371,7 +356,7 @@ static PyObject *itm_gradcam(BlipItmObject *self, PyObject *arguments, PyObject 
     if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
         return NULL;
     }
-    size_t Q = packed.questions.Q, P = image->S - 1;
+    size_t Q = packed.questions.Q, P = self->model.vision.P;
     size_t map_shape[2] = {Q, P}, token_shape[2] = {packed.start[Q], P}, logit_shape[2] = {Q, 2};
     PyArrayObject *maps = qvpy_new_floats(2, map_shape), *logits = qvpy_new_floats(2, logit_shape);
     PyArrayObject *tokens = want_tokens ? qvpy_new_floats(2, token_shape) : NULL;
@@ -470,7 +455,7 @@ static PyObject *get_size(BlipItmObject *self, void *offset) {
 #define SIZE(name, field, doc) {name, (getter)get_size, NULL, doc, (void *)(uintptr_t)offsetof(qv_blip, field)}
 
 static PyGetSetDef itm_attributes[] = {
-    SIZE("image_size", vision.config.image_size, "Side of the square input in pixels."),
+    SIZE("image_size", vision.config.height, "Side of the square input in pixels."),
     SIZE("patch_size", vision.config.patch_size, "Side of a patch in pixels."),
     SIZE("image_tokens", vision.T, "1 + number of patches."),
     SIZE("image_width", vision.config.D, "Width of an image token."),

@@ -37,11 +37,16 @@ static bool poll_signals(void *context) {
     return poll->raised != 0;
 }
 
-void qvpy_release(qvpy_poll *poll, qv_call *call) {
-    call->poll = poll_signals;
-    call->poll_context = poll;
+qv_poll qvpy_release_gil(qvpy_poll *poll) {
     poll->raised = 0;
     poll->thread = PyEval_SaveThread();
+    return (qv_poll){poll_signals, poll};
+}
+
+void qvpy_release(qvpy_poll *poll, qv_call *call) {
+    qv_poll look = qvpy_release_gil(poll);
+    call->poll = look.stop;
+    call->poll_context = look.context;
 }
 
 int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err) {
@@ -281,7 +286,7 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
     } known[] = {
         {"gelu", QV_GELU},         {"gelu_new", QV_GELU_TANH},     {"gelu_pytorch_tanh", QV_GELU_TANH},
         {"relu", QV_RELU},         {"quick_gelu", QV_QUICK_GELU},  {"gelu_fast", QV_GELU_TANH},
-        {"linear", QV_IDENTITY},
+        {"linear", QV_IDENTITY},    {"silu", QV_SILU},
     };
     const char *text = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
     for (size_t i = 0; text != NULL && i < sizeof known / sizeof known[0]; i++) {
@@ -291,7 +296,7 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
         }
     }
     PyErr_Clear();
-    PyErr_Format(PyExc_ValueError, "%s is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu",
+    PyErr_Format(PyExc_ValueError, "%s is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu",
                  what, value);
     return -1;
 }

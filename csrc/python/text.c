@@ -27,8 +27,7 @@ typedef union {
 typedef struct {
     const char *format; /* of PyArg_ParseTupleAndKeywords, with the type's name */
     int (*read)(PyObject *dict, text_config *config);
-    qv_status (*load)(qv_text_encoder **encoder, const text_config *config, qv_weights *weights, const char *prefix,
-                      qv_precision precision, const qv_ops *ops, qv_error *err);
+    qv_status (*load)(qv_text_encoder **encoder, const text_config *config, qv_loader *loader);
 } text_type;
 
 static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const text_type *kind) {
@@ -62,13 +61,13 @@ static PyObject *new_encoder(PyTypeObject *type, PyObject *arguments, PyObject *
     self->device = device;
     qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
     qv_error err;
-    qv_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = kind->load(&self->encoder, &config, &weights, prefix, precision, ops, &err);
-    Py_END_ALLOW_THREADS
-    if (status != QV_OK) {
+    qvpy_poll poll;
+    qv_loader loader = {.weights = &weights, .prefix = prefix, .ops = ops, .precision = precision, .err = &err};
+    loader.poll = qvpy_release_gil(&poll);
+    qv_status status = kind->load(&self->encoder, &config, &loader);
+    if (qvpy_acquire(&poll, status, &err) < 0) {
         Py_DECREF(self);
-        return qvpy_raise(&err);
+        return NULL;
     }
     PyObject_GC_Track(self);
     return (PyObject *)self;
@@ -110,9 +109,8 @@ static int read_t5(PyObject *dict, text_config *out) {
                : 0;
 }
 
-static qv_status load_t5(qv_text_encoder **encoder, const text_config *config, qv_weights *weights, const char *prefix,
-                         qv_precision precision, const qv_ops *ops, qv_error *err) {
-    return qv_t5_load(encoder, &config->t5, weights, prefix, precision, ops, err);
+static qv_status load_t5(qv_text_encoder **encoder, const text_config *config, qv_loader *loader) {
+    return qv_t5_load(encoder, &config->t5, loader);
 }
 
 /* The keys that BERT's and CLIP's configs share. */
@@ -152,9 +150,8 @@ static int read_bert(PyObject *dict, text_config *out) {
                                                                                                                   : 0;
 }
 
-static qv_status load_bert(qv_text_encoder **encoder, const text_config *config, qv_weights *weights,
-                           const char *prefix, qv_precision precision, const qv_ops *ops, qv_error *err) {
-    return qv_bert_load(encoder, &config->bert, weights, prefix, precision, ops, err);
+static qv_status load_bert(qv_text_encoder **encoder, const text_config *config, qv_loader *loader) {
+    return qv_bert_load(encoder, &config->bert, loader);
 }
 
 static int read_clip(PyObject *dict, text_config *out) {
@@ -168,9 +165,8 @@ static int read_clip(PyObject *dict, text_config *out) {
                                                                                                                   : 0;
 }
 
-static qv_status load_clip(qv_text_encoder **encoder, const text_config *config, qv_weights *weights,
-                           const char *prefix, qv_precision precision, const qv_ops *ops, qv_error *err) {
-    return qv_clip_text_load(encoder, &config->clip, weights, prefix, precision, ops, err);
+static qv_status load_clip(qv_text_encoder **encoder, const text_config *config, qv_loader *loader) {
+    return qv_clip_text_load(encoder, &config->clip, loader);
 }
 
 static PyObject *new_t5(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {

@@ -54,21 +54,77 @@ done:
     return result;
 }
 
-static int read_vit_config(PyObject *object, qv_vit_config *config, bool **integrated) {
+/* Side of a square image, or (height, width) */
+static int read_image_size(PyObject *config, qv_vit_config *out) {
+    PyObject *value = PyDict_GetItemString(config, "image_size");
+    if (value == NULL || !PySequence_Check(value) || PyUnicode_Check(value)) {
+        int status = qvpy_config_size(config, "image_size", 1, &out->height);
+        out->width = out->height;
+        return status;
+    }
+    PyObject *sides = PySequence_Tuple(value);
+    size_t side[2] = {0, 0};
+    bool pair = sides != NULL && PyTuple_GET_SIZE(sides) == 2;
+    for (Py_ssize_t i = 0; pair && i < 2; i++) {
+        side[i] = PyLong_Check(PyTuple_GET_ITEM(sides, i)) ? PyLong_AsSize_t(PyTuple_GET_ITEM(sides, i)) : (size_t)-1;
+        pair = side[i] <= (size_t)1 << 31;
+    }
+    Py_XDECREF(sides);
+    if (!pair) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "config: 'image_size' is %R, expected a whole number or (height, width)", value);
+        return -1;
+    }
+    out->height = side[0];
+    out->width = side[1];
+    return 0;
+}
+
+static const char *const pooling_names[] = {"class", "mean", "mean_then_norm", "map"};
+
+static int read_pooling(PyObject *config, qv_pooling *out) {
+    PyObject *value = PyDict_GetItemString(config, "pooling");
+    for (size_t i = 0; value != NULL && i < sizeof pooling_names / sizeof pooling_names[0]; i++) {
+        if (PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, pooling_names[i]) == 0) {
+            *out = (qv_pooling)i;
+            return 0;
+        }
+    }
+    if (value == NULL || value == Py_None) {
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "config: 'pooling' is %R, expected class, mean, mean_then_norm or map", value);
+    return -1;
+}
+
+int qvpy_vit_config(PyObject *object, qv_vit_config *config) {
     if (!PyDict_Check(object)) {
         PyErr_Format(PyExc_TypeError, "config: expected a dict, got %s", Py_TYPE(object)->tp_name);
         return -1;
     }
-    *config = (qv_vit_config){.layout = QV_VIT_CLIP, .eps = 1e-5f, .activation = QV_QUICK_GELU};
-    if (qvpy_config_size(object, "image_size", 1, &config->image_size) < 0 ||
-        qvpy_config_size(object, "patch_size", 1, &config->patch_size) < 0 ||
-        qvpy_config_size(object, "hidden_size", 1, &config->D) < 0 ||
-        qvpy_config_size(object, "num_attention_heads", 1, &config->H) < 0 ||
-        qvpy_config_size(object, "num_hidden_layers", 1, &config->L) < 0 ||
-        qvpy_config_size(object, "intermediate_size", 1, &config->F) < 0 ||
-        qvpy_config_size(object, "instruction_dim", 0, &config->instruction_dim) < 0 ||
-        qvpy_config_float(object, "layer_norm_eps", 0, &config->eps) < 0 ||
-        qvpy_config_activation(object, "hidden_act", 0, &config->activation) < 0 ||
+    if (qvpy_config_float(object, "layer_norm_eps", 0, &config->eps) < 0) {
+        return -1;
+    }
+    config->pre_norm_eps = config->post_norm_eps = config->eps;
+    return read_image_size(object, config) < 0 ||
+                   qvpy_config_size(object, "patch_size", 1, &config->patch_size) < 0 ||
+                   qvpy_config_size(object, "hidden_size", 1, &config->D) < 0 ||
+                   qvpy_config_size(object, "num_attention_heads", 1, &config->H) < 0 ||
+                   qvpy_config_size(object, "num_hidden_layers", 1, &config->L) < 0 ||
+                   qvpy_config_size(object, "intermediate_size", 1, &config->F) < 0 ||
+                   qvpy_config_size(object, "instruction_dim", 0, &config->instruction_dim) < 0 ||
+                   qvpy_config_float(object, "pre_norm_eps", 0, &config->pre_norm_eps) < 0 ||
+                   qvpy_config_float(object, "post_norm_eps", 0, &config->post_norm_eps) < 0 ||
+                   qvpy_config_float(object, "rope_theta", 0, &config->rope_theta) < 0 ||
+                   qvpy_config_activation(object, "hidden_act", 0, &config->activation) < 0 ||
+                   read_pooling(object, &config->pooling) < 0
+               ? -1
+               : 0;
+}
+
+static int read_vit_config(PyObject *object, qv_vit_config *config, bool **integrated) {
+    *config = (qv_vit_config){.eps = 1e-5f, .activation = QV_QUICK_GELU};
+    if (qvpy_vit_config(object, config) < 0 ||
         (config->L <= 1024 && read_integrated(object, config->L, integrated) < 0)) {
         return -1;
     }
@@ -106,16 +162,14 @@ static PyObject *vit_new(PyTypeObject *type, PyObject *arguments, PyObject *keyw
     self->device = device;
     qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
     qv_error err;
-    qv_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = qv_vit_init(&self->vit, &config, ops, precision, &weights, prefix, &err);
-    Py_END_ALLOW_THREADS
-    if (status != QV_OK) {
-        qvpy_raise(&err);
+    qvpy_poll poll;
+    qv_loader loader = {.weights = &weights, .prefix = prefix, .ops = ops, .precision = precision, .err = &err};
+    loader.poll = qvpy_release_gil(&poll);
+    self->ready = qv_vit_load(&self->vit, &config, &loader) == QV_OK;
+    if (qvpy_acquire(&poll, loader.status, &err) < 0) {
         Py_CLEAR(self);
         goto done;
     }
-    self->ready = true;
     PyObject_GC_Track(self);
 done:
     PyMem_Free(integrated);
@@ -141,7 +195,7 @@ static void vit_dealloc(VitObject *self) {
 
 /* ---- forward ---- */
 
-static const char *const output_names[] = {"last", "normed", "pooled"};
+static const char *const output_names[] = {"last", "normed", "pooled", "pool_attention"};
 
 /* The arrays of one call: inputs held, outputs made. The call alone refers to its outputs: whatever the collector knows of,
  * a dict or a list, another thread can find there and empty while the core writes. */
@@ -171,7 +225,12 @@ static void release_call(forward_call *c) {
 
 static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyObject *preprocessing) {
     if (preprocessing != Py_None) {
-        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.image_size) < 0) {
+        if (vit->config.height != vit->config.width) {
+            PyErr_Format(PyExc_ValueError, "pictures become square pixel values, this model takes %zu x %zu",
+                         vit->config.height, vit->config.width);
+            return -1;
+        }
+        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.height) < 0) {
             return -1;
         }
         c->request.pictures = c->pictures.views;
@@ -184,11 +243,11 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
         return -1;
     }
     const npy_intp *shape = PyArray_DIMS(c->images);
-    npy_intp size = (npy_intp)vit->config.image_size;
-    if (shape[1] != 3 || shape[2] != size || shape[3] != size) {
+    npy_intp height = (npy_intp)vit->config.height, width = (npy_intp)vit->config.width;
+    if (shape[1] != 3 || shape[2] != height || shape[3] != width) {
         PyErr_Format(PyExc_ValueError, "pixel_values has shape [%zd, %zd, %zd, %zd], expected [images, 3, %zd, %zd]",
                      (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], (Py_ssize_t)shape[3],
-                     (Py_ssize_t)size, (Py_ssize_t)size);
+                     (Py_ssize_t)height, (Py_ssize_t)width);
         return -1;
     }
     c->request.images = PyArray_DATA(c->images);
@@ -324,16 +383,21 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
 }
 
 static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
-    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled};
-    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D, tokens[3] = {B, vit->T, D}, pooled[2] = {B, D};
+    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled, &c->request.pool_attention};
+    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D;
+    const size_t shapes[][3] = {{B, vit->T, D}, {B, vit->T, D}, {B, D}, {B, vit->config.H, vit->T}};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, output_names[i]) == 0) {
+            if (slots[i] == &c->request.pool_attention && vit->config.pooling != QV_POOL_MAP) {
+                PyErr_SetString(PyExc_ValueError, "outputs: 'pool_attention' of a model that pools without attention");
+                return -1;
+            }
             bool one = slots[i] == &c->request.pooled;
-            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, one ? pooled : tokens);
+            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, shapes[i]);
             return *slots[i] == NULL ? -1 : 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed' or 'pooled'", item);
+    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed', 'pooled' or 'pool_attention'", item);
     return -1;
 }
 
@@ -448,12 +512,14 @@ static PyObject *get_integrated(VitObject *self, void *unused) {
 #define SIZE(name, field, doc) {name, (getter)get_size, NULL, doc, (void *)(uintptr_t)offsetof(qv_vit, field)}
 
 static PyGetSetDef attributes[] = {
-    SIZE("image_size", config.image_size, "Side of the square input in pixels."),
+    SIZE("image_size", config.height, "Height of the input in pixels, which is its width, too, where it is square."),
+    SIZE("image_width", config.width, "Width of the input in pixels."),
     SIZE("patch_size", config.patch_size, "Side of a patch in pixels."),
     SIZE("hidden_size", config.D, "Width of a token."),
     SIZE("heads", config.H, "Attention heads of a block."),
     SIZE("blocks", config.L, "Number of blocks."),
-    SIZE("tokens", T, "1 + number of patches."),
+    SIZE("tokens", T, "Tokens of an image: prefix + patches."),
+    SIZE("prefix", prefix, "Tokens in front of the patches: class, distillation, registers."),
     SIZE("instruction_dim", config.instruction_dim, "Width of the question's states; 0: takes no question."),
     {"integrated", (getter)get_integrated, NULL, "Blocks that take the question.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -464,7 +530,7 @@ static PyMethodDef methods[] = {
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
      "preprocessing=None)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
-     "{l: [B, T, D]}, and the named outputs. B counts images before the first integrated block, pairs from it on.\n"
+     "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], pool_attention [B, H, T]. B counts images before the first integrated block, pairs from it on.\n"
      "With preprocessing = (resize_exact, mean, std), pixel_values is a sequence of uint8 pictures [H, W, 3], which\n"
      "become pixel values where the model computes."},
     {NULL, NULL, 0, NULL},

@@ -135,14 +135,14 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     qv_weights set = {.tensors = object->source.tensors, .count = object->source.count};
     qv_linear_source sources[QV_MAX_PARTS];
     for (Py_ssize_t i = 0; i < parts; i++) {
-        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias"};
-        const qv_tensor *tensors[4];
-        for (size_t j = 0; j < 4; j++) {
+        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias", "row_scale"};
+        const qv_tensor *tensors[5];
+        for (size_t j = 0; j < 5; j++) {
             char name[32];
             PyOS_snprintf(name, sizeof name, "%d.%s", (int)i, names[j]);
             tensors[j] = qv_weights_peek(&set, name);
         }
-        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale};
+        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale, tensors[4]};
     }
     qv_error err;
     if (qv_linear_prepare(&qv_cpu_ops, &object->linear, sources, (size_t)parts, precision, &err) != QV_OK) {
