@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ import reference
 import torch
 from reference import normal
 from test_ops import prepare
+
+from qavit import _core
 
 _core_testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
 
@@ -250,7 +251,7 @@ def test_threads_do_not_change_the_result() -> None:
     results = []
     try:
         for count in (1, 2, 3):
-            _core.set_num_threads(count)
+            _core_testing.set_num_threads(count)
             results.append((*run_attention(case, d_out, 5, 0.3, False, True), linear_backward(dy, weight)))
     finally:
         _core_testing.set_num_threads(threads)

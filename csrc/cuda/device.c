@@ -16,6 +16,9 @@ static qv_cuda_device *device_of(const qv_memory *memory) {
 
 void *qv_cuda_allocate(const qv_memory *memory, size_t bytes) {
     qv_cuda_device *device = device_of(memory);
+    if (qv_cuda_forked(device)) {
+        return NULL; /* nothing of a GPU's may be touched here */
+    }
     void *block = device->driver->allocate(device->state, bytes == 0 ? QV_ALIGNMENT : bytes);
     if (block != NULL) {
         atomic_fetch_add(&device->allocations, 1);

@@ -103,7 +103,6 @@ static void free_layer(PyObject *capsule) {
 
 /* prepare(weights: dict, parts: int, precision, scale): parts named "0.weight", "0.bias", "0.add_weight", ... */
 static PyObject *prepare(PyObject *module, PyObject *arguments) {
-    (void)module;
     PyObject *weights;
     Py_ssize_t parts;
     const char *precision_name;
@@ -122,7 +121,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     if (object == NULL) {
         return PyErr_NoMemory();
     }
-    if (qvpy_weights_acquire(&object->source, weights) < 0) {
+    if (qvpy_weights_acquire(&object->source, weights, PyModule_GetState(module)) < 0) {
         PyMem_Free(object);
         return NULL;
     }
@@ -152,16 +151,16 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     return capsule;
 }
 
-/* Whether columns first .. first + count are whole parts of the layer, as the ops take them. */
+/* Whether columns first .. first + count are whole parts of the layer: all that the op can be asked for. */
 static bool are_parts(const qv_linear *linear, Py_ssize_t first, Py_ssize_t count) {
-    bool begins = false, ends = false;
-    size_t boundary = 0;
-    for (size_t i = 0; i <= linear->parts && first >= 0 && count >= 0; i++) {
-        begins = begins || boundary == (size_t)first;
-        ends = ends || boundary == (size_t)first + (size_t)count;
-        boundary += i < linear->parts ? linear->part_columns[i] : 0;
+    Py_ssize_t column = 0, last = first + count;
+    bool begins = first == 0, ends = last == 0;
+    for (size_t part = 0; part < linear->parts; part++) {
+        column += (Py_ssize_t)linear->part_columns[part];
+        begins = begins || first == column;
+        ends = ends || last == column;
     }
-    return begins && ends;
+    return first >= 0 && count >= 0 && begins && ends;
 }
 
 /* linear(layer, out, x, first, count, activation, multiply, residual) */
@@ -204,7 +203,7 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
-/* _linear_backward(layer, dx, dy, first, count, accumulate): dx (+)= dy W[first : first + count] */
+/* linear_backward(layer, dx, dy, first, count, accumulate): dx (+)= dy W[first : first + count] */
 static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *capsule, *dx_object, *dy_object;
@@ -350,9 +349,10 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
         .out = rows_of(&x.out), .q = const_rows_of(&x.q), .k = const_rows_of(&x.k), .v = const_rows_of(&x.v),
         .extra_k = const_rows_of(&x.extra_k), .extra_v = const_rows_of(&x.extra_v),
         .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = const_rows_of(&x.bias),
-        .bias_rows = x.q.shape[1], .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0,
-        .scale = a.scale, .precision = a.precision, .probabilities = x.probabilities.data,
-        .first_row = (size_t)first_row, .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
+        .bias_rows = x.q.shape[1],
+        .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0, .scale = a.scale,
+        .precision = a.precision, .probabilities = x.probabilities.data, .first_row = (size_t)first_row,
+        .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
         .column_count = x.probabilities.shape[3], .B = (size_t)batch, .H = (size_t)heads, .T = x.q.shape[1],
         .S = x.k.shape[1], .M = x.extra_k.data != NULL ? x.extra_k.shape[1] : 0, .d = x.q.columns / (size_t)heads,
     };
@@ -426,12 +426,12 @@ static PyObject *burn(PyObject *module, PyObject *arguments) {
 }
 
 static PyMethodDef functions[] = {
-    {"prepare", prepare, METH_VARARGS, "A linear layer: _prepare(weights, parts, precision, scale)."},
+    {"prepare", prepare, METH_VARARGS, "A linear layer: prepare(weights, parts, precision, scale)."},
     {"linear", linear, METH_VARARGS,
      "linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
     {"linear_backward", linear_backward, METH_VARARGS,
      "linear_backward(layer, dx, dy, first, count, accumulate), written or added to dx."},
-    {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/python/ops.c."},
+    {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
     {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
     {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},
     {NULL, NULL, 0, NULL},
