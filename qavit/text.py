@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from qavit.safetensors_files import parse_json, read_bytes
+from ._base.small_files import parse_json, read_bytes
 
 PathLike = Union[str, "os.PathLike[str]"]
 

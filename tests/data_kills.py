@@ -18,7 +18,7 @@ import tokenizers
 from data_sets import same_rows
 
 import qavit.data
-import qavit.data.pipeline
+import qavit.data._pipeline
 import qavit.images
 
 __all__ = ["pyarrow", "qavit", "tokenizers"]

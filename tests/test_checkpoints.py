@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_text import byte_pairs
 
-from qavit import _core
+from qavit import _core, load
 from qavit.checkpoints import open_model
-from qavit.layouts import integrated_blocks, integration_point, resize_positions
-from qavit.models import TEXT_ENCODERS, load
-from qavit.safetensors_files import open_safetensors, parse_header
-from qavit.weights import float_array
+from qavit.checkpoints._positions import resize_positions
+from qavit.checkpoints._weights import float_array
+from qavit.checkpoints.formats.safetensors_files import open_safetensors, parse_header
+from qavit.checkpoints.towers.question_blocks import integrated_blocks, integration_point
+from qavit.models._question_vit import TEXT_ENCODERS
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 

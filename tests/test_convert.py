@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from qavit import convert as convert_module
-from qavit.checkpoints import open_model
-from qavit.convert import convert, describe, description_text
-from qavit.weights import bfloat16_bits, cast, float_array, from_array
+from qavit.checkpoints import _convert as convert_module
+from qavit.checkpoints import convert, describe, open_model
+from qavit.checkpoints._describe import description_text
+from qavit.checkpoints._weights import bfloat16_bits, cast, float_array, from_array
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 LATE = GOLDEN / "qavit_official_late"
@@ -123,7 +123,7 @@ def test_a_failed_write_leaves_what_was_there(late, tmp_path, monkeypatch):
 SLOW_CONVERT = """
 import sys, time
 from pathlib import Path
-from qavit import convert as module
+from qavit.checkpoints import _convert as module
 from qavit.checkpoints import open_model
 golden, target, stop = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 source = open_model(checkpoint=golden / "checkpoint.pth", vision=golden / "clip", text=golden / "t5")

@@ -20,9 +20,8 @@ from small_models import write_qavit
 from test_core_runtime import CONFIG, batch, run_python, t5_weights
 
 import qavit
-from qavit import _core
+from qavit import QAViT, _core
 from qavit.checkpoints import ModelSource, open_model
-from qavit.models import QAViT
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 

@@ -18,8 +18,9 @@ import pytest
 from data_sets import make_rows, same_rows, write_lines, write_model, write_pictures
 
 import qavit.data
-from qavit import cli
-from qavit.data.questions import ImageSource
+from qavit.cli import _main as cli_main
+from qavit.cli import _options as cli_options
+from qavit.data._questions import ImageSource
 
 pytest.importorskip("pyarrow")
 
@@ -138,12 +139,12 @@ def test_files_are_shared_where_there_are_enough(data: DataSet, tmp_path: Path, 
     reader = qavit.data.read_maps(tmp_path)
     assert reader.complete
     assert sorted(row.id for row in reader) == sorted(row["id"] for row in rows)
-    monkeypatch.setattr("qavit.data.pipeline.plan_file", None)  # nothing is read again
+    monkeypatch.setattr("qavit.data._pipeline.plan_file", None)  # nothing is read again
     assert qavit.data.run(paths, tmp_path, model=data.model, resume=True).before == 120
 
 
 def test_half_precision_and_pnp_vqas_method(data: DataSet, tmp_path: Path) -> None:
-    go(data, tmp_path, dtype="float16", method="itm")
+    go(data, tmp_path, dtype="float16", method="class")
     ids, maps = qavit.data.read_maps(tmp_path).to_numpy()
     expected_ids, expected = qavit.data.read_maps(data.whole).to_numpy()
     assert ids == expected_ids
@@ -198,7 +199,7 @@ def test_resume_does_what_is_missing(data: DataSet, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": 1, "readout": "question"}, "block 2, this run has 1"),
+        ({"block": 1, "method": "question"}, 'method "class", this run has "question"'),
         ({"dtype": "float16"}, "dtype"),
         ({"part_rows": 4}, "part_rows 3"),
         ({"window": 31}, "window"),
@@ -224,8 +225,8 @@ def test_another_input_or_model_is_refused(data: DataSet, tmp_path: Path) -> Non
 
 
 def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data.output import OutputFolder
-    from qavit.data.plan import Shard
+    from qavit.data import Shard
+    from qavit.data._output import OutputFolder
 
     held = OutputFolder(tmp_path, {"a": 1}, Shard(), 1, False)
     with pytest.raises(ValueError, match="another process"):
@@ -238,7 +239,7 @@ def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, mon
 # ---- what happens to runs ----
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kill_9_at_any_moment(data: DataSet, tmp_path: Path) -> None:
     script = Path(__file__).with_name("data_kills.py")
     arguments = [*map(str, (data.questions, data.model, data.whole, tmp_path)), str(KILLS)]
@@ -259,7 +260,7 @@ def test_a_worker_that_dies_is_replaced(data: DataSet, tmp_path: Path) -> None:
     workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(workers[0], signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == cli.SOME_FAILED
+    assert process.returncode == cli_options.SOME_FAILED
     events = [json.loads(line) for line in out.splitlines()]
     assert events[0]["event"] == "start"
     assert events[-1]["event"] == "end"
@@ -274,9 +275,9 @@ class Deadly(ImageSource):
 
 
 def test_a_part_that_kills_its_workers_ends_the_run(data: DataSet, tmp_path: Path) -> None:
-    from qavit.data.local import run_processes
-    from qavit.data.plan import Group, Part, Row
-    from qavit.data.worker import Settings
+    from qavit.data._local import run_processes
+    from qavit.data._plan import Group, Part, Row
+    from qavit.data._worker import Settings
 
     part = Part(0, 5, [Group(Deadly("x"), [Row("0", "where?", None)])])
     with pytest.raises(RuntimeError, match=r"3 workers died at part 00000-000005 .*code 7"):
@@ -289,7 +290,7 @@ def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_pa
     wait_for_parts(tmp_path, 2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == cli.INTERRUPTED
+    assert process.returncode == cli_options.INTERRUPTED
     assert b"Traceback" not in errors
     assert only_whole_files(tmp_path)
     process = subprocess.Popen(command(data, tmp_path, "--workers", workers, "--resume"), env=environment())
@@ -302,7 +303,7 @@ def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_pa
         assert time.monotonic() < deadline
         time.sleep(0.01)
     done = subprocess.run(command(data, tmp_path, "--resume"), env=environment(), capture_output=True, text=True)
-    assert done.returncode == cli.SOME_FAILED
+    assert done.returncode == cli_options.SOME_FAILED
     assert "were there already; 3 of all have an error" in done.stderr
     assert same_rows(data.whole, tmp_path) == 120
 
@@ -321,7 +322,7 @@ def test_a_full_disk_leaves_whole_files_only(data: DataSet, tmp_path: Path, work
     out = tmp_path / "out"
     started = [sys.executable, str(program), *command(data, out, "--workers", workers)[1:]]
     done = subprocess.run(started, env=environment(), capture_output=True, text=True)
-    assert done.returncode == cli.SOME_FAILED
+    assert done.returncode == cli_options.SOME_FAILED
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert only_whole_files(out)
@@ -336,31 +337,31 @@ def test_a_full_disk_leaves_whole_files_only(data: DataSet, tmp_path: Path, work
 def test_the_commands_exit_codes(data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write_lines(data.questions.parent / "good.jsonl", make_rows(["0.png", "1.png"], 2))
     arguments = ["run", str(good), "--model", str(data.model), "-o", str(tmp_path / "good")]
-    assert cli.main(arguments) == cli.OK
+    assert cli_main.main(arguments) == cli_options.OK
     assert "4 rows of 2 pictures written" in capsys.readouterr().err
     one = write_lines(data.questions.parent / "one.jsonl", make_rows(["0.png"], 1))
     alone = ["run", str(one), "--model", str(data.model), "-o", str(tmp_path / "one")]
-    assert cli.main(alone) == cli.main([*alone, "--resume"]) == cli.OK
+    assert cli_main.main(alone) == cli_main.main([*alone, "--resume"]) == cli_options.OK
     said = capsys.readouterr().err
     assert "1 row of 1 picture written" in said
     assert "1 was there already" in said
-    assert cli.main(arguments) == cli.SOME_FAILED
+    assert cli_main.main(arguments) == cli_options.SOME_FAILED
     assert "--resume" in capsys.readouterr().err
-    assert cli.main([*arguments, "--resume"]) == cli.OK
-    assert cli.main(["run", "nowhere.csv", "-o", str(tmp_path / "x")]) == cli.SOME_FAILED
+    assert cli_main.main([*arguments, "--resume"]) == cli_options.OK
+    assert cli_main.main(["run", "nowhere.csv", "-o", str(tmp_path / "x")]) == cli_options.SOME_FAILED
     with pytest.raises(SystemExit) as left:
-        cli.main([*arguments, "--shard", "4/4"])
-    assert left.value.code == cli.USAGE
-    assert cli.main(command(data, tmp_path / "bad")[3:]) == cli.SOME_FAILED
+        cli_main.main([*arguments, "--shard", "4/4"])
+    assert left.value.code == cli_options.USAGE
+    assert cli_main.main(command(data, tmp_path / "bad")[3:]) == cli_options.SOME_FAILED
     said = capsys.readouterr().err
     assert "rows failed, first q10: " in said
     assert "3 of all have an error" in said
 
 
 def test_a_line_a_minute_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data.plan import Part
-    from qavit.data.progress import RunProgress
-    from qavit.data.worker import PartDone
+    from qavit.data._plan import Part
+    from qavit.data._progress import RunProgress
+    from qavit.data._worker import PartDone
 
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -384,9 +385,9 @@ def test_a_line_a_minute_without_a_terminal(capsys: pytest.CaptureFixture[str], 
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data.plan import Part
-    from qavit.data.progress import RunProgress
-    from qavit.data.worker import PartDone
+    from qavit.data._plan import Part
+    from qavit.data._progress import RunProgress
+    from qavit.data._worker import PartDone
 
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -416,7 +417,7 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_a_bar_is_closed_when_a_run_ends_early(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data.progress import RunProgress
+    from qavit.data._progress import RunProgress
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     progress = RunProgress([400], [False])
@@ -426,9 +427,9 @@ def test_a_bar_is_closed_when_a_run_ends_early(capsys: pytest.CaptureFixture[str
 
 
 def test_events_tell_numbers_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data.plan import Part
-    from qavit.data.progress import RunProgress
-    from qavit.data.worker import PartDone
+    from qavit.data._plan import Part
+    from qavit.data._progress import RunProgress
+    from qavit.data._worker import PartDone
 
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -464,7 +465,7 @@ def test_events_tell_numbers_every_ten_seconds(capsys: pytest.CaptureFixture[str
     ],
 )  # fmt: skip
 def test_a_duration_as_a_person_says_it(seconds: float | None, said: str) -> None:
-    from qavit.data.progress import duration
+    from qavit.data._progress import duration
 
     assert duration(seconds) == said
 

@@ -17,7 +17,7 @@ from PIL import Image
 from small_models import GOLDEN
 
 import qavit
-from qavit import cli
+from qavit.cli import _main as cli_main
 
 ROOT = Path(__file__).parent.parent
 LATE, BLIP = GOLDEN / "qavit_official_late", GOLDEN / "blip_itm"
@@ -92,16 +92,16 @@ def test_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str])
     pytest.importorskip("pyarrow")
     pytest.importorskip("ijson")
     convert, heatmap, data_set = (commands("README.md", verb)[0] for verb in ("convert", "heatmap", "run"))
-    assert cli.main(convert) == 0
+    assert cli_main.main(convert) == 0
     model = qavit.load("qavit-base2/")
     assert isinstance(model, qavit.QAViT)
     assert model.integrated == (3, 4, 5)
     pictures = sorted(glob.glob(heatmap[1]))
-    assert cli.main([heatmap[0], *pictures, *heatmap[2:]]) == 0
+    assert cli_main.main([heatmap[0], *pictures, *heatmap[2:]]) == 0
     for picture in pictures:
         assert {path.suffix for path in Path("out").glob(f"{Path(picture).stem}*")} >= {".png", ".npz", ".html"}
     assert commands("docs/SCALE.md", "run")[0] == data_set
-    assert cli.main(data_set) == 0
+    assert cli_main.main(data_set) == 0
     names: dict[str, Any] = {"samples": {"question_id": [42000]}}
     run(python("docs/SCALE.md")[0], names)
     assert "where is the car? (5, 5)" in capsys.readouterr().out

@@ -14,9 +14,9 @@ import pytest
 from browser import PROGRAM, Browser
 from matplotlib import colormaps
 
-from qavit import html
-from qavit.heatmaps import HeatmapResult
+from qavit import HeatmapResult
 from qavit.images import Region
+from qavit.plots import _page as html
 
 HOSTILE = "</script><script>window.broken=1</script><img src=x onerror='window.broken=1'>&amp;\u2028"
 

@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,8 @@ import leak_calls
 from leak_calls import FUNCTIONS, folder
 
 import qavit
-from qavit import _core, plots
+from qavit import _core
+from qavit.plots import _panels as plots_panels
 
 CALLS = int(os.environ.get("QAVIT_TEST_LEAK_CALLS", "24"))
 ROUNDS = 3
@@ -55,7 +56,7 @@ def quick_and_clean() -> Iterator[None]:
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(plots, "DRAWN_SIDE", 16)
+        patch.setattr(plots_panels, "DRAWN_SIDE", 16)
         yield
     leak_calls.clean_up()
     gc.unfreeze()
@@ -111,9 +112,9 @@ def test_nothing_is_lost(name: str) -> None:
 
 #: What is not called here, and where it is instead.
 ELSEWHERE = {
-    "qavit.data.local.run_processes": "in the long run, as \"run, two processes\"",
-    "qavit.data.ray_engine.run_ray": "tests/test_data_ray.py: Ray's own processes",
-    "qavit.devices.same_device": "tests/test_cuda.py",
+    "qavit.data._local.run_processes": "in the long run, as \"run, two processes\"",
+    "qavit.data._ray_engine.run_ray": "tests/test_data_ray.py: Ray's own processes",
+    "qavit.models._devices.same_device": "tests/test_cuda.py",
     "qavit.images.DevicePicture.__init__": "tests/test_cuda_pictures.py",
     "qavit.images.DevicePicture.__len__": "tests/test_cuda_pictures.py",
     "qavit.lazy.lazy_names": "when qavit is imported",

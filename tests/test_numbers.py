@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from small_models import write_qavit
 
 import qavit
-from qavit.blip import BlipITM
+from qavit import BlipITM, QAViT
 from qavit.checkpoints import ModelSource, open_model
-from qavit.models import QAViT
-from qavit.weights import float_array, from_array
+from qavit.checkpoints._weights import float_array, from_array
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 QUESTIONS = ["where is the red star?", "what"]
@@ -81,7 +81,7 @@ def every_map(model: QAViT) -> list[np.ndarray]:
     assert out.attentions is not None
     return [
         result.maps, *words, result.all_block_maps(), model.forward_itm({"image": pixels, "text_input": QUESTIONS}, 3),
-        model.extract_attention(pixels, QUESTIONS, blocks=(2, 3), readout="question"), out.last_hidden_state,
+        model.extract_attention(pixels, QUESTIONS, blocks=(2, 3), method="question"), out.last_hidden_state,
         *out.attentions, *(out.hidden_states or ()),
     ]  # fmt: skip
 

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qavit import labels, plots
-from qavit.heatmaps import HeatmapResult
+from qavit import HeatmapResult
 from qavit.images import Region
-from qavit.plots import getAttMap, make_figure, show_cam_on_image
+from qavit.lavis import getAttMap, show_cam_on_image
+from qavit.plots import _figures as plots_figures
+from qavit.plots import _labels as labels
+from qavit.plots import _panels as plots_panels
+from qavit.plots import _pixels as plots_pixels
+from qavit.plots import make_figure
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,10 +45,10 @@ def result(count: int = 2, size: tuple[int, int] = (60, 90), questions: list[str
 
 
 def pixels(figure: Any) -> Any:
-    return np.asarray(Image.open(io.BytesIO(plots.render(figure, "png", 60))).convert("RGB")).astype(int)
+    return np.asarray(Image.open(io.BytesIO(plots_figures.render(figure, "png", 60))).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("kind", plots.KINDS)
+@pytest.mark.parametrize("kind", plots_panels.KINDS)
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (40, 40)])
 def test_every_kind_is_drawn_without_a_warning(kind: str, size: tuple[int, int]) -> None:
     with warnings.catch_warnings():
@@ -66,7 +70,7 @@ def test_every_kind_is_drawn_without_a_warning(kind: str, size: tuple[int, int])
 
 def test_the_colours_move_with_the_question() -> None:
     one = result()
-    first, second = (plots.overlay(one, index).astype(int) for index in (0, 1))
+    first, second = (plots_pixels.overlay(one, index).astype(int) for index in (0, 1))
     assert np.abs(first - second).max() > 60
     hot = first.astype(int)[30, 15 + 22]
     assert hot[0] > hot[2] + 50  # jet's hot end is red
@@ -75,15 +79,15 @@ def test_the_colours_move_with_the_question() -> None:
 
 def test_overlay_weights_and_region() -> None:
     one = result()
-    assert np.array_equal(plots.overlay(one, image_weight=1.0)[:, 20:70], one.picture[:, 20:70])
-    bare = plots.overlay(one, image_weight=0.0, method="nearest", cmap="gray")
+    assert np.array_equal(plots_pixels.overlay(one, image_weight=1.0)[:, 20:70], one.picture[:, 20:70])
+    bare = plots_pixels.overlay(one, image_weight=0.0, resampling="nearest", cmap="gray")
     assert bare[30, 37].tolist() == [255, 255, 255]
     assert bare[5, 20].tolist() == [0, 0, 0]
-    assert plots.overlay(one, size=(30, 45)).shape == (30, 45, 3)
+    assert plots_pixels.overlay(one, size=(30, 45)).shape == (30, 45, 3)
     with pytest.raises(ValueError, match="image_weight"):
-        plots.overlay(one, image_weight=1.5)
+        plots_pixels.overlay(one, image_weight=1.5)
     with pytest.raises(ValueError, match="cmap"):
-        plots.overlay(one, cmap="rainbow road")
+        plots_pixels.overlay(one, cmap="rainbow road")
 
 
 def test_one_scale_for_maps_that_are_compared() -> None:
@@ -91,7 +95,7 @@ def test_one_scale_for_maps_that_are_compared() -> None:
     maps[0, 0, 0], maps[1, 0, 0] = 1.0, 0.4
     one = HeatmapResult(maps, ["a", "b"], np.zeros((30, 40, 3), np.uint8))
     strong, weak = (
-        plots.overlay(one, index, cmap="gray", image_weight=0.0, method="nearest")[0, 0, 0] for index in (0, 1)
+        plots_pixels.overlay(one, index, cmap="gray", image_weight=0.0, resampling="nearest")[0, 0, 0] for index in (0, 1)
     )
     assert strong == 255
     assert weak == pytest.approx(255 / 3, abs=1)
@@ -99,7 +103,7 @@ def test_one_scale_for_maps_that_are_compared() -> None:
 
 def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
     code = (
-        "import sys, numpy as np\nfrom qavit.heatmaps import HeatmapResult\n"
+        "import sys, numpy as np\nfrom qavit import HeatmapResult\n"
         "r = HeatmapResult(np.ones((1, 2, 2)), ['q'], np.zeros((9, 9, 3), np.uint8))\n"
         "assert 'matplotlib' not in sys.modules\n"
         "r.save(sys.argv[1]); r.plot(); r._repr_png_()\nassert 'matplotlib.pyplot' not in sys.modules\n"
@@ -304,7 +308,7 @@ def test_show_cam_on_image() -> None:
     shown = show_cam_on_image(img, mask, image_weight=0.3)
     assert shown.dtype == np.uint8
     assert shown.max() == 255
-    mixed = 0.7 * plots.colorize(mask) / 255.0 + 0.3 * img
+    mixed = 0.7 * plots_pixels.colorize(mask) / 255.0 + 0.3 * img
     assert np.abs(shown - 255 * mixed / mixed.max()).max() <= 1
     assert np.array_equal(img, before[0])
     assert np.array_equal(mask, before[1])

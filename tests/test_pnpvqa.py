@@ -17,8 +17,8 @@ from PIL import Image
 from small_models import GOLDEN, write_qavit
 
 import qavit
-from qavit.heatmap_demo import QAViTHeatmapDemo, create_simple_demo_model
-from qavit.pnpvqa import PNPVQAWithQAViT
+from qavit import PNPVQAWithQAViT
+from qavit._heatmap_demo import QAViTHeatmapDemo, create_simple_demo_model
 
 LATE = GOLDEN / "qavit_official_late"
 QUESTIONS = ["where is the red car?", "is there a person", "what is the man holding in his right hand"]

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +21,7 @@ from small_models import write_qavit
 from test_core_runtime import CONFIG, batch, run_python, t5_weights
 
 import qavit
-from qavit import _core
-from qavit.models import QAViT
+from qavit import QAViT, _core
 from qavit.text import QuestionCache
 
 #: Calls of each of eight threads; the long run has 1000.
@@ -60,7 +59,7 @@ def one_call(model: QAViT, n: int, pixels: list[np.ndarray]) -> np.ndarray:
     """The n-th of some calls that differ in picture, number of questions and what is read."""
     picture, asked = pixels[n % 4], [QUESTIONS[(n + i) % 9] for i in range(1 + n % 3)]
     if n % 5 == 4:
-        return model.extract_attention(picture, asked, blocks=(3, 5), readout="question")
+        return model.extract_attention(picture, asked, blocks=(3, 5), method="question")
     return model.heatmaps(picture, asked, block=4 + n % 2).maps
 
 

@@ -197,7 +197,7 @@ def test_an_extractor_of_ones_own(names, kind):
     assert isinstance(maps, kind.type)
     tokens = maps.shape[1] + 1
     question = model.encode_questions(samples["text_input"]).states.shape[1]
-    assert tuple(seen[0].shape) == (3, model.qavit.heads, tokens, question + tokens)
+    assert tuple(seen[0].shape) == (3, model.qavit.num_heads, tokens, question + tokens)
     head = qavit.extract_attention(model.qavit, samples["image"], samples["text_input"], (9,), heads=0)[:, 0]
     np.testing.assert_allclose(np.asarray(maps) / np.asarray(maps).sum(1, keepdims=True), head, atol=1e-6)
     shown = qavit_demo().QAViTHeatmapDemo(model).demo_single_image("picture.png", "where?", block_num=9)

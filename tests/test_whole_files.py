@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,10 @@ from small_models import write_qavit
 from test_core_runtime import run_python
 
 import qavit
-from qavit.checkpoints import open_model
-from qavit.cli import main
-from qavit.convert import convert
-from qavit.files import write_whole
-from qavit.models import QAViT
+from qavit import QAViT
+from qavit._base.files import write_whole
+from qavit.checkpoints import convert, open_model
+from qavit.cli._main import main
 
 QUESTION = "where is the red star?"
 #: Kills of each kind; the long run has 200.
@@ -159,7 +159,7 @@ import numpy as np
 import qavit
 from qavit.checkpoints import open_model
 from qavit.cli import main
-from qavit.convert import convert
+from qavit.checkpoints import convert
 folder, picture, out = map(Path, (FOLDER, PICTURE, OUT))
 made = qavit.load(folder).heatmaps(str(picture), "what", block=2)
 kept = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -269,7 +269,7 @@ def test_kills_at_random_moments_leave_whole_files_and_a_rerun_completes(
 
 
 def test_leftovers_of_a_killed_process_go_with_the_next_run(folder: Path, picture: Path, tmp_path: Path) -> None:
-    script = "import os, time, qavit.files as f; f.os.replace = lambda *a: os.kill(os.getpid(), 9)\nf.write_whole('x', b'1')"
+    script = "import os, qavit._base.files as f; f.os.replace = lambda *a: os.kill(os.getpid(), 9)\nf.write_whole('x', b'1')"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,

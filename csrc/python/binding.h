@@ -88,7 +88,7 @@ int qvpy_precision(const char *text, qv_precision *out);
 int qvpy_device(PyObject *object, const qvpy_state *state, const qv_ops **ops);
 
 /* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, size, size]: `preprocessing` is a tuple
- * (resize_exact, mean, std). Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
+ * as preprocess_image takes it. Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_picture_view *views; /* [count] */
     PyArrayObject **arrays; /* [count] */

@@ -400,8 +400,8 @@ static PyMethodDef methods[] = {
      "preprocessing=None)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
      "{l: [B, T, D]}, and the named outputs. B counts images before the first integrated block, pairs from it on.\n"
-     "With preprocessing = (resize_exact, mean, std), pixel_values is a sequence of uint8 pictures [H, W, 3], which\n"
-     "become pixel values where the model computes."},
+     "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
+     "which become pixel values where the model computes."},
     {NULL, NULL, 0, NULL},
 };
 

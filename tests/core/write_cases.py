@@ -21,8 +21,8 @@ ALIGNMENT = 64
 def collect() -> dict[str, Any]:
     """Names -> arrays: the weights as a converted folder names them, and what went in and came out."""
     from qavit.checkpoints import open_model
+    from qavit.checkpoints._weights import float_array
     from qavit.text import Tokenizer
-    from qavit.weights import float_array
 
     late, blip = GOLDEN / "qavit_official_late", GOLDEN / "blip_itm"
     facts = json.loads((blip / "cases.json").read_text())

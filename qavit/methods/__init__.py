@@ -1,0 +1,5 @@
+"""Ways of reading a map, one file each."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
