@@ -92,9 +92,22 @@ def test_width_comes_from_the_environment_or_the_usable_cpus() -> None:
     script = "from qavit import _core; print(_core.get_num_threads(), _core.build_info()['cpus'])"
     cpus = _core.build_info()["cpus"]
     assert run_python(script, QAVIT_NUM_THREADS="3") == f"3 {cpus}"
-    for useless in ("", "0", "-2", "many", "2x"):
-        assert run_python(script, QAVIT_NUM_THREADS=useless) == f"{cpus} {cpus}"
-    assert run_python(script, QAVIT_NUM_THREADS="100000") == f"256 {cpus}"
+    assert run_python(script, QAVIT_NUM_THREADS="") == f"{cpus} {cpus}"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("QAVIT_NUM_THREADS", ["0", "-2", "many", "2x", "4 ", " 4", "257", "9" * 30], "a whole number from 1 to 256"),
+        ("QAVIT_CPU", ["AVX2", "avx512bf16", "auto", "avx2 "], "portable, avx2, avx512 or avx512_bf16"),
+        ("QAVIT_VERBOSITY", ["loud", "10"], "debug, info, warning, error or critical"),
+    ],
+)
+def test_switches_that_say_nothing_known_are_refused(name: str, values: list[str], expected: str) -> None:
+    for value in values:
+        script = "try:\n import qavit\nexcept ValueError as error: print(error)"
+        said = f"{name} is '{value[:40]}', expected {expected}"
+        assert run_python(script, **{name: value}) == said
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")

@@ -20,7 +20,7 @@ BELOW = {
     "models": {"models", "ops", "base"},
     "cuda": {"cuda", "ops", "image", "base"},
     "python": {"python", "models", "image", "cuda", "ops", "base"},
-    "testing": {"testing", "python", "ops", "base"},
+    "testing": {"testing", "python", "cuda", "ops", "base"},
 }
 # State that has to be one for the whole process, and why.
 PROCESS_STATE = {

@@ -83,7 +83,7 @@ def test_a_cluster_gives_the_same_rows_and_outlives_a_worker(
     assert same_rows(tmp_path / "local", out) == 180
     assert qavit.data.read_maps(out).complete
     (out / "parts" / "00000-000007.parquet").unlink()
-    assert qavit.data.run(questions, out, engine="ray", workers=1, resume=True, **options).rows == 3
+    assert qavit.data.run(questions, out, engine="ray", workers=1, **options).rows == 3
     assert same_rows(tmp_path / "local", out) == 180
 
     # The actor class as a pipeline of one's own uses it.

@@ -43,6 +43,7 @@ typedef struct {
     size_t ld_x;
     const float *weight;
     float eps;
+    int rms;
     size_t D;
 } qvk_norm_backward;
 
@@ -107,10 +108,14 @@ typedef struct {
     size_t ld_out;
     const float *q;
     size_t ld_q;
-    const float *k, *v;
-    size_t ld_kv;
-    const float *extra_k, *extra_v;
-    size_t ld_extra;
+    const float *k;
+    size_t ld_k;
+    const float *v;
+    size_t ld_v;
+    const float *extra_k;
+    size_t ld_extra_k;
+    const float *extra_v;
+    size_t ld_extra_v;
     const size_t *extra_length;
     const uint8_t *key_mask;
     const float *bias;
@@ -130,8 +135,10 @@ typedef struct {
     size_t ld_d_out;
     float *d_q;
     size_t ld_d_q;
-    float *d_k, *d_v;
-    size_t ld_d_kv;
+    float *d_k;
+    size_t ld_d_k;
+    float *d_v;
+    size_t ld_d_v;
     float *probabilities, *d_probabilities;
     float *kept_probabilities, *kept_d_scores;
 } qvk_attention_backward;

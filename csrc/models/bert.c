@@ -17,7 +17,7 @@ typedef struct {
     qv_tensor words;       /* [vocab_size, D] */
     qv_tensor positions;   /* [positions, D] */
     qv_tensor token_types; /* [types, D]; data NULL: none */
-    qv_text_norm embedding_norm;
+    qv_norm embedding_norm;
 } bert_encoder;
 
 /* positions [B, M] as rows of the position table */
@@ -46,40 +46,31 @@ static void embed(const bert_encoder *bert, qv_call *call, const qv_text_batch *
         types[i] = 0;
     }
     qv_text_embed(&bert->base, call, a, tables, ids, bert->token_types.data != NULL ? 3 : 2, R);
-    call->ops->layer_norm(call, a->x, D, a->x, D, bert->embedding_norm.weight.data, bert->embedding_norm.bias.data,
-                          bert->config.sizes.eps, R, D);
+    call->ops->norm(call, (qv_rows){a->x, D}, (qv_const_rows){a->x, D}, &bert->embedding_norm, R);
 }
 
-/* The norms follow the sums: x is the input of a sublayer, `normed` the sum that its norm brings back to x.
- * Returns early, with x unfinished, when the call is to stop; the caller sees that it is. */
+/* The norms follow the sums: x is the input of a sublayer, `normed` the sum that its norm brings back to x. */
 static void run_block(const bert_encoder *bert, const qv_text_block *block, qv_call *call, const qv_text_batch *batch,
                       const qv_text_activations *a) {
     const qv_text_config *c = &bert->config.sizes;
     const qv_ops *ops = call->ops;
     size_t R = batch->B * batch->M, D = c->D, F = c->F;
-    qv_epilogue add_x = {.residual = a->x, .ld_residual = D}, activate = {.activation = c->activation};
-    float *sum = a->normed;
+    qv_epilogue add_x = {.residual = {a->x, D}}, activate = {.activation = c->activation};
+    qv_rows x = {a->x, D}, sum = {a->normed, D}, hidden = {a->hidden, F};
 
-    ops->linear(call, a->qkv, 3 * D, a->x, D, &block->qkv, 0, 3 * D, NULL, R);
-    if (qv_call_stopped(call)) {
-        return;
-    }
+    ops->linear(call, (qv_rows){a->qkv, 3 * D}, qv_as_const(x), &block->qkv, 0, 3 * D, NULL, R);
     qv_text_self_attention(&bert->base, call, batch, a, 1.0f / sqrtf((float)bert->base.d), NULL, false);
-    ops->linear(call, sum, D, a->attended, D, &block->o, 0, D, &add_x, R);
-    ops->layer_norm(call, a->x, D, sum, D, block->attention_norm.weight.data, block->attention_norm.bias.data, c->eps,
-                    R, D);
-    if (qv_call_stopped(call)) {
-        return;
-    }
+    ops->linear(call, sum, (qv_const_rows){a->attended, D}, &block->o, 0, D, &add_x, R);
+    ops->norm(call, x, qv_as_const(sum), &block->attention_norm, R);
 
-    ops->linear(call, a->hidden, F, a->x, D, &block->hidden, 0, F, &activate, R);
-    ops->linear(call, sum, D, a->hidden, F, &block->output, 0, D, &add_x, R);
-    ops->layer_norm(call, a->x, D, sum, D, block->feed_forward_norm.weight.data, block->feed_forward_norm.bias.data,
-                    c->eps, R, D);
+    ops->linear(call, hidden, qv_as_const(x), &block->hidden, 0, F, &activate, R);
+    ops->linear(call, sum, qv_as_const(hidden), &block->output, 0, D, &add_x, R);
+    ops->norm(call, x, qv_as_const(sum), &block->feed_forward_norm, R);
 }
 
 static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv_text_batch *batch, qv_arena *arena,
                          const float **states, qv_error *err) {
+    (void)err;
     const bert_encoder *bert = (const bert_encoder *)encoder;
     size_t R = batch->B * batch->M;
     qv_text_activations a = qv_text_plan(encoder, batch, arena);
@@ -90,17 +81,15 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
     }
     embed(bert, call, batch, &a, positions, types);
     for (size_t n = 0; n < encoder->L; n++) {
-        QV_CHECK_STOPPED(call, err);
         run_block(bert, &encoder->blocks[n], call, batch, &a);
     }
-    QV_CHECK_STOPPED(call, err);
     *states = a.x;
     return QV_OK;
 }
 
 static void free_own(qv_text_encoder *encoder) {
     bert_encoder *bert = (bert_encoder *)encoder;
-    qv_text_free_norm(encoder->ops, &bert->embedding_norm);
+    qv_norm_free(encoder->ops, &bert->embedding_norm);
 }
 
 static const qv_text_architecture architecture = {"BertEncoder", forward, free_own};
@@ -144,7 +133,7 @@ qv_status qv_bert_load(qv_text_encoder **encoder, const qv_bert_config *config, 
     if (types != 0) {
         qv_text_table(&loader, &bert->token_types, "embeddings.token_type_embeddings.weight", types, c.D);
     }
-    qv_text_load_norm(&loader, &bert->embedding_norm, "embeddings.", "LayerNorm", c.D);
+    qv_text_load_norm(&loader, &bert->embedding_norm, "embeddings.", "LayerNorm", c.D, c.eps);
     for (size_t n = 0; n < c.L; n++) {
         qv_text_load_block(&loader, &bert->base.blocks[n], &c, &names, n);
     }

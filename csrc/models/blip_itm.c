@@ -50,7 +50,7 @@ static layer get_block_layer(loader *load, size_t block, const char *part, size_
     return get_layer(load, prefix, N, K);
 }
 
-static void prepare(loader *load, qv_linear_weight *weight, const layer *layers, size_t parts) {
+static void prepare(loader *load, qv_linear *weight, const layer *layers, size_t parts) {
     qv_linear_source sources[QV_MAX_PARTS] = {{0}};
     for (size_t i = 0; i < parts; i++) {
         sources[i].weight = layers[i].weight;
@@ -58,7 +58,7 @@ static void prepare(loader *load, qv_linear_weight *weight, const layer *layers,
     }
     if (load->status == QV_OK) {
         const qv_ops *ops = load->model->ops;
-        load->status = ops->linear_prepare(ops, weight, sources, parts, load->precision, load->err);
+        load->status = qv_linear_prepare(ops, weight, sources, parts, load->precision, load->err);
     }
 }
 
@@ -68,36 +68,19 @@ static void prepare_vector(loader *load, qv_vector *vector, const qv_tensor *ten
     }
 }
 
-/* What the backward pass needs of a part of a layer that is prepared. */
-static void prepare_back(loader *load, qv_blip_matrix *matrix, const qv_linear_weight *weight, size_t part,
-                         const layer *from) {
-    if (load->model->ops->plain_weight == NULL) {
-        prepare_vector(load, &matrix->vector, from->weight);
-        return;
-    }
-    matrix->layer = weight;
-    matrix->part = part;
-    if (weight->precision != QV_PRECISION_FLOAT32 && load->status == QV_OK) {
-        const qv_ops *ops = load->model->ops;
-        const qv_linear_source source = {.weight = from->weight};
-        load->status = ops->linear_prepare(ops, &matrix->own, &source, 1, QV_PRECISION_FLOAT32, load->err);
-        matrix->layer = &matrix->own;
-        matrix->part = 0;
-    }
-}
-
-static void load_norm(loader *load, qv_vector *weight, qv_vector *bias, const char *prefix) {
+static void load_norm(loader *load, qv_norm *norm, const char *prefix) {
+    *norm = (qv_norm){.D = load->model->config.D, .eps = load->model->config.eps};
     char name[192];
     snprintf(name, sizeof name, "%s.weight", prefix);
-    prepare_vector(load, weight, qv_weights_get(load->weights, name, 1, load->model->config.D));
+    prepare_vector(load, &norm->weight, qv_weights_get(load->weights, name, 1, norm->D));
     snprintf(name, sizeof name, "%s.bias", prefix);
-    prepare_vector(load, bias, qv_weights_get(load->weights, name, 1, load->model->config.D));
+    prepare_vector(load, &norm->bias, qv_weights_get(load->weights, name, 1, norm->D));
 }
 
-static void load_block_norm(loader *load, qv_vector *weight, qv_vector *bias, size_t block, const char *part) {
+static void load_block_norm(loader *load, qv_norm *norm, size_t block, const char *part) {
     char prefix[128];
     snprintf(prefix, sizeof prefix, "text_encoder.encoder.layer.%zu.%s", block, part);
-    load_norm(load, weight, bias, prefix);
+    load_norm(load, norm, prefix);
 }
 
 static void load_block(loader *load, size_t i) {
@@ -123,20 +106,9 @@ static void load_block(loader *load, size_t i) {
     prepare(load, &block->cross_out, &cross_out, 1);
     prepare(load, &block->fc1, &fc1, 1);
     prepare(load, &block->fc2, &fc2, 1);
-    load_block_norm(load, &block->self_norm_weight, &block->self_norm_bias, i, "attention.output.LayerNorm");
-    load_block_norm(load, &block->cross_norm_weight, &block->cross_norm_bias, i, "crossattention.output.LayerNorm");
-    load_block_norm(load, &block->output_norm_weight, &block->output_norm_bias, i, "output.LayerNorm");
-    if (load->status == QV_OK) {
-        load->status = qv_next_block(load->model->ops, load->err);
-    }
-    prepare_back(load, &block->back_q, &block->self_qkv, 0, &self[0]);
-    prepare_back(load, &block->back_k, &block->self_qkv, 1, &self[1]);
-    prepare_back(load, &block->back_v, &block->self_qkv, 2, &self[2]);
-    prepare_back(load, &block->back_self_out, &block->self_out, 0, &self_out);
-    prepare_back(load, &block->back_cross_q, &block->cross_q, 0, &cross_q);
-    prepare_back(load, &block->back_cross_out, &block->cross_out, 0, &cross_out);
-    prepare_back(load, &block->back_fc1, &block->fc1, 0, &fc1);
-    prepare_back(load, &block->back_fc2, &block->fc2, 0, &fc2);
+    load_block_norm(load, &block->self_norm, i, "attention.output.LayerNorm");
+    load_block_norm(load, &block->cross_norm, i, "crossattention.output.LayerNorm");
+    load_block_norm(load, &block->output_norm, i, "output.LayerNorm");
 }
 
 static void load_heads(loader *load) {
@@ -236,7 +208,7 @@ qv_status qv_blip_init(qv_blip *model, const qv_blip_config *config, const qv_op
     prepare_vector(&load, &model->positions,
                    qv_weights_get(weights, "text_encoder.embeddings.position_embeddings.weight", 2,
                                   model->config.positions, D));
-    load_norm(&load, &model->norm_weight, &model->norm_bias, "text_encoder.embeddings.LayerNorm");
+    load_norm(&load, &model->norm, "text_encoder.embeddings.LayerNorm");
     for (size_t i = 0; i < model->config.L; i++) {
         load_block(&load, i);
     }
@@ -252,24 +224,14 @@ qv_status qv_blip_init(qv_blip *model, const qv_blip_config *config, const qv_op
 }
 
 static void free_block(const qv_ops *ops, qv_blip_block *block) {
-    qv_linear_weight *layers[] = {&block->self_qkv,  &block->self_out, &block->cross_q, &block->cross_kv,
+    qv_linear *layers[] = {&block->self_qkv,  &block->self_out, &block->cross_q, &block->cross_kv,
                                   &block->cross_out, &block->fc1,      &block->fc2};
     for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
-        ops->linear_free(ops, layers[i]);
+        qv_linear_free(ops, layers[i]);
     }
-    qv_vector *vectors[] = {
-        &block->self_norm_weight,   &block->self_norm_bias,   &block->cross_norm_weight, &block->cross_norm_bias,
-        &block->output_norm_weight, &block->output_norm_bias,
-    };
-    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(ops, vectors[i]);
-    }
-    qv_blip_matrix *matrices[] = {&block->back_q,       &block->back_k,         &block->back_v,   &block->back_self_out,
-                                  &block->back_cross_q, &block->back_cross_out, &block->back_fc1, &block->back_fc2};
-    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
-        qv_vector_free(ops, &matrices[i]->vector);
-        ops->linear_free(ops, &matrices[i]->own);
-    }
+    qv_norm_free(ops, &block->self_norm);
+    qv_norm_free(ops, &block->cross_norm);
+    qv_norm_free(ops, &block->output_norm);
 }
 
 void qv_blip_free(qv_blip *model) {
@@ -282,14 +244,13 @@ void qv_blip_free(qv_blip *model) {
     qv_free(model->blocks);
     model->blocks = NULL;
     qv_free(model->no_taps);
-    qv_linear_weight *layers[] = {&model->itm_head, &model->vision_projection, &model->text_projection};
-    qv_vector *vectors[] = {&model->positions, &model->norm_weight, &model->norm_bias, &model->itm_head_plain};
+    qv_linear *layers[] = {&model->itm_head, &model->vision_projection, &model->text_projection};
     for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
-        model->ops->linear_free(model->ops, layers[i]);
+        qv_linear_free(model->ops, layers[i]);
     }
-    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(model->ops, vectors[i]);
-    }
+    qv_vector_free(model->ops, &model->positions);
+    qv_vector_free(model->ops, &model->itm_head_plain);
+    qv_norm_free(model->ops, &model->norm);
     qv_arena_cache_clear(&model->arenas);
     qv_arena_cache_clear(&model->images);
     qv_vit_free(&model->vision);
@@ -300,29 +261,18 @@ void qv_blip_free(qv_blip *model) {
 qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_error *err) {
     size_t S = model->vision.T, width = model->vision.config.D, cross, total;
     *image = (qv_blip_image){.S = S};
-    if (qv_multiply_size(S * model->config.L, 2 * model->config.D, &cross) &&
-        qv_add_size(cross, S * width, &total)) {
-        if (model->ops->memory == NULL) {
-            image->embeddings = qv_allocate(total, sizeof(float));
-        } else if (qv_multiply_size(total, sizeof(float), &total)) {
-            const qv_arena size = {.used = total};
-            image->arena = qv_arena_acquire((qv_arena_cache *)&model->images, &size);
-            image->embeddings = (float *)(void *)image->arena.base;
-        }
-    }
-    if (image->embeddings == NULL) {
+    if (!qv_multiply_size(S * model->config.L, 2 * model->config.D, &cross) || !qv_add_size(cross, S * width, &total) ||
+        !qv_multiply_size(total, sizeof(float), &total) ||
+        !qv_keep(&image->kept, (qv_arena_cache *)&model->images, total)) {
         return qv_fail_memory(err, "an image's keys and values");
     }
+    image->embeddings = image->kept.at;
     image->cross = image->embeddings + S * width;
     return QV_OK;
 }
 
 void qv_blip_image_free(qv_blip_image *image, const qv_blip *model) {
-    if (model->ops->memory == NULL) {
-        qv_free(image->embeddings);
-    } else if (image->embeddings != NULL) {
-        qv_arena_release((qv_arena_cache *)&model->images, &image->arena);
-    }
+    qv_kept_free(&image->kept, (qv_arena_cache *)&model->images);
     *image = (qv_blip_image){.embeddings = NULL};
 }
 
@@ -370,11 +320,8 @@ qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_imag
     qv_status status = qv_call_begin(call, err);
     bool begun = status == QV_OK;
     for (size_t l = 0; l < model->config.L && status == QV_OK; l++) {
-        ops->linear(call, image->cross + l * S * 2 * D, 2 * D, image->embeddings, width, &model->blocks[l].cross_kv, 0,
-                    2 * D, NULL, S);
-        if (qv_call_stopped(call)) {
-            status = qv_fail(err, QV_ERR_CANCELLED, "the call was interrupted");
-        }
+        qv_rows kv = {image->cross + l * S * 2 * D, 2 * D};
+        ops->linear(call, kv, (qv_const_rows){image->embeddings, width}, &model->blocks[l].cross_kv, 0, 2 * D, NULL, S);
     }
     if (begun) {
         status = qv_call_end(call, status, err);
@@ -452,7 +399,8 @@ void qv_blip_lay_out(qv_blip_plan *plan, qv_arena *arena, const qv_blip *model, 
 
 size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t R) {
     size_t keys = model->vision.T > model->config.positions ? model->vision.T : model->config.positions;
-    size_t deepest = model->config.F > model->config.D ? model->config.F : model->config.D;
+    /* The gradients of keys and values go back through their layer together. */
+    size_t deepest = model->config.F > 2 * model->config.D ? model->config.F : 2 * model->config.D;
     return model->ops->scratch_bytes(call->lanes, R, deepest, keys, model->config.D / model->config.H);
 }
 
@@ -462,11 +410,9 @@ qv_attention qv_blip_self_attention(const qv_blip *model, const qv_blip_activati
     size_t tokens = questions->start[q + 1] - questions->start[q];
     bool one_query = block->rows == questions->Q;
     return (qv_attention){
-        .q = block->q + (one_query ? q : first) * D,
-        .ld_q = D,
-        .k = block->kv + first * 2 * D,
-        .v = block->kv + first * 2 * D + D,
-        .ld_kv = 2 * D,
+        .q = {block->q + (one_query ? q : first) * D, D},
+        .k = {block->kv + first * 2 * D, 2 * D},
+        .v = {block->kv + first * 2 * D + D, 2 * D},
         .scale = model->attention_scale,
         .B = 1,
         .H = model->config.H,
@@ -480,11 +426,9 @@ qv_attention qv_blip_cross_attention(const qv_blip *model, const qv_blip_activat
                                      size_t S) {
     size_t D = model->config.D;
     return (qv_attention){
-        .q = block->cross_q,
-        .ld_q = D,
-        .k = cross,
-        .v = cross + D,
-        .ld_kv = 2 * D,
+        .q = {block->cross_q, D},
+        .k = {cross, 2 * D},
+        .v = {cross + D, 2 * D},
         .scale = model->attention_scale,
         .B = 1,
         .H = model->config.H,
@@ -501,18 +445,17 @@ static void attend_to_question(const qv_blip *model, qv_call *call, qv_blip_plan
     const qv_blip_block *weights = &model->blocks[l];
     qv_blip_activations *block = &plan->blocks[l];
     size_t D = model->config.D;
-    ops->linear(call, block->q, D, in, D, &weights->self_qkv, 0, D, NULL, block->rows);
-    ops->linear(call, block->kv, 2 * D, plan->h, D, &weights->self_qkv, D, 2 * D, NULL, R);
+    qv_rows q_rows = {block->q, D}, kv = {block->kv, 2 * D}, sum = {block->sum1, D};
+    ops->linear(call, q_rows, (qv_const_rows){in, D}, &weights->self_qkv, 0, D, NULL, block->rows);
+    ops->linear(call, kv, (qv_const_rows){plan->h, D}, &weights->self_qkv, D, 2 * D, NULL, R);
     for (size_t q = 0; q < questions->Q; q++) {
         qv_attention attention = qv_blip_self_attention(model, block, questions, q);
-        attention.out = plan->context + (size_t)(attention.q - block->q);
-        attention.ld_out = D;
+        attention.out = (qv_rows){plan->context + (size_t)(attention.q.at - block->q), D};
         ops->attention(call, &attention);
     }
-    qv_epilogue add = {.residual = in, .ld_residual = D};
-    ops->linear(call, block->sum1, D, plan->context, D, &weights->self_out, 0, D, &add, block->rows);
-    ops->layer_norm(call, plan->normed, D, block->sum1, D, weights->self_norm_weight.data,
-                    weights->self_norm_bias.data, model->config.eps, block->rows, D);
+    qv_epilogue add = {.residual = {in, D}};
+    ops->linear(call, sum, (qv_const_rows){plan->context, D}, &weights->self_out, 0, D, &add, block->rows);
+    ops->norm(call, (qv_rows){plan->normed, D}, qv_as_const(sum), &weights->self_norm, block->rows);
 }
 
 /* h = norm(h + out(cross_attention(h, image))): sum2 */
@@ -522,15 +465,14 @@ static void attend_to_image(const qv_blip *model, qv_call *call, qv_blip_plan *p
     const qv_blip_block *weights = &model->blocks[l];
     qv_blip_activations *block = &plan->blocks[l];
     size_t D = model->config.D;
-    ops->linear(call, block->cross_q, D, plan->normed, D, &weights->cross_q, 0, D, NULL, block->rows);
+    qv_rows normed = {plan->normed, D}, sum = {block->sum2, D};
+    ops->linear(call, (qv_rows){block->cross_q, D}, qv_as_const(normed), &weights->cross_q, 0, D, NULL, block->rows);
     qv_attention attention = qv_blip_cross_attention(model, block, cross, S);
-    attention.out = plan->context;
-    attention.ld_out = D;
+    attention.out = (qv_rows){plan->context, D};
     ops->attention(call, &attention);
-    qv_epilogue add = {.residual = plan->normed, .ld_residual = D};
-    ops->linear(call, block->sum2, D, plan->context, D, &weights->cross_out, 0, D, &add, block->rows);
-    ops->layer_norm(call, plan->normed, D, block->sum2, D, weights->cross_norm_weight.data,
-                    weights->cross_norm_bias.data, model->config.eps, block->rows, D);
+    qv_epilogue add = {.residual = qv_as_const(normed)};
+    ops->linear(call, sum, (qv_const_rows){plan->context, D}, &weights->cross_out, 0, D, &add, block->rows);
+    ops->norm(call, normed, qv_as_const(sum), &weights->cross_norm, block->rows);
 }
 
 /* out [rows, D] = norm(h + fc2(act(fc1(h)))): hidden and sum3 */
@@ -539,29 +481,30 @@ static void feed_forward(const qv_blip *model, qv_call *call, qv_blip_plan *plan
     const qv_blip_block *weights = &model->blocks[l];
     qv_blip_activations *block = &plan->blocks[l];
     size_t D = model->config.D, F = model->config.F;
+    qv_rows activated = {plan->activated, F}, sum = {block->sum3, D};
+    qv_const_rows normed = {plan->normed, D};
     if (block->hidden != NULL) {
-        ops->linear(call, block->hidden, F, plan->normed, D, &weights->fc1, 0, F, NULL, block->rows);
+        ops->linear(call, (qv_rows){block->hidden, F}, normed, &weights->fc1, 0, F, NULL, block->rows);
         ops->activation(call, plan->activated, block->hidden, model->config.activation, block->rows * F);
     } else {
         qv_epilogue activate = {.activation = model->config.activation};
-        ops->linear(call, plan->activated, F, plan->normed, D, &weights->fc1, 0, F, &activate, block->rows);
+        ops->linear(call, activated, normed, &weights->fc1, 0, F, &activate, block->rows);
     }
-    qv_epilogue add = {.residual = plan->normed, .ld_residual = D};
-    ops->linear(call, block->sum3, D, plan->activated, F, &weights->fc2, 0, D, &add, block->rows);
-    ops->layer_norm(call, out, D, block->sum3, D, weights->output_norm_weight.data, weights->output_norm_bias.data,
-                    model->config.eps, block->rows, D);
+    qv_epilogue add = {.residual = normed};
+    ops->linear(call, sum, qv_as_const(activated), &weights->fc2, 0, D, &add, block->rows);
+    ops->norm(call, (qv_rows){out, D}, qv_as_const(sum), &weights->output_norm, block->rows);
 }
 
 /* class_rows [Q, D] = token 0 of each question in h */
 static void gather_first(qv_call *call, qv_blip_plan *plan, const qv_blip_questions *questions, size_t D) {
     for (size_t q = 0; q < questions->Q; q++) {
-        const float *row = plan->h + (questions->start[q] - questions->start[0]) * D;
-        call->ops->copy(call, plan->class_rows + q * D, D, row, D, 1, D);
+        qv_const_rows row = {plan->h + (questions->start[q] - questions->start[0]) * D, D};
+        call->ops->copy(call, (qv_rows){plan->class_rows + q * D, D}, row, 1, D);
     }
 }
 
-qv_status qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan *plan, const float *cross, size_t S,
-                               const qv_blip_questions *questions, qv_error *err) {
+void qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan *plan, const float *cross, size_t S,
+                          const qv_blip_questions *questions) {
     const qv_ops *ops = call->ops;
     size_t D = model->config.D, L = model->config.L, Q = questions->Q, first = questions->start[0];
     size_t R = questions->start[Q] - first;
@@ -570,14 +513,12 @@ qv_status qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan
         ops->embedding(call, plan->h + row * D, model->words, questions->ids + questions->start[q],
                        model->positions.data, questions->start[q + 1] - questions->start[q], D);
     }
-    ops->layer_norm(call, plan->h, D, plan->h, D, model->norm_weight.data, model->norm_bias.data, model->config.eps, R,
-                    D);
+    ops->norm(call, (qv_rows){plan->h, D}, (qv_const_rows){plan->h, D}, &model->norm, R);
     size_t end = cross != NULL ? L : model->config.text_blocks;
     if (end == 0) {
         gather_first(call, plan, questions, D);
     }
     for (size_t l = 0; l < end; l++) {
-        QV_CHECK_STOPPED(call, err);
         float *in = plan->h;
         plan->blocks[l].rows = R;
         if (l + 1 == end) {
@@ -586,31 +527,27 @@ qv_status qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan
             plan->blocks[l].rows = Q;
         }
         attend_to_question(model, call, plan, l, in, questions, R);
-        QV_CHECK_STOPPED(call, err);
         if (cross != NULL) {
             attend_to_image(model, call, plan, l, cross + l * S * 2 * D, S);
-            QV_CHECK_STOPPED(call, err);
         }
         feed_forward(model, call, plan, l, in);
     }
-    QV_CHECK_STOPPED(call, err);
-    return QV_OK;
 }
 
 /* ---- heads ---- */
 
 /* class_rows of every question by chunks, each through `head` [N, D] into out [Q, N], to unit length where `unit`;
  * image NULL: text alone. */
-static qv_status run_head(const qv_blip *model, qv_call *call, float *out, const qv_linear_weight *head, size_t N,
+static qv_status run_head(const qv_blip *model, qv_call *call, float *out, const qv_linear *head, size_t N,
                           bool unit, const qv_blip_image *image, const qv_blip_questions *questions, qv_error *err) {
     size_t Q, R, D = model->config.D;
     qv_blip_chunk_sizes(questions, &Q, &R);
     qv_blip_plan plan;
     qv_arena measure = {.base = NULL};
     qv_blip_lay_out(&plan, &measure, model, Q, R, model->config.L);
-    size_t scratch = qv_blip_scratch_bytes(model, call, R), placed = qv_place_size(model->ops, Q * N);
+    size_t scratch = qv_blip_scratch_bytes(model, call, R);
     qv_arena_take(&measure, scratch, 1);
-    qv_arena_floats(&measure, placed);
+    qv_output_lay_out(&measure, model->ops, out, Q * N);
     qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
     qv_arena arena = qv_arena_acquire(cache, &measure);
     if (arena.base == NULL) {
@@ -618,22 +555,20 @@ static qv_status run_head(const qv_blip *model, qv_call *call, float *out, const
     }
     qv_blip_lay_out(&plan, &arena, model, Q, R, model->config.L);
     call->scratch = qv_arena_take(&arena, scratch, 1);
-    float *place = qv_arena_floats(&arena, placed);
+    qv_output whole = qv_output_lay_out(&arena, model->ops, out, Q * N);
+    qv_arena_check(&arena, &measure);
     qv_status status = qv_call_begin(call, err);
     bool begun = status == QV_OK;
     for (size_t from = 0, to; from < questions->Q && status == QV_OK; from = to) {
         to = qv_blip_chunk_end(questions, from);
         qv_blip_questions chunk = {to - from, questions->ids, questions->start + from};
-        status = qv_blip_text_forward(model, call, &plan, image != NULL ? image->cross : NULL,
-                                      image != NULL ? image->S : 0, &chunk, err);
-        if (status == QV_OK) {
-            float *rows = qv_output_place(call, place, out + from * N);
-            model->ops->linear(call, rows, N, plan.class_rows, D, head, 0, N, NULL, chunk.Q);
-            if (unit) {
-                model->ops->unit_length(call, rows, chunk.Q, N);
-            }
-            qv_take_floats(call, out + from * N, rows, chunk.Q * N);
+        qv_blip_text_forward(model, call, &plan, image != NULL ? image->cross : NULL, image != NULL ? image->S : 0, &chunk);
+        qv_output rows = qv_output_part(&whole, from * N, chunk.Q * N);
+        model->ops->linear(call, (qv_rows){rows.at, N}, (qv_const_rows){plan.class_rows, D}, head, 0, N, NULL, chunk.Q);
+        if (unit) {
+            model->ops->unit_length(call, rows.at, chunk.Q, N);
         }
+        qv_output_take(call, &rows);
     }
     if (begun) {
         status = qv_call_end(call, status, err);
@@ -672,18 +607,20 @@ qv_status qv_blip_image_features(const qv_blip *model, qv_call *call, float *out
     size_t scratch = ops->scratch_bytes(call->lanes, 1, width, 0, 1);
     qv_arena measure = {.base = NULL};
     qv_arena_take(&measure, scratch, 1);
-    qv_arena_floats(&measure, qv_place_size(ops, N));
+    qv_output_lay_out(&measure, ops, out, N);
     qv_arena arena = qv_arena_acquire(cache, &measure);
     if (arena.base == NULL) {
         return qv_fail_memory(err, "an image's features");
     }
     call->scratch = qv_arena_take(&arena, scratch, 1);
-    float *place = qv_output_place(call, qv_arena_floats(&arena, qv_place_size(ops, N)), out);
+    qv_output features = qv_output_lay_out(&arena, ops, out, N);
+    qv_arena_check(&arena, &measure);
     qv_status status = qv_call_begin(call, err);
     if (status == QV_OK) {
-        ops->linear(call, place, N, image->embeddings, width, &model->vision_projection, 0, N, NULL, 1);
-        ops->unit_length(call, place, 1, N);
-        qv_take_floats(call, out, place, N);
+        ops->linear(call, (qv_rows){features.at, N}, (qv_const_rows){image->embeddings, width}, &model->vision_projection,
+                    0, N, NULL, 1);
+        ops->unit_length(call, features.at, 1, N);
+        qv_output_take(call, &features);
         status = qv_call_end(call, QV_OK, err);
     }
     qv_arena_release(cache, &arena);

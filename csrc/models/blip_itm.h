@@ -15,25 +15,11 @@ typedef struct {
     qv_activation activation;
 } qv_blip_config;
 
-/* A matrix [N, K] in float32, as the backward pass multiplies by it: the host's, or a layer that the device has so. */
 typedef struct {
-    qv_vector vector;
-    const qv_linear_weight *layer; /* NULL: the vector */
-    size_t part;
-    qv_linear_weight own; /* `layer`, where the forward pass computes in another precision */
-} qv_blip_matrix;
-
-/* Weights as the forward pass multiplies by them, and as the backward pass does. */
-typedef struct {
-    qv_linear_weight self_qkv, self_out;              /* D -> 3 D, D -> D */
-    qv_linear_weight cross_q, cross_kv, cross_out;    /* D -> D, image width -> 2 D, D -> D */
-    qv_linear_weight fc1, fc2;                        /* D -> F, F -> D */
-    qv_vector self_norm_weight, self_norm_bias;       /* [D] */
-    qv_vector cross_norm_weight, cross_norm_bias;     /* [D] */
-    qv_vector output_norm_weight, output_norm_bias;   /* [D] */
-    qv_blip_matrix back_q, back_k, back_v, back_self_out; /* [D, D] */
-    qv_blip_matrix back_cross_q, back_cross_out;          /* [D, D] */
-    qv_blip_matrix back_fc1, back_fc2;                    /* [F, D], [D, F] */
+    qv_linear self_qkv, self_out;           /* D -> 3 D, D -> D */
+    qv_linear cross_q, cross_kv, cross_out; /* D -> D, image width -> 2 D, D -> D */
+    qv_linear fc1, fc2;                     /* D -> F, F -> D */
+    qv_norm self_norm, cross_norm, output_norm;
 } qv_blip_block;
 
 /* Immutable after qv_blip_init, but for the caches of arenas, which are thread-safe. */
@@ -45,14 +31,14 @@ typedef struct {
     qv_vit_tap *no_taps;    /* [blocks of the vision half]: nothing of them is wanted but the end */
     const qv_tensor *words; /* [vocabulary, D] */
     qv_vector positions;    /* [positions, D] */
-    qv_vector norm_weight, norm_bias;
+    qv_norm norm;
     qv_blip_block *blocks; /* [L] */
-    qv_linear_weight itm_head; /* D -> 2 */
-    qv_vector itm_head_plain;  /* [2, D] */
-    size_t projection;         /* width of the joint space of the contrastive heads; 0: the weights have none */
-    qv_linear_weight vision_projection, text_projection;
+    qv_linear itm_head;       /* D -> 2 */
+    qv_vector itm_head_plain; /* [2, D] */
+    size_t projection;        /* width of the joint space of the contrastive heads; 0: the weights have none */
+    qv_linear vision_projection, text_projection;
     qv_arena_cache arenas;
-    qv_arena_cache images; /* a device's memory of images that are done with; the host's goes back to the system */
+    qv_arena_cache images; /* of what is kept of images */
 } qv_blip;
 
 /* Borrowed weights must outlive the model. On failure nothing is held. */
@@ -65,7 +51,7 @@ typedef struct {
     float *embeddings; /* [S, image width]; both in the ops' memory */
     float *cross;      /* [L, S, 2 D]: keys, then values, of each block's cross-attention */
     size_t S;
-    qv_arena arena; /* whose memory they are, on a device */
+    qv_kept kept;
 } qv_blip_image;
 
 qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_error *err);
@@ -118,8 +104,8 @@ void qv_blip_lay_out(qv_blip_plan *plan, qv_arena *arena, const qv_blip *model, 
 /* Scratch of ops->linear and ops->attention in the text half. */
 size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t R);
 /* Run the text half on an image, or on its own (cross NULL); class_rows holds each question's last state of token 0. */
-qv_status qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan *plan, const float *cross, size_t S,
-                               const qv_blip_questions *questions, qv_error *err);
+void qv_blip_text_forward(const qv_blip *model, qv_call *call, qv_blip_plan *plan, const float *cross, size_t S,
+                          const qv_blip_questions *questions);
 
 /* The attention of question q over its own tokens, and that of all queries over the image; outputs are not set. */
 qv_attention qv_blip_self_attention(const qv_blip *model, const qv_blip_activations *block,

@@ -19,38 +19,31 @@ typedef struct {
     qv_clip_text_config config;
     qv_tensor words;     /* [vocab_size, D] */
     qv_tensor positions; /* [positions, D] */
-    qv_text_norm final_norm;
-    qv_linear_weight projection; /* [E, D]; columns 0: none */
+    qv_norm final_norm;
+    qv_linear projection; /* [E, D]; columns 0: none */
 } clip_text_encoder;
 
-/* Returns early, with x unfinished, when the call is to stop; the caller sees that it is. */
 static void run_block(const clip_text_encoder *clip, const qv_text_block *block, qv_call *call,
                       const qv_text_batch *batch, const qv_text_activations *a) {
     const qv_text_config *c = &clip->config.sizes;
     const qv_ops *ops = call->ops;
     size_t R = batch->B * batch->M, D = c->D, F = c->F;
-    qv_epilogue add_to_x = {.residual = a->x, .ld_residual = D}, activate = {.activation = c->activation};
+    qv_epilogue add_to_x = {.residual = {a->x, D}}, activate = {.activation = c->activation};
+    qv_rows x = {a->x, D}, normed = {a->normed, D}, hidden = {a->hidden, F};
 
-    ops->layer_norm(call, a->normed, D, a->x, D, block->attention_norm.weight.data, block->attention_norm.bias.data,
-                    c->eps, R, D);
-    ops->linear(call, a->qkv, 3 * D, a->normed, D, &block->qkv, 0, 3 * D, NULL, R);
-    if (qv_call_stopped(call)) {
-        return;
-    }
+    ops->norm(call, normed, qv_as_const(x), &block->attention_norm, R);
+    ops->linear(call, (qv_rows){a->qkv, 3 * D}, qv_as_const(normed), &block->qkv, 0, 3 * D, NULL, R);
     qv_text_self_attention(&clip->base, call, batch, a, 1.0f / sqrtf((float)clip->base.d), NULL, true);
-    ops->linear(call, a->x, D, a->attended, D, &block->o, 0, D, &add_to_x, R);
-    if (qv_call_stopped(call)) {
-        return;
-    }
+    ops->linear(call, x, (qv_const_rows){a->attended, D}, &block->o, 0, D, &add_to_x, R);
 
-    ops->layer_norm(call, a->normed, D, a->x, D, block->feed_forward_norm.weight.data,
-                    block->feed_forward_norm.bias.data, c->eps, R, D);
-    ops->linear(call, a->hidden, F, a->normed, D, &block->hidden, 0, F, &activate, R);
-    ops->linear(call, a->x, D, a->hidden, F, &block->output, 0, D, &add_to_x, R);
+    ops->norm(call, normed, qv_as_const(x), &block->feed_forward_norm, R);
+    ops->linear(call, hidden, qv_as_const(normed), &block->hidden, 0, F, &activate, R);
+    ops->linear(call, x, qv_as_const(hidden), &block->output, 0, D, &add_to_x, R);
 }
 
 static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv_text_batch *batch, qv_arena *arena,
                          const float **states, qv_error *err) {
+    (void)err;
     const clip_text_encoder *clip = (const clip_text_encoder *)encoder;
     size_t R = batch->B * batch->M, D = encoder->width;
     qv_text_activations a = qv_text_plan(encoder, batch, arena);
@@ -65,12 +58,9 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
     const int32_t *ids[2] = {batch->ids, positions};
     qv_text_embed(encoder, call, &a, tables, ids, 2, R);
     for (size_t n = 0; n < encoder->L; n++) {
-        QV_CHECK_STOPPED(call, err);
         run_block(clip, &encoder->blocks[n], call, batch, &a);
     }
-    QV_CHECK_STOPPED(call, err);
-    call->ops->layer_norm(call, a.normed, D, a.x, D, clip->final_norm.weight.data, clip->final_norm.bias.data,
-                          clip->config.sizes.eps, R, D);
+    call->ops->norm(call, (qv_rows){a.normed, D}, (qv_const_rows){a.x, D}, &clip->final_norm, R);
     *states = a.normed;
     return QV_OK;
 }
@@ -106,7 +96,7 @@ static qv_status hand_out_pooled(void *context, qv_call *call, const float *stat
                                  qv_error *err) {
     const pooled_output *output = context;
     const clip_text_encoder *clip = output->clip;
-    const qv_linear_weight *projection = &clip->projection;
+    const qv_linear *projection = &clip->projection;
     size_t D = clip->base.width, E = projection->columns;
     float *out = output->out + batch->first * (output->projected ? E : D);
     for (size_t b = 0; b < batch->B; b++) {
@@ -117,9 +107,9 @@ static qv_status hand_out_pooled(void *context, qv_call *call, const float *stat
         }
         const float *state = states + (b * batch->M + end) * D;
         if (output->projected) {
-            float *place = qv_output_place(call, batch->output + b * E, out + b * E);
-            call->ops->linear(call, place, E, state, D, projection, 0, E, NULL, 1);
-            qv_take_floats(call, out + b * E, place, E);
+            qv_output embedding = qv_output_at(call->ops, batch->output + b * E, out + b * E, E);
+            call->ops->linear(call, (qv_rows){embedding.at, E}, (qv_const_rows){state, D}, projection, 0, E, NULL, 1);
+            qv_output_take(call, &embedding);
         } else {
             qv_take_floats(call, out + b * D, state, D);
         }
@@ -150,8 +140,8 @@ qv_status qv_clip_text_projected(qv_text_encoder *encoder, qv_call *call, float 
 
 static void free_own(qv_text_encoder *encoder) {
     clip_text_encoder *clip = (clip_text_encoder *)encoder;
-    qv_text_free_norm(encoder->ops, &clip->final_norm);
-    encoder->ops->linear_free(encoder->ops, &clip->projection);
+    qv_norm_free(encoder->ops, &clip->final_norm);
+    qv_linear_free(encoder->ops, &clip->projection);
 }
 
 static const qv_text_architecture architecture = {"ClipTextEncoder", forward, free_own};
@@ -209,7 +199,7 @@ qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config
     for (size_t n = 0; n < c.L; n++) {
         qv_text_load_block(&loader, &clip->base.blocks[n], &c, &names, n);
     }
-    qv_text_load_norm(&loader, &clip->final_norm, "", "final_layer_norm", c.D);
+    qv_text_load_norm(&loader, &clip->final_norm, "", "final_layer_norm", c.D, c.eps);
     if (loader.status == QV_OK) {
         loader.status = qv_next_block(ops, err);
     }

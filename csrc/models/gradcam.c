@@ -22,13 +22,12 @@ typedef struct {
     float *d_kv;            /* [R, 2 D] */
     float *probabilities;   /* [H, R, S] */
     float *d_probabilities; /* [H, R, S] */
-    float *tokens;          /* [R, P], where the caller takes none or the ops cannot write to his memory */
-    float *maps, *logits;   /* [Q, P], [Q, 2], likewise */
+    qv_output tokens, maps, logits; /* [R, P], [Q, P], [Q, 2] */
     void *scratch;
 } gradcam_plan;
 
 static void lay_out(gradcam_plan *plan, qv_arena *arena, const qv_blip *model, const qv_call *call, size_t Q, size_t R,
-                    size_t block, bool own_tokens) {
+                    size_t block, const qv_gradcam_maps *out) {
     const qv_blip_config *config = &model->config;
     size_t S = model->vision.T, attention, scratch = qv_blip_scratch_bytes(model, call, R);
     size_t keys = S > config->positions ? S : config->positions;
@@ -44,15 +43,11 @@ static void lay_out(gradcam_plan *plan, qv_arena *arena, const qv_blip *model, c
     arena->overflow = !qv_multiply_size(config->H * R, S, &attention) || arena->overflow;
     plan->probabilities = qv_arena_take(arena, attention, sizeof(float));
     plan->d_probabilities = qv_arena_take(arena, attention, sizeof(float));
-    plan->tokens = qv_arena_floats(arena, own_tokens ? R * (S - 1) : qv_place_size(model->ops, R * (S - 1)));
-    plan->maps = qv_arena_floats(arena, qv_place_size(model->ops, Q * (S - 1)));
-    plan->logits = qv_arena_floats(arena, qv_place_size(model->ops, Q * 2));
+    plan->tokens = qv_output_lay_out(arena, model->ops, out->tokens, R * (S - 1));
+    plan->tokens.at = out->tokens == NULL ? qv_arena_floats(arena, R * (S - 1)) : plan->tokens.at;
+    plan->maps = qv_output_lay_out(arena, model->ops, out->maps, Q * (S - 1));
+    plan->logits = qv_output_lay_out(arena, model->ops, out->logits, Q * 2);
     plan->scratch = qv_arena_take(arena, scratch > backward ? scratch : backward, 1);
-}
-
-/* Where the ops find it, until the next one is asked for. */
-static const float *matrix(qv_call *call, const qv_blip_matrix *from) {
-    return from->layer == NULL ? from->vector.data : call->ops->plain_weight(call, from->layer, from->part);
 }
 
 /* d_rows = gradient of sum2, from d_out [rows, D], that of the block's output. */
@@ -62,13 +57,13 @@ static void feed_forward_backward(const qv_blip *model, qv_call *call, gradcam_p
     const qv_blip_block *weights = &model->blocks[l];
     const qv_blip_activations *block = &plan->forward.blocks[l];
     size_t D = model->config.D, F = model->config.F, rows = block->rows;
-    ops->layer_norm_backward(call, plan->d_rows, D, d_out, D, block->sum3, D, weights->output_norm_weight.data,
-                             model->config.eps, rows, D);
-    ops->linear_backward(call, plan->d_hidden, F, plan->d_rows, D, matrix(call, &weights->back_fc2), false, rows, D, F);
+    qv_rows d_rows = {plan->d_rows, D}, d_hidden = {plan->d_hidden, F};
+    qv_const_rows sum2 = {block->sum2, D}, sum3 = {block->sum3, D};
+    ops->norm_backward(call, d_rows, (qv_const_rows){d_out, D}, sum3, &weights->output_norm, rows);
+    ops->linear_backward(call, d_hidden, qv_as_const(d_rows), &weights->fc2, 0, D, false, rows);
     ops->activation_backward(call, plan->d_hidden, plan->d_hidden, block->hidden, model->config.activation, rows * F);
-    ops->linear_backward(call, plan->d_rows, D, plan->d_hidden, F, matrix(call, &weights->back_fc1), true, rows, F, D);
-    ops->layer_norm_backward(call, plan->d_rows, D, plan->d_rows, D, block->sum2, D, weights->cross_norm_weight.data,
-                             model->config.eps, rows, D);
+    ops->linear_backward(call, d_rows, qv_as_const(d_hidden), &weights->fc1, 0, F, true, rows);
+    ops->norm_backward(call, d_rows, qv_as_const(d_rows), sum2, &weights->cross_norm, rows);
 }
 
 /* d_context = gradient of the cross-attention's output; the attention to differentiate. */
@@ -76,12 +71,11 @@ static qv_attention_backward cross_backward(const qv_blip *model, qv_call *call,
                                             const qv_blip_image *image) {
     const qv_blip_activations *block = &plan->forward.blocks[l];
     size_t D = model->config.D;
-    call->ops->linear_backward(call, plan->d_context, D, plan->d_rows, D,
-                               matrix(call, &model->blocks[l].back_cross_out), false, block->rows, D, D);
+    call->ops->linear_backward(call, (qv_rows){plan->d_context, D}, (qv_const_rows){plan->d_rows, D},
+                               &model->blocks[l].cross_out, 0, D, false, block->rows);
     return (qv_attention_backward){
         .forward = qv_blip_cross_attention(model, block, image->cross + l * image->S * 2 * D, image->S),
-        .d_out = plan->d_context,
-        .ld_d_out = D,
+        .d_out = {plan->d_context, D},
     };
 }
 
@@ -93,12 +87,12 @@ static void attend_to_image_backward(const qv_blip *model, qv_call *call, gradca
     const qv_blip_activations *block = &plan->forward.blocks[l];
     size_t D = model->config.D;
     qv_attention_backward attention = cross_backward(model, call, plan, l, image);
-    attention.d_q = plan->d_q;
-    attention.ld_d_q = D;
+    qv_rows d_rows = {plan->d_rows, D};
+    attention.d_q = (qv_rows){plan->d_q, D};
     ops->attention_backward(call, &attention);
-    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, matrix(call, &weights->back_cross_q), true, block->rows, D, D);
-    ops->layer_norm_backward(call, plan->d_rows, D, plan->d_rows, D, block->sum1, D, weights->self_norm_weight.data,
-                             model->config.eps, block->rows, D);
+    ops->linear_backward(call, d_rows, qv_as_const(attention.d_q), &weights->cross_q, 0, D, true, block->rows);
+    ops->norm_backward(call, d_rows, qv_as_const(d_rows), (qv_const_rows){block->sum1, D}, &weights->self_norm,
+                       block->rows);
 }
 
 /* d_h [R, D] = gradient of the block's input, from that of sum1 */
@@ -108,23 +102,21 @@ static void attend_to_question_backward(const qv_blip *model, qv_call *call, gra
     const qv_blip_block *weights = &model->blocks[l];
     const qv_blip_activations *block = &plan->forward.blocks[l];
     size_t D = model->config.D, first = questions->start[0], R = questions->start[questions->Q] - first;
-    ops->linear_backward(call, plan->d_context, D, plan->d_rows, D, matrix(call, &weights->back_self_out), false,
-                         block->rows, D, D);
+    qv_rows d_rows = {plan->d_rows, D}, d_h = {plan->d_h, D};
+    qv_const_rows d_q = {plan->d_q, D}, d_kv = {plan->d_kv, 2 * D};
+    ops->linear_backward(call, (qv_rows){plan->d_context, D}, qv_as_const(d_rows), &weights->self_out, 0, D, false,
+                         block->rows);
     for (size_t q = 0; q < questions->Q; q++) {
         qv_attention_backward attention = {.forward = qv_blip_self_attention(model, block, questions, q)};
-        size_t query = (size_t)(attention.forward.q - block->q), row = questions->start[q] - first;
-        attention.d_out = plan->d_context + query;
-        attention.ld_d_out = D;
-        attention.d_q = plan->d_q + query;
-        attention.ld_d_q = D;
-        attention.d_k = plan->d_kv + row * 2 * D;
-        attention.d_v = attention.d_k + D;
-        attention.ld_d_kv = 2 * D;
+        size_t query = (size_t)(attention.forward.q.at - block->q), row = questions->start[q] - first;
+        attention.d_out = (qv_const_rows){plan->d_context + query, D};
+        attention.d_q = (qv_rows){plan->d_q + query, D};
+        attention.d_k = (qv_rows){plan->d_kv + row * 2 * D, 2 * D};
+        attention.d_v = (qv_rows){plan->d_kv + row * 2 * D + D, 2 * D};
         ops->attention_backward(call, &attention);
     }
-    ops->linear_backward(call, plan->d_rows, D, plan->d_q, D, matrix(call, &weights->back_q), true, block->rows, D, D);
-    ops->linear_backward(call, plan->d_h, D, plan->d_kv, 2 * D, matrix(call, &weights->back_k), false, R, D, D);
-    ops->linear_backward(call, plan->d_h, D, plan->d_kv + D, 2 * D, matrix(call, &weights->back_v), true, R, D, D);
+    ops->linear_backward(call, d_rows, d_q, &weights->self_qkv, 0, D, true, block->rows);
+    ops->linear_backward(call, d_h, d_kv, &weights->self_qkv, D, 2 * D, false, R);
     if (block->rows == R) {
         ops->add(call, plan->d_h, plan->d_rows, R, D);
         return;
@@ -145,48 +137,39 @@ static void mean_over_words(qv_call *call, float *maps, const float *tokens, con
     }
 }
 
-static qv_status gradcam_chunk(const qv_blip *model, qv_call *call, gradcam_plan *plan, const qv_gradcam_maps *out,
-                               const qv_blip_image *image, const qv_blip_questions *questions, size_t asked,
-                               qv_error *err) {
+/* Questions `first_question` .. of the call, whose first row is first_row. */
+static void gradcam_chunk(const qv_blip *model, qv_call *call, gradcam_plan *plan, const qv_blip_image *image,
+                          const qv_blip_questions *questions, size_t first_question, size_t first_row, size_t asked) {
     const qv_ops *ops = call->ops;
-    size_t D = model->config.D, S = image->S, Q = questions->Q, R = questions->start[Q] - questions->start[0];
-    qv_status status = qv_blip_text_forward(model, call, &plan->forward, image->cross, S, questions, err);
-    if (status != QV_OK) {
-        return status;
-    }
-    float *logits = qv_output_place(call, plan->logits, out->logits);
-    ops->linear(call, logits, 2, plan->forward.class_rows, D, &model->itm_head, 0, 2, NULL, Q);
-    qv_take_floats(call, out->logits, logits, Q * 2);
+    size_t D = model->config.D, S = image->S, P = S - 1, Q = questions->Q;
+    size_t R = questions->start[Q] - questions->start[0];
+    qv_output logits = qv_output_part(&plan->logits, first_question * 2, Q * 2);
+    qv_output maps = qv_output_part(&plan->maps, first_question * P, Q * P);
+    qv_output tokens = qv_output_part(&plan->tokens, first_row * P, R * P);
+    qv_blip_text_forward(model, call, &plan->forward, image->cross, S, questions);
+    ops->linear(call, (qv_rows){logits.at, 2}, (qv_const_rows){plan->forward.class_rows, D}, &model->itm_head, 0, 2, NULL, Q);
+    qv_output_take(call, &logits);
     /* logits[:, 1] = class_rows head[1] + bias[1] */
-    ops->copy(call, plan->d_h, D, model->itm_head_plain.data + D, 0, Q, D);
+    ops->copy(call, (qv_rows){plan->d_h, D}, (qv_const_rows){model->itm_head_plain.data + D, 0}, Q, D);
     for (size_t l = model->config.L - 1; l > asked; l--) {
-        QV_CHECK_STOPPED(call, err);
         feed_forward_backward(model, call, plan, l, plan->d_h);
-        QV_CHECK_STOPPED(call, err);
         attend_to_image_backward(model, call, plan, l, image);
-        QV_CHECK_STOPPED(call, err);
         attend_to_question_backward(model, call, plan, l, questions);
     }
-    QV_CHECK_STOPPED(call, err);
     feed_forward_backward(model, call, plan, asked, plan->d_h);
     qv_attention_backward attention = cross_backward(model, call, plan, asked, image);
     attention.probabilities = plan->probabilities;
     attention.d_probabilities = plan->d_probabilities;
     ops->attention_backward(call, &attention);
-    float *tokens = out->tokens != NULL ? qv_output_place(call, plan->tokens, out->tokens) : plan->tokens;
-    float *maps = qv_output_place(call, plan->maps, out->maps);
-    ops->gradcam(call, tokens, plan->probabilities, plan->d_probabilities, 1, model->config.H, R, S);
-    mean_over_words(call, maps, tokens, questions, S - 1);
-    qv_take_floats(call, out->maps, maps, Q * (S - 1));
-    if (out->tokens != NULL) {
-        qv_take_floats(call, out->tokens, tokens, R * (S - 1));
-    }
-    return QV_OK;
+    ops->gradcam(call, tokens.at, plan->probabilities, plan->d_probabilities, 1, model->config.H, R, S);
+    mean_over_words(call, maps.at, tokens.at, questions, P);
+    qv_output_take(call, &maps);
+    qv_output_take(call, &tokens);
 }
 
 qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
                           const qv_blip_questions *questions, size_t block, qv_error *err) {
-    size_t L = model->config.L, P = image->S - 1, Q, R;
+    size_t L = model->config.L, Q, R;
     if (block + 1 == L) {
         return qv_fail(err, QV_ERR_VALUE,
                        "block %zu is the last: only the first token reaches the head from there, so the words' maps "
@@ -199,13 +182,14 @@ qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_
     qv_blip_chunk_sizes(questions, &Q, &R);
     gradcam_plan plan;
     qv_arena measure = {.base = NULL};
-    lay_out(&plan, &measure, model, call, Q, R, block, out->tokens == NULL);
+    lay_out(&plan, &measure, model, call, Q, R, block, out);
     qv_arena_cache *cache = (qv_arena_cache *)&model->arenas;
     qv_arena arena = qv_arena_acquire(cache, &measure);
     if (arena.base == NULL) {
         return qv_fail_memory(err, "the activations of the questions and their gradients");
     }
-    lay_out(&plan, &arena, model, call, Q, R, block, out->tokens == NULL);
+    lay_out(&plan, &arena, model, call, Q, R, block, out);
+    qv_arena_check(&arena, &measure);
     call->scratch = plan.scratch;
     qv_status status = qv_call_begin(call, err);
     bool begun = status == QV_OK;
@@ -213,9 +197,7 @@ qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_
         to = qv_blip_chunk_end(questions, from);
         qv_blip_questions chunk = {to - from, questions->ids, questions->start + from};
         size_t row = questions->start[from] - questions->start[0];
-        qv_gradcam_maps part = {out->maps + from * P, out->tokens != NULL ? out->tokens + row * P : NULL,
-                                out->logits + from * 2};
-        status = gradcam_chunk(model, call, &plan, &part, image, &chunk, block, err);
+        gradcam_chunk(model, call, &plan, image, &chunk, from, row, block);
     }
     if (begun) {
         status = qv_call_end(call, status, err);

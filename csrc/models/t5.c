@@ -21,7 +21,7 @@ typedef struct {
     qv_t5_config config;
     qv_tensor shared;     /* [vocab_size, D] */
     qv_vector offset_bias; /* [H, 2 max_distance + 1]: the bias at key - query = -max_distance .. max_distance */
-    qv_vector final_norm; /* [D] */
+    qv_norm final_norm;
 } t5_encoder;
 
 /* Beside what every encoder works on. */
@@ -63,41 +63,32 @@ static qv_status prepare_bias(t5_encoder *t5, const qv_tensor *table, qv_error *
     return status;
 }
 
-/* Returns early, with x unfinished, when the call is to stop; the caller sees that it is. */
 static void run_block(const t5_encoder *t5, const qv_text_block *block, qv_call *call, const qv_text_batch *batch,
                       const qv_text_activations *a, const t5_activations *own) {
     const qv_t5_config *c = &t5->config;
     const qv_ops *ops = call->ops;
     size_t R = batch->B * batch->M, D = c->d_model, F = c->d_ff, inner = c->num_heads * c->d_kv;
-    qv_epilogue add_to_x = {.residual = a->x, .ld_residual = D};
+    qv_epilogue add_to_x = {.residual = {a->x, D}};
+    qv_rows x = {a->x, D}, normed = {a->normed, D}, hidden = {a->hidden, F};
 
-    ops->rms_norm(call, a->normed, D, a->x, D, block->attention_norm.weight.data, c->eps, R, D);
-    ops->linear(call, a->qkv, 3 * inner, a->normed, D, &block->qkv, 0, 3 * inner, NULL, R);
-    if (qv_call_stopped(call)) {
-        return;
-    }
+    ops->norm(call, normed, qv_as_const(x), &block->attention_norm, R);
+    ops->linear(call, (qv_rows){a->qkv, 3 * inner}, qv_as_const(normed), &block->qkv, 0, 3 * inner, NULL, R);
     qv_text_self_attention(&t5->base, call, batch, a, 1.0f, own->bias, false);
-    ops->linear(call, a->x, D, a->attended, inner, &block->o, 0, D, &add_to_x, R);
-    if (qv_call_stopped(call)) {
-        return;
-    }
+    ops->linear(call, x, (qv_const_rows){a->attended, inner}, &block->o, 0, D, &add_to_x, R);
 
-    ops->rms_norm(call, a->normed, D, a->x, D, block->feed_forward_norm.weight.data, c->eps, R, D);
+    ops->norm(call, normed, qv_as_const(x), &block->feed_forward_norm, R);
     qv_epilogue activate = {.activation = c->activation};
     if (c->gated) {
-        ops->linear(call, own->gate, F, a->normed, D, &block->hidden, F, F, NULL, R);
-        activate.multiply = own->gate;
-        activate.ld_multiply = F;
+        ops->linear(call, (qv_rows){own->gate, F}, qv_as_const(normed), &block->hidden, F, F, NULL, R);
+        activate.multiply = (qv_const_rows){own->gate, F};
     }
-    ops->linear(call, a->hidden, F, a->normed, D, &block->hidden, 0, F, &activate, R);
-    if (qv_call_stopped(call)) {
-        return;
-    }
-    ops->linear(call, a->x, D, a->hidden, F, &block->output, 0, D, &add_to_x, R);
+    ops->linear(call, hidden, qv_as_const(normed), &block->hidden, 0, F, &activate, R);
+    ops->linear(call, x, qv_as_const(hidden), &block->output, 0, D, &add_to_x, R);
 }
 
 static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv_text_batch *batch, qv_arena *arena,
                          const float **states, qv_error *err) {
+    (void)err;
     const t5_encoder *t5 = (const t5_encoder *)encoder;
     const qv_t5_config *c = &t5->config;
     size_t R = batch->B * batch->M, M = batch->M, D = c->d_model;
@@ -111,11 +102,9 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
     call->ops->embedding(call, a.x, &t5->shared, batch->ids, NULL, R, D);
     call->ops->relative_bias(call, own.bias, t5->offset_bias.data, c->max_distance, c->num_heads, M);
     for (size_t n = 0; n < c->num_layers; n++) {
-        QV_CHECK_STOPPED(call, err);
         run_block(t5, &encoder->blocks[n], call, batch, &a, &own);
     }
-    QV_CHECK_STOPPED(call, err);
-    call->ops->rms_norm(call, a.normed, D, a.x, D, t5->final_norm.data, c->eps, R, D);
+    call->ops->norm(call, (qv_rows){a.normed, D}, (qv_const_rows){a.x, D}, &t5->final_norm, R);
     *states = a.normed;
     return QV_OK;
 }
@@ -123,7 +112,7 @@ static qv_status forward(const qv_text_encoder *encoder, qv_call *call, const qv
 static void free_own(qv_text_encoder *encoder) {
     t5_encoder *t5 = (t5_encoder *)encoder;
     qv_vector_free(encoder->ops, &t5->offset_bias);
-    qv_vector_free(encoder->ops, &t5->final_norm);
+    qv_norm_free(encoder->ops, &t5->final_norm);
 }
 
 static const qv_text_architecture architecture = {"T5Encoder", forward, free_own};
@@ -160,6 +149,12 @@ static qv_status complete_config(qv_t5_config *c, const qv_text_loader *loader, 
     return QV_OK;
 }
 
+static void load_norm(qv_text_loader *loader, qv_norm *norm, const qv_t5_config *c, const char *stem,
+                      const char *name) {
+    *norm = (qv_norm){.kind = QV_RMS_NORM, .D = c->d_model, .eps = c->eps};
+    qv_text_vector(loader, &norm->weight, stem, name, c->d_model);
+}
+
 static void load_block(qv_text_block *block, const qv_t5_config *c, qv_text_loader *loader, size_t n) {
     static const char *const qkv[] = {"q", "k", "v"}, *const o[] = {"o"}, *const wo[] = {"wo"};
     static const char *const plain[] = {"wi"}, *const gated[] = {"wi_0", "wi_1"};
@@ -169,12 +164,12 @@ static void load_block(qv_text_block *block, const qv_t5_config *c, qv_text_load
         loader->status = qv_next_block(loader->ops, loader->err);
     }
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.", n);
-    qv_text_vector(loader, &block->attention_norm.weight, stem, "layer_norm.weight", c->d_model);
+    load_norm(loader, &block->attention_norm, c, stem, "layer_norm.weight");
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.SelfAttention.", n);
     qv_text_linear(loader, &block->qkv, stem, qkv, 3, inner, c->d_model, false);
     qv_text_linear(loader, &block->o, stem, o, 1, c->d_model, inner, false);
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.1.", n);
-    qv_text_vector(loader, &block->feed_forward_norm.weight, stem, "layer_norm.weight", c->d_model);
+    load_norm(loader, &block->feed_forward_norm, c, stem, "layer_norm.weight");
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.1.DenseReluDense.", n);
     qv_text_linear(loader, &block->hidden, stem, c->gated ? gated : plain, c->gated ? 2 : 1, c->d_ff, c->d_model,
                    false);
@@ -204,7 +199,7 @@ qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_w
     for (size_t n = 0; n < c.num_layers; n++) {
         load_block(&t5->base.blocks[n], &c, &loader, n);
     }
-    qv_text_vector(&loader, &t5->final_norm, "encoder.", "final_layer_norm.weight", c.d_model);
+    load_norm(&loader, &t5->final_norm, &c, "encoder.", "final_layer_norm.weight");
     if (loader.status == QV_OK && bias != NULL) {
         loader.status = prepare_bias(t5, bias, err);
     }

@@ -176,22 +176,17 @@ qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, co
     return qv_text_run(encoder, call, ids, mask, B, M, hand_out, &output, err);
 }
 
-void qv_text_free_norm(const qv_ops *ops, qv_text_norm *norm) {
-    qv_vector_free(ops, &norm->weight);
-    qv_vector_free(ops, &norm->bias);
-}
-
 void qv_text_free(qv_text_encoder *encoder) {
     if (encoder == NULL) {
         return;
     }
     for (size_t n = 0; n < encoder->L; n++) {
         qv_text_block *block = &encoder->blocks[n];
-        qv_text_free_norm(encoder->ops, &block->attention_norm);
-        qv_text_free_norm(encoder->ops, &block->feed_forward_norm);
-        qv_linear_weight *layers[] = {&block->qkv, &block->o, &block->hidden, &block->output};
+        qv_norm_free(encoder->ops, &block->attention_norm);
+        qv_norm_free(encoder->ops, &block->feed_forward_norm);
+        qv_linear *layers[] = {&block->qkv, &block->o, &block->hidden, &block->output};
         for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
-            encoder->ops->linear_free(encoder->ops, layers[i]);
+            qv_linear_free(encoder->ops, layers[i]);
         }
     }
     qv_free(encoder->blocks);
@@ -217,9 +212,10 @@ void qv_text_self_attention(const qv_text_encoder *encoder, qv_call *call, const
                             const qv_text_activations *a, float scale, const float *bias, bool causal) {
     size_t inner = encoder->H * encoder->d;
     qv_attention attention = {
-        .out = a->attended, .ld_out = inner,
-        .q = a->qkv, .ld_q = 3 * inner,
-        .k = a->qkv + inner, .v = a->qkv + 2 * inner, .ld_kv = 3 * inner,
+        .out = {a->attended, inner},
+        .q = {a->qkv, 3 * inner},
+        .k = {a->qkv + inner, 3 * inner},
+        .v = {a->qkv + 2 * inner, 3 * inner},
         .key_mask = batch->key_mask, .bias = bias, .causal = causal, .scale = scale,
         .B = batch->B, .H = encoder->H, .T = batch->M, .S = batch->M, .d = encoder->d,
     };
@@ -302,7 +298,7 @@ void qv_text_table(qv_text_loader *loader, qv_tensor *table, const char *name, s
     }
 }
 
-void qv_text_linear(qv_text_loader *loader, qv_linear_weight *weight, const char *stem, const char *const *names,
+void qv_text_linear(qv_text_loader *loader, qv_linear *weight, const char *stem, const char *const *names,
                     size_t parts, size_t columns, size_t depth, bool bias) {
     qv_linear_source sources[QV_MAX_PARTS] = {{0}};
     for (size_t i = 0; i < parts; i++) {
@@ -315,11 +311,13 @@ void qv_text_linear(qv_text_loader *loader, qv_linear_weight *weight, const char
     }
     if (loader->status == QV_OK && loader->weights->problems == 0) {
         const qv_ops *ops = loader->ops;
-        loader->status = ops->linear_prepare(ops, weight, sources, parts, loader->precision, loader->err);
+        loader->status = qv_linear_prepare(ops, weight, sources, parts, loader->precision, loader->err);
     }
 }
 
-void qv_text_load_norm(qv_text_loader *loader, qv_text_norm *norm, const char *stem, const char *name, size_t size) {
+void qv_text_load_norm(qv_text_loader *loader, qv_norm *norm, const char *stem, const char *name, size_t size,
+                       float eps) {
+    *norm = (qv_norm){.D = size, .eps = eps};
     full_name full = join(loader, stem, name, ".weight");
     load_vector(loader, &norm->weight, full.text, size);
     full = join(loader, stem, name, ".bias");
@@ -362,10 +360,10 @@ void qv_text_load_block(qv_text_loader *loader, qv_text_block *block, const qv_t
     }
     qv_text_linear(loader, &block->qkv, stem, names->qkv, 3, D, D, true);
     qv_text_linear(loader, &block->o, stem, &names->o, 1, D, D, true);
-    qv_text_load_norm(loader, &block->attention_norm, stem, names->attention_norm, D);
+    qv_text_load_norm(loader, &block->attention_norm, stem, names->attention_norm, D, config->eps);
     qv_text_linear(loader, &block->hidden, stem, &names->hidden, 1, F, D, true);
     qv_text_linear(loader, &block->output, stem, &names->output, 1, D, F, true);
-    qv_text_load_norm(loader, &block->feed_forward_norm, stem, names->feed_forward_norm, D);
+    qv_text_load_norm(loader, &block->feed_forward_norm, stem, names->feed_forward_norm, D, config->eps);
 }
 
 void *qv_text_create(size_t size, const qv_text_architecture *architecture, const qv_ops *ops,

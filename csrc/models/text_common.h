@@ -30,18 +30,13 @@ typedef struct {
     void (*free)(qv_text_encoder *encoder);
 } qv_text_architecture;
 
-/* A norm's weight and bias; bias NULL for an RMS norm. */
-typedef struct {
-    qv_vector weight, bias; /* [D] */
-} qv_text_norm;
-
 /* The parts every architecture's block has; where its norms go, and what is between them, is the architecture's. */
 typedef struct {
-    qv_text_norm attention_norm, feed_forward_norm;
-    qv_linear_weight qkv;    /* parts q, k, v: [3 H d, D] */
-    qv_linear_weight o;      /* [D, H d] */
-    qv_linear_weight hidden; /* [F, D], or a gated [2 F, D] */
-    qv_linear_weight output; /* [D, F] */
+    qv_norm attention_norm, feed_forward_norm;
+    qv_linear qkv;    /* parts q, k, v: [3 H d, D] */
+    qv_linear o;      /* [D, H d] */
+    qv_linear hidden; /* [F, D], or a gated [2 F, D] */
+    qv_linear output; /* [D, F] */
 } qv_text_block;
 
 /* The first member of every architecture's struct. Immutable once loaded, but for the cache of arenas. */
@@ -109,11 +104,11 @@ void qv_text_vector(qv_text_loader *loader, qv_vector *vector, const char *stem,
 /* A table that is looked up by id: the view itself. */
 void qv_text_table(qv_text_loader *loader, qv_tensor *table, const char *name, size_t rows, size_t columns);
 /* Up to QV_MAX_PARTS layers of [columns, depth] each: prefix + stem + names[i] + ".weight" (and ".bias"). */
-void qv_text_linear(qv_text_loader *loader, qv_linear_weight *weight, const char *stem, const char *const *names,
+void qv_text_linear(qv_text_loader *loader, qv_linear *weight, const char *stem, const char *const *names,
                     size_t parts, size_t columns, size_t depth, bool bias);
 
-void qv_text_load_norm(qv_text_loader *loader, qv_text_norm *norm, const char *stem, const char *name, size_t size);
-void qv_text_free_norm(const qv_ops *ops, qv_text_norm *norm);
+/* A layer norm, prefix + stem + name + ".weight" and ".bias". */
+void qv_text_load_norm(qv_text_loader *loader, qv_norm *norm, const char *stem, const char *name, size_t size, float eps);
 
 /* What the configs of BERT and CLIP say alike; sizes may be 0, then the weights say. */
 typedef struct {

@@ -54,14 +54,14 @@ static const qv_tensor *get_vector(loader *load, size_t block, const char *name,
     return qv_weights_get(load->weights, name_of(full, sizeof full, load, block, name), 1, n);
 }
 
-static void prepare(loader *load, qv_linear_weight *weight, const qv_linear_source *sources, size_t parts) {
+static void prepare(loader *load, qv_linear *weight, const qv_linear_source *sources, size_t parts) {
     if (load->status == QV_OK) {
         const qv_ops *ops = load->vit->ops;
-        load->status = ops->linear_prepare(ops, weight, sources, parts, load->precision, load->err);
+        load->status = qv_linear_prepare(ops, weight, sources, parts, load->precision, load->err);
     }
 }
 
-static void load_linear(loader *load, qv_linear_weight *weight, size_t block, const char *name, size_t rows,
+static void load_linear(loader *load, qv_linear *weight, size_t block, const char *name, size_t rows,
                         size_t columns, bool has_bias) {
     char part[128];
     snprintf(part, sizeof part, "%s.weight", name);
@@ -73,12 +73,13 @@ static void load_linear(loader *load, qv_linear_weight *weight, size_t block, co
     prepare(load, weight, &source, 1);
 }
 
-static void load_norm(loader *load, qv_vector *weight, qv_vector *bias, size_t block, const char *name, size_t n) {
+static void load_norm(loader *load, qv_norm *norm, size_t block, const char *name, size_t n, float eps) {
+    *norm = (qv_norm){.D = n, .eps = eps};
     char part[128];
     snprintf(part, sizeof part, "%s.weight", name);
-    load_vector(load, weight, block, part, n);
+    load_vector(load, &norm->weight, block, part, n);
     snprintf(part, sizeof part, "%s.bias", name);
-    load_vector(load, bias, block, part, n);
+    load_vector(load, &norm->bias, block, part, n);
 }
 
 /* q, k and v as three parts of one layer: three tensors (CLIP) or the thirds of one (BLIP). */
@@ -147,7 +148,7 @@ static void load_instruct_reduce(loader *load, qv_vit_block *block, size_t i) {
         qv_weights_peek(load->weights, name_of(name, sizeof name, load, i, "instruct_dim_reduce.1.weight"));
     size_t width = first != NULL && first->dims == 2 ? first->shape[0] : vit->config.D;
     vit->reduce_width = width > vit->reduce_width ? width : vit->reduce_width;
-    load_norm(load, &block->reduce_norm_weight, &block->reduce_norm_bias, i, "instruct_dim_reduce.0", Dt);
+    load_norm(load, &block->reduce_norm, i, "instruct_dim_reduce.0", Dt, 1e-5f);
     load_linear(load, &block->reduce1, i, "instruct_dim_reduce.1", width, Dt, false);
     load_linear(load, &block->reduce2, i, "instruct_dim_reduce.3", vit->config.D, width, false);
 }
@@ -161,8 +162,8 @@ static void load_block(loader *load, size_t i) {
     if (block->integrated && vit->first_integrated == vit->config.L) {
         vit->first_integrated = i;
     }
-    load_norm(load, &block->norm1_weight, &block->norm1_bias, i, clip ? "layer_norm1" : "norm1", D);
-    load_norm(load, &block->norm2_weight, &block->norm2_bias, i, clip ? "layer_norm2" : "norm2", D);
+    load_norm(load, &block->norm1, i, clip ? "layer_norm1" : "norm1", D, vit->config.eps);
+    load_norm(load, &block->norm2, i, clip ? "layer_norm2" : "norm2", D, vit->config.eps);
     if (load->status == QV_OK) {
         load->status = qv_next_block(vit->ops, load->err);
     }
@@ -187,15 +188,15 @@ static void load_embeddings(loader *load) {
     if (clip) {
         class_embedding = get_vector(load, SIZE_MAX, "embeddings.class_embedding", D);
         positions = get_matrix(load, SIZE_MAX, "embeddings.position_embedding.weight", vit->T, D);
-        load_norm(load, &vit->pre_norm_weight, &vit->pre_norm_bias, SIZE_MAX, "pre_layrnorm", D);
-        load_norm(load, &vit->post_norm_weight, &vit->post_norm_bias, SIZE_MAX, "post_layernorm", D);
+        load_norm(load, &vit->pre_norm, SIZE_MAX, "pre_layrnorm", D, vit->config.eps);
+        load_norm(load, &vit->post_norm, SIZE_MAX, "post_layernorm", D, vit->config.eps);
     } else {
         source.bias = get_vector(load, SIZE_MAX, "patch_embed.proj.bias", D);
         name_of(name, sizeof name, load, SIZE_MAX, "cls_token");
         class_embedding = qv_weights_get(load->weights, name, 3, (size_t)1, (size_t)1, D);
         name_of(name, sizeof name, load, SIZE_MAX, "pos_embed");
         positions = qv_weights_get(load->weights, name, 3, (size_t)1, vit->T, D);
-        load_norm(load, &vit->post_norm_weight, &vit->post_norm_bias, SIZE_MAX, "norm", D);
+        load_norm(load, &vit->post_norm, SIZE_MAX, "norm", D, vit->config.eps);
     }
     prepare(load, &vit->patch_embedding, &source, 1);
     if (load->status == QV_OK) {
@@ -255,12 +256,13 @@ qv_status qv_vit_init(qv_vit *vit, const qv_vit_config *config, const qv_ops *op
 }
 
 static void free_block(const qv_ops *ops, qv_vit_block *block) {
-    qv_vector *vectors[] = {&block->norm1_weight, &block->norm1_bias,         &block->norm2_weight,
-                            &block->norm2_bias,   &block->reduce_norm_weight, &block->reduce_norm_bias};
-    qv_linear_weight *layers[] = {&block->qkv, &block->out, &block->fc1, &block->fc2, &block->reduce1, &block->reduce2};
-    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(ops, vectors[i]);
-        ops->linear_free(ops, layers[i]);
+    qv_norm *norms[] = {&block->norm1, &block->norm2, &block->reduce_norm};
+    qv_linear *layers[] = {&block->qkv, &block->out, &block->fc1, &block->fc2, &block->reduce1, &block->reduce2};
+    for (size_t i = 0; i < sizeof norms / sizeof norms[0]; i++) {
+        qv_norm_free(ops, norms[i]);
+    }
+    for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
+        qv_linear_free(ops, layers[i]);
     }
 }
 
@@ -273,12 +275,11 @@ void qv_vit_free(qv_vit *vit) {
     }
     qv_free(vit->blocks);
     vit->blocks = NULL;
-    vit->ops->linear_free(vit->ops, &vit->patch_embedding);
-    qv_vector *vectors[] = {&vit->class_embedding, &vit->position_embedding, &vit->pre_norm_weight,
-                            &vit->pre_norm_bias,   &vit->post_norm_weight,   &vit->post_norm_bias};
-    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
-        qv_vector_free(vit->ops, vectors[i]);
-    }
+    qv_linear_free(vit->ops, &vit->patch_embedding);
+    qv_vector_free(vit->ops, &vit->class_embedding);
+    qv_vector_free(vit->ops, &vit->position_embedding);
+    qv_norm_free(vit->ops, &vit->pre_norm);
+    qv_norm_free(vit->ops, &vit->post_norm);
     qv_arena_cache_clear(&vit->arenas);
 }
 
@@ -301,8 +302,8 @@ typedef struct {
     float *pixels; /* [images, 3, S, S], where they are made of pictures or the ops have a memory of their own */
     /* Where the ops cannot work on the caller's memory: */
     float *questions; /* [pairs, M, Dt] */
-    float *attention; /* the largest window of any tap, for a chunk */
-    float *normed_out, *pooled; /* [sequences, T, D], [sequences, D] */
+    float *attention;         /* the largest window of any tap, for a chunk */
+    qv_output normed_out, pooled; /* [sequences, T, D], [sequences, D] */
     size_t wide_columns;
 } vit_plan;
 
@@ -345,8 +346,8 @@ static void lay_out_places(vit_plan *plan, qv_arena *arena, const qv_vit *vit, c
     plan->pixels = qv_arena_floats(arena, request->pictures != NULL ? values : qv_place_size(ops, values));
     plan->questions = qv_arena_floats(arena, qv_place_size(ops, tokens * vit->config.instruction_dim));
     plan->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(arena, vit, request, sequences)));
-    plan->normed_out = qv_arena_floats(arena, qv_place_size(ops, request->normed != NULL ? rows * D : 0));
-    plan->pooled = qv_arena_floats(arena, qv_place_size(ops, sequences * D));
+    plan->normed_out = qv_output_lay_out(arena, ops, request->normed, rows * D);
+    plan->pooled = qv_output_lay_out(arena, ops, request->pooled, sequences * D);
 }
 
 static void lay_out(vit_plan *plan, qv_arena *arena, const qv_vit *vit, const qv_call *call, const qv_vit_request *request) {
@@ -427,15 +428,14 @@ static qv_status embed(const qv_vit *vit, qv_call *call, const vit_plan *plan, c
     for (size_t b = 0; b < B; b++) {
         float *x = plan->x_image + b * T * D;
         ops->patches(call, plan->wide, pixels + b * 3 * S * S, S, S, p);
-        qv_epilogue positions = {.residual = vit->position_embedding.data + D, .ld_residual = D};
-        ops->linear(call, x + D, D, plan->wide, 3 * p * p, &vit->patch_embedding, 0, D, &positions, vit->P);
-        ops->copy(call, x, D, vit->class_embedding.data, D, 1, D);
+        qv_epilogue positions = {.residual = {vit->position_embedding.data + D, D}};
+        qv_const_rows patches = {plan->wide, 3 * p * p};
+        ops->linear(call, (qv_rows){x + D, D}, patches, &vit->patch_embedding, 0, D, &positions, vit->P);
+        ops->copy(call, (qv_rows){x, D}, (qv_const_rows){vit->class_embedding.data, D}, 1, D);
         ops->add(call, x, vit->position_embedding.data, 1, D);
-        QV_CHECK_STOPPED(call, err);
     }
-    if (vit->pre_norm_weight.data != NULL) {
-        ops->layer_norm(call, plan->x_image, D, plan->x_image, D, vit->pre_norm_weight.data, vit->pre_norm_bias.data,
-                        vit->config.eps, B * T, D);
+    if (vit->pre_norm.weight.data != NULL) {
+        ops->norm(call, (qv_rows){plan->x_image, D}, (qv_const_rows){plan->x_image, D}, &vit->pre_norm, B * T);
     }
     return QV_OK;
 }
@@ -446,40 +446,39 @@ static void embed_instruct(const qv_vit *vit, qv_call *call, const vit_plan *pla
     const qv_ops *ops = call->ops;
     size_t Dt = vit->config.instruction_dim, D = vit->config.D, rows = s->B * s->M;
     size_t width = block->reduce1.columns;
-    const qv_epilogue gelu = {.activation = QV_GELU}, none = {0};
-    ops->layer_norm(call, plan->instruct_norm, Dt, s->instruct, Dt, block->reduce_norm_weight.data,
-                    block->reduce_norm_bias.data, 1e-5f, rows, Dt);
-    ops->linear(call, plan->instruct_hidden, width, plan->instruct_norm, Dt, &block->reduce1, 0, width, &gelu, rows);
-    ops->linear(call, plan->instruct, D, plan->instruct_hidden, width, &block->reduce2, 0, D, &none, rows);
-    ops->linear(call, plan->instruct_kv, 2 * D, plan->instruct, D, &block->qkv, D, 2 * D, &none, rows);
+    const qv_epilogue gelu = {.activation = QV_GELU};
+    qv_rows normed = {plan->instruct_norm, Dt}, hidden = {plan->instruct_hidden, width}, z = {plan->instruct, D};
+    ops->norm(call, normed, (qv_const_rows){s->instruct, Dt}, &block->reduce_norm, rows);
+    ops->linear(call, hidden, qv_as_const(normed), &block->reduce1, 0, width, &gelu, rows);
+    ops->linear(call, z, qv_as_const(hidden), &block->reduce2, 0, D, NULL, rows);
+    ops->linear(call, (qv_rows){plan->instruct_kv, 2 * D}, qv_as_const(z), &block->qkv, D, 2 * D, NULL, rows);
 }
 
-/* q, k and v of the sequences into plan->wide (or as far as `extent` needs them), unless they are given. */
+/* q, k and v of the sequences into plan->wide, as far as they are needed. */
 static void project_qkv(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_block *block,
                         const sequences *s, bool class_query, bool values) {
     const qv_ops *ops = call->ops;
     size_t D = vit->config.D, T = vit->T;
-    const qv_epilogue none = {0};
-    ops->layer_norm(call, plan->normed, D, s->x, D, block->norm1_weight.data, block->norm1_bias.data, vit->config.eps,
-                    s->B * T, D);
+    qv_rows normed = {plan->normed, D};
+    ops->norm(call, normed, (qv_const_rows){s->x, D}, &block->norm1, s->B * T);
     if (!class_query) {
-        ops->linear(call, plan->wide, 3 * D, plan->normed, D, &block->qkv, 0, values ? 3 * D : 2 * D, &none, s->B * T);
+        ops->linear(call, (qv_rows){plan->wide, 3 * D}, qv_as_const(normed), &block->qkv, 0, values ? 3 * D : 2 * D, NULL,
+                    s->B * T);
         return;
     }
-    ops->linear(call, plan->wide, T * 3 * D, plan->normed, T * D, &block->qkv, 0, D, &none, s->B);
-    ops->linear(call, plan->wide + D, 3 * D, plan->normed, D, &block->qkv, D, values ? 2 * D : D, &none, s->B * T);
+    ops->linear(call, (qv_rows){plan->wide, T * 3 * D}, (qv_const_rows){plan->normed, T * D}, &block->qkv, 0, D, NULL,
+                s->B);
+    ops->linear(call, (qv_rows){plan->wide + D, 3 * D}, qv_as_const(normed), &block->qkv, D, values ? 2 * D : D, NULL,
+                s->B * T);
 }
 
 static void attend(const qv_vit *vit, qv_call *call, const vit_plan *plan, const sequences *s, const float *qkv,
                    const qv_vit_tap *tap, bool class_query, bool output) {
     size_t D = vit->config.D, T = vit->T, d = D / vit->config.H;
-    qv_attention a = {.out = output ? plan->normed : NULL,
-                      .ld_out = D,
-                      .q = qkv,
-                      .ld_q = class_query ? T * 3 * D : 3 * D,
-                      .k = qkv + D,
-                      .v = output ? qkv + 2 * D : NULL,
-                      .ld_kv = 3 * D,
+    qv_attention a = {.out = {output ? plan->normed : NULL, D},
+                      .q = {qkv, class_query ? T * 3 * D : 3 * D},
+                      .k = {qkv + D, 3 * D},
+                      .v = {output ? qkv + 2 * D : NULL, 3 * D},
                       .q_index = s->kv_index,
                       .kv_index = s->kv_index,
                       .scale = 1.0f / sqrtf((float)d),
@@ -490,9 +489,8 @@ static void attend(const qv_vit *vit, qv_call *call, const vit_plan *plan, const
                       .S = T,
                       .d = d};
     if (s->instruct != NULL) {
-        a.extra_k = plan->instruct_kv;
-        a.extra_v = plan->instruct_kv + D;
-        a.ld_extra = 2 * D;
+        a.extra_k = (qv_const_rows){plan->instruct_kv, 2 * D};
+        a.extra_v = (qv_const_rows){plan->instruct_kv + D, 2 * D};
         a.extra_length = s->instruct_length;
         a.M = s->M;
     }
@@ -501,35 +499,32 @@ static void attend(const qv_vit *vit, qv_call *call, const vit_plan *plan, const
         a.row_count = tap->row_count;
         a.first_column = tap->first_column;
         a.column_count = tap->column_count;
-        float *host = tap->attention + s->first * a.H * a.row_count * a.column_count;
-        a.probabilities = qv_output_place(call, plan->attention, host);
+        size_t items = a.H * a.row_count * a.column_count;
+        qv_output window = qv_output_at(call->ops, plan->attention, tap->attention + s->first * items, s->B * items);
+        a.probabilities = window.at;
         call->ops->attention(call, &a);
-        qv_take_floats(call, host, a.probabilities, s->B * a.H * a.row_count * a.column_count);
+        qv_output_take(call, &window);
         return;
     }
     call->ops->attention(call, &a);
 }
 
 /* x += out(o); x += fc2(act(fc1(layer_norm2(x)))), for all rows or for the class tokens alone */
-static qv_status finish_block(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_block *block,
-                              const sequences *s, size_t ld_attention, bool class_token, qv_error *err) {
+static void finish_block(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_block *block,
+                         const sequences *s, size_t ld_attention, bool class_token) {
     const qv_ops *ops = call->ops;
     size_t D = vit->config.D, F = vit->config.F, T = vit->T;
     size_t rows = class_token ? s->B : s->B * T, ld = class_token ? T * D : D;
-    const qv_epilogue add = {.residual = s->x, .ld_residual = ld}, act = {.activation = vit->config.activation};
-    ops->linear(call, s->x, ld, plan->normed, ld_attention, &block->out, 0, D, &add, rows);
-    ops->layer_norm(call, plan->normed, D, s->x, ld, block->norm2_weight.data, block->norm2_bias.data, vit->config.eps,
-                    rows, D);
-    QV_CHECK_STOPPED(call, err);
-    ops->linear(call, plan->wide, F, plan->normed, D, &block->fc1, 0, F, &act, rows);
-    QV_CHECK_STOPPED(call, err);
-    ops->linear(call, s->x, ld, plan->wide, F, &block->fc2, 0, D, &add, rows);
-    QV_CHECK_STOPPED(call, err);
-    return QV_OK;
+    const qv_epilogue add = {.residual = {s->x, ld}}, act = {.activation = vit->config.activation};
+    qv_rows x = {s->x, ld}, normed = {plan->normed, D}, hidden = {plan->wide, F};
+    ops->linear(call, x, (qv_const_rows){plan->normed, ld_attention}, &block->out, 0, D, &add, rows);
+    ops->norm(call, normed, qv_as_const(x), &block->norm2, rows);
+    ops->linear(call, hidden, qv_as_const(normed), &block->fc1, 0, F, &act, rows);
+    ops->linear(call, x, qv_as_const(hidden), &block->fc2, 0, D, &add, rows);
 }
 
-static qv_status run_block(const qv_vit *vit, qv_call *call, const vit_plan *plan, size_t i, const sequences *s,
-                           const qv_vit_tap *tap, block_extent extent, qv_error *err) {
+static void run_block(const qv_vit *vit, qv_call *call, const vit_plan *plan, size_t i, const sequences *s,
+                      const qv_vit_tap *tap, block_extent extent) {
     const qv_vit_block *block = &vit->blocks[i];
     bool one_row = tap->attention == NULL || (tap->first_row == 0 && tap->row_count == 1);
     bool class_query = extent != WHOLE && one_row;
@@ -542,21 +537,18 @@ static qv_status run_block(const qv_vit *vit, qv_call *call, const vit_plan *pla
         project_qkv(vit, call, plan, block, s, class_query, output);
         qkv = plan->wide;
     }
-    QV_CHECK_STOPPED(call, err);
     attend(vit, call, plan, s, qkv, tap, class_query, output);
-    QV_CHECK_STOPPED(call, err);
     if (!output) {
-        return QV_OK;
+        return;
     }
     bool class_token = extent == CLASS_TOKEN;
     /* Where more rows were asked of the attention than the output needs, the class tokens' lie T rows apart. */
     size_t ld = class_token && !class_query ? vit->T * vit->config.D : vit->config.D;
-    qv_status status = finish_block(vit, call, plan, block, s, ld, class_token, err);
-    if (status == QV_OK && tap->hidden != NULL) {
+    finish_block(vit, call, plan, block, s, ld, class_token);
+    if (tap->hidden != NULL) {
         size_t D = vit->config.D, T = vit->T;
         qv_take_floats(call, tap->hidden + s->first * T * D, s->x, s->B * T * D);
     }
-    return status;
 }
 
 /* The final norm and whatever is wanted after the last block. */
@@ -564,23 +556,22 @@ static void hand_out(const qv_vit *vit, qv_call *call, const vit_plan *plan, con
                      const sequences *s) {
     const qv_ops *ops = call->ops;
     size_t D = vit->config.D, T = vit->T;
-    const float *weight = vit->post_norm_weight.data, *bias = vit->post_norm_bias.data;
     if (request->last != NULL) {
         qv_take_floats(call, request->last + s->first * T * D, s->x, s->B * T * D);
     }
     if (request->embeddings != NULL) {
-        float *out = request->embeddings + s->first * T * D;
-        ops->layer_norm(call, out, D, s->x, D, weight, bias, vit->config.eps, s->B * T, D);
+        qv_rows out = {request->embeddings + s->first * T * D, D};
+        ops->norm(call, out, (qv_const_rows){s->x, D}, &vit->post_norm, s->B * T);
     }
     if (request->normed != NULL) {
-        float *host = request->normed + s->first * T * D, *out = qv_output_place(call, plan->normed_out, host);
-        ops->layer_norm(call, out, D, s->x, D, weight, bias, vit->config.eps, s->B * T, D);
-        qv_take_floats(call, host, out, s->B * T * D);
+        qv_output out = qv_output_part(&plan->normed_out, s->first * T * D, s->B * T * D);
+        ops->norm(call, (qv_rows){out.at, D}, (qv_const_rows){s->x, D}, &vit->post_norm, s->B * T);
+        qv_output_take(call, &out);
     }
     if (request->pooled != NULL) {
-        float *host = request->pooled + s->first * D, *out = qv_output_place(call, plan->pooled, host);
-        ops->layer_norm(call, out, D, s->x, T * D, weight, bias, vit->config.eps, s->B, D);
-        qv_take_floats(call, host, out, s->B * D);
+        qv_output out = qv_output_part(&plan->pooled, s->first * D, s->B * D);
+        ops->norm(call, (qv_rows){out.at, D}, (qv_const_rows){s->x, T * D}, &vit->post_norm, s->B);
+        qv_output_take(call, &out);
     }
 }
 
@@ -609,12 +600,13 @@ static vit_reach find_reach(const qv_vit *vit, const qv_vit_request *request) {
 }
 
 /* From the first integrated block on: one sequence a pair. `image_first` is the first image of the chunk in the plan. */
-static qv_status run_pairs(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_request *request,
-                           vit_reach reach, size_t image_first, size_t first, size_t B, qv_error *err) {
+static void run_pairs(const qv_vit *vit, qv_call *call, const vit_plan *plan, const qv_vit_request *request,
+                      vit_reach reach, size_t image_first, size_t first, size_t B) {
     size_t D = vit->config.D, T = vit->T;
     for (size_t b = 0; b < B; b++) {
         plan->kv_index[b] = request->pair_image[first + b] - image_first;
-        call->ops->copy(call, plan->x_pair + b * T * D, D, plan->x_image + plan->kv_index[b] * T * D, D, T, D);
+        qv_rows x = {plan->x_pair + b * T * D, D};
+        call->ops->copy(call, x, (qv_const_rows){plan->x_image + plan->kv_index[b] * T * D, D}, T, D);
     }
     sequences s = {.x = plan->x_pair, .B = B, .first = first, .M = request->M};
     size_t states = request->M * vit->config.instruction_dim;
@@ -626,15 +618,11 @@ static qv_status run_pairs(const qv_vit *vit, qv_call *call, const vit_plan *pla
         s.instruct = integrated ? instruct : NULL;
         s.instruct_length = integrated ? request->instruct_length + first : NULL;
         block_extent extent = i + 1 == reach.blocks ? reach.last : WHOLE;
-        qv_status status = run_block(vit, call, plan, i, &s, &request->taps[i], extent, err);
-        if (status != QV_OK) {
-            return status;
-        }
+        run_block(vit, call, plan, i, &s, &request->taps[i], extent);
     }
     if (reach.blocks == vit->config.L) {
         hand_out(vit, call, plan, request, &s);
     }
-    return QV_OK;
 }
 
 /* The blocks before the question, and q, k, v of the first block that takes it. */
@@ -652,18 +640,13 @@ static qv_status run_images(const qv_vit *vit, qv_call *call, const vit_plan *pl
     size_t end = at_most(reach.blocks, vit->first_integrated);
     for (size_t i = 0; i < end; i++) {
         block_extent extent = i + 1 == reach.blocks ? reach.last : WHOLE;
-        status = run_block(vit, call, plan, i, &s, &request->taps[i], extent, err);
-        if (status != QV_OK) {
-            return status;
-        }
+        run_block(vit, call, plan, i, &s, &request->taps[i], extent);
     }
     if (reach.blocks > vit->first_integrated) {
         const qv_vit_block *block = &vit->blocks[vit->first_integrated];
-        const qv_epilogue none = {0};
-        call->ops->layer_norm(call, plan->normed, D, s.x, D, block->norm1_weight.data, block->norm1_bias.data,
-                              vit->config.eps, B * T, D);
-        call->ops->linear(call, plan->qkv_image, 3 * D, plan->normed, D, &block->qkv, 0, 3 * D, &none, B * T);
-        QV_CHECK_STOPPED(call, err);
+        qv_rows normed = {plan->normed, D}, qkv = {plan->qkv_image, 3 * D};
+        call->ops->norm(call, normed, (qv_const_rows){s.x, D}, &block->norm1, B * T);
+        call->ops->linear(call, qkv, qv_as_const(normed), &block->qkv, 0, 3 * D, NULL, B * T);
     } else if (reach.blocks == vit->config.L) {
         hand_out(vit, call, plan, request, &s);
     }
@@ -676,10 +659,10 @@ static qv_status run_chunks(const qv_vit *vit, qv_call *call, const vit_plan *pl
     for (size_t first = 0; first < request->image_count; first += plan->images) {
         size_t B = at_most(request->image_count - first, plan->images);
         qv_status status = run_images(vit, call, plan, request, reach, first, B, err);
-        if (status != QV_OK || reach.blocks <= vit->first_integrated) {
-            if (status != QV_OK) {
-                return status;
-            }
+        if (status != QV_OK) {
+            return status;
+        }
+        if (reach.blocks <= vit->first_integrated) {
             continue;
         }
         size_t end = pair;
@@ -688,10 +671,7 @@ static qv_status run_chunks(const qv_vit *vit, qv_call *call, const vit_plan *pl
         }
         size_t chunk = even_chunk(end - pair, plan->pairs);
         for (; pair < end; pair += at_most(end - pair, chunk)) {
-            status = run_pairs(vit, call, plan, request, reach, first, pair, at_most(end - pair, chunk), err);
-            if (status != QV_OK) {
-                return status;
-            }
+            run_pairs(vit, call, plan, request, reach, first, pair, at_most(end - pair, chunk));
         }
     }
     return QV_OK;
@@ -722,6 +702,7 @@ qv_status qv_vit_forward(const qv_vit *vit, qv_call *call, const qv_vit_request 
         return qv_fail_memory(err, "the activations of a vision transformer");
     }
     lay_out(&plan, &arena, vit, call, request);
+    qv_arena_check(&arena, &measured);
     call->scratch = plan.scratch;
     qv_status status = qv_call_begin(call, err);
     if (status == QV_OK) {

@@ -21,13 +21,13 @@ typedef struct {
 } qv_vit_config;
 
 typedef struct {
-    qv_vector norm1_weight, norm1_bias, norm2_weight, norm2_bias;
-    qv_linear_weight qkv; /* parts q, k, v */
-    qv_linear_weight out; /* integrated: out_proj + tanh(gate) instruction_out_proj, which is one linear map */
-    qv_linear_weight fc1, fc2;
+    qv_norm norm1, norm2;
+    qv_linear qkv;      /* parts q, k, v */
+    qv_linear out;      /* integrated: out_proj + tanh(gate) instruction_out_proj, which is one linear map */
+    qv_linear fc1, fc2;
     bool integrated;
-    qv_vector reduce_norm_weight, reduce_norm_bias; /* [Dt] */
-    qv_linear_weight reduce1, reduce2;              /* Dt -> hidden -> D */
+    qv_norm reduce_norm;        /* of Dt */
+    qv_linear reduce1, reduce2; /* Dt -> hidden -> D */
 } qv_vit_block;
 
 /* Immutable after qv_vit_init, but for the cache of arenas, which is thread-safe. */
@@ -37,10 +37,9 @@ typedef struct {
     size_t T, P;               /* 1 + P tokens */
     size_t first_integrated;   /* L where no block is */
     size_t reduce_width;       /* the widest hidden layer of instruct_dim_reduce */
-    qv_linear_weight patch_embedding;
+    qv_linear patch_embedding;
     qv_vector class_embedding, position_embedding; /* [D], [T, D] */
-    qv_vector pre_norm_weight, pre_norm_bias;      /* NULL for BLIP */
-    qv_vector post_norm_weight, post_norm_bias;
+    qv_norm pre_norm, post_norm;                   /* no pre_norm (of no weight) for BLIP */
     qv_vit_block *blocks; /* [L] */
     qv_arena_cache arenas;
 } qv_vit;

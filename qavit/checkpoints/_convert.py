@@ -24,13 +24,14 @@ PathLike = Union[str, "os.PathLike[str]"]
 _FILES = {"config.json", "model.safetensors", "tokenizer.json"}
 #: Widths of panels that kernels read: 64 for AVX-512, 16 for AVX2.
 PANEL_WIDTHS = (16, 64)
-#: Matrices that go into panels: those of linear layers, but for BLIP's text half, whose gradients need them row-major.
+#: Matrices that go into panels: those of linear layers.
 _LAYERS = re.compile(
     r"^((vision|text)_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|instruct_dim_reduce\.[13])"
     r"|text_model\.encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
     r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
     r"|visual_encoder\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
-    r"|text_encoder\.encoder\.layer\.\d+\.crossattention\.self\.(key|value))\.weight$"
+    r"|text_encoder\.encoder\.layer\.\d+\.((cross)?attention\.self\.(query|key|value)"
+    r"|((cross)?attention\.)?output\.dense|intermediate\.dense))\.weight$"
 )
 
 
