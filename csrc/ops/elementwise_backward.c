@@ -51,6 +51,12 @@ static float quick_gelu_slope(float x) {
     return s + 1.702f * x * s * (1.0f - s);
 }
 
+/* x s, s = sigmoid(x): s + x s (1 - s), but for what overflows */
+static float silu_slope(float x) {
+    float s = 1.0f / (1.0f + expf(-x));
+    return s + (s > 0.0f && s < 1.0f ? x * s * (1.0f - s) : 0.0f);
+}
+
 static void backward_chunk(void *context, size_t task, size_t lane) {
     (void)lane;
     const elements_work *w = context;
@@ -68,6 +74,9 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
             break;
         case QV_QUICK_GELU:
             slope = quick_gelu_slope(x);
+            break;
+        case QV_SILU:
+            slope = silu_slope(x);
             break;
         case QV_RELU:
             slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
