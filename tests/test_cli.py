@@ -457,7 +457,6 @@ def test_a_picture_is_one_by_whatever_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyarrow")
-    pytest.importorskip("ijson")
     monkeypatch.chdir(tmp_path)
     Path("a").mkdir()
     shutil.copy(SCENE, "a/one.png")
