@@ -204,7 +204,8 @@ def bring_licence() -> None:
     texts = [Path(str(found.locate_file(path))) for path in found.files or () if path.name == "LICENSE.txt"]
     if not texts:
         raise SystemExit("scipy-openblas32 came without its LICENSE.txt, which a wheel has to hold")
-    place.write_bytes(texts[0].read_bytes())
+    if not place.exists() or place.read_bytes() != texts[0].read_bytes():
+        place.write_bytes(texts[0].read_bytes())
 
 
 def find_nvcc() -> Path:
