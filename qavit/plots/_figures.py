@@ -43,7 +43,7 @@ from ._protocol import (
 TITLE_SIZE, NOTE_SIZE, SMALL_SIZE = 10.0, 9.0, 8.0
 TITLE_LINE, NOTE_LINE, SMALL_LINE = 0.185, 0.165, 0.145  # their pitches in inches
 TITLE_LETTER, NOTE_LETTER, SMALL_LETTER = 0.079, 0.071, 0.062  # their widths
-SMALL_LINES = 8  # the most lines of small print at one place
+MOST_LINES = 8  # of one text
 GAP, MARGIN, BETWEEN_ROWS = 0.16, 0.14, 0.22  # inches
 _WITHOUT_WINDOWS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
@@ -263,7 +263,7 @@ def _lay_out(
 
 def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tuple[str, float, float]]]:
     """A panel's lines above it, and those below it, each with its size and pitch."""
-    above = [line for part in cell.title.split("\n") for line in labels.wrap(part, max(12, int(width / TITLE_LETTER)))]
+    above = [line for part in cell.title.split("\n") for line in _fitted(part, width, TITLE_LETTER)]
     span = min(cell.span, per_row)
     wide = width * span + GAP * (span - 1)
     below = [(line, NOTE_SIZE, NOTE_LINE) for line in (_fitted(cell.note, wide, NOTE_LETTER) if cell.note else [])]
@@ -273,7 +273,7 @@ def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tupl
 
 def _fitted(text: str, width: float, letter: float) -> list[str]:
     """A text in lines of a width in inches, with letters of another."""
-    return labels.wrap(text, max(12, int(width / letter)), SMALL_LINES)
+    return labels.wrap(text, max(12, int(width / letter)), MOST_LINES)
 
 
 def _write(
