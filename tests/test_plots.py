@@ -163,7 +163,8 @@ def test_what_is_written_around_the_panels() -> None:
 
     how = "Block 2: where the class token looks; peak 10.8 × uniform"
     assert f"{how}; one colour scale for all questions; dashed: what the model saw" in said("questions")
-    assert f"{how}; dashed: what the model saw" in said("questions", shared=False)
+    own = "each map on a colour scale of its own"
+    assert f"{how}; {own}; dashed: what the model saw" in said("questions", shared=False)
     assert f"{how}; dashed" in said("panels", 1)
     for count in (1, 2):
         found = said("blocks", count)
@@ -197,6 +198,16 @@ def test_notes_stand_under_the_map_that_they_concern() -> None:
     axes = Figure().add_subplot()
     one.plot(axes, question=0)
     assert "Half of the picture was not seen. dashed: what the model saw" in axes.get_xlabel().replace("\n", " ")
+
+
+def test_very_wide_pictures_stand_below_each_other() -> None:
+    figure = result(2, size=(20, 120)).figure("questions", colorbar=False)
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert len({round(box.x0, 6) for box in boxes}) == 1
+    assert boxes[0].y0 > boxes[1].y1 > boxes[2].y1
+    assert boxes[0].width * figure.get_figwidth() > 7
+    beside = result(2, size=(20, 120)).figure("questions", columns=3)
+    assert len({round(axes.get_position().y0, 6) for axes in beside.axes[:3]}) == 1
 
 
 def test_the_bar_stands_in_the_middle_of_all_rows() -> None:

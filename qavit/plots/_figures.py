@@ -210,10 +210,11 @@ def _lay_out(
 ) -> Figure:
     """Place panels in rows, in inches, so that pictures of any shape sit without gaps; bar right, caption below."""
     cells = panels.cells
-    per_row = min(look.columns or panels.per_row, len(cells))
-    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
     aspect = result.picture_size[0] / result.picture_size[1]
-    room = 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
+    strip = aspect < 0.34 and look.columns is None  # too wide to stand beside others
+    per_row = 1 if strip else min(look.columns or panels.per_row, len(cells))
+    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
+    room = 7.2 if strip else 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
     width = min(room, 1.45 * room / aspect)
     height = max(width * aspect, 0.3)
     cell_width = max(width, 1.5)
@@ -296,7 +297,7 @@ def _dress_bar(bar: Any, maps: FloatArray, shared: bool, tall: float = 3.0) -> N
         return
     bar.ax.yaxis.set_major_locator(MaxNLocator(5 if tall > 1.2 else 3))
     if are_distributions(maps):
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if bar.vmax > 0.125 else None))
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if bar.vmax > 0.125 else 1 if bar.vmax > 0.0125 else None))
         text = "share of attention, each patch" if tall > 1.8 else "share"
     else:
         text = "value of each patch" if tall > 1.2 else "value"
@@ -320,6 +321,8 @@ def _caption(result: Heatmaps, kind: Kind, panels: Panels, shared: bool) -> str:
         parts = [f"{panels.which or f'Block {result.block}'}: {how}", peaks_in_words(panels.maps)]
         if shared and (len(result) > 1 or compared != "questions"):
             parts.append(f"one colour scale for all {compared}")
+        elif not shared:
+            parts.append("each map on a colour scale of its own")
     if is_cropped(result):
         parts.append("dashed: what the model saw")
     return "; ".join(part for part in parts if part)
