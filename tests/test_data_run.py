@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dying
 import numpy as np
 import pytest
 from data_sets import make_rows, same_rows, write_lines, write_model, write_pictures
@@ -76,7 +77,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def wait_for_parts(out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list((out / "parts").glob("*.parquet"))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -240,6 +241,20 @@ def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, mon
 # ---- what happens to runs ----
 
 
+def test_a_run_that_dies_at_any_step_is_taken_up_again(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    steps = dying.run(lambda: go(data, tmp_path / "timing"), tmp_path / "timing")
+    assert steps > 80  # two a part
+    for step in range(1, steps, steps // 10):
+        out = tmp_path / str(step)
+        dying.run(lambda out=out: go(data, out, resume=True), out, at=step)
+        summary = go(data, out, resume=True)
+        assert (summary.rows + summary.before, same_rows(data.whole, out)) == (120, 120)
+        assert only_whole_files(out)
+
+
 @pytest.mark.nightly
 def test_kill_9_at_any_moment(data: DataSet, tmp_path: Path) -> None:
     script = Path(__file__).with_name("data_kills.py")
@@ -260,7 +275,7 @@ def test_a_worker_that_dies_is_replaced(data: DataSet, tmp_path: Path) -> None:
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(workers[0], signal.SIGKILL)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == cli_options.SOME_FAILED
     events = [json.loads(line) for line in out.splitlines()]
     assert events[0]["event"] == "start"
@@ -290,7 +305,7 @@ def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_pa
     process = subprocess.Popen(command(data, tmp_path, "--workers", workers), env=environment(), stderr=subprocess.PIPE)
     wait_for_parts(tmp_path, 2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == cli_options.INTERRUPTED
     assert b"Traceback" not in errors
     assert b"interrupted; the same command goes on where it stopped" in errors
@@ -300,7 +315,7 @@ def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_pa
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while any(Path(f"/proc/{pid}").exists() for pid in children):  # a worker does not outlive its parent
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,5 +1,6 @@
 #include "base/memory.h"
 
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -199,4 +200,29 @@ void qv_arena_cache_clear(qv_arena_cache *cache) {
     for (size_t i = 0; i < slots; i++) {
         free_block(cache, atomic_exchange(&cache->slots[i], NULL));
     }
+}
+
+void qv_arena_check(const qv_arena *arena, const qv_arena *measured) {
+#if defined(QV_DEBUG)
+    assert(!arena->overflow && arena->used == measured->used && arena->host_used == measured->host_used);
+#else
+    (void)arena;
+    (void)measured;
+#endif
+}
+
+bool qv_keep(qv_kept *kept, qv_arena_cache *cache, size_t bytes) {
+    const qv_arena measured = {.used = bytes};
+    kept->arena = qv_arena_acquire(cache, &measured);
+    kept->at = kept->arena.base;
+    return kept->at != NULL;
+}
+
+void qv_kept_free(qv_kept *kept, qv_arena_cache *cache) {
+    if (cache->memory == NULL) {
+        free_block(cache, kept->arena.block);
+    } else {
+        qv_arena_release(cache, &kept->arena);
+    }
+    *kept = (qv_kept){.at = NULL};
 }

@@ -16,6 +16,9 @@ static qv_cuda_device *device_of(const qv_memory *memory) {
 
 void *qv_cuda_allocate(const qv_memory *memory, size_t bytes) {
     qv_cuda_device *device = device_of(memory);
+    if (qv_cuda_forked(device)) {
+        return NULL; /* nothing of a GPU's may be touched here */
+    }
     void *block = device->driver->allocate(device->state, bytes == 0 ? QV_ALIGNMENT : bytes);
     if (block != NULL) {
         atomic_fetch_add(&device->allocations, 1);
@@ -242,9 +245,6 @@ static qv_status end(qv_call *call, qv_status status, qv_error *err) {
         *err = device->error;
         status = device->status;
     }
-    if (status == QV_OK && call->stopped) {
-        status = qv_fail(err, QV_ERR_CANCELLED, "the call was interrupted");
-    }
     for (size_t i = 0; status == QV_OK && i < device->taken_count; i++) {
         const qv_cuda_taken *taken = &device->taken[i];
         memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
@@ -252,6 +252,14 @@ static qv_status end(qv_call *call, qv_status status, qv_error *err) {
     qv_cuda_collect_slots(device);
     pthread_mutex_unlock(&device->turn);
     return status;
+}
+
+qv_cuda_device *qv_cuda_device_of(qv_call *call) {
+    qv_cuda_device *device = qv_cuda_of(call->ops);
+    if (qv_call_stopped(call) && device->status == QV_OK) {
+        device->status = qv_call_cancel(&device->error);
+    }
+    return device;
 }
 
 void qv_cuda_launch_kernel(qv_cuda_device *device, qvk_kernel kernel, void *parameters, size_t blocks, unsigned threads,
@@ -272,24 +280,24 @@ static const qv_ops table = {
     .take = take,
     .upload = qv_cuda_upload,
     .next_block = qv_cuda_next_block,
-    .linear_prepare = qv_cuda_linear_prepare,
-    .linear_free = qv_cuda_linear_free,
+    .computes_in = qv_cuda_computes_in,
+    .linear_pack = qv_cuda_linear_pack,
+    .linear_drop = qv_cuda_linear_drop,
     .scratch_bytes = qv_cuda_scratch_bytes,
     .linear = qv_cuda_linear,
-    .layer_norm = qv_cuda_layer_norm,
-    .rms_norm = qv_cuda_rms_norm,
+    .norm = qv_cuda_norm,
     .attention = qv_cuda_attention,
     .preprocess = qv_cuda_preprocess,
     .patches = qv_cuda_patches,
     .embedding = qv_cuda_embedding,
     .relative_bias = qv_cuda_relative_bias,
+    .rotate = qv_cuda_rotate,
     .add = qv_cuda_add,
     .copy = qv_cuda_copy,
     .activation = qv_cuda_activation,
     .backward_scratch_bytes = qv_cuda_backward_scratch,
-    .plain_weight = qv_cuda_plain_weight,
     .linear_backward = qv_cuda_linear_backward,
-    .layer_norm_backward = qv_cuda_layer_norm_backward,
+    .norm_backward = qv_cuda_norm_backward,
     .activation_backward = qv_cuda_activation_backward,
     .attention_backward = qv_cuda_attention_backward,
     .gradcam = qv_cuda_gradcam,
