@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy.typing as npt
 
 from .._base.files import PathLike, write_whole
-from ..heatmaps._grid import Resampling
+from .._base.types import Resampling
 from ._protocol import CMAP, Cmap, Heatmaps, Kind, PanelKind, Picture
 
 if TYPE_CHECKING:

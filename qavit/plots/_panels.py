@@ -94,10 +94,12 @@ def panels_of(result: Heatmaps, kind: Kind, look: Look, blocks: Optional[Sequenc
 
 def _block_panels(result: Heatmaps, look: Look, blocks: Optional[Sequence[int]]) -> Panels:
     """A row of blocks for each question."""
-    every = result.all_block_maps()
+    every = result.block_maps
+    if every is None:
+        raise ValueError("kind: 'blocks' needs maps of other blocks, which this result does not have nor can compute")
     count = len(every)
     if blocks is None:
-        chosen = spread_blocks(count, result.block, MOST_BLOCKS)
+        chosen = spread_blocks(count, result.block_numbers[-1], MOST_BLOCKS)
     else:
         asked = whole_numbers(blocks, "blocks")
         if not asked or not all(-count <= block < count for block in asked):
@@ -120,7 +122,7 @@ def _block_panels(result: Heatmaps, look: Look, blocks: Optional[Sequence[int]])
 
 def _word_panels(result: Heatmaps, look: Look) -> Panels:
     """The picture under its question, then a map for each of its words."""
-    maps_of_words = result.maps_of_words()
+    maps_of_words = result.word_maps
     if result.words is None or maps_of_words is None:
         raise ValueError("kind: 'words' needs maps of words, which this result does not have")
     there = [values for values in maps_of_words if len(values)]

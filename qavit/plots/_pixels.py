@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from .._base.arguments import finite_numbers, real_number
 from .._base.tensors import detached
-from .._base.types import FloatArray
-from ..heatmaps._grid import Resampling, output_size, resample_map
+from .._base.types import FloatArray, Resampling
+from ..heatmaps._grid import output_size, resample_map
 from ._protocol import CMAP, Cmap, Heatmaps, Picture
 
 if TYPE_CHECKING:
