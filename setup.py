@@ -42,7 +42,7 @@ TESTING = "qavit._core_testing"
 #: What each module is made of, below csrc/. The second one has a thread pool and a state of its own.
 SOURCES = {
     CORE: ("base/*.c", "ops/*.c", "image/*.c", "models/*.c", "cuda/*.c", "python/*.c"),
-    TESTING: ("base/*.c", "ops/*.c", "image/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
+    TESTING: ("base/*.c", "ops/*.c", "image/*.c", "cuda/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
 }
 # Files that need CUDA's headers; the rest of csrc/cuda also runs its kernels on the host and is in every build.
 GPU_FILES = {"csrc/cuda/gpu_driver.c", "csrc/cuda/gpu_products.c"}
@@ -238,7 +238,8 @@ def bring_licence() -> None:
     texts = [Path(str(found.locate_file(path))) for path in found.files or () if path.name == "LICENSE.txt"]
     if not texts:
         raise SystemExit("scipy-openblas32 came without its LICENSE.txt, which a wheel has to hold")
-    place.write_bytes(texts[0].read_bytes())
+    if not place.exists() or place.read_bytes() != texts[0].read_bytes():
+        place.write_bytes(texts[0].read_bytes())
 
 
 def find_nvcc() -> Path:

@@ -14,7 +14,15 @@ import os as _os
 
 import lazy_loader as _lazy_loader
 
-from . import _core as _core  # a build that cannot run says so here, not at the first picture
+try:
+    import qavit._core as _core  # noqa: F401  # a build that cannot run says so here, not at the first picture
+except ModuleNotFoundError as _missing:
+    if _missing.name != "qavit._core":
+        raise
+    raise ImportError(
+        f"qavit's core is not built in {_os.path.dirname(__file__)}: run `pip install -e .` in that checkout, "
+        "or leave its folder to import an installed qavit"
+    ) from None
 
 _logging.getLogger("qavit").addHandler(_logging.NullHandler())
 if _os.environ.get("QAVIT_VERBOSITY"):

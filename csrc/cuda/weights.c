@@ -220,7 +220,7 @@ static qv_status write_part(const qv_ops *ops, char *to, bool pinned, const qv_l
     qv_status status = QV_OK;
     for (size_t first = 0; first < total && status == QV_OK; first += PART_ITEMS) {
         size_t count = total - first < PART_ITEMS ? total - first : PART_ITEMS;
-        qv_tensor_read_sum(work->items, source->weight, source->add_weight, source->scale, first, count, work->spare);
+        qv_linear_source_read(work->items, source, first, count, work->spare);
         uint16_t *bits = (uint16_t *)(void *)work->spare;
         for (size_t i = 0; bfloat16 && i < count; i++) {
             bits[i] = qvk_to_bfloat16(work->items[i]);

@@ -154,8 +154,8 @@ static void pack_head(const attention_work *w, const lane_scratch *scratch, cons
 /* Scale, bias and mask one row of scores; returns the scale that is still to be applied. */
 static float mask_row(const qv_attention *a, const qv_attention_head *head, float *row, size_t t) {
     float scale = a->scale;
-    if (a->bias != NULL) {
-        const float *bias = a->bias + (head->h * a->T + t) * a->S;
+    if (a->bias.at != NULL) {
+        const float *bias = a->bias.at + (head->h * a->bias_rows + t) * a->bias.ld;
         for (size_t m = 0; m < a->M; m++) {
             row[m] *= scale;
         }

@@ -19,7 +19,7 @@ typedef struct {
 
 /* The bias is added to scores [M + S] of query t; keys that it does not see become -INFINITY. */
 static void mask_row(float *row, const qv_attention *a, const qv_attention_head *head, size_t t) {
-    const float *bias = a->bias != NULL ? a->bias + (head->h * a->T + t) * a->S : NULL;
+    const float *bias = a->bias.at != NULL ? a->bias.at + (head->h * a->bias_rows + t) * a->bias.ld : NULL;
     for (size_t s = 0; bias != NULL && s < a->S; s++) {
         row[a->M + s] += bias[s];
     }

@@ -50,7 +50,8 @@ static bool is_aligned(const qv_tensor *tensor) {
 /* Whether the file holds panels of this width in this type, which can be read where they lie. */
 static bool has_panels(const qv_linear_source *source, size_t width, qv_dtype dtype) {
     const qv_tensor *weight = source->weight;
-    return weight->panel_columns == width && weight->dtype == dtype && source->add_weight == NULL && is_aligned(weight);
+    return weight->panel_columns == width && weight->dtype == dtype && source->add_weight == NULL && source->row_scale == NULL &&
+           is_aligned(weight);
 }
 
 /* Panel `task` from the file's float32 panel of the same width: steps of the depth, two by two. */
@@ -83,8 +84,7 @@ static void pack_panel(void *context, size_t task, size_t lane) {
         size_t steps = w->bfloat16 ? (count + 1) / 2 : count;
         for (size_t c = 0; c < columns; c++) {
             float *row = rows + c * PACK_STRIDE;
-            qv_tensor_read_sum(row, w->source->weight, w->source->add_weight, w->source->scale,
-                               (first + c) * w->depth + k, count, spare);
+            qv_linear_source_read(row, w->source, (first + c) * w->depth + k, count, spare);
             if (w->bfloat16) {
                 row[count] = 0.0f; /* the partner of an odd last one */
                 w->kernels->round_bfloat16((uint16_t *)row, row, 2 * steps);
@@ -153,8 +153,7 @@ static qv_status copy_plain(cpu_weights *weights, const qv_linear *layer, const 
         }
         weights->parts[i] = copy;
         for (size_t row = 0; row < layer->part_columns[i]; row++, copy += layer->depth) {
-            qv_tensor_read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale, row * layer->depth,
-                               layer->depth, spare);
+            qv_linear_source_read(copy, &sources[i], row * layer->depth, layer->depth, spare);
         }
         qv_linear_source_release(&sources[i]);
     }

@@ -11,7 +11,8 @@ from .._base.arguments import finite_numbers
 from .._base.resampling import grid_weights
 from .._base.tensors import detached
 from .._base.types import FloatArray
-from ..plots._pixels import Cmap, Picture, check_weight, colorize, colormap
+from ..plots._pixels import check_weight, colorize, colormap
+from ..plots._protocol import Cmap, Picture
 
 
 def show_cam_on_image(
