@@ -60,8 +60,8 @@ test: $(STAMPS)/test levels ## run the whole test suite, PyTorch comparisons inc
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 nightly: $(STAMPS)/test ## what takes long: models of real size, hundreds of kills, thousands of calls, long fuzzing, other CPUs
-	@$(BIN)/python -m pytest -m nightly
-	@QAVIT_TEST_KILLS=300 $(BIN)/python -m pytest -m "" -k kill
+	@QAVIT_TEST_KILLS=300 $(BIN)/python -m pytest -m nightly
+	@QAVIT_TEST_EXAMPLES=50 $(BIN)/python -m pytest -m "" tests/test_array_arguments.py
 	@QAVIT_TEST_LEAK_CALLS=10000 $(BIN)/python -m pytest -m "" tests/test_leaks.py
 	@PYTHON=$(BIN)/python SECONDS_EACH=600 scripts/fuzz.sh
 	@PYTHON=$(BIN)/python scripts/tsan.sh 200

@@ -25,7 +25,7 @@ if command -v "${CXX:-g++}" >/dev/null; then
     echo "building with a GPU's threads on the host"
     emulated=$root/build/emulated
     mkdir -p "$emulated"
-    "${CXX:-g++}" -std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
+    "${CXX:-g++}" -std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
         -Icsrc -c tests/core/emulated_gpu.cpp -o "$emulated/gpu.o"
     (
         # A relative path: flags are split at spaces, which $root may have.

@@ -41,6 +41,7 @@ from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
 from qavit._base import arguments, files, progress, tensors
+from qavit._base.progress import duration
 from qavit._demo import demo_model
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import _hub as hub
@@ -54,7 +55,6 @@ from qavit.cli import _main as cli_main
 from qavit.data import _local as local
 from qavit.data import _output as data_output
 from qavit.data import _plan as plan
-from qavit.data._progress import duration
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
@@ -65,7 +65,7 @@ from qavit.metrics import _pointing as metrics_pointing
 from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _page as html
-from qavit.plots import _panels as plots_panels
+from qavit.plots import _protocol as plots_protocol
 
 # ---- what the calls are made on ----
 
@@ -468,7 +468,7 @@ def use_region() -> None:
     region = Region(0.0, 0.0, 11.0, 9.0)
     region.patch_at(*region.to_picture(0.1, 0.2), (2, 2))
     region.patch(1, 1, (2, 2))
-    Preprocessing.from_dict(Preprocessing(14).to_dict())
+    Preprocessing.from_dict(Preprocessing(14).fitted("pad").to_dict())
 
 
 def use_pnpvqa() -> None:
@@ -616,7 +616,7 @@ def drawing(kind: str) -> Callable[[], Any]:
     return lambda: plots_figures.make_figure(one(), kind, top=1, colorbar=False)
 
 
-FIGURES = [kind for kind in plots_panels.KINDS if kind not in ("panels", "blocks")]
+FIGURES = [kind for kind in plots_protocol.KINDS if kind not in ("panels", "blocks")]
 
 #: name -> (call, how many times fewer)
 FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {

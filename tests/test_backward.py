@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 from reference import normal
-from test_ops import prepare
+from test_ops import HUGE, MOSTLY_MEAN, prepare
 
 from qavit import _core
 
@@ -91,17 +91,47 @@ def test_linear_by_differences() -> None:
     close(linear_backward(dy, weight), differences(lambda x: reference.linear(x, weight), x, dy), DIFFERENCES)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 3), (5, 17), (3, 768), (33, 64)])
-@pytest.mark.parametrize("shift", [0.0, 30.0])
-def test_layer_norm(rows: int, width: int, shift: float) -> None:
-    dy, weight = normal(rows, width), normal(width, seed=2)
-    x = (normal(rows, width, seed=1) + shift).astype(np.float32)
-    tensor = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    y = torch.nn.functional.layer_norm(tensor, (width,), torch.tensor(weight, dtype=torch.float64), eps=1e-5)
-    (y * torch.tensor(dy, dtype=torch.float64)).sum().backward()
+def norm_backward(device: str, dy: Array, x: Array, weight: Array, eps: float, rms: bool = False) -> Array:
+    """By the CPU's op or a device's."""
+    if device != "cpu":
+        return _core_testing.device_norm(device, x, weight, None, eps, rms, dy)
+    return _core_testing.norm_backward(dy, x, weight, eps, rms)
+
+
+def norm_gradient(dy: Array, x: Array, weight: Array, rms: bool = False) -> Array:
+    """The same by autograd in float64, at eps 1e-5."""
+    tensor, factors = torch.tensor(x, dtype=torch.float64, requires_grad=True), torch.tensor(weight, dtype=torch.float64)
+    function = torch.nn.functional.rms_norm if rms else torch.nn.functional.layer_norm
+    (function(tensor, (x.shape[1],), factors, eps=1e-5) * torch.tensor(dy, dtype=torch.float64)).sum().backward()
     assert tensor.grad is not None
-    # A mean of 30 costs five bits of x - mean: observed 9e-6.
-    close(_core_testing.norm_backward(dy, x, weight, 1e-5, False), tensor.grad.numpy(), 2e-5 if shift else TOLERANCE)
+    return tensor.grad.numpy()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(1, 3), (5, 17), (3, 768), (33, 64)])
+def test_norm(rows: int, width: int, rms: bool, device: str) -> None:
+    dy, x, weight = normal(rows, width), normal(rows, width, seed=1), normal(width, seed=2)
+    close(norm_backward(device, dy, x, weight, 1e-5, rms), norm_gradient(dy, x, weight, rms))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("width", [17, 96, 768, 1027])
+@pytest.mark.parametrize(("mean", "deviation"), MOSTLY_MEAN)
+def test_layer_norm_of_rows_whose_mean_is_most_of_them(mean: float, deviation: float, width: int, device: str) -> None:
+    rng = np.random.default_rng(width)
+    x = (mean + deviation * rng.standard_normal((4, width))).astype(np.float32)
+    dy, weight = normal(4, width), normal(width, seed=2)
+    close(norm_backward(device, dy, x, weight, 1e-5), norm_gradient(dy, x, weight), 2e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("width", [2, 17, 64, 768])
+def test_layer_norm_of_a_constant_row_has_the_gradient_of_its_forward(width: int, device: str) -> None:
+    x, dy = np.full((3, width), 1000.1, np.float32), normal(3, width)
+    centred = dy.astype(np.float64) - dy.mean(axis=1, keepdims=True, dtype=np.float64)
+    exact = centred / np.sqrt(np.float64(np.float32(1e-5)))
+    close(norm_backward(device, dy, x, np.ones(width, np.float32), 1e-5), exact, 1e-6)
 
 
 def test_layer_norm_by_differences() -> None:
@@ -126,6 +156,20 @@ def test_activation(name: str) -> None:
     wide = x.astype(np.float64)
     slope = (reference.activate(wide + 1e-6, name) - reference.activate(wide - 1e-6, name)) / 2e-6
     close(_core_testing.activation(x, name, dy), dy * slope)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "relu"])
+def test_slopes_of_huge_values_are_zero_or_one(name: str, device: str) -> None:
+    x = np.append(HUGE, np.nan).astype(np.float32)
+    dy = np.full(x.size, 3, np.float32)
+    if device == "cpu":
+        found = _core_testing.activation(x, name, dy)
+    else:
+        found = _core_testing.device_activation(device, x, name, dy)
+    assert np.array_equal(found[:-1], np.where(HUGE > 0, 3, 0))
+    # PyTorch's relu lets the gradient of a NaN pass.
+    assert found[-1] == 3 if name == "relu" else np.isnan(found[-1])
 
 
 def attention_case(

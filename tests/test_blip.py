@@ -709,7 +709,7 @@ def test_threads(small: Any) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
         assert not thread.is_alive()
     assert not failures
     width = _core.get_num_threads()

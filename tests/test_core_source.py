@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).parent.parent / "csrc"
-MAX_LINES, MAX_FUNCTION, MAX_COLUMNS = 800, 100, 130
+MAX_LINES, MAX_FUNCTION, MAX_COLUMNS = 600, 80, 130
 
+# What still breaks a rule, and goes: no entry may stay that does not.
+LEFT = {"models/blip_itm.c: N lines", "models/vit.c: N lines"}
 # Which folders' headers a folder may include: one way only.
 BELOW = {
     "base": {"base"},
@@ -18,7 +20,7 @@ BELOW = {
     "models": {"models", "ops", "base"},
     "cuda": {"cuda", "ops", "image", "base"},
     "python": {"python", "models", "image", "cuda", "ops", "base"},
-    "testing": {"testing", "python", "ops", "base"},
+    "testing": {"testing", "python", "cuda", "ops", "base"},
 }
 # State that has to be one for the whole process, and why.
 PROCESS_STATE = {
@@ -133,7 +135,7 @@ def core_files() -> list[Path]:
 def test_the_core_keeps_to_its_rules() -> None:
     assert len(core_files()) > 30
     every = [p for path in core_files() for p in problems(path.relative_to(CSRC).as_posix(), path.read_text())]
-    assert not every, "\n".join(every)
+    assert {re.sub(r"\d+", "N", problem) for problem in every} == LEFT, "\n".join(every)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +152,8 @@ def test_the_core_keeps_to_its_rules() -> None:
         ("ops/a.c", "void f(void) {\n    static int seen;\n}\n", "ops/a.c:2: seen is state of the whole process"),
         ("ops/a.c", "static struct {\n    int a;\n} all;\n", "ops/a.c:1: all is state of the whole process"),
         ("python/a.c", "static PyObject *cache;\n", "python/a.c:1: cache is state of the whole process"),
-        ("ops/a.c", "void f(void) {\n" + "    g();\n" * 99 + "}\n", "ops/a.c:1: a function of 101 lines"),
-        ("ops/a.c", "\n" * 800, "ops/a.c: 801 lines"),
+        ("ops/a.c", "void f(void) {\n" + "    g();\n" * 79 + "}\n", "ops/a.c:1: a function of 81 lines"),
+        ("ops/a.c", "\n" * 600, "ops/a.c: 601 lines"),
         ("ops/a.c", "/* " + "a" * 130 + " */\n", "ops/a.c:1: 136 columns"),
         ("ops/a.c", "/* TODO */\n", "ops/a.c:1: unfinished"),
     ],
@@ -169,7 +171,7 @@ def test_the_rules_see_what_breaks_them(name: str, source: str, problem: str) ->
         "static int f(int (*add)(int), int a) {\n    return add(a);\n}\nstatic int (*const hook)(int) = 0;\n",
         "#define LOOP(a) \\\n    static int a;\nenum { A, B };\n",
         '__attribute__((target("avx2"))) static void f(float *x) {\n    for (int i = 0; i < 3; i++) {\n    }\n}\n',
-        "void f(void) {\n" + "    g();\n" * 98 + "}\n",
+        "void f(void) {\n" + "    g();\n" * 78 + "}\n",
         "#if A\nvoid f(int a,\n       int b) {\n"
         + "    g();\n" * 60
         + "}\n#endif\nvoid h(void) {\n"

@@ -409,19 +409,50 @@ def test_activation_range(activation: str) -> None:
     np.testing.assert_allclose(found[:, 0], expected, rtol=3e-6, atol=3e-7)  # 9e-7, 1e-7
 
 
+HUGE = np.float32([-3e38, -1e38, -1e30, -1e20, -1e19, -1e4, 1e4, 1e19, 1e20, 1e30, 1e38, 3e38])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])
+def test_activations_of_huge_values_are_zero_or_the_value(activation: str, device: str) -> None:
+    expected = np.maximum(HUGE, 0)
+    if device != "cpu":
+        assert np.array_equal(_core_testing.device_activation(device, HUGE, activation, None), expected)
+        return
+    assert np.array_equal(_core_testing.activation(HUGE, activation), expected)
+    layer = prepare([{"weight": np.eye(1, dtype=np.float32)}])
+    assert np.array_equal(linear(layer, HUGE[:, None], 1, activation=activation)[:, 0], expected)
+
+
+def norm(device: str, x: Array, weight: Array, bias: Array | None, eps: float, rms: bool = False) -> Array:
+    """By the CPU's op or a device's."""
+    if device != "cpu":
+        return _core_testing.device_norm(device, x, weight, bias, eps, rms, None)
+    out = np.empty_like(x)
+    _core_testing.norm(out, x, weight, bias, eps, rms)
+    return out
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
 @pytest.mark.parametrize("eps", [1e-12, 1e-5])
 @pytest.mark.parametrize("width", [1, 3, 15, 17, 65, 768, 1027])
-def test_layer_norm_of_rows_whose_mean_is_all_or_most_of_them(width: int, eps: float) -> None:
+def test_layer_norm_of_rows_whose_mean_is_all_of_them(width: int, eps: float, device: str) -> None:
     constants = np.float32([0.1, -3.3333, 777.77, 10000.1, 1e-20, 0])
     x, bias = np.repeat(constants[:, None], width, axis=1), normal(width, seed=2)
-    out = np.empty_like(x)
-    _core_testing.norm(out, x, normal(width, seed=1), bias, eps, False)
-    np.testing.assert_allclose(out, np.repeat(bias[None], len(x), axis=0), rtol=0, atol=1e-6)  # 2e-7
-    if width > 1:
-        x = normal(6, width) + 1000
-        _core_testing.norm(out, x, np.ones(width, np.float32), None, eps, False)
-        # The mean is no float32: it is rounded by up to 3e-5 of a deviation of 1.
-        close(out, reference.layer_norm(x, np.ones(width, np.float32), None, eps), 1e-4)  # 2e-5
+    assert np.array_equal(norm(device, x, normal(width, seed=1), bias, eps), np.repeat(bias[None], len(x), axis=0))
+
+
+# mean, deviation
+MOSTLY_MEAN = [(0, 1), (10, 0.1), (100, 0.01), (1000, 1), (1000, 0.01), (1000, 0.001), (-1e6, 10)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("width", [17, 96, 768, 1027])
+@pytest.mark.parametrize(("mean", "deviation"), MOSTLY_MEAN)
+def test_layer_norm_of_rows_whose_mean_is_most_of_them(mean: float, deviation: float, width: int, device: str) -> None:
+    x = (mean + deviation * np.random.default_rng(width).standard_normal((6, width))).astype(np.float32)
+    ones = np.ones(width, np.float32)
+    close(norm(device, x, ones, None, 1e-5), reference.layer_norm(x, ones, None, 1e-5), 1e-6)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (5, 96), (17, 65), (100, 768), (33, 1027)])

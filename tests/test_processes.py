@@ -251,12 +251,12 @@ def test_workers_of_a_torch_data_loader(folder: Path, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def interrupted(after: float, number: int = signal.SIGINT) -> Iterator[list[tuple[float, float]]]:
-    """Send this process a signal some time from now; the list holds when, by the clock and in processor time."""
-    sent: list[tuple[float, float]] = []
+def interrupted(after: float, number: int = signal.SIGINT) -> Iterator[list[float]]:
+    """Send this process a signal some time from now; the list holds when, in its processor time."""
+    sent: list[float] = []
 
     def send() -> None:
-        sent.append((time.monotonic(), time.process_time()))
+        sent.append(time.process_time())
         os.kill(os.getpid(), number)
 
     timer = threading.Timer(after, send)
@@ -311,8 +311,7 @@ def test_ctrl_c_ends_a_long_forward_within_200_ms() -> None:
         for after in (0.3, 0.45, 0.6):
             with interrupted(after) as sent, pytest.raises(KeyboardInterrupt):
                 call()
-            # Where other programs hold the cores: the work of all threads together.
-            delays.append(min(time.monotonic() - sent[0][0], time.process_time() - sent[0][1]))
+            delays.append(time.process_time() - sent[0])  # of all threads together, whatever else the cores do
         assert min(delays) < 0.2, (name, delays)
 
 
@@ -370,4 +369,4 @@ def test_a_process_ends_while_daemon_threads_are_in_calls(folder: Path, level: s
     for delay in (0.0, 0.05, 0.2):
         script = f"FOLDER, DELAY = {str(folder)!r}, {delay}\n" + SHUTDOWN_SCRIPT
         environment = {"QAVIT_CPU": level} if level else {}
-        assert run_python(script, timeout=60, QAVIT_NUM_THREADS="3", **environment) == "end"
+        assert run_python(script, timeout=300, QAVIT_NUM_THREADS="3", **environment) == "end"

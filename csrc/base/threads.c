@@ -86,15 +86,31 @@ static size_t clamp_width(size_t n) {
     return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
 }
 
+/* What QAVIT_NUM_THREADS says, 0 where it is not set, -1 where it is no number from 1 to MAX_THREADS. */
+static long wanted_width(void) {
+    const char *wanted = getenv("QAVIT_NUM_THREADS");
+    if (wanted == NULL || *wanted == '\0') {
+        return 0;
+    }
+    char *end = NULL;
+    long n = *wanted >= '0' && *wanted <= '9' ? strtol(wanted, &end, 10) : 0;
+    return n >= 1 && n <= (long)MAX_THREADS && *end == '\0' ? n : -1;
+}
+
+qv_status qv_threads_check(qv_error *err) {
+    return wanted_width() >= 0 ? QV_OK
+                               : qv_fail(err, QV_ERR_VALUE,
+                                         "QAVIT_NUM_THREADS is '%.40s', expected a whole number from 1 to 256",
+                                         getenv("QAVIT_NUM_THREADS"));
+}
+
 size_t qv_thread_count(void) {
     size_t width = atomic_load(&pool.width);
     if (width != 0) {
         return width;
     }
-    const char *wanted = getenv("QAVIT_NUM_THREADS");
-    char *end = NULL;
-    long n = wanted != NULL ? strtol(wanted, &end, 10) : 0;
-    width = n > 0 && end != NULL && *end == '\0' ? clamp_width((size_t)n) : clamp_width(qv_usable_cpus());
+    long n = wanted_width();
+    width = n > 0 ? (size_t)n : clamp_width(qv_usable_cpus());
     size_t undecided = 0;
     atomic_compare_exchange_strong(&pool.width, &undecided, width);
     return atomic_load(&pool.width);

@@ -32,14 +32,21 @@ static float gelu_slope(float x) {
     return cumulative + x * 0.39894228040143268f * expf(-0.5f * x * x);
 }
 
+/* x within -limit .. limit, beyond which a slope is 0 or 1 to the last bit, while its terms may overflow; NaN stays. */
+static float bound(float x, float limit) {
+    return x < -limit ? -limit : x > limit ? limit : x;
+}
+
 /* x / 2 (1 + tanh(u)), u = c (x + a x^3): (1 + tanh(u)) / 2 + x / 2 (1 - tanh(u)^2) c (1 + 3 a x^2) */
 static float gelu_tanh_slope(float x) {
+    x = bound(x, 10.0f);
     float t = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
 }
 
 /* x s, s = sigmoid(1.702 x): s + 1.702 x s (1 - s) */
 static float quick_gelu_slope(float x) {
+    x = bound(x, 60.0f);
     float s = 1.0f / (1.0f + expf(-1.702f * x));
     return s + 1.702f * x * s * (1.0f - s);
 }
@@ -72,7 +79,7 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
             slope = silu_slope(x);
             break;
         case QV_RELU:
-            slope = x <= 0.0f ? 0.0f : 1.0f; /* NaN stays */
+            slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
             break;
         }
         w->out[i] = w->dy[i] * slope;

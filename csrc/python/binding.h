@@ -92,7 +92,7 @@ int qvpy_precision(const char *text, qv_precision *out);
 int qvpy_device(PyObject *object, const qvpy_state *state, const qv_ops **ops);
 
 /* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, size, size]: `preprocessing` is a tuple
- * (resize_exact, mean, std). Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
+ * as preprocess_image takes it. Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_picture_view *views; /* [count] */
     PyArrayObject **arrays; /* [count] */
@@ -150,6 +150,13 @@ PyObject *qvpy_get_size(PyObject *self, void *offset);
 #define QVPY_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
 /* ---- the module ---- */
+
+/* The slot that says so, in Pythons that ask: NumPy's own module is for the main interpreter alone. */
+#if PY_VERSION_HEX >= 0x030C0000
+#define QVPY_ONE_INTERPRETER {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#else
+#define QVPY_ONE_INTERPRETER
+#endif
 
 /* Each adds its functions or its heap types to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);

@@ -404,8 +404,8 @@ static PyGetSetDef itm_attributes[] = {
 static PyMethodDef itm_methods[] = {
     {"encode_image", QVPY_KEYWORDS(itm_encode_image),
      "encode_image(pixel_values, preprocessing=None)\n--\n\n"
-     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing = (resize_exact, mean,\n"
-     "std), the image is a uint8 picture [H, W, 3], which becomes pixel values where the model computes."},
+     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing, a tuple as\n"
+     "preprocess_image takes it, the image is a uint8 picture [H, W, 3], which becomes pixel values where the model computes."},
     {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,
      "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."},
     {"gradcam", QVPY_KEYWORDS(itm_gradcam),

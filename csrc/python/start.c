@@ -3,6 +3,7 @@
 #include "python/binding.h"
 
 #include "base/blas.h"
+#include "base/cpu.h"
 
 const qvpy_state *qvpy_state_of(PyTypeObject *type) {
     return PyType_GetModuleState(type);
@@ -29,7 +30,7 @@ int qvpy_start(PyObject *module, int (*const *parts)(PyObject *module)) {
         return -1;
     }
     qv_error err;
-    if (qv_blas_start(&err) != QV_OK) {
+    if (qv_cpu_check(&err) != QV_OK || qv_threads_check(&err) != QV_OK || qv_blas_start(&err) != QV_OK) {
         qvpy_raise(&err);
         return -1;
     }

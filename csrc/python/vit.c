@@ -463,8 +463,8 @@ static PyMethodDef methods[] = {
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
      "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], pool_attention [B, H, T].\n"
      "B counts images before the first integrated block, pairs from it on.\n"
-     "With preprocessing = (resize_exact, mean, std), pixel_values is a sequence of uint8 pictures [H, W, 3], which\n"
-     "become pixel values where the model computes."},
+     "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
+     "which become pixel values where the model computes."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -30,12 +30,13 @@ static int add_threads(PyObject *module) {
 }
 
 static int execute(PyObject *module) {
-    static int (*const parts[])(PyObject *) = {add_threads, qvt_add_ops, qvt_add_ops_backward, NULL};
+    static int (*const parts[])(PyObject *) = {add_threads, qvt_add_ops, qvt_add_ops_backward, qvt_add_device_ops, NULL};
     return qvpy_start(module, parts);
 }
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
+    QVPY_ONE_INTERPRETER
     {0, NULL},
 };
 
