@@ -275,9 +275,8 @@ def test_which_part_of_a_picture_is_seen(demo: qavit.Model) -> None:
 
 
 def test_the_bundled_model_knows_drawn_scenes_from_photographs() -> None:
-    from training.scenes import draw_scene
-
     from qavit.models._notes import _looks_drawn
+    from training.scenes import draw_scene
 
     how = qavit.load("demo").preprocessing
     assert all(_looks_drawn(draw_scene(seed).image, how) for seed in range(200))

@@ -10,6 +10,7 @@ import warnings
 
 from .._base.about import build_info
 from .._base.progress import Progress
+from .._base.warnings import QavitWarning
 from ._options import OK, UsageError, load_model, model_arguments
 
 
