@@ -85,7 +85,7 @@ def test_options_that_a_method_does_not_take_are_refused_by_name(demo: qavit.Mod
     picture = load_image(SCENE)
     with pytest.raises(ValueError, match="heads: method 'gradcam' does not take it"):
         blip.heatmaps(picture, "a bus", heads="max")
-    with pytest.raises(ValueError, match="method: got 'class'; this model has 'gradcam'$"):
+    with pytest.raises(ValueError, match=r"method: got 'class'; this model has 'gradcam'$"):
         blip.heatmaps(picture, "a bus", method="class")
     with pytest.raises(ValueError, match="method: len needs attention"):
         blip.heatmaps(picture, "a bus", method=len)
@@ -265,11 +265,12 @@ def test_which_part_of_a_picture_is_seen(demo: qavit.Model) -> None:
     assert corners == [(90, 0, 150, 60), (0, 0, 240, 60), (0, -90, 240, 150)]
     for result in (stretch, pad):
         best = max(result.boxes()[0], key=lambda box: box.share)
-        assert best.left < 210 and best.right > 190
+        assert best.left < 210
+        assert best.right > 190
         assert all(0 <= box.left < box.right <= 240 and 0 <= box.top < box.bottom <= 60 for box in result.boxes()[0])
         spread = result.upsample()[0]
         assert spread.shape == (60, 240)
-        row, column = np.unravel_index(spread.argmax(), spread.shape)
+        _, column = np.unravel_index(spread.argmax(), spread.shape)
         assert 170 <= column <= 230
     assert pad.patch(0, 0).bottom < 0
 

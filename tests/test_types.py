@@ -45,7 +45,7 @@ WRONG = {
     "model.heatmaps(3)": "Argument 1 .* incompatible type",
     "result.maps = result.raw": "read-only|property|frozen",
     'result.upsample(resampling="cubic")': "resampling",
-    'result.normalized("l2")': "argument",
+    'result.normalized("l2")': "Argument 1",
     "result.picture_size.height": "height",
     "model.heads": "heads",
 }
@@ -54,7 +54,8 @@ WRONG = {
 def mypy(folder: Path, code: str) -> str:
     """What mypy --strict says of a user's file."""
     (folder / "user.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file=", f"--cache-dir={folder}/cache"]
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file="]
+    command.append(f"--cache-dir={folder}/cache")
     env = {**os.environ, "MYPYPATH": str(ROOT)}
     return subprocess.run([*command, "user.py"], cwd=folder, capture_output=True, text=True, check=False, env=env).stdout
 
