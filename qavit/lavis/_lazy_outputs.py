@@ -37,14 +37,14 @@ class VisionOutputs:
     ) -> None:
         self.torch = torch
         self._model, self._images, self._states, self._mask = model, images, states, mask
-        self._attentions = BlockAttentions(self) if output_attentions else None
+        self._attentions = AllAttentions(self) if output_attentions else None
         self._hidden_wanted = output_hidden_states
         self._hidden: tuple[Any, ...] | None = None
         self._outputs: dict[str, Any] = {}
         self._maps: dict[int, npt.NDArray[np.float32]] = {}
 
     @property
-    def attentions(self) -> BlockAttentions:
+    def attentions(self) -> AllAttentions:
         """Attention probabilities by block, float32 [B, h, T, M + T]: question tokens are the first M keys.
 
         M = 0 in blocks that the question does not enter.
@@ -96,7 +96,7 @@ class VisionOutputs:
         return self._outputs[name]
 
 
-class BlockAttentions(Sequence[Any]):
+class AllAttentions(Sequence[Any]):
     """Attention probabilities by block, computed when first read: ``attentions[7]`` is float32 [B, h, T, M + T]."""
 
     def __init__(self, outputs: VisionOutputs) -> None:
