@@ -466,6 +466,25 @@ def use_result() -> None:
     repr(result), result.picture_size, result.grid, result.seen
 
 
+def use_file_of_result() -> None:
+    path = place() / "result.npz"
+    made().save(path)
+    qavit.HeatmapResult.load(path)
+
+
+def use_what_kinds_lack() -> None:
+    values = floats(1, 3, 14, 14)
+    small().methods, blip().methods
+    asked: list[Callable[[], Any]] = [
+        lambda: small().itm(values, "a"), lambda: small().itc(values, "a"), lambda: small().gradcam_tokens(values, "a"),
+        lambda: blip().vision(values), lambda: blip().extract_attention(values), lambda: blip().encode_questions("a"),
+        lambda: blip().answer(photo(), "a"), lambda: qavit.Model.forward_itm(small(), {}),
+    ]  # fmt: skip
+    for call in asked:
+        with contextlib.suppress(TypeError):
+            call()
+
+
 def use_region() -> None:
     region = Region(0.0, 0.0, 11.0, 9.0)
     region.patch_at(*region.to_picture(0.1, 0.2), (2, 2))
@@ -677,6 +696,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "gradcams_from, another grid": (lambda: use_stored(grid=(3, 3)), 1),
     # results
     "result": (use_result, 1),
+    "file of a result": (use_file_of_result, 1),
+    "what kinds lack": (use_what_kinds_lack, 1),
     "result, no such question": (refused(lambda: made()["who"]), 1),
     "result, asked for": (lambda: QUESTIONS[0] in made(), 1),
     "result, pickled": (lambda: pickle.loads(pickle.dumps(made())), 1),
