@@ -58,22 +58,3 @@ void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_
         }
     }
 }
-
-void qv_cpu_move(qv_call *call, void *out, const void *x, size_t bytes) {
-    (void)call;
-    memcpy(out, x, bytes);
-}
-
-void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
-    (void)call;
-    for (size_t i = 0; i < R * D; i++) {
-        out[i] += x[i];
-    }
-}
-
-void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D) {
-    (void)call;
-    for (size_t r = 0; r < R; r++) {
-        memcpy(out.at + r * out.ld, x.at + r * x.ld, D * sizeof *x.at);
-    }
-}
