@@ -1,5 +1,5 @@
-"""The name that existing scripts import; everything is in `qavit.pnpvqa`."""
+"""The name that existing scripts import; everything is in `qavit.lavis`."""
 
-from qavit.pnpvqa import PNPVQAWithQAViT
+from qavit import PNPVQAWithQAViT
 
 __all__ = ["PNPVQAWithQAViT"]

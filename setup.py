@@ -18,6 +18,7 @@ QAVIT_CUDA_ARCHS compute capabilities to compile for, "75 80 90" by default; new
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -227,6 +228,20 @@ class BuildCore(build_ext):
             return subprocess.run([*compiler, "-fsyntax-only", str(source)], capture_output=True).returncode == 0
 
 
+def bring_licence() -> None:
+    """Put the licences of the OpenBLAS that is shipped (its own, LAPACK's, libgfortran's) beside qavit's, for the wheel."""
+    place = ROOT / "LICENSE-OpenBLAS.txt"
+    if (switch("QAVIT_OPENBLAS") or "bundled") != "bundled":
+        place.unlink(missing_ok=True)
+        return
+    found = importlib.metadata.distribution("scipy-openblas32")
+    texts = [Path(str(found.locate_file(path))) for path in found.files or () if path.name == "LICENSE.txt"]
+    if not texts:
+        raise SystemExit("scipy-openblas32 came without its LICENSE.txt, which a wheel has to hold")
+    if not place.exists() or place.read_bytes() != texts[0].read_bytes():
+        place.write_bytes(texts[0].read_bytes())
+
+
 def find_nvcc() -> Path:
     """CUDA's compiler."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -280,4 +295,5 @@ def extension(name: str) -> Extension:
     )
 
 
+bring_licence()  # before setup(), which lists the licence files
 setup(ext_modules=[extension(name) for name in SOURCES], cmdclass={"build_ext": BuildCore})

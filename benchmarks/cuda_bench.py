@@ -23,7 +23,7 @@ import qavit
 from benchmarks import blip_bench, models
 from benchmarks.timing import interleave
 from qavit import _core
-from qavit.images import CLIP_MEAN, CLIP_STD
+from qavit.images import Preprocessing
 
 BATCHES = (1, 8, 32)
 QUESTIONS, TOKENS, QUESTION_WIDTH = 10, 16, 768
@@ -80,7 +80,7 @@ def clip_runs(work: Work, batch: int, precision: str) -> tuple[Runs, float]:
     random = np.random.default_rng(0)
     images = random.standard_normal((batch, 3, size.image, size.image)).astype(np.float32)
     pictures = [random.integers(0, 256, (480, 640, 3), dtype=np.uint8) for _ in range(batch)]
-    how = (False, CLIP_MEAN, CLIP_STD)
+    how = Preprocessing(vit.image_size).core_arguments()
     wanted = [(i, "class") for i in range(blocks)]
     model.set_attn_implementation("eager")
     maps = models.ClassMaps(model).to(work.torch, torch.bfloat16 if precision == "bfloat16" else torch.float32)

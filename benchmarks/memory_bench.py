@@ -50,7 +50,7 @@ if what == "import":
     sys.exit()
 if what == "convert":
     from qavit.checkpoints import open_model
-    from qavit.convert import convert
+    from qavit.checkpoints import convert
     convert(open_model(**given), sys.argv[5], precision, json.loads(sys.argv[6]))
     print(json.dumps({"loaded": now()}))
     sys.exit()
@@ -74,7 +74,8 @@ print(json.dumps({"loaded": loaded, "mapped": now(), "seconds": seconds, "proces
 
 def shapes_of(vision: dict[str, Any], text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of the pair, integrated "late"."""
-    from qavit.layouts import clip_vision_shapes, t5_shapes
+    from qavit.checkpoints.towers.clip import clip_vision_shapes
+    from qavit.checkpoints.towers.t5 import t5_shapes
 
     side, blocks = vision["image_size"] // vision["patch_size"], vision["num_hidden_layers"]
     late = tuple(range(blocks // 2, blocks))

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from qavit import _core, extract_attention
-from qavit.demo import FOLDER, demo_model, demo_questions
+from qavit._demo import FOLDER, demo_model, demo_questions
 from qavit.images import preprocess
 
 from .contenders import Contender, onnx_runtime, openvino, ours, torch_eager, torch_sdpa
@@ -199,8 +199,7 @@ np.save(sys.argv[2], maps.numpy())
 
 def cold_start(arguments: argparse.Namespace) -> dict[str, Any]:
     """A new process, from its start to its first saved map, from a Hugging Face folder and from a converted one."""
-    from qavit.checkpoints import open_model
-    from qavit.convert import convert
+    from qavit.checkpoints import convert, open_model
 
     table = {}
     for size_name in ("B/16@224", "L/14@336"):

@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 import qavit.data
-from qavit.data.local import run_here
-from qavit.data.plan import plan_file
-from qavit.data.worker import Settings
+from qavit.data._local import run_here
+from qavit.data._plan import plan_file
+from qavit.data._worker import Settings
 from tests.small_models import write_qavit
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@
     python fuzz/fuzz_files.py [--kind KIND ...] [--iterations N] [--seconds S] [--seed N] [--out FOLDER]
 
 Guided by the coverage of qavit's code where atheris is installed (libFuzzer's engine for Python; one process a kind),
-by chance alone with --random. Both begin with the kind's seeds, fuzz/corpus/KIND and fuzz/regressions/KIND.
+by chance alone with --random. Both begin with the kind's seeds, KIND/ in fuzz/corpus.zip, and fuzz/regressions/KIND.
 
 While a file is read, an audit hook watches: starting a program, running or compiling code, connecting anywhere, or
 opening a file for writing counts as a failure, as does any other exception, more memory than --memory allows, or a call
@@ -42,7 +42,12 @@ atheris: Any = None
 if "--guided" in sys.argv:
     import atheris
 with nullcontext() if atheris is None else atheris.instrument_imports(include=["qavit"]):
-    from qavit import checkpoints, config, convert, safetensors_files, text, torch_files, weights
+    from qavit import text
+    from qavit.checkpoints import _convert as checkpoints_convert
+    from qavit.checkpoints import _opening as checkpoints_opening
+    from qavit.checkpoints import _weights as weights
+    from qavit.checkpoints.formats import safetensors_files, torch_files
+    from qavit.lavis import _config as config
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "exec", "compile", "socket.connect")
@@ -142,7 +147,7 @@ def folder_reader(folder: Path, file: str) -> Callable[[Path], None]:
 
     def read(path: Path) -> None:
         shutil.copyfile(path, folder / file)
-        checkpoints.open_model(folder)
+        checkpoints_opening.open_model(folder)
 
     return read
 
@@ -164,8 +169,8 @@ def kinds(folder: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], No
     """name -> (contents to start from, file name, reader)."""
     late = GOLDEN / "qavit_official_late"
     converted = folder / "converted"
-    source = checkpoints.open_model(checkpoint=late / "checkpoint.pth", vision=late / "clip", text=late / "t5")
-    convert.convert(source, converted)
+    source = checkpoints_opening.open_model(checkpoint=late / "checkpoint.pth", vision=late / "clip", text=late / "t5")
+    checkpoints_convert.convert(source, converted)
     pairs = folder / "pairs"
     pairs.mkdir()
     vocabulary = json.dumps({name: n for n, name in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "\u0120"])})
@@ -180,7 +185,10 @@ def kinds(folder: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], No
         "vocab.txt": ([(GOLDEN / "blip_itm" / "vocab.txt").read_bytes()], "vocab.txt", read_tokenizer),
         "vocab.json": ([vocabulary.encode(), b"#version: 0.2\na b\n"], "x", pairs_reader(pairs)),
         "settings": (
-            [(ROOT / "qavit" / "qavit_config_example.yaml").read_bytes(), b"a: &a [1, 2.5, ~]\nb: {c: *a, <<: {d: 0x1}}\n"],
+            [
+                (ROOT / "qavit" / "lavis" / "qavit_config_example.yaml").read_bytes(),
+                b"a: &a [1, 2.5, ~]\nb: {c: *a, <<: {d: 0x1}}\n",
+            ],
             "x.yaml", config.Config.from_file,
         ),
         "settings.json": (
@@ -241,7 +249,7 @@ def main() -> int:
             return max([run_guided(kind, options) for kind in options.kind or table], default=0)
         for kind in options.kind or table:
             contents, file, read = table[kind]
-            contents = 8 * contents + [path.read_bytes() for path in kept_files(kind)]
+            contents = 8 * contents + kept_files(kind)
             path = Path(name) / file
             chance = random.Random(f"{options.seed} {kind}")
             refused = whole = 0
@@ -281,9 +289,11 @@ def main() -> int:
 WATCHED = ("torch", "safetensors", "index", "tokenizer", "vocab.txt")
 
 
-def kept_files(kind: str) -> list[Path]:
+def kept_files(kind: str) -> list[bytes]:
     """Files of the repository: what reached most of the code, and what once failed."""
-    return [path for part in ("corpus", "regressions") for path in sorted((ROOT / "fuzz" / part / kind).glob("*"))]
+    with zipfile.ZipFile(ROOT / "fuzz" / "corpus.zip") as corpus:
+        reached = [corpus.read(name) for name in sorted(corpus.namelist()) if name.startswith(f"{kind}/")]
+    return reached + [path.read_bytes() for path in sorted((ROOT / "fuzz" / "regressions" / kind).glob("*"))]
 
 
 def run_guided(kind: str, options: argparse.Namespace) -> int:
@@ -304,7 +314,7 @@ def fuzz_guided(options: argparse.Namespace) -> None:
     corpus, seeds = options.out / "corpus" / kind, options.out / "seeds" / kind
     for folder in (corpus, seeds):
         folder.mkdir(parents=True, exist_ok=True)
-    for data in [*contents, *(kept.read_bytes() for kept in kept_files(kind))]:
+    for data in [*contents, *kept_files(kind)]:
         (seeds / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
 
     def test_one_input(data: bytes) -> None:

@@ -9,89 +9,27 @@
 Importing this package loads NumPy and the core; everything else is imported when it is used.
 """
 
-from __future__ import annotations
+import logging as _logging
+import os as _os
 
-import logging
-import os
-from typing import TYPE_CHECKING, Any
+import lazy_loader as _lazy_loader
 
-from ._core import get_num_threads, set_num_threads
-from .lazy import lazy_names
+try:
+    import qavit._core as _core  # noqa: F401  # a build that cannot run says so here, not at the first picture
+except ModuleNotFoundError as _missing:
+    if _missing.name != "qavit._core":
+        raise
+    raise ImportError(
+        f"qavit's core is not built in {_os.path.dirname(__file__)}: run `pip install -e .` in that checkout, "
+        "or leave its folder to import an installed qavit"
+    ) from None
 
-if TYPE_CHECKING:
-    from .config import Config
-    from .heatmaps import HeatmapResult
-    from .models import (
-        BlockAttentions,
-        EncodedQuestions,
-        QAViT,
-        QuestionBlindWarning,
-        UnknownWordsWarning,
-        VisionOutput,
-        extract_attention,
-        forward_itm,
-        load,
-    )
-    from .pnpvqa import PNPVQAWithQAViT
-
-__version__ = "0.1.0"
-
-_HOME = {
-    "BlipITM": "blip",
-    "BlockAttentions": "models",
-    "Config": "config",
-    "EncodedQuestions": "models",
-    "HeatmapResult": "heatmaps",
-    "PNPVQAWithQAViT": "pnpvqa",
-    "QAViT": "models",
-    "QuestionBlindWarning": "models",
-    "UnknownWordsWarning": "models",
-    "VisionOutput": "models",
-    "extract_attention": "models",
-    "forward_itm": "models",
-    "load": "models",
-}
-
-__all__ = [
-    "BlockAttentions",
-    "Config",
-    "EncodedQuestions",
-    "HeatmapResult",
-    "PNPVQAWithQAViT",
-    "QAViT",
-    "QuestionBlindWarning",
-    "UnknownWordsWarning",
-    "VisionOutput",
-    "build_info",
-    "extract_attention",
-    "forward_itm",
-    "get_num_threads",
-    "load",
-    "set_num_threads",
-]
-
-logging.getLogger("qavit").addHandler(logging.NullHandler())
-if os.environ.get("QAVIT_VERBOSITY"):
-    _level = os.environ["QAVIT_VERBOSITY"]
+_logging.getLogger("qavit").addHandler(_logging.NullHandler())
+if _os.environ.get("QAVIT_VERBOSITY"):
+    _level = _os.environ["QAVIT_VERBOSITY"]
     if _level.lower() not in {"debug", "info", "warning", "error", "critical"}:
         raise ValueError(f"QAVIT_VERBOSITY is {_level!r}, expected debug, info, warning, error or critical")
-    logging.getLogger("qavit").setLevel(_level.upper())
-    logging.getLogger("qavit").addHandler(logging.StreamHandler())
+    _logging.getLogger("qavit").setLevel(_level.upper())
+    _logging.getLogger("qavit").addHandler(_logging.StreamHandler())
 
-
-def build_info() -> dict[str, Any]:
-    """What is in this build, and what it found on this machine.
-
-    Returns
-    -------
-    dict
-        version; blas and blas_kernels (OpenBLAS's own words); kernels (which of ours run, by precision); panel_columns
-        (of the panels that weights are packed in, 0: none); threads and cpus;
-        cpu_features; stb_image and cuda, whether they were compiled in.
-    """
-    from . import _core
-
-    return {"version": __version__, **_core.build_info()}
-
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+__getattr__, __dir__, __all__ = _lazy_loader.attach_stub(__name__, __file__)

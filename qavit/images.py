@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .tensors import to_numpy
+from ._base.pictures import MAX_FILE_BYTES as MAX_FILE_BYTES
+from ._base.pictures import MAX_PIXELS as MAX_PIXELS
+from ._base.pictures import Picture as Picture
+from ._base.pictures import load_image as load_image
+from ._base.tensors import to_numpy
 
-Picture = npt.NDArray[np.uint8]
+CorePreprocessing = tuple[
+    int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]
+]
 FloatArray = npt.NDArray[np.float32]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-MAX_PIXELS = 89_478_485
-"""The largest picture read from a file, in pixels: a third of 2^28, as in Pillow."""
-MAX_FILE_BYTES = 1 << 30
-"""The largest image file read."""
+
+RESIZES = ("none", "exact", "shortest_edge", "longest_edge")
+"""How a picture is resized, in the core's order."""
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""The filters of a resize, in Pillow's order."""
+MARGINS = ("down", "even")
+"""How half of an odd margin is rounded: by transformers, and by torchvision."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes pixel values.
+    """How a picture becomes pixel values: resized, its middle cut out, scaled and normalised.
 
     Parameters
     ----------
     size : int
         S, the edge of the model's square input in pixels.
-    resize : {"shortest_edge", "exact"}
-        Whether the shorter edge becomes S and the middle square is cut out (CLIP), or both edges become S (BLIP).
+    resize : {"shortest_edge", "exact", "longest_edge", "none"}
+        What becomes of the picture's edges: the shorter one gets a length and the ratio is kept (CLIP), both get theirs
+        (BLIP, SigLIP), the longer one does, or they stay.
     crop : bool
-        Whether what sticks out is cut off. "shortest_edge" needs it, with "exact" nothing sticks out.
+        Whether the middle S x S are taken of what is resized, with black around it where it is smaller. Only with "exact"
+        it can be left out, as the others leave pictures that are not square.
     mean, std : tuple of three floats
-        Of red, green and blue in [0, 1]: pixel values are (value - mean) / std.
+        Of red, green and blue: pixel values are (byte * rescale - mean) / std. One number stands for all three.
+    resize_to : int or (int, int), optional
+        The length; for "exact" (height, width), for "shortest_edge" also (shorter, at most for the longer). None: S.
+    filter : {"bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"}
+        Of the resize, as Pillow's.
+    rescale : float
+        What bytes are multiplied by; 1 leaves them.
+    margin : {"down", "even"}
+        How half of an odd number of pixels that stick out is rounded: down (transformers), or to even (torchvision).
     """
 
     size: int
@@ -49,41 +65,87 @@ class Preprocessing:
     crop: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    resize_to: int | tuple[int, int] | None = None
+    filter: str = "bicubic"
+    rescale: float = 1 / 255
+    margin: str = "down"
 
     def __post_init__(self) -> None:
-        size = self.size
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 1 <= size <= 16384:
-            raise ValueError(f"preprocessing: size is {size!r}, expected a whole number from 1 to 16384")
-        if self.resize not in ("shortest_edge", "exact"):
-            raise ValueError(f"preprocessing: resize is {self.resize!r}, expected 'shortest_edge' or 'exact'")
-        if self.resize == "shortest_edge" and not self.crop:
-            raise ValueError("preprocessing: resize 'shortest_edge' without crop leaves pictures that are not square")
+        _edge(self.size, "size")
+        for name, known in (("resize", RESIZES), ("filter", FILTERS), ("margin", MARGINS)):
+            if getattr(self, name) not in known:
+                expected = ", ".join(map(repr, known))
+                raise ValueError(f"preprocessing: {name} is {getattr(self, name)!r}, expected one of {expected}")
+        if not isinstance(self.crop, bool):
+            raise ValueError(f"preprocessing: crop is {self.crop!r}, expected true or false")
+        if self.resize_to is not None:
+            object.__setattr__(self, "resize_to", self._checked_length(self.resize_to))
+        if not self.crop:
+            if self.resize != "exact":
+                raise ValueError(f"preprocessing: resize {self.resize!r} without crop leaves pictures that are not square")
+            if self.resize_to not in (None, (self.size, self.size)):
+                raise ValueError(
+                    f"preprocessing: resize_to is {self.resize_to!r} without crop, the model takes {self.size} x {self.size}"
+                )
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(getattr(self, name), name))
+        scale = self.rescale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 1e-6 <= scale <= 1e6:
+            raise ValueError(f"preprocessing: rescale is {scale!r}, expected a number above 0")
+
+    def _checked_length(self, value: Any) -> int | tuple[int, int]:
+        pair = isinstance(value, (list, tuple))
+        lengths = tuple(_edge(one, "resize_to") for one in (value if pair else [value]))
+        wanted = {"none": (), "exact": (2,), "shortest_edge": (1, 2), "longest_edge": (1,)}[self.resize]
+        if len(lengths) not in wanted:
+            raise ValueError(f"preprocessing: resize_to is {value!r}, which does not go with resize {self.resize!r}")
+        return (lengths[0], lengths[1]) if len(lengths) == 2 else lengths[0]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The preprocessing that :meth:`to_dict` wrote. ValueError for a missing or unknown key."""
-        known = {"size", "resize", "crop", "mean", "std"}
+        known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown or "size" not in values:
             problem = f"unknown key {unknown[0]!r}" if unknown else "'size' is missing"
             raise ValueError(f"preprocessing: {problem}; expected {', '.join(sorted(known))}")
         return cls(**values)
 
-    def core_arguments(self) -> tuple[bool, tuple[float, float, float], tuple[float, float, float]]:
-        """As the core takes it, the size apart: (resize_exact, mean, std)."""
-        return self.resize == "exact", self.mean, self.std
+    def fitted(self, fit: str) -> Preprocessing:
+        """The same for another part of the picture.
+
+        Parameters
+        ----------
+        fit : {"crop", "stretch", "pad"}
+            The middle square; all of it, its ratio lost; all of it with black around it.
+        """
+        if fit == "crop":
+            return replace(self, resize="shortest_edge", crop=True, resize_to=None)
+        if fit == "stretch":
+            return replace(self, resize="exact", crop=False, resize_to=None)
+        if fit == "pad":
+            return replace(self, resize="longest_edge", crop=True, resize_to=None)
+        raise ValueError(f"fit: expected 'crop', 'stretch' or 'pad', got {fit!r}")
+
+    def core_arguments(self) -> CorePreprocessing:
+        """As the core takes it, the size apart: (rule, edges, filter, even margins, rescale, mean, std)."""
+        first, second = (self.size, self.size if self.resize == "exact" else 0)
+        if isinstance(self.resize_to, tuple):
+            first, second = self.resize_to
+        elif self.resize_to is not None:
+            first = self.resize_to
+        if self.resize in ("none", "longest_edge"):
+            second = first
+        edges = (int(first), int(second))
+        even = self.margin == "even"
+        rule, number = RESIZES.index(self.resize), FILTERS.index(self.filter)
+        return rule, edges, number, even, float(self.rescale), self.mean, self.std
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, strings and lists, for config.json."""
-        return {
-            "size": int(self.size),
-            "resize": self.resize,
-            "crop": self.crop,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["size"] = int(self.size)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -133,65 +195,10 @@ class Region:
         return min(int(down * grid[0]), grid[0] - 1), min(int(across * grid[1]), grid[1] - 1)
 
 
-def load_image(image: Any, *, exif: bool = True, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read a picture.
-
-    Parameters
-    ----------
-    image : path, bytes, binary file, PIL image, or array
-        An image file's path, its bytes, or a file object open for reading them: JPEG, PNG, BMP, and all that Pillow
-        reads. A PIL image of any mode with a defined range. An array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of
-        uint8, uint16 (upper 8 bits are taken) or bool. Alpha is dropped.
-    exif : bool
-        Turn the pictures of files as their EXIF orientation says. PIL images and arrays are taken as they are.
-    max_pixels : int
-        A larger picture in a file is refused before its pixels are allocated.
-
-    Returns
-    -------
-    ndarray
-        uint8 [H, W, 3], a new array.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where no such file exists.
-    ValueError
-        For what is no picture or a broken one, with the file's name and the reason.
-    TypeError
-        For an object of another type, torch tensors among them: normalised ones are pixel values, not pictures.
-    """
-    if isinstance(image, (str, Path)) or (isinstance(image, os.PathLike) and not hasattr(image, "read")):
-        path = os.fspath(image)
-        return _decode(_read_file(path), str(path), exif, max_pixels)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _decode(bytes(image), "image", exif, max_pixels)
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if hasattr(image, "convert") and hasattr(image, "getbands"):
-        try:
-            return _from_pillow(image)
-        except ValueError as error:
-            raise ValueError(f"image: {error}") from error
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"image: the PIL image cannot be read: {error}") from error
-    if hasattr(image, "read"):
-        data = image.read(MAX_FILE_BYTES + 1)
-        if not isinstance(data, (bytes, bytearray)):
-            raise TypeError(f"image: a file that gives {type(data).__name__}, expected one open for reading bytes ('rb')")
-        return _decode(bytes(data), str(getattr(image, "name", "image")), exif, max_pixels)
-    hint = ""
-    if isinstance(image, (list, tuple)):
-        hint = "; give one picture, or a batch of normalised ones as floats [B, 3, S, S]"
-    elif hasattr(image, "detach") or hasattr(image, "__dlpack__"):
-        hint = "; give a picture as a uint8 NumPy array [H, W, 3], pixel values as floats [3, S, S]"
-    raise TypeError(f"image: expected a path, bytes, a file, a PIL image or a uint8 array, got {type(image).__name__}{hint}")
-
-
 def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArray, Region]:
     """Resize, crop and normalise a picture as its model was trained with.
 
-    Bicubic resizing gives Pillow's bytes and the normalisation Hugging Face's CLIPImageProcessor's floats, without
+    Resizing gives Pillow's bytes and the normalisation the floats of Hugging Face's image processors over Pillow, without
     either.
 
     Parameters
@@ -214,22 +221,20 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArr
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], as load_image gives it, got {type(picture).__name__}")
     if picture.dtype != np.uint8:
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], got {picture.dtype} of shape {list(picture.shape)}")
-    pixels = _core.preprocess_image(picture, int(preprocessing.size), *preprocessing.core_arguments())
+    pixels = _core.preprocess_image(picture, int(preprocessing.size), preprocessing.core_arguments())
     return pixels, seen_region(picture, preprocessing)
 
 
 def seen_region(picture: Picture, preprocessing: Preprocessing) -> Region:
-    """The part of a picture uint8 [H, W, 3] that its pixel values show."""
+    """The part of a picture uint8 [H, W, 3] that its pixel values show; more than all of it where they are padded."""
     size = int(preprocessing.size)
     height, width = picture.shape[:2]
-    if preprocessing.resize == "exact" or height == width:
-        return Region(0.0, 0.0, float(width), float(height))
-    resized = int(size * max(height, width) / min(height, width))
-    start = (resized - size) // 2
-    scale = max(height, width) / resized
-    if height < width:
-        return Region(start * scale, 0.0, (start + size) * scale, float(height))
-    return Region(0.0, start * scale, float(width), (start + size) * scale)
+    place = _core.place_picture(height, width, size, preprocessing.core_arguments())
+    new_height, new_width, top, left = place
+    return Region(
+        left * width / new_width, top * height / new_height,
+        (left + size) * width / new_width, (top + size) * height / new_height,
+    )  # fmt: skip
 
 
 class DevicePicture:
@@ -322,106 +327,25 @@ def picture_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> Pictur
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
     with np.errstate(over="ignore"):
-        levels = np.rint((pixel_values * std + mean) * 255.0)
+        levels = np.rint((pixel_values * std + mean) / np.float32(preprocessing.rescale))
     return np.ascontiguousarray(np.clip(levels, 0.0, 255.0).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _edge(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= 16384:
+        raise ValueError(f"preprocessing: {name} is {value!r}, expected a whole number from 1 to 16384")
+    return int(value)
 
 
 def _three_numbers(values: Any, name: str) -> tuple[float, float, float]:
     try:
-        red, green, blue = (float(value) for value in values)
+        if isinstance(values, (bool, str)) or any(isinstance(value, (bool, str)) for value in np.atleast_1d(values)):
+            raise TypeError
+        numbers = [float(value) for value in np.atleast_1d(values)]
+        red, green, blue = numbers * 3 if len(numbers) == 1 and np.ndim(values) == 0 else numbers
     except (TypeError, ValueError):
         raise ValueError(f"preprocessing: {name} is {values!r}, expected three numbers") from None
     for value in (red, green, blue):
         if not math.isfinite(value) or abs(value) > 1e6 or (name == "std" and value < 1e-6):
             raise ValueError(f"preprocessing: {name} is {values!r}, expected three finite numbers, std above zero")
     return red, green, blue
-
-
-def _read_file(path: str | bytes) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError as error:
-        hint = " (download it first: only local files are read)" if re.match(r"\w+://", str(path)) else ""
-        raise FileNotFoundError(error.errno, f"image: no such file{hint}", str(path)) from None
-    return data
-
-
-def _decode(data: bytes, name: str, exif: bool, max_pixels: int) -> Picture:
-    """The picture of a file's bytes: by the core, or by Pillow where the core cannot."""
-    if not data:
-        raise ValueError(f"{name}: the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"{name}: larger than {MAX_FILE_BYTES} bytes")
-    try:
-        return _core.decode_image(data, exif, max_pixels)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    except RuntimeError as error:
-        return _decode_with_pillow(data, name, exif, max_pixels, str(error))
-
-
-def _decode_with_pillow(data: bytes, name: str, exif: bool, max_pixels: int, problem: str) -> Picture:
-    import io
-
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        image: Any = Image.open(io.BytesIO(data))
-    except MemoryError:
-        raise
-    except Exception as error:
-        kind = f" ({problem})" if data[:2] in (b"\xff\xd8", b"\x89P", b"BM") else ""
-        reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise ValueError(f"{name}: {reason}{kind}") from error
-    with image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{name}: {image.width} x {image.height} pixels, more than max_pixels = {max_pixels}")
-        try:
-            image.load()
-            turned = ImageOps.exif_transpose(image) if exif else image
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's readers raise whatever their parsing stumbles over
-            raise ValueError(f"{name}: the file is broken: {error}") from error
-        try:
-            return _from_pillow(turned)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-
-
-def _from_pillow(image: Any) -> Picture:
-    """uint8 [H, W, 3] of a PIL image."""
-    mode = image.mode
-    if mode.startswith("I;16"):
-        return _from_array(np.asarray(image).astype(np.uint16))
-    if mode == "I":
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ValueError(f"a PIL image of mode I has values from {values.min()} to {values.max()}, not 16 bits")
-        return _from_array(values.astype(np.uint16))
-    if mode == "F":
-        raise ValueError("a PIL image of mode F has no defined range; scale it to 0 to 255 and convert it to uint8")
-    if mode == "PA" or (mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-    elif mode in ("RGBa", "La"):  # premultiplied alpha
-        image = image.convert(mode[:-1] + "A")
-    return _from_array(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
-
-
-def _from_array(array: npt.NDArray[Any]) -> Picture:
-    """uint8 [H, W, 3], a copy."""
-    shape = list(array.shape)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        hint = "; transpose(1, 2, 0) makes it so" if array.ndim == 3 and shape[0] in (3, 4) else ""
-        raise ValueError(f"image: an array of shape {shape}, expected [H, W], [H, W, 3] or [H, W, 4]{hint}")
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = array >> 8
-    elif array.dtype == np.bool_:
-        array = array * np.uint8(255)
-    elif array.dtype != np.uint8:
-        hint = "; floats are taken as pixel values [3, S, S]" if array.dtype.kind == "f" else ""
-        raise ValueError(f"image: an array of {array.dtype}, expected uint8, uint16 or bool{hint}")
-    picture = np.empty((shape[0], shape[1], 3), np.uint8)
-    picture[...] = array[:, :, None] if array.ndim == 2 else array[:, :, : 3 if shape[2] == 4 else shape[2]]
-    return picture

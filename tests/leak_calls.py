@@ -19,10 +19,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable
+from typing import Any
 from unittest import mock
 
 import hostile
@@ -35,38 +37,36 @@ from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_sta
 
 import qavit
 import qavit.data
-from qavit import (
-    _core,
-    arguments,
-    checkpoints,
-    cli,
-    demo,
-    devices,
-    files,
-    heatmap_demo,
-    heatmaps,
-    html,
-    hub,
-    images,
-    lavis,
-    layouts,
-    plots,
-    progress,
-    readouts,
-    safetensors_files,
-    tensors,
-    text,
-    torch_files,
-    weights,
-)
-from qavit.checkpoints import open_model
-from qavit.convert import convert, describe, description_text
-from qavit.data import local, output, plan
-from qavit.data.progress import duration
-from qavit.demo import demo_model
-from qavit.heatmap_demo import QAViTHeatmapDemo
+from qavit import PNPVQAWithQAViT, _core, images, text
+from qavit import _demo as demo_module
+from qavit import _heatmap_demo as heatmap_demo
+from qavit import _result as result_module
+from qavit._base import arguments, files, progress, tensors
+from qavit._base.progress import duration
+from qavit._demo import demo_model
+from qavit._heatmap_demo import QAViTHeatmapDemo
+from qavit.checkpoints import _hub as hub
+from qavit.checkpoints import _source as checkpoints_source
+from qavit.checkpoints import _weights as weights
+from qavit.checkpoints import convert, describe, open_model
+from qavit.checkpoints._describe import description_text
+from qavit.checkpoints.formats import safetensors_files, torch_files
+from qavit.checkpoints.towers import bert, clip
+from qavit.cli import _main as cli_main
+from qavit.data import _local as local
+from qavit.data import _output as data_output
+from qavit.data import _plan as plan
+from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
-from qavit.pnpvqa import PNPVQAWithQAViT
+from qavit.lavis import _matcher as lavis_matcher
+from qavit.lavis import _replace as lavis_replace
+from qavit.lavis import _stored as lavis_stored
+from qavit.methods import attention as methods
+from qavit.metrics import _pointing as metrics_pointing
+from qavit.models import _devices as devices
+from qavit.plots import _figures as plots_figures
+from qavit.plots import _page as html
+from qavit.plots import _protocol as plots_protocol
 
 # ---- what the calls are made on ----
 
@@ -108,12 +108,12 @@ def damaged(ending: str) -> bytes:
 
 
 @cache
-def made() -> heatmaps.HeatmapResult:
+def made() -> result_module.HeatmapResult:
     return small().heatmaps(photo(), QUESTIONS)
 
 
 @cache
-def one() -> heatmaps.HeatmapResult:
+def one() -> result_module.HeatmapResult:
     """For figures: one question, a picture of 22 x 18."""
     return small().heatmaps(photo(), "what")
 
@@ -145,7 +145,7 @@ def late() -> dict[str, Path]:
     return {"checkpoint": target / "checkpoint.pth", "vision": target / "clip", "text": LATE / "t5"}
 
 
-def open_late(**options: Any) -> checkpoints.ModelSource:
+def open_late(**options: Any) -> checkpoints_source.ModelSource:
     return open_model(**late(), **options)
 
 
@@ -237,14 +237,14 @@ def encoder(kind: str) -> Any:
     }  # fmt: skip
     if kind == "clip_text_model":
         config = {**common, "hidden_act": "quick_gelu", "eos_token_id": 29, "projection_dim": 4}
-        shapes = {**layouts.clip_text_shapes(config), "text_projection.weight": (4, 8)}
+        shapes = {**clip.clip_text_shapes(config), "text_projection.weight": (4, 8)}
         make = _core.ClipTextEncoder
     else:
         config = {**common, "hidden_act": "gelu", "type_vocab_size": 2, "pad_token_id": 0}
-        shapes = layouts.bert_shapes(config)
+        shapes = bert.bert_shapes(config)
         make = _core.BertEncoder
     stored = {name: weights.from_array(np.full(shape, 0.1, np.float32)) for name, shape in shapes.items()}
-    sizes = layouts.clip_text_config if kind == "clip_text_model" else layouts.bert_config
+    sizes = clip.clip_text_config if kind == "clip_text_model" else bert.bert_config
     return make(sizes(stored, config, kind), stored)
 
 
@@ -328,7 +328,7 @@ def row_of_output() -> qavit.data.MapRow:
 
 
 def output_folder() -> None:
-    target = output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
+    target = data_output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
     try:
         target.finish_input(0, 1, 1)
         target.count()
@@ -350,7 +350,7 @@ def command(*words: str, code: int = 0) -> Callable[[], None]:
         }  # fmt: skip
         known["out"].mkdir(exist_ok=True)
         shutil.rmtree(known["new"], ignore_errors=True)
-        assert run_quietly(lambda: cli.main([word.format(**known) for word in words])) == code
+        assert run_quietly(lambda: cli_main.main([word.format(**known) for word in words])) == code
 
     return act
 
@@ -360,7 +360,7 @@ DRAWN = ("--model", "{model}", "-o", "{out}")
 
 def wrong_usage() -> None:
     try:
-        run_quietly(lambda: cli.main(["heatmap", "--block", "first"]))
+        run_quietly(lambda: cli_main.main(["heatmap", "--block", "first"]))
     except SystemExit:
         return
     raise AssertionError("it was taken")
@@ -370,7 +370,7 @@ def reader_gone() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb", buffering=0) as raw, contextlib.redirect_stdout(io.TextIOWrapper(raw, write_through=True)):
-        assert cli.main(["info"]) == 0
+        assert cli_main.main(["info"]) == 0
 
 
 # ---- LAVIS ----
@@ -386,7 +386,7 @@ class Captioner:
 def replace_and_restore(matcher: Any, side: int) -> None:
     model = Captioner()
     samples = {"image": floats(2, 3, side, side), "text_input": QUESTIONS}
-    with lavis.replace_forward_itm(model, matcher, block_num=2 if side == 14 else 1, grid=(3, 3)):
+    with lavis_replace.replace_forward_itm(model, matcher, block_num=2 if side == 14 else 1, grid=(3, 3)):
         model.forward_itm(samples)
         repr(model.forward_itm)
 
@@ -462,14 +462,14 @@ def use_result() -> None:
     result.patch(0, 1)
     result.to_dict()
     np.asarray(result)
-    repr(result), result.size, result.grid, result.seen
+    repr(result), result.picture_size, result.grid, result.seen
 
 
 def use_region() -> None:
     region = Region(0.0, 0.0, 11.0, 9.0)
     region.patch_at(*region.to_picture(0.1, 0.2), (2, 2))
     region.patch(1, 1, (2, 2))
-    Preprocessing.from_dict(Preprocessing(14).to_dict())
+    Preprocessing.from_dict(Preprocessing(14).fitted("pad").to_dict())
 
 
 def use_pnpvqa() -> None:
@@ -497,7 +497,7 @@ def use_reader() -> None:
 
 
 def use_stored(**options: Any) -> None:
-    stored = lavis.gradcams_from(maps(), **options)
+    stored = lavis_stored.gradcams_from(maps(), **options)
     stored.maps(["q0", "q1"])
     stored({"question_id": ["q1"]})
     repr(stored)
@@ -566,6 +566,12 @@ def draw_axes() -> None:
     one().plot(Figure(figsize=(1, 1)).subplots(), colorbar=False, title="")
 
 
+def plot_anew() -> None:
+    from matplotlib import pyplot
+
+    pyplot.close(one().plot(kind="original", colorbar=False).get_figure())
+
+
 def show_nowhere() -> None:
     import matplotlib
 
@@ -574,7 +580,7 @@ def show_nowhere() -> None:
 
 
 def draw_once(name: str) -> Callable[[], Any]:
-    return lambda: plots.render(plots.make_figure(one(), "original", caption="", colorbar=False), name, dpi=10)
+    return lambda: plots_figures.render(one().figure("original", caption="", colorbar=False), name, dpi=10)
 
 
 def drawn_small(call: Callable[[], Any]) -> Callable[[], None]:
@@ -586,16 +592,15 @@ def drawn_small(call: Callable[[], Any]) -> Callable[[], None]:
     def act() -> None:
         from matplotlib.figure import Figure
 
-        lay_out, save = plots._lay_out, Figure.savefig
+        lay_out, save = plots_figures._lay_out, Figure.savefig
 
-        def one_panel(result: Any, cells: Any, *rest: Any) -> Any:
-            _, maps, cmap, shared, _, _, figure = rest
-            return lay_out(result, cells[:1], 1, maps, cmap, shared, False, "", figure)
+        def one_panel(result: Any, panels: Any, look: Any, bar: Any, caption: Any, figure: Any) -> Any:
+            return lay_out(result, replace(panels, cells=panels.cells[:1], per_row=1), look, None, [], figure)
 
         def coarse(figure: Any, file: Any, **options: Any) -> None:
             save(figure, file, **{**options, "dpi": 10})
 
-        with mock.patch.object(plots, "_lay_out", one_panel), mock.patch.object(Figure, "savefig", coarse):
+        with mock.patch.object(plots_figures, "_lay_out", one_panel), mock.patch.object(Figure, "savefig", coarse):
             call()
 
     return act
@@ -607,15 +612,15 @@ def demo_files() -> None:
 
 
 def demo_of_a_small_model() -> None:
-    with mock.patch.object(demo, "FOLDER", folder()):
+    with mock.patch.object(demo_module, "FOLDER", folder()):
         command("demo", "-o", "{out}", "--image", "{photo}", "-q", "what")()
 
 
 def drawing(kind: str) -> Callable[[], Any]:
-    return lambda: plots.make_figure(one(), kind, top=1, colorbar=False)
+    return lambda: one().figure(kind, top=1, colorbar=False)
 
 
-FIGURES = [kind for kind in plots.KINDS if kind not in ("panels", "blocks")]
+FIGURES = [kind for kind in plots_protocol.KINDS if kind not in ("panels", "blocks")]
 
 #: name -> (call, how many times fewer)
 FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
@@ -643,11 +648,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
     "demo heatmaps": (lambda: demo_once().heatmaps(photo(), QUESTIONS), 1),
-    "maps_of_words": (lambda: small().heatmaps(photo(), QUESTIONS).maps_of_words(), 1),
-    "all_block_maps": (lambda: small().heatmaps(photo(), QUESTIONS).all_block_maps(), 1),
+    "word maps": (lambda: small().heatmaps(photo(), QUESTIONS).word_maps, 1),
+    "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "maps_and_scores": (lambda: blip().maps_and_scores(floats(1, 3, 32, 32), QUESTIONS, 1), 1),
     "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
-    "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).all_block_maps(), 1),
+    "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
     "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
     # PnP-VQA and LAVIS
@@ -661,10 +666,10 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "QAViTHeatmapDemo, files": (drawn_small(demo_files), 4),
     "replace_forward_itm": (lambda: replace_and_restore(small(), 14), 1),
     "replace_forward_itm, BLIP": (lambda: replace_and_restore(blip(), 32), 1),
-    "compute_gradcam": (lambda: lavis.compute_gradcam(blip(), floats(2, 3, 32, 32), QUESTIONS, None, 1), 1),
-    "from_lavis": (lambda: lavis.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
-    "from_lavis, its tokenizer": (lambda: lavis.from_lavis(live_module()), 1),
-    "from_lavis, refused": (refused(lambda: lavis.from_lavis(Captioner())), 1),
+    "compute_gradcam": (lambda: lavis_matcher.compute_gradcam(blip(), floats(2, 3, 32, 32), QUESTIONS, None, 1), 1),
+    "from_lavis": (lambda: lavis_matcher.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
+    "from_lavis, its tokenizer": (lambda: lavis_matcher.from_lavis(live_module()), 1),
+    "from_lavis, refused": (refused(lambda: lavis_matcher.from_lavis(Captioner())), 1),
     "gradcams_from": (use_stored, 1),
     "gradcams_from, another grid": (lambda: use_stored(grid=(3, 3)), 1),
     # results
@@ -683,12 +688,12 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "to_html": (lambda: one().to_html(place() / "map.html"), 1),
     "html.render": (lambda: html.render(one(), blocks=False), 1),
     "save png": (lambda: one().save(place() / "map.png", "original", dpi=10), 1),
-    **{f"make_figure, {kind}": (drawing(kind), 1) for kind in FIGURES},
-    "make_figure, blocks": (lambda: plots.make_figure(one(), "blocks", blocks=[2], colorbar=False), 1),
-    "make_figure, panels": (lambda: one().figure(columns=2, top=1, colorbar=False), 4),
+    **{f"figure, {kind}": (drawing(kind), 1) for kind in FIGURES},
+    "figure, blocks": (lambda: one().figure("blocks", blocks=[2], colorbar=False), 1),
+    "figure, panels": (lambda: one().figure(columns=2, top=1, colorbar=False), 4),
     **{f"render, {ending}": (draw_once(ending), 1) for ending in ("png", "jpg", "svg", "pdf")},
     "plot": (draw_axes, 1),
-    "plot, a new figure": (lambda: one().plot(kind="original", colorbar=False), 1),
+    "plot, a new figure": (plot_anew, 1),
     "show": (show_nowhere, 1),
     "_repr_png_": (drawn_small(lambda: one()._repr_png_()), 4),
     # pictures
@@ -738,7 +743,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "QuestionCache": (use_cache, 1),
     "Config": (use_config, 1),
     "Config.from_file": (lambda: qavit.Config.from_file(folder() / "config.json"), 1),
-    "Config, YAML": (lambda: qavit.Config.from_file(demo.FOLDER.parent / "qavit_config_example.yaml"), 1),
+    "Config, YAML": (lambda: qavit.Config.from_file(demo_module.FOLDER.parent / "lavis" / "qavit_config_example.yaml"), 1),
     "Config, refused": (refused(lambda: qavit.Config.from_file(photo())), 1),
     "a hub's name": (use_hub, 1),
     # data sets
@@ -760,13 +765,13 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "MapReader.gather": (lambda: qavit.data.read_maps(maps()).gather(["q1", "q0"]), 1),
     "MapReader.gather, refused": (refused(lambda: reader().gather(["x"])), 1),
     "scale_maps": (lambda: qavit.data.scale_maps(unit(2, 4) * np.float32(1e-9), "float16"), 1),
-    "write_part": (lambda: output.write_part(place() / "part.parquet", [row_of_output()], (2, 2), "float16"), 1),
+    "write_part": (lambda: data_output.write_part(place() / "part.parquet", [row_of_output()], (2, 2), "float16"), 1),
     "OutputFolder": (output_folder, 1),
-    "model_identity": (lambda: output.model_identity({"model": folder()}), 1),
+    "model_identity": (lambda: data_output.model_identity({"model": folder()}), 1),
     "Shard": (use_shard, 1),
     # the command line
     "qavit": (command(code=2), 1),
-    "qavit --completion": (command("--completion", "fish"), 1),
+    "qavit --completion": (command("--completion", "zsh"), 1),
     "qavit, wrong usage": (wrong_usage, 1),
     "qavit info, its reader gone": (reader_gone, 1),
     "qavit info": (command("info", "{model}"), 1),
@@ -790,13 +795,13 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     # the rest
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),
-    "demo_entries": (lambda: (demo.demo_entries(), demo.demo_questions()), 1),
-    "attention_inside": (lambda: demo.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
+    "demo_entries": (lambda: (demo_module.demo_entries(), demo_module.demo_questions()), 1),
+    "attention_inside": (lambda: metrics_pointing.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
     "Progress": (lambda: run_quietly(use_progress), 1),
     "write_whole": (use_files, 1),
     "check_device": (lambda: (devices.check_device("cpu"), refused(lambda: devices.check_device("x"))()), 1),
     "torch_of": (lambda: tensors.torch_of(np.zeros(1)), 1),
     "question_list": (lambda: arguments.question_list(QUESTIONS), 1),
-    "output_size": (lambda: heatmaps.output_size(9, (3, 4)), 1),
-    "merge_heads": (lambda: readouts.merge_heads(unit(2, 3, 4), "max"), 1),
+    "output_size": (lambda: heatmaps_grid.output_size(9, (3, 4)), 1),
+    "merge_heads": (lambda: methods.merge_heads(unit(2, 3, 4), "max"), 1),
 }  # fmt: skip

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +23,17 @@ from hypothesis.extra import numpy as hnp
 from small_models import write_qavit
 
 import qavit
-from qavit import _core, heatmaps, images, lavis, pixels, plots, readouts
-from qavit.blip import BlipITM
+from qavit import BlipITM, QAViT, _core, images, methods
+from qavit import _result as result_module
+from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
-from qavit.heatmap_demo import QAViTHeatmapDemo
+from qavit.heatmaps import _grid as heatmaps_grid
+from qavit.heatmaps._distribution import to_distribution
 from qavit.images import Preprocessing, Region
-from qavit.models import QAViT
+from qavit.lavis import _grids as lavis_grids
+from qavit.lavis import _pictures as lavis_pictures
+from qavit.lavis import _replace as lavis_replace
+from qavit.plots import _pixels as plots_pixels
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 QUESTIONS = ["where is the red star?", "what"]
@@ -94,7 +99,7 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "load_image": (picture, images.load_image),
     "heatmaps of a picture": (picture, lambda a: small().heatmaps(a, QUESTIONS).maps),
     "heatmaps of pixel values": (lambda: floats(3, SIDE, SIDE), lambda a: small().heatmaps(a, QUESTIONS).maps),
-    "preprocess_image": (picture, lambda a: _core.preprocess_image(a, 8, False, (0.5,) * 3, (0.5,) * 3)),
+    "preprocess_image": (picture, lambda a: _core.preprocess_image(a, 8, Preprocessing(8).core_arguments())),
     "resize_image": (picture, lambda a: _core.resize_image(a, 5, 7)),
     "as_pixel_values": (lambda: floats(2, 3, 4, 5), images.as_pixel_values),
     "forward_itm": (
@@ -120,31 +125,28 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "analyze_attention_statistics": (
         lambda: unit(3, 4), lambda a: numbers_of(QAViTHeatmapDemo(small()).analyze_attention_statistics(a))),
     "normalize_maps": (
-        lambda: unit(2, 3, 4), lambda a: [heatmaps.normalize_maps(a, how) for how in heatmaps.NORMALIZATIONS]),
-    "map_statistics": (lambda: unit(3, 4), lambda a: numbers_of(heatmaps.map_statistics(a))),
-    "resample_map": (lambda: unit(3, 4), lambda a: heatmaps.resample_map(a, WHOLE, (9, 11), (18, 22))),
-    "HeatmapResult, maps": (lambda: unit(2, 3, 4), lambda a: heatmaps.HeatmapResult(a, QUESTIONS, picture()).maps),
-    "HeatmapResult, picture": (picture, lambda a: heatmaps.HeatmapResult(unit(2, 3, 4), QUESTIONS, a).picture),
-    "overlay, values": (
-        lambda: unit(3, 4),
-        lambda a: pixels.overlay(heatmaps.HeatmapResult(unit(2, 3, 4), QUESTIONS, picture()), values=a)),
-    "colorize": (lambda: unit(3, 4), pixels.colorize),
-    "show_cam_on_image, img": (lambda: unit(5, 6, 3), lambda a: pixels.show_cam_on_image(a, unit(5, 6, seed=1))),
-    "show_cam_on_image, mask": (lambda: unit(5, 6), lambda a: pixels.show_cam_on_image(unit(5, 6, 3), a)),
-    "getAttMap, img": (lambda: unit(9, 8, 3), lambda a: pixels.getAttMap(a, unit(3, 4))),
-    "getAttMap, attMap": (lambda: unit(3, 4), lambda a: pixels.getAttMap(unit(9, 8, 3), a)),
-    "to_distribution": (lambda: unit(2, 3, 4), lambda a: readouts.to_distribution(a, axes=2)),
-    "merge_heads": (lambda: unit(2, 3, 4), lambda a: [readouts.merge_heads(a, h) for h in ("mean", "max", 1, None)]),
-    "read_class": (attention, readouts.read_class),
-    "read_question": (attention, lambda a: readouts.read_question(a, mask=np.array([[1, 1, 0], [1, 1, 1]]))),
+        lambda: unit(2, 3, 4), lambda a: [heatmaps_grid.normalize_maps(a, how) for how in heatmaps_grid.NORMALIZATIONS]),
+    "map_statistics": (lambda: unit(3, 4), lambda a: numbers_of(heatmaps_grid.map_statistics(a))),
+    "resample_map": (lambda: unit(3, 4), lambda a: heatmaps_grid.resample_map(a, WHOLE, (9, 11), (18, 22))),
+    "HeatmapResult, maps": (lambda: unit(2, 3, 4), lambda a: result_module.HeatmapResult(a, QUESTIONS, picture()).maps),
+    "HeatmapResult, picture": (picture, lambda a: result_module.HeatmapResult(unit(2, 3, 4), QUESTIONS, a).picture),
+    "colorize": (lambda: unit(3, 4), plots_pixels.colorize),
+    "show_cam_on_image, img": (lambda: unit(5, 6, 3), lambda a: lavis_pictures.show_cam_on_image(a, unit(5, 6, seed=1))),
+    "show_cam_on_image, mask": (lambda: unit(5, 6), lambda a: lavis_pictures.show_cam_on_image(unit(5, 6, 3), a)),
+    "getAttMap, img": (lambda: unit(9, 8, 3), lambda a: lavis_pictures.getAttMap(a, unit(3, 4))),
+    "getAttMap, attMap": (lambda: unit(3, 4), lambda a: lavis_pictures.getAttMap(unit(9, 8, 3), a)),
+    "to_distribution": (lambda: unit(2, 3, 4), lambda a: to_distribution(a, axes=2)),
+    "merge_heads": (lambda: unit(2, 3, 4), lambda a: [methods.merge_heads(a, h) for h in ("mean", "max", 1, None)]),
+    "read_class": (attention, methods.read_class),
+    "read_question": (attention, lambda a: methods.read_question(a, mask=np.array([[1, 1, 0], [1, 1, 1]]))),
     "read_question, mask": (
-        lambda: np.array([[1, 1, 0], [1, 1, 1]]), lambda a: readouts.read_question(attention(), mask=a)),
-    "read_words": (attention, lambda a: readouts.read_words(a, [[-1, 0, 1], [0, 0, -1]])),
-    "apply_readout": (
-        attention, lambda a: readouts.apply_readout(lambda raw: raw[:, 0, 1:, 0], a, grid=(2, 2))),
-    "resample_mass": (lambda: unit(2, 3, 4), lambda a: lavis.resample_mass(a, (5, 2))),
-    "drawable": (lambda: unit(2, 12), lavis.drawable),
-    "fit_images": (lambda: floats(2, 3, SIDE, SIDE), lambda a: lavis.fit_images(a, small())),
+        lambda: np.array([[1, 1, 0], [1, 1, 1]]), lambda a: methods.read_question(attention(), mask=a)),
+    "read_words": (attention, lambda a: methods.read_words(a, [[-1, 0, 1], [0, 0, -1]])),
+    "read_custom": (
+        attention, lambda a: methods.read_custom(lambda raw: raw[:, 0, 1:, 0], a, grid=(2, 2))),
+    "resample_mass": (lambda: unit(2, 3, 4), lambda a: lavis_grids.resample_mass(a, (5, 2))),
+    "drawable": (lambda: unit(2, 12), lavis_grids.drawable),
+    "fit_images": (lambda: floats(2, 3, SIDE, SIDE), lambda a: lavis_grids.fit_images(a, small())),
     "Vit.forward": (
         lambda: floats(2, 3, SIDE, SIDE),
         lambda a: small()._vit.forward(a, INDEX, floats(2, 4, 12), LENGTH, outputs=("pooled",))),
@@ -388,33 +390,41 @@ def test_what_is_no_array_is_refused_by_name(name: str, thing: Any) -> None:
 
 @pytest.mark.parametrize("name", [
     "normalize_maps", "map_statistics", "resample_map", "colorize", "getAttMap", "show_cam_on_image", "read_class",
-    "a readout of one's own",
+    "a method of one's own",
 ])  # fmt: skip
 def test_tensors_leave_their_gradient_behind(name: str) -> None:
     torch = pytest.importorskip("torch")
     maps, attention = unit(3, 4), unit(2, 3, 5, 7) / 7
     picture = unit(3, 4, 3)
     calls: dict[str, Callable[[Any], Any]] = {
-        "normalize_maps": lambda kind: heatmaps.normalize_maps(kind(maps), "sum"),
-        "map_statistics": lambda kind: list(heatmaps.map_statistics(kind(maps))["top_patches"]),
-        "resample_map": lambda kind: heatmaps.resample_map(kind(maps), Region(0, 0, 8, 6), (6, 8), 16),
-        "colorize": lambda kind: plots.colorize(kind(maps)),
-        "getAttMap": lambda kind: plots.getAttMap(kind(picture), kind(maps)),
-        "show_cam_on_image": lambda kind: plots.show_cam_on_image(kind(picture), kind(maps)),
-        "read_class": lambda kind: readouts.read_class(kind(attention)),
-        "a readout of one's own": lambda kind: readouts.apply_readout(lambda raw: kind(raw[:, 0, 0, 3:]), attention, 2),
+        "normalize_maps": lambda kind: heatmaps_grid.normalize_maps(kind(maps), "sum"),
+        "map_statistics": lambda kind: list(heatmaps_grid.map_statistics(kind(maps))["top_patches"]),
+        "resample_map": lambda kind: heatmaps_grid.resample_map(kind(maps), Region(0, 0, 8, 6), (6, 8), 16),
+        "colorize": lambda kind: plots_pixels.colorize(kind(maps)),
+        "getAttMap": lambda kind: lavis_pictures.getAttMap(kind(picture), kind(maps)),
+        "show_cam_on_image": lambda kind: lavis_pictures.show_cam_on_image(kind(picture), kind(maps)),
+        "read_class": lambda kind: methods.read_class(kind(attention)),
+        "a method of one's own": lambda kind: methods.read_custom(lambda raw: kind(raw[:, 0, 0, 3:]), attention, 2),
     }
     call = calls[name]
     np.testing.assert_array_equal(call(lambda array: torch.tensor(array, requires_grad=True)), call(np.asarray))
 
 
 def test_what_is_not_meant_is_named() -> None:
-    from qavit.convert import convert, describe
+    from qavit.checkpoints import convert, describe
 
     for call, kind, message in (
-        (lambda: heatmaps.resample_map(np.ones((2, 2)), (0, 0, 4, 4), (4, 4), 4), TypeError, "region: expected a Region"),
-        (lambda: heatmaps.resample_map(np.ones((2, 2)), Region(0, 0, 4, 4), (4, 4), (0, 4)), ValueError, "size: got"),
-        (lambda: plots.getAttMap(np.full((4, 4, 3), 200.0), np.ones((2, 2))), ValueError, "img: floats from 200 to 200"),
+        (
+            lambda: heatmaps_grid.resample_map(np.ones((2, 2)), (0, 0, 4, 4), (4, 4), 4),
+            TypeError,
+            "region: expected a Region",
+        ),
+        (lambda: heatmaps_grid.resample_map(np.ones((2, 2)), Region(0, 0, 4, 4), (4, 4), (0, 4)), ValueError, "size: got"),
+        (
+            lambda: lavis_pictures.getAttMap(np.full((4, 4, 3), 200.0), np.ones((2, 2))),
+            ValueError,
+            "img: floats from 200 to 200",
+        ),
         (lambda: images.preprocess("a.jpg", images.Preprocessing(14)), TypeError, "picture: .* load_image .* got str"),
         (lambda: images.preprocess(np.zeros((4, 4, 3)), images.Preprocessing(14)), TypeError, "picture: .* got float64"),
         (lambda: images.preprocess(picture(), 14), TypeError, "preprocessing: expected a Preprocessing, got int"),
@@ -422,8 +432,8 @@ def test_what_is_not_meant_is_named() -> None:
         (lambda: describe("demo"), TypeError, "source: .* got str"),
         (lambda: qavit.forward_itm("demo", {}), TypeError, "model: expected a QAViT or a BlipITM, got str"),
         (lambda: qavit.extract_attention(blip(), picture(), "what"), TypeError, "model: expected a QAViT, got BlipITM"),
-        (lambda: lavis.replace_forward_itm(blip(), blip(), grid=5), ValueError, "grid: expected"),
-        (lambda: readouts.read_words(unit(1, 3, 5, 7), [[0, 0.5]]), TypeError, "word_of: .* got float"),
+        (lambda: lavis_replace.replace_forward_itm(blip(), blip(), grid=5), ValueError, "grid: expected"),
+        (lambda: methods.read_words(unit(1, 3, 5, 7), [[0, 0.5]]), TypeError, "word_of: .* got float"),
     ):
         with pytest.raises(kind, match=message):
             call()

@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMPILER = """#!{python}
-import sys
-words = sys.argv[1:]
-with open({log!r}, "a") as log:
-    log.write(" ".join(words) + "\\n")
-if "-o" in words:
-    open(words[words.index("-o") + 1], "w").close()
+COMPILER = """#!/bin/sh
+echo "$@" >>'{log}'
+while [ $# -gt 0 ]; do
+    [ "$1" != -o ] || : >"$2"
+    shift
+done
 """
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 CORE, TESTING = f"qavit/_core{SUFFIX}", f"qavit/_core_testing{SUFFIX}"
@@ -38,7 +37,7 @@ pytestmark = [
 def orders(folder: Path, *commands: str, **environment: str) -> list[str]:
     """The lines that the compiler is called with when setup.py runs these commands with everything below a folder."""
     compiler, log = folder / "compiler", folder / "log"
-    compiler.write_text(COMPILER.format(python=sys.executable, log=str(log)))
+    compiler.write_text(COMPILER.format(log=log))
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     log.unlink(missing_ok=True)
     places = ["egg_info", "--egg-base", str(folder), "build", "--build-base", str(folder / "build")]

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import qavit
-from qavit.config import Config, to_mapping
+from qavit import Config
+from qavit.lavis._config import to_mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,7 +89,7 @@ def test_the_example_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_the_example_at_the_top_is_the_one_in_the_package():
     door = ROOT / "qavit_config_example.yaml"
-    assert door.read_text(encoding="utf-8") == Path(qavit.__file__).with_name(door.name).read_text(encoding="utf-8")
+    assert door.read_text(encoding="utf-8") == (ROOT / "qavit" / "lavis" / door.name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_the_example_at_the_top_is_the_one_in_the_package():
     [
         ("absent.yaml", None, FileNotFoundError, "does not exist"),
         ("list.json", b"[1, 2]", ValueError, "mapping.*list"),
-        ("broken.json", b"{", ValueError, "not JSON"),
+        ("broken.json", b"{", ValueError, "broken.json: not the JSON"),
         ("broken.yaml", b"a: [1", ValueError, "not YAML"),
-        ("binary.yaml", b"\xff\xfe\x00", ValueError, "not UTF-8"),
+        ("binary.yaml", b"\xff\xfe\x00", ValueError, "not YAML"),
         ("empty.yaml", b"", ValueError, "NoneType"),
         ("numbers.yaml", b"1: 2\n", ValueError, "expected names"),
     ],

@@ -23,13 +23,12 @@ def run(*words: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in done.stdout.splitlines() if line.endswith("; 0 failures"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
 def test_ops_and_models_by_another_compiler() -> None:
     assert {"clang, ops", "clang, models"} <= run("clang").keys()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is not installed")
 def test_ops_and_models_on_other_cpus() -> None:
     found = run()

@@ -12,8 +12,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,7 @@ from test_vit import as_weights, make_config, random_model
 from torch_qavit import integrated_blocks
 
 import qavit
-from qavit import _core
-from qavit.pnpvqa import PNPVQAWithQAViT
+from qavit import PNPVQAWithQAViT, _core
 
 Array = Any
 # Of the largest value. Observed on cuda-host: 1.5e-6 (hidden states), 5e-7 (attention), 4e-6 (T5), 2e-6 (GradCAM). A GPU
@@ -330,7 +330,7 @@ def test_maps_of_the_demo_model(name: str) -> None:
 
 
 def test_doors_of_pnp_vqa(name: str, tmp_path: Path) -> None:
-    from qavit.heatmap_demo import QAViTHeatmapDemo
+    from qavit._heatmap_demo import QAViTHeatmapDemo
 
     model = PNPVQAWithQAViT("demo", offload_model=True)
     demo = QAViTHeatmapDemo(model, device=name)
@@ -360,7 +360,7 @@ def test_names_that_are_no_device(device: str) -> None:
             ask()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_benchmark_runs_on_the_host(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.cuda_bench", "--small", "--json", "--batches", "2", "--rounds", "1"]
     # The core that is tested here, wherever it was built.

@@ -18,7 +18,7 @@ from test_cuda import TOLERANCE, close, missing, vision
 import qavit
 from qavit import _core
 from qavit.data import HeatmapActor
-from qavit.images import CLIP_MEAN, CLIP_STD, DevicePicture, prepare
+from qavit.images import DevicePicture, Preprocessing, prepare
 
 Array = Any
 QUESTIONS = ["where is the red cube?", "how many spheres are there?"]
@@ -55,43 +55,54 @@ def embedded(vit: Any, pixels: Any, **how: Any) -> Array:
     return vit.forward(pixels, hidden=[0], **how)["hidden"][0]
 
 
+def arguments(size: int, **how: Any) -> Any:
+    return Preprocessing(size, **how).core_arguments()
+
+
 @pytest.mark.parametrize("size", [3, 27, 48])
-@pytest.mark.parametrize("exact", [False, True], ids=["shortest edge", "exact"])
-def test_the_same_bits_for_every_size(device: Any, size: int, exact: bool) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        {}, {"resize": "exact", "crop": False}, {"resize": "longest_edge", "filter": "lanczos"},
+        {"resize": "none", "rescale": 1.0}, {"resize_to": 55, "filter": "nearest", "margin": "even"},
+        {"resize_to": (2, 20), "filter": "bilinear"}, {"resize": "exact", "resize_to": (60, 20), "filter": "box"},
+    ],
+    ids=lambda how: " ".join(map(str, how.values())) or "shortest edge",
+)  # fmt: skip
+def test_the_same_bits_for_every_size(device: Any, size: int, how: Any) -> None:
     """One batch of all: one pass, two in either order, none; one pixel; taller and wider than any picture should be."""
     sizes = [
         (1, 1), (1, 7), (7, 1), (2, 3), (size, size), (size, size + 1), (size + 1, size), (size, 3 * size), (5 * size, size),
         (40, 53), (301, 302), (3, 500), (500, 3), (500, 40), (40, 500), (1, 3000), (3000, 1), (17, 1200), (240, 320),
     ]  # fmt: skip
-    how = (exact, CLIP_MEAN, CLIP_STD)
+    how = arguments(size, **how)
     pictures = [noise(*one) for one in sizes]
     vit = embedder(size, device)
-    expected = embedded(vit, np.stack([_core.preprocess_image(picture, size, *how) for picture in pictures]))
+    expected = embedded(vit, np.stack([_core.preprocess_image(picture, size, how) for picture in pictures]))
     found = embedded(vit, pictures, preprocessing=how)
     for one, here, there in zip(sizes, expected, found):
         assert np.array_equal(here, there), one
     again = embedded(vit, pictures[::-1], preprocessing=how)
     assert np.array_equal(again, expected[::-1])
-    # One level of one channel of one pixel shows in these states.
-    pictures[4][size // 2, size // 2, 1] ^= 1
+    pictures[4][..., 1] ^= 64  # another channel shows in these states
     assert not np.array_equal(embedded(vit, pictures, preprocessing=how)[4], expected[4])
 
 
 def test_pictures_larger_than_pinned_memory(name: str) -> None:
     """12 MB through two halves of 4, a row of 4.5 MB, and weights of as much."""
     vit = embedder(15, _core.Device(name))
-    how = (True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    how = arguments(15, resize="exact", crop=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     pictures = [noise(2000, 2000), noise(1, 1_500_000), noise(6, 6)]
-    expected = embedded(vit, np.stack([_core.preprocess_image(picture, 15, *how) for picture in pictures]))
+    expected = embedded(vit, np.stack([_core.preprocess_image(picture, 15, how) for picture in pictures]))
     assert np.array_equal(embedded(vit, pictures, preprocessing=how), expected)
 
 
 def test_layouts_do_not_matter_and_pictures_are_left_alone(device: Any) -> None:
-    how = (False, CLIP_MEAN, CLIP_STD)
+    how = arguments(27)
     wide = noise(90, 120)
     picture = wide[::2, ::-3]
     vit = embedder(27, device)
-    expected = embedded(vit, _core.preprocess_image(picture, 27, *how)[None])
+    expected = embedded(vit, _core.preprocess_image(picture, 27, how)[None])
     before = wide.copy()
     picture.flags.writeable = False
     assert np.array_equal(embedded(vit, (picture,), preprocessing=how), expected)
@@ -107,9 +118,9 @@ def test_layouts_do_not_matter_and_pictures_are_left_alone(device: Any) -> None:
     ids=["2-d", "alpha", "empty", "floats", "list", "none"],
 )  # fmt: skip
 def test_errors_are_the_cpus(device: Any, picture: Any) -> None:
-    how = (True, CLIP_MEAN, CLIP_STD)
+    how = arguments(27, resize="exact", crop=False)
     with pytest.raises((TypeError, ValueError)) as expected:
-        _core.preprocess_image(picture, 27, *how)
+        _core.preprocess_image(picture, 27, how)
     vit = embedder(27, device)
     with pytest.raises(expected.type) as found:
         vit.forward([noise(5, 5), picture], hidden=[0], preprocessing=how)
@@ -118,18 +129,22 @@ def test_errors_are_the_cpus(device: Any, picture: Any) -> None:
 
 def test_preprocessing_is_checked(device: Any) -> None:
     vit = embedder(27, device)
-    for how in ([True, CLIP_MEAN, CLIP_STD], (True, CLIP_MEAN), (True, CLIP_MEAN, "abc"), True):
+    right = arguments(27)
+    for how in (list(right), right[:-1], (*right[:-1], "abc"), True):
         with pytest.raises(TypeError):
             vit.forward([noise(5, 5)], hidden=[0], preprocessing=how)
+    for place, wrong in ((0, 4), (0, -1), (1, (0, 0)), (1, (27, -1)), (1, (1 << 20, 0)), (2, 6), (2, -1)):
+        with pytest.raises(ValueError, match="preprocessing: rule"):
+            vit.forward([noise(5, 5)], hidden=[0], preprocessing=(*right[:place], wrong, *right[place + 1 :]))
     with pytest.raises(TypeError, match="pictures: expected a sequence"):
-        vit.forward(None, hidden=[0], preprocessing=(True, CLIP_MEAN, CLIP_STD))
-    assert vit.forward([], hidden=[0], preprocessing=(True, CLIP_MEAN, CLIP_STD))["hidden"][0].shape[0] == 0
+        vit.forward(None, hidden=[0], preprocessing=right)
+    assert vit.forward([], hidden=[0], preprocessing=right)["hidden"][0].shape[0] == 0
 
 
 def test_nothing_is_allocated_for_the_next_picture(name: str) -> None:
     there = _core.Device(name)
     vit = embedder(27, there)
-    how = (False, CLIP_MEAN, CLIP_STD)
+    how = arguments(27)
     embedded(vit, [noise(300, 200)], preprocessing=how)
     first = there.counters()
     for height, width in ((300, 200), (20, 30), (200, 290), (300, 200)):
@@ -144,7 +159,7 @@ def test_nothing_is_allocated_for_the_next_picture(name: str) -> None:
 @pytest.mark.parametrize("where", [None, "cuda-host"])
 def test_allocation_failures_are_errors(where: str | None) -> None:
     vit = embedder(27, where and _core.Device(where))
-    how = (False, CLIP_MEAN, CLIP_STD)
+    how = arguments(27)
     expected = embedded(vit, [noise(60, 50)], preprocessing=how)
     failures = 0
     for n in range(1, 60):
@@ -174,7 +189,7 @@ def test_maps_of_pictures(name: str, tmp_path: Path) -> None:
         _, pixels, region = prepare(picture, here.preprocessing, "cpu")
         found = model.heatmaps(picture, QUESTIONS)
         assert np.array_equal(found.maps, model.heatmaps(pixels, QUESTIONS).maps)
-        assert found.region == region
+        assert found.seen == region
         expected = here.heatmaps(picture, QUESTIONS)
         close(found.maps, expected.maps, 10 * TOLERANCE[name])
         maps = model.extract_attention(picture, QUESTIONS, blocks=(model.default_block,))
@@ -193,11 +208,11 @@ def test_what_is_computed_later_is_of_the_picture_that_was_given(name: str) -> N
     expected = qavit.load("demo").heatmaps(picture, QUESTIONS)
     found = model.heatmaps(picture, QUESTIONS)
     found.picture[:] = 0
-    close(found.all_block_maps(), expected.all_block_maps(), 20 * TOLERANCE[name])
+    close(found.block_maps, expected.block_maps, 20 * TOLERANCE[name])
     # On another device than where it began:
     moved = model.heatmaps(picture, QUESTIONS)
     model.cpu()
-    for one, other in zip(moved.maps_of_words(), expected.maps_of_words()):
+    for one, other in zip(moved.word_maps, expected.word_maps):
         close(one, other, 10 * TOLERANCE[name])
 
 
@@ -227,7 +242,7 @@ def test_blip_allocates_nothing_for_the_next_picture(name: str) -> None:
     device = _core.Device(name)
     there = _core.BlipItm(blip.config_of(model), blip.weights_of(model), device=device)
     ids, mask = blip.questions(words["vocab_size"], [5, 3, 7], 1)
-    how = (True, CLIP_MEAN, CLIP_STD)
+    how = arguments(27, resize="exact", crop=False)
 
     def ask() -> Array:
         return there.gradcam(there.encode_image(noise(90, 70), how), ids, mask, 0)[0]

@@ -22,7 +22,7 @@ from test_cuda import TOLERANCE, asked, missing, vision
 from test_cuda_pictures import noise
 
 from qavit import _core
-from qavit.images import CLIP_MEAN, CLIP_STD
+from qavit.images import Preprocessing
 
 Array = Any
 LATE = ["cuda-host:1", "cuda-host:2"]
@@ -77,7 +77,7 @@ def test_pictures(name: str) -> None:
     config, weights = vision(None, num_hidden_layers=1, image_size=48, patch_size=16)
     here, there = (_core.Vit(config, weights, device=device) for device in (None, _core.Device(name)))
     pictures = [noise(*size) for size in ((48, 48), (700, 900), (31, 47), (1500, 1400), (60, 2000), (8, 9))]
-    how = (False, CLIP_MEAN, CLIP_STD)
+    how = Preprocessing(48).core_arguments()
     for turn in (pictures, pictures[::-1]):
         found, expected = (vit.forward(turn, hidden=[0], preprocessing=how)["hidden"][0] for vit in (there, here))
         close(found, expected, tolerance(name))
@@ -189,7 +189,7 @@ def test_freeing_a_model_does_not_wait_for_another_ones_call(device: str) -> Non
         pytest.skip(reason)
     script = WAITING.format(path=[str(Path(__file__).parent), *filter(None, sys.path)], name=device)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done True\n"
 

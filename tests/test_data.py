@@ -17,10 +17,10 @@ from PIL import Image
 
 import qavit
 import qavit.data
-from qavit.data.actor import HeatmapActor, MapRow
-from qavit.data.output import read_manifest, scale_maps, write_part
-from qavit.data.plan import Group, Part, Row, Shard, plan_file
-from qavit.data.questions import Item, open_questions
+from qavit.data import HeatmapActor, MapRow, Shard, open_questions, scale_maps
+from qavit.data._output import read_manifest, write_part
+from qavit.data._plan import Group, Part, Row, plan_file
+from qavit.data._questions import Item
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -157,7 +157,7 @@ def test_a_row_that_cannot_be_read_is_an_item_with_a_problem(tmp_path: Path) -> 
     problems = [item.problem for item in items]
     assert problems[0] is None
     assert problems[6] is None  # an empty question is for the model to refuse
-    expected = {1: "line 2: not JSON", 2: "got list", 3: "line 5: no image", 4: "image is int", 5: "is int", 7: "not JSON"}
+    expected = {1: "line 2: not JSON", 2: "got list", 3: "line 5: no image", 4: "image is int", 5: "is int", 7: "not UTF-8"}
     for place, words in expected.items():
         assert words in str(problems[place])
 
@@ -166,7 +166,7 @@ def test_a_row_that_cannot_be_read_is_an_item_with_a_problem(tmp_path: Path) -> 
     ("name", "content", "message"),
     [
         ("q.csv", "picture,question\n", "no column 'image'"),
-        ("q.csv", "image,text\n", "no column 'question'"),
+        ("q.csv", "image,answer\n", "no column 'question'"),
         ("q.txt", "", "none of"),
         ("q.tar.gz", "", "unpack it first"),
         ("q.json", '{"a": [1]}', "no list of questions"),
@@ -271,21 +271,21 @@ def test_a_row_does_not_depend_on_what_was_asked_before(model_folder: Path, tmp_
 
 
 def open_item(folder: Path, name: str) -> Any:
-    from qavit.data.questions import ImageSource
+    from qavit.data._pictures import ImageSource
 
     return ImageSource(name, str(folder / name))
 
 
-def test_many_questions_of_a_large_readout_go_in_pieces(
+def test_many_questions_of_a_large_method_go_in_pieces(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (name,) = write_pictures(tmp_path, 1)
     group = Group(open_item(tmp_path, name), [Row(str(i), f"where is {i}?", None) for i in range(7)])
-    whole = HeatmapActor(model_folder, readout="question")
+    whole = HeatmapActor(model_folder, method="question")
     assert whole.at_once is not None
     assert whole.at_once > 7
-    monkeypatch.setattr("qavit.data.actor.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
-    pieces = HeatmapActor(model_folder, readout="question")
+    monkeypatch.setattr("qavit.models._question_vit.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
+    pieces = HeatmapActor(model_folder, method="question")
     assert pieces.at_once == 3
     for one, other in zip(*(next(iter(actor.compute([group]))) for actor in (whole, pieces))):
         np.testing.assert_allclose(one.map, other.map, atol=1e-6)
@@ -332,8 +332,8 @@ def test_an_actor_can_be_sent_to_another_process(actor: HeatmapActor, tmp_path: 
 def test_arguments_of_an_actor_are_checked(model_folder: Path) -> None:
     for options, message in (
         ({"dtype": "int8"}, "dtype"), ({"method": "magic"}, "method"), ({"block": 99}, "block 99"), ({"heads": 5}, "head"),
-        ({"method": "itm", "readout": "question"}, "readout and heads"), ({"decoders": 0}, "decoders"),
-        ({"block": 0, "readout": "question"}, "does not attend"),
+        ({"method": "gradcam"}, "expected 'class' or 'question'"), ({"decoders": 0}, "decoders"),
+        ({"block": 0, "method": "question"}, "does not attend"),
     ):  # fmt: skip
         with pytest.raises((ValueError, IndexError), match=message):
             HeatmapActor(model_folder, **options)
@@ -363,13 +363,13 @@ def test_rows_come_back(tmp_path: Path, dtype: str) -> None:
     (tmp_path / "parts").mkdir()
     write_part(tmp_path / "parts" / "00000-000000.parquet", rows_of(values, score=0.25), (2, 3), dtype)
     write_part(tmp_path / "parts" / "00000-000001.parquet", rows_of([None, None])[:1], (2, 3), dtype)
-    about = {"grid": [2, 3], "block": 2, "method": "attention", "questions": [["q", ""]]}
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "qavit-maps", "version": 1, **about}))
+    about = {"grid": [2, 3], "block": 2, "method": "class", "questions": [["q", ""]]}
+    (tmp_path / "_manifest.json").write_text(json.dumps({"format": "qavit-maps", "version": 1, **about}))
     reader = qavit.data.read_maps(tmp_path)
     found = list(reader)
     assert len(reader) == len(found) == 6
     assert not reader.complete
-    (tmp_path / "input-00000.json").write_text('{"parts": 2, "rows": 6}')
+    (tmp_path / "_input-00000.json").write_text('{"parts": 2, "rows": 6}')
     assert reader.complete
     tolerance = 0 if dtype == "float32" else 2**-11
     for row, value in zip(found, [*values, None]):
@@ -413,7 +413,7 @@ def test_folders_that_hold_no_run(tmp_path: Path) -> None:
         qavit.data.read_maps(tmp_path)
     later = '{"format": "qavit-maps", "version": 9}'
     for content, message in (("{", "not a manifest"), ('{"a": 1}', "not a manifest"), (later, "version 9")):
-        (tmp_path / "manifest.json").write_text(content)
+        (tmp_path / "_manifest.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_manifest(tmp_path)
 
@@ -445,7 +445,7 @@ def test_blip_gives_lavis_maps_and_scores(tmp_path: Path) -> None:
     summary = qavit.data.run(questions, tmp_path / "out", block=block, dtype="float16", **parts)
     assert (summary.rows, summary.errors) == (4, 1)
     reader = qavit.data.read_maps(tmp_path / "out")
-    assert reader.method == "itm"
+    assert reader.method == "gradcam"
     model = qavit.load(**parts)
     pixels = np.stack([qavit.images.preprocess(qavit.images.load_image(tmp_path / name), model.preprocessing)[0]] * 4)
     expected = model.forward_itm({"image": pixels, "text_input": [row["question"] for row in rows]}, block_num=block)
@@ -458,8 +458,8 @@ def test_blip_gives_lavis_maps_and_scores(tmp_path: Path) -> None:
         assert row.map is not None
         np.testing.assert_allclose(row.map.reshape(-1), values, rtol=2**-10, atol=2**-20 * values.max())
         assert row.score == pytest.approx(float(score), abs=1e-5)
-    with pytest.raises(ValueError, match="itm"):
-        HeatmapActor(method="attention", **parts)
+    with pytest.raises(ValueError, match="gradcam"):
+        HeatmapActor(method="class", **parts)
 
 
 def test_plain_clip_takes_pictures_alone(tmp_path: Path) -> None:
@@ -471,5 +471,5 @@ def test_plain_clip_takes_pictures_alone(tmp_path: Path) -> None:
     assert np.array_equal(rows["map"][0], expected.reshape(-1))
     asked = actor({"image": [str(tmp_path / name)], "question": ["where?"]})
     assert "takes none" in asked["error"][0]
-    with pytest.raises(ValueError, match="no 'itm'"):
-        HeatmapActor(vision=vision, method="itm")
+    with pytest.raises(ValueError, match="got 'question', expected 'class'"):
+        HeatmapActor(vision=vision, method="question")

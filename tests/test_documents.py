@@ -17,7 +17,7 @@ from PIL import Image
 from small_models import GOLDEN
 
 import qavit
-from qavit import cli
+from qavit.cli import _main as cli_main
 
 ROOT = Path(__file__).parent.parent
 LATE, BLIP = GOLDEN / "qavit_official_late", GOLDEN / "blip_itm"
@@ -90,18 +90,17 @@ def test_readme(place: Path) -> None:
 
 def test_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyarrow")
-    pytest.importorskip("ijson")
     convert, heatmap, data_set = (commands("README.md", verb)[0] for verb in ("convert", "heatmap", "run"))
-    assert cli.main(convert) == 0
+    assert cli_main.main(convert) == 0
     model = qavit.load("qavit-base2/")
     assert isinstance(model, qavit.QAViT)
     assert model.integrated == (3, 4, 5)
     pictures = sorted(glob.glob(heatmap[1]))
-    assert cli.main([heatmap[0], *pictures, *heatmap[2:]]) == 0
+    assert cli_main.main([heatmap[0], *pictures, *heatmap[2:]]) == 0
     for picture in pictures:
         assert {path.suffix for path in Path("out").glob(f"{Path(picture).stem}*")} >= {".png", ".npz", ".html"}
     assert commands("docs/SCALE.md", "run")[0] == data_set
-    assert cli.main(data_set) == 0
+    assert cli_main.main(data_set) == 0
     names: dict[str, Any] = {"samples": {"question_id": [42000]}}
     run(python("docs/SCALE.md")[0], names)
     assert "where is the car? (5, 5)" in capsys.readouterr().out
@@ -132,3 +131,13 @@ def test_pnp_vqa_document(place: Path) -> None:
     run(scripts, names)
     assert names["maps"].shape == (1, 144)
     assert len(list(Path("results").iterdir())) == 6
+
+
+def test_the_map_of_the_code_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:csrc|qavit|tests|docs|training|benchmarks|fuzz|notebooks)/[\w./]+|\.\w+/[\w./]+)`", text))
+    assert len(named) > 40
+    assert not sorted(name for name in named if not (ROOT / name).exists())
+    rooms = {f"qavit/{path.parent.name}" for path in (ROOT / "qavit").glob("*/__init__.py")}
+    folders = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.is_dir()}
+    assert not sorted((rooms | folders) - named)

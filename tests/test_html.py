@@ -14,9 +14,10 @@ import pytest
 from browser import PROGRAM, Browser
 from matplotlib import colormaps
 
-from qavit import html
-from qavit.heatmaps import HeatmapResult
+from qavit import HeatmapResult
+from qavit._base.warnings import Note
 from qavit.images import Region
+from qavit.plots import _page as html
 
 HOSTILE = "</script><script>window.broken=1</script><img src=x onerror='window.broken=1'>&amp;\u2028"
 
@@ -35,7 +36,7 @@ def result(count: int = 3, grid: int = 6, blocks: int = 4, side: int = 120, **ch
         "maps": maps,
         "questions": [*QUESTIONS, *(f"question {i}?" for i in range(3, count))][:count],
         "picture": rng.integers(90, 160, (side, 2 * side, 3), dtype=np.uint8),
-        "region": Region(side / 2, 0, side * 1.5, side),
+        "seen": Region(side / 2, 0, side * 1.5, side),
         "block": blocks - 1,
         "words": [["where", "star"], ["<b>", "x"], ["红色"]][:count] + [["w"]] * (count - 3),
         "answers": [[("yes", 0.75), (HOSTILE, 0.25)]] * count,
@@ -75,7 +76,7 @@ def test_values_come_back_to_the_stored_precision() -> None:
     raw = np.frombuffer(base64.b64decode(data["maps"]["data"]), "<u2").reshape(4, 2, 6, 6)
     bounds = np.array(data["maps"]["bounds"]).reshape(4, 2, 2, 1, 1)
     maps = bounds[:, :, 0] + raw / 65535 * (bounds[:, :, 1] - bounds[:, :, 0])
-    assert np.abs(maps - one.all_block_maps()).max() < 1e-5 * one.maps.max() * 2
+    assert np.abs(maps - one.block_maps).max() < 1e-5 * one.maps.max() * 2
 
 
 def test_a_page_without_blocks_words_and_answers() -> None:
@@ -115,7 +116,7 @@ def hot(pixels: Any) -> tuple[float, float]:
 
 
 def test_in_a_browser_clicks_move_the_map(browser: Browser, tmp_path: Path) -> None:
-    browser.open(result().to_html(tmp_path / "page.html"))
+    browser.open(result().to_html(tmp_path / "page.html", cmap="jet"))
     first, screen = browser.canvas(), browser.screenshot()
     # The hot patch is (1, 1) of 6 x 6 over the middle half of the width.
     assert hot(first) == pytest.approx((0.25 + 0.5 * 1.5 / 6, 1.5 / 6), abs=0.02)
@@ -149,7 +150,7 @@ def test_in_a_browser_clicks_move_the_map(browser: Browser, tmp_path: Path) -> N
 
 def test_in_a_browser_a_block_that_knows_no_question_is_said_to(browser: Browser, tmp_path: Path) -> None:
     one = result()
-    every = one.all_block_maps().copy()
+    every = one.block_maps.copy()
     every[1] = every[1, :1]
     browser.open(result(block_maps=lambda: every).to_html(tmp_path / "page.html"))
     hidden = "document.querySelector('#blind').hidden"
@@ -168,6 +169,33 @@ def test_in_a_browser_small_shares_are_read_as_numbers(browser: Browser, tmp_pat
     browser.open(one.to_html(tmp_path / "page.html"))
     assert browser.run("document.querySelector('#low').textContent") == "0%"
     assert browser.run("document.querySelectorAll('.answer').length") == 1
+
+
+def test_in_a_browser_notes_and_units_are_said(browser: Browser, tmp_path: Path) -> None:
+    notes = (Note("question_cut", "The end was left out: <b>", 1), Note("bundled_model", "Drawn shapes alone.", None))
+    browser.open(result(notes=notes).to_html(tmp_path / "page.html"))
+    said = "[...document.querySelectorAll('#notes p')].map(p => p.textContent)"
+    assert browser.run(said) == ["Drawn shapes alone.", "Grey: not seen by the model."]
+    browser.press("2")
+    assert browser.run(said) == ["The end was left out: <b>", "Drawn shapes alone.", "Grey: not seen by the model."]
+    assert browser.run("document.querySelector('#unit').textContent") == "Colours: how much of all attention one patch gets"
+    heading = browser.run("document.querySelector('#answerbox h2').textContent")
+    assert heading == "Answers, and how likely the model finds each"
+    browser.open(result(answers=None, seen=None).to_html(tmp_path / "bare.html", vmin=0.1, vmax=0.5, shared=False))
+    assert browser.run("document.querySelector('#answerbox').hidden")
+    assert browser.run(said) == []
+    assert not browser.run("document.querySelector('#shared').checked")
+    ends = [browser.run(f"document.querySelector('#{end}').textContent") for end in ("low", "high")]
+    assert ends == ["10%", "50%"]
+
+
+def test_in_a_browser_a_flat_map_is_pale(browser: Browser, tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).uniform(0.99, 1.01, (1, 6, 6))
+    one = HeatmapResult(maps / maps.sum(), ["q"], np.full((60, 60, 3), 128, np.uint8))
+    browser.open(one.to_html(tmp_path / "page.html"))
+    assert browser.run("document.querySelector('#low').textContent") == "0%"
+    assert browser.run("document.querySelector('#high').textContent") == "8.33%"
+    assert np.ptp(browser.canvas(), axis=(0, 1)).max() < 10
 
 
 def hot_is_gone(pixels: Any) -> bool:

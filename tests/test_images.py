@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import hashlib
 import io
+import json
 import os
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
-import time
+import urllib.parse
 import zlib
 
 import numpy as np
@@ -21,7 +24,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from qavit import _core
-from qavit.images import CLIP_MEAN, CLIP_STD, Preprocessing, Region, as_pixel_values, load_image, picture_of, preprocess
+from qavit.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    FILTERS,
+    Preprocessing,
+    Region,
+    as_pixel_values,
+    load_image,
+    picture_of,
+    preprocess,
+)
 
 BICUBIC = Image.BICUBIC if not hasattr(Image, "Resampling") else Image.Resampling.BICUBIC
 NEEDS_DECODER = pytest.mark.skipif(not _core.build_info()["stb_image"], reason="built without stb_image")
@@ -37,14 +50,14 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
     return pillow_resize(noise(5, 7, seed), height, width)
 
 
-def pillow_resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def pillow_resize(picture: np.ndarray, height: int, width: int, number: int = BICUBIC) -> np.ndarray:
     """Pillow 13's bytes from any Pillow: a resize along one axis alone has always been the same."""
     H, W = picture.shape[:2]
     image = Image.fromarray(picture)
-    if int(PIL.__version__.split(".")[0]) < 13:
+    if int(PIL.__version__.split(".")[0]) < 13 and number != 0:
         down_first = height < H and H - height > 2 * (W - width)
-        image = image.resize((W, height) if down_first else (width, H), BICUBIC)
-    return np.asarray(image.resize((width, height), BICUBIC))
+        image = image.resize((W, height) if down_first else (width, H), number)
+    return np.asarray(image.resize((width, height), number))
 
 
 def encode(picture: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
@@ -72,22 +85,24 @@ def peak_bytes() -> int:
 # ---- resize and preprocessing ----
 
 
-@settings(max_examples=250, deadline=None)
-@given(SIZES, SIZES, SIZES, SIZES, st.booleans(), st.integers(0, 99))
-def test_resize_gives_pillows_bytes(height, width, new_height, new_width, hard, seed):
+@settings(max_examples=400, deadline=None)
+@given(SIZES, SIZES, SIZES, SIZES, st.sampled_from(FILTERS), st.booleans(), st.integers(0, 99))
+def test_resize_gives_pillows_bytes(height, width, new_height, new_width, name, hard, seed):
     picture = noise(height, width, seed)
     if hard:
         picture = np.where(picture > 127, 255, 0).astype(np.uint8)
     before = picture.copy()
-    resized = _core.resize_image(picture, new_height, new_width)
-    assert np.array_equal(resized, pillow_resize(picture, new_height, new_width))
+    number = FILTERS.index(name)
+    resized = _core.resize_image(picture, new_height, new_width, number)
+    assert np.array_equal(resized, pillow_resize(picture, new_height, new_width, number))
     assert np.array_equal(picture, before)
 
 
+@pytest.mark.parametrize("number", range(len(FILTERS)), ids=FILTERS)
 @pytest.mark.parametrize("shape", [(1, 5000, 1, 7), (5000, 1, 7, 1), (2, 4000, 300, 3), (900, 700, 901, 699)])
-def test_resize_of_long_pictures(shape):
+def test_resize_of_long_pictures(shape, number):
     picture = noise(*shape[:2])
-    assert np.array_equal(_core.resize_image(picture, *shape[2:]), pillow_resize(picture, *shape[2:]))
+    assert np.array_equal(_core.resize_image(picture, *shape[2:], number), pillow_resize(picture, *shape[2:], number))
 
 
 def test_every_cpu_level_gives_the_same_bytes():
@@ -125,6 +140,68 @@ def test_preprocess_is_the_clip_image_processor(clip_processor, height, width, s
         np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
     assert pixels.shape == (3, size, size)
     assert pixels.dtype == np.float32
+
+
+SEEN = {"mean": (0, 0, 0), "std": (1, 1, 1), "rescale": 1}
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIZES, SIZES, st.integers(1, 60), st.integers(1, 80), st.integers(1, 80), st.data())
+def test_what_is_resized_and_cut_out_is_what_pillow_makes(height, width, size, one, two, data):
+    """Of torchvision's transforms, open_clip's, and transformers', from their formulas; uint8 to the byte."""
+    picture = noise(height, width, height * 301 + width)
+    resize = data.draw(st.sampled_from(["none", "exact", "shortest_edge", "longest_edge", "bounded"]))
+    margin = data.draw(st.sampled_from(["down", "even"]))
+    name = data.draw(st.sampled_from(FILTERS))
+    short, long = sorted((height, width))
+    edges = {"none": (None, (height, width)), "exact": ((one, two), (one, two))}
+    grown = int(one * long / short)
+    edges["shortest_edge"] = (one, (one, grown) if height <= width else (grown, one))
+    ratio = long / one
+    edges["longest_edge"] = (one, (max(1, round(height / ratio)), max(1, round(width / ratio))))
+    exact = one if long / short * one <= two else two * short / long
+    edge = max(1, round(exact))
+    if edge == short:
+        bounded = (height, width)
+    elif width < height:
+        bounded = (max(1, int(exact * height / width)), edge)
+    else:
+        bounded = (edge, max(1, int(exact * width / height)))
+    edges["bounded"] = ((one, two), bounded)
+    resize_to, (new_height, new_width) = edges[resize]
+    resize = "shortest_edge" if resize == "bounded" else resize
+    how = Preprocessing(size, resize, True, resize_to=resize_to, filter=name, margin=margin, **SEEN)
+    pixels, region = preprocess(picture, how)
+    resized = picture
+    if (new_height, new_width) != (height, width):
+        resized = pillow_resize(picture, new_height, new_width, FILTERS.index(name))
+    square = np.zeros((size, size, 3), np.uint8)
+    starts = []
+    for edge in (new_height, new_width):
+        over = edge - size
+        start = over // 2 if margin == "down" else (round(over / 2) if over >= 0 else -(-over // 2))
+        starts.append(start)
+    top, left = starts
+    inside = resized[max(top, 0) : top + size, max(left, 0) : left + size]
+    square[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]] = inside
+    assert np.array_equal(pixels, square.transpose(2, 0, 1))
+    assert region.left == pytest.approx(left * width / new_width)
+    assert region.bottom == pytest.approx((top + size) * height / new_height)
+
+
+def test_fits():
+    picture = noise(40, 80, 1)
+    how = Preprocessing(20, resize_to=30, filter="bilinear", **SEEN)
+    cut, stretched, padded = (how.fitted(fit) for fit in ("crop", "stretch", "pad"))
+    assert preprocess(picture, cut)[1] == Region(20, 0, 60, 40)
+    assert preprocess(picture, stretched)[1] == Region(0, 0, 80, 40)
+    pixels, region = preprocess(picture, padded)
+    assert region == Region(0, -20, 80, 60)
+    assert np.array_equal(pixels[:, 5:15], pillow_resize(picture, 10, 20, 2).transpose(2, 0, 1))
+    assert not pixels[:, :5].any()
+    assert not pixels[:, 15:].any()
+    with pytest.raises(ValueError, match="fit: expected 'crop', 'stretch' or 'pad', got 'fill'"):
+        how.fitted("fill")
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,6 +256,9 @@ def test_region_maps_both_ways():
 def test_preprocessing_is_checked_and_written():
     how = Preprocessing(224)
     assert (how.mean, how.std) == (CLIP_MEAN, CLIP_STD)
+    assert Preprocessing(8, mean=0.5, std=0.25) == Preprocessing(8, mean=[0.5] * 3, std=(0.25,) * 3)
+    full = Preprocessing(8, "exact", True, 0.5, 0.5, [9, 10], "box", 1.0, "even")
+    assert Preprocessing.from_dict(json.loads(json.dumps(full.to_dict()))) == full
     assert Preprocessing.from_dict(how.to_dict()) == how
     for wrong in (
         {"size": 0},
@@ -191,6 +271,21 @@ def test_preprocessing_is_checked_and_written():
         {"size": 8, "std": [1, float("nan"), 1]},
         {"size": 8, "colour": 1},
         {"resize": "exact"},
+        {"size": 8, "resize": "none", "crop": False},
+        {"size": 8, "resize": "longest_edge", "crop": False},
+        {"size": 8, "resize": "exact", "crop": False, "resize_to": (8, 9)},
+        {"size": 8, "resize": "exact", "resize_to": 9},
+        {"size": 8, "resize": "longest_edge", "resize_to": (8, 9)},
+        {"size": 8, "resize": "none", "resize_to": 8},
+        {"size": 8, "resize_to": 0},
+        {"size": 8, "resize_to": True},
+        {"size": 8, "crop": 1},
+        {"size": 8, "filter": 3},
+        {"size": 8, "margin": "up"},
+        {"size": 8, "rescale": 0},
+        {"size": 8, "rescale": "1"},
+        {"size": 8, "mean": "abc"},
+        {"size": 8, "std": [0.5]},
     ):
         with pytest.raises(ValueError, match="preprocessing"):
             Preprocessing.from_dict(wrong)
@@ -201,7 +296,7 @@ def test_preprocessing_is_checked_and_written():
 )
 def test_the_core_refuses_other_shapes(picture):
     with pytest.raises(ValueError, match="picture"):
-        _core.preprocess_image(picture, 8, True, CLIP_MEAN, CLIP_STD)
+        _core.preprocess_image(picture, 8, Preprocessing(8).core_arguments())
     with pytest.raises(ValueError, match="picture"):
         _core.resize_image(picture, 8, 8)
 
@@ -215,7 +310,7 @@ def test_the_core_refuses_other_types_and_sizes():
         with pytest.raises(ValueError, match="height and width"):
             _core.resize_image(picture, height, width)
     with pytest.raises(ValueError, match="size"):
-        _core.preprocess_image(picture, 0, True, CLIP_MEAN, CLIP_STD)
+        _core.preprocess_image(picture, 0, Preprocessing(8).core_arguments())
 
 
 def test_views_read_only_and_strided_pictures_are_read_in_place():
@@ -277,16 +372,68 @@ def test_the_core_reads_the_usual_files_itself(kind):
     assert np.array_equal(_core.decode_image(data), load_image(data))
 
 
+def jpeg_corpus():
+    """Files of every quality, chroma sampling and coding, of odd sizes, of smooth pictures, noise and both."""
+    both = smooth(50, 70) // 2 + noise(50, 70, 4) // 2
+    pictures = [smooth(37, 53), noise(64, 48, 3), both, smooth(1, 1), noise(17, 200, 6)]
+    codings = [{}, {"progressive": True}, {"restart_marker_blocks": 3}, {"optimize": True}, {"restart_marker_rows": 1}]
+    for quality in (5, 30, 50, 75, 90, 95, 100):
+        for sampling in (0, 1, 2):
+            for number, picture in enumerate(pictures):
+                options = codings[(quality + sampling + number) % len(codings)]
+                yield encode(Image.fromarray(picture), "jpeg", quality=quality, subsampling=sampling, **options)
+        yield encode(Image.fromarray(pictures[0]).convert("L"), "jpeg", quality=quality)
+
+
 @NEEDS_DECODER
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}, {"optimize": True}])
-@pytest.mark.parametrize("shape", [(37, 53), (64, 64), (1, 1), (200, 17)])
-def test_jpeg_is_close_to_pillow(options, shape):
-    for grey in (False, True):
-        image = Image.fromarray(smooth(*shape)).convert("L" if grey else "RGB")
-        data = encode(image, "jpeg", **options)
+def test_jpeg_is_close_to_pillow():
+    worst, total, count = 0, 0.0, 0
+    for data in jpeg_corpus():
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-        # Another inverse cosine transform and chroma filter; observed: 3.
-        assert np.abs(_core.decode_image(data).astype(int) - expected).max() <= 6
+        off = np.abs(load_image(data).astype(int) - expected)
+        worst, total, count = max(worst, int(off.max())), total + off.sum(), count + off.size
+    # Another inverse cosine transform and chroma filter; observed: 3, and 0.03 on the mean.
+    assert worst <= 6
+    assert total / count < 0.1
+
+
+def change_jpeg(data, ids=None, jfif=True, adobe=None, late=False):
+    """A JPEG with other component ids, without its JFIF marker, with Adobe's."""
+    out, at = bytearray(data[:2]), 2
+    marker_of_adobe = b"" if adobe is None else b"\xff\xee\x00\x0eAdobe" + struct.pack(">HHHB", 100, 0, 0, adobe)
+    while True:
+        marker, size = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
+        body = bytearray(data[at : at + 2 + size])
+        if ids is not None and marker in (0xC0, 0xC2):
+            body[10:19:3] = ids
+        if ids is not None and marker == 0xDA:
+            body[5:11:2] = ids
+        if marker != 0xE0 or jfif:
+            out += body
+        at += 2 + size
+        if marker == 0xDA:
+            return bytes(out) + data[at:]
+        if (marker == 0xE0 and not late) or (marker == 0xC0 and late):
+            out += marker_of_adobe
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("adobe", [None, 0, 1, 2])
+@pytest.mark.parametrize("jfif", [True, False])
+@pytest.mark.parametrize("ids", [None, b"RGB", b"\0\1\2", b"rgb", b"YCc"])
+def test_jpeg_colours_are_libjpegs(ids, jfif, adobe, late):
+    data = change_jpeg(encode(smooth(40, 56), "jpeg", quality=95), ids, jfif, adobe, late)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(load_image(data).astype(int) - expected).max() <= 6
+
+
+@pytest.mark.parametrize("adobe", [None, 0, 2])
+def test_jpegs_of_four_colours_are_pillows(adobe):
+    data = encode(Image.fromarray(smooth(40, 56)).convert("CMYK"), "jpeg", quality=95)
+    at = data.index(b"Adobe") if b"Adobe" in data else -1
+    if adobe is not None and at > 0:
+        data = data[: at + 11] + bytes([adobe]) + data[at + 12 :]
+    assert np.array_equal(load_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 def test_sixteen_bits_keep_the_upper_eight():
@@ -427,11 +574,57 @@ def test_orientation_in_xmp(text):
     assert np.array_equal(load_image(whole[:33] + chunk + whole[33:]), expected)
 
 
+def turned_by_pillow(data):
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def raw_profile(name, body):
+    text = body.hex()
+    lines = "\n".join(text[at : at + 72] for at in range(0, len(text), 72))
+    return f"\n{name}\n{len(body):8}\n{lines}\n".encode()
+
+
+PACKET = b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
+XMP_KEY = b"XML:com.adobe.xmp\0"
+PACKED_ORIENTATIONS = {
+    "raw profile": (b"tEXt", b"Raw profile type exif\0" + raw_profile("exif", b"Exif\0\0" + exif_block(6))),
+    "compressed raw profile": (
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw_profile("exif", b"Exif\0\0" + exif_block(3)))),
+    "prefixed eXIf": (b"eXIf", b"Exif\0\0" + exif_block(6, ">")),
+    "compressed XMP": (b"iTXt", XMP_KEY + b"\1\0\0\0" + zlib.compress(PACKET)),
+    "XMP with a language": (b"iTXt", XMP_KEY + b"\0\0en\0\0" + PACKET),
+    "XMP in zTXt": (b"zTXt", XMP_KEY + b"\0" + zlib.compress(PACKET)),
+    "XMP in tEXt": (b"tEXt", XMP_KEY + PACKET),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", PACKED_ORIENTATIONS)
+def test_orientations_in_png_text_are_pillows(kind, last):
+    whole = encode(smooth(20, 33), "png")
+    at = len(whole) - 12 if last else 33
+    data = whole[:at] + png_chunk(*PACKED_ORIENTATIONS[kind]) + whole[at:]
+    expected = turned_by_pillow(data)
+    assert np.array_equal(load_image(data), expected)
+    assert expected.shape == (20, 33, 3) if kind == "compressed raw profile" else (33, 20, 3)
+    assert load_image(data, exif=False).shape == (20, 33, 3)
+    both = whole[:33] + png_chunk(b"eXIf", exif_block(2)) + png_chunk(*PACKED_ORIENTATIONS["compressed XMP"]) + whole[33:]
+    assert np.array_equal(load_image(both), turned_by_pillow(both))
+
+
+def test_a_png_with_a_bad_end_opens_as_in_pillow():
+    picture = smooth(20, 33)
+    whole = encode(picture, "png")
+    for data in (whole[:-1] + b"\0", whole[:-4], whole[:-12], whole + b"more"):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), picture)
+        assert np.array_equal(load_image(data), picture)
+
+
 def test_broken_exif_is_no_orientation():
     picture = smooth(20, 33)
     whole = exif_block(6)
     for length in range(len(whole)):
-        data = encode(picture, "jpeg", exif=b"Exif\0\0" + whole[:length])
+        data = encode(picture, "jpeg", exif=b"Exif\0\0" + whole[:length], subsampling=length % 3)
         assert load_image(data).shape in ((20, 33, 3), (33, 20, 3))
     for offset in (0, 1, 7, 33, 1 << 31, (1 << 32) - 1):
         wild = whole[:4] + struct.pack("<I", offset) + whole[8:]
@@ -502,10 +695,8 @@ def test_huge_headers_are_refused_before_allocating(kind):
     data = bombs()[kind]
     gc.collect()
     before = peak_bytes()
-    start = time.perf_counter()
     with pytest.raises(ValueError, match=r"max_pixels|pixels|size|broken|bomb"):
         load_image(data)
-    assert time.perf_counter() - start < 1.0
     assert peak_bytes() - before < 30 << 20
 
 
@@ -545,6 +736,8 @@ ODD_JPEGS = {
     "twelve bits": (SOI + frame(bits=12), "its samples are not of 8 bits"),
     "no height": (SOI + frame(height=0), "its header gives no size"),
     "no width": (SOI + frame(width=0), "its header gives no size"),
+    "chroma of half the width": (
+        SOI + frame().replace(b"\1\x11\0", b"\1\x21\0"), "its chroma sampling is neither 4:4:4 nor 4:2:0"),
     "four colours": (SOI + frame(colours=4), "it is neither grey nor of three colours"),
     "lossless": (SOI + frame(0xC3), "lossless, hierarchical or arithmetic"),
     "arithmetic": (SOI + frame(0xC9), "lossless, hierarchical or arithmetic"),
@@ -555,7 +748,7 @@ ODD_JPEGS = {
     "a broken Huffman table after the scan": (
         SOI + frame() + SCAN + b"data" + segment(0xC4, b"\0" + b"\xff" * 16) + b"\xff\xd9", "a Huffman table is broken"),
     "a broken Huffman table inside of a later segment": (
-        SOI + frame() + SCAN + b"data" + segment(0xE0, b"\xff\xc4\x00\x01") + b"\xff\xd9", "a Huffman table is broken"),
+        SOI + frame() + SCAN + b"data" + segment(0xE2, b"\xff\xc4\x00\x01") + b"\xff\xd9", "a Huffman table is broken"),
     "a scan without an end": (SOI + frame() + SCAN + b"data\xff\x00\xff\xd1more\xff", "it is cut short"),
 }  # fmt: skip
 
@@ -653,6 +846,77 @@ def test_max_pixels():
         assert load_image(data, max_pixels=600).shape == (20, 30, 3)
         with pytest.raises(ValueError, match="30 x 20 pixels, more than max_pixels = 599"):
             load_image(data, max_pixels=599)
+
+
+def box(kind, body):
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (box(b"ftyp", b"heic\0\0\0\0mif1heic") + bytes(40), "HEIC picture: pip install pillow-heif"),
+        (box(b"ftyp", b"isom\0\0\2\0isommp41") + bytes(40), "a video, not a picture; save a frame"),
+        (b"\x1a\x45\xdf\xa3" + bytes(40), "a video"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html></html>", "a web page"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "an EPS drawing"),
+        (b"\xff\x0a" + bytes(20), "JPEG XL"),
+        (b"\x93NUMPY\1\0", "a NumPy file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"hello", "no image format that is known"),
+    ],
+)
+def test_what_is_no_picture_is_named_for_what_it_is(data, said):
+    with pytest.raises(ValueError, match=said):
+        load_image(data)
+
+
+def test_a_picture_too_large_names_the_option():
+    with pytest.raises(ValueError, match=r"11500 x 8000 pixels, more than max_pixels = 89478485; .*--max-pixels"):
+        load_image(png(11500, 8000, 8, 2, b""))
+    gif = bytearray(encode(Image.new("P", (16, 16)), "gif"))
+    gif[6:10] = struct.pack("<HH", 20000, 20000)
+    with pytest.raises(ValueError, match=r"400000000 pixels.*--max-pixels"):
+        load_image(bytes(gif))
+
+
+def test_pictures_in_text():
+    picture = smooth(20, 33)
+    data = encode(picture, "png")
+    packed = base64.b64encode(data).decode()
+    texts = [
+        packed, packed.rstrip("="), base64.urlsafe_b64encode(data).decode(), packed[:76] + "\n" + packed[76:],
+        f"data:image/png;base64,{packed}", f"DATA:;BASE64,{packed}", f"data:image/png,{urllib.parse.quote(data)}",
+        f"data:image/png;base64,{urllib.parse.quote(packed)}",
+    ]  # fmt: skip
+    for text in texts:
+        assert np.array_equal(load_image(text), picture)
+    for text, said in [
+        ("data:image/png;base64,???", "not base64 as it says"), ("data:image/png", "no comma"),
+        ("data:text/plain;base64,aGVsbG8=", "no image format"), (packed[:-9] + "!" * 5000, "a text of .* letters"),
+    ]:  # fmt: skip
+        with pytest.raises((ValueError, OSError), match=said):
+            load_image(text)
+
+
+def test_files_are_read_from_their_beginning(tmp_path):
+    picture = smooth(20, 33)
+    written = io.BytesIO()
+    Image.fromarray(picture).save(written, "png")
+    assert written.tell() > 0
+    assert np.array_equal(load_image(written), picture)
+    assert np.array_equal(load_image(written), picture)
+    with tempfile.SpooledTemporaryFile() as file:
+        Image.fromarray(picture).save(file, "png")
+        assert np.array_equal(load_image(file), picture)
+    read, write = os.pipe()
+    with open(write, "wb") as there:
+        there.write(written.getvalue())
+    with open(read, "rb") as here:
+        assert np.array_equal(load_image(here), picture)
 
 
 # ---- pixel values ----
@@ -783,7 +1047,7 @@ def test_every_failing_allocation_is_a_memory_error():
     picture = _core.decode_image(data)
     for call in (
         lambda: _core.decode_image(data),
-        lambda: _core.preprocess_image(picture, 16, False, CLIP_MEAN, CLIP_STD),
+        lambda: _core.preprocess_image(picture, 16, Preprocessing(16).core_arguments()),
         lambda: _core.resize_image(picture, 90, 80),
     ):
         expected = call()
@@ -803,13 +1067,8 @@ def test_every_failing_allocation_is_a_memory_error():
         assert np.array_equal(call(), expected)
 
 
-def test_time_of_a_large_photograph(capsys):
-    data = encode(smooth(3000, 4000), "jpeg", quality=90)
-    start = time.perf_counter()
-    picture = load_image(data)
-    decoded = time.perf_counter()
-    preprocess(picture, Preprocessing(336))
-    done = time.perf_counter()
-    with capsys.disabled():
-        print(f"\n12 megapixels: decoded in {1e3 * (decoded - start):.0f} ms, resized in {1e3 * (done - decoded):.0f} ms")
+def test_a_large_photograph():
+    picture = load_image(encode(smooth(3000, 4000), "jpeg", quality=90))
     assert picture.shape == (3000, 4000, 3)
+    pixels, _ = preprocess(picture, Preprocessing(336))
+    assert pixels.shape == (3, 336, 336)

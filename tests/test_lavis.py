@@ -15,7 +15,9 @@ import pytest
 from small_models import MEAN, STD, write_qavit
 
 import qavit
-from qavit import lavis
+from qavit.lavis import _grids as lavis_grids
+from qavit.lavis import _matcher as lavis_matcher
+from qavit.lavis import _replace as lavis_replace
 
 torch = pytest.importorskip("torch")
 
@@ -105,7 +107,7 @@ def relative(found: Any, expected: Any) -> float:
 
 def test_blip_maps_go_through_the_pipeline(matcher, golden, images):
     model = PnpVqa()
-    handle = lavis.replace_forward_itm(model, matcher)
+    handle = lavis_replace.replace_forward_itm(model, matcher)
     samples = {"image": images, "text_input": list(QUESTIONS), "extra": object()}
     before = images.clone()
     for block in (0, 4, 7):
@@ -130,23 +132,23 @@ def test_blip_maps_go_through_the_pipeline(matcher, golden, images):
 
 def test_the_last_block_is_refused_by_name(matcher, images):
     model = PnpVqa()
-    with lavis.replace_forward_itm(model, matcher), pytest.raises(ValueError, match=r"block_num.*0 to 7"):
+    with lavis_replace.replace_forward_itm(model, matcher), pytest.raises(ValueError, match=r"block_num.*0 to 7"):
         model.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=8)
     with pytest.raises(ValueError, match="block_num"):
-        lavis.replace_forward_itm(model, matcher, block_num=8)
+        lavis_replace.replace_forward_itm(model, matcher, block_num=8)
     assert "forward_itm" not in vars(model)
 
 
 def test_a_question_aware_matcher_of_another_grid(question_aware, images):
     model = PnpVqa()
-    with lavis.replace_forward_itm(model, question_aware, block_num=9):
+    with lavis_replace.replace_forward_itm(model, question_aware, block_num=9):
         answers, maps = model.predict_answers({"image": images, "text_input": list(QUESTIONS)}, num_patches=576)
     assert answers == ["576 patches"] * 3
     assert maps.shape == (3, 576)
     assert (maps > 0).all()
     np.testing.assert_allclose(maps.sum(dim=1), 1.0, atol=1e-5)
     # The images reach the matcher as they would resized beforehand, and its own map is what the captioner's cells add up to.
-    small = lavis.fit_images(images.numpy(), question_aware)
+    small = lavis_grids.fit_images(images.numpy(), question_aware)
     own = qavit.forward_itm(question_aware, {"image": small, "text_input": QUESTIONS}, block_num=9)
     cells = maps.numpy().reshape(3, 6, 4, 6, 4).sum(axis=(2, 4)).reshape(3, 36)
     np.testing.assert_allclose(cells, own, atol=1e-6)
@@ -155,13 +157,13 @@ def test_a_question_aware_matcher_of_another_grid(question_aware, images):
 def test_a_blind_block_warns(question_aware, images):
     model = PnpVqa()
     samples = {"image": images[:1], "text_input": QUESTIONS[:1]}
-    with lavis.replace_forward_itm(model, question_aware), pytest.warns(qavit.QuestionBlindWarning, match="block 3"):
+    with lavis_replace.replace_forward_itm(model, question_aware), pytest.warns(qavit.QuestionBlindWarning, match="block 3"):
         model.forward_itm(samples, block_num=3)
 
 
 def test_one_question_may_be_a_str(matcher, golden, images):
     model = PnpVqa()
-    with lavis.replace_forward_itm(model, matcher):
+    with lavis_replace.replace_forward_itm(model, matcher):
         maps = model.forward_itm({"image": images[:1], "text_input": QUESTIONS[0]})["gradcams"]
     assert relative(maps, golden["single0_block7"]) < MAPS
 
@@ -169,7 +171,7 @@ def test_one_question_may_be_a_str(matcher, golden, images):
 @pytest.mark.parametrize("question", ["", "???", "where " * 60])
 def test_questions_that_break_lavis(matcher, images, question):
     model = PnpVqa()
-    with lavis.replace_forward_itm(model, matcher):
+    with lavis_replace.replace_forward_itm(model, matcher):
         answers, maps = model.predict_answers({"image": images[:1], "text_input": [question]})
     assert answers == ["20 patches"]
     assert torch.isfinite(maps).all()
@@ -178,7 +180,7 @@ def test_questions_that_break_lavis(matcher, images, question):
 def test_nothing_stays_behind_after_a_call(matcher, images):
     model = PnpVqa()
     samples = {"image": images, "text_input": list(QUESTIONS)}
-    with lavis.replace_forward_itm(model, matcher):
+    with lavis_replace.replace_forward_itm(model, matcher):
         with torch.enable_grad():
             first = model.forward_itm(dict(samples))["gradcams"]
         with torch.no_grad():
@@ -190,8 +192,8 @@ def test_nothing_stays_behind_after_a_call(matcher, images):
 def test_restoring(matcher):
     model = PnpVqa()
     own = model.forward_itm
-    handle = lavis.replace_forward_itm(model, matcher)
-    later = lavis.replace_forward_itm(model, matcher, block_num=3)
+    handle = lavis_replace.replace_forward_itm(model, matcher)
+    later = lavis_replace.replace_forward_itm(model, matcher, block_num=3)
     with pytest.raises(RuntimeError, match="restore the later"):
         handle.restore()
     later.restore()
@@ -204,7 +206,7 @@ def test_restoring(matcher):
 
 def test_a_replaced_model_is_freed(matcher):
     model = PnpVqa()
-    lavis.replace_forward_itm(model, matcher)
+    lavis_replace.replace_forward_itm(model, matcher)
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -228,24 +230,24 @@ def test_the_captioners_grid(question_aware, captioner, grid):
     model = SimpleNamespace(forward_itm=lambda samples: samples)
     if captioner is not None:
         model.image_captioning_model = captioner
-    assert lavis.replace_forward_itm(model, question_aware).grid == grid
-    assert lavis.replace_forward_itm(model, question_aware, grid=(3, 5)).grid == (3, 5)
+    assert lavis_replace.replace_forward_itm(model, question_aware).grid == grid
+    assert lavis_replace.replace_forward_itm(model, question_aware, grid=(3, 5)).grid == (3, 5)
 
 
 def test_bad_arguments_of_the_replacement(matcher, question_aware, images):
     with pytest.raises(TypeError, match="pnp_vqa_model: expected an object with forward_itm, got object"):
-        lavis.replace_forward_itm(object(), matcher)
+        lavis_replace.replace_forward_itm(object(), matcher)
     with pytest.raises(TypeError, match="matcher: expected"):
-        lavis.replace_forward_itm(PnpVqa(), None)
+        lavis_replace.replace_forward_itm(PnpVqa(), None)
     with pytest.raises(ValueError, match="block_num: block 12"):
-        lavis.replace_forward_itm(PnpVqa(), question_aware, block_num=12)
+        lavis_replace.replace_forward_itm(PnpVqa(), question_aware, block_num=12)
     with pytest.raises(ValueError, match="grid: expected"):
-        lavis.replace_forward_itm(PnpVqa(), question_aware, grid=(0, 3))
+        lavis_replace.replace_forward_itm(PnpVqa(), question_aware, grid=(0, 3))
     nowhere = SimpleNamespace(forward_itm=print, image_captioning_model=object())
     with pytest.raises(ValueError, match=r"grid=\(rows, columns\)"):
-        lavis.replace_forward_itm(nowhere, matcher)
+        lavis_replace.replace_forward_itm(nowhere, matcher)
     model = PnpVqa()
-    with lavis.replace_forward_itm(model, matcher):
+    with lavis_replace.replace_forward_itm(model, matcher):
         for samples in ({"image": images}, {"text_input": QUESTIONS}, None):
             with pytest.raises(ValueError, match="samples"):
                 model.forward_itm(samples)
@@ -261,18 +263,18 @@ def test_resampling_keeps_sums_and_places():
     random = np.random.default_rng(2)
     maps = random.random((4, 7, 5)).astype(np.float32)
     for grid in ((14, 10), (3, 2), (24, 24), (7, 5), (1, 1), (16, 3)):
-        out = lavis.resample_mass(maps, grid)
+        out = lavis_grids.resample_mass(maps, grid)
         assert out.shape == (4, *grid)
         assert out.dtype == np.float32
         np.testing.assert_allclose(out.sum(axis=(1, 2)), maps.sum(axis=(1, 2)), rtol=1e-6)
         assert (out >= 0).all()
-    np.testing.assert_array_equal(lavis.resample_mass(maps, (7, 5)), maps)
-    np.testing.assert_allclose(lavis.resample_mass(maps, (14, 10)), np.kron(maps, np.full((2, 2), 0.25)), rtol=1e-6)
+    np.testing.assert_array_equal(lavis_grids.resample_mass(maps, (7, 5)), maps)
+    np.testing.assert_allclose(lavis_grids.resample_mass(maps, (14, 10)), np.kron(maps, np.full((2, 2), 0.25)), rtol=1e-6)
     one = np.zeros((1, 4, 4), np.float32)
     one[0, 1, 2] = 1.0
-    np.testing.assert_allclose(lavis.resample_mass(one, (2, 2))[0], [[0, 1], [0, 0]])
+    np.testing.assert_allclose(lavis_grids.resample_mass(one, (2, 2))[0], [[0, 1], [0, 0]])
     # Cell 2 of 4 covers 0.5 to 0.75 of the side: 1/6 of the side in the middle third, the rest in the last.
-    np.testing.assert_allclose(lavis.resample_mass(one, (1, 3))[0], [[0, 2 / 3, 1 / 3]], atol=1e-6)
+    np.testing.assert_allclose(lavis_grids.resample_mass(one, (1, 3))[0], [[0, 2 / 3, 1 / 3]], atol=1e-6)
 
 
 def test_every_entry_can_be_drawn():
@@ -280,7 +282,7 @@ def test_every_entry_can_be_drawn():
     maps[0, 4] = 2.0
     maps[1] = np.linspace(0.0, 1e-30, 30)
     with pytest.warns(UserWarning, match=r"maps \[2\] of the batch are zero"):
-        out = lavis.drawable(maps)
+        out = lavis_grids.drawable(maps)
     assert (out > 0).all()
     assert out[0, 4] == 2.0
     assert out[0].sum() == pytest.approx(2.0, rel=1e-6)
@@ -290,7 +292,7 @@ def test_every_entry_can_be_drawn():
         drawn = torch.multinomial(torch.from_numpy(out), 30)
         assert all(len(set(row.tolist())) == 30 for row in drawn)
     full = np.random.default_rng(1).random((2, 9)).astype(np.float32) + 0.1
-    np.testing.assert_array_equal(lavis.drawable(full), full)
+    np.testing.assert_array_equal(lavis_grids.drawable(full), full)
 
 
 def test_images_are_resized_as_pillow_does_and_normalised_anew(tmp_path):
@@ -300,7 +302,7 @@ def test_images_are_resized_as_pillow_does_and_normalised_anew(tmp_path):
     pictures = random.random((2, 3, 60, 45)).astype(np.float32)
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
     other = qavit.load(write_qavit(tmp_path, blocks=2, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 0.2)))
-    out = lavis.fit_images((pictures - mean) / std, other)
+    out = lavis_grids.fit_images((pictures - mean) / std, other)
     assert out.shape == (2, 3, 42, 42)
     for b in range(2):
         for c, (m, s) in enumerate(zip((0.5, 0.5, 0.5), (0.25, 0.5, 0.2))):
@@ -309,21 +311,21 @@ def test_images_are_resized_as_pillow_does_and_normalised_anew(tmp_path):
 
 
 def test_compute_gradcam_is_lavis_own(matcher, golden, images):
-    maps, logits = lavis.compute_gradcam(matcher, images, [q.strip("?") for q in QUESTIONS], None, block_num=7)
+    maps, logits = lavis_matcher.compute_gradcam(matcher, images, [q.strip("?") for q in QUESTIONS], None, block_num=7)
     assert isinstance(logits, torch.Tensor)
     assert relative(logits, golden["itm_logits"]) < LOGITS
     for i, stack in enumerate(maps):
         assert stack.dtype == torch.float32
         assert tuple(stack.shape) == (18, 24, 24)
         assert relative(stack.reshape(18, -1), golden[f"tokens{i}_block7"]) < MAPS
-    in_numpy, _ = lavis.compute_gradcam(matcher, images.numpy(), [q.strip("?") for q in QUESTIONS], block_num=7)
+    in_numpy, _ = lavis_matcher.compute_gradcam(matcher, images.numpy(), [q.strip("?") for q in QUESTIONS], block_num=7)
     for array, stack in zip(in_numpy, maps):
         assert type(array) is np.ndarray
         np.testing.assert_array_equal(array, stack)
     with pytest.raises(ValueError, match="0 to 7"):
-        lavis.compute_gradcam(matcher, images, QUESTIONS, None, block_num=8)
+        lavis_matcher.compute_gradcam(matcher, images, QUESTIONS, None, block_num=8)
     with pytest.raises(TypeError, match="model: expected a BlipITM"):
-        lavis.compute_gradcam(object(), images, QUESTIONS, None)
+        lavis_matcher.compute_gradcam(object(), images, QUESTIONS, None)
 
 
 class Module(torch.nn.Module):
@@ -365,11 +367,11 @@ def module() -> Module:
 
 def test_weights_of_a_live_module(module, golden, images):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    live = lavis.from_lavis(module)
+    live = lavis_matcher.from_lavis(module)
     maps = live.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
     assert relative(maps, golden["gradcams_block7"]) < MAPS
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    other = lavis.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
+    other = lavis_matcher.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
     np.testing.assert_array_equal(other.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7), maps)
     del module
     gc.collect()
@@ -378,7 +380,7 @@ def test_weights_of_a_live_module(module, golden, images):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_weights_of_other_dtypes(module, golden, images, dtype):
-    live = lavis.from_lavis(module.to(getattr(torch, dtype)))
+    live = lavis_matcher.from_lavis(module.to(getattr(torch, dtype)))
     maps = live.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
     # Observed: 5e-3 for float16, 2e-2 for bfloat16: the weights themselves are rounded.
     assert relative(maps, golden["gradcams_block7"]) < {"float16": 3e-2, "bfloat16": 1e-1, "float64": MAPS}[dtype]
@@ -390,20 +392,20 @@ def test_a_tokenizer_of_transformers(module, golden, images):
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     module.tokenizer = tokenizer
-    maps = lavis.from_lavis(module).forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
+    maps = lavis_matcher.from_lavis(module).forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
     assert relative(maps, golden["gradcams_block7"]) < MAPS
 
 
 def test_compute_gradcam_takes_a_live_module_and_sees_its_weights_change(module, golden, images):
     questions = [q.strip("?") for q in QUESTIONS]
-    maps, _ = lavis.compute_gradcam(module, images, questions, None, block_num=7)
+    maps, _ = lavis_matcher.compute_gradcam(module, images, questions, None, block_num=7)
     assert relative(maps[0].reshape(18, -1), golden["tokens0_block7"]) < MAPS
-    known = lavis._matcher_of(module)
-    assert lavis._matcher_of(module) is known
+    known = lavis_matcher._matcher_of(module)
+    assert lavis_matcher._matcher_of(module) is known
     with torch.no_grad():
         module.itm_head.weight.mul_(2.0)
-    doubled, logits = lavis.compute_gradcam(module, images, questions, None, block_num=7)
-    assert lavis._matcher_of(module) is not known
+    doubled, logits = lavis_matcher.compute_gradcam(module, images, questions, None, block_num=7)
+    assert lavis_matcher._matcher_of(module) is not known
     assert relative(doubled[0], 2 * maps[0].numpy()) < MAPS
     assert not logits.requires_grad
     gone = weakref.ref(module)
@@ -414,13 +416,13 @@ def test_compute_gradcam_takes_a_live_module_and_sees_its_weights_change(module,
 
 def test_modules_that_are_no_such_module(module):
     with pytest.raises(TypeError, match="blip_itm_module: expected a torch module"):
-        lavis.from_lavis(torch.nn.Linear(2, 2))
+        lavis_matcher.from_lavis(torch.nn.Linear(2, 2))
     module.tokenizer = None
     with pytest.raises(ValueError, match="tokenizer: the module has none"):
-        lavis.from_lavis(module)
+        lavis_matcher.from_lavis(module)
     del module.itm_head
     with pytest.raises(TypeError, match="Module"):
-        lavis.from_lavis(module)
+        lavis_matcher.from_lavis(module)
 
 
 def test_a_live_module_of_hugging_face():
@@ -438,7 +440,7 @@ def test_a_live_module_of_hugging_face():
     module = transformers.BlipForImageTextRetrieval(config).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    live = lavis.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
+    live = lavis_matcher.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
     pixels = torch.randn(1, 3, 48, 48)
     tokens = live._tokenize(["where is the man"])
     with torch.no_grad():
@@ -448,4 +450,4 @@ def test_a_live_module_of_hugging_face():
     # Observed: 1.2e-7.
     assert relative(logits, expected) < 1e-6
     with pytest.raises(ValueError, match="tokenizer: the module has none"):
-        lavis.from_lavis(module)
+        lavis_matcher.from_lavis(module)

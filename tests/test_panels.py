@@ -17,9 +17,9 @@ from small_models import write_qavit
 
 import qavit
 from qavit import _core
-from qavit.checkpoints import open_model
-from qavit.convert import convert, describe, description_text
-from qavit.weights import bfloat16_bits, cast, float_array, from_array, stored_array
+from qavit.checkpoints import convert, describe, open_model
+from qavit.checkpoints._describe import description_text
+from qavit.checkpoints._weights import bfloat16_bits, cast, float_array, from_array, stored_array
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -21,8 +21,8 @@ from hostile import archive, call, entries, legacy, name, storage, tensor, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qavit.torch_files import read_torch_file, state_dict
-from qavit.weights import StoredTensor, float_array, raw_array, weight_of
+from qavit.checkpoints._weights import StoredTensor, float_array, raw_array, weight_of
+from qavit.checkpoints.formats.torch_files import read_torch_file, state_dict
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -241,14 +241,18 @@ def test_no_code_is_run(attack, form, tmp_path):
         (b"\x80\x04](K\x01\x90.", "items for something that is not a set: list"),
         (call(name("torch._utils", "_rebuild_tensor"), b"K\x01") + b".", "without storage, offset, size and stride"),
         (call(name("torch._utils", "_rebuild_tensor_v3"), b"K\x01") + b".", "offset, size, stride and dtype"),
-        (call(name("torch._utils", "_rebuild_tensor_v3"), *[b"N"] * 6, name("torch", "Size")) + b".",
-         "a tensor of type torch.Size"),
+        (
+            call(name("torch._utils", "_rebuild_tensor_v3"), *[b"N"] * 6, name("torch", "Size")) + b".",
+            "a tensor of type torch.Size",
+        ),
         (call(name("torch._utils", "_rebuild_parameter"), b"K\x01") + b".", "a parameter that is not made of a tensor"),
         (call(name("torch._tensor", "_rebuild_from_type_v2"), b"K\x01") + b".", "a tensor subclass that is not made"),
         (call(name("collections", "OrderedDict"), value([1])) + b".", "something that is not pairs"),
         (call(name("numpy.core.multiarray", "scalar"), b"K\x01", b"K\x02") + b".", "without its type and bytes"),
-        (call(name("numpy.core.multiarray", "scalar"), call(name("numpy", "dtype"), value("f4")), value(b"abc")) + b".",
-         "a NumPy number of the wrong length"),
+        (
+            call(name("numpy.core.multiarray", "scalar"), call(name("numpy", "dtype"), value("f4")), value(b"abc")) + b".",
+            "a NumPy number of the wrong length",
+        ),
         (call(name("pathlib", "PosixPath"), b"K\x01") + b".", "a name that is not text"),
     ],
 )
@@ -387,7 +391,7 @@ def test_zip_bombs(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="does not unpack to its stated size"):
             weight_of(opened(bytes(content), tmp_path)["a"])
     # A compressed pickle has to stay within its own limit.
-    monkeypatch.setattr("qavit.torch_files.MAX_PICKLE_BYTES", million)
+    monkeypatch.setattr("qavit.checkpoints.formats.torch_files.MAX_PICKLE_BYTES", million)
     huge = b"\x80\x02X" + struct.pack("<I", 2 * million) + bytes(2 * million) + b"."
     with pytest.raises(ValueError, match=r"data\.pkl is missing, or longer"):
         opened(archive(huge, compression=zipfile.ZIP_DEFLATED), tmp_path)
@@ -509,7 +513,8 @@ def test_random_pickles_are_read_or_refused(tmp_path_factory, operations):
 
 def test_reading_needs_no_torch():
     code = (
-        "import sys; from qavit.torch_files import read_torch_file, state_dict; from qavit.weights import weight_of\n"
+        "import sys; from qavit.checkpoints.formats.torch_files import read_torch_file, state_dict\n"
+        "from qavit.checkpoints._weights import weight_of\n"
         f"tensors, _ = state_dict(read_torch_file({str(GOLDEN / 'qavit_official_late' / 'checkpoint.pth')!r}), 'x')\n"
         "[weight_of(tensor) for tensor in tensors.values()]\n"
         "print('torch' in sys.modules)"

@@ -2,13 +2,12 @@
 #ifndef QV_CUDA_CUDA_OPS_H
 #define QV_CUDA_CUDA_OPS_H
 
+#include "base/os.h"
 #include "cuda/device.h"
 #include "cuda/driver.h"
 #include "ops/backend.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
-#include <sys/types.h>
 
 /* Index arrays of a call, in pinned memory and on the device, one behind the other. */
 #define QV_CUDA_INDEX_BYTES ((size_t)4 << 20)
@@ -55,8 +54,8 @@ struct qv_cuda_device {
     const qv_cuda_driver *driver;
     void *state;
     bool offload;
-    pid_t process;
-    pthread_mutex_t turn; /* held from begin to end, and while weights are prepared */
+    uint64_t process; /* that opened it */
+    qv_lock turn; /* held from begin to end, and while weights are prepared */
     qv_status status;     /* of the call: the first failure */
     qv_error error;
 
@@ -167,6 +166,7 @@ void qv_cuda_attention(qv_call *call, const qv_attention *attention);
 void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                        size_t n, size_t D);
+void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
 void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
 void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
 void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);

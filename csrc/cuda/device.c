@@ -4,7 +4,6 @@
 #include "base/memory.h"
 
 #include <string.h>
-#include <unistd.h>
 
 /* ---- calls ---- */
 
@@ -17,7 +16,7 @@ static qv_status begin(qv_call *call, qv_error *err) {
     qv_cuda_collect_slots(device);
     status = qv_cuda_prepare_buffers(device, err);
     if (status != QV_OK) {
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
         return status;
     }
     qv_cuda_forget(device);
@@ -38,7 +37,7 @@ static qv_status end(qv_call *call, qv_status status, qv_error *err) {
         memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
     }
     qv_cuda_collect_slots(device);
-    pthread_mutex_unlock(&device->turn);
+    qv_lock_give(&device->turn);
     return status;
 }
 
@@ -63,6 +62,7 @@ static const qv_ops table = {
     .patches = qv_cuda_patches,
     .embedding = qv_cuda_embedding,
     .relative_bias = qv_cuda_relative_bias,
+    .rotate = qv_cuda_rotate,
     .add = qv_cuda_add,
     .copy = qv_cuda_copy,
     .activation = qv_cuda_activation,
@@ -160,20 +160,13 @@ qv_status qv_cuda_open(qv_cuda_device **out, const char *name, const qv_cuda_opt
         return qv_fail_memory(err, "a device");
     }
     memset(device, 0, sizeof *device);
-    pthread_mutexattr_t attributes;
-    bool made = pthread_mutexattr_init(&attributes) == 0;
-    if (made) {
-        made = pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK) == 0 &&
-               pthread_mutex_init(&device->turn, &attributes) == 0;
-        pthread_mutexattr_destroy(&attributes);
-    }
-    if (!made) {
+    if (!qv_lock_make(&device->turn)) {
         qv_free(device);
         return qv_fail_memory(err, "a device's lock");
     }
     device->driver = driver;
     device->offload = options->offload;
-    device->process = getpid();
+    device->process = qv_os_process();
     device->open_block = device->running = QV_CUDA_NO_BLOCK;
     for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
         device->buffers[i].holds = QV_CUDA_NO_BLOCK;
@@ -211,7 +204,7 @@ void qv_cuda_close(qv_cuda_device *device) {
         device->driver->close(device->state);
     }
     qv_free(device->blocks);
-    pthread_mutex_destroy(&device->turn);
+    qv_lock_end(&device->turn);
     qv_free(device);
 }
 

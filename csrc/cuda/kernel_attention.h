@@ -57,7 +57,7 @@ QVK_FUNCTION float qvk_score(const qvk_attention *p, const qvk_head *head, float
     if (s >= p->S || (hidden && !(p->causal && s == t)) || (p->causal && s > t)) {
         return -INFINITY;
     }
-    return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->T + t) * p->S + s] : 0.0f);
+    return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->bias_rows + t) * p->ld_bias + s] : 0.0f);
 }
 
 QVK_FUNCTION float qvk_dot(const float *a, const float *b, size_t d) {

@@ -245,6 +245,8 @@ QVK_FUNCTION float qvk_activate(float x, int activation) {
         return x / (1.0f + expf(-1.702f * x));
     case QVK_RELU:
         return x < 0.0f ? 0.0f : x;
+    case QVK_SILU:
+        return x / (1.0f + expf(-x));
     default:
         return x;
     }
@@ -268,6 +270,11 @@ QVK_FUNCTION float qvk_slope(float x, int activation) {
         x = qvk_bound(x, 60.0f);
         const float s = 1.0f / (1.0f + expf(-1.702f * x));
         return s + 1.702f * x * s * (1.0f - s);
+    }
+    case QVK_SILU: {
+        x = qvk_bound(x, 100.0f);
+        const float s = 1.0f / (1.0f + expf(-x));
+        return s + x * s * (1.0f - s);
     }
     case QVK_RELU:
         return x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
@@ -342,6 +349,20 @@ QVK_BODY(qvk_patch, qvk_patches) {
         for (size_t i = t; i < items; i += QVK_WIDTH) {
             const size_t channel = i / (p_width * p_width), y = i / p_width % p_width, x = i % p_width;
             out[i] = p->image[(channel * p->height + top + y) * p->width + left + x];
+        }
+    }
+}
+
+QVK_BODY(qvk_rotate_row, qvk_rotate) {
+    const size_t turning = p->T - p->first, half = p->d / 2, position = QVK_BLOCK % turning;
+    const float *cosines = p->angles + position * p->d, *sines = cosines + half;
+    float *row = p->x + (QVK_BLOCK / turning * p->T + p->first + position) * p->ld_x;
+    QVK_THREADS(t) {
+        for (size_t i = t; i < p->H * half; i += QVK_WIDTH) {
+            const size_t j = i % half, at = i / half * p->d + j;
+            const float a = row[at], b = row[at + half];
+            row[at] = a * cosines[j] - b * sines[j];
+            row[at + half] = b * cosines[j] + a * sines[j];
         }
     }
 }

@@ -21,7 +21,7 @@
 #define QVK_SHARED_BYTES (((size_t)48 << 10) - QVK_STATIC_BYTES)
 
 /* As qv_activation, which C++ does not see. */
-enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU };
+enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU, QVK_SILU };
 
 /* A block a row. */
 typedef struct {
@@ -85,6 +85,14 @@ typedef struct {
     size_t height, width, p;
 } qvk_patches;
 
+/* Rows `first` to T of each sequence; a block a row. */
+typedef struct {
+    float *x;
+    size_t ld_x;
+    const float *angles; /* [T - first, d] */
+    size_t T, first, H, d;
+} qvk_rotate;
+
 /* out [H, M, M]; a block a row. */
 typedef struct {
     float *out;
@@ -99,6 +107,7 @@ typedef struct {
     const size_t *extra_length;
     const uint8_t *key_mask;
     const float *bias;
+    size_t ld_bias, bias_rows;
     const size_t *q_index, *kv_index;
     int causal;
     float scale;
@@ -146,6 +155,7 @@ typedef struct {
     X(RESIZE, qvk_resize_chunk, qvk_resize)                            \
     X(PATCHES, qvk_patch, qvk_patches)                                 \
     X(RELATIVE_BIAS, qvk_relative_bias_row, qvk_relative_bias)         \
+    X(ROTATE, qvk_rotate_row, qvk_rotate)                              \
     X(ATTENTION_ROW, qvk_attention_row, qvk_attention)                 \
     X(ATTENTION_64, qvk_attention_tile_64, qvk_attention)              \
     X(ATTENTION_128, qvk_attention_tile_128, qvk_attention)            \

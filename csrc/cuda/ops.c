@@ -6,7 +6,7 @@
 
 _Static_assert((int)QVK_IDENTITY == (int)QV_IDENTITY && (int)QVK_GELU == (int)QV_GELU &&
                    (int)QVK_GELU_TANH == (int)QV_GELU_TANH && (int)QVK_QUICK_GELU == (int)QV_QUICK_GELU &&
-                   (int)QVK_RELU == (int)QV_RELU,
+                   (int)QVK_RELU == (int)QV_RELU && (int)QVK_SILU == (int)QV_SILU,
                "the kernels know the activations by the same numbers");
 
 /* Rows of attention up to which a block takes a row: a class token's query alone. */
@@ -148,7 +148,9 @@ static qvk_attention attention_parameters(qv_cuda_device *device, const qv_atten
         .extra_v = a->extra_v,
         .extra_length = qv_cuda_index(device, a->M != 0 ? a->extra_length : NULL, sets),
         .key_mask = qv_cuda_index(device, a->key_mask, a->B * a->S),
-        .bias = a->bias,
+        .bias = a->bias.at,
+        .ld_bias = a->bias.ld,
+        .bias_rows = a->bias_rows,
         .q_index = qv_cuda_index(device, a->q_index, sets),
         .kv_index = qv_cuda_index(device, a->kv_index, sets),
         .causal = a->causal ? 1 : 0,
@@ -269,6 +271,11 @@ void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const 
     if (positions != NULL) {
         qv_cuda_add(call, out, positions, n, D);
     }
+}
+
+void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d) {
+    qvk_rotate p = {x.at, x.ld, angles, T, first, H, d};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ROTATE, &p, B * (T - first), qv_cuda_row_threads(2 * H * d), 0);
 }
 
 void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M) {

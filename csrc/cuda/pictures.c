@@ -2,6 +2,7 @@
  * is made of them on the device. */
 #include "cuda/cuda_ops.h"
 
+#include "base/memory.h"
 #include "image/preprocess.h"
 
 #include <string.h>
@@ -115,21 +116,38 @@ static void run_passes(qv_cuda_device *device, float *out, const device_picture 
     run_pass(device, axes[last], weights[last], last == 1, in, rows, columns, NULL, out, picture->levels);
 }
 
+/* A picture that does not fill the model's square is made on the host. */
+static qv_status send_values(qv_cuda_device *device, float *out, const qv_picture_view *picture,
+                             const qv_preprocessing *how, qv_error *err) {
+    const size_t values = 3 * how->size * how->size;
+    float *made = qv_allocate(values, sizeof *made);
+    qv_status status = made != NULL ? qv_preprocess(made, picture, how, err) : qv_fail_memory(err, "a padded picture");
+    if (status == QV_OK) {
+        qv_cuda_send(device, out, made, values * sizeof *made);
+    }
+    qv_free(made);
+    return status;
+}
+
 qv_status qv_cuda_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                              qv_error *err) {
     qv_cuda_device *device = qv_cuda_device_of(call);
-    float levels[3][QV_LEVELS];
-    qv_resize_plan plan;
+    qv_preprocess_plan all;
     if (call->stopped) {
         return QV_OK;
     }
-    qv_status status = qv_preprocess_plan(&plan, levels, picture, how, err);
+    qv_status status = qv_preprocess_plan_make(&all, picture, how, err);
     if (status != QV_OK) {
         return status;
     }
+    qv_resize_plan *plan = &all.resize;
     device_picture there;
     qv_arena measured = {.base = NULL};
-    lay_out(&there, &measured, &plan);
+    if (all.seen.height < how->size || all.seen.width < how->size) {
+        status = send_values(device, out, picture, how, err);
+        goto done;
+    }
+    lay_out(&there, &measured, plan);
     if (measured.overflow) {
         status = qv_fail_memory(err, "a picture on the GPU");
         goto done;
@@ -137,15 +155,15 @@ qv_status qv_cuda_preprocess(qv_call *call, float *out, const qv_picture_view *p
     make_room(device, measured.used);
     if (device->status == QV_OK) {
         qv_arena arena = {.base = device->picture, .capacity = device->picture_bytes};
-        lay_out(&there, &arena, &plan);
-        const uint8_t *read = picture->pixels + 3 * (plan.top * picture->W + plan.left);
-        send_rows(device, there.bytes, read, 3 * picture->W, 3 * plan.columns, plan.rows);
-        send_axis(device, &there.across, &plan.across);
-        send_axis(device, &there.down, &plan.down);
-        qv_cuda_send(device, there.levels, levels, sizeof levels);
-        run_passes(device, out, &there, &plan);
+        lay_out(&there, &arena, plan);
+        const uint8_t *read = picture->pixels + 3 * (plan->top * picture->W + plan->left);
+        send_rows(device, there.bytes, read, 3 * picture->W, 3 * plan->columns, plan->rows);
+        send_axis(device, &there.across, &plan->across);
+        send_axis(device, &there.down, &plan->down);
+        qv_cuda_send(device, there.levels, all.levels, sizeof all.levels);
+        run_passes(device, out, &there, plan);
     }
 done:
-    qv_resize_plan_free(&plan);
+    qv_resize_plan_free(plan);
     return status;
 }

@@ -4,10 +4,8 @@
 
 #include "base/memory.h"
 
-#include <sched.h>
 #include <stddef.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- memory ---- */
 
@@ -37,7 +35,7 @@ void qv_cuda_free(const qv_memory *memory, void *block) {
 }
 
 bool qv_cuda_forked(const qv_cuda_device *device) {
-    return device->process != getpid();
+    return device->process != qv_os_process();
 }
 
 /* ---- steps: the first failure of a call is kept, and what comes after it is left out ---- */
@@ -153,7 +151,7 @@ void qv_cuda_drain(qv_cuda_device *device, qv_call *call) {
         if (!idle && call != NULL) {
             (void)qv_call_stopped(call);
         }
-        sched_yield();
+        qv_os_yield();
     }
 }
 
@@ -209,7 +207,7 @@ qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err) {
     if (qv_cuda_check_process(device, err) != QV_OK) {
         return err->code;
     }
-    if (pthread_mutex_lock(&device->turn) == 0) {
+    if (qv_lock_take(&device->turn)) {
         return QV_OK;
     }
     return qv_fail(err, QV_ERR_UNSUPPORTED,
@@ -224,7 +222,7 @@ qv_status qv_cuda_take_turn(qv_cuda_device *device, qv_error *err) {
     device->status = device->driver->enter(device->state, &device->error);
     if (device->status != QV_OK) {
         *err = device->error;
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
         return err->code;
     }
     return QV_OK;
@@ -243,7 +241,7 @@ qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t b
     if (status != QV_OK) {
         *err = device->error;
     }
-    pthread_mutex_unlock(&device->turn);
+    qv_lock_give(&device->turn);
     return status;
 }
 

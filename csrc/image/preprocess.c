@@ -2,45 +2,134 @@
 
 #include "base/memory.h"
 
-qv_status qv_preprocess_plan(qv_resize_plan *resize, float levels[3][QV_LEVELS], const qv_picture_view *picture,
-                             const qv_preprocessing *how, qv_error *err) {
-    size_t S = how->size, H = picture->H, W = picture->W, new_height = S, new_width = S;
-    qv_window window = {0, 0, S, S};
-    if (!how->exact && H != W) {
-        /* The longer edge is rounded down, and so is the margin in front of the crop. */
-        size_t shorter = H < W ? H : W, longer = H < W ? W : H;
-        size_t resized = (size_t)((double)(S * longer) / (double)shorter);
-        new_height = H < W ? S : resized;
-        new_width = H < W ? resized : S;
-        window.top = (new_height - S) / 2;
-        window.left = (new_width - S) / 2;
+#include <math.h>
+
+static size_t shorter_of(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* One picture's edge by the other's ratio, rounded down. */
+static size_t scaled(double edge, size_t numerator, size_t denominator) {
+    double result = edge * (double)numerator / (double)denominator;
+    return result < 1.0 ? 1 : (size_t)result;
+}
+
+static size_t nearest(double x) {
+    double result = nearbyint(x); /* ties to even */
+    return result < 1.0 ? 1 : (size_t)result;
+}
+
+/* The shorter edge becomes `edge`, but the longer one at most `limit`: transformers' get_size_with_aspect_ratio. */
+static void bounded_size(qv_placement *place, size_t H, size_t W, size_t edge, size_t limit) {
+    double low = (double)shorter_of(H, W), high = (double)(H < W ? W : H), exact = (double)edge;
+    if (high / low * exact > (double)limit) {
+        exact = (double)limit * low / high;
+        edge = nearest(exact);
     }
+    if ((H <= W && H == edge) || (W <= H && W == edge)) {
+        place->new_height = H;
+        place->new_width = W;
+    } else if (W < H) {
+        place->new_width = edge;
+        place->new_height = scaled(exact, H, W);
+    } else {
+        place->new_height = edge;
+        place->new_width = scaled(exact, W, H);
+    }
+}
+
+/* Half of what sticks out; below 0 where `edge` is shorter than the model's. */
+static ptrdiff_t margin(size_t edge, size_t size, bool even) {
+    if (edge >= size) {
+        size_t whole = (edge - size) / 2, odd = (edge - size) % 2;
+        return (ptrdiff_t)(even && odd && whole % 2 == 1 ? whole + 1 : whole);
+    }
+    size_t missing = size - edge;
+    return -(ptrdiff_t)(even ? missing / 2 : (missing + 1) / 2);
+}
+
+qv_placement qv_place_picture(size_t H, size_t W, const qv_preprocessing *how) {
+    qv_placement place = {.new_height = H, .new_width = W};
+    const size_t *edges = how->edges;
+    switch (how->rule) {
+    case QV_RESIZE_EXACT:
+        place.new_height = edges[0];
+        place.new_width = edges[1];
+        break;
+    case QV_RESIZE_SHORTEST:
+        if (edges[1] != 0) {
+            bounded_size(&place, H, W, edges[0], edges[1]);
+            break;
+        }
+        /* The longer edge is rounded down. */
+        place.new_height = H <= W ? edges[0] : (size_t)((double)(edges[0] * H) / (double)W);
+        place.new_width = W <= H ? edges[0] : (size_t)((double)(edges[0] * W) / (double)H);
+        break;
+    case QV_RESIZE_LONGEST: {
+        double ratio = (double)(H < W ? W : H) / (double)edges[0];
+        place.new_height = nearest((double)H / ratio);
+        place.new_width = nearest((double)W / ratio);
+        break;
+    }
+    case QV_RESIZE_NONE:
+    case QV_RESIZE_RULE_COUNT:
+        break;
+    }
+    place.top = margin(place.new_height, how->size, how->even_margins);
+    place.left = margin(place.new_width, how->size, how->even_margins);
+    return place;
+}
+
+qv_status qv_preprocess_plan_make(qv_preprocess_plan *plan, const qv_picture_view *picture, const qv_preprocessing *how,
+                                  qv_error *err) {
+    const qv_placement place = qv_place_picture(picture->H, picture->W, how);
+    plan->seen = (qv_window){
+        .top = place.top < 0 ? (size_t)-place.top : 0,
+        .left = place.left < 0 ? (size_t)-place.left : 0,
+        .height = shorter_of(place.new_height, how->size),
+        .width = shorter_of(place.new_width, how->size),
+    };
+    qv_window cut = plan->seen;
+    cut.top = place.top < 0 ? 0 : (size_t)place.top;
+    cut.left = place.left < 0 ? 0 : (size_t)place.left;
     /* A byte has 256 values in each channel. The scale is applied in double, as a float32 1 / 255 is not exact. */
     for (size_t c = 0; c < 3; c++) {
         for (size_t i = 0; i < QV_LEVELS; i++) {
-            levels[c][i] = ((float)((double)i * (1.0 / 255.0)) - how->mean[c]) / how->std[c];
+            plan->levels[c][i] = ((float)((double)i * how->rescale) - how->mean[c]) / how->std[c];
         }
     }
-    return qv_resize_plan_make(resize, H, W, new_height, new_width, window, err);
+    return qv_resize_plan_make(&plan->resize, picture->H, picture->W, place.new_height, place.new_width, how->filter, cut,
+                               err);
 }
 
 qv_status qv_preprocess(float *out, const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err) {
-    size_t S = how->size;
-    float levels[3][QV_LEVELS];
-    qv_resize_plan resize;
-    qv_status status = qv_preprocess_plan(&resize, levels, picture, how, err);
+    const size_t S = how->size;
+    qv_preprocess_plan plan;
+    qv_status status = qv_preprocess_plan_make(&plan, picture, how, err);
     if (status != QV_OK) {
         return status;
     }
-    uint8_t *cut = qv_allocate(S * S, 3);
-    status = cut != NULL ? qv_resize_run(cut, picture->pixels, picture->W, &resize, err)
+    const qv_window seen = plan.seen;
+    uint8_t *cut = qv_allocate(seen.height * seen.width, 3);
+    status = cut != NULL ? qv_resize_run(cut, picture->pixels, picture->W, &plan.resize, err)
                          : qv_fail_memory(err, "a resized picture");
-    for (size_t i = 0; status == QV_OK && i < S * S; i++) {
-        out[i] = levels[0][cut[3 * i]];
-        out[S * S + i] = levels[1][cut[3 * i + 1]];
-        out[2 * S * S + i] = levels[2][cut[3 * i + 2]];
+    for (size_t c = 0; status == QV_OK && c < 3; c++) {
+        float *plane = out + c * S * S;
+        const float *levels = plan.levels[c];
+        if (seen.height < S || seen.width < S) {
+            for (size_t i = 0; i < S * S; i++) {
+                plane[i] = levels[0];
+            }
+        }
+        for (size_t y = 0; y < seen.height; y++) {
+            float *row = plane + (seen.top + y) * S + seen.left;
+            const uint8_t *bytes = cut + 3 * y * seen.width + c;
+            for (size_t x = 0; x < seen.width; x++) {
+                row[x] = levels[bytes[3 * x]];
+            }
+        }
     }
     qv_free(cut);
-    qv_resize_plan_free(&resize);
+    qv_resize_plan_free(&plan.resize);
     return status;
 }

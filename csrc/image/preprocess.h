@@ -1,4 +1,4 @@
-/* From a picture to what a vision model reads: resized, cropped, normalised. */
+/* From a picture to what a vision model reads: resized, cropped or padded, normalised. */
 #ifndef QV_IMAGE_PREPROCESS_H
 #define QV_IMAGE_PREPROCESS_H
 
@@ -9,9 +9,25 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define QV_LEVELS 256
+#define QV_MAX_MODEL_EDGE ((size_t)1 << 14)
+
+/* What the resized picture's height and width are. */
+typedef enum {
+    QV_RESIZE_NONE,     /* the picture's */
+    QV_RESIZE_EXACT,    /* edges[0] and edges[1] */
+    QV_RESIZE_SHORTEST, /* the shorter is edges[0], the ratio kept; the longer at most edges[1], where that is not 0 */
+    QV_RESIZE_LONGEST,  /* the longer is edges[0], the ratio kept */
+    QV_RESIZE_RULE_COUNT
+} qv_resize_rule;
+
 typedef struct {
-    size_t size; /* S */
-    bool exact;  /* both edges become S; else the shorter one does, and the middle S x S is cut out */
+    size_t size; /* S: of the resized picture the middle S x S is taken, black where it is smaller */
+    qv_resize_rule rule;
+    size_t edges[2];
+    qv_filter filter;
+    bool even_margins; /* an odd margin is halved to the nearest even number (torchvision), else down (transformers) */
+    double rescale;    /* what bytes are multiplied by */
     float mean[3], std[3];
 } qv_preprocessing;
 
@@ -21,14 +37,26 @@ typedef struct {
     size_t H, W;
 } qv_picture_view;
 
-#define QV_LEVELS 256
+/* Where the model's S x S lie in the resized picture: top and left are below 0 where they reach past it. */
+typedef struct {
+    size_t new_height, new_width;
+    ptrdiff_t top, left;
+} qv_placement;
 
-/* What there is to compute, by whatever backend: a resize to S x S, and then levels[c][byte] of each byte of channel c.
- * Freed by qv_resize_plan_free. */
-qv_status qv_preprocess_plan(qv_resize_plan *resize, float levels[3][QV_LEVELS], const qv_picture_view *picture,
-                             const qv_preprocessing *how, qv_error *err);
+qv_placement qv_place_picture(size_t H, size_t W, const qv_preprocessing *how);
 
-/* On the CPU: out [3, S, S] = (resized picture / 255 - mean) / std */
+/* What there is to compute, by whatever backend: a resize of what is seen, [height, width] of the S x S at (top, left),
+ * and then levels[c][byte] of each byte of channel c. The resize is freed by qv_resize_plan_free. */
+typedef struct {
+    qv_resize_plan resize;
+    qv_window seen;
+    float levels[3][QV_LEVELS];
+} qv_preprocess_plan;
+
+qv_status qv_preprocess_plan_make(qv_preprocess_plan *plan, const qv_picture_view *picture, const qv_preprocessing *how,
+                                  qv_error *err);
+
+/* On the CPU: out [3, S, S] = (resized picture * rescale - mean) / std */
 qv_status qv_preprocess(float *out, const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err);
 
 #endif

@@ -32,24 +32,106 @@ static double cubic(double x) {
     return x < 2.0 ? (((x - 5.0) * x + 8.0) * x - 4.0) * a : 0.0;
 }
 
-/* Outputs begin .. begin + count of `size` inputs resized to `new_size`. When shrinking, the kernel widens. */
-static qv_status axis_prepare(qv_resize_axis *axis, size_t size, size_t new_size, size_t begin, size_t count,
-                              qv_error *err) {
-    double scale = (double)size / (double)new_size;
-    double stretch = scale < 1.0 ? 1.0 : scale;
-    double support = 2.0 * stretch, step = 1.0 / stretch;
-    size_t stride = 2 * (size_t)ceil(support) + 1, weights;
+static double triangle(double x) {
+    x = fabs(x);
+    return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+static double box(double x) {
+    return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+}
+
+static double hamming(double x) {
+    const double pi = 3.14159265358979323846, base = (double)0.54f, swing = (double)0.46f; /* Pillow's are float32 */
+    x = fabs(x);
+    if (x == 0.0) {
+        return 1.0;
+    }
+    if (x >= 1.0) {
+        return 0.0;
+    }
+    x *= pi;
+    return sin(x) / x * (base + swing * cos(x));
+}
+
+static double sinc(double x) {
+    const double pi = 3.14159265358979323846;
+    if (x == 0.0) {
+        return 1.0;
+    }
+    x *= pi;
+    return sin(x) / x;
+}
+
+static double lanczos(double x) {
+    return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0;
+}
+
+/* A kernel and how far it reaches; nearest has none. */
+static const struct {
+    double (*kernel)(double x);
+    double support;
+} filters[QV_FILTER_COUNT] = {
+    [QV_LANCZOS] = {lanczos, 3.0}, [QV_BILINEAR] = {triangle, 1.0}, [QV_BICUBIC] = {cubic, 2.0},
+    [QV_BOX] = {box, 0.5},         [QV_HAMMING] = {hamming, 1.0},
+};
+
+static qv_status axis_allocate(qv_resize_axis *axis, size_t count, size_t stride, qv_error *err) {
+    size_t weights;
     stride = (stride + 3) / 4 * 4;
     *axis = (qv_resize_axis){.count = count, .stride = stride};
-    double *exact = qv_allocate(stride, sizeof *exact);
     if (qv_multiply_size(count, stride, &weights)) {
         axis->first = qv_allocate(count, sizeof *axis->first);
         axis->taps = qv_allocate(count, sizeof *axis->taps);
         axis->weights = qv_allocate(weights, sizeof *axis->weights);
     }
-    if (exact == NULL || axis->first == NULL || axis->taps == NULL || axis->weights == NULL) {
-        qv_free(exact);
+    if (axis->first == NULL || axis->taps == NULL || axis->weights == NULL) {
         return qv_fail_memory(err, "the weights of a resize");
+    }
+    memset(axis->weights, 0, weights * sizeof *axis->weights);
+    return QV_OK;
+}
+
+/* One input an output. Pillow adds up the step, so that its rounding errors add up, too; past its largest pictures a
+ * product does. */
+static qv_status axis_nearest(qv_resize_axis *axis, size_t size, size_t new_size, size_t begin, size_t count,
+                              qv_error *err) {
+    const size_t longest_sum = (size_t)1 << 24;
+    const double step = (double)size / (double)new_size;
+    qv_status status = axis_allocate(axis, count, 1, err);
+    if (status != QV_OK) {
+        return status;
+    }
+    double place = step * 0.5;
+    if (begin > longest_sum) {
+        place += step * (double)begin;
+    } else {
+        for (size_t i = 0; i < begin; i++) {
+            place += step;
+        }
+    }
+    for (size_t i = 0; i < count; i++, place += step) {
+        size_t at = (size_t)place;
+        axis->first[i] = at < size ? at : size - 1;
+        axis->taps[i] = 1;
+        axis->weights[i * axis->stride] = QV_WEIGHT_ONE;
+    }
+    return QV_OK;
+}
+
+/* Outputs begin .. begin + count of `size` inputs resized to `new_size`. When shrinking, the kernel widens. */
+static qv_status axis_prepare(qv_resize_axis *axis, size_t size, size_t new_size, qv_filter filter, size_t begin,
+                              size_t count, qv_error *err) {
+    if (filter == QV_NEAREST) {
+        return axis_nearest(axis, size, new_size, begin, count, err);
+    }
+    double scale = (double)size / (double)new_size;
+    double stretch = scale < 1.0 ? 1.0 : scale;
+    double support = filters[filter].support * stretch, step = 1.0 / stretch;
+    qv_status status = axis_allocate(axis, count, 2 * (size_t)ceil(support) + 1, err);
+    double *exact = status == QV_OK ? qv_allocate(axis->stride, sizeof *exact) : NULL;
+    if (exact == NULL) {
+        return status != QV_OK ? status : qv_fail_memory(err, "the weights of a resize");
     }
     for (size_t i = 0; i < count; i++) {
         double centre = ((double)(begin + i) + 0.5) * scale;
@@ -59,15 +141,14 @@ static qv_status axis_prepare(qv_resize_axis *axis, size_t size, size_t new_size
         size_t taps = end - first;
         double sum = 0.0;
         for (size_t t = 0; t < taps; t++) {
-            exact[t] = cubic(((double)(t + first) - centre + 0.5) * step);
+            exact[t] = filters[filter].kernel(((double)(t + first) - centre + 0.5) * step);
             sum += exact[t];
         }
-        int32_t *row = axis->weights + i * stride;
+        int32_t *row = axis->weights + i * axis->stride;
         for (size_t t = 0; t < taps; t++) {
             double weight = (sum != 0.0 ? exact[t] / sum : exact[t]) * (double)QV_WEIGHT_ONE;
             row[t] = (int32_t)(weight < 0.0 ? weight - 0.5 : weight + 0.5);
         }
-        memset(row + taps, 0, (stride - taps) * sizeof *row);
         axis->first[i] = first;
         axis->taps[i] = taps;
     }
@@ -254,14 +335,14 @@ static qv_status resize_down(uint8_t *out, const uint8_t *in, size_t in_stride, 
 }
 
 qv_status qv_resize_plan_make(qv_resize_plan *plan, size_t H, size_t W, size_t new_height, size_t new_width,
-                              qv_window window, qv_error *err) {
+                              qv_filter filter, qv_window window, qv_error *err) {
     *plan = (qv_resize_plan){.top = window.top, .left = window.left, .rows = window.height, .columns = window.width};
     qv_status status = QV_OK;
     if (new_height != H) {
-        status = axis_prepare(&plan->down, H, new_height, window.top, window.height, err);
+        status = axis_prepare(&plan->down, H, new_height, filter, window.top, window.height, err);
     }
     if (status == QV_OK && new_width != W) {
-        status = axis_prepare(&plan->across, W, new_width, window.left, window.width, err);
+        status = axis_prepare(&plan->across, W, new_width, filter, window.left, window.width, err);
     }
     if (status != QV_OK) {
         qv_resize_plan_free(plan);
@@ -318,10 +399,10 @@ qv_status qv_resize_run(uint8_t *out, const uint8_t *picture, size_t W, const qv
     return status;
 }
 
-qv_status qv_resize_bicubic(uint8_t *out, const uint8_t *picture, size_t H, size_t W, size_t new_height,
-                            size_t new_width, qv_window window, qv_error *err) {
+qv_status qv_resize(uint8_t *out, const uint8_t *picture, size_t H, size_t W, size_t new_height, size_t new_width,
+                    qv_filter filter, qv_window window, qv_error *err) {
     qv_resize_plan plan;
-    qv_status status = qv_resize_plan_make(&plan, H, W, new_height, new_width, window, err);
+    qv_status status = qv_resize_plan_make(&plan, H, W, new_height, new_width, filter, window, err);
     if (status == QV_OK) {
         status = qv_resize_run(out, picture, W, &plan, err);
         qv_resize_plan_free(&plan);

@@ -154,8 +154,8 @@ static void pack_head(const attention_work *w, const lane_scratch *scratch, cons
 /* Scale, bias and mask one row of scores; returns the scale that is still to be applied. */
 static float mask_row(const qv_attention *a, const qv_attention_head *head, float *row, size_t t) {
     float scale = a->scale;
-    if (a->bias != NULL) {
-        const float *bias = a->bias + (head->h * a->T + t) * a->S;
+    if (a->bias.at != NULL) {
+        const float *bias = a->bias.at + (head->h * a->bias_rows + t) * a->bias.ld;
         for (size_t m = 0; m < a->M; m++) {
             row[m] *= scale;
         }
@@ -310,7 +310,7 @@ typedef struct {
 
 /* The bias is added to scores [M + S] of query t; keys that it does not see become -INFINITY. */
 static void hide_row(float *row, const qv_attention *a, const qv_attention_head *head, size_t t) {
-    const float *bias = a->bias != NULL ? a->bias + (head->h * a->T + t) * a->S : NULL;
+    const float *bias = a->bias.at != NULL ? a->bias.at + (head->h * a->bias_rows + t) * a->bias.ld : NULL;
     for (size_t s = 0; bias != NULL && s < a->S; s++) {
         row[a->M + s] += bias[s];
     }

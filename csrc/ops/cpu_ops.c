@@ -47,6 +47,7 @@ const qv_ops qv_cpu_ops = {
     .patches = qv_cpu_patches,
     .embedding = qv_cpu_embedding,
     .relative_bias = qv_cpu_relative_bias,
+    .rotate = qv_cpu_rotate,
     .add = qv_cpu_add,
     .activation = qv_cpu_activation,
     .backward_scratch_bytes = backward_scratch_bytes,

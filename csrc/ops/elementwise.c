@@ -96,6 +96,13 @@ static float quick_gelu_slope(float x) {
     return s + 1.702f * x * s * (1.0f - s);
 }
 
+/* x s, s = sigmoid(x): s + x s (1 - s) */
+static float silu_slope(float x) {
+    x = bound(x, 100.0f);
+    float s = 1.0f / (1.0f + expf(-x));
+    return s + x * s * (1.0f - s);
+}
+
 static void backward_chunk(void *context, size_t task, size_t lane) {
     (void)lane;
     const elements_work *w = context;
@@ -113,6 +120,9 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
             break;
         case QV_QUICK_GELU:
             slope = quick_gelu_slope(x);
+            break;
+        case QV_SILU:
+            slope = silu_slope(x);
             break;
         case QV_RELU:
             slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */

@@ -58,3 +58,31 @@ void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_
         }
     }
 }
+
+typedef struct {
+    qv_rows x;
+    const float *angles; /* [T - first, d] */
+    size_t T, first, H, d;
+} rotate_work;
+
+/* Row `task` of those that turn. */
+static void rotate_row(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const rotate_work *w = context;
+    size_t turning = w->T - w->first, half = w->d / 2, t = task % turning;
+    const float *cosines = w->angles + t * w->d, *sines = cosines + half;
+    float *a = w->x.at + (task / turning * w->T + w->first + t) * w->x.ld;
+    for (size_t h = 0; h < w->H; h++, a += w->d) {
+        float *b = a + half;
+        for (size_t j = 0; j < half; j++) {
+            float turned = a[j] * cosines[j] - b[j] * sines[j];
+            b[j] = b[j] * cosines[j] + a[j] * sines[j];
+            a[j] = turned;
+        }
+    }
+}
+
+void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d) {
+    rotate_work work = {x, angles, T, first, H, d};
+    qv_cpu_run(call, call->lanes, B * (T - first), rotate_row, &work);
+}

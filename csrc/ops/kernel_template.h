@@ -68,6 +68,8 @@ INLINE vec apply_activation(vec x, qv_activation activation) {
         return times_sigmoid(x, x * set1(1.702f));
     case QV_RELU:
         return largest(set1(0.0f), x);
+    case QV_SILU:
+        return times_sigmoid(x, x);
     case QV_IDENTITY:
         break;
     }

@@ -4,8 +4,8 @@
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
+#include "base/os.h"
 
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
@@ -60,7 +60,7 @@ static void write_chunk(product_work *w, size_t chunk) {
         atomic_store(&w->state[chunk], WRITTEN);
     }
     while (atomic_load(&w->state[chunk]) != WRITTEN) {
-        sched_yield();
+        qv_os_yield();
     }
 }
 

@@ -22,7 +22,7 @@ typedef struct {
 static bool lies_ready(const qv_linear_source *source, size_t width, qv_dtype dtype) {
     const qv_tensor *weight = source->weight;
     return weight->panel_columns == width && weight->dtype == dtype && source->add_weight == NULL &&
-           (uintptr_t)weight->data % sizeof(float) == 0;
+           source->row_scale == NULL && (uintptr_t)weight->data % sizeof(float) == 0;
 }
 
 /* Panel `task` from the file's float32 panel of the same width: its rows, a step of them at a time. */
@@ -57,8 +57,7 @@ static void pack_panel(void *context, size_t task, size_t lane) {
         size_t count = w->depth - k < PACK_ITEMS ? w->depth - k : PACK_ITEMS, steps = qv_steps(w->product, count);
         for (size_t c = 0; c < columns; c++) {
             float *row = rows + c * PACK_STRIDE;
-            qv_tensor_read_sum(row, w->source->weight, w->source->add_weight, w->source->scale,
-                               (first + c) * w->depth + k, count, spare);
+            qv_linear_source_read(row, w->source, (first + c) * w->depth + k, count, spare);
             if (w->product->write_steps != NULL) {
                 w->product->write_steps(row, row, count);
             }
@@ -141,8 +140,7 @@ static qv_status copy_plain(qv_cpu_weights *weights, const qv_linear *layer, con
         }
         weights->parts[i] = copy;
         for (size_t row = 0; row < layer->part_columns[i]; row++, copy += layer->depth) {
-            qv_tensor_read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale, row * layer->depth,
-                               layer->depth, spare);
+            qv_linear_source_read(copy, &sources[i], row * layer->depth, layer->depth, spare);
         }
         qv_linear_source_release(&sources[i]);
     }

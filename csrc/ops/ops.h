@@ -28,6 +28,7 @@ typedef enum {
     QV_GELU_TANH,  /* its tanh approximation, "gelu_new" */
     QV_QUICK_GELU, /* x sigmoid(1.702 x) */
     QV_RELU,
+    QV_SILU, /* x sigmoid(x) */
 } qv_activation;
 
 /* Up to this many projections of one input share a matrix (q, k and v). */
@@ -41,6 +42,7 @@ typedef struct {
     const qv_tensor *add_weight;
     const qv_tensor *add_bias;
     float scale;
+    const qv_tensor *row_scale; /* [N], or NULL: each row of weight and item of bias, sums included, times its own */
 } qv_linear_source;
 
 /* A float32 vector or table in the backend's memory: borrowed when the host's file holds float32, else in `owned`. */
@@ -93,7 +95,8 @@ typedef struct {
     qv_const_rows extra_k, extra_v; /* [B, M] */
     const size_t *extra_length;     /* [B]: how many of the M count; NULL: all */
     const uint8_t *key_mask;        /* [B, S], 0: not seen; NULL: all seen */
-    const float *bias;              /* [H, T, S] added to the scores after scale, or NULL */
+    qv_const_rows bias;             /* of S, added to the scores after scale, or none: row h bias_rows + t of query t */
+    size_t bias_rows;               /* of a head: at least T */
     const size_t *q_index;          /* [B]: which set of q belongs to b; NULL: b itself */
     const size_t *kv_index;         /* [B]: which set of k and v; NULL: b itself */
     bool causal;                    /* query t sees keys <= t of the S, and always t, or padding in front would see nothing */
@@ -180,6 +183,10 @@ struct qv_ops {
     void (*relative_bias)(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
     /* out [R, D] += x [R, D] */
     void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
+    /* Rotary positions (Su et al., arXiv 2104.09864): rows `first` to T of each of B sequences, heads of width d beside each
+     * other; the pair (x[j], x[j + d / 2]) of a head turns by an angle, whose cosine and sine are items j and j + d / 2 of
+     * the row's angles [T - first, d] */
+    void (*rotate)(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
     /* out [R, D] = x [R, D]; ld_x 0 repeats one row */
     void (*copy)(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
     /* out [n] = act(x [n]): where the product's own epilogue would lose the x that a gradient needs */

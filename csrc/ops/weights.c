@@ -77,6 +77,34 @@ void qv_linear_source_release(const qv_linear_source *source) {
     }
 }
 
+void qv_linear_source_read(float *out, const qv_linear_source *source, size_t first, size_t count, float *spare) {
+    qv_tensor_read_sum(out, source->weight, source->add_weight, source->scale, first, count, spare);
+    if (source->row_scale == NULL) {
+        return;
+    }
+    size_t depth = qv_tensor_count(source->weight) / source->weight->shape[0];
+    for (size_t i = 0, end; i < count; i = end) {
+        size_t row = (first + i) / depth;
+        float scale;
+        qv_tensor_read(&scale, source->row_scale, row, 1);
+        end = (row + 1) * depth - first < count ? (row + 1) * depth - first : count;
+        for (size_t k = i; k < end; k++) {
+            out[k] *= scale;
+        }
+    }
+}
+
+/* bias [N] of a part; spare [N] */
+static void read_bias(float *bias, const qv_linear_source *source, size_t N, float *spare) {
+    qv_tensor_read_sum(bias, source->bias, source->add_bias, source->scale, 0, N, spare);
+    if (source->row_scale != NULL) {
+        qv_tensor_read(spare, source->row_scale, 0, N);
+        for (size_t i = 0; i < N; i++) {
+            bias[i] *= spare[i];
+        }
+    }
+}
+
 static qv_status prepare_bias(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err) {
     bool any = false;
     for (size_t i = 0; i < layer->parts; i++) {
@@ -92,8 +120,7 @@ static qv_status prepare_bias(const qv_ops *ops, qv_linear *layer, const qv_line
     memset(bias, 0, layer->columns * sizeof *bias);
     for (size_t i = 0; i < layer->parts; part += layer->part_columns[i], i++) {
         if (sources[i].bias != NULL) {
-            qv_tensor_read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0, layer->part_columns[i],
-                               bias + layer->columns);
+            read_bias(part, &sources[i], layer->part_columns[i], bias + layer->columns);
         }
     }
     qv_status status = qv_vector_copy(ops, &layer->bias, bias, layer->columns, sources[0].weight->name, err);

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/tensor.h"
 #include "base/threads.h"
+#include "models/vit.h"
 #include "ops/ops.h"
 
 /* Raise the Python exception of a failed call (ValueError, MemoryError, KeyboardInterrupt..., RuntimeError); returns
@@ -77,6 +78,9 @@ int qvpy_read_settings(void *config, PyObject *dict, const qvpy_setting *setting
 /* A new reference to dict[key]; NULL, without an exception, where it is missing or None. */
 PyObject *qvpy_config_item(PyObject *dict, const char *key);
 
+/* What a dict says of a vision tower; *config begins as the family's defaults. 0, or -1 with an exception. */
+int qvpy_read_vision(PyObject *dict, qv_vit_config *config);
+
 /* An activation by its name; `what` says in an error what has that name. 0, or -1 with an exception. */
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out);
 
@@ -88,7 +92,7 @@ int qvpy_precision(const char *text, qv_precision *out);
 int qvpy_device(PyObject *object, const qvpy_state *state, const qv_ops **ops);
 
 /* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, size, size]: `preprocessing` is a tuple
- * (resize_exact, mean, std). Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
+ * as preprocess_image takes it. Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_picture_view *views; /* [count] */
     PyArrayObject **arrays; /* [count] */
@@ -100,15 +104,6 @@ void qvpy_pictures_release(qvpy_pictures *pictures);
 
 /* ---- models (model.c) ---- */
 
-/* What a model is loaded from, and with. */
-typedef struct {
-    qv_weights *weights; /* borrowed: they outlive the model */
-    const char *prefix;  /* in front of every name */
-    const qv_ops *ops;
-    qv_precision precision;
-    qv_error *err;
-} qvpy_loader;
-
 /* A kind of model: a heap type NAME(config, weights, precision='float32', prefix=..., device=None). */
 typedef struct {
     const char *name; /* with the module's: "qavit._core.Vit" */
@@ -116,7 +111,7 @@ typedef struct {
     const char *prefix; /* by default */
     size_t config_size;
     int (*read)(PyObject *dict, void *config); /* with the GIL */
-    qv_status (*load)(void **model, const void *config, qvpy_loader *loader); /* without it; *model NULL on failure */
+    qv_status (*load)(void **model, const void *config, qv_loader *loader); /* without it; *model NULL on failure */
     void (*free)(void *model);
     newfunc create; /* qvpy_model_new with this kind */
     PyMethodDef *methods;

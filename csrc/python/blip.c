@@ -1,7 +1,7 @@
 /* _core.BlipItm: BLIP image-text matching over mapped weights; _core.BlipImage: what the questions on an image share. */
 #include "python/binding.h"
 
-#include "models/gradcam.h"
+#include "models/blip_itm.h"
 
 #include <string.h>
 
@@ -12,21 +12,6 @@ typedef struct {
 } BlipImageObject;
 
 /* ---- construction ---- */
-
-static int read_vision(PyObject *dict, qv_vit_config *config) {
-    static const qvpy_setting settings[] = {
-        QVPY_SETTING("image_size", QVPY_REQUIRED_SIZE, qv_vit_config, image_size),
-        QVPY_SETTING("patch_size", QVPY_REQUIRED_SIZE, qv_vit_config, patch_size),
-        QVPY_SETTING("hidden_size", QVPY_REQUIRED_SIZE, qv_vit_config, D),
-        QVPY_SETTING("num_attention_heads", QVPY_REQUIRED_SIZE, qv_vit_config, H),
-        QVPY_SETTING("num_hidden_layers", QVPY_REQUIRED_SIZE, qv_vit_config, L),
-        QVPY_SETTING("intermediate_size", QVPY_REQUIRED_SIZE, qv_vit_config, F),
-        QVPY_SETTING("layer_norm_eps", QVPY_FLOAT, qv_vit_config, eps),
-        QVPY_SETTING("hidden_act", QVPY_ACTIVATION, qv_vit_config, activation),
-    };
-    *config = (qv_vit_config){.layout = QV_VIT_BLIP, .eps = 1e-6f, .activation = QV_GELU};
-    return qvpy_read_settings(config, dict, settings, sizeof settings / sizeof settings[0]);
-}
 
 static int read_text(PyObject *dict, qv_blip_config *config) {
     static const qvpy_setting settings[] = {
@@ -53,22 +38,20 @@ static int read_config(PyObject *dict, void *out) {
     if (vision == NULL || text == NULL || !PyDict_Check(vision) || !PyDict_Check(text)) {
         PyErr_SetString(PyExc_TypeError, "config: expected a dict with the dicts 'vision' and 'text'");
     } else {
-        result = read_vision(vision, &config->vision) < 0 ? -1 : read_text(text, config);
+        config->vision = (qv_vit_config){.eps = 1e-6f, .activation = QV_GELU};
+        result = qvpy_read_vision(vision, &config->vision) < 0 ? -1 : read_text(text, config);
     }
     Py_XDECREF(vision);
     Py_XDECREF(text);
     return result;
 }
 
-static qv_status load(void **model, const void *config, qvpy_loader *loader) {
-    if (loader->prefix[0] != '\0') {
-        return qv_fail(loader->err, QV_ERR_VALUE, "BlipItm: the prefix is '%s', expected none", loader->prefix);
-    }
+static qv_status load(void **model, const void *config, qv_loader *loader) {
     qv_blip *blip = qv_allocate(1, sizeof *blip);
     if (blip == NULL) {
         return qv_fail_memory(loader->err, "BLIP image-text matching");
     }
-    qv_status status = qv_blip_init(blip, config, loader->ops, loader->precision, loader->weights, loader->err);
+    qv_status status = qv_blip_load(blip, config, loader);
     if (status != QV_OK) {
         qv_free(blip);
         return status;
@@ -150,7 +133,7 @@ static PyObject *encode_picture(qvpy_model *self, PyObject *object, PyObject *pr
     qvpy_pictures picture;
     PyObject *one = PyTuple_Pack(1, object), *result = NULL;
     if (one != NULL &&
-        qvpy_pictures_acquire(&picture, one, preprocessing, vision_of(self)->config.image_size) == 0) {
+        qvpy_pictures_acquire(&picture, one, preprocessing, vision_of(self)->config.height) == 0) {
         result = finish_image(self, NULL, &picture, NULL);
         qvpy_pictures_release(&picture);
     }
@@ -171,7 +154,7 @@ static PyObject *itm_encode_image(qvpy_model *self, PyObject *arguments, PyObjec
     if (pixels == NULL) {
         return NULL;
     }
-    npy_intp size = (npy_intp)vision_of(self)->config.image_size;
+    npy_intp size = (npy_intp)vision_of(self)->config.height;
     const npy_intp *shape = PyArray_DIMS(pixels);
     PyObject *result = NULL;
     if (shape[0] != 3 || shape[1] != size || shape[2] != size) {
@@ -319,7 +302,7 @@ static PyObject *itm_gradcam(qvpy_model *self, PyObject *arguments, PyObject *ke
     if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
         return NULL;
     }
-    size_t Q = packed.questions.Q, P = image->S - 1;
+    size_t Q = packed.questions.Q, P = vision_of(self)->P;
     size_t map_shape[2] = {Q, P}, token_shape[2] = {packed.start[Q], P}, logit_shape[2] = {Q, 2};
     PyArrayObject *maps = qvpy_new_floats(2, map_shape), *logits = qvpy_new_floats(2, logit_shape);
     PyArrayObject *tokens = want_tokens ? qvpy_new_floats(2, token_shape) : NULL;
@@ -405,7 +388,7 @@ static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
 /* ---- attributes and types ---- */
 
 static PyGetSetDef itm_attributes[] = {
-    QVPY_SIZE_OF(qv_blip, "image_size", vision.config.image_size, "Side of the square input in pixels."),
+    QVPY_SIZE_OF(qv_blip, "image_size", vision.config.height, "Side of the square input in pixels."),
     QVPY_SIZE_OF(qv_blip, "patch_size", vision.config.patch_size, "Side of a patch in pixels."),
     QVPY_SIZE_OF(qv_blip, "image_tokens", vision.T, "1 + number of patches."),
     QVPY_SIZE_OF(qv_blip, "image_width", vision.config.D, "Width of an image token."),
@@ -421,8 +404,8 @@ static PyGetSetDef itm_attributes[] = {
 static PyMethodDef itm_methods[] = {
     {"encode_image", QVPY_KEYWORDS(itm_encode_image),
      "encode_image(pixel_values, preprocessing=None)\n--\n\n"
-     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing = (resize_exact, mean,\n"
-     "std), the image is a uint8 picture [H, W, 3], which becomes pixel values where the model computes."},
+     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing, a tuple as\n"
+     "preprocess_image takes it, the image is a uint8 picture [H, W, 3], which becomes pixel values where the model computes."},
     {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,
      "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."},
     {"gradcam", QVPY_KEYWORDS(itm_gradcam),

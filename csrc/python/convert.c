@@ -234,7 +234,7 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
     } known[] = {
         {"gelu", QV_GELU},         {"gelu_new", QV_GELU_TANH},     {"gelu_pytorch_tanh", QV_GELU_TANH},
         {"relu", QV_RELU},         {"quick_gelu", QV_QUICK_GELU},  {"gelu_fast", QV_GELU_TANH},
-        {"linear", QV_IDENTITY},
+        {"linear", QV_IDENTITY},    {"silu", QV_SILU},
     };
     const char *text = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
     for (size_t i = 0; text != NULL && i < sizeof known / sizeof known[0]; i++) {
@@ -244,7 +244,7 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
         }
     }
     PyErr_Clear();
-    PyErr_Format(PyExc_ValueError, "%s is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu",
+    PyErr_Format(PyExc_ValueError, "%s is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu",
                  what, value);
     return -1;
 }

@@ -7,7 +7,6 @@
 #include "image/resize.h"
 
 #define MAX_EDGE ((Py_ssize_t)1 << 24)
-#define MAX_MODEL_EDGE ((Py_ssize_t)1 << 14)
 
 static void free_pixels(PyObject *capsule) {
     qv_free(PyCapsule_GetPointer(capsule, "qavit pixels"));
@@ -83,12 +82,17 @@ static PyArrayObject *picture_array(PyObject *object) {
 }
 
 static PyObject *resize_image(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"picture", "height", "width", NULL};
+    static char *names[] = {"picture", "height", "width", "filter", NULL};
     (void)module;
     PyObject *object;
     Py_ssize_t height, width;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Onn:resize_image", names, &object, &height, &width)) {
+    int filter = QV_BICUBIC;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Onn|i:resize_image", names, &object, &height, &width, &filter)) {
         return NULL;
+    }
+    if (filter < 0 || filter >= QV_FILTER_COUNT) {
+        return PyErr_Format(PyExc_ValueError, "filter is %d, expected one of Pillow's, 0 to %d", filter,
+                            QV_FILTER_COUNT - 1);
     }
     if (height < 1 || width < 1 || height > MAX_EDGE || width > MAX_EDGE) {
         return PyErr_Format(PyExc_ValueError, "height and width are %zd and %zd, expected 1 to %zd", height, width,
@@ -108,8 +112,8 @@ static PyObject *resize_image(PyObject *module, PyObject *args, PyObject *keywor
     qv_status status;
     qv_window window = {0, 0, (size_t)height, (size_t)width};
     Py_BEGIN_ALLOW_THREADS;
-    status = qv_resize_bicubic(PyArray_DATA(out), PyArray_DATA(picture), (size_t)PyArray_DIM(picture, 0),
-                               (size_t)PyArray_DIM(picture, 1), (size_t)height, (size_t)width, window, &err);
+    status = qv_resize(PyArray_DATA(out), PyArray_DATA(picture), (size_t)PyArray_DIM(picture, 0),
+                       (size_t)PyArray_DIM(picture, 1), (size_t)height, (size_t)width, (qv_filter)filter, window, &err);
     Py_END_ALLOW_THREADS;
     Py_DECREF(picture);
     if (status != QV_OK) {
@@ -132,20 +136,46 @@ void qvpy_pictures_release(qvpy_pictures *pictures) {
     *pictures = (qvpy_pictures){.views = NULL};
 }
 
-int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size) {
-    *pictures = (qvpy_pictures){.how = {.size = size}};
-    float *mean = pictures->how.mean, *std = pictures->how.std;
-    int exact;
+/* (rule, (edge, edge), filter, even margins, rescale, mean, std) for a model of S x `size`; 0, or -1 with an exception. */
+static int read_preprocessing(qv_preprocessing *how, PyObject *preprocessing, size_t size) {
+    float *mean = how->mean, *std = how->std;
+    int rule, filter, even;
+    Py_ssize_t first, second;
     if (!PyTuple_Check(preprocessing)) {
-        PyErr_Format(PyExc_TypeError, "preprocessing: expected a tuple (resize_exact, mean, std), got %s",
+        PyErr_Format(PyExc_TypeError,
+                     "preprocessing: expected a tuple (rule, edges, filter, even_margins, rescale, mean, std), got %s",
                      Py_TYPE(preprocessing)->tp_name);
         return -1;
     }
-    if (!PyArg_ParseTuple(preprocessing, "p(fff)(fff):preprocessing", &exact, &mean[0], &mean[1], &mean[2], &std[0],
-                          &std[1], &std[2])) {
+    if (!PyArg_ParseTuple(preprocessing, "i(nn)ipd(fff)(fff):preprocessing", &rule, &first, &second, &filter, &even,
+                          &how->rescale, &mean[0], &mean[1], &mean[2], &std[0], &std[1], &std[2])) {
         return -1;
     }
-    pictures->how.exact = exact != 0;
+    if (size < 1 || size > QV_MAX_MODEL_EDGE) {
+        PyErr_Format(PyExc_ValueError, "size is %zu, expected 1 to %zu", size, QV_MAX_MODEL_EDGE);
+        return -1;
+    }
+    const Py_ssize_t most = (Py_ssize_t)QV_MAX_MODEL_EDGE;
+    const bool bounded = rule == QV_RESIZE_SHORTEST && second == 0;
+    if (rule < 0 || rule >= QV_RESIZE_RULE_COUNT || filter < 0 || filter >= QV_FILTER_COUNT || first < 1 ||
+        first > most || (second < 1 && !bounded) || second > most) {
+        PyErr_Format(PyExc_ValueError, "preprocessing: rule %d, edges %zd and %zd, filter %d", rule, first, second, filter);
+        return -1;
+    }
+    how->size = size;
+    how->rule = (qv_resize_rule)rule;
+    how->edges[0] = (size_t)first;
+    how->edges[1] = (size_t)second;
+    how->filter = (qv_filter)filter;
+    how->even_margins = even != 0;
+    return 0;
+}
+
+int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size) {
+    *pictures = (qvpy_pictures){.views = NULL};
+    if (read_preprocessing(&pictures->how, preprocessing, size) < 0) {
+        return -1;
+    }
     PyObject *items = PySequence_Fast(sequence, "pictures: expected a sequence of uint8 arrays [H, W, 3]");
     if (items == NULL) {
         return -1;
@@ -178,23 +208,38 @@ int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject 
     return result;
 }
 
-static PyObject *preprocess_image(PyObject *module, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"picture", "size", "resize_exact", "mean", "std", NULL};
+/* A whole number as a size; sizes below 0 become ones that no model has. */
+static size_t model_edge(Py_ssize_t size) {
+    return size < 0 ? 0 : (size_t)size;
+}
+
+static PyObject *place_picture(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *object;
-    Py_ssize_t size;
-    int exact;
+    Py_ssize_t height, width, size;
+    PyObject *preprocessing;
     qv_preprocessing how;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Onp(fff)(fff):preprocess_image", names, &object, &size, &exact,
-                                     &how.mean[0], &how.mean[1], &how.mean[2], &how.std[0], &how.std[1],
-                                     &how.std[2])) {
+    if (!PyArg_ParseTuple(args, "nnnO:place_picture", &height, &width, &size, &preprocessing) ||
+        read_preprocessing(&how, preprocessing, model_edge(size)) < 0) {
         return NULL;
     }
-    if (size < 1 || size > MAX_MODEL_EDGE) {
-        return PyErr_Format(PyExc_ValueError, "size is %zd, expected 1 to %zd", size, MAX_MODEL_EDGE);
+    if (height < 1 || width < 1 || height > PY_SSIZE_T_MAX / 64 || width > PY_SSIZE_T_MAX / 64) {
+        return PyErr_Format(PyExc_ValueError, "height and width are %zd and %zd, expected at least 1", height, width);
     }
-    how.size = (size_t)size;
-    how.exact = exact != 0;
+    qv_placement place = qv_place_picture((size_t)height, (size_t)width, &how);
+    return Py_BuildValue("(nnnn)", (Py_ssize_t)place.new_height, (Py_ssize_t)place.new_width, (Py_ssize_t)place.top,
+                         (Py_ssize_t)place.left);
+}
+
+static PyObject *preprocess_image(PyObject *module, PyObject *args, PyObject *keywords) {
+    static char *names[] = {"picture", "size", "preprocessing", NULL};
+    (void)module;
+    PyObject *object, *preprocessing;
+    Py_ssize_t size;
+    qv_preprocessing how;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OnO:preprocess_image", names, &object, &size, &preprocessing) ||
+        read_preprocessing(&how, preprocessing, model_edge(size)) < 0) {
+        return NULL;
+    }
     PyArrayObject *picture = picture_array(object);
     if (picture == NULL) {
         return NULL;
@@ -224,9 +269,13 @@ static PyMethodDef functions[] = {
      "decode_image(data, exif=True, max_pixels=89478485) -> uint8 [H, W, 3] of a JPEG, PNG or BMP file's bytes.\n"
      "RuntimeError where another decoder may do better, ValueError where none should try."},
     {"resize_image", QVPY_KEYWORDS(resize_image),
-     "resize_image(picture, height, width) -> uint8 [height, width, 3], bicubic as Pillow's."},
+     "resize_image(picture, height, width, filter=3) -> uint8 [height, width, 3], as Pillow's of that number."},
     {"preprocess_image", QVPY_KEYWORDS(preprocess_image),
-     "preprocess_image(picture, size, resize_exact, mean, std) -> float32 [3, size, size]."},
+     "preprocess_image(picture, size, preprocessing) -> float32 [3, size, size]; preprocessing is a tuple (rule, (edge,\n"
+     "edge), filter, even_margins, rescale, mean, std), see qv_preprocessing."},
+    {"place_picture", place_picture, METH_VARARGS,
+     "place_picture(height, width, size, preprocessing) -> (new_height, new_width, top, left): what the picture is resized\n"
+     "to, and where the model's square lies in that."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -15,8 +15,9 @@ static int read_config(PyObject *dict, const qvpy_kind *kind, void *config) {
 static int load(qvpy_model *self, const void *config, const char *prefix, qv_precision precision, const qv_ops *ops) {
     qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
     qv_error err;
-    qvpy_loader loader = {.weights = &weights, .prefix = prefix, .ops = ops, .precision = precision, .err = &err};
     qvpy_poll poll;
+    qv_loader loader = {.weights = &weights, .prefix = prefix, .ops = ops, .precision = precision, .err = &err,
+                        .poll = {qvpy_poll_signals, &poll}};
     qvpy_release(&poll);
     qv_status status = self->kind->load(&self->model, config, &loader);
     return qvpy_acquire(&poll, status, &err);

@@ -101,24 +101,23 @@ static int read_clip(PyObject *dict, void *out) {
     return read_sizes(dict, &config->sizes) < 0 ? -1 : qvpy_read_settings(config, dict, &end, 1);
 }
 
-static qv_status load_t5(void **model, const void *config, qvpy_loader *with) {
+static qv_status load_t5(void **model, const void *config, qv_loader *loader) {
     qv_text_encoder *encoder = NULL;
-    qv_status status = qv_t5_load(&encoder, config, with->weights, with->prefix, with->precision, with->ops, with->err);
+    qv_status status = qv_t5_load(&encoder, config, loader);
     *model = encoder;
     return status;
 }
 
-static qv_status load_bert(void **model, const void *config, qvpy_loader *with) {
+static qv_status load_bert(void **model, const void *config, qv_loader *loader) {
     qv_text_encoder *encoder = NULL;
-    qv_status status = qv_bert_load(&encoder, config, with->weights, with->prefix, with->precision, with->ops, with->err);
+    qv_status status = qv_bert_load(&encoder, config, loader);
     *model = encoder;
     return status;
 }
 
-static qv_status load_clip(void **model, const void *config, qvpy_loader *with) {
+static qv_status load_clip(void **model, const void *config, qv_loader *loader) {
     qv_text_encoder *encoder = NULL;
-    qv_status status =
-        qv_clip_text_load(&encoder, config, with->weights, with->prefix, with->precision, with->ops, with->err);
+    qv_status status = qv_clip_text_load(&encoder, config, loader);
     *model = encoder;
     return status;
 }

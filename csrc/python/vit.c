@@ -45,32 +45,82 @@ static int read_integrated(PyObject *dict, vit_config *config) {
     return result;
 }
 
-static int read_config(PyObject *dict, void *out) {
-    static const qvpy_setting settings[] = {
-        QVPY_SETTING("image_size", QVPY_REQUIRED_SIZE, qv_vit_config, image_size),
+/* Side of a square image, or (height, width) */
+static int read_image_size(PyObject *dict, qv_vit_config *config) {
+    static const qvpy_setting side = QVPY_SETTING("image_size", QVPY_REQUIRED_SIZE, qv_vit_config, height);
+    PyObject *value = qvpy_config_item(dict, "image_size");
+    if (value == NULL || !PySequence_Check(value) || PyUnicode_Check(value)) {
+        Py_XDECREF(value);
+        int status = qvpy_read_settings(config, dict, &side, 1);
+        config->width = config->height;
+        return status;
+    }
+    PyObject *sides = PySequence_Tuple(value);
+    size_t *const sizes[] = {&config->height, &config->width};
+    bool pair = sides != NULL && PyTuple_GET_SIZE(sides) == 2;
+    for (Py_ssize_t i = 0; pair && i < 2; i++) {
+        PyObject *item = PyTuple_GET_ITEM(sides, i);
+        *sizes[i] = PyLong_Check(item) ? PyLong_AsSize_t(item) : (size_t)-1;
+        pair = *sizes[i] <= (size_t)1 << 31;
+    }
+    if (!pair) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "config: 'image_size' is %R, expected a whole number or (height, width)", value);
+    }
+    Py_XDECREF(sides);
+    Py_DECREF(value);
+    return pair ? 0 : -1;
+}
+
+static int read_pooling(PyObject *dict, qv_vit_config *config) {
+    static const char *const names[] = {"class", "mean", "mean_then_norm", "map"};
+    PyObject *value = qvpy_config_item(dict, "pooling");
+    bool known = value == NULL;
+    for (size_t i = 0; !known && i < sizeof names / sizeof names[0]; i++) {
+        known = PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, names[i]) == 0;
+        config->pooling = (qv_pooling)i;
+    }
+    if (!known) {
+        PyErr_Format(PyExc_ValueError, "config: 'pooling' is %R, expected class, mean, mean_then_norm or map", value);
+    }
+    Py_XDECREF(value);
+    return known ? 0 : -1;
+}
+
+int qvpy_read_vision(PyObject *dict, qv_vit_config *config) {
+    static const qvpy_setting eps = QVPY_SETTING("layer_norm_eps", QVPY_FLOAT, qv_vit_config, eps), settings[] = {
         QVPY_SETTING("patch_size", QVPY_REQUIRED_SIZE, qv_vit_config, patch_size),
         QVPY_SETTING("hidden_size", QVPY_REQUIRED_SIZE, qv_vit_config, D),
         QVPY_SETTING("num_attention_heads", QVPY_REQUIRED_SIZE, qv_vit_config, H),
         QVPY_SETTING("num_hidden_layers", QVPY_REQUIRED_SIZE, qv_vit_config, L),
         QVPY_SETTING("intermediate_size", QVPY_REQUIRED_SIZE, qv_vit_config, F),
         QVPY_SETTING("instruction_dim", QVPY_SIZE, qv_vit_config, instruction_dim),
-        QVPY_SETTING("layer_norm_eps", QVPY_FLOAT, qv_vit_config, eps),
+        QVPY_SETTING("pre_norm_eps", QVPY_FLOAT, qv_vit_config, pre_norm_eps),
+        QVPY_SETTING("post_norm_eps", QVPY_FLOAT, qv_vit_config, post_norm_eps),
+        QVPY_SETTING("rope_theta", QVPY_FLOAT, qv_vit_config, rope_theta),
         QVPY_SETTING("hidden_act", QVPY_ACTIVATION, qv_vit_config, activation),
     };
-    vit_config *config = out;
-    config->core = (qv_vit_config){.layout = QV_VIT_CLIP, .eps = 1e-5f, .activation = QV_QUICK_GELU};
-    return qvpy_read_settings(&config->core, dict, settings, sizeof settings / sizeof settings[0]) < 0
+    if (qvpy_read_settings(config, dict, &eps, 1) < 0) {
+        return -1;
+    }
+    config->pre_norm_eps = config->post_norm_eps = config->eps;
+    return read_image_size(dict, config) < 0 || read_pooling(dict, config) < 0
                ? -1
-               : read_integrated(dict, config);
+               : qvpy_read_settings(config, dict, settings, sizeof settings / sizeof settings[0]);
 }
 
-static qv_status load(void **model, const void *config, qvpy_loader *loader) {
+static int read_config(PyObject *dict, void *out) {
+    vit_config *config = out;
+    config->core = (qv_vit_config){.eps = 1e-5f, .activation = QV_QUICK_GELU};
+    return qvpy_read_vision(dict, &config->core) < 0 ? -1 : read_integrated(dict, config);
+}
+
+static qv_status load(void **model, const void *config, qv_loader *loader) {
     qv_vit *vit = qv_allocate(1, sizeof *vit);
     if (vit == NULL) {
         return qv_fail_memory(loader->err, "a vision transformer");
     }
-    qv_status status = qv_vit_init(vit, &((const vit_config *)config)->core, loader->ops, loader->precision,
-                                   loader->weights, loader->prefix, loader->err);
+    qv_status status = qv_vit_load(vit, &((const vit_config *)config)->core, loader);
     if (status != QV_OK) {
         qv_free(vit);
         return status;
@@ -86,7 +136,7 @@ static void free_model(void *vit) {
 
 /* ---- forward ---- */
 
-static const char *const output_names[] = {"last", "normed", "pooled"};
+static const char *const output_names[] = {"last", "normed", "pooled", "pool_attention"};
 
 /* The arrays of one call: inputs held, outputs made. The call alone refers to its outputs: whatever the collector knows of,
  * a dict or a list, another thread can find there and empty while the core writes. */
@@ -116,7 +166,12 @@ static void release_call(forward_call *c) {
 
 static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyObject *preprocessing) {
     if (preprocessing != Py_None) {
-        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.image_size) < 0) {
+        if (vit->config.height != vit->config.width) {
+            PyErr_Format(PyExc_ValueError, "pictures become square pixel values, this model takes %zu x %zu",
+                         vit->config.height, vit->config.width);
+            return -1;
+        }
+        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.height) < 0) {
             return -1;
         }
         c->request.pictures = c->pictures.views;
@@ -129,11 +184,11 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
         return -1;
     }
     const npy_intp *shape = PyArray_DIMS(c->images);
-    npy_intp size = (npy_intp)vit->config.image_size;
-    if (shape[1] != 3 || shape[2] != size || shape[3] != size) {
+    npy_intp height = (npy_intp)vit->config.height, width = (npy_intp)vit->config.width;
+    if (shape[1] != 3 || shape[2] != height || shape[3] != width) {
         PyErr_Format(PyExc_ValueError, "pixel_values has shape [%zd, %zd, %zd, %zd], expected [images, 3, %zd, %zd]",
                      (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], (Py_ssize_t)shape[3],
-                     (Py_ssize_t)size, (Py_ssize_t)size);
+                     (Py_ssize_t)height, (Py_ssize_t)width);
         return -1;
     }
     c->request.images = PyArray_DATA(c->images);
@@ -269,16 +324,21 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
 }
 
 static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
-    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled};
-    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D, tokens[3] = {B, vit->T, D}, pooled[2] = {B, D};
+    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled, &c->request.pool_attention};
+    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D;
+    const size_t shapes[][3] = {{B, vit->T, D}, {B, vit->T, D}, {B, D}, {B, vit->config.H, vit->T}};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, output_names[i]) == 0) {
+            if (slots[i] == &c->request.pool_attention && vit->config.pooling != QV_POOL_MAP) {
+                PyErr_SetString(PyExc_ValueError, "outputs: 'pool_attention' of a model that pools without attention");
+                return -1;
+            }
             bool one = slots[i] == &c->request.pooled;
-            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, one ? pooled : tokens);
+            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, shapes[i]);
             return *slots[i] == NULL ? -1 : 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed' or 'pooled'", item);
+    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed', 'pooled' or 'pool_attention'", item);
     return -1;
 }
 
@@ -383,12 +443,14 @@ static PyObject *get_integrated(qvpy_model *self, void *unused) {
 }
 
 static PyGetSetDef attributes[] = {
-    QVPY_SIZE_OF(qv_vit, "image_size", config.image_size, "Side of the square input in pixels."),
+    QVPY_SIZE_OF(qv_vit, "image_size", config.height, "Height of the input in pixels; of a square one its width, too."),
+    QVPY_SIZE_OF(qv_vit, "image_width", config.width, "Width of the input in pixels."),
     QVPY_SIZE_OF(qv_vit, "patch_size", config.patch_size, "Side of a patch in pixels."),
     QVPY_SIZE_OF(qv_vit, "hidden_size", config.D, "Width of a token."),
     QVPY_SIZE_OF(qv_vit, "heads", config.H, "Attention heads of a block."),
     QVPY_SIZE_OF(qv_vit, "blocks", config.L, "Number of blocks."),
-    QVPY_SIZE_OF(qv_vit, "tokens", T, "1 + number of patches."),
+    QVPY_SIZE_OF(qv_vit, "tokens", T, "Tokens of an image: prefix + patches."),
+    QVPY_SIZE_OF(qv_vit, "prefix", prefix, "Tokens in front of the patches: class, distillation, registers."),
     QVPY_SIZE_OF(qv_vit, "instruction_dim", config.instruction_dim, "Width of the question's states; 0: takes no question."),
     {"integrated", (getter)get_integrated, NULL, "Blocks that take the question.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -399,9 +461,10 @@ static PyMethodDef methods[] = {
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
      "preprocessing=None)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
-     "{l: [B, T, D]}, and the named outputs. B counts images before the first integrated block, pairs from it on.\n"
-     "With preprocessing = (resize_exact, mean, std), pixel_values is a sequence of uint8 pictures [H, W, 3], which\n"
-     "become pixel values where the model computes."},
+     "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], pool_attention [B, H, T].\n"
+     "B counts images before the first integrated block, pairs from it on.\n"
+     "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
+     "which become pixel values where the model computes."},
     {NULL, NULL, 0, NULL},
 };
 

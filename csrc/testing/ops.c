@@ -134,14 +134,14 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     qv_weights set = {.tensors = object->source.tensors, .count = object->source.count};
     qv_linear_source sources[QV_MAX_PARTS];
     for (Py_ssize_t i = 0; i < parts; i++) {
-        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias"};
-        const qv_tensor *tensors[4];
-        for (size_t j = 0; j < 4; j++) {
+        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias", "row_scale"};
+        const qv_tensor *tensors[5];
+        for (size_t j = 0; j < 5; j++) {
             char name[32];
             PyOS_snprintf(name, sizeof name, "%d.%s", (int)i, names[j]);
             tensors[j] = qv_weights_peek(&set, name);
         }
-        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale};
+        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale, tensors[4]};
     }
     qv_error err;
     if (qv_linear_prepare(&qv_cpu_ops, &object->linear, sources, (size_t)parts, precision, &err) != QV_OK) {
@@ -309,7 +309,7 @@ static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
     const row_view *seen = &x->probabilities;
     return x->k.columns == D && is_none_or(&x->out, a->B, a->T, D) && is_none_or(&x->v, x->k.shape[0], a->S, D) &&
            is_none_or(&x->extra_k, a->B, a->M, D) && is_none_or(&x->extra_v, a->B, a->M, D) &&
-           is_none_or(&x->bias, a->H, a->T, a->S) && is_none_or_dense(&x->bias) &&
+           is_none_or(&x->bias, a->H, a->T, a->S) &&
            array_is_none_or(x->extra_length, a->B, 0) && array_is_none_or(x->key_mask, a->B, a->S) &&
            array_is_none_or(x->q_index, a->B, 0) && array_is_none_or(x->kv_index, a->B, 0) &&
            sets_exist(a->q_index, a->B, x->q.shape[0]) && sets_exist(a->kv_index, a->B, x->k.shape[0]) &&
@@ -348,7 +348,8 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     a = (qv_attention){
         .out = rows_of(&x.out), .q = const_rows_of(&x.q), .k = const_rows_of(&x.k), .v = const_rows_of(&x.v),
         .extra_k = const_rows_of(&x.extra_k), .extra_v = const_rows_of(&x.extra_v),
-        .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = x.bias.data,
+        .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = const_rows_of(&x.bias),
+        .bias_rows = x.q.shape[1],
         .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0, .scale = a.scale,
         .precision = a.precision, .probabilities = x.probabilities.data, .first_row = (size_t)first_row,
         .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
@@ -370,6 +371,27 @@ done:
     end_call(&call);
     release_arrays(&x);
     return result;
+}
+
+/* rotate(x [B, T, H d], angles [T - first, d], heads) */
+static PyObject *rotate(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *x_object, *angles_object;
+    Py_ssize_t heads;
+    row_view x, angles;
+    if (!PyArg_ParseTuple(arguments, "OOn", &x_object, &angles_object, &heads) ||
+        view_rows(x_object, "x", false, true, &x) < 0 || view_rows(angles_object, "angles", false, false, &angles) < 0) {
+        return NULL;
+    }
+    if (x.dims != 3 || angles.dims != 2 || !is_none_or_dense(&angles) || heads < 1 || angles.columns % 2 != 0 ||
+        x.columns != (size_t)heads * angles.columns || angles.rows > x.shape[1] || angles.rows == 0) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        return NULL;
+    }
+    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    qv_cpu_ops.rotate(&call, rows_of(&x), angles.data, x.shape[0], x.shape[1], x.shape[1] - angles.rows, (size_t)heads,
+                      angles.columns);
+    Py_RETURN_NONE;
 }
 
 /* norm(out, x, weight, bias, eps, rms) */
@@ -431,6 +453,7 @@ static PyMethodDef functions[] = {
     {"linear_backward", linear_backward, METH_VARARGS,
      "linear_backward(layer, dx, dy, first, count, accumulate), written or added to dx."},
     {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
+    {"rotate", rotate, METH_VARARGS, "rotate(x, angles, heads): the last rows of each sequence turn where they lie."},
     {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
     {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},
     {NULL, NULL, 0, NULL},

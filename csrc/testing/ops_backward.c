@@ -166,7 +166,8 @@ static int read_attention(holder *held, PyObject *const *objects, qv_attention_b
     }
     a->extra_length = length;
     a->key_mask = mask;
-    a->bias = bias;
+    a->bias = (qv_const_rows){bias, a->S};
+    a->bias_rows = a->T;
     return 0;
 }
 

@@ -9,32 +9,6 @@
 Needs ``pip install "qavit[data]"``; the Ray engine ``"qavit[ray]"``.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING
-
-from ..lazy import lazy_names
-
-if TYPE_CHECKING:
-    from .actor import HeatmapActor, MapRow
-    from .output import scale_maps
-    from .pipeline import RunSummary, run
-    from .plan import Shard
-    from .questions import open_questions
-    from .reading import MapReader, read_maps
-
-_HOME = {
-    "HeatmapActor": "actor",
-    "MapReader": "reading",
-    "MapRow": "actor",
-    "RunSummary": "pipeline",
-    "Shard": "plan",
-    "open_questions": "questions",
-    "read_maps": "reading",
-    "run": "pipeline",
-    "scale_maps": "output",
-}
-
-__all__ = ["HeatmapActor", "MapReader", "MapRow", "RunSummary", "Shard", "open_questions", "read_maps", "run", "scale_maps"]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOME)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,8 +21,8 @@ ALIGNMENT = 64
 def collect() -> dict[str, Any]:
     """Names -> arrays: the weights as a converted folder names them, and what went in and came out."""
     from qavit.checkpoints import open_model
+    from qavit.checkpoints._weights import float_array
     from qavit.text import Tokenizer
-    from qavit.weights import float_array
 
     late, blip = GOLDEN / "qavit_official_late", GOLDEN / "blip_itm"
     facts = json.loads((blip / "cases.json").read_text())
@@ -34,7 +34,11 @@ def collect() -> dict[str, Any]:
             config={"text": facts["med_config"], "vision": facts["vit"]},
         ),
     )
-    tensors = {name: float_array(weight) for source in sources for name, weight in source.weights.items()}
+    tensors = {
+        prefix + name: float_array(weight)
+        for prefix, source in zip(("", "blip."), sources)
+        for name, weight in source.weights.items()
+    }
     for name, array in np.load(late / "golden.npz").items():
         tensors["late." + name] = array
     with np.load(blip / "golden.npz") as golden:

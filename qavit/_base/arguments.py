@@ -1,0 +1,115 @@
+"""Arguments at the door: questions, samples, arrays of NumPy or torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .tensors import detached
+from .types import FloatArray
+
+#: What PnP-VQA's forward_itm reads unless told otherwise.
+PNP_VQA_BLOCK = 7
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, as a person says it: without the number that the system gives it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def whole_number(value: Any, argument: str) -> int:
+    """An int of Python or NumPy; TypeError for anything else, True and False among it."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{argument}: expected a whole number, got {type(value).__name__}")
+    return int(value)
+
+
+def whole_numbers(values: Any, argument: str) -> list[int]:
+    """Several of them; TypeError for anything else."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{argument}: expected several whole numbers, got {type(values).__name__}")
+    return [whole_number(value, argument) for value in values]
+
+
+def real_number(value: Any, argument: str) -> float:
+    """A number of Python or NumPy; TypeError for anything else."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def is_pixel_values(image: Any) -> bool:
+    """Whether these are normalised floats rather than a picture: an array, or a list of such arrays."""
+    if isinstance(image, (list, tuple)):
+        return len(image) > 0 and all(not isinstance(one, (list, tuple)) and is_pixel_values(one) for one in image)
+    if isinstance(image, np.ndarray):
+        return bool(image.dtype.kind == "f")
+    return "float" in str(getattr(image, "dtype", "")) and hasattr(image, "shape")
+
+
+def finite_numbers(values: Any, argument: str, dtype: type[np.floating[Any]] = np.float32) -> npt.NDArray[Any]:
+    """An array of real, finite numbers in a floating type; TypeError or ValueError where it is anything else."""
+    array = np.asarray(detached(values))
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{argument}: expected an array of real numbers, got {array.dtype} ({type(values).__name__})")
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{argument}: NaN or infinity among the values, expected finite numbers")
+    return array
+
+
+def question_list(questions: Any, argument: str = "questions") -> list[str]:
+    """Questions as a list; TypeError or ValueError when they are not."""
+    if isinstance(questions, (bytes, bytearray)) or not isinstance(questions, Iterable):
+        raise TypeError(f"{argument}: expected a str or a list of str, got {type(questions).__name__}")
+    listed = [questions] if isinstance(questions, str) else list(questions)
+    for question in listed:
+        if not isinstance(question, str):
+            kind = type(questions).__name__
+            raise TypeError(f"{argument}: expected a str or a list of str, got {kind} with {type(question).__name__} in it")
+        try:
+            question.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{argument}: {question!r} holds a surrogate or bytes that are not UTF-8") from None
+    if not listed:
+        raise ValueError(f"{argument}: the list is empty")
+    return listed
+
+
+def read_samples(samples: Any) -> tuple[Any, list[str]]:
+    """``samples['image']`` and ``samples['text_input']``, one question a picture."""
+    try:
+        image, text = samples["image"], samples["text_input"]
+    except (TypeError, KeyError) as error:
+        raise ValueError("samples: expected a mapping with 'image' [B, 3, H, W] and 'text_input', a list of str") from error
+    questions = question_list(text, "samples['text_input']")
+    if isinstance(image, (list, tuple)):
+        count = len(image)
+    else:
+        shape = tuple(getattr(image, "shape", ()))
+        count = shape[0] if len(shape) == 4 else 1 if len(shape) == 3 else len(questions)
+    if count != len(questions):
+        raise ValueError(f"samples: {count} pictures and {len(questions)} questions; expected one a picture")
+    return image, questions
+
+
+def unique_images(images: FloatArray) -> tuple[FloatArray, npt.NDArray[np.int32]]:
+    """The different pictures of a batch, and which of them each row is."""
+    seen: dict[bytes, int] = {}
+    index = np.empty(len(images), np.int32)
+    first: list[int] = []
+    for row, image in enumerate(images):
+        key = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        if key not in seen:
+            seen[key] = len(first)
+            first.append(row)
+        index[row] = seen[key]
+    return (images if len(first) == len(images) else images[first]), index

@@ -1,0 +1,189 @@
+"""What opening a model gives: weights, sizes, and the settings beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._base.small_files import read_bytes
+from ..images import CLIP_MEAN, CLIP_STD
+from ._places import PathLike, _object
+from ._weights import Weights
+
+QUESTIONS = {"max_words": 50, "max_tokens": 30}
+#: Options of ``config=`` for QA-ViT and CLIP.
+_OPTIONS = (
+    "integration_point",
+    "instruction_dim",
+    "lora_alpha",
+    "lora_r",
+    "heads",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "vision",
+    "text",
+    "preprocessing",
+    "questions",
+    "answers",
+    "defaults",
+)
+
+
+@dataclass
+class ModelSource:
+    """All that a model is built from.
+
+    Attributes
+    ----------
+    architecture : str
+        "qavit", "clip" (vision alone) or "blip_itm".
+    vision, text : dict
+        Hugging Face's configuration keys; ``text`` is None where there is no text half.
+    weights : dict
+        name -> (buffer, dtype, shape, byte offset): the names of a converted folder, whatever they were in the source.
+    tokenizer : str or None
+        JSON text of the tokenizers library.
+    preprocessing, questions, defaults : dict
+        As in a converted folder's config.json.
+    answers : list of str or None
+        Names of the rows of ``answer_head.weight``.
+    name : str
+        For messages: where it came from.
+    """
+
+    architecture: str
+    vision: dict[str, Any]
+    text: dict[str, Any] | None
+    weights: Weights = field(repr=False)
+    tokenizer: str | None = field(repr=False)
+    preprocessing: dict[str, Any]
+    questions: dict[str, Any]
+    answers: list[str] | None
+    defaults: dict[str, Any]
+    name: str
+
+
+def _source(
+    architecture: str,
+    vision: dict[str, Any],
+    text: dict[str, Any] | None,
+    weights: Weights,
+    tokenizer: str | None,
+    preprocessing: dict[str, Any],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    name: str,
+) -> ModelSource:
+    """The last checks, the same for every layout: what is not about weights."""
+    found: dict[str, Any] = {"questions": QUESTIONS, "answers": None, "defaults": {}}
+    for layer in (given, options):
+        for key in found:
+            if layer.get(key) is not None:
+                found[key] = layer[key]
+    preprocessing = {**preprocessing, **(options.get("preprocessing") or {})}
+    for key in ("questions", "defaults"):
+        if not isinstance(found[key], Mapping):
+            raise ValueError(f"{name}: {key!r} is {type(found[key]).__name__}, expected an object")
+    questions = {**QUESTIONS, **found["questions"]}
+    for key in QUESTIONS:
+        if not isinstance(questions[key], int) or isinstance(questions[key], bool) or questions[key] < 1:
+            raise ValueError(f"{name}: questions.{key} is {questions[key]!r}, expected a whole number above 0")
+    answers = found["answers"]
+    if answers is not None:
+        if not isinstance(answers, (list, tuple)) or not all(isinstance(answer, str) for answer in answers):
+            raise ValueError(f"{name}: 'answers' is not a list of texts")
+        rows = weights["answer_head.weight"][2][0] if "answer_head.weight" in weights else 0
+        if rows != len(answers):
+            raise ValueError(f"{name}: {len(answers)} answers are listed, answer_head.weight has {rows} rows")
+        answers = list(answers)
+    _check_preprocessing(preprocessing, vision["image_size"], name)
+    return ModelSource(
+        architecture, vision, text, weights, tokenizer, preprocessing, questions, answers, dict(found["defaults"]), name
+    )
+
+
+def _default_preprocessing(architecture: str, vision: Mapping[str, Any]) -> dict[str, Any]:
+    blip = architecture == "blip_itm"
+    return {
+        "size": vision["image_size"],
+        "resize": "exact" if blip else "shortest_edge",
+        "crop": not blip,
+        "mean": list(CLIP_MEAN),
+        "std": list(CLIP_STD),
+    }
+
+
+def _folder_preprocessing(folder: Path | None, architecture: str, vision: Mapping[str, Any]) -> dict[str, Any]:
+    """A Hugging Face folder's preprocessor_config.json as ours, for the model's image size."""
+    result = _default_preprocessing(architecture, vision)
+    if folder is None or not (folder / "preprocessor_config.json").is_file():
+        return result
+    path = folder / "preprocessor_config.json"
+    config = _object(path)
+    if config.get("resample", 3) not in (3, "bicubic"):
+        raise ValueError(f"{path}: resample {config['resample']!r}; only 3 (bicubic) is known")
+    factor = config.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"{path}: rescale_factor {factor!r}; only 1 / 255 is known")
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if config.get(theirs) is not None:
+            result[ours] = config[theirs]
+    if config.get("do_normalize") is False:
+        result["mean"], result["std"] = [0.0] * 3, [1.0] * 3
+    size = config.get("size")
+    if isinstance(size, Mapping) and "shortest_edge" not in size:
+        result["resize"], result["crop"] = "exact", False
+    elif isinstance(config.get("do_center_crop"), bool):
+        result["crop"] = config["do_center_crop"]
+        if not result["crop"]:
+            result["resize"] = "exact"
+    return result
+
+
+def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: int, name: str) -> None:
+    label = f"{name}: preprocessing"
+    if preprocessing.get("size") != image_size:
+        raise ValueError(f"{label}.size is {preprocessing.get('size')!r}, the model takes images of {image_size}")
+    if preprocessing.get("resize") not in ("shortest_edge", "exact") or not isinstance(preprocessing.get("crop"), bool):
+        raise ValueError(f"{label}: expected resize 'shortest_edge' or 'exact', and crop true or false")
+    for key in ("mean", "std"):
+        values = preprocessing.get(key)
+        if (
+            not isinstance(values, (list, tuple))
+            or len(values) != 3
+            or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            or not all(abs(value) < 1e6 and (key == "mean" or value > 0) for value in values)
+        ):
+            raise ValueError(f"{label}.{key} is {values!r}, expected three numbers")
+
+
+def _read_tokenizer(given: PathLike | None, folder: Path | None, text: Mapping[str, Any] | None) -> str | None:
+    """The tokenizer of a text half, as JSON text; None where there is no text half or no tokenizer."""
+    if text is None:
+        return None
+    path = Path(given) if given is not None else folder
+    if path is None:
+        return None
+    if given is not None and not path.exists():
+        raise FileNotFoundError(f"tokenizer: there is no file or folder {str(given)!r}")
+    if path.is_dir() and (path / "tokenizer.json").is_file():
+        path = path / "tokenizer.json"
+    if path.suffix == ".json" and path.name != "vocab.json":
+        return read_bytes(path).decode("utf-8")
+    if path.is_dir() and given is None and not any((path / file).is_file() for file in ("vocab.txt", "vocab.json")):
+        return None
+    from ..text import Tokenizer
+
+    return Tokenizer.from_folder(path).to_json()
+
+
+def _known_options(options: Mapping[str, Any]) -> None:
+    unknown = [str(key) for key in options if key not in _OPTIONS]
+    if unknown:
+        raise ValueError(f"config: {', '.join(map(repr, unknown))} not known; expected some of {', '.join(_OPTIONS)}")
+    for key in ("vision", "text", "preprocessing", "questions", "defaults"):
+        if options.get(key) is not None and not isinstance(options[key], Mapping):
+            raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")

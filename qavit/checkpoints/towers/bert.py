@@ -1,0 +1,63 @@
+"""BERT, RoBERTa and XLM-RoBERTa (Devlin et al., arXiv 1810.04805)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._weights import Stored
+from .sizes import Shapes, _activation, _affine, _epsilon, choose_heads, count_blocks, need, settle
+
+
+def bert_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Hugging Face's keys for a BERT or RoBERTa encoder."""
+    kind = str(config.get("model_type", "bert"))
+    vocabulary, width = need(tensors, "text_model.embeddings.word_embeddings.weight", 2, what)
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ValueError(f"{what}: position_embedding_type {config['position_embedding_type']!r}, expected 'absolute'")
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": count_blocks(tensors, "text_model.encoder.layer."),
+        "intermediate_size": need(tensors, "text_model.encoder.layer.0.intermediate.dense.weight", 2, what)[0],
+        "max_position_embeddings": need(tensors, "text_model.embeddings.position_embeddings.weight", 2, what)[0],
+        "type_vocab_size": need(tensors, "text_model.embeddings.token_type_embeddings.weight", 2, what)[0],
+    }
+    settle(config, sizes, what)
+    return {
+        "model_type": kind,
+        **sizes,
+        "num_attention_heads": choose_heads(config, "num_attention_heads", width, 12, what),
+        "hidden_act": _activation(config, "hidden_act", "gelu", what),
+        "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-12, what),
+        "pad_token_id": int(config.get("pad_token_id") or (1 if kind != "bert" else 0)),
+    }
+
+
+def _bert_attention(shapes: Shapes, name: str, width: int, keys: int) -> None:
+    _affine(shapes, name + ".self.query", width, width)
+    _affine(shapes, name + ".self.key", width, keys)
+    _affine(shapes, name + ".self.value", width, keys)
+    _affine(shapes, name + ".output.dense", width, width)
+    _affine(shapes, name + ".output.LayerNorm", width)
+
+
+def bert_shapes(config: Mapping[str, Any], prefix: str = "text_model.", image_width: int | None = None) -> Shapes:
+    """A BERT encoder's tensors; with cross-attention (and no token types) where ``image_width`` is given."""
+    width, hidden = config["hidden_size"], config["intermediate_size"]
+    shapes: Shapes = {
+        prefix + "embeddings.word_embeddings.weight": (config["vocab_size"], width),
+        prefix + "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+    }
+    if image_width is None:
+        shapes[prefix + "embeddings.token_type_embeddings.weight"] = (config["type_vocab_size"], width)
+    _affine(shapes, prefix + "embeddings.LayerNorm", width)
+    for number in range(config["num_hidden_layers"]):
+        block = f"{prefix}encoder.layer.{number}."
+        _bert_attention(shapes, block + "attention", width, width)
+        if image_width is not None:
+            _bert_attention(shapes, block + "crossattention", width, image_width)
+        _affine(shapes, block + "intermediate.dense", hidden, width)
+        _affine(shapes, block + "output.dense", width, hidden)
+        _affine(shapes, block + "output.LayerNorm", width)
+    return shapes

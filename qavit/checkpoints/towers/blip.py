@@ -1,0 +1,153 @@
+"""BLIP image-text matching (Li et al., arXiv 2201.12086)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .._weights import Stored, Weights, row_views, shape_of, without_leading_ones
+from .bert import bert_shapes
+from .clip import _clip_block, _positions
+from .sizes import (
+    MAX_IMAGE_SIZE,
+    Shapes,
+    _activation,
+    _affine,
+    _epsilon,
+    _grid,
+    choose_heads,
+    count_blocks,
+    need,
+    settle,
+    take,
+)
+
+
+def blip_configs(
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], image_size: int | None, what: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hugging Face's keys for both halves of BLIP image-text matching; ``text`` may be LAVIS's med_config."""
+    width, channels, patch, patch2 = need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, what)
+    if channels != 3 or patch != patch2:
+        raise ValueError(f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches")
+    side = _grid(need(tensors, "vision_model.embeddings.position_embedding.weight", 2, what)[0] - 1, what)
+    vision_sizes = {
+        "hidden_size": width,
+        "patch_size": patch,
+        "num_hidden_layers": count_blocks(tensors, "vision_model.encoder.layers."),
+        "intermediate_size": need(tensors, "vision_model.encoder.layers.0.mlp.fc1.weight", 2, what)[0],
+    }
+    settle(vision, vision_sizes, what + ": vision")
+    own = vision.get("image_size", side * patch)
+    size = image_size if image_size is not None else own
+    if not isinstance(size, int) or not patch <= size <= MAX_IMAGE_SIZE or size % patch:
+        raise ValueError(f"image_size {size!r}: expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
+    vocabulary, text_width = need(tensors, "text_encoder.embeddings.word_embeddings.weight", 2, what)
+    text_sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": text_width,
+        "num_hidden_layers": count_blocks(tensors, "text_encoder.encoder.layer."),
+        "intermediate_size": need(tensors, "text_encoder.encoder.layer.0.intermediate.dense.weight", 2, what)[0],
+        "max_position_embeddings": need(tensors, "text_encoder.embeddings.position_embeddings.weight", 2, what)[0],
+        "encoder_width": need(tensors, "text_encoder.encoder.layer.0.crossattention.self.key.weight", 2, what)[1],
+    }
+    settle(text, text_sizes, what + ": text")
+    if text_sizes["encoder_width"] != width:
+        raise ValueError(f"{what}: the text half expects images {text_sizes['encoder_width']} wide, they are {width} wide")
+    # The published models (vision 768 or 1024 wide, text 768) have heads 64 wide; of others no shape tells.
+    vision_heads, text_heads = {768: 12, 1024: 16}.get(width), {768: 12}.get(text_width)
+    vision_config = {
+        "image_size": size,
+        **vision_sizes,
+        "num_attention_heads": choose_heads(vision, "num_attention_heads", width, vision_heads, what + ": vision"),
+        "hidden_act": _activation(vision, "hidden_act", "gelu", what + ": vision"),
+        "layer_norm_eps": _epsilon(vision, "layer_norm_eps", 1e-6, what + ": vision"),
+    }
+    text_config = {
+        "model_type": "bert",
+        **text_sizes,
+        "num_attention_heads": choose_heads(text, "num_attention_heads", text_width, text_heads, what + ": text"),
+        "hidden_act": _activation(text, "hidden_act", "gelu", what + ": text"),
+        "layer_norm_eps": _epsilon(text, "layer_norm_eps", 1e-12, what + ": text"),
+    }
+    if text.get("fusion_layer") is not None:
+        # LAVIS: the blocks that a text goes through on its own, for the contrastive head; all where nothing is said.
+        text_config["fusion_layer"] = text["fusion_layer"]
+    if "text_proj.weight" in tensors:
+        text_config["projection_dim"] = need(tensors, "text_proj.weight", 2, what)[0]
+    return vision_config, text_config
+
+
+def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
+    """The tensors of BLIP image-text matching: the vision half's by the core's names, the others by LAVIS's."""
+    width, patch = vision["hidden_size"], vision["patch_size"]
+    shapes: Shapes = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.position_embedding.weight": (tokens, width),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_model.embeddings.patch_embedding.bias": (width,),
+    }
+    _affine(shapes, "vision_model.post_layernorm", width)
+    for number in range(vision["num_hidden_layers"]):
+        _clip_block(shapes, f"vision_model.encoder.layers.{number}.", width, vision["intermediate_size"])
+    shapes.update(bert_shapes(text, "text_encoder.", width))
+    _affine(shapes, "itm_head", 2, text["hidden_size"])
+    if "projection_dim" in text:
+        _affine(shapes, "vision_proj", text["projection_dim"], width)
+        _affine(shapes, "text_proj", text["projection_dim"], text["hidden_size"])
+    return shapes
+_BLIP_LEFT_OUT = re.compile(
+    r"^(visual_encoder_m|text_encoder_m|vision_proj_m|text_proj_m|text_decoder|combined_.*)\."
+    r"|^(image_queue|text_queue|queue_ptr|ptr_queue|idx_queue|temp|logit_scale)$"
+)
+#: LAVIS's names (and those of timm), then Hugging Face's, as the core's.
+_BLIP_NAMES = (
+    (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_model.encoder.layers.\1.layer_norm\2."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision_model.encoder.layers.\1.self_attn.qkv."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision_model.encoder.layers.\1.self_attn.out_proj."),
+    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
+    (r"^vision_model\.embeddings\.position_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^(vision_model\.encoder\.layers\.\d+\.self_attn)\.projection\.", r"\1.out_proj."),
+)
+
+
+def _blip_name(name: str) -> str:
+    for pattern, replacement in _BLIP_NAMES:
+        name, count = re.subn(pattern, replacement, name)
+        if count:
+            break
+    return name
+
+
+def _core_names(tensors: Stored) -> Stored:
+    """The vision half by the core's names: q, k and v are thirds of the fused matrix, tables have no size of 1 in front."""
+    result: Stored = {}
+    for original, tensor in tensors.items():
+        name = _blip_name(original)
+        stem, fused, kind = name.rpartition(".self_attn.qkv.")
+        if fused and shape_of(tensor) and shape_of(tensor)[0] % 3 == 0:
+            for part, view in zip("qkv", row_views(tensor, 3)):
+                result[f"{stem}.self_attn.{part}_proj.{kind}"] = view
+        elif name == "vision_model.embeddings.class_embedding":
+            result[name] = without_leading_ones(tensor, 1)
+        elif name == "vision_model.embeddings.position_embedding.weight":
+            result[name] = without_leading_ones(tensor, 2)
+        else:
+            result[name] = tensor
+    return result
+
+
+def _blip(
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], size: int | None, name: str
+) -> tuple[dict[str, Any], dict[str, Any], Weights]:
+    positions = "vision_model.embeddings.position_embedding.weight"
+    tensors = _core_names(tensors)
+    complete, text_config = blip_configs(tensors, vision, text, size, name)
+    weights = take(tensors, blip_shapes(complete, text_config, shape_of(tensors[positions])[0]), name)
+    weights[positions] = _positions(weights[positions], complete)
+    return complete, text_config, weights

@@ -1,0 +1,159 @@
+"""CLIP: vision and text halves (Radford et al., arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._positions import resize_positions
+from .._weights import Stored, Weight, float_array, from_array
+from .names import _VISION, _unwrap
+from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
+
+
+def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: int | None, what: str) -> dict[str, Any]:
+    """Hugging Face's keys for a CLIP vision tower: sizes from the weights, CLIP's defaults for what they do not tell.
+
+    ``image_size`` asks for another size than the weights' own; see `resize_positions`.
+    """
+    prefix = "vision_model."
+    width, channels, patch, patch2 = need(tensors, prefix + "embeddings.patch_embedding.weight", 4, what)
+    if channels != 3 or patch != patch2:
+        raise ValueError(f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches")
+    tokens = need(tensors, prefix + "embeddings.position_embedding.weight", 2, what)[0]
+    blocks = count_blocks(tensors, prefix + "encoder.layers.")
+    if blocks == 0:
+        raise ValueError(f"{what}: no blocks (vision_model.encoder.layers.0...) among the weights")
+    side = _grid(tokens - 1, what)
+    inner = need(tensors, prefix + "encoder.layers.0.mlp.fc1.weight", 2, what)[0]
+    sizes = {"hidden_size": width, "patch_size": patch, "num_hidden_layers": blocks, "intermediate_size": inner}
+    settle(config, sizes, what)
+    own = config.get("image_size", side * patch)
+    if not isinstance(own, int) or own // patch != side:
+        raise ValueError(f"{what}: the configuration says image_size {own!r}, the weights have {side}x{side} patches")
+    if image_size is not None and (not patch <= image_size <= MAX_IMAGE_SIZE or image_size % patch):
+        raise ValueError(
+            f"image_size: got {image_size}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}"
+        )
+    default = 12 if width % 12 == 0 and config else None
+    result = {
+        "image_size": image_size or own,
+        **sizes,
+        "num_attention_heads": choose_heads(config, "num_attention_heads", width, default, what),
+        "hidden_act": _activation(config, "hidden_act", "quick_gelu", what),
+        "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-5, what),
+    }
+    if "visual_projection.weight" in tensors:
+        result["projection_dim"] = need(tensors, "visual_projection.weight", 2, what)[0]
+    return result
+
+
+def clip_text_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Hugging Face's keys for a CLIP text encoder."""
+    vocabulary, width = need(tensors, "text_model.embeddings.token_embedding.weight", 2, what)
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": count_blocks(tensors, "text_model.encoder.layers."),
+        "intermediate_size": need(tensors, "text_model.encoder.layers.0.mlp.fc1.weight", 2, what)[0],
+        "max_position_embeddings": need(tensors, "text_model.embeddings.position_embedding.weight", 2, what)[0],
+    }
+    settle(config, sizes, what)
+    result = {
+        "model_type": "clip_text_model",
+        **sizes,
+        "num_attention_heads": choose_heads(config, "num_attention_heads", width, 8, what),
+        "hidden_act": _activation(config, "hidden_act", "quick_gelu", what),
+        "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-5, what),
+        "eos_token_id": int(config.get("eos_token_id") or 49407),
+    }
+    if "text_projection.weight" in tensors:
+        result["projection_dim"] = need(tensors, "text_projection.weight", 2, what)[0]
+    return result
+
+
+def _clip_block(shapes: Shapes, block: str, width: int, inner: int) -> None:
+    for norm in ("layer_norm1", "layer_norm2"):
+        _affine(shapes, block + norm, width)
+    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        _affine(shapes, block + "self_attn." + projection, width, width)
+    _affine(shapes, block + "mlp.fc1", inner, width)
+    _affine(shapes, block + "mlp.fc2", width, inner)
+
+
+def clip_vision_shapes(config: Mapping[str, Any], tokens: int, integrated: tuple[int, ...], instruct: int) -> Shapes:
+    """The vision tower's tensors; ``integrated`` blocks take questions of width ``instruct``."""
+    width, inner, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
+    shapes: Shapes = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_model.embeddings.position_embedding.weight": (tokens, width),
+    }
+    _affine(shapes, "vision_model.pre_layrnorm", width)
+    _affine(shapes, "vision_model.post_layernorm", width)
+    for number in range(config["num_hidden_layers"]):
+        block = f"vision_model.encoder.layers.{number}."
+        _clip_block(shapes, block, width, inner)
+        if number in integrated:
+            _affine(shapes, block + "self_attn.instruction_out_proj", width, width)
+            shapes[block + "self_attn.instruction_proj_gate"] = (1,)
+            _affine(shapes, block + "instruct_dim_reduce.0", instruct)
+            shapes[block + "instruct_dim_reduce.1.weight"] = (width, instruct)
+            shapes[block + "instruct_dim_reduce.3.weight"] = (width, width)
+    return shapes
+
+
+def clip_text_shapes(config: Mapping[str, Any]) -> Shapes:
+    """A CLIP text encoder's tensors."""
+    width = config["hidden_size"]
+    shapes: Shapes = {
+        "text_model.embeddings.token_embedding.weight": (config["vocab_size"], width),
+        "text_model.embeddings.position_embedding.weight": (config["max_position_embeddings"], width),
+    }
+    for number in range(config["num_hidden_layers"]):
+        _clip_block(shapes, f"text_model.encoder.layers.{number}.", width, config["intermediate_size"])
+    _affine(shapes, "text_model.final_layer_norm", width)
+    return shapes
+
+
+def _vision_names(tensors: Stored) -> Stored:
+    """A Hugging Face CLIP folder's vision tower; the text half and training's scale are left out."""
+    result: Stored = {}
+    bare = "embeddings.class_embedding" in tensors  # transformers 5 leaves the prefix out
+    for original, tensor in tensors.items():
+        name = "vision_model." + original if bare else _unwrap(original)
+        match = _VISION.search(name)
+        if match:
+            result[match[1]] = tensor
+        elif not name.startswith(("text_model.", "text_projection.", "logit_scale")) and "position_ids" not in name:
+            result[name] = tensor
+    return result
+
+
+def _vision_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The vision half's keys of ``config=``."""
+    result = dict(options.get("vision") or {})
+    for key in ("integration_point", "instruction_dim", "hidden_act", "layer_norm_eps", "num_attention_heads"):
+        if options.get(key) is not None:
+            result[key] = options[key]
+    if options.get("heads") is not None:
+        result["num_attention_heads"] = options["heads"]
+    for lavis, ours in (
+        ("img_size", "image_size"),
+        ("embed_dim", "hidden_size"),
+        ("depth", "num_hidden_layers"),
+        ("num_heads", "num_attention_heads"),
+    ):
+        if lavis in result:
+            result.setdefault(ours, result.pop(lavis))
+    return result
+
+
+def _positions(weight: Weight, config: Mapping[str, Any]) -> Weight:
+    """Position embeddings for the configured image size: the same view where it is the weights' own."""
+    side = config["image_size"] // config["patch_size"]
+    shape = weight[2]
+    if shape[-2] == 1 + side * side:
+        return weight
+    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), side)
+    return from_array(resized.reshape(*shape[:-2], *resized.shape))

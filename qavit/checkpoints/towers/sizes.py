@@ -1,0 +1,122 @@
+"""What the tensors of each architecture are called and how large they are; checks, and what is changed on the way in.
+
+Sizes are read off the weights. A configuration says only what shapes cannot (heads, activations, epsilons), and where
+it says a size too, it has to agree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .._weights import CORE_DTYPES, Stored, Weight, Weights, base_dtype, cast, dtype_of, shape_of, weight_of
+
+Shapes = dict[str, tuple[int, ...]]
+#: The largest image that position embeddings are interpolated for.
+MAX_IMAGE_SIZE = 8192
+#: Found in files beside the weights, and not needed: positions' numbers, the trained scale of CLIP's logits.
+_IGNORED = re.compile(r"(^|\.)(position_ids|logit_scale|instruction_gate|num_batches_tracked)$")
+
+
+def need(tensors: Stored, name: str, dims: int, what: str) -> tuple[int, ...]:
+    """The shape of a tensor that has to be there with this many dimensions."""
+    if name not in tensors:
+        raise ValueError(f"{what}: {name} is missing")
+    shape = shape_of(tensors[name])
+    if len(shape) != dims or 0 in shape:
+        raise ValueError(f"{what}: {name} has shape {list(shape)}, expected {dims} sizes above 0")
+    return shape
+
+
+def count_blocks(tensors: Stored, prefix: str) -> int:
+    """One more than the highest block number under ``prefix``."""
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,5})\.")
+    numbers = [int(match[1]) for match in map(pattern.match, tensors) if match]
+    return max(numbers) + 1 if numbers else 0
+
+
+def settle(config: Mapping[str, Any], sizes: dict[str, Any], what: str) -> None:
+    """Raise where a configuration states a size that the weights do not have."""
+    for key, value in sizes.items():
+        stated = config.get(key)
+        if stated is not None and stated != value:
+            raise ValueError(f"{what}: the configuration says {key} {stated!r}, the weights say {value}")
+
+
+def choose_heads(config: Mapping[str, Any], key: str, width: int, default: int | None, what: str) -> int:
+    """The number of heads, which no shape tells."""
+    heads = config.get(key, default)
+    if heads is None:
+        raise ValueError(f"{what}: the number of heads cannot be told from the weights; give config={{'{key}': ...}}")
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or width % heads:
+        raise ValueError(f"{what}: {key} {heads!r} does not divide the width {width}")
+    return heads
+
+
+def _epsilon(config: Mapping[str, Any], key: str, default: float, what: str) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{what}: {key} {value!r}, expected a small number")
+    return float(value)
+
+
+def _activation(config: Mapping[str, Any], key: str, default: str, what: str) -> str:
+    value = config.get(key, default)
+    known = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu")
+    if value not in known:
+        raise ValueError(f"{what}: {key} {value!r}, expected one of {', '.join(known)}")
+    return str(value)
+
+
+def _grid(positions: int, what: str) -> int:
+    side = math.isqrt(positions)
+    if side * side != positions or side == 0:
+        raise ValueError(f"{what}: {positions} patch positions are not a square grid")
+    return side
+
+
+def _affine(shapes: Shapes, name: str, rows: int, columns: int | None = None, bias: bool = True) -> None:
+    shapes[name + ".weight"] = (rows,) if columns is None else (rows, columns)
+    if bias:
+        shapes[name + ".bias"] = (rows,)
+
+
+def take(tensors: Stored, expected: Shapes, what: str, optional: Shapes | None = None) -> Weights:
+    """Exactly the expected tensors, as the core takes them.
+
+    Raises
+    ------
+    ValueError
+        One error that lists the first few tensors that are missing, of another shape, of a type that is not a float, or
+        not expected.
+    """
+    wanted = {**expected, **{name: shape for name, shape in (optional or {}).items() if name in tensors}}
+    problems = []
+    weights: Weights = {}
+    for name, shape in wanted.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            problems.append(f"{name} {list(shape)} is missing")
+            continue
+        found = shape_of(tensor)
+        if found != shape and not (math.prod(found) == math.prod(shape) == 1):
+            problems.append(f"{name} has shape {list(found)}, expected {list(shape)}")
+        elif base_dtype(dtype_of(tensor)) not in (*CORE_DTYPES, "float64"):
+            problems.append(f"{name} is {dtype_of(tensor)}, expected one of {', '.join(CORE_DTYPES)}")
+        elif not problems:
+            buffer, dtype, _, offset = weight_of(tensor)
+            weight: Weight = (buffer, dtype, shape, offset)
+            weights[name] = weight if base_dtype(dtype) in CORE_DTYPES else cast(weight, "float32")
+    problems += [
+        f"{name} {list(shape_of(tensor))} is not expected"
+        for name, tensor in tensors.items()
+        if name not in wanted and not _IGNORED.search(name)
+    ]
+    if problems:
+        shown = 8
+        more = f"\n  ... and {len(problems) - shown} more" if len(problems) > shown else ""
+        lines = "".join(f"\n  {problem}" for problem in problems[:shown])
+        raise ValueError(f"{what}: the weights are not those of the model that was expected:{lines}{more}")
+    return weights

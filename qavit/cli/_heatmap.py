@@ -1,0 +1,212 @@
+"""`qavit heatmap`."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._base.arguments import one_line
+from .._base.files import make_folder, remove_leftovers, write_whole
+from .._base.progress import Progress
+from ..data._pictures import PICTURE_ENDINGS, ImageSource
+from ._options import OK, SOME_FAILED, UsageError, load_model, reading_arguments
+
+if TYPE_CHECKING:
+    from .._result import HeatmapResult
+
+
+class Job(NamedTuple):
+    """One picture, what it is called, its questions, and the stem of the files that are written for it."""
+
+    source: ImageSource
+    image: str
+    questions: list[str]
+    stem: str
+
+
+def run_heatmap(options: argparse.Namespace) -> int:
+    """Draw; a picture that fails is reported and the others go on."""
+    jobs = list(make_jobs(options))
+    if not jobs:
+        raise UsageError("no pictures; name some, or give --questions FILE")
+    endings = wanted_endings(options)
+    if not endings and not options.json:
+        raise UsageError("--no-figures without --maps, --html or --json leaves nothing to do")
+    out = Path(options.out)
+    if endings:
+        make_folder(out, "out")
+        remove_leftovers(out)
+    model = load_model(options)
+    check_request(model, jobs, options)
+    going = Progress(jobs, "pictures")
+    drawn = ready = failed = 0
+    for job in going:
+        targets = [out / f"{job.stem}{ending}" for ending in endings]
+        record = out / f".{job.stem}.qavit"
+        try:
+            request = fingerprint(model, job, options)
+            finished = record.is_file() and record.read_text(encoding="utf-8") == request
+            if targets and finished and not options.again and not options.json and all(map(Path.exists, targets)):
+                ready += 1
+                for target in targets:
+                    going.say(str(target))
+                continue
+            result = ask(model, job, options)
+            for target in targets:
+                result.save(target, **look_of(target, options))
+            if targets:
+                write_whole(record, request.encode())
+        except (OSError, ValueError, TypeError) as error:
+            if options.verbose:
+                raise
+            failed += 1
+            problem = one_line(error)
+            going.say(f"qavit: {problem if job.image in problem else f'{job.image}: {problem}'}", sys.stderr)
+            if options.json:
+                going.say(json.dumps({"image": job.image, "error": problem}, ensure_ascii=False))
+            continue
+        drawn += 1
+        if options.json:
+            described = {"image": job.image, "files": [str(target) for target in targets], **result.to_dict()}
+            going.say(json.dumps(described, ensure_ascii=False))
+        else:
+            for target in targets:
+                going.say(str(target))
+    if len(jobs) > 1 or ready:
+        counts = ((drawn, "done"), (ready, "there already (--again does them anew)"), (failed, "failed"))
+        parts = ", ".join(f"{count} {what}" for count, what in counts if count)
+        print(f"{len(jobs)} picture{'s' if len(jobs) > 1 else ''}: {parts}", file=sys.stderr, flush=True)
+    return SOME_FAILED if failed else OK
+
+
+def check_request(model: Any, jobs: Sequence[Job], options: argparse.Namespace) -> None:
+    """What is wrong for every picture is said once, before the first."""
+    silent = [job.image for job in jobs if not job.questions]
+    if model.takes_questions and silent:
+        raise UsageError(f'{silent[0]}: no question; give some with -q "..." or --questions FILE')
+    if not model.takes_questions and len(silent) < len(jobs):
+        raise UsageError(f"{model.name} is plain CLIP, which takes no questions; leave -q and --questions out")
+    if options.block is not None:
+        model.check_block(options.block, "--block")
+    if isinstance(options.heads, int) and not -model.num_heads <= options.heads < model.num_heads:
+        raise ValueError(f"--heads: head {options.heads} does not exist; this model has heads 0 to {model.num_heads - 1}")
+    if options.method is not None and options.method not in model.methods:
+        raise UsageError(f"--method {options.method}: {model.name} has maps by {' and '.join(model.methods)}")
+    if model.kind == "blip_itm" and options.heads != "mean":
+        raise UsageError(f"{model.name} is a BLIP model, whose maps are GradCAM's: --heads is not for it")
+    if not options.no_figures or options.html:
+        from ..plots._pixels import check_weight, colormap
+
+        colormap(options.cmap)
+        check_weight(options.image_weight)
+
+
+def look_of(target: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What `HeatmapResult.save` is told about a file's looks."""
+    if target.suffix == ".html":
+        return {"cmap": options.cmap}
+    if target.suffix == ".png":
+        return {"kind": options.kind, "cmap": options.cmap, "image_weight": options.image_weight}
+    return {}
+
+
+def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
+    """A name for what is asked of a picture; with another question, model or look, a finished file is not finished."""
+    try:
+        state = os.stat(job.source.path)
+        file = [state.st_size, state.st_mtime_ns]
+    except OSError:
+        file = []  # reading it will say what is wrong
+    look = [getattr(options, name) for name in ("block", "method", "heads", "kind", "cmap", "image_weight")]
+    asked = [repr(model), place_of(job.source), *file, job.questions, look]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def ask(model: Any, job: Job, options: argparse.Namespace) -> HeatmapResult:
+    """The result of one picture."""
+    from ..images import MAX_PIXELS, load_image
+
+    picture = load_image(job.source.read(), max_pixels=MAX_PIXELS if options.max_pixels is None else options.max_pixels)
+    arguments: dict[str, Any] = {name: getattr(options, name) for name in ("block", "method") if getattr(options, name)}
+    if options.block is not None:
+        arguments["block"] = options.block
+    if options.heads != "mean":
+        arguments["heads"] = options.heads
+    result: HeatmapResult = model.heatmaps(picture, job.questions or None, **arguments)
+    return result
+
+
+def wanted_endings(options: argparse.Namespace) -> list[str]:
+    """What is written for each picture."""
+    endings = [] if options.no_figures else [".png"]
+    if options.maps:
+        endings.append(f".{options.maps}")
+    if options.html:
+        endings.append(".html")
+    return endings
+
+
+def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Pictures with their questions, those of a file grouped by picture; stems are different for different pictures."""
+    wanted: dict[tuple[Any, ...], tuple[ImageSource, list[str]]] = {}
+
+    def of(source: ImageSource) -> list[str]:
+        # A file of questions may name a picture otherwise than the command line does.
+        return wanted.setdefault(place_of(source), (source, list(options.question)))[1]
+
+    for image in options.pictures:
+        for path in expanded(image):
+            of(ImageSource(path, path))
+    if options.questions is not None:
+        for source, question in read_questions(options):
+            of(source).append(question)
+    used: set[str] = set()
+    for number, (source, questions) in enumerate(wanted.values()):
+        name = source.name if source.data is not None or source.member or source.size else str(source.read())
+        stem = base = Path(name).stem or f"picture-{number}"
+        again = 2
+        while stem in used:
+            stem, again = f"{base}-{again}", again + 1
+        used.add(stem)
+        yield Job(source, name or stem, list(dict.fromkeys(questions)), stem)
+
+
+def expanded(image: str) -> list[str]:
+    """The pictures that an argument means: itself, those of a folder, or those that fit a pattern."""
+    if os.path.isdir(image):
+        names = sorted(name for name in os.listdir(image) if Path(name).suffix.lower()[1:] in PICTURE_ENDINGS)
+        if not names:
+            raise UsageError(f"{image}: no pictures lie in this folder; '{image}/**/*.jpg' takes its folders too")
+        return [os.path.join(image, name) for name in names]
+    if any(letter in image for letter in "*?[") and not os.path.exists(image):
+        found = sorted(path for path in glob.glob(image, recursive=True) if os.path.isfile(path))
+        if not found:
+            raise UsageError(f"{image}: no picture fits this pattern")
+        return found
+    return [image]
+
+
+def place_of(source: ImageSource) -> tuple[Any, ...]:
+    """Where a picture is, by whatever name."""
+    if source.data is not None:
+        return (hashlib.sha256(source.data).hexdigest(),)
+    if source.member or source.size:
+        return source.path, source.offset, source.member
+    return (os.path.abspath(str(source.read())),)
+
+
+def read_questions(options: argparse.Namespace) -> Iterator[tuple[ImageSource, str]]:
+    """(picture, question) of each row of a file that ``qavit run`` reads too; every row must be one."""
+    from ..data._questions import open_questions
+
+    for item in open_questions(options.questions, **reading_arguments(options))[0]:
+        if item.problem is not None or item.image is None:
+            raise ValueError(item.problem)
+        yield item.image, item.question

@@ -1,0 +1,21 @@
+from ._actor import HeatmapActor as HeatmapActor
+from ._pipeline import RunSummary as RunSummary
+from ._pipeline import run as run
+from ._plan import Shard as Shard
+from ._questions import open_questions as open_questions
+from ._reading import MapReader as MapReader
+from ._reading import read_maps as read_maps
+from ._rows import MapRow as MapRow
+from ._rows import scale_maps as scale_maps
+
+__all__ = [
+    "HeatmapActor",
+    "MapReader",
+    "MapRow",
+    "RunSummary",
+    "Shard",
+    "open_questions",
+    "read_maps",
+    "run",
+    "scale_maps",
+]

@@ -1,0 +1,332 @@
+"""Maps of batches of rows: pictures decoded ahead by other threads, a picture's questions in one call of the model."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, cast
+
+import numpy as np
+
+from .._base.arguments import is_pixel_values, one_line
+from .._base.files import PathLike
+from .._base.pictures import MAX_PIXELS, load_image
+from .._base.types import FloatArray, Heads
+from .._base.warnings import warn_of
+from ..images import Region
+from ..models._load import load
+from ..models._model import Model
+from ._pictures import ImageSource
+from ._plan import Group, Row
+from ._rows import MapRow
+
+if TYPE_CHECKING:
+    from .._result import HeatmapResult
+
+DTYPES = ("float32", "float16")
+FAILURES = (OSError, ValueError, TypeError)  # of a picture or a question; anything else ends the run
+
+
+class Found(NamedTuple):
+    """What the model says of a question: fields of `MapRow`."""
+
+    map: FloatArray
+    score: Optional[float] = None
+    region: Optional[tuple[float, float, float, float]] = None
+    notes: tuple[str, ...] = ()
+    answer: Optional[str] = None
+    answer_score: Optional[float] = None
+
+
+class HeatmapActor:
+    """A model that turns batches of rows into rows with maps.
+
+    The same object serves Ray Data's ``map_batches`` (as an actor class, one model an actor), ``datasets.Dataset.map(...,
+    batched=True)`` and plain `multiprocessing`: pickled, it takes its arguments along and loads the model where it arrives.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        As for `qavit.load`: "demo" (also when no other part is given), a folder, or a hub name.
+    method : {"class", "question", "gradcam"}, optional
+        How a map is read, one of the model's `methods`; None: its default. BLIP's "gradcam" is on its own scale, the others'
+        maps sum to 1.
+    block : int, optional
+        Whose attention; None: the model's default.
+    heads : {"mean", "max"} or int
+        How heads become one map; not for "gradcam".
+    dtype : {"float32", "float16"}
+        Of the maps that :meth:`__call__` returns.
+    images : path, optional
+        The folder that relative pictures lie in; by default the working directory.
+    threads : int, optional
+        Width of the core's thread pool; by default it is left as it is.
+    decoders : int
+        Threads that decode pictures while the model computes.
+    max_pixels : int
+        A larger picture is refused before it is decoded.
+    **parts
+        `checkpoint`, `vision`, `text`, `tokenizer`, `config`, `precision`, `device`, `image_size`, as for `qavit.load`.
+
+    Attributes
+    ----------
+    model : Model
+    method : str
+    block : int
+    grid : tuple of int
+        (gh, gw).
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError
+        What `qavit.load` raises; or the model has no maps by this method or block.
+
+    Examples
+    --------
+    >>> actor = HeatmapActor("demo")
+    >>> rows = actor({"image": ["a.jpg", "a.jpg"], "question": ["where is the star?", "where is the ring?"]})
+    >>> rows["map"].shape
+    (2, 144)
+    """
+
+    def __init__(
+        self,
+        model: Optional[PathLike] = None,
+        *,
+        method: Optional[str] = None,
+        block: Optional[int] = None,
+        heads: Heads = "mean",
+        dtype: str = "float32",
+        images: Optional[PathLike] = None,
+        threads: Optional[int] = None,
+        decoders: int = 2,
+        max_pixels: int = MAX_PIXELS,
+        **parts: Any,
+    ) -> None:
+        self._arguments = {
+            "model": model, "method": method, "block": block, "heads": heads, "dtype": dtype,
+            "images": images, "threads": threads, "decoders": decoders, "max_pixels": max_pixels, **parts,
+        }  # fmt: skip
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float16'")
+        if decoders < 1:
+            raise ValueError(f"decoders: got {decoders}, expected at least 1")
+        if threads is not None:
+            from .._core import set_num_threads
+
+            set_num_threads(threads)
+        if model is not None and not isinstance(model, (str, os.PathLike)):
+            hint = "; it is loaded anew in every process" if isinstance(model, Model) else ""
+            raise TypeError(f"model: expected what qavit.load takes, got {type(model).__name__}{hint}")
+        self.model: Model = load(None if model is None else os.fspath(model), **parts)
+        self.dtype = np.dtype(dtype)
+        self.grid: tuple[int, int] = self.model.grid
+        self._images = images
+        self._decoders, self._max_pixels = decoders, max_pixels
+        self._choose(method, block, heads)
+
+    def _choose(self, method: Optional[str], block: Optional[int], heads: Heads) -> None:
+        """What is asked of the model, checked."""
+        model = self.model
+        self._request = model._request(cast("Any", method), block, heads)
+        self.takes_questions = model.takes_questions
+        self.method = self._request.method.name
+        (self.block,) = self._request.blocks
+        self.at_once = model._questions_at_once(self._request)
+        if self.takes_questions:
+            # What is wrong with block, method or heads is wrong for every row: it shows here, once.
+            side = model.image_size
+            look = model._result(model._see(np.zeros((side, side, 3), np.uint8)), "a", self._request)
+            warn_of(note for note in look.notes if note.kind == "question_blind")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._arguments,)
+
+    # ---- groups: what the engines call ----
+
+    def compute(self, groups: Iterable[Group]) -> Iterator[list[MapRow]]:
+        """The rows of each group, in order.
+
+        Parameters
+        ----------
+        groups : iterable of Group
+            Taken a few ahead of what is computed, so that pictures are decoded meanwhile.
+
+        Yields
+        ------
+        list of MapRow
+            One for each row of the group. A picture or question that fails gives rows with `error`, nothing else.
+        """
+        waiting: deque[tuple[Group, Future[Any]]] = deque()
+        pool = ThreadPoolExecutor(self._decoders, thread_name_prefix="qavit-decode")
+        try:
+            for group in groups:
+                waiting.append((group, pool.submit(self._decode, group.image)))
+                if len(waiting) > 2 * self._decoders:
+                    yield self._finish(*waiting.popleft())
+            while waiting:
+                yield self._finish(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, image: Any) -> Any:
+        """The picture of a row, uint8 [H, W, 3] or pixel values, or the text of why it cannot be seen."""
+        if image is None:
+            return "image: none is named"
+        try:
+            if is_pixel_values(image):
+                return image
+            return load_image(image.read() if isinstance(image, ImageSource) else image, max_pixels=self._max_pixels)
+        except FAILURES as error:
+            return one_line(error)
+
+    def _finish(self, group: Group, decoded: Future[Any]) -> list[MapRow]:
+        picture = decoded.result()
+        name = group.image.name if isinstance(group.image, ImageSource) else ""
+        start = time.perf_counter()
+        problems = [row.problem or self._problem(row.question) for row in group.rows]
+        size = None
+        if isinstance(picture, str):
+            problems = [problem or picture for problem in problems]
+        elif not is_pixel_values(picture):
+            size = int(picture.shape[0]), int(picture.shape[1])
+        asked = list(dict.fromkeys(row.question for row, problem in zip(group.rows, problems) if problem is None))
+        found: dict[str, Found] = {}
+        failure: Optional[str] = None
+        if asked:
+            try:
+                found = dict(zip(asked, self._ask(picture, asked)))
+            except FAILURES as error:
+                failure = one_line(error)
+        seconds = (time.perf_counter() - start) / max(1, len(found))
+        rows = []
+        for row, problem in zip(group.rows, problems):
+            asked_of = row.id, name, row.question, self.block, self.grid
+            own = MapRow(*asked_of, None, None, problem or failure, 0.0, self.method, size)
+            rows.append(own if own.error is not None else own._replace(seconds=seconds, **found[row.question]._asdict()))
+        return rows
+
+    def _problem(self, question: str) -> Optional[str]:
+        """Why a question cannot be asked; a good one is now in the model's cache of encoded questions."""
+        if not self.takes_questions:
+            return None if not question else "question: this model takes none (plain CLIP)"
+        if not question.strip():
+            return "question: it is empty"
+        try:
+            # Alone, not with its neighbours: then its numbers are the same to the last bit wherever it is asked.
+            self.model._prepare_question(question)
+        except FAILURES as error:
+            return one_line(error)
+        return None
+
+    def _ask(self, picture: Any, questions: list[str]) -> list[Found]:
+        """What the model says of different questions about one picture."""
+        shown = self.model._see(picture)
+        if not self.takes_questions:
+            return self._found(self.model._result(shown, None, self._request))
+        step = self.at_once or len(questions)
+        chunks = [questions[at : at + step] for at in range(0, len(questions), step)]
+        return [one for chunk in chunks for one in self._found(self.model._result(shown, chunk, self._request))]
+
+    def _found(self, result: HeatmapResult) -> list[Found]:
+        """A result question by question; matchers' maps stay on their own scale."""
+        found = []
+        for number, one in enumerate(result.maps if result.scores is None else result.raw):
+            notes = tuple(note.text for note in result.notes if note.question in (None, number))
+            answer, sure = result.answers[number][0] if result.answers else (None, None)
+            score = None if result.scores is None else float(result.scores[number])
+            found.append(Found(one, score, _corners(result.seen), notes, answer, sure))
+        return found
+
+    # ---- batches: what others call ----
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Maps of a batch of rows.
+
+        Parameters
+        ----------
+        batch : mapping of columns
+            `image`: paths, file bytes, PIL images, uint8 arrays [H, W, 3], or ``{"bytes": ..., "path": ...}``; `question`:
+            str. Rows with the same path, bytes or object share the picture's work. Other columns are passed on.
+
+        Returns
+        -------
+        dict of columns
+            Those of `batch`, then `block` int32 [B], `grid` int32 [B, 2], `map` [B, P] of `dtype`, `scale` float32 [B] (the
+            maps are ``map * scale``; see `qavit.data.scale_maps`), `score` float32 [B], `error` (str, "" when well) and
+            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`.
+
+        Raises
+        ------
+        ValueError
+            There is no column `image`, or no `question` for a model that takes questions.
+        """
+        from ._rows import scale_maps
+
+        if "image" not in batch or (self.takes_questions and "question" not in batch):
+            raise ValueError(f"batch: columns {', '.join(batch)}; expected image and question")
+        images = list(batch["image"])
+        lengths = {name: len(column) for name, column in batch.items()}
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{name} has {length} rows" for name, length in lengths.items())
+            raise ValueError(f"batch: {said}; expected as many in each column")
+        questions = [_text(question) for question in batch.get("question", [""] * len(images))]
+        groups: dict[Any, tuple[Group, list[int]]] = {}
+        for number, (image, question) in enumerate(zip(images, questions)):
+            source = self._source(image)
+            key = source if isinstance(source, ImageSource) else id(image)
+            group, places = groups.setdefault(key, (Group(source, []), []))
+            group.rows.append(Row(str(number), question, None))
+            places.append(number)
+        rows: list[Any] = [None] * len(images)
+        for (_, places), found in zip(groups.values(), self.compute(group for group, _ in groups.values())):
+            for place, row in zip(places, found):
+                rows[place] = row
+        flat = np.full((len(rows), self.grid[0] * self.grid[1]), np.nan, np.float32)
+        for place, row in enumerate(rows):
+            if row.map is not None:
+                flat[place] = row.map.reshape(-1)
+        maps, scale = scale_maps(flat, self.dtype)
+        errors = np.empty(len(rows), object)
+        # Text throughout: from a first batch of nulls, the datasets library concludes that all are.
+        errors[:] = [row.error or "" for row in rows]
+        return {
+            **batch,
+            "block": np.full(len(rows), self.block, np.int32),
+            "grid": np.tile(np.array(self.grid, np.int32), (len(rows), 1)),
+            "map": maps,
+            "scale": scale,
+            "score": np.array([np.nan if row.score is None else row.score for row in rows], np.float32),
+            "error": errors,
+            "seconds": np.array([row.seconds for row in rows], np.float64),
+        }
+
+    def _source(self, image: Any) -> Any:
+        """A cell of the column `image` as something to decode."""
+        if isinstance(image, Mapping):
+            image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+        if isinstance(image, (bytes, bytearray)):
+            return ImageSource("", data=bytes(image))
+        if isinstance(image, (str, os.PathLike)):
+            name = os.fspath(image)
+            return ImageSource(name, name if self._images is None else os.path.join(self._images, name))
+        return image
+
+    def __repr__(self) -> str:
+        return f"HeatmapActor({self.model!r}, method={self.method!r}, block={self.block})"
+
+
+def _corners(region: Region) -> tuple[float, float, float, float]:
+    return region.left, region.top, region.right, region.bottom
+
+
+def _text(question: Any) -> str:
+    return "" if question is None else str(question)
+
+
+def _rebuild(arguments: Mapping[str, Any]) -> HeatmapActor:
+    """An unpickled actor."""
+    return HeatmapActor(**arguments)

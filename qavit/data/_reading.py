@@ -1,0 +1,220 @@
+"""Maps out of a run's folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.extras import require
+from .._base.files import PathLike
+from .._base.types import FloatArray
+from ._output import PART_NAME, read_json, read_manifest
+from ._rows import MapRow
+
+CACHED_PARTS = 8
+
+
+def read_maps(out: PathLike) -> MapReader:
+    """The rows that ``qavit run`` wrote, finished or not.
+
+    Parameters
+    ----------
+    out : path
+        The run's folder.
+
+    Returns
+    -------
+    MapReader
+        Iterate over it for one `MapRow` after another; `to_numpy`, `to_pandas` and `gather` give many at once.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no run.
+    ValueError
+        Its manifest cannot be read.
+    """
+    return MapReader(out)
+
+
+class MapReader:
+    """Rows of a run's folder, a part at a time: memory does not grow with their number.
+
+    Attributes
+    ----------
+    manifest : dict
+        What the run is.
+    grid : tuple of int
+        (gh, gw).
+    block : int
+    method : str
+    """
+
+    def __init__(self, out: PathLike) -> None:
+        self.path = Path(out)
+        self.manifest = read_manifest(out)
+        self.grid: tuple[int, int] = (int(self.manifest["grid"][0]), int(self.manifest["grid"][1]))
+        self.block = int(self.manifest["block"])
+        self.method = str(self.manifest["method"])
+        self._parquet = require("pyarrow.parquet", "data")
+        names = sorted(name for name in os.listdir(self.path / "parts") if PART_NAME.fullmatch(name))
+        self.files = [self.path / "parts" / name for name in names]
+        self._places: Optional[dict[str, tuple[int, int]]] = None
+        self._cache: OrderedDict[int, tuple[FloatArray, npt.NDArray[np.bool_]]] = OrderedDict()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row of the input has its row here."""
+        counts: dict[int, int] = {}
+        for file in self.files:
+            number = int(file.name.partition("-")[0])
+            counts[number] = counts.get(number, 0) + 1
+        for number in range(len(self.manifest["questions"])):
+            finished = read_json(self.path / f"_input-{number:05d}.json")
+            if finished is None or finished["parts"] != counts.get(number, 0):
+                return False
+        return True
+
+    def __len__(self) -> int:
+        return sum(self._parquet.read_metadata(file).num_rows for file in self.files)
+
+    def __iter__(self) -> Iterator[MapRow]:
+        for table in self.tables():
+            maps, there = self._maps(table)
+            kept = [name for name in table.column_names if name not in MapRow._fields and name != "scale"]
+            plain = table.drop_columns(["map", "scale", "grid"])
+            for place, row in enumerate(plain.to_pylist()):
+                values = maps[place].copy() if there[place] else None
+                own = {name: row[name] for name in plain.column_names if name not in kept}
+                for name in ("picture_size", "region", "notes"):
+                    own[name] = None if own[name] is None else tuple(own[name])
+                yield MapRow(**own, grid=self.grid, map=values, kept={name: row[name] for name in kept})
+
+    def tables(self, columns: Optional[Sequence[str]] = None) -> Iterator[Any]:
+        """The parts one after another, as pyarrow tables; only `columns` of them, where given."""
+        for file in self.files:
+            yield self._parquet.read_table(file, columns=None if columns is None else list(columns), partitioning=None)
+
+    def _maps(self, table: Any) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """Maps float32 [B, gh, gw] of a table, and which of them are there; the others are NaN."""
+        column = table.column("map").combine_chunks()
+        column = column.combine_chunks() if hasattr(column, "chunks") else column
+        there = np.asarray(column.is_valid().to_numpy(zero_copy_only=False), bool)
+        maps = np.full((len(there), self.grid[0] * self.grid[1]), np.nan, np.float32)
+        scale = table.column("scale").to_numpy()
+        if there.any():
+            # flatten() leaves out what is null.
+            stored = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, maps.shape[1])
+            maps[there] = stored.astype(np.float32) * scale[there, None]
+        return maps.reshape(-1, *self.grid), there
+
+    def to_numpy(self) -> tuple[list[str], FloatArray]:
+        """Everything that has a map, in memory.
+
+        Returns
+        -------
+        ids : list of str
+        maps : float32 [N, gh, gw]
+            In the order of `ids`; rows that failed are left out.
+        """
+        ids: list[str] = []
+        maps = [np.empty((0, *self.grid), np.float32)]
+        for table in self.tables(("id", "map", "scale")):
+            values, there = self._maps(table)
+            ids += [identity for identity, well in zip(table.column("id").to_pylist(), there) if well]
+            maps.append(values[there])
+        return ids, np.concatenate(maps)
+
+    def to_pandas(self, columns: Optional[Sequence[str]] = None) -> Any:
+        """A pandas DataFrame of all rows.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            By default id, image, question, map, score, answer, notes, error, seconds and what was kept of the input; there
+            are method, block, grid, answer_score, picture_size and region too. `map` holds float32 [gh, gw], or None.
+        """
+        pandas = require("pandas", "data")
+        usual = ["id", "image", "question", "map", "score", "answer", "notes", "error", "seconds"]
+        wanted = [*usual, *self.manifest.get("keep", ())] if columns is None else list(columns)
+        stored = [*wanted, "scale"] if "map" in wanted else wanted
+        frames = []
+        for table in self.tables(stored):
+            frame = table.select([name for name in wanted if name != "map"]).to_pandas()
+            if "map" in wanted:
+                maps, there = self._maps(table)
+                frame["map"] = [values if well else None for values, well in zip(maps, there)]
+            frames.append(frame[wanted])
+        return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=wanted)
+
+    def errors(self) -> Iterator[tuple[str, str]]:
+        """(id, error) of each row that failed."""
+        for table in self.tables(("id", "error")):
+            for identity, error in zip(table.column("id").to_pylist(), table.column("error").to_pylist()):
+                if error is not None:
+                    yield identity, error
+
+    def gather(self, ids: Sequence[Any]) -> FloatArray:
+        """The maps of some rows.
+
+        Parameters
+        ----------
+        ids : sequence
+            Wanted rows; numbers are taken as their text. The first call reads all ids (about 100 bytes a row of memory).
+
+        Returns
+        -------
+        float32 [len(ids), gh, gw]
+
+        Raises
+        ------
+        KeyError
+            There is no such row, or it failed, or several rows have the id; the message says which, and why.
+        """
+        wanted = [str(identity.item() if hasattr(identity, "item") else identity) for identity in ids]
+        places = self._index()
+        missing = [identity for identity in wanted if identity not in places]
+        if missing:
+            raise KeyError(f"{self.path}: no row has the id {missing[0]!r} ({len(missing)} of {len(wanted)} are missing)")
+        maps = np.empty((len(wanted), *self.grid), np.float32)
+        for place, identity in enumerate(wanted):
+            file, row = places[identity]
+            if file < 0:
+                raise KeyError(f"{self.path}: several rows have the id {identity!r}; read them one by one")
+            values, there = self._part(file)
+            if not there[row]:
+                errors = self._parquet.read_table(self.files[file], columns=["error"], partitioning=None).column(0)
+                raise KeyError(f"{self.path}: row {identity!r} has no map: {errors[row].as_py()}")
+            maps[place] = values[row]
+        return maps
+
+    def _index(self) -> dict[str, tuple[int, int]]:
+        if self._places is None:
+            places: dict[str, tuple[int, int]] = {}
+            for file, table in enumerate(self.tables(("id",))):
+                for row, identity in enumerate(table.column("id").to_pylist()):
+                    places[identity] = (file, row) if identity not in places else (-1, -1)
+            self._places = places
+        return self._places
+
+    def _part(self, file: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """A part's maps, the last few of which are kept."""
+        if file not in self._cache:
+            table = self._parquet.read_table(self.files[file], columns=["map", "scale"], partitioning=None)
+            self._cache[file] = self._maps(table)
+            if len(self._cache) > CACHED_PARTS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(file)
+        return self._cache[file]
+
+    def __repr__(self) -> str:
+        rows = re.sub(r"(?<=\d)(?=(\d{3})+$)", ",", str(len(self)))
+        state = "complete" if self.complete else "not finished"
+        return f"MapReader({str(self.path)!r}: {rows} rows in {len(self.files)} parts, {state}, grid {self.grid})"

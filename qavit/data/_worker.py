@@ -1,0 +1,101 @@
+"""What every engine does with a part: compute its rows, then write its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from ._actor import HeatmapActor
+from ._output import write_part
+from ._plan import Part
+from ._rows import MapRow
+
+Tick = Callable[[int, int, int], None]
+"""Told of images, questions and errors as they are done."""
+
+
+class Settings(NamedTuple):
+    """What a worker needs to know; can be pickled.
+
+    Attributes
+    ----------
+    actor : dict
+        Arguments of `HeatmapActor`.
+    folder : str
+        Where parts are written.
+    keep : tuple of str
+        What the columns that are kept are called.
+    """
+
+    actor: Mapping[str, Any]
+    folder: str
+    keep: tuple[str, ...] = ()
+
+
+class PartDone(NamedTuple):
+    """What is told of a part that has been written.
+
+    Attributes
+    ----------
+    name : str
+    file : int
+        Which file of the input.
+    position : float
+        How much of that file had been read for it.
+    images, rows, errors : int
+    seconds : float
+        In the model.
+    problem : str or None
+        The first error: id and reason.
+    """
+
+    name: str
+    file: int
+    position: float
+    images: int
+    rows: int
+    errors: int
+    seconds: float
+    problem: Optional[str]
+
+
+class PartWorker:
+    """Computes and writes parts, one after another.
+
+    Parameters
+    ----------
+    settings : Settings
+    actor : HeatmapActor, optional
+        One that is there already; by default it is made from the settings.
+    """
+
+    def __init__(self, settings: Settings, actor: Optional[HeatmapActor] = None) -> None:
+        self._actor = HeatmapActor(**settings.actor) if actor is None else actor
+        self._folder, self._keep = Path(settings.folder), settings.keep
+
+    def __call__(self, part: Part, tick: Optional[Tick] = None) -> PartDone:
+        """Compute a part and write it; when this returns, the disk holds it.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written. Nothing of it is left.
+        """
+        rows: list[MapRow] = []
+        for group, found in zip(part.groups, self._actor.compute(part.groups)):
+            rows += [row._replace(kept=dict(zip(self._keep, asked.kept))) for asked, row in zip(group.rows, found)]
+            if tick is not None:
+                tick(1, len(found), sum(row.error is not None for row in found))
+        write_part(self._folder / f"{part.name}.parquet", rows, self._actor.grid, self._actor.dtype, self._keep)
+        failed = [row for row in rows if row.error is not None]
+        return PartDone(
+            part.name,
+            part.file,
+            part.position,
+            len(part.groups),
+            len(rows),
+            len(failed),
+            sum(row.seconds for row in rows),
+            f"{failed[0].id}: {failed[0].error}" if failed else None,
+        )

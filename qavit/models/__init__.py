@@ -1,0 +1,5 @@
+"""Models: what a picture and questions go into, and maps come out of."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,90 @@
+"""Loading a model of any kind."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._base.types import Precision
+from ._devices import check_device, check_precision
+
+if TYPE_CHECKING:
+    from ._model import Model
+
+#: Where models of each architecture are made; one line a kind.
+MODELS = {"qavit": ("._question_vit", "QAViT"), "clip": ("._question_vit", "QAViT"), "blip_itm": ("._blip_itm", "BlipITM")}
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    vision: str | Path | None = None,
+    text: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    config: dict[str, Any] | None = None,
+    precision: Precision = "float32",
+    device: str = "cpu",
+    image_size: int | None = None,
+    offload_model: bool = False,
+) -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        ``"demo"``, the bundled model (also when nothing at all is given); a converted folder; or a hub name.
+    checkpoint : str or Path, optional
+        A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`), or a LAVIS BLIP-ITM one
+        (with `tokenizer`).
+    vision, text : str or Path, optional
+        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, (XLM-)RoBERTa or CLIP text encoder. `vision` alone is
+        plain CLIP.
+    tokenizer : str or Path, optional
+        A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
+    config : dict, optional
+        What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
+    precision : {"float32", "bfloat16", "tf32"}
+        Of the products. Where the CPU has no bfloat16 products, float32 computes, with a `PrecisionWarning`. "tf32" is
+        for GPUs: float32 with factors rounded to 10 bits.
+    device : {"cpu", "cuda", "cuda:N"} or torch.device
+        Where to run. A GPU needs a build with CUDA, see docs/CUDA.md.
+    image_size : int, optional
+        Another input side than the model was trained at, a multiple of its patch size; position embeddings are interpolated.
+    offload_model : bool
+        On a GPU: keep the weights in the host's memory and stream them through two buffers, a block at a time, so that a
+        model larger than the GPU's free memory runs. On the CPU it changes nothing.
+
+    Returns
+    -------
+    Model
+        Of the kind that the files hold; its attribute `kind` says which.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file or folder is missing.
+    ValueError
+        A file is broken, a tensor is missing or mis-shaped, two parts do not fit, or an argument is not one of the above.
+    """
+    check_precision(precision)
+    check_device(device)
+    if path is None and checkpoint is None and vision is None:
+        if text is not None:
+            raise ValueError("text: given alone; expected checkpoint= (QA-ViT) or vision= (CLIP) beside it")
+        path = "demo"
+    from ..checkpoints._opening import open_model
+
+    files = {"path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer}
+    source = open_model(**files, config=config, image_size=image_size)
+    module, name = MODELS[source.architecture]
+    kind = getattr(importlib.import_module(module, __package__), name)
+    model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
+    model._remember({**files, "config": config, "image_size": image_size, "precision": precision}, _load_again)
+    return model
+
+
+def _load_again(arguments: dict[str, Any]) -> Any:
+    """An unpickled model."""
+    return load(**arguments)

@@ -1,0 +1,514 @@
+"""QA-ViT, and CLIP's vision tower: class token's attention, question tokens' attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
+from .._base.tensors import to_numpy
+from .._base.types import Fit, FloatArray, Heads, ImageLike, PixelValues, Precision
+from .._base.warnings import Note, warn_of
+from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
+from ..heatmaps._distribution import to_distribution
+from ..methods._registry import MethodLike, method_of
+from ..methods.words import read_words
+from ._answer_head import AnswerHead
+from ._capabilities import Questions
+from ._devices import Placement
+from ._model import Model, ModelLook, Request
+from ._notes import question_notes
+from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+
+if TYPE_CHECKING:
+    from ..checkpoints._source import ModelSource
+    from ..images import Seen
+
+TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
+CACHED_QUESTIONS = 4096
+PARTS = 4
+MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
+
+
+class Encoded(NamedTuple):
+    """Encoded questions, their words with the tokens that make them, and what is to be said of them."""
+
+    states: FloatArray
+    mask: npt.NDArray[np.uint8]
+    words: list[tuple[list[str], list[int]]]
+    notes: list[Note]
+
+
+class _Entry(NamedTuple):
+    """One encoded question, as it is remembered."""
+
+    states: FloatArray
+    words: list[str]
+    word_of: list[int]
+    known: bool
+    unknown: list[str]
+    cut: list[str]
+
+
+class QAViT(Model):
+    """A vision transformer and, where it takes questions, its text encoder and tokenizer: a :class:`Model`.
+
+    Attributes
+    ----------
+    hidden_size, instruction_dim : int
+        Sizes; `instruction_dim` is 0 for plain CLIP.
+    integrated : tuple of int
+        The blocks that attend to the question.
+    integration_point : str or None
+        "all", "early", "late", ... as the model's configuration names it.
+    first_question_aware_block : int or None
+        The first block whose class token has seen the question.
+    max_words, max_tokens : int
+        A longer question is cut.
+    """
+
+    def __init__(
+        self, source: ModelSource, *, precision: Precision = "float32", device: Any = "cpu", offload_model: bool = False
+    ) -> None:
+        from ..checkpoints.towers.question_blocks import integrated_blocks
+        from ..images import Preprocessing
+        from ..text import QuestionCache
+
+        vision = dict(source.vision)
+        point = vision.get("integration_point")
+        if point is not None:
+            vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
+        self._vision = vision
+        self._text: Any = None
+        self._tokenizer: Any = None
+        self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
+        super().__init__(source, precision, device, offload_model)
+        vit = self._vit
+        self.image_size, self.patch_size = vit.image_size, vit.patch_size
+        self.num_blocks, self.num_heads = vit.blocks, vit.heads
+        self.hidden_size: int = vit.hidden_size
+        self.instruction_dim: int = vit.instruction_dim
+        self.integrated: tuple[int, ...] = vit.integrated
+        self.question_blocks = self.integrated
+        self.integration_point: Optional[str] = point
+        side = self.image_size // self.patch_size
+        self.grid = (side, side)
+        self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
+        self.max_words = int(source.questions.get("max_words", 50))
+        self.max_tokens = int(source.questions.get("max_tokens", 30))
+        self.takes_questions = bool(self.integrated)
+        self.kind = "qavit" if self.integrated else "clip"
+        self.reads = frozenset({"attention", "question_attention"} if self.integrated else {"attention"})
+        self.first_question_aware_block: Optional[int] = None
+        if self.integrated:
+            self._check_text()
+            aware = self.integrated[0] + 1
+            self.first_question_aware_block = aware if aware < self.num_blocks else None
+        self.default_block = self._choose_block(source.defaults.get("block"))
+        self.default_method = str(source.defaults.get("method", "class"))
+        self.usable_blocks = method_of(self.default_method, self).blocks(self)
+        if source.answers:
+            self._answer_head = AnswerHead(source, self.hidden_size)
+            self.answer_names = self._answer_head.answer_names
+
+    # ---- construction ----
+
+    def _load_core(self, placement: Placement) -> None:
+        source = self._source
+        vit = _core.Vit(self._vision, source.weights, placement.precision, device=placement.device)
+        text: Any = None
+        if vit.integrated:
+            if source.text is None or source.tokenizer is None:
+                raise ValueError(
+                    f"{source.name}: blocks {list(vit.integrated)} take a question, so the model needs a text encoder and a "
+                    "tokenizer; give text= a folder"
+                )
+            kind = str(source.text.get("model_type", ""))
+            if kind not in TEXT_ENCODERS:
+                raise ValueError(f"text encoder of type {kind!r}; expected one of {sorted(TEXT_ENCODERS)}")
+            encoder = getattr(_core, TEXT_ENCODERS[kind])
+            text = encoder(source.text, source.weights, placement.precision, device=placement.device)
+        release_pages(source.weights)
+        self._vit, self._text = vit, text
+
+    def _check_text(self) -> None:
+        from ..text import Tokenizer
+
+        if self._text.width != self.instruction_dim:
+            raise ValueError(
+                f"the text encoder is {self._text.width} wide, but the vision model takes questions of width "
+                f"{self.instruction_dim}"
+            )
+        if self._text.max_tokens:
+            self.max_tokens = min(self.max_tokens, self._text.max_tokens)
+        self._tokenizer = Tokenizer(self._source.tokenizer or "", self._text.vocab_size)
+
+    def _choose_block(self, configured: Any) -> int:
+        """A block whose class token has seen the question for a while: three quarters up; for plain CLIP the last."""
+        if configured is not None:
+            return self.check_block(int(configured), "defaults.block")
+        if self.first_question_aware_block is None:
+            return self.num_blocks - 1
+        return max(self.first_question_aware_block, min(self.num_blocks - 1, (3 * self.num_blocks) // 4))
+
+    # ---- questions ----
+
+    def encode_questions(self, questions: Union[str, Sequence[str]]) -> EncodedQuestions:
+        """Encode questions for the vision model.
+
+        A question is lower-cased, freed of ``. ! " ( ) * # : ; ~``, cut to 50 words and tokenized to at most 30 tokens,
+        as amazon-science/QA-ViT does. Encoded questions are remembered (the last 4096).
+
+        Parameters
+        ----------
+        questions : str or list of str
+            At least one; none may be empty.
+
+        Returns
+        -------
+        EncodedQuestions
+            states float32 [B, M, Dt] and mask uint8 [B, M]; M is the longest question's length.
+        """
+        encoded = self._encode(question_list(questions))
+        warn_of(encoded.notes)
+        return EncodedQuestions(encoded.states, encoded.mask)
+
+    def _encode(self, questions: list[str]) -> Encoded:
+        """Encoded questions; silent."""
+        if self._text is None:
+            raise ValueError(f"this model takes no questions: {self._why_no_questions()}")
+        from ..text import clean_question
+
+        cleaned = [clean_question(question, self.max_words) for question in questions]
+        for question, clean in zip(questions, cleaned):
+            if not clean.strip():
+                raise ValueError(f"questions: {question!r} has no words")
+        # One look-up each: another thread's questions may push an entry out between two.
+        entries = {clean: self._cache.get(clean) for clean in cleaned}
+        entries.update(self._encode_new([clean for clean, entry in entries.items() if entry is None]))
+        found = [entry for clean in cleaned if (entry := entries[clean]) is not None]
+        longest = max(len(entry.states) for entry in found)
+        states = np.zeros((len(found), longest, self.instruction_dim), np.float32)
+        mask = np.zeros((len(found), longest), np.uint8)
+        cut = []
+        for i, (question, clean, entry) in enumerate(zip(questions, cleaned, found)):
+            states[i, : len(entry.states)] = entry.states
+            mask[i, : len(entry.states)] = 1
+            # What was cut off by words is behind what was cut off by tokens.
+            every = clean_question(question, len(question) + 1).split()
+            cut.append(every[len(clean.split()) - len(entry.cut) :])
+        notes = question_notes(questions, [entry.unknown for entry in found], cut, [entry.known for entry in found])
+        return Encoded(states, mask, [(entry.words, entry.word_of) for entry in found], notes)
+
+    def _encode_new(self, questions: list[str]) -> dict[str, _Entry]:
+        """Cleaned questions, encoded and remembered."""
+        from ..text import words_with_tokens
+
+        if not questions:
+            return {}
+        check_unchanged(self._files)
+        batch = self._tokenizer.encode(questions, self.max_tokens)
+        if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
+            raise ValueError(
+                f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
+                "this is another model's tokenizer"
+            )
+        new = {}
+        lengths = batch.mask.sum(axis=1)
+        for length in np.unique(lengths):
+            # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
+            rows = np.flatnonzero(lengths == length)
+            states = self._text.encode(batch.ids[rows, :length])
+            check_unchanged(self._files)
+            if not np.isfinite(states).all():
+                raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
+            for row, own in zip(rows, states):
+                words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
+                entry = _Entry(own.copy(), words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
+                entry.states.setflags(write=False)
+                self._cache.put(questions[row], entry)
+                new[questions[row]] = entry
+        return new
+
+    # ---- the vision model ----
+
+    def vision(
+        self,
+        pixel_values: PixelValues,
+        instruct_states: Any = None,
+        instruct_mask: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        blocks: Optional[Iterable[int]] = None,
+    ) -> VisionOutput:
+        images = self._pixels(pixel_values)
+        states, mask = self._instruct(instruct_states, instruct_mask, len(images))
+        wanted = None if blocks is None else self.check_blocks(blocks)
+        read = wanted if wanted is not None else range(self.num_blocks) if output_attentions else ()
+        hidden = list(range(self.num_blocks + 1)) if output_hidden_states else []
+        taps = [(block, "raw") for block in sorted(set(read))]
+        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else ("last", "pooled"))
+        attentions: Union[tuple[FloatArray, ...], BlockAttentions, None] = None
+        if wanted is not None:
+            attentions = BlockAttentions(result["attentions"], self.num_blocks)
+        elif output_attentions:
+            attentions = tuple(result["attentions"][block] for block in range(self.num_blocks))
+        return VisionOutput(
+            result.get("last"),
+            result.get("pooled"),
+            attentions,
+            tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,
+        )
+
+    def _instruct(
+        self, states: Any, mask: Any, count: int
+    ) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
+        if states is None:
+            return None, None
+        if isinstance(states, tuple) and len(states) == 2:
+            states, own_mask = states
+            mask = own_mask if mask is None else mask
+        with np.errstate(over="ignore"):
+            states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
+        if states.ndim != 3 or states.shape[2] != self.instruction_dim or states.shape[1] == 0:
+            raise ValueError(
+                f"instruct_states: shape {list(states.shape)}, expected [B, M, {self.instruction_dim}] with M at least 1"
+            )
+        if states.shape[0] != count:
+            raise ValueError(f"instruct_states: {states.shape[0]} questions for {count} pictures; give one a picture")
+        if mask is None:
+            full = np.ones(states.shape[:2], np.uint8)
+            return states, full
+        mask = (to_numpy(mask, "instruct_mask") != 0).astype(np.uint8)
+        if mask.shape != states.shape[:2]:
+            raise ValueError(f"instruct_mask: shape {list(mask.shape)}, expected {list(states.shape[:2])}")
+        if not mask.any(axis=1).all():
+            raise ValueError("instruct_mask: a question has no token that counts")
+        return states, mask
+
+    def _run(
+        self,
+        images: Seen,
+        states: FloatArray | None,
+        mask: npt.NDArray[np.uint8] | None,
+        attention: Sequence[tuple[int, str]],
+        hidden: Sequence[int] = (),
+        outputs: Sequence[str] = (),
+        pair_image: npt.NDArray[np.int32] | None = None,
+    ) -> dict[str, Any]:
+        """One row a pair, in the order given; pairs of equal pictures share the work before the question."""
+        check_unchanged(self._files)
+        wanted: dict[str, Any] = {"attention": attention, "hidden": hidden, "outputs": outputs}
+        given: Any = images
+        if not isinstance(images, np.ndarray):
+            given, wanted["preprocessing"] = [images.picture], images.preprocessing
+        if states is None or mask is None:
+            result: dict[str, Any] = self._vit.forward(given, **wanted)
+            self._check_result(result)
+            return result
+        if pair_image is None:
+            given, pair_image = unique_images(given)
+        if states.size and not np.isfinite(states).all():
+            raise ValueError("instruct_states: NaN or infinity")
+        # The core wants tokens that count in front, and pairs in the order of their images.
+        tokens = np.argsort(mask == 0, axis=1, kind="stable")
+        scattered = not (mask[:, :-1] >= mask[:, 1:]).all()
+        if scattered:
+            states = np.take_along_axis(states, tokens[:, :, None], axis=1)
+        order = np.argsort(pair_image, kind="stable")
+        back = np.argsort(order, kind="stable")
+        lengths = mask.sum(axis=1, dtype=np.int32)
+        in_order = bool((order == back).all() and (np.diff(order) == 1).all())
+        result = self._vit.forward(
+            given,
+            pair_image[order] if not in_order else pair_image,
+            states[order] if not in_order else states,
+            lengths[order] if not in_order else lengths,
+            **wanted,
+        )
+        self._check_result(result)
+        first = self.integrated[0] if self.integrated else self.num_blocks
+
+        def rows(array: FloatArray, question_entered: bool) -> FloatArray:
+            if not question_entered:
+                return array[pair_image] if len(array) != len(back) or not in_order else array
+            return array if in_order else array[back]
+
+        for block, array in result["attentions"].items():
+            array = rows(array, block >= first)
+            if scattered and block in self.integrated:
+                array[..., : mask.shape[1]] = np.take_along_axis(
+                    array[..., : mask.shape[1]], np.argsort(tokens, axis=1)[:, None, None, :], axis=-1
+                )
+            result["attentions"][block] = array
+        for level, array in result["hidden"].items():
+            result["hidden"][level] = rows(array, level > first)
+        for name in outputs:
+            result[name] = rows(result[name], self.num_blocks > first)
+        return result
+
+    def _check_result(self, result: dict[str, Any]) -> None:
+        """Raise where a forward pass met NaN or infinity: they spread to all that is computed from them.
+
+        And where the weights changed under it.
+        """
+        check_unchanged(self._files)
+        parts = [array for name, array in result.items() if name not in ("attentions", "hidden")]
+        parts += result["hidden"].values()
+        # A row of probabilities is NaN in every column or in none.
+        parts += [attention[..., 0] for attention in result["attentions"].values()]
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ValueError(f"{self.name}: the result is not finite: {NOT_FINITE}")
+
+    # ---- maps ----
+
+    def _look(self, pixels: Seen, questions: Optional[list[str]]) -> AttentionLook:
+        if questions is None:
+            return AttentionLook(self, pixels, None, None)
+        encoded = self._encode(questions)
+        pairs = np.zeros(len(questions), np.int32)
+        look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
+        look.words = [list(words) for words, _ in encoded.words]
+        look.notes = encoded.notes
+        return look
+
+    def _prepare_question(self, question: str) -> None:
+        if self.integrated:
+            self._encode([question])
+
+    def _questions_at_once(self, request: Request) -> Optional[int]:
+        if request.method.name == "class":
+            return None
+        tokens = self.grid[0] * self.grid[1] + 1
+        return max(1, MAX_RAW_BYTES // (4 * self.num_heads * tokens * (tokens + self.max_tokens)))
+
+    def forward_itm(self, samples: Mapping[str, Any], block_num: int = PNP_VQA_BLOCK) -> FloatArray:
+        image, questions = read_samples(samples)
+        block = self.check_block(block_num, "block_num")
+        return self.extract_attention(image, questions, blocks=(block,), method="class")[:, 0]
+
+    def extract_attention(
+        self,
+        image: Union[ImageLike, PixelValues],
+        questions: Questions = None,
+        blocks: Optional[Iterable[int]] = None,
+        heads: Optional[Heads] = "mean",
+        method: Optional[MethodLike] = None,
+        fit: Optional[Fit] = None,
+    ) -> FloatArray:
+        chosen = method_of(self.default_method if method is None else method, self)
+        if heads is not None:
+            self._check_heads(heads, chosen)
+        if blocks is None:
+            usable = chosen.blocks(self) or (chosen.default(self),)
+            places = np.linspace(0, len(usable) - 1, min(PARTS, len(usable)))
+            numbers = [usable[int(place)] for place in np.rint(places)]
+        else:
+            numbers = self.check_blocks(blocks)
+        chosen.check(self, numbers)
+        asked = None if questions is None else question_list(questions)
+        images = self._batch(image, None if asked is None else len(asked), fit=fit)
+        encoded = pairs = None
+        if asked is not None:
+            encoded = self._encode(asked)
+            warn_of([*encoded.notes, *self._blind_notes(numbers, chosen)])
+            pairs = np.zeros(len(asked), np.int32) if len(images) == 1 else None
+        elif self.integrated and max(numbers) >= self.integrated[0]:
+            raise ValueError("questions: the asked blocks take questions; give one a picture")
+        look = AttentionLook(self, images, encoded, pairs)
+        return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
+
+    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
+        if self.answer_names is None:
+            raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
+        shown = self._see(image)
+        if not isinstance(question, str):
+            raise TypeError(f"question: expected a str, got {type(question).__name__}")
+        encoded = self._encode(question_list(question, "question"))
+        warn_of([*shown.notes, *encoded.notes])
+        look = AttentionLook(self, shown.pixels, encoded, np.zeros(1, np.int32), answering=True)
+        return (look.answers() or [])[0]
+
+    def __repr__(self) -> str:
+        kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "plain CLIP"
+        return (
+            f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
+            f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+        )
+
+
+class AttentionLook(ModelLook):
+    """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
+
+    def __init__(
+        self,
+        model: QAViT,
+        pixels: Seen,
+        encoded: Optional[Encoded],
+        pair_image: Optional[npt.NDArray[np.int32]],
+        answering: bool = False,
+    ) -> None:
+        self._model, self._pixels, self._encoded, self._pair_image = model, pixels, encoded, pair_image
+        self._answering = answering
+        self._pooled: Optional[FloatArray] = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self._model.grid
+
+    @property
+    def question_mask(self) -> Optional[npt.NDArray[np.uint8]]:
+        return None if self._encoded is None else self._encoded.mask
+
+    def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
+        kind = "class" if class_row else "raw"
+        return self._run([(block, kind) for block in sorted(set(blocks))])
+
+    def question_tokens(self, block: int) -> int:
+        if self._encoded is None or block not in self._model.integrated:
+            return 0
+        return int(self._encoded.mask.shape[1])
+
+    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
+        raise TypeError("gradcam: this model has no text half with cross-attention")
+
+    def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
+        states, mask = (None, None) if self._encoded is None else self._encoded[:2]
+        outputs = ("pooled",) if self._answering and self._pooled is None else ()
+        result = self._model._run(self._pixels, states, mask, taps, outputs=outputs, pair_image=self._pair_image)
+        if outputs:
+            self._pooled = result["pooled"]
+        attentions: dict[int, FloatArray] = result["attentions"]
+        return attentions
+
+    def answers(self) -> Optional[list[list[tuple[str, float]]]]:
+        if not self._answering:
+            return None
+        if self._pooled is None:
+            self._run([])
+        assert self._pooled is not None
+        return self._model._answer_head.rank(self._pooled)
+
+    def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
+        """How much each patch attends to each word, at the first block from the last asked one on that can."""
+        encoded, model = self._encoded, self._model
+        assert encoded is not None
+        block = min((i for i in model.integrated if i >= max(blocks)), default=model.integrated[-1])
+        maps = []
+        for row, (names, word_of) in enumerate(encoded.words):
+            # One question at a time: all rows of the attention are needed, and they are large.
+            one = slice(row, row + 1)
+            pair = None if self._pair_image is None else self._pair_image[one]
+            run = model._run(self._pixels, encoded.states[one], encoded.mask[one], [(block, "raw")], pair_image=pair)
+            attention = run["attentions"][block]
+            tokens = attention.shape[3] - attention.shape[2]
+            found = read_words(attention, [word_of[:tokens]], tokens, heads)[0]
+            maps.append(found.reshape(-1, *self.grid)[: len(names)])
+        return maps
+
+    def release(self) -> None:
+        self._pooled = None

@@ -1,0 +1,158 @@
+"""Text on figures: fonts that have the glyphs, lines that fit, dollars that stay dollars."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+from .._base.warnings import QavitWarning, warn
+
+BASE = "DejaVu Sans"  # comes with matplotlib
+# Families that have what DejaVu Sans lacks, the likeliest first: Chinese, Japanese and Korean, then symbols, then others.
+FAMILIES = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP",
+    "Noto Sans KR", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Heiti SC", "Microsoft YaHei", "SimHei",
+    "Malgun Gothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "AR PL UMing CN",
+    "Noto Emoji", "Noto Sans Symbols2", "Symbola", "Segoe UI Emoji", "Segoe UI Symbol", "Apple Symbols",
+    "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Nirmala UI", "Leelawadee UI",
+    "Lohit Devanagari", "FreeSans", "FreeSerif", "Arial Unicode MS", "Unifont",
+)  # fmt: skip
+_SPACES = re.compile(r"[^\S\u00a0]+")
+
+
+def families(text: str) -> list[str]:
+    """Font families that together have the glyphs of a text: DejaVu Sans, and those of `FAMILIES` that it takes."""
+    return [BASE, *_covering(frozenset(text))[0]]
+
+
+def named(text: str) -> str:
+    """The text with symbols that no font has by their names, as ``:red_circle:``.
+
+    Other characters without a glyph stay, to be drawn as boxes; a warning says so once.
+    """
+    missing = _covering(frozenset(text))[1]
+    names = {c: f":{unicodedata.name(c, 'symbol').lower().replace(' ', '_')}:" for c in missing if _is_symbol(c)}
+    return "".join(names.get(character, character) for character in text)
+
+
+@functools.lru_cache(maxsize=256)
+def _covering(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The families for what DejaVu Sans lacks, and the characters that none of them has."""
+    drawn = {c for c in characters if ord(c) > 0x7F and not unicodedata.category(c).startswith(("C", "Z"))}
+    chosen, missing = _chosen(drawn)
+    if missing and _new_fonts():
+        chosen, missing = _chosen(drawn)
+    boxes = "".join(sorted(character for character in missing if not _is_symbol(character)))
+    if boxes:
+        warn(QavitWarning, f"no font has {boxes[:20]}, drawn as boxes; Noto Sans has (Debian: apt install fonts-noto-cjk)")
+    return tuple(chosen[1:]), frozenset(missing)
+
+
+def _chosen(missing: set[str]) -> tuple[list[str], set[str]]:
+    """DejaVu Sans and further families, and what they lack."""
+    from matplotlib import font_manager
+
+    chosen = [BASE]
+    if not missing:
+        return chosen, missing
+    regular = ("normal", "regular", "book", 400)
+    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style == "normal", font.weight in regular))
+    files = {font.name: font.fname for font in fonts}
+    for family in (BASE, *FAMILIES):
+        if not missing or family not in files:
+            continue
+        font = font_manager.get_font(files[family])
+        lacking = {character for character in missing if not font.get_char_index(ord(character))}
+        if family != BASE and lacking != missing:
+            chosen.append(family)
+        missing = lacking
+    return chosen, missing
+
+
+@functools.cache
+def _new_fonts() -> bool:
+    """Tell matplotlib of fonts that were installed after it made its list; whether there are any."""
+    from matplotlib import font_manager
+
+    new = set(font_manager.findSystemFonts()) - {font.fname for font in font_manager.fontManager.ttflist}
+    added = False
+    for path in sorted(new):
+        try:
+            font_manager.fontManager.addfont(path)
+            added = True
+        except (OSError, RuntimeError, ValueError):  # a kind that matplotlib cannot read
+            continue
+    return added
+
+
+def _is_symbol(character: str) -> bool:
+    """Whether a character is a picture with a name, emoji among them."""
+    return unicodedata.category(character) in ("So", "Sk")
+
+
+def display_width(text: str) -> int:
+    """How many columns a text takes: two for a wide character, none for a combining one."""
+    return sum(0 if unicodedata.combining(character) else 1 + _is_wide(character) for character in text)
+
+
+def _is_wide(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF"
+
+
+def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
+    """Break a text into lines.
+
+    Parameters
+    ----------
+    text : str
+        White space of any kind counts as one space; at a no-break space no line ends. Symbols without a glyph are named.
+    columns : int
+        The most columns a line may take. Wide scripts, which have no spaces, break between characters, as do words
+        longer than a line.
+    lines : int
+        The most lines; what does not fit ends in an ellipsis.
+
+    Returns
+    -------
+    list of str
+        At least one line, which may be empty.
+    """
+    done: list[str] = []
+    line = ""
+    for piece in _pieces(named(text), columns):
+        if line and display_width((line + piece).rstrip()) > columns:
+            done.append(line.rstrip())
+            line = ""
+        line += piece
+    done.append(line.rstrip())
+    if len(done) > lines:
+        last = done[lines - 1]
+        while display_width(last) > columns - 1:
+            last = last[:-1]
+        done = [*done[: lines - 1], last.rstrip() + "…"]
+    return done
+
+
+def _pieces(text: str, columns: int) -> list[str]:
+    """Words with the space after them, in parts no longer than a line; wide characters each alone.
+
+    Closing punctuation stays with what it closes.
+    """
+    pieces: list[str] = []
+    for word in _SPACES.split(text.strip()):
+        part = ""
+        for character in word:
+            closing = unicodedata.category(character) in ("Po", "Pe", "Pf")
+            breaks = not closing and (_is_wide(character) or _is_wide(part[:1] or "a"))
+            if part and (breaks or display_width(part + character) > columns):
+                pieces.append(part)
+                part = ""
+            part += character
+        pieces.append(part + " ")
+    return pieces
+
+
+def plain(text: str) -> str:
+    """A text for matplotlib that is drawn as it stands: a dollar sign starts no formula."""
+    return "".join(" " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text).replace("$", r"\$")
