@@ -261,6 +261,42 @@ def test_a_signal_handler_that_returns_lets_the_call_go_on() -> None:
     assert (states == expected).all()
 
 
+def many_layers(count: int) -> dict[str, Any]:
+    """A T5 whose layers share their weights, of which packing makes one each."""
+    weights = t5_weights(layers=1, D=256, d=64, F=1024)
+    first = {name: value for name, value in weights.items() if ".block.0." in name and "bias" not in name}
+    return weights | {name.replace(".0.", f".{n}.", 1): value for n in range(1, count) for name, value in first.items()}
+
+
+def test_signals_are_heard_while_a_model_is_loaded() -> None:
+    weights, sent, heard = many_layers(64), [], []
+
+    def send() -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def stop(*_: Any) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(time.monotonic()))
+    try:
+        timer = threading.Timer(0.003, send)
+        timer.start()
+        encoder = _core.T5Encoder(CONFIG, weights)
+        loaded = time.monotonic()
+        timer.join()
+        assert heard[0] - sent[0] < (loaded - sent[0]) / 2
+        signal.signal(signal.SIGUSR1, stop)
+        timer = threading.Timer(0.003, send)
+        with pytest.raises(InterruptedError):
+            timer.start()
+            _core.T5Encoder(CONFIG, weights)
+        timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert encoder.encode(batch()).shape == (3, 9, 256)
+
+
 def test_a_second_copy_of_the_module_has_its_own_types() -> None:
     spec = importlib.util.spec_from_file_location("qavit._core", _core.__file__)
     assert spec is not None and spec.loader is not None  # noqa: PT018
