@@ -142,6 +142,7 @@ def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
 def test_show_is_pyplots(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
+    pyplot.close("all")  # of other tests
     shown = []
     monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.get_fignums()))
     with pytest.warns(UserWarning, match="no display.*result.save") as caught:
