@@ -26,8 +26,10 @@ except ModuleNotFoundError as _missing:
 
 _logging.getLogger("qavit").addHandler(_logging.NullHandler())
 if _os.environ.get("QAVIT_VERBOSITY"):
-    _level = _logging.getLevelName(_os.environ["QAVIT_VERBOSITY"].strip().upper())
-    _logging.getLogger("qavit").setLevel(_level if isinstance(_level, int) else _logging.INFO)
+    _level = _os.environ["QAVIT_VERBOSITY"]
+    if _level.lower() not in {"debug", "info", "warning", "error", "critical"}:
+        raise ValueError(f"QAVIT_VERBOSITY is {_level!r}, expected debug, info, warning, error or critical")
+    _logging.getLogger("qavit").setLevel(_level.upper())
     _logging.getLogger("qavit").addHandler(_logging.StreamHandler())
 
 __getattr__, __dir__, __all__ = _lazy_loader.attach_stub(__name__, __file__)

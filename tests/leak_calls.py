@@ -771,7 +771,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "Shard": (use_shard, 1),
     # the command line
     "qavit": (command(code=2), 1),
-    "qavit --completion": (command("--completion", "fish"), 1),
+    "qavit --completion": (command("--completion", "zsh"), 1),
     "qavit, wrong usage": (wrong_usage, 1),
     "qavit info, its reader gone": (reader_gone, 1),
     "qavit info": (command("info", "{model}"), 1),

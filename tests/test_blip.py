@@ -324,19 +324,6 @@ def test_bad_texts(model: BlipITM, images: Array) -> None:
 
 # ---- PyTorch's autograd on Hugging Face's model ----
 
-NAMES = (
-    ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
-    ("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed"),
-    ("vision_model.embeddings.patch_embedding.", "visual_encoder.patch_embed.proj."),
-    ("vision_model.post_layernorm.", "visual_encoder.norm."),
-    ("vision_model.encoder.layers.", "visual_encoder.blocks."),
-    (".self_attn.qkv.", ".attn.qkv."),
-    (".self_attn.projection.", ".attn.proj."),
-    (".layer_norm1.", ".norm1."),
-    (".layer_norm2.", ".norm2."),
-)
-
-
 def huggingface_model(vision: dict[str, int], text: dict[str, int], seed: int) -> Any:
     """A random model whose attention is far from uniform."""
     transformers = pytest.importorskip("transformers")
@@ -362,14 +349,20 @@ def entry(array: Array) -> tuple[Any, str, tuple[int, ...], int]:
 
 
 def weights_of(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Hugging Face's weights under LAVIS's names."""
+    """Hugging Face's weights by the core's names: q, k and v apart, tables without a size of 1 in front."""
     weights = {}
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            for theirs, ours in NAMES:
-                name = name.replace(theirs, ours)
-            array = tensor.to(dtype).numpy()
-            weights[name] = entry(np.ascontiguousarray(array))
+        if not tensor.is_floating_point():
+            continue
+        name = name.replace(".self_attn.projection.", ".self_attn.out_proj.")
+        if name == "vision_model.embeddings.class_embedding":
+            tensor = tensor.reshape(-1)
+        elif name == "vision_model.embeddings.position_embedding":
+            name, tensor = name + ".weight", tensor[0]
+        stem, fused, kind = name.rpartition(".self_attn.qkv.")
+        parts = [f"{stem}.self_attn.{part}_proj.{kind}" for part in "qkv"] if fused else [name]
+        for part, piece in zip(parts, tensor.to(dtype).chunk(len(parts))):
+            weights[part] = entry(np.ascontiguousarray(piece.numpy()))
     return weights
 
 
@@ -588,7 +581,7 @@ def test_missing_and_misshaped_weights_are_named(small: Any) -> None:
         _core.BlipItm(config, broken)
     assert "missing: text_encoder.encoder.layer.2.crossattention.self.query.weight [36, 36]" in str(caught.value)
     assert "itm_head.weight: shape [3, 36], expected [2, 36]" in str(caught.value)
-    with pytest.raises(ValueError, match="word_embeddings"):
+    with pytest.raises(ValueError, match=r"neither config nor weights .* say all of vocab_size \(0\), .*_embeddings \(0\)"):
         _core.BlipItm(config, {})
     with pytest.raises(ValueError, match="hidden_size is 35, the weights say 36"):
         _core.BlipItm({**config, "text": {**config["text"], "hidden_size": 35}}, weights)
@@ -607,7 +600,7 @@ def test_missing_and_misshaped_weights_are_named(small: Any) -> None:
         _core.BlipItm(config, [])
     with pytest.raises(TypeError, match="'vision' and 'text'"):
         _core.BlipItm({"vision": config["vision"]}, weights)
-    without = {name: value for name, value in weights.items() if "_proj." not in name or "visual" in name}
+    without = {name: value for name, value in weights.items() if not name.startswith(("vision_proj.", "text_proj."))}
     core = _core.BlipItm(config, without)
     assert core.projection == 0
     with pytest.raises(ValueError, match="no contrastive heads"):

@@ -26,7 +26,7 @@ from ._source import (
 from ._weights import Stored, Weights, named_panels
 from .formats.safetensors_files import open_safetensors
 from .formats.torch_files import read_torch_file, state_dict
-from .towers.blip import _BLIP_LEFT_OUT, _blip, _blip_name
+from .towers.blip import _BLIP_LEFT_OUT, _blip
 from .towers.clip import _positions, _vision_names, _vision_options, clip_vision_config, clip_vision_shapes
 from .towers.names import _unwrap
 from .towers.question_blocks import _sort_names, integration_point
@@ -334,10 +334,7 @@ def _open_blip(
     for key in ("vision", "text"):
         if options.get(key) is not None and not isinstance(options[key], Mapping):
             raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")
-    tensors: Stored = {}
-    for original, tensor in stored.items():
-        if not _BLIP_LEFT_OUT.search(original):
-            tensors[_blip_name(original)] = tensor
+    tensors = {key: tensor for key, tensor in stored.items() if not _BLIP_LEFT_OUT.search(key)}
     vision = {**(config.get("vision_config") or {}), **_vision_options({"vision": options.get("vision")})}
     text = {**(config.get("text_config") or {}), **(options.get("text") or {})}
     if "encoder_hidden_size" in text:
