@@ -61,8 +61,8 @@ def spread_blocks(count: int, own: int, most: int) -> list[int]:
 
 
 def notes_of(result: Maps, question: Optional[int]) -> list[str]:
-    """The notes on one question; for None those on all of them."""
-    return [note.text for note in result.notes if note.question == question]
+    """The notes on one question; for None those on all of them. They begin as sentences do."""
+    return [note.text[:1].upper() + note.text[1:] for note in result.notes if note.question == question]
 
 
 def how_read(method: str) -> str:

@@ -172,7 +172,7 @@ def _draw_patches(axes: Axes, result: Maps, values: FloatArray, scale: Scale, lo
         axes.text(
             (patch.left + patch.right) / 2, (patch.top + patch.bottom) / 2, str(rank), color="white",
             fontsize=8, fontweight="bold", ha="center", va="center_baseline", fontfamily=[labels.BASE],
-            path_effects=[withStroke(linewidth=2, foreground="black")],
+            path_effects=[withStroke(linewidth=2, foreground="black")], clip_on=True,
         )  # fmt: skip
     _draw_boxes(axes, result, values, look)
     _frame(axes, result)
