@@ -123,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
         return made
 
-    from ..plots._protocol import KINDS
+    from ..plots._look import KINDS
     from . import _run as data_command
 
     parser = Parser(
