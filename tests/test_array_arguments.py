@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from small_models import write_qavit
 
 import qavit
-from qavit import BlipITM, QAViT, _core, images
+from qavit import BlipITM, QAViT, _core, images, methods
 from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
@@ -32,7 +32,6 @@ from qavit.images import Preprocessing, Region
 from qavit.lavis import _grids as lavis_grids
 from qavit.lavis import _pictures as lavis_pictures
 from qavit.lavis import _replace as lavis_replace
-from qavit import methods
 from qavit.plots import _pixels as plots_pixels
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qavit import HeatmapResult
-from qavit.heatmaps import map_statistics, normalize_maps, resample_map
+from qavit.heatmaps import map_statistics, normalize_maps, resample_map, to_distribution
 from qavit.images import Region
-from qavit.heatmaps import to_distribution
 from qavit.methods import merge_heads, read_class, read_custom, read_question, read_words
 
 
