@@ -28,6 +28,7 @@ from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
 from qavit.heatmaps import _grid as heatmaps_grid
+from qavit.heatmaps._distribution import to_distribution
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _grids as lavis_grids
 from qavit.lavis import _pictures as lavis_pictures
@@ -129,9 +130,6 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "resample_map": (lambda: unit(3, 4), lambda a: heatmaps_grid.resample_map(a, WHOLE, (9, 11), (18, 22))),
     "HeatmapResult, maps": (lambda: unit(2, 3, 4), lambda a: result_module.HeatmapResult(a, QUESTIONS, picture()).maps),
     "HeatmapResult, picture": (picture, lambda a: result_module.HeatmapResult(unit(2, 3, 4), QUESTIONS, a).picture),
-    "overlay, values": (
-        lambda: unit(3, 4),
-        lambda a: plots_pixels.overlay(result_module.HeatmapResult(unit(2, 3, 4), QUESTIONS, picture()), values=a)),
     "colorize": (lambda: unit(3, 4), plots_pixels.colorize),
     "show_cam_on_image, img": (lambda: unit(5, 6, 3), lambda a: lavis_pictures.show_cam_on_image(a, unit(5, 6, seed=1))),
     "show_cam_on_image, mask": (lambda: unit(5, 6), lambda a: lavis_pictures.show_cam_on_image(unit(5, 6, 3), a)),

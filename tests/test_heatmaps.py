@@ -239,7 +239,7 @@ def test_block_maps_are_computed_once_and_only_when_asked() -> None:
     with pytest.raises(ValueError, match="no maps of other blocks"):
         result().at(0)
     with pytest.raises(ValueError, match=r"block_maps: shape \(2, 1, 3, 4\), expected \(blocks, 3, 3, 4\)"):
-        result(block_maps=lambda: np.ones((2, 1, 3, 4))).block_maps
+        _ = result(block_maps=lambda: np.ones((2, 1, 3, 4))).block_maps
 
 
 def test_questions_of_a_result_that_cannot_be_answered() -> None:

@@ -60,7 +60,7 @@ def add_heatmap_options(parser: argparse.ArgumentParser) -> None:
         "--kind", choices=KINDS, metavar="KIND",
         help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
     )  # fmt: skip
-    parser.add_argument("--cmap", default="jet", metavar="NAME", help="a matplotlib colormap (default: jet)")
+    parser.add_argument("--cmap", default="viridis", metavar="NAME", help="a matplotlib colormap (default: viridis)")
     parser.add_argument(
         "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, Optional, Protocol, Union, get_args
 
 import numpy as np
@@ -21,6 +22,28 @@ KINDS: tuple[str, ...] = get_args(Kind)
 Cmap = Union[str, "Colormap"]
 Picture = npt.NDArray[np.uint8]
 CMAP = "viridis"  # even in brightness, also for the colour-blind
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a figure looks; see `HeatmapResult.figure`."""
+
+    cmap: Cmap = CMAP
+    image_weight: Optional[float] = None
+    vmin: Optional[float] = None
+    vmax: Optional[float] = None
+    shared: bool = True
+    top: int = 5
+    boxes: Optional[float] = None
+    columns: Optional[int] = None
+    blocks: Optional[Sequence[int]] = None
+    colorbar: bool = True
+    caption: Optional[str] = None
+
+    def changed(self) -> set[str]:
+        """The names of what is not as it is by default."""
+        pairs = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name for name, (value, usual) in pairs.items() if value is not usual and (usual is None or value != usual)}
 
 
 class Heatmaps(Protocol):
