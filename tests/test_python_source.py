@@ -27,7 +27,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 #: What still breaks a rule, and goes.
 LEFT: set[str] = set()
-LEFT_SIZES = {"qavit/cli/_main.py:N: make_parser has N lines"}
+LEFT_SIZES: set[str] = set()
 #: Rooms whose modules without an underscore are documented places to add to, one file each.
 EXTENSION_POINTS = ("qavit.checkpoints.formats", "qavit.checkpoints.towers", "qavit.methods")
 
