@@ -28,7 +28,7 @@ from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
 from qavit.heatmaps import _grid as heatmaps_grid
-from qavit.heatmaps._distribution import to_distribution
+from qavit.heatmaps import to_distribution
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _grids as lavis_grids
 from qavit.lavis import _pictures as lavis_pictures

@@ -6,9 +6,11 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 
 from .._base.about import build_info
 from .._base.progress import Progress
+from .._base.warnings import QavitWarning
 from ._options import OK, UsageError, load_model, model_arguments
 
 
@@ -105,13 +107,15 @@ def run_bench(options: argparse.Namespace) -> int:
     questions = [f"where is object number {i}?" for i in range(options.number)] if model.takes_questions else None
     times = []
     block = model.default_block if options.block is None else model.check_block(options.block, "--block")
-    for _ in Progress(range(options.repeat + 1), "runs"):
-        start = time.perf_counter()
-        model.heatmaps(picture, questions, block=block)
-        times.append(time.perf_counter() - start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QavitWarning)  # of a picture that is noise
+        for _ in Progress(range(options.repeat + 1), "runs"):
+            start = time.perf_counter()
+            model.heatmaps(picture, questions, block=block)
+            times.append(time.perf_counter() - start)
     about = {
         "model": model.name,
-        "precision": options.precision,
+        "precision": model.precision,
         "threads": build_info()["threads"],
         "questions": options.number if questions else 0,
         "block": block,
