@@ -454,11 +454,12 @@ def test_a_changed_table_gives_rows_or_an_error_that_names_it(ending: str, chang
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"q.{ending}"
         path.write_bytes(data)
+        items, problem = [], f"q.{ending}"
         try:
             items = list(open_questions(path)[0])
         except ValueError as error:
-            assert f"q.{ending}" in str(error)
-            return
+            problem = str(error)
+    assert f"q.{ending}" in problem
     for item in items:
         (item.id + item.question + (item.problem or "")).encode()
         assert item.problem is None or f"q.{ending}" in item.problem
