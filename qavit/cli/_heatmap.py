@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 def add_heatmap_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``qavit heatmap``."""
-    from ..plots._protocol import KINDS
+    from ..plots._look import KINDS
 
     completed(
         parser.add_argument("pictures", nargs="*", metavar="IMAGE", help="pictures, folders, or patterns: 'a/*.jpg'"),
