@@ -136,6 +136,8 @@ class HeatmapActor:
         """What is asked of the model, checked."""
         model = self.model
         self._request = model._request(cast("Any", method), block, heads)
+        if self._fit is not None:
+            model.preprocessing.fitted(self._fit)
         self.takes_questions = model.takes_questions
         self.method = self._request.method.name
         blocks = tuple(self._request.blocks)
