@@ -147,7 +147,7 @@ def test_rms_norm_by_differences(rows: int, width: int) -> None:
     close(_core_testing.norm_backward(dy, x, weight, 1e-3, True), expected, DIFFERENCES)
 
 
-@pytest.mark.parametrize("name", ["linear", "gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("name", ["linear", "gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 def test_activation(name: str) -> None:
     # Away from 0, where relu has no slope; past one task's 4096 items.
     x = np.concatenate([np.linspace(-12, 12, 4000) + 1e-3, normal(1001) + 1e-3]).astype(np.float32)

@@ -59,7 +59,7 @@ def test_linear(rows: int, columns: int, depth: int) -> None:
     close(linear(layer, x, columns), reference.linear(x, weight), 3e-6)  # 1.5e-6
 
 
-@pytest.mark.parametrize("activation", ["linear", "gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("activation", ["linear", "gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 @pytest.mark.parametrize("extras", ["", "multiply", "residual", "both"])
 @pytest.mark.parametrize("depth", [40, 2100])
 def test_epilogue(activation: str, extras: str, depth: int) -> None:
@@ -138,6 +138,49 @@ def test_added_weights_and_unaligned_memory() -> None:
     buffer[1:] = weight.reshape(-1).view(np.uint8)
     layer = _core_testing.prepare({"0.weight": (buffer, "float32", weight.shape, 1)}, 1, "float32", 1.0)
     close(linear(layer, x, 70), reference.linear(x, weight), 2e-6)  # 3e-7
+
+
+@pytest.mark.parametrize("depth", [30, 64])
+@pytest.mark.parametrize("added", [False, True])
+def test_rows_of_a_layer_have_scales(depth: int, added: bool) -> None:
+    weight, scales, bias, x = normal(70, depth), normal(70, seed=2), normal(70, seed=3), normal(5, depth, seed=4)
+    more = {"add_weight": normal(70, depth, seed=1), "add_bias": normal(70, seed=1)} if added else {}
+    layer = prepare([{"weight": weight, "bias": bias, "row_scale": scales, **more}], scale=0.5)
+    if added:
+        weight, bias = weight + 0.5 * more["add_weight"], bias + 0.5 * more["add_bias"]
+    close(linear(layer, x, 70), scales * reference.linear(x, weight, bias), 2e-6)
+
+
+ROTATIONS = [(1, 1, 0, 1, 2), (3, 9, 5, 2, 8), (2, 40, 1, 3, 6)]
+
+
+@pytest.mark.parametrize(("batch", "tokens", "first", "heads", "width"), ROTATIONS)
+def test_rotate(batch: int, tokens: int, first: int, heads: int, width: int) -> None:
+    angles = normal(tokens - first, width // 2, seed=1)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    wide = normal(batch, tokens, heads * width + 3)
+    x, expected = wide[..., 1:-2], wide[..., 1:-2].astype(np.float64)
+    turned = expected[:, first:].reshape(batch, tokens - first, heads, 2, width // 2)
+    a, b = turned[..., 0, :], turned[..., 1, :]
+    cosines, sines = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    expected[:, first:] = np.stack([a * cosines - b * sines, b * cosines + a * sines], axis=3).reshape(
+        batch, tokens - first, heads * width
+    )
+    before = wide.copy()
+    _core_testing.rotate(x, table, heads)
+    close(x, expected, 1e-6)
+    np.testing.assert_array_equal(x[:, :first], before[:, :first, 1:-2])
+    np.testing.assert_array_equal(wide[..., [0, -2, -1]], before[..., [0, -2, -1]])
+    with pytest.raises(ValueError, match="do not fit together"):
+        _core_testing.rotate(x, table, heads + 1)
+
+
+def test_bias_of_attention_is_a_part_of_a_larger_one() -> None:
+    q, k, v, bias = normal(2, 3, 8), normal(2, 5, 8, seed=1), normal(2, 5, 8, seed=2), normal(2, 3, 9, seed=3)
+    found, expected = np.empty_like(q), np.empty_like(q)
+    attention(found, q, k, v, heads=2, scale=0.5, bias=bias[..., :5])
+    attention(expected, q, k, v, heads=2, scale=0.5, bias=np.ascontiguousarray(bias[..., :5]))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_convolution_weight_is_a_matrix() -> None:
@@ -358,7 +401,7 @@ def test_norms_of_what_overflows_are_nan() -> None:
         assert np.isfinite(out[1]).all()
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 def test_activation_range(activation: str) -> None:
     x = np.concatenate([np.linspace(-12, 12, 4801), [-1e4, -100, -30, 30, 100, 1e4, 0.0]]).astype(np.float32)
     found = linear(prepare([{"weight": np.eye(1, dtype=np.float32)}]), x.reshape(-1, 1), 1, activation=activation)
@@ -471,9 +514,8 @@ def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match="do not fit together"):
             attention(**{"out": np.empty_like(q), "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **misfit})
     wide = np.zeros((1, 2, 2, 5), np.float32)
-    for loose in ({"probabilities": wide[..., :2]}, {"bias": np.zeros((2, 2, 5), np.float32)[..., :2]}):
-        with pytest.raises(ValueError, match="do not fit together"):
-            attention(**{"out": None, "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **loose})
+    with pytest.raises(ValueError, match="do not fit together"):
+        attention(None, q, q, q, heads=2, scale=1.0, probabilities=wide[..., :2])
     with pytest.raises(ValueError, match="bias: its rows overlap"):
         attention(None, q, q, q, heads=2, scale=1.0, bias=np.broadcast_to(np.float32(0), (2, 2, 2)))
     with pytest.raises(ValueError, match="key_mask has 1 dimensions, expected 2"):

@@ -73,7 +73,9 @@ qv_blip_text_plan qv_blip_plan_text(qv_arena *arena, const qv_blip *model, size_
 
 size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t R) {
     size_t keys = model->vision.T > model->config.positions ? model->vision.T : model->config.positions;
-    return model->ops->scratch_bytes(call->lanes, R, qv_block_depth(&model->kind), keys, model->kind.d);
+    /* The gradient of keys and values is as wide as both. */
+    size_t depth = qv_block_depth(&model->kind), both = 2 * model->config.D;
+    return model->ops->scratch_bytes(call->lanes, R, depth > both ? depth : both, keys, model->kind.d);
 }
 
 qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *image, size_t l) {

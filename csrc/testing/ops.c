@@ -373,6 +373,27 @@ done:
     return result;
 }
 
+/* rotate(x [B, T, H d], angles [T - first, d], heads) */
+static PyObject *rotate(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *x_object, *angles_object;
+    Py_ssize_t heads;
+    row_view x, angles;
+    if (!PyArg_ParseTuple(arguments, "OOn", &x_object, &angles_object, &heads) ||
+        view_rows(x_object, "x", false, true, &x) < 0 || view_rows(angles_object, "angles", false, false, &angles) < 0) {
+        return NULL;
+    }
+    if (x.dims != 3 || angles.dims != 2 || !is_none_or_dense(&angles) || heads < 1 || angles.columns % 2 != 0 ||
+        x.columns != (size_t)heads * angles.columns || angles.rows > x.shape[1] || angles.rows == 0) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        return NULL;
+    }
+    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    qv_cpu_ops.rotate(&call, rows_of(&x), angles.data, x.shape[0], x.shape[1], x.shape[1] - angles.rows, (size_t)heads,
+                      angles.columns);
+    Py_RETURN_NONE;
+}
+
 /* norm(out, x, weight, bias, eps, rms) */
 static PyObject *norm(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -432,6 +453,7 @@ static PyMethodDef functions[] = {
     {"linear_backward", linear_backward, METH_VARARGS,
      "linear_backward(layer, dx, dy, first, count, accumulate), written or added to dx."},
     {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
+    {"rotate", rotate, METH_VARARGS, "rotate(x, angles, heads): the last rows of each sequence turn where they lie."},
     {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
     {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},
     {NULL, NULL, 0, NULL},
