@@ -266,14 +266,10 @@ QVK_FUNCTION float qvk_slope(float x, int activation) {
         const float y = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
         return 0.5f * (1.0f + y) + 0.5f * x * (1.0f - y * y) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
     }
-    case QVK_QUICK_GELU: {
-        x = qvk_bound(x, 60.0f);
-        const float s = 1.0f / (1.0f + expf(-1.702f * x));
-        return s + 1.702f * x * s * (1.0f - s);
-    }
+    case QVK_QUICK_GELU:
     case QVK_SILU: {
-        const float s = 1.0f / (1.0f + expf(-x));
-        return s + (s > 0.0f && s < 1.0f ? x * s * (1.0f - s) : 0.0f);
+        const float z = qvk_bound(activation == QVK_SILU ? x : 1.702f * x, 102.0f), s = 1.0f / (1.0f + expf(-z));
+        return s + z * s * (1.0f - s);
     }
     case QVK_RELU:
         return x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */

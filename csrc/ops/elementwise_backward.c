@@ -44,17 +44,10 @@ static float gelu_tanh_slope(float x) {
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
 }
 
-/* x s, s = sigmoid(1.702 x): s + 1.702 x s (1 - s) */
-static float quick_gelu_slope(float x) {
-    x = bound(x, 60.0f);
-    float s = 1.0f / (1.0f + expf(-1.702f * x));
-    return s + 1.702f * x * s * (1.0f - s);
-}
-
-/* x s, s = sigmoid(x): s + x s (1 - s), but for what overflows */
-static float silu_slope(float x) {
-    float s = 1.0f / (1.0f + expf(-x));
-    return s + (s > 0.0f && s < 1.0f ? x * s * (1.0f - s) : 0.0f);
+/* x s, s = sigmoid(factor x): s + factor x s (1 - s) */
+static float sigmoid_slope(float x, float factor) {
+    float z = bound(factor * x, 102.0f), s = 1.0f / (1.0f + expf(-z));
+    return s + z * s * (1.0f - s);
 }
 
 static void backward_chunk(void *context, size_t task, size_t lane) {
@@ -73,10 +66,10 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
             slope = gelu_tanh_slope(x);
             break;
         case QV_QUICK_GELU:
-            slope = quick_gelu_slope(x);
+            slope = sigmoid_slope(x, 1.702f);
             break;
         case QV_SILU:
-            slope = silu_slope(x);
+            slope = sigmoid_slope(x, 1.0f);
             break;
         case QV_RELU:
             slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */

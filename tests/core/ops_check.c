@@ -48,6 +48,8 @@ static double activate(double x, qv_activation activation) {
         return x / (1.0 + exp(-1.702 * x));
     case QV_RELU:
         return x > 0.0 ? x : 0.0;
+    case QV_SILU:
+        return x / (1.0 + exp(-x));
     case QV_IDENTITY:
         break;
     }
@@ -114,7 +116,7 @@ static void plain_attention(const qv_attention *a, double *expected, double *exp
             score *= (double)a->scale;
             if (s >= a->M) {
                 size_t key = s - a->M;
-                score += a->bias != NULL ? (double)a->bias[(h * a->T + t) * a->S + key] : 0.0;
+                score += a->bias.at != NULL ? (double)a->bias.at[(h * a->bias_rows + t) * a->bias.ld + key] : 0.0;
                 bool masked = a->key_mask != NULL && a->key_mask[b * a->S + key] == 0;
                 bool hidden = a->causal ? key > t || (masked && key != t) : masked;
                 score = hidden ? -INFINITY : score;
@@ -152,7 +154,7 @@ static void check_attention(const attention_case *c) {
     double *expected = take(rows * keys, sizeof *expected), *expected_out = take(c->B * c->T * D, sizeof *expected_out);
     qv_attention a = {.out = {out, D}, .q = {q, D}, .k = {k, D}, .v = {v, D}, .extra_k = {extra_k, D},
                       .extra_v = {extra_v, D}, .key_mask = c->masked ? mask : NULL,
-                      .bias = c->masked ? bias : NULL, .causal = c->causal, .scale = 0.3f,
+                      .bias = {c->masked ? bias : NULL, c->S}, .bias_rows = c->T, .causal = c->causal, .scale = 0.3f,
                       .probabilities = probabilities, .row_count = c->T, .column_count = keys,
                       .B = c->B, .H = c->H, .T = c->T, .S = c->S, .M = c->M, .d = c->d};
     qv_call call = begin_call(c->B * c->T, D, keys, c->d);
@@ -258,7 +260,7 @@ int main(void) {
     check_threads();
     static const size_t shapes[][3] = {{1, 1, 1}, {1, 70, 33}, {5, 17, 64}, {7, 130, 40}, {25, 96, 96}, {13, 66, 1030}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        for (int activation = QV_IDENTITY; activation <= QV_RELU; activation++) {
+        for (int activation = QV_IDENTITY; activation <= QV_SILU; activation++) {
             check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_FLOAT32, (qv_activation)activation);
         }
         check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_BFLOAT16, QV_IDENTITY);
