@@ -207,8 +207,7 @@ def test_heatmaps(model: BlipITM, images: Array, cases: dict[str, Any]) -> None:
     assert result.maps.shape == (2, 24, 24)
     assert (result.block, result.method, result.questions) == (7, "gradcam", questions)
     assert (result.maps >= 0).all()
-    assert result.region is not None
-    edges = (result.region.left, result.region.top, result.region.right, result.region.bottom)
+    edges = (result.seen.left, result.seen.top, result.seen.right, result.seen.bottom)
     assert edges == (0.0, 0.0, 70.0, 50.0)  # the aspect is not kept, so all of the picture is seen
     assert result.words == [["Where", "is", "the", "red", "car"], ["what", "is", "the", "man", "holding"]]
     assert result.word_maps is not None
@@ -217,10 +216,16 @@ def test_heatmaps(model: BlipITM, images: Array, cases: dict[str, Any]) -> None:
     again = model.heatmaps(picture, questions[1], block=3)
     assert again.block == 3
     assert result.block_maps is not None
-    every = result.block_maps()
+    every = result.block_maps
     assert every.shape == (9, 2, 24, 24)
     close(every[7], result.maps, ROUNDING)
     close(every[3, 1], again.maps[0], ROUNDING)
+    np.testing.assert_allclose(result.maps.sum(axis=(1, 2)), 1.0, atol=1e-5)
+    np.testing.assert_allclose(result.raw / result.raw.sum(axis=(1, 2), keepdims=True), result.maps, atol=1e-6)
+    pixels = np.repeat(qavit.images.preprocess(picture, model.preprocessing)[0][None], 2, axis=0)
+    close(result.raw.reshape(2, -1), model.forward_itm({"image": pixels, "text_input": questions}), ROUNDING)
+    close(result.scores, model.itm(picture, [question.strip("?") for question in questions])[1], ROUNDING)
+    close(result.at(3).raw[1], again.raw[0], ROUNDING)
     assert not every[8].any()
     with pytest.raises(ValueError, match=r"block: block 8 is the last"):
         model.heatmaps(picture, questions, block=8)
@@ -230,7 +235,7 @@ def test_words_maps_are_their_tokens_means(model: BlipITM, images: Array) -> Non
     question = "walking zzqx dogs?"
     result = model.heatmaps(images[0], question)
     (tokens,), _ = model.gradcam_tokens(images[:1], [question.strip("?")], block_num=7)
-    word_of = model._tokenize([question.strip("?")]).word_of[0]
+    word_of = model._tokenize([question.strip("?")]).batch.word_of[0]
     assert len(word_of) > 5  # the made-up word is several pieces
     assert result.words == [["walking", "zzqx", "dogs"]]
     assert result.word_maps is not None
@@ -238,7 +243,7 @@ def test_words_maps_are_their_tokens_means(model: BlipITM, images: Array) -> Non
     for word in range(3):
         expected = rows[[i for i, one in enumerate(word_of) if one == word]].mean(axis=0)
         close(result.word_maps[0][word], expected, ROUNDING)
-    close(result.maps[0], tokens[1], ROUNDING)
+    close(result.raw[0], tokens[1], ROUNDING)
 
 
 # ---- sharing ----

@@ -117,6 +117,37 @@ def test_width_respects_the_affinity_mask() -> None:
     assert run_python(script + "print(_core.get_num_threads(), _core.build_info()['cpus'])", **environment) == "1 1"
 
 
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/\n", {}, 0),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 0),
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 3),
+        # a unit's own quota, which the group around it leaves open, and the least of several
+        ("0::/a.slice/b.service\n", {"a.slice/b.service/cpu.max": "150000 100000\n", "cpu.max": "max 100000\n"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "100000 100000\n", "cpu.max": "400000 100000\n"}, 1),
+        # in a container, whose path only the host knows
+        ("0::/docker/12\n", {"cpu.max": "200000 100000\n"}, 2),
+        # version 1, and both at once
+        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "50000\n", "cpu/a/cpu.cfs_period_us": "20000\n"}, 3),
+        ("4:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu.max": "max 100000\n"}, 3),
+        ("4:cpuset:/a\n", {"cpu/a/cpu.cfs_quota_us": "50000\n"}, 0),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n"}, 0),
+        ("nonsense\n\n:\n::\n", {"cpu.max": "100000 100000\n"}, 0),
+        ("0::/\n", {"cpu.max": "100000 0\n"}, 0),
+    ],
+)
+def test_the_quota_of_a_control_group(membership: str, files: dict[str, str], quota: int, tmp_path: Path) -> None:
+    testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "mount" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert testing.cgroup_quota(str(tmp_path / "membership"), str(tmp_path / "mount")) == quota
+    assert testing.cgroup_quota(str(tmp_path / "absent"), str(tmp_path / "mount")) == 0
+
+
 # ---- many threads, processes and signals ----
 
 

@@ -33,6 +33,10 @@ PYTHON_TABLES = {
     "char *",
 }  # fmt: skip
 FORBIDDEN = re.compile(r"\b(exit|_exit|_Exit|abort|printf|fprintf|vprintf|puts|putchar|perror|system|setenv)\s*\(")
+# What only the two files that know an operating system may name.
+OF_SYSTEMS = re.compile(r"(pthread|sched|unistd|windows|process)\.h|sys/.*")
+OF_SYSTEMS_CALLED = re.compile(r"\b(clock_gettime|pthread_\w+|sched_\w+|sysconf|getpid|madvise|mmap|posix_memalign)\s*\(")
+DOORS = {"base/os_posix.c", "base/os_windows.c"}
 KEYWORDS = re.compile(r"^(typedef|extern|_Static_assert)\b")
 
 
@@ -102,10 +106,14 @@ def problems(name: str, source: str) -> list[str]:
             header = include.group(1)
             if folder not in ("python", "testing") and (header == "Python.h" or header.startswith("numpy/")):
                 found.append(f"{name}:{number}: {header} outside csrc/python")
+            if OF_SYSTEMS.fullmatch(header) and name not in DOORS:
+                found.append(f"{name}:{number}: {header} outside base/os_*.c")
             if header.split("/")[0] in BELOW and header.split("/")[0] not in BELOW[folder]:
                 found.append(f"{name}:{number}: {folder} includes {header}")
     for match in FORBIDDEN.finditer(code):
         found.append(f"{name}:{code.count(chr(10), 0, match.start()) + 1}: calls {match.group(1)}")
+    for match in OF_SYSTEMS_CALLED.finditer(code) if name not in DOORS else ():
+        found.append(f"{name}:{code.count(chr(10), 0, match.start()) + 1}: calls {match.group(1)} outside base/os_*.c")
     for line, text, _ in statements(code):
         variable = mutable_variable(text)
         if re.fullmatch(r"static\s+(_Thread_local\s+)?struct", text):
@@ -143,6 +151,9 @@ def test_the_core_keeps_to_its_rules() -> None:
         ("ops/a.c", '#include "models/vit.h"\n', "ops/a.c:1: ops includes models/vit.h"),
         ("base/a.c", "void f(void) {\n    exit(1);\n}\n", "base/a.c:2: calls exit"),
         ("base/a.c", 'void f(void) {\n    fprintf(stderr, "a");\n}\n', "base/a.c:2: calls fprintf"),
+        ("ops/a.c", "#include <pthread.h>\n", "ops/a.c:1: pthread.h outside base/os_*.c"),
+        ("cuda/a.h", "#include <sys/types.h>\n", "cuda/a.h:1: sys/types.h outside base/os_*.c"),
+        ("ops/a.c", "void f(void) {\n    clock_gettime(a, b);\n}\n", "ops/a.c:2: calls clock_gettime outside base/os_*.c"),
         ("ops/a.c", "static float scratch[64];\n", "ops/a.c:1: scratch is state of the whole process"),
         ("ops/a.c", "int counter = 0;\n", "ops/a.c:1: counter is state of the whole process"),
         ("ops/a.c", "static int (*hook)(int);\n", "ops/a.c:1: hook is state of the whole process"),

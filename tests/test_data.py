@@ -284,7 +284,7 @@ def test_many_questions_of_a_large_method_go_in_pieces(
     whole = HeatmapActor(model_folder, method="question")
     assert whole.at_once is not None
     assert whole.at_once > 7
-    monkeypatch.setattr("qavit.data._actor.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
+    monkeypatch.setattr("qavit.models._question_vit.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
     pieces = HeatmapActor(model_folder, method="question")
     assert pieces.at_once == 3
     for one, other in zip(*(next(iter(actor.compute([group]))) for actor in (whole, pieces))):

@@ -249,8 +249,8 @@ def test_a_run_that_dies_at_any_step_is_taken_up_again(
     assert steps > 80  # two a part
     for step in range(1, steps, steps // 10):
         out = tmp_path / str(step)
-        dying.run(lambda out=out: go(data, out, resume=True), out, at=step)
-        summary = go(data, out, resume=True)
+        dying.run(lambda out=out: go(data, out), out, at=step)
+        summary = go(data, out)
         assert (summary.rows + summary.before, same_rows(data.whole, out)) == (120, 120)
         assert only_whole_files(out)
 

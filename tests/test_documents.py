@@ -90,7 +90,6 @@ def test_readme(place: Path) -> None:
 
 def test_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyarrow")
-    pytest.importorskip("ijson")
     convert, heatmap, data_set = (commands("README.md", verb)[0] for verb in ("convert", "heatmap", "run"))
     assert cli_main.main(convert) == 0
     model = qavit.load("qavit-base2/")

@@ -74,7 +74,8 @@ def test_a_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfile
     packed = {name for name in wheel.namelist() if name.startswith("qavit/")}
     assert {name for name in packed if not built.search(name)} == {name for name in here if not built.search(name)}
     rest = {name for name in wheel.namelist() if name not in packed and ".dist-info/" not in name}
-    assert rest == {"qacap_vqa_fixed.py", "qavit_heatmap_demo.py"}
+    names = ("qacap_vqa_fixed", "qavit_heatmap_demo")
+    assert rest == {path for name in names for path in (f"{name}.py", f"{name}-stubs/__init__.pyi")}
 
 
 def test_a_wheel_says_what_it_is_for(wheel: zipfile.ZipFile) -> None:

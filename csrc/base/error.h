@@ -24,7 +24,9 @@ typedef struct {
 } qv_poll;
 
 /* Fill `err` (never NULL) and return `code`, so that a failing function ends in `return qv_fail(...)`. */
-#if defined(__GNUC__)
+#if defined(__MINGW32__)
+__attribute__((format(gnu_printf, 3, 4)))
+#elif defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
 qv_status qv_fail(qv_error *err, qv_status code, const char *format, ...);

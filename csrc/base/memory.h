@@ -16,9 +16,6 @@ bool qv_add_size(size_t a, size_t b, size_t *out);
 void *qv_allocate(size_t count, size_t size);
 void qv_free(void *memory);
 
-/* Let go of the pages of memory that is mapped from a file, read-only; reading it again brings them back. */
-void qv_release_pages(const void *memory, size_t bytes);
-
 #if defined(QV_DEBUG)
 /* The n-th allocation from now fails (1 the next; 0 none). */
 void qv_fail_allocation(size_t n);

@@ -1,6 +1,7 @@
 #include "base/tensor.h"
 
 #include "base/memory.h"
+#include "base/os.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -25,7 +26,7 @@ size_t qv_tensor_count(const qv_tensor *tensor) {
 
 void qv_tensor_release_pages(const qv_tensor *tensor) {
     if (tensor->mapped) {
-        qv_release_pages(tensor->data, qv_tensor_count(tensor) * qv_dtype_size(tensor->dtype));
+        qv_os_drop_pages(tensor->data, qv_tensor_count(tensor) * qv_dtype_size(tensor->dtype));
     }
 }
 

@@ -20,7 +20,5 @@ size_t qv_thread_count(void);
 qv_status qv_threads_check(qv_error *err);
 /* Takes effect with the next parallel call. n is clamped to 1..256. */
 void qv_set_thread_count(size_t n);
-/* CPUs this process may use: the affinity mask, then the cgroup quota rounded up. */
-size_t qv_usable_cpus(void);
 
 #endif

@@ -2,13 +2,12 @@
 #ifndef QV_CUDA_CUDA_OPS_H
 #define QV_CUDA_CUDA_OPS_H
 
+#include "base/os.h"
 #include "cuda/device.h"
 #include "cuda/driver.h"
 #include "ops/backend.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
-#include <sys/types.h>
 
 /* Index arrays of a call, in pinned memory and on the device, one behind the other. */
 #define QV_CUDA_INDEX_BYTES ((size_t)4 << 20)
@@ -55,8 +54,8 @@ struct qv_cuda_device {
     const qv_cuda_driver *driver;
     void *state;
     bool offload;
-    pid_t process;
-    pthread_mutex_t turn; /* held from begin to end, and while weights are prepared */
+    uint64_t process; /* that opened it */
+    qv_lock turn; /* held from begin to end, and while weights are prepared */
     qv_status status;     /* of the call: the first failure */
     qv_error error;
 

@@ -3,10 +3,8 @@
 
 #include "base/memory.h"
 
-#include <sched.h>
 #include <stddef.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- memory ---- */
 
@@ -36,7 +34,7 @@ void qv_cuda_free(const qv_memory *memory, void *block) {
 }
 
 bool qv_cuda_forked(const qv_cuda_device *device) {
-    return device->process != getpid();
+    return device->process != qv_os_process();
 }
 
 /* ---- to the device ---- */
@@ -101,7 +99,7 @@ static void drain(qv_cuda_device *device, qv_call *call) {
         if (!idle && call != NULL) {
             (void)qv_call_stopped(call);
         }
-        sched_yield();
+        qv_os_yield();
     }
 }
 
@@ -161,7 +159,7 @@ qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err) {
     if (qv_cuda_check_process(device, err) != QV_OK) {
         return err->code;
     }
-    if (pthread_mutex_lock(&device->turn) == 0) {
+    if (qv_lock_take(&device->turn)) {
         return QV_OK;
     }
     return qv_fail(err, QV_ERR_UNSUPPORTED,
@@ -177,7 +175,7 @@ static qv_status take_turn(qv_cuda_device *device, qv_error *err) {
     device->status = device->driver->enter(device->state, &device->error);
     if (device->status != QV_OK) {
         *err = device->error;
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
         return err->code;
     }
     qv_cuda_collect_slots(device);
@@ -197,7 +195,7 @@ qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t b
     if (status != QV_OK) {
         *err = device->error;
     }
-    pthread_mutex_unlock(&device->turn);
+    qv_lock_give(&device->turn);
     return status;
 }
 
@@ -229,7 +227,7 @@ static qv_status begin(qv_call *call, qv_error *err) {
     }
     status = qv_cuda_prepare_buffers(device, err);
     if (status != QV_OK) {
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
         return status;
     }
     forget(device);
@@ -250,7 +248,7 @@ static qv_status end(qv_call *call, qv_status status, qv_error *err) {
         memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
     }
     qv_cuda_collect_slots(device);
-    pthread_mutex_unlock(&device->turn);
+    qv_lock_give(&device->turn);
     return status;
 }
 
@@ -389,20 +387,13 @@ qv_status qv_cuda_open(qv_cuda_device **out, const char *name, const qv_cuda_opt
         return qv_fail_memory(err, "a device");
     }
     memset(device, 0, sizeof *device);
-    pthread_mutexattr_t attributes;
-    bool made = pthread_mutexattr_init(&attributes) == 0;
-    if (made) {
-        made = pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK) == 0 &&
-               pthread_mutex_init(&device->turn, &attributes) == 0;
-        pthread_mutexattr_destroy(&attributes);
-    }
-    if (!made) {
+    if (!qv_lock_make(&device->turn)) {
         qv_free(device);
         return qv_fail_memory(err, "a device's lock");
     }
     device->driver = driver;
     device->offload = options->offload;
-    device->process = getpid();
+    device->process = qv_os_process();
     device->open_block = device->running = QV_CUDA_NO_BLOCK;
     for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
         device->buffers[i].holds = QV_CUDA_NO_BLOCK;
@@ -440,7 +431,7 @@ void qv_cuda_close(qv_cuda_device *device) {
         device->driver->close(device->state);
     }
     qv_free(device->blocks);
-    pthread_mutex_destroy(&device->turn);
+    qv_lock_end(&device->turn);
     qv_free(device);
 }
 

@@ -26,7 +26,7 @@ qv_status qv_cuda_next_block(const qv_ops *ops, qv_error *err) {
     qv_status status = qv_cuda_wait(device, err);
     if (status == QV_OK) {
         device->open_block = device->block_count;
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
     }
     return status;
 }
@@ -109,11 +109,11 @@ static void let_go(qv_cuda_device *device, qv_cuda_slot *slot) {
     while (!atomic_compare_exchange_weak(&device->free_slots, &slot->next_free, slot)) {
     }
     qv_error ignored;
-    if (!qv_cuda_forked(device) && pthread_mutex_trylock(&device->turn) == 0) {
+    if (!qv_cuda_forked(device) && qv_lock_try(&device->turn)) {
         if (device->driver->enter(device->state, &ignored) == QV_OK) {
             qv_cuda_collect_slots(device);
         }
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
     }
 }
 
@@ -248,7 +248,7 @@ static char *make_room(qv_cuda_device *device, cuda_weights *weights, size_t byt
     qv_status status = qv_cuda_wait(device, err);
     if (status == QV_OK) {
         status = add_slot(device, &weights->slot, bytes, name, err);
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
     }
     return status == QV_OK ? weights->slot->host : NULL;
 }

@@ -1,8 +1,9 @@
 /* A call on the ops: its begin and end, what crosses between the caller's memory and the ops', and when it is to stop. */
 #include "ops/backend.h"
 
+#include "base/os.h"
+
 #include <stdint.h>
-#include <time.h>
 
 qv_status qv_call_begin(qv_call *call, qv_error *err) {
     return call->ops->begin != NULL ? call->ops->begin(call, err) : QV_OK;
@@ -61,9 +62,7 @@ bool qv_call_stopped(qv_call *call) {
     if (call->stopped || call->poll == NULL) {
         return call->stopped;
     }
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    int64_t nanoseconds = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    int64_t nanoseconds = qv_os_nanoseconds();
     if (call->last_poll == 0) {
         call->last_poll = nanoseconds;
     }

@@ -5,9 +5,9 @@
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
+#include "base/os.h"
 #include "ops/kernels.h"
 
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
@@ -241,7 +241,7 @@ static void round_chunk(product_work *w, size_t chunk) {
         atomic_store(&w->state[chunk], ROUNDED);
     }
     while (atomic_load(&w->state[chunk]) != ROUNDED) {
-        sched_yield();
+        qv_os_yield();
     }
 }
 

@@ -160,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--kind", choices=KINDS, metavar="KIND",
         help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
     )  # fmt: skip
-    heatmap.add_argument("--cmap", default="jet", metavar="NAME", help="a matplotlib colormap (default: jet)")
+    heatmap.add_argument("--cmap", default="viridis", metavar="NAME", help="a matplotlib colormap (default: viridis)")
     heatmap.add_argument(
         "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
     )

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, cast
 
 import numpy as np
 
 from .._base.arguments import is_pixel_values, one_line
 from .._base.files import PathLike
 from .._base.pictures import MAX_PIXELS, load_image
-from .._base.types import FloatArray
-from .._base.warnings import QavitWarning
-from ..images import Region, seen_region
+from .._base.types import FloatArray, Heads
+from .._base.warnings import warn_of
+from ..images import Region
 from ..models._load import load
-from ..models._question_vit import Heads
+from ..models._model import Model
 from ._pictures import ImageSource
 from ._plan import Group, Row
 from ._rows import MapRow
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from .._result import HeatmapResult
 
 DTYPES = ("float32", "float16")
-MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
 FAILURES = (OSError, ValueError, TypeError)  # of a picture or a question; anything else ends the run
 
 
@@ -75,7 +73,7 @@ class HeatmapActor:
 
     Attributes
     ----------
-    model : QAViT or BlipITM
+    model : Model
     method : str
     block : int
     grid : tuple of int
@@ -121,38 +119,28 @@ class HeatmapActor:
 
             set_num_threads(threads)
         if model is not None and not isinstance(model, (str, os.PathLike)):
-            hint = "; it is loaded anew in every process" if hasattr(model, "heatmaps") else ""
+            hint = "; it is loaded anew in every process" if isinstance(model, Model) else ""
             raise TypeError(f"model: expected what qavit.load takes, got {type(model).__name__}{hint}")
-        self.model: Any = load(None if model is None else os.fspath(model), **parts)
+        self.model: Model = load(None if model is None else os.fspath(model), **parts)
         self.dtype = np.dtype(dtype)
         self.grid: tuple[int, int] = self.model.grid
         self._images = images
         self._decoders, self._max_pixels = decoders, max_pixels
-        self._blip = self.model.kind == "blip_itm"
         self._choose(method, block, heads)
 
     def _choose(self, method: Optional[str], block: Optional[int], heads: Heads) -> None:
         """What is asked of the model, checked."""
         model = self.model
-        if method is not None and method not in model.methods:
-            raise ValueError(f"method: got {method!r}, expected {' or '.join(map(repr, model.methods))}")
-        self.takes_questions: bool = model.takes_questions
-        self.method: str = method or model.default_method
-        if self._blip and heads != "mean":
-            raise ValueError("heads: not for method 'gradcam', which is PnP-VQA's map as it is")
-        self.block: int = model.default_block if block is None else model.check_block(block)
-        self.heads = heads
-        self.at_once: Optional[int] = None  # questions a call; the core itself splits what the class token's map needs
-        if self.method == "question":
-            tokens = self.grid[0] * self.grid[1] + 1
-            row = 4 * model.num_heads * tokens * (tokens + model.max_tokens)
-            self.at_once = max(1, MAX_RAW_BYTES // row)
-        if self._blip or self.takes_questions:
+        self._request = model._request(cast("Any", method), block, heads)
+        self.takes_questions = model.takes_questions
+        self.method = self._request.method.name
+        (self.block,) = self._request.blocks
+        self.at_once = model._questions_at_once(self._request)
+        if self.takes_questions:
             # What is wrong with block, method or heads is wrong for every row: it shows here, once.
             side = model.image_size
-            self._ask(np.zeros((side, side, 3), np.uint8), ["a"])
-        if not self._blip and self.takes_questions:
-            model._warn_if_blind(self.block, self.method, ["a"], stacklevel=4)
+            look = model._result(model._see(np.zeros((side, side, 3), np.uint8)), "a", self._request)
+            warn_of(note for note in look.notes if note.kind == "question_blind")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._arguments,)
@@ -227,42 +215,30 @@ class HeatmapActor:
             return None if not question else "question: this model takes none (plain CLIP)"
         if not question.strip():
             return "question: it is empty"
-        if self._blip:
-            return None
         try:
             # Alone, not with its neighbours: then its numbers are the same to the last bit wherever it is asked.
-            self.model.encode_questions(question)
+            self.model._prepare_question(question)
         except FAILURES as error:
             return one_line(error)
         return None
 
     def _ask(self, picture: Any, questions: list[str]) -> list[Found]:
         """What the model says of different questions about one picture."""
-        if self._blip:
-            maps, scores = self.model.maps_and_scores(picture, questions, self.block)
-            seen = None if is_pixel_values(picture) else _corners(seen_region(picture, self.model.preprocessing))
-            return [Found(one.reshape(self.grid), float(score), seen) for one, score in zip(maps, scores)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", QavitWarning)  # each row has its notes
-            if not self.takes_questions:
-                return self._found(self._heatmaps(picture, None))
-            step = self.at_once or len(questions)
-            chunks = [questions[at : at + step] for at in range(0, len(questions), step)]
-            return [one for chunk in chunks for one in self._found(self._heatmaps(picture, chunk))]
-
-    def _heatmaps(self, picture: Any, questions: Optional[list[str]]) -> HeatmapResult:
-        result: HeatmapResult = self.model.heatmaps(
-            picture, questions, block=self.block, method=self.method, heads=self.heads
-        )
-        return result
+        shown = self.model._see(picture)
+        if not self.takes_questions:
+            return self._found(self.model._result(shown, None, self._request))
+        step = self.at_once or len(questions)
+        chunks = [questions[at : at + step] for at in range(0, len(questions), step)]
+        return [one for chunk in chunks for one in self._found(self.model._result(shown, chunk, self._request))]
 
     def _found(self, result: HeatmapResult) -> list[Found]:
-        """A result question by question."""
+        """A result question by question; matchers' maps stay on their own scale."""
         found = []
-        for number, one in enumerate(result.maps):
+        for number, one in enumerate(result.maps if result.scores is None else result.raw):
             notes = tuple(note.text for note in result.notes if note.question in (None, number))
             answer, sure = result.answers[number][0] if result.answers else (None, None)
-            found.append(Found(one, None, _corners(result.seen), notes, answer, sure))
+            score = None if result.scores is None else float(result.scores[number])
+            found.append(Found(one, score, _corners(result.seen), notes, answer, sure))
         return found
 
     # ---- batches: what others call ----

@@ -10,7 +10,7 @@ from .._base.arguments import whole_number
 from .._base.extras import require
 from .._base.files import PathLike, absolute_paths, remove_leftovers
 from .._base.progress import RunProgress
-from ..models._question_vit import Heads
+from .._base.types import Heads
 from ._actor import HeatmapActor
 from ._local import run_here, run_processes, usable_cpus
 from ._output import OutputFolder, PartFolder, check_keep, file_identity, model_identity

@@ -216,9 +216,12 @@ class Records:
         while True:
             try:
                 fields = _split(line + "".join(taken), self.delimiter)
-                # In a table by tabs, a line of a quoted text that is a row by itself is one: the quote was a letter.
-                if self.delimiter == "\t" and any(self._is_row(one) for one in taken):
+                # In a table by tabs, lines that are rows by themselves are rows: the quote was a letter.
+                if self.delimiter == "\t" and self._is_row(line) and any(map(self._is_row, taken)):
                     problem = "a quote that is not closed in its row"
+                    break
+                if taken and self.names and any(fields[len(self.names) :]):
+                    problem = f"a quote that is closed {len(taken)} lines later, where there are too many fields"
                     break
                 return fields
             except csv.Error as error:
@@ -342,11 +345,12 @@ class JsonScanner:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                if end < len(self._text):
+                # A number may go on in the next piece: "1." of 1.5.
+                if end < len(self._text) and (self._over or self._text[end:].strip(".eE+-")):
                     self._at = end
                     return value
                 if not self._more():
-                    self._at = len(self._text)
+                    value, self._at = self._decode(self._text, self._at)
                     return value
             except RecursionError:
                 raise self.error("nested too deeply") from None
@@ -441,11 +445,16 @@ def _parquet(path: str) -> Any:
 def _values(batch: Any) -> Iterator[tuple[Mapping[str, Any], Optional[str]]]:
     """The rows of a batch; text that is not UTF-8 spoils its row alone."""
     try:
-        for values in batch.to_pylist():
-            yield values, None
+        rows = batch.to_pylist()
     except UnicodeDecodeError:
         for at in range(batch.num_rows):
-            try:
-                yield batch.slice(at, 1).to_pylist()[0], None
-            except UnicodeDecodeError as error:
-                yield {}, f"not UTF-8: {error}"
+            values, problem = {}, None
+            for name, column in zip(batch.schema.names, batch.columns):
+                try:
+                    values[name] = column[at].as_py()
+                except UnicodeDecodeError as error:
+                    problem = f"column {name!r} is not UTF-8: {error}"
+            yield values, problem
+    else:
+        for values in rows:
+            yield values, None
