@@ -36,11 +36,13 @@ class _Model:
 
 class Vit(_Model):
     image_size: int
+    image_width: int
     patch_size: int
     hidden_size: int
     heads: int
     blocks: int
     tokens: int
+    prefix: int
     instruction_dim: int
     integrated: tuple[int, ...]
     def forward(

@@ -159,7 +159,7 @@ def test_activation(name: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda-host"])
-@pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 def test_slopes_of_huge_values_are_zero_or_one(name: str, device: str) -> None:
     x = np.append(HUGE, np.nan).astype(np.float32)
     dy = np.full(x.size, 3, np.float32)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from qavit.checkpoints import _convert as convert_module
 from qavit.checkpoints import convert, describe, open_model
@@ -54,6 +55,46 @@ def test_a_converted_folder_is_the_same_model_mapped(which, request, tmp_path):
         np.testing.assert_array_equal(float_array(weight), float_array(source.weights[name]))
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(source.weights)
+
+
+#: What a folder that was converted with LAVIS's names calls the vision half's tensors.
+FORMER = (
+    ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
+    ("vision_model.embeddings.position_embedding.weight", "visual_encoder.pos_embed"),
+    ("vision_model.embeddings.patch_embedding.", "visual_encoder.patch_embed.proj."),
+    ("vision_model.post_layernorm.", "visual_encoder.norm."),
+    ("vision_model.encoder.layers.", "visual_encoder.blocks."),
+    (".self_attn.out_proj.", ".attn.proj."),
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+)
+
+
+@pytest.mark.parametrize("columns", [0, 16, 64])
+def test_folders_with_former_names_are_the_same_model(blip, columns, tmp_path):
+    """q, k and v in one matrix, in panels where the thirds are, tables with a size of 1 in front."""
+    folder = convert(blip, tmp_path / "model", panels=columns)
+    former = {}
+    for name, array in load_file(folder / "model.safetensors").items():
+        for ours, theirs in FORMER:
+            name = name.replace(ours, theirs) if name.startswith("vis") else name
+        stem, part, kind = name.partition(".self_attn.")
+        if part:
+            former.setdefault(f"{stem}.attn.qkv.{kind.partition('.')[2]}", []).append((kind[0], array))
+        elif name == "visual_encoder.cls_token":
+            former[name] = array[None, None]
+        else:
+            former[name] = array[None] if name == "visual_encoder.pos_embed" else array
+    for name, value in former.items():
+        if isinstance(value, list):
+            former[name] = np.concatenate([array for _, array in sorted(value, key=lambda pair: "qkv".index(pair[0]))])
+    assert any(name.endswith("attn.qkv.weight" + (".panels" if columns == 16 else "")) for name in former)
+    save_file(former, folder / "model.safetensors")
+    again = open_model(folder)
+    assert set(again.weights) == set(blip.weights)
+    for name, weight in again.weights.items():
+        assert isinstance(weight[0], mmap.mmap), name
+        np.testing.assert_array_equal(float_array(weight), float_array(blip.weights[name]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -413,7 +413,7 @@ HUGE = np.float32([-3e38, -1e38, -1e30, -1e20, -1e19, -1e4, 1e4, 1e19, 1e20, 1e3
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda-host"])
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 def test_activations_of_huge_values_are_zero_or_the_value(activation: str, device: str) -> None:
     expected = np.maximum(HUGE, 0)
     if device != "cpu":

@@ -268,7 +268,8 @@ def interrupted(after: float, number: int = signal.SIGINT) -> Iterator[list[floa
         timer.join()
 
 
-def vit_of_width(width: int, blocks: int, side: int) -> Any:
+def vit_parts(width: int, blocks: int, side: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the weights of a vision model; arrays of one shape are one."""
     rng = np.random.default_rng(0)
     config = {
         "image_size": 14 * side, "patch_size": 14, "hidden_size": width, "num_attention_heads": width // 64,
@@ -289,16 +290,13 @@ def vit_of_width(width: int, blocks: int, side: int) -> Any:
             shapes.update({f"{block}{name}.weight": (rows, columns), f"{block}{name}.bias": (rows,)})
         for name in ("layer_norm1", "layer_norm2"):
             shapes.update({f"{block}{name}.weight": (width,), f"{block}{name}.bias": (width,)})
-    weights = {}
-    for name, shape in shapes.items():
-        array = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        weights["vision_model." + name] = (array, "float32", shape, 0)
-    return _core.Vit(config, weights)
+    arrays = {shape: rng.standard_normal(shape, np.float32) * np.float32(0.02) for shape in set(shapes.values())}
+    return config, {"vision_model." + name: (arrays[shape], "float32", shape, 0) for name, shape in shapes.items()}
 
 
 def long_calls() -> dict[str, Callable[[], Any]]:
     """Calls of many seconds: large passes of a large vision model, of a text encoder as large as flan-T5-base's."""
-    vit = vit_of_width(1024, 2, 24)
+    vit = _core.Vit(*vit_parts(1024, 2, 24))
     images = np.zeros((40, 3, 336, 336), np.float32)
     encoder = _core.T5Encoder({**CONFIG, "num_heads": 4}, t5_weights(layers=6, D=768, d=192, F=2048))
     ids = batch(96, 512)
@@ -313,6 +311,20 @@ def test_ctrl_c_ends_a_long_forward_within_200_ms() -> None:
                 call()
             delays.append(time.process_time() - sent[0])  # of all threads together, whatever else the cores do
         assert min(delays) < 0.2, (name, delays)
+
+
+def test_ctrl_c_ends_the_loading_of_a_large_model() -> None:
+    config, weights = vit_parts(512, 96, 4)
+    halves = {name: (array.astype(np.float16), "float16", *rest) for name, (array, _, *rest) in weights.items()}
+    made, delays = [], []
+    for after in (0.05, 0.07, 0.09):
+        with interrupted(after) as sent, pytest.raises(KeyboardInterrupt):
+            made.append(_core.Vit(config, halves))
+        delays.append(time.process_time() - sent[0])
+    assert not made
+    assert min(delays) < 0.2, delays
+    with pytest.raises(ValueError, match=r"missing: vision_model\.post_layernorm\.bias"):
+        _core.Vit(config, {name: weight for name, weight in halves.items() if name != "vision_model.post_layernorm.bias"})
 
 
 class Alarm(Exception):
