@@ -114,6 +114,34 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     completed(parser.add_argument("-o", "--out", default="out", metavar="DIR", help="where to write (default: out)"), FOLDER)
 
 
+def add_heatmap_options(parser: argparse.ArgumentParser) -> None:
+    """What is asked of each picture, and what is written of it."""
+    from ..plots._protocol import KINDS
+
+    completed(
+        parser.add_argument("pictures", nargs="*", metavar="IMAGE", help="pictures, folders, or patterns: 'a/*.jpg'"),
+        FILE,
+    )
+    add_questions(parser)
+    add_out(parser)
+    parser.add_argument("--block", type=int, metavar="N", help="whose attention (default: one that knows the question)")
+    parser.add_argument("--method", choices=METHODS, help="how a map is read (default: the model's)")
+    parser.add_argument("--heads", type=heads_of, default="mean", help="mean, max or a number (default: mean)")
+    parser.add_argument(
+        "--kind", choices=KINDS, metavar="KIND",
+        help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
+    )  # fmt: skip
+    parser.add_argument("--cmap", default="viridis", metavar="NAME", help="a matplotlib colormap (default: viridis)")
+    parser.add_argument(
+        "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
+    )
+    parser.add_argument("--maps", choices=("npz", "npy"), help="write the maps too")
+    parser.add_argument("--html", action="store_true", help="write a page that can be shared")
+    parser.add_argument("--no-figures", action="store_true", help="no PNG")
+    parser.add_argument("--json", action="store_true", help="one JSON object a picture on standard output")
+    parser.add_argument("--again", action="store_true", help="do pictures again whose files are there")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
 
@@ -123,7 +151,6 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
         return made
 
-    from ..plots._protocol import KINDS
     from . import _run as data_command
 
     parser = Parser(
@@ -147,28 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
         "heatmap", run_heatmap, "draw where the model looks for each question",
         'qavit heatmap street.jpg -q "where is the car?" -q "is there a person?" -o out/',
     )  # fmt: skip
-    completed(
-        heatmap.add_argument("pictures", nargs="*", metavar="IMAGE", help="pictures, folders, or patterns: 'a/*.jpg'"),
-        FILE,
-    )
-    add_questions(heatmap)
-    add_out(heatmap)
-    heatmap.add_argument("--block", type=int, metavar="N", help="whose attention (default: one that knows the question)")
-    heatmap.add_argument("--method", choices=METHODS, help="how a map is read (default: the model's)")
-    heatmap.add_argument("--heads", type=heads_of, default="mean", help="mean, max or a number (default: mean)")
-    heatmap.add_argument(
-        "--kind", choices=KINDS, metavar="KIND",
-        help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
-    )  # fmt: skip
-    heatmap.add_argument("--cmap", default="viridis", metavar="NAME", help="a matplotlib colormap (default: viridis)")
-    heatmap.add_argument(
-        "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
-    )
-    heatmap.add_argument("--maps", choices=("npz", "npy"), help="write the maps too")
-    heatmap.add_argument("--html", action="store_true", help="write a page that can be shared")
-    heatmap.add_argument("--no-figures", action="store_true", help="no PNG")
-    heatmap.add_argument("--json", action="store_true", help="one JSON object a picture on standard output")
-    heatmap.add_argument("--again", action="store_true", help="do pictures again whose files are there")
+    add_heatmap_options(heatmap)
     add_input_options(heatmap)
     add_model_options(heatmap)
 
