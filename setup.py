@@ -203,7 +203,7 @@ class BuildCore(build_ext):
         host += ",-Werror" if switch("QAVIT_WERROR") else ""
         strict = ["-Werror", "all-warnings"] if switch("QAVIT_WERROR") else []
         command = [str(nvcc), "-std=c++17", "-O3", "-lineinfo", *strict, *targets, "-Xcompiler", host, "-Icsrc"]
-        sources = ["csrc/cuda/kernels.cu", *relative("cuda/*.h"), "setup.py"]
+        sources = ["csrc/cuda/kernels.cu", *relative("cuda/*.h"), "csrc/ops/rows.h", "setup.py"]
         if self.force or newer_group(sources, str(object_file)):
             self.spawn([*command, "-c", sources[0], "-o", str(object_file)])
         ext.depends.append(str(object_file))

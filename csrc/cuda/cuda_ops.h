@@ -97,14 +97,14 @@ static inline qv_cuda_device *qv_cuda_of(const qv_ops *ops) {
 /* The device of an op that begins: where the call is to stop, its status says so, and steps are skipped. */
 qv_cuda_device *qv_cuda_device_of(qv_call *call);
 
-/* Note the first failure of a call; later steps are skipped. */
-#define QV_CUDA_DO(device, step)                                            \
-    do {                                                                    \
-        if ((device)->status == QV_OK) {                                    \
-            (device)->status = (device)->driver->step;                      \
-        }                                                                   \
-    } while (0)
-
+/* ---- transfers.c ---- */
+/* Steps on a stream. The first failure of a call is kept in the device's status, and what comes after it is left out. */
+void qv_cuda_transfer(qv_cuda_device *device, qv_cuda_stream stream, void *to, const void *from, size_t bytes,
+                      qv_cuda_direction direction);
+void qv_cuda_record(qv_cuda_device *device, qv_cuda_stream stream, size_t event);
+void qv_cuda_await(qv_cuda_device *device, qv_cuda_stream stream, size_t event);
+void qv_cuda_host_await(qv_cuda_device *device, size_t event);
+void qv_cuda_multiply(qv_cuda_device *device, const qv_cuda_product *product);
 void qv_cuda_launch_kernel(qv_cuda_device *device, qvk_kernel kernel, void *parameters, size_t blocks, unsigned threads,
                            size_t shared);
 /* Room for index arrays of `bytes` in all, so that those of one op stay while the op is put together. */
@@ -116,14 +116,20 @@ void *qv_cuda_stage(qv_cuda_device *device, size_t least, size_t *room);
 void qv_cuda_send_staged(qv_cuda_device *device, void *to, const void *staged, size_t bytes);
 /* Bytes for the device, of the host's memory that may be used again at once. */
 void qv_cuda_send(qv_cuda_device *device, void *to, const void *host, size_t bytes);
-/* Until the compute stream is idle. */
-void qv_cuda_drain(qv_cuda_device *device);
+void qv_cuda_give(qv_call *call, void *to, const void *host, size_t bytes);
+void qv_cuda_take(qv_call *call, void *host, const void *from, size_t bytes);
+/* Until the compute stream is idle; the call, if there is one, hears meanwhile whether it should stop. */
+void qv_cuda_drain(qv_cuda_device *device, qv_call *call);
+/* The stream is idle: everything that it read is free again. */
+void qv_cuda_forget(qv_cuda_device *device);
 
 /* Whether this process was forked from the one that opened the device: nothing of the GPU may be touched here. */
 bool qv_cuda_forked(const qv_cuda_device *device);
 /* Wait for the device's turn, which unlocking gives back; an error in a forked process, and where this very thread has it: the
  * poll of a call can run a signal handler, and that anything. */
 qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err);
+/* Wait for it, and make this thread's calls go to the device. */
+qv_status qv_cuda_take_turn(qv_cuda_device *device, qv_error *err);
 void *qv_cuda_allocate(const qv_memory *memory, size_t bytes);
 void qv_cuda_free(const qv_memory *memory, void *block);
 qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
@@ -146,16 +152,13 @@ void qv_cuda_release_weights(qv_cuda_device *device);
 qv_status qv_cuda_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                              qv_error *err);
 
-/* ---- ops.c, ops_backward.c ---- */
+/* ---- ops.c ---- */
 /* Blocks a row of element-wise kernels, and the blocks in all that never exceed a launch. */
 size_t qv_cuda_chunks(size_t D);
-qvk_attention qv_cuda_attention_parameters(qv_cuda_device *device, const qv_attention *a);
 /* Threads for a reduction over D items: whole warps, no more than there is work for. */
 unsigned qv_cuda_row_threads(size_t D);
 
 size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width);
-/* x [R, K] rounded into the call's scratch, rows close together. */
-void qv_cuda_round_rows(qv_call *call, qv_const_rows x, size_t R, size_t K);
 void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
                     const qv_epilogue *epilogue, size_t R);
 void qv_cuda_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);

@@ -6,34 +6,44 @@
 
 #include "cuda/kernel_bodies.h"
 
-/* Head h of set b. */
+/* Head h of set b: where its rows begin. No values where no output is wanted, nothing in front where there are no question
+ * tokens. */
 typedef struct {
-    const float *q;    /* [T, ld_q] */
-    const float *k, *v; /* [S, ld]; v NULL where no output is wanted */
-    const float *extra_k, *extra_v; /* [M, ld] */
+    const float *q, *k, *v, *extra_k, *extra_v;
     size_t b, h;
 } qvk_head;
+
+QVK_FUNCTION const float *qvk_place(qv_const_rows rows, size_t row, size_t column) {
+    return rows.at != NULL ? rows.at + row * rows.ld + column : NULL;
+}
 
 QVK_FUNCTION qvk_head qvk_view(const qvk_attention *p, size_t b, size_t h) {
     const size_t q_set = p->q_index != NULL ? p->q_index[b] : b, kv_set = p->kv_index != NULL ? p->kv_index[b] : b;
     const size_t column = h * p->d;
     qvk_head head;
-    head.q = p->q + q_set * p->T * p->ld_q + column;
-    head.k = p->k + kv_set * p->S * p->ld_k + column;
-    head.v = p->v != NULL ? p->v + kv_set * p->S * p->ld_v + column : NULL;
-    head.extra_k = p->M != 0 ? p->extra_k + b * p->M * p->ld_extra_k + column : NULL;
-    head.extra_v = p->M != 0 && p->extra_v != NULL ? p->extra_v + b * p->M * p->ld_extra_v + column : NULL;
+    head.q = qvk_place(p->q, q_set * p->T, column);
+    head.k = qvk_place(p->k, kv_set * p->S, column);
+    head.v = qvk_place(p->v, kv_set * p->S, column);
+    head.extra_k = qvk_place(p->extra_k, b * p->M, column);
+    head.extra_v = qvk_place(p->extra_v, b * p->M, column);
     head.b = b;
     head.h = h;
     return head;
 }
 
-QVK_FUNCTION const float *qvk_key(const qvk_attention *p, const qvk_head *head, size_t key) {
-    return key < p->M ? head->extra_k + key * p->ld_extra_k : head->k + (key - p->M) * p->ld_k;
-}
+/* Which lines of a head: its T queries, or its M + S keys or values. */
+typedef enum { QVK_QUERIES, QVK_KEYS, QVK_VALUES } qvk_lines;
 
-QVK_FUNCTION const float *qvk_value(const qvk_attention *p, const qvk_head *head, size_t key) {
-    return key < p->M ? head->extra_v + key * p->ld_extra_v : head->v + (key - p->M) * p->ld_v;
+/* Line i; the kind is a constant where this is called. */
+QVK_FUNCTION const float *qvk_line(const qvk_attention *p, const qvk_head *head, qvk_lines kind, size_t i) {
+    switch (kind) {
+    case QVK_KEYS:
+        return i < p->M ? head->extra_k + i * p->extra_k.ld : head->k + (i - p->M) * p->k.ld;
+    case QVK_VALUES:
+        return i < p->M ? head->extra_v + i * p->extra_v.ld : head->v + (i - p->M) * p->v.ld;
+    default:
+        return head->q + i * p->q.ld;
+    }
 }
 
 /* The score of query t and a key from their product; -INFINITY where the query does not see it. */
@@ -74,33 +84,34 @@ QVK_FUNCTION float *qvk_window(const qvk_attention *p, const qvk_head *head, siz
 
 /* ---- a row by itself ---- */
 
-/* out [d] = sum over keys of weights[key] rows(key), shared out over the block: each group of d threads takes its share
- * of the keys; `parts` [threads] is shared memory. Heads wider than the block are taken in turns. */
-#define QVK_WEIGHTED_SUM(out, factor, weights, row_of, keys, d, parts)                             \
-    do {                                                                                           \
-        const size_t groups = QVK_WIDTH / (d) != 0 ? QVK_WIDTH / (d) : 1;                          \
-        for (size_t turn = 0; turn < (d); turn += QVK_WIDTH) {                                     \
-            QVK_THREADS(t) {                                                                       \
-                const size_t group = groups == 1 ? 0 : t / (d), c = groups == 1 ? turn + t : t % (d); \
-                float sum = 0.0f;                                                                  \
-                for (size_t key = group; group < groups && c < (d) && key < (keys); key += groups) { \
-                    sum += (weights)[key] * (row_of)[c];                                           \
-                }                                                                                  \
-                (parts)[t] = sum;                                                                  \
-            }                                                                                      \
-            QVK_SYNC();                                                                            \
-            QVK_THREADS(t) {                                                                       \
-                if (turn + t < (d) && (groups == 1 || t < (d))) {                                  \
-                    float sum = 0.0f;                                                              \
-                    for (size_t group = 0; group < groups; group++) {                              \
-                        sum += (parts)[group * (groups == 1 ? 0 : (d)) + t];                       \
-                    }                                                                              \
-                    (out)[turn + t] = sum * (factor);                                              \
-                }                                                                                  \
-            }                                                                                      \
-            QVK_SYNC();                                                                            \
-        }                                                                                          \
-    } while (0)
+/* out [d] = factor times the sum over keys of weights[key] times its line, shared out over the block: each group of d threads
+ * takes its share of the keys; `parts` [threads] is shared memory. Heads wider than the block are taken in turns. */
+QVK_FUNCTION void qvk_weighted_sum(float *out, float factor, const float *weights, const qvk_attention *p,
+                                   const qvk_head *head, qvk_lines kind, float *parts QVK_AT) {
+    const size_t d = p->d, keys = p->M + p->S;
+    const size_t groups = QVK_WIDTH / d != 0 ? QVK_WIDTH / d : 1;
+    for (size_t turn = 0; turn < d; turn += QVK_WIDTH) {
+        QVK_THREADS(t) {
+            const size_t group = groups == 1 ? 0 : t / d, c = groups == 1 ? turn + t : t % d;
+            float sum = 0.0f;
+            for (size_t key = group; group < groups && c < d && key < keys; key += groups) {
+                sum += weights[key] * qvk_line(p, head, kind, key)[c];
+            }
+            parts[t] = sum;
+        }
+        QVK_SYNC();
+        QVK_THREADS(t) {
+            if (turn + t < d && (groups == 1 || t < d)) {
+                float sum = 0.0f;
+                for (size_t group = 0; group < groups; group++) {
+                    sum += parts[group * (groups == 1 ? 0 : d) + t];
+                }
+                out[turn + t] = sum * factor;
+            }
+        }
+        QVK_SYNC();
+    }
+}
 
 /* A row's scores [keys], in shared memory, become exp(score - the largest); returns 1 / their sum, NaN where nothing is
  * seen. Thread t wrote the scores of keys t, t + threads, ..., and the same ones are its own here. */
@@ -130,11 +141,11 @@ QVK_FUNCTION float qvk_softmax(float *scores, size_t keys QVK_AT) {
 QVK_BODY(qvk_attention_row, qvk_attention) {
     const size_t pair = QVK_BLOCK / p->T, query = QVK_BLOCK % p->T, keys = p->M + p->S;
     const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
-    const float *q = head.q + query * p->ld_q;
+    const float *q = qvk_line(p, &head, QVK_QUERIES, query);
     float *scores = QVK_DYNAMIC, *parts = scores + keys;
     QVK_THREADS(t) {
         for (size_t key = t; key < keys; key += QVK_WIDTH) {
-            scores[key] = qvk_score(p, &head, qvk_dot(q, qvk_key(p, &head, key), p->d), query, key);
+            scores[key] = qvk_score(p, &head, qvk_dot(q, qvk_line(p, &head, QVK_KEYS, key), p->d), query, key);
         }
     }
     const float inverse = qvk_softmax(scores, keys QVK_HERE);
@@ -147,31 +158,33 @@ QVK_BODY(qvk_attention_row, qvk_attention) {
             }
         }
     }
-    if (p->out != NULL) {
-        float *out = p->out + (head.b * p->T + query) * p->ld_out + head.h * p->d;
-        QVK_WEIGHTED_SUM(out, inverse, scores, qvk_value(p, &head, key), keys, p->d, parts);
+    if (p->out.at != NULL) {
+        float *out = p->out.at + (head.b * p->T + query) * p->out.ld + head.h * p->d;
+        qvk_weighted_sum(out, inverse, scores, p, &head, QVK_VALUES, parts QVK_HERE);
     }
 }
 
 /* ---- a tile of rows ---- */
 
-/* shared [rows, d + 1] = rows first.. of head's queries, keys or values, zero beyond the last. A thread steps through rows
- * and columns without dividing: a GPU divides integers slowly. */
-#define QVK_LOAD(shared, rows, row_of, end, first, d)                                                     \
-    QVK_THREADS(t) {                                                                                      \
-        const unsigned width = (unsigned)(d), rows_on = QVK_WIDTH / width, columns_on = QVK_WIDTH % width; \
-        unsigned c = t % width;                                                                           \
-        for (unsigned row = t / width; row < (rows);) {                                                   \
-            const size_t key = (first) + row;                                                             \
-            (shared)[row * (width + 1) + c] = key < (end) ? (row_of)[c] : 0.0f;                           \
-            row += rows_on;                                                                               \
-            c += columns_on;                                                                              \
-            if (c >= width) {                                                                             \
-                c -= width;                                                                               \
-                row++;                                                                                    \
-            }                                                                                             \
-        }                                                                                                 \
+/* shared [rows, d + 1] = lines `first` .. of `end` in all, zero beyond the last. A thread steps through rows and columns
+ * without dividing: a GPU divides integers slowly. */
+QVK_FUNCTION void qvk_load_lines(float *shared, size_t rows, const qvk_attention *p, const qvk_head *head, qvk_lines kind,
+                                 size_t first, size_t end QVK_AT) {
+    QVK_THREADS(t) {
+        const unsigned width = (unsigned)p->d, rows_on = QVK_WIDTH / width, columns_on = QVK_WIDTH % width;
+        unsigned c = t % width;
+        for (unsigned row = t / width; row < rows;) {
+            const size_t line = first + row;
+            shared[row * (width + 1) + c] = line < end ? qvk_line(p, head, kind, line)[c] : 0.0f;
+            row += rows_on;
+            c += columns_on;
+            if (c >= width) {
+                c -= width;
+                row++;
+            }
+        }
     }
+}
 
 /* A tile: 16 x 16 threads; thread (ty, tx) has rows ty rows_each + i, keys tx + 16 j and columns tx + 16 j. The numbers a
  * thread has of each are constants where the tile is called, so that loops over them unroll. */
@@ -199,7 +212,7 @@ QVK_FUNCTION void qvk_tile_scores(const qvk_attention *p QVK_AT, const qvk_tile 
                                   size_t s0) {
     const size_t d = p->d;
     QVK_SYNC();
-    QVK_LOAD(tile->lines, tile->keys, qvk_key(p, head, key), tile->all_keys, s0, d)
+    qvk_load_lines(tile->lines, tile->keys, p, head, QVK_KEYS, s0, tile->all_keys QVK_HERE);
     QVK_SYNC();
     QVK_THREADS(t) {
         const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
@@ -257,7 +270,7 @@ QVK_FUNCTION void qvk_tile_weights(const qvk_attention *p QVK_AT, const qvk_tile
 QVK_FUNCTION void qvk_tile_values(const qvk_attention *p QVK_AT, const qvk_tile *tile, const qvk_head *head, qvk_own *own,
                                   size_t s0) {
     const size_t d = p->d;
-    QVK_LOAD(tile->lines, tile->keys, qvk_value(p, head, key), tile->all_keys, s0, d)
+    qvk_load_lines(tile->lines, tile->keys, p, head, QVK_VALUES, s0, tile->all_keys QVK_HERE);
     QVK_SYNC();
     QVK_THREADS(t) {
         const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
@@ -286,8 +299,8 @@ QVK_FUNCTION void qvk_tile_out(const qvk_attention *p QVK_AT, const qvk_tile *ti
             QVK_OURS(own->total, i) = inverse;
             QVK_UNROLL for (unsigned j = 0; j < tile->columns_each; j++) {
                 const size_t c = tx + QVK_SIDE * j;
-                if (p->out != NULL && query < p->T && c < p->d) {
-                    p->out[(head->b * p->T + query) * p->ld_out + head->h * p->d + c] = QVK_GRID(own->sums, i, j) * inverse;
+                if (p->out.at != NULL && query < p->T && c < p->d) {
+                    p->out.at[(head->b * p->T + query) * p->out.ld + head->h * p->d + c] = QVK_GRID(own->sums, i, j) * inverse;
                 }
             }
         }
@@ -325,7 +338,7 @@ QVK_FUNCTION void qvk_attention_tile(const qvk_attention *p QVK_AT, const unsign
         shared, shared + rows * (d + 1), shared + (rows + keys) * (d + 1),
     };
     qvk_own own;
-    QVK_LOAD(tile.q, rows, head.q + key * p->ld_q, p->T, tile.first, d)
+    qvk_load_lines(tile.q, rows, p, &head, QVK_QUERIES, tile.first, p->T QVK_HERE);
     QVK_EVERY_THREAD {
         QVK_UNROLL for (unsigned i = 0; i < rows_each; i++) {
             QVK_OURS(own.best, i) = -INFINITY;
@@ -338,7 +351,7 @@ QVK_FUNCTION void qvk_attention_tile(const qvk_attention *p QVK_AT, const unsign
     for (size_t s0 = 0; s0 < tile.all_keys; s0 += keys) {
         qvk_tile_scores(QVK_PASS, &tile, &head, &own, s0);
         qvk_tile_weights(QVK_PASS, &tile, &own);
-        if (p->out != NULL) {
+        if (p->out.at != NULL) {
             qvk_tile_values(QVK_PASS, &tile, &head, &own, s0);
         }
     }
@@ -372,14 +385,14 @@ QVK_BODY(qvk_backward_row, qvk_attention_backward) {
     const qvk_attention *a = &p->forward;
     const size_t pair = QVK_BLOCK / a->T, query = QVK_BLOCK % a->T, keys = a->M + a->S;
     const qvk_head head = qvk_view(a, pair / a->H, pair % a->H);
-    const float *q = head.q + query * a->ld_q;
-    const float *d_out = p->d_out + (head.b * a->T + query) * p->ld_d_out + head.h * a->d;
+    const float *q = qvk_line(a, &head, QVK_QUERIES, query);
+    const float *d_out = p->d_out.at + (head.b * a->T + query) * p->d_out.ld + head.h * a->d;
     float *A = QVK_DYNAMIC, *G = A + keys, *parts = G + keys;
     QVK_PRIVATE(part);
     QVK_THREADS(t) {
         for (size_t key = t; key < keys; key += QVK_WIDTH) {
-            A[key] = qvk_score(a, &head, qvk_dot(q, qvk_key(a, &head, key), a->d), query, key);
-            G[key] = qvk_dot(d_out, qvk_value(a, &head, key), a->d);
+            A[key] = qvk_score(a, &head, qvk_dot(q, qvk_line(a, &head, QVK_KEYS, key), a->d), query, key);
+            G[key] = qvk_dot(d_out, qvk_line(a, &head, QVK_VALUES, key), a->d);
         }
     }
     const float inverse = qvk_softmax(A, keys QVK_HERE);
@@ -409,9 +422,9 @@ QVK_BODY(qvk_backward_row, qvk_attention_backward) {
         }
     }
     QVK_SYNC();
-    if (p->d_q != NULL) {
-        float *d_q = p->d_q + (head.b * a->T + query) * p->ld_d_q + head.h * a->d;
-        QVK_WEIGHTED_SUM(d_q, a->scale, G, qvk_key(a, &head, key), keys, a->d, parts);
+    if (p->d_q.at != NULL) {
+        float *d_q = p->d_q.at + (head.b * a->T + query) * p->d_q.ld + head.h * a->d;
+        qvk_weighted_sum(d_q, a->scale, G, a, &head, QVK_KEYS, parts QVK_HERE);
     }
 }
 
@@ -420,18 +433,18 @@ QVK_BODY(qvk_backward_key, qvk_attention_backward) {
     const qvk_attention *a = &p->forward;
     const size_t pair = QVK_BLOCK / a->S, s = QVK_BLOCK % a->S;
     const qvk_head head = qvk_view(a, pair / a->H, pair % a->H);
-    const float *d_out = p->d_out + head.b * a->T * p->ld_d_out + head.h * a->d;
+    const float *d_out = p->d_out.at + head.b * a->T * p->d_out.ld + head.h * a->d;
     const size_t row = head.b * a->S + s, column = head.h * a->d;
     QVK_THREADS(t) {
         for (size_t c = t; c < a->d; c += QVK_WIDTH) {
             float k_sum = 0.0f, v_sum = 0.0f;
             for (size_t query = 0; query < a->T; query++) {
                 const size_t kept = (pair * a->T + query) * a->S + s;
-                k_sum += p->kept_d_scores[kept] * head.q[query * a->ld_q + c];
-                v_sum += p->kept_probabilities[kept] * d_out[query * p->ld_d_out + c];
+                k_sum += p->kept_d_scores[kept] * qvk_line(a, &head, QVK_QUERIES, query)[c];
+                v_sum += p->kept_probabilities[kept] * d_out[query * p->d_out.ld + c];
             }
-            p->d_k[row * p->ld_d_k + column + c] = k_sum * a->scale;
-            p->d_v[row * p->ld_d_v + column + c] = v_sum;
+            p->d_k.at[row * p->d_k.ld + column + c] = k_sum * a->scale;
+            p->d_v.at[row * p->d_v.ld + column + c] = v_sum;
         }
     }
 }

@@ -177,8 +177,8 @@ QVK_FUNCTION qvk_statistics qvk_find_statistics(const float *x, size_t D, float 
 }
 
 QVK_BODY(qvk_norm_row, qvk_norm) {
-    const float *x = p->x + QVK_BLOCK * p->ld_x;
-    float *out = p->out + QVK_BLOCK * p->ld_out;
+    const float *x = p->x.at + QVK_BLOCK * p->x.ld;
+    float *out = p->out.at + QVK_BLOCK * p->out.ld;
     const qvk_statistics s = qvk_find_statistics(x, p->D, p->eps, p->rms QVK_HERE);
     QVK_THREADS(t) {
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {
@@ -189,8 +189,8 @@ QVK_BODY(qvk_norm_row, qvk_norm) {
 
 /* g = dy weight: dx = (g - mean(g) - n mean(g n)) inverse, the first mean in a layer norm alone */
 QVK_BODY(qvk_norm_backward_row, qvk_norm_backward) {
-    const float *x = p->x + QVK_BLOCK * p->ld_x, *dy = p->dy + QVK_BLOCK * p->ld_dy;
-    float *dx = p->dx + QVK_BLOCK * p->ld_dx;
+    const float *x = p->x.at + QVK_BLOCK * p->x.ld, *dy = p->dy.at + QVK_BLOCK * p->dy.ld;
+    float *dx = p->dx.at + QVK_BLOCK * p->dx.ld;
     const qvk_statistics s = qvk_find_statistics(x, p->D, p->eps, p->rms QVK_HERE);
     QVK_PRIVATE(gradients);
     QVK_PRIVATE(products);
@@ -266,14 +266,10 @@ QVK_FUNCTION float qvk_slope(float x, int activation) {
         const float y = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
         return 0.5f * (1.0f + y) + 0.5f * x * (1.0f - y * y) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
     }
-    case QVK_QUICK_GELU: {
-        x = qvk_bound(x, 60.0f);
-        const float s = 1.0f / (1.0f + expf(-1.702f * x));
-        return s + 1.702f * x * s * (1.0f - s);
-    }
+    case QVK_QUICK_GELU:
     case QVK_SILU: {
-        const float s = 1.0f / (1.0f + expf(-x));
-        return s + (s > 0.0f && s < 1.0f ? x * s * (1.0f - s) : 0.0f);
+        const float z = qvk_bound(activation == QVK_SILU ? x : 1.702f * x, 102.0f), s = 1.0f / (1.0f + expf(-z));
+        return s + z * s * (1.0f - s);
     }
     case QVK_RELU:
         return x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
@@ -291,15 +287,15 @@ QVK_BODY(qvk_elements_chunk, qvk_elements) {
     const size_t end = qvk_chunk_end(first, p->D);
     QVK_THREADS(t) {
         for (size_t i = first + t; i < end; i += QVK_WIDTH) {
-            const float x = p->x[row * p->ld_x + i] + (p->bias != NULL ? p->bias[i] : 0.0f);
+            const float x = p->x.at[row * p->x.ld + i] + (p->bias != NULL ? p->bias[i] : 0.0f);
             float y = p->slope ? qvk_slope(x, p->activation) : qvk_activate(x, p->activation);
-            if (p->multiply != NULL) {
-                y *= p->multiply[row * p->ld_multiply + i];
+            if (p->multiply.at != NULL) {
+                y *= p->multiply.at[row * p->multiply.ld + i];
             }
-            if (p->residual != NULL) {
-                y += p->residual[row * p->ld_residual + i];
+            if (p->residual.at != NULL) {
+                y += p->residual.at[row * p->residual.ld + i];
             }
-            p->out[row * p->ld_out + i] = y;
+            p->out.at[row * p->out.ld + i] = y;
         }
     }
 }
@@ -335,7 +331,7 @@ QVK_BODY(qvk_round_chunk, qvk_round) {
     const size_t end = qvk_chunk_end(first, p->D);
     QVK_THREADS(t) {
         for (size_t i = first + t; i < end; i += QVK_WIDTH) {
-            p->out[row * p->D + i] = qvk_to_bfloat16(p->x[row * p->ld_x + i]);
+            p->out[row * p->D + i] = qvk_to_bfloat16(p->x.at[row * p->x.ld + i]);
         }
     }
 }

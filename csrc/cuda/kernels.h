@@ -2,6 +2,8 @@
 #ifndef QV_CUDA_KERNELS_H
 #define QV_CUDA_KERNELS_H
 
+#include "ops/rows.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,10 +25,8 @@ enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU, QVK_SILU
 
 /* A block a row. */
 typedef struct {
-    float *out;
-    size_t ld_out;
-    const float *x;
-    size_t ld_x;
+    qv_rows out;
+    qv_const_rows x;
     const float *weight, *bias; /* [D]; bias may be NULL */
     float eps;
     int rms;
@@ -35,30 +35,21 @@ typedef struct {
 
 /* dx may be dy; a block a row. */
 typedef struct {
-    float *dx;
-    size_t ld_dx;
-    const float *dy;
-    size_t ld_dy;
-    const float *x;
-    size_t ld_x;
+    qv_rows dx;
+    qv_const_rows dy, x;
     const float *weight;
     float eps;
     int rms;
     size_t D;
 } qvk_norm_backward;
 
-/* out [R, D] = act(x + bias) * multiply + residual; `chunks` blocks a row. x may be out; all but out and x may be NULL.
- * ld_x 0 repeats a row. With `slope`, out = multiply act'(x), and nothing is added. */
+/* out [R, D] = act(x + bias) * multiply + residual; `chunks` blocks a row. x may be out; all but out and x may be none.
+ * A stride of 0 repeats a row. With `slope`, out = multiply act'(x), and nothing is added. */
 typedef struct {
-    float *out;
-    size_t ld_out;
-    const float *x;
-    size_t ld_x;
+    qv_rows out;
+    qv_const_rows x;
     const float *bias;
-    const float *multiply;
-    size_t ld_multiply;
-    const float *residual;
-    size_t ld_residual;
+    qv_const_rows multiply, residual;
     int activation, slope;
     size_t D, chunks;
 } qvk_elements;
@@ -66,8 +57,7 @@ typedef struct {
 /* out [R, D] = x in bfloat16, nearest and ties to even; `chunks` blocks a row. */
 typedef struct {
     uint16_t *out;
-    const float *x;
-    size_t ld_x;
+    qv_const_rows x;
     size_t D, chunks;
 } qvk_round;
 
@@ -112,18 +102,8 @@ typedef struct {
 
 /* As qv_attention (ops/ops.h). The tiles: a block some rows of one head of one b; the rows: a block one row. */
 typedef struct {
-    float *out;
-    size_t ld_out;
-    const float *q;
-    size_t ld_q;
-    const float *k;
-    size_t ld_k;
-    const float *v;
-    size_t ld_v;
-    const float *extra_k;
-    size_t ld_extra_k;
-    const float *extra_v;
-    size_t ld_extra_v;
+    qv_rows out;
+    qv_const_rows q, k, v, extra_k, extra_v;
     const size_t *extra_length;
     const uint8_t *key_mask;
     const float *bias;
@@ -140,14 +120,8 @@ typedef struct {
  * A and dS of the S keys. The keys: a block one (b, h, s). */
 typedef struct {
     qvk_attention forward;
-    const float *d_out;
-    size_t ld_d_out;
-    float *d_q;
-    size_t ld_d_q;
-    float *d_k;
-    size_t ld_d_k;
-    float *d_v;
-    size_t ld_d_v;
+    qv_const_rows d_out;
+    qv_rows d_q, d_k, d_v;
     float *probabilities, *d_probabilities;
     float *kept_probabilities, *kept_d_scores;
 } qvk_attention_backward;

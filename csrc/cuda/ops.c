@@ -1,4 +1,4 @@
-/* The ops of a forward pass: what each launches. */
+/* The ops: what each launches. */
 #include "cuda/cuda_ops.h"
 
 #include <stdint.h>
@@ -38,8 +38,9 @@ size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t key
     return rows * depth * sizeof(uint16_t);
 }
 
-void qv_cuda_round_rows(qv_call *call, qv_const_rows x, size_t R, size_t K) {
-    qvk_round p = {call->scratch, x.at, x.ld, K, qv_cuda_chunks(K)};
+/* x [R, K] rounded into the call's scratch, rows close together. */
+static void round_rows(qv_call *call, qv_const_rows x, size_t R, size_t K) {
+    qvk_round p = {call->scratch, x, K, qv_cuda_chunks(K)};
     qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_ROUND, &p, R * p.chunks, QVK_MAX_THREADS, 0);
 }
 
@@ -64,7 +65,7 @@ void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear
         .K = layer->depth,
     };
     if (product.bfloat16) {
-        qv_cuda_round_rows(call, x, R, layer->depth);
+        round_rows(call, x, R, layer->depth);
         product.x = call->scratch;
         product.ld_x = layer->depth;
     }
@@ -78,48 +79,73 @@ void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear
         product.residual = e->residual.at;
         product.ld_residual = e->residual.ld;
     }
-    QV_CUDA_DO(device, multiply(device->state, &product, &device->error));
+    qv_cuda_multiply(device, &product);
     if (!fused) {
-        qvk_elements p = {.out = out.at,
-                          .ld_out = out.ld,
-                          .x = out.at,
-                          .ld_x = out.ld,
+        qvk_elements p = {.out = out,
+                          .x = qv_as_const(out),
                           .bias = bias,
-                          .multiply = e->multiply.at,
-                          .ld_multiply = e->multiply.ld,
-                          .residual = e->residual.at,
-                          .ld_residual = e->residual.ld,
+                          .multiply = e->multiply,
+                          .residual = e->residual,
                           .activation = (int)e->activation,
                           .D = count};
         run_elements(device, &p, R);
     }
 }
 
+void qv_cuda_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first,
+                             size_t count, bool accumulate, size_t R) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    if (R == 0 || count == 0 || layer->depth == 0) {
+        return;
+    }
+    qv_cuda_product product = {
+        .out = dx.at,
+        .ld_out = dx.ld,
+        .x = dy.at,
+        .ld_x = dy.ld,
+        .weight = qv_cuda_columns(device, layer, first),
+        .ld_weight = layer->depth,
+        .plain_order = true,
+        .bfloat16 = layer->precision == QV_PRECISION_BFLOAT16,
+        .residual = accumulate ? dx.at : NULL,
+        .ld_residual = dx.ld,
+        .R = R,
+        .N = layer->depth,
+        .K = count,
+    };
+    if (product.bfloat16) {
+        round_rows(call, dy, R, count);
+        product.x = call->scratch;
+        product.ld_x = count;
+    }
+    qv_cuda_multiply(device, &product);
+}
+
+/* ---- norms ---- */
+
 void qv_cuda_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R) {
-    qvk_norm p = {out.at, out.ld, x.at, x.ld, norm->weight.data, norm->bias.data, norm->eps,
-                  norm->kind == QV_RMS_NORM, norm->D};
+    qvk_norm p = {out, x, norm->weight.data, norm->bias.data, norm->eps, norm->kind == QV_RMS_NORM, norm->D};
     qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_NORM, &p, R, qv_cuda_row_threads(norm->D), 0);
+}
+
+void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R) {
+    qvk_norm_backward p = {dx, dy, x, norm->weight.data, norm->eps, norm->kind == QV_RMS_NORM, norm->D};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_NORM_BACKWARD, &p, R, qv_cuda_row_threads(norm->D), 0);
 }
 
 /* ---- attention ---- */
 
 /* The parameters, with the index arrays on the device. */
-qvk_attention qv_cuda_attention_parameters(qv_cuda_device *device, const qv_attention *a) {
+static qvk_attention attention_parameters(qv_cuda_device *device, const qv_attention *a) {
     size_t sets = a->B * sizeof(size_t);
     qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S + 4 * QV_ALIGNMENT);
     return (qvk_attention){
-        .out = a->out.at,
-        .ld_out = a->out.ld,
-        .q = a->q.at,
-        .ld_q = a->q.ld,
-        .k = a->k.at,
-        .ld_k = a->k.ld,
-        .v = a->v.at,
-        .ld_v = a->v.ld,
-        .extra_k = a->extra_k.at,
-        .ld_extra_k = a->extra_k.ld,
-        .extra_v = a->extra_v.at,
-        .ld_extra_v = a->extra_v.ld,
+        .out = a->out,
+        .q = a->q,
+        .k = a->k,
+        .v = a->v,
+        .extra_k = a->extra_k,
+        .extra_v = a->extra_v,
         .extra_length = qv_cuda_index(device, a->M != 0 ? a->extra_length : NULL, sets),
         .key_mask = qv_cuda_index(device, a->key_mask, a->B * a->S),
         .bias = a->bias.at,
@@ -157,7 +183,7 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
     if (heads == 0 || a->T == 0) {
         return;
     }
-    qvk_attention p = qv_cuda_attention_parameters(device, a);
+    qvk_attention p = attention_parameters(device, a);
     if (row_bytes <= QVK_SHARED_BYTES && (a->T <= FEW_ROWS || a->d > tiles[2].widest)) {
         qv_cuda_launch_kernel(device, QVK_ATTENTION_ROW, &p, heads * a->T, QVK_MAX_THREADS, row_bytes);
         return;
@@ -174,6 +200,42 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
         device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
                                  "%s: heads %zu wide over %zu keys are more than its kernels take (256, or 11968 keys)",
                                  device->driver->name, a->d, keys);
+    }
+}
+
+size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t H, size_t rows) {
+    (void)lanes;
+    (void)keys;
+    return 2 * H * rows * rows * sizeof(float);
+}
+
+void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *backward) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    const qv_attention *a = &backward->forward;
+    size_t heads = a->B * a->H, keys = a->M + a->S, shared = (2 * keys + QVK_MAX_THREADS) * sizeof(float);
+    if (shared > QVK_SHARED_BYTES) {
+        if (device->status == QV_OK) {
+            device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
+                                     "%s: the gradient of attention over %zu keys is more than its kernels take (5984)",
+                                     device->driver->name, keys);
+        }
+        return;
+    }
+    bool keeps = backward->d_k.at != NULL;
+    qvk_attention_backward p = {
+        .forward = attention_parameters(device, a),
+        .d_out = backward->d_out,
+        .d_q = backward->d_q,
+        .d_k = backward->d_k,
+        .d_v = backward->d_v,
+        .probabilities = backward->probabilities,
+        .d_probabilities = backward->d_probabilities,
+        .kept_probabilities = keeps ? call->scratch : NULL,
+        .kept_d_scores = keeps ? (float *)call->scratch + heads * a->T * a->S : NULL,
+    };
+    qv_cuda_launch_kernel(device, QVK_ATTENTION_BACKWARD_ROW, &p, heads * a->T, QVK_MAX_THREADS, shared);
+    if (keeps) {
+        qv_cuda_launch_kernel(device, QVK_ATTENTION_BACKWARD_KEY, &p, heads * a->S, qv_cuda_row_threads(4 * a->d), 0);
     }
 }
 
@@ -224,16 +286,40 @@ void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size
 /* ---- element by element ---- */
 
 void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
-    qvk_elements p = {.out = out, .ld_out = D, .x = x, .ld_x = D, .residual = out, .ld_residual = D, .D = D};
+    qvk_elements p = {.out = {out, D}, .x = {x, D}, .residual = {out, D}, .D = D};
     run_elements(qv_cuda_device_of(call), &p, R);
 }
 
 void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D) {
-    qvk_elements p = {.out = out.at, .ld_out = out.ld, .x = x.at, .ld_x = x.ld, .D = D};
+    qvk_elements p = {.out = out, .x = x, .D = D};
     run_elements(qv_cuda_device_of(call), &p, R);
 }
 
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {
-    qvk_elements p = {.out = out, .x = x, .activation = (int)activation, .D = n};
+    qvk_elements p = {.out = {out, n}, .x = {x, n}, .activation = (int)activation, .D = n};
     run_elements(qv_cuda_device_of(call), &p, 1);
+}
+
+void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
+                                 size_t n) {
+    qvk_elements p = {.out = {dx, n}, .x = {x, n}, .multiply = {dy, n}, .activation = (int)activation, .slope = 1, .D = n};
+    run_elements(qv_cuda_device_of(call), &p, 1);
+}
+
+/* ---- behind the blocks ---- */
+
+void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
+                     size_t H, size_t T, size_t S) {
+    qvk_gradcam p = {out, probabilities, d_probabilities, first, H, T, S, qv_cuda_chunks(S - first)};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_GRADCAM, &p, T * p.chunks, QVK_MAX_THREADS, 0);
+}
+
+void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D) {
+    qvk_unit_length p = {x, D};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_UNIT_LENGTH, &p, R, qv_cuda_row_threads(D), 0);
+}
+
+void qv_cuda_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D) {
+    qvk_mean_rows p = {out, x, R, D};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_MEAN_ROWS, &p, qv_cuda_chunks(D), QVK_MAX_THREADS, 0);
 }

@@ -44,7 +44,7 @@ static void make_room(qv_cuda_device *device, size_t bytes) {
     if (bytes <= device->picture_bytes || device->status != QV_OK) {
         return;
     }
-    qv_cuda_drain(device); /* what was started may still read it */
+    qv_cuda_drain(device, NULL); /* what was started may still read it */
     qv_cuda_free(&device->memory, device->picture);
     size_t some_more = bytes / 4;
     device->picture = qv_cuda_allocate(&device->memory, bytes + some_more);

@@ -148,13 +148,12 @@ static size_t fetch(qv_cuda_device *device, size_t block) {
         }
     }
     qv_cuda_buffer *buffer = &device->buffers[place];
-    QV_CUDA_DO(device, record(device->state, QV_CUDA_COMPUTE, EVENT_IDLE + place, &device->error));
-    QV_CUDA_DO(device, await(device->state, QV_CUDA_COPY, EVENT_IDLE + place, &device->error));
+    qv_cuda_record(device, QV_CUDA_COMPUTE, EVENT_IDLE + place);
+    qv_cuda_await(device, QV_CUDA_COPY, EVENT_IDLE + place);
     for (const qv_cuda_slot *slot = device->blocks[block].slots; slot != NULL; slot = slot->next) {
-        QV_CUDA_DO(device, copy(device->state, QV_CUDA_COPY, buffer->memory + slot->offset, slot->host, slot->bytes,
-                                QV_CUDA_TO_DEVICE, &device->error));
+        qv_cuda_transfer(device, QV_CUDA_COPY, buffer->memory + slot->offset, slot->host, slot->bytes, QV_CUDA_TO_DEVICE);
     }
-    QV_CUDA_DO(device, record(device->state, QV_CUDA_COPY, EVENT_READY + place, &device->error));
+    qv_cuda_record(device, QV_CUDA_COPY, EVENT_READY + place);
     buffer->holds = device->status == QV_OK ? block : QV_CUDA_NO_BLOCK;
     buffer->awaited = false;
     device->streamed++;
@@ -175,7 +174,7 @@ static const char *find_weights(qv_cuda_device *device, const cuda_weights *weig
     size_t place = fetch(device, slot->block);
     qv_cuda_buffer *buffer = &device->buffers[place];
     if (!buffer->awaited) {
-        QV_CUDA_DO(device, await(device->state, QV_CUDA_COMPUTE, EVENT_READY + place, &device->error));
+        qv_cuda_await(device, QV_CUDA_COMPUTE, EVENT_READY + place);
         buffer->awaited = true;
     }
     if (device->running != slot->block) {

@@ -3,7 +3,7 @@
  * a time, whose probabilities stay in cache. One or two rows alone (a class token) are not worth the packing. */
 #include "ops/cpu_ops.h"
 
-#include "ops/kernels.h"
+#include "base/blas.h"
 
 #include <math.h>
 #include <string.h>
@@ -18,19 +18,18 @@
 typedef struct {
     const qv_attention *a;
     const qv_kernels *kernels;
-    void (*multiply)(const qv_panel_product *product);
-    bool bfloat16;
+    const qv_product *product;
     char *scratch;
     size_t scratch_stride; /* bytes a lane */
     size_t splits, rows;   /* tasks a head, rows a task */
 } attention_work;
 
-/* One lane's scratch. In bfloat16 an item of keys, values and rows is a pair along the depth of its product. */
+/* One lane's scratch. Keys, values and rows are in steps along the depth of their product. */
 typedef struct {
     float *scores; /* [TILE_ROWS, ld_scores] */
-    float *keys;   /* [panels of keys, d, panel_columns] */
-    float *values; /* [panels of d, M + S, panel_columns] */
-    float *rows;   /* [PACK_ROWS, d / 2]: rounded queries, or keys on their way to their panel */
+    float *keys;   /* [panels of keys, steps of d, panel_columns] */
+    float *values; /* [panels of d, steps of M + S, panel_columns] */
+    float *rows;   /* [PACK_ROWS, steps of d]: queries, or keys on their way to their panel, where floats are no steps */
 } lane_scratch;
 
 static size_t round_up(size_t n, size_t multiple) {
@@ -90,21 +89,21 @@ void qv_hide_keys(float *scores, const qv_attention *a, const qv_attention_head 
     }
 }
 
-/* Steps of a product that is `depth` deep. */
-static size_t steps_of(const attention_work *w, size_t depth) {
-    return w->bfloat16 ? (depth + 1) / 2 : depth;
+/* x [n, d] in steps: as it lies, or written to scratch->rows */
+static qv_const_rows in_steps(const attention_work *w, const lane_scratch *scratch, qv_const_rows x, size_t n) {
+    if (w->product->write_steps == NULL) {
+        return x;
+    }
+    qv_write_rows(w->product, scratch->rows, x, n, w->a->d);
+    return (qv_const_rows){scratch->rows, qv_steps(w->product, w->a->d)};
 }
 
 /* scratch->keys [panels, steps, width] = the transposed rows of x [n, d], as keys first.. of the whole */
 static void pack_keys(const attention_work *w, const lane_scratch *scratch, size_t first, qv_const_rows x, size_t n) {
-    size_t width = w->kernels->panel_columns, d = w->a->d, steps = steps_of(w, d);
+    size_t width = w->product->panel_columns, steps = qv_steps(w->product, w->a->d);
     for (size_t s = 0; s < n;) {
         size_t place = first + s, room = width - place % width, count = n - s < room ? n - s : room;
-        qv_const_rows rows = {x.at + s * x.ld, x.ld};
-        if (w->bfloat16) {
-            qv_round_rows(w->kernels, scratch->rows, rows, count, d);
-            rows = (qv_const_rows){scratch->rows, steps};
-        }
+        qv_const_rows rows = in_steps(w, scratch, (qv_const_rows){x.at + s * x.ld, x.ld}, count);
         float *panel = scratch->keys + place / width * steps * width + place % width;
         w->kernels->transpose(panel, width, rows.at, rows.ld, count, steps);
         s += count;
@@ -116,20 +115,20 @@ static const float *value_row(const attention_work *w, const qv_attention_head *
     return key < a->M ? head->extra_v.at + key * head->extra_v.ld : head->v.at + (key - a->M) * head->v.ld;
 }
 
-/* scratch->values [panels of d, steps of M + S, width] = the values, one key after the other or two keys paired */
+/* scratch->values [panels of d, steps of M + S, width] = the values, a step of keys after the other */
 static void pack_values(const attention_work *w, const lane_scratch *scratch, const qv_attention_head *head) {
-    size_t width = w->kernels->panel_columns, d = w->a->d, keys = w->a->M + w->a->S, steps = steps_of(w, keys);
+    size_t width = w->product->panel_columns, d = w->a->d, keys = w->a->M + w->a->S, items = w->product->items;
+    size_t steps = qv_steps(w->product, keys);
     for (size_t c = 0; c < d; c += width) {
         size_t columns = d - c < width ? d - c : width;
         for (size_t s = 0; s < steps; s++) {
             float *out = scratch->values + c * steps + s * width;
-            if (w->bfloat16) {
-                /* The weight of an odd last key's partner is zero: any number serves as its value. */
-                size_t partner = 2 * s + 1 < keys ? 2 * s + 1 : 2 * s;
-                w->kernels->pair_bfloat16(out, value_row(w, head, 2 * s) + c, value_row(w, head, partner) + c, columns);
-            } else {
-                memcpy(out, value_row(w, head, s) + c, columns * sizeof *out);
+            const float *rows[QV_MAX_ITEMS];
+            for (size_t i = 0; i < items; i++) {
+                /* What fills a last step has no weight: any number serves as its value. */
+                rows[i] = value_row(w, head, s * items + i < keys ? s * items + i : keys - 1) + c;
             }
+            w->product->join_rows(out, rows, columns);
             if (columns < width) {
                 memset(out + columns, 0, (width - columns) * sizeof *out);
             }
@@ -139,7 +138,8 @@ static void pack_values(const attention_work *w, const lane_scratch *scratch, co
 
 static void pack_head(const attention_work *w, const lane_scratch *scratch, const qv_attention_head *head) {
     const qv_attention *a = w->a;
-    size_t width = w->kernels->panel_columns, keys = a->M + a->S, rest = keys % width, steps = steps_of(w, a->d);
+    size_t width = w->product->panel_columns, keys = a->M + a->S, rest = keys % width;
+    size_t steps = qv_steps(w->product, a->d);
     /* The last panel's padding is never stored, but it is computed with: it must be numbers. */
     for (size_t i = 0; rest != 0 && i < steps; i++) {
         memset(scratch->keys + (keys - rest) * steps + i * width + rest, 0, (width - rest) * sizeof(float));
@@ -168,27 +168,21 @@ static float mask_row(const qv_attention *a, const qv_attention_head *head, floa
     return scale;
 }
 
-/* exp(scores) in place, in bfloat16 if `low`; the asked part of the row's probabilities is handed out. Returns what the
- * weighted sum of the values is multiplied by. */
-static float soften_row(const attention_work *w, const qv_attention_head *head, float *row, size_t t, bool low) {
+/* exp(scores) in place, in the product's steps if `steps`, else as floats; the asked part of the row's probabilities is
+ * handed out. Returns what the weighted sum of the values is multiplied by. */
+static float soften_row(const attention_work *w, const qv_attention_head *head, float *row, size_t t, bool steps) {
     const qv_attention *a = w->a;
     size_t keys = a->M + a->S;
     float scale = mask_row(a, head, row, t);
     bool wanted = a->probabilities != NULL && t >= a->first_row && t < a->first_row + a->row_count;
-    uint16_t *half = (uint16_t *)(void *)row;
-    if (low && !wanted) {
-        float inverse = w->kernels->exponentiate_bfloat16(row, scale, keys);
-        half[keys] = 0; /* the partner of an odd last one */
-        return inverse;
+    if (!wanted) {
+        return (steps ? w->product : w->kernels->products)->exponentiate(row, scale, keys);
     }
-    float inverse = w->kernels->exponentiate(row, scale, keys);
-    if (wanted) {
-        size_t place = (head->b * a->H + head->h) * a->row_count + (t - a->first_row);
-        w->kernels->scale(a->probabilities + place * a->column_count, row + a->first_column, inverse, a->column_count);
-    }
-    if (low) {
-        w->kernels->round_bfloat16(half, row, keys);
-        half[keys] = 0;
+    float inverse = w->kernels->products->exponentiate(row, scale, keys);
+    size_t place = (head->b * a->H + head->h) * a->row_count + (t - a->first_row);
+    w->kernels->scale(a->probabilities + place * a->column_count, row + a->first_column, inverse, a->column_count);
+    if (steps && w->product->write_steps != NULL) {
+        w->product->write_steps(row, row, keys);
     }
     return inverse;
 }
@@ -196,40 +190,35 @@ static float soften_row(const attention_work *w, const qv_attention_head *head, 
 static void attend_tile(const attention_work *w, const lane_scratch *scratch, const qv_attention_head *head, size_t t0,
                         size_t rows) {
     const qv_attention *a = w->a;
-    size_t width = w->kernels->panel_columns, keys = a->M + a->S, ld_scores = round_up(keys, QV_MAX_PANEL);
-    qv_const_rows q = {head->q.at + t0 * head->q.ld, head->q.ld};
+    size_t width = w->product->panel_columns, keys = a->M + a->S, ld_scores = round_up(keys, QV_MAX_PANEL);
+    qv_const_rows q = in_steps(w, scratch, (qv_const_rows){head->q.at + t0 * head->q.ld, head->q.ld}, rows);
     qv_panel_product product = {.ld_out = ld_scores,
                                 .x = q.at,
                                 .ld_x = q.ld,
                                 .rows = rows,
-                                .depth = steps_of(w, a->d)};
-    if (w->bfloat16) {
-        qv_round_rows(w->kernels, scratch->rows, q, rows, a->d);
-        product.x = scratch->rows;
-        product.ld_x = product.depth;
-    }
+                                .depth = qv_steps(w->product, a->d)};
     for (size_t s = 0; s < keys; s += width) {
         product.out = scratch->scores + s;
         product.panel = scratch->keys + s * product.depth;
         product.columns = keys - s < width ? keys - s : width;
-        w->multiply(&product);
+        w->product->multiply(&product);
     }
     float inverse[TILE_ROWS];
     for (size_t r = 0; r < rows; r++) {
         float *row = scratch->scores + r * ld_scores;
-        inverse[r] = soften_row(w, head, row, t0 + r, w->bfloat16 && a->out.at != NULL);
+        inverse[r] = soften_row(w, head, row, t0 + r, a->out.at != NULL);
     }
     if (a->out.at == NULL) {
         return;
     }
     float *out = a->out.at + (head->b * a->T + t0) * a->out.ld + head->h * a->d;
     product = (qv_panel_product){
-        .ld_out = a->out.ld, .x = scratch->scores, .ld_x = ld_scores, .rows = rows, .depth = steps_of(w, keys)};
+        .ld_out = a->out.ld, .x = scratch->scores, .ld_x = ld_scores, .rows = rows, .depth = qv_steps(w->product, keys)};
     for (size_t c = 0; c < a->d; c += width) {
         product.out = out + c;
         product.panel = scratch->values + c * product.depth;
         product.columns = a->d - c < width ? a->d - c : width;
-        w->multiply(&product);
+        w->product->multiply(&product);
     }
     for (size_t r = 0; r < rows; r++) {
         w->kernels->scale(out + r * a->out.ld, out + r * a->out.ld, inverse[r], a->d);
@@ -283,12 +272,9 @@ static void attend_rows(void *context, size_t task, size_t lane) {
 }
 
 void qv_cpu_attention(qv_call *call, const qv_attention *a) {
-    const qv_kernels *kernels = qv_kernels_here();
-    bool in_bfloat16 = a->precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16();
     attention_work work = {.a = a,
-                           .kernels = kernels,
-                           .multiply = in_bfloat16 ? kernels->multiply_bfloat16 : kernels->multiply,
-                           .bfloat16 = in_bfloat16,
+                           .kernels = qv_kernels_here(),
+                           .product = qv_product_here(a->precision),
                            .scratch = call->scratch,
                            .scratch_stride = qv_cpu_attention_scratch(1, a->M + a->S, a->d),
                            .splits = 1,
@@ -305,4 +291,109 @@ void qv_cpu_attention(qv_call *call, const qv_attention *a) {
     work.rows = round_up((a->T + work.splits - 1) / work.splits, TILE_ROWS);
     work.splits = (a->T + work.rows - 1) / work.rows;
     qv_cpu_run(call, call->lanes, heads * work.splits, attend_rows, &work);
+}
+
+/* ---- gradients: a task is one head of one b; a tile of query rows at a time, its probabilities made again from q and k
+ * rather than kept from the forward pass ---- */
+
+/* Query rows whose A and G are held at once. */
+#define BACKWARD_ROWS ((size_t)32)
+
+size_t qv_cpu_attention_backward_scratch(size_t lanes, size_t keys) {
+    return lanes * 2 * BACKWARD_ROWS * keys * sizeof(float);
+}
+
+typedef struct {
+    const qv_attention_backward *backward;
+    float *scratch; /* [lanes, 2, BACKWARD_ROWS, M + S] */
+} backward_work;
+
+/* The bias is added to scores [M + S] of query t; keys that it does not see become -INFINITY. */
+static void hide_row(float *row, const qv_attention *a, const qv_attention_head *head, size_t t) {
+    const float *bias = a->bias.at != NULL ? a->bias.at + (head->h * a->bias_rows + t) * a->bias.ld : NULL;
+    for (size_t s = 0; bias != NULL && s < a->S; s++) {
+        row[a->M + s] += bias[s];
+    }
+    qv_hide_keys(row, a, head, t);
+}
+
+/* out [rows, M + S] = alpha x [rows, d] [extra ; keys]^T */
+static void multiply_keys(float *out, const qv_attention *a, qv_const_rows x, qv_const_rows extra, qv_const_rows keys,
+                          float alpha, size_t rows) {
+    size_t count = a->M + a->S;
+    if (a->M != 0) {
+        qv_sgemm(out, count, x.at, x.ld, false, extra.at, extra.ld, true, alpha, 0.0f, rows, a->M, a->d);
+    }
+    qv_sgemm(out + a->M, count, x.at, x.ld, false, keys.at, keys.ld, true, alpha, 0.0f, rows, a->S, a->d);
+}
+
+/* g = dS = A * (g - sum_s A g); what is masked has A = 0 */
+static void score_gradient(float *g, const float *probabilities, size_t keys) {
+    float sum = 0.0f;
+    for (size_t s = 0; s < keys; s++) {
+        sum += probabilities[s] * g[s];
+    }
+    for (size_t s = 0; s < keys; s++) {
+        g[s] = probabilities[s] * (g[s] - sum);
+    }
+}
+
+static void backward_tile(const qv_attention_backward *w, const qv_attention_head *head, float *A, float *G, size_t t0,
+                          size_t rows) {
+    const qv_attention *a = &w->forward;
+    size_t keys = a->M + a->S, column = head->h * a->d;
+    qv_const_rows q = {head->q.at + t0 * head->q.ld, head->q.ld};
+    qv_const_rows d_out = {w->d_out.at + (head->b * a->T + t0) * w->d_out.ld + column, w->d_out.ld};
+    multiply_keys(A, a, q, head->extra_k, head->k, a->scale, rows);
+    for (size_t r = 0; r < rows; r++) {
+        hide_row(A + r * keys, a, head, t0 + r);
+        qv_softmax(A + r * keys, keys);
+    }
+    multiply_keys(G, a, d_out, head->extra_v, head->v, 1.0f, rows);
+    size_t place = ((head->b * a->H + head->h) * a->T + t0) * keys;
+    if (w->probabilities != NULL) {
+        memcpy(w->probabilities + place, A, rows * keys * sizeof *A);
+    }
+    if (w->d_probabilities != NULL) {
+        memcpy(w->d_probabilities + place, G, rows * keys * sizeof *G);
+    }
+    if (w->d_q.at == NULL && w->d_k.at == NULL) {
+        return;
+    }
+    for (size_t r = 0; r < rows; r++) {
+        score_gradient(G + r * keys, A + r * keys, keys);
+    }
+    if (w->d_q.at != NULL) {
+        float *d_q = w->d_q.at + (head->b * a->T + t0) * w->d_q.ld + column;
+        qv_sgemm(d_q, w->d_q.ld, G + a->M, keys, false, head->k.at, head->k.ld, false, a->scale, 0.0f, rows, a->d, a->S);
+        if (a->M != 0) {
+            qv_sgemm(d_q, w->d_q.ld, G, keys, false, head->extra_k.at, head->extra_k.ld, false, a->scale, 1.0f, rows, a->d,
+                     a->M);
+        }
+    }
+    if (w->d_k.at != NULL) {
+        size_t row = head->b * a->S;
+        float beta = t0 == 0 ? 0.0f : 1.0f;
+        qv_sgemm(w->d_k.at + row * w->d_k.ld + column, w->d_k.ld, G + a->M, keys, true, q.at, q.ld, false, a->scale, beta,
+                 a->S, a->d, rows);
+        qv_sgemm(w->d_v.at + row * w->d_v.ld + column, w->d_v.ld, A + a->M, keys, true, d_out.at, d_out.ld, false, 1.0f,
+                 beta, a->S, a->d, rows);
+    }
+}
+
+static void backward_head(void *context, size_t task, size_t lane) {
+    const backward_work *work = context;
+    const qv_attention *a = &work->backward->forward;
+    qv_attention_head head = qv_view_head(a, task / a->H, task % a->H);
+    size_t keys = a->M + a->S;
+    float *A = work->scratch + lane * 2 * BACKWARD_ROWS * keys, *G = A + BACKWARD_ROWS * keys;
+    for (size_t t0 = 0; t0 < a->T; t0 += BACKWARD_ROWS) {
+        size_t rows = a->T - t0 < BACKWARD_ROWS ? a->T - t0 : BACKWARD_ROWS;
+        backward_tile(work->backward, &head, A, G, t0, rows);
+    }
+}
+
+void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward) {
+    backward_work work = {backward, call->scratch};
+    qv_cpu_run(call, call->lanes, backward->forward.B * backward->forward.H, backward_head, &work);
 }

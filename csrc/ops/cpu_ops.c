@@ -1,8 +1,7 @@
 /* The CPU's table of ops. */
 #include "ops/cpu_ops.h"
 
-#include "base/cpu.h"
-#include "ops/kernels.h"
+#include <string.h>
 
 static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
     size_t attention = qv_cpu_attention_scratch(lanes, keys, head_width), linear = qv_cpu_linear_scratch(rows, depth);
@@ -18,7 +17,12 @@ static size_t backward_scratch_bytes(size_t lanes, size_t keys, size_t H, size_t
 
 static qv_precision computes_in(const qv_ops *ops, qv_precision wanted) {
     (void)ops;
-    return qv_cpu_has_bfloat16() ? wanted : QV_PRECISION_FLOAT32;
+    return qv_product_here(wanted)->precision;
+}
+
+static void move(qv_call *call, void *out, const void *x, size_t bytes) {
+    (void)call;
+    memcpy(out, x, bytes);
 }
 
 void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context) {
@@ -30,8 +34,8 @@ void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *co
 const qv_ops qv_cpu_ops = {
     .name = "cpu",
     .chunk_rows = 1200, /* more would leave the cache */
-    .give = qv_cpu_move,
-    .take = qv_cpu_move,
+    .give = move,
+    .take = move,
     .computes_in = computes_in,
     .linear_pack = qv_cpu_linear_pack,
     .linear_drop = qv_cpu_linear_drop,
@@ -57,34 +61,8 @@ const qv_ops qv_cpu_ops = {
     .copy = qv_cpu_copy,
 };
 
-const qv_kernels *qv_kernels_here(void) {
-#if defined(__x86_64__)
-    qv_cpu_features cpu = qv_cpu();
-    if (cpu.avx512) {
-        return &qv_kernels_avx512;
-    }
-    if (cpu.avx2_fma) {
-        return &qv_kernels_avx2;
-    }
-#endif
-    return &qv_kernels_generic;
-}
-
-const char *qv_cpu_kernels(qv_precision precision) {
-    return precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16() ? "avx512_bf16" : qv_kernels_here()->name;
-}
-
-size_t qv_cpu_panel_columns(void) {
-    const qv_kernels *kernels = qv_kernels_here();
-    return kernels->packs_weights ? kernels->panel_columns : 0;
-}
-
-bool qv_cpu_has_bfloat16(void) {
-    return qv_kernels_here()->multiply_bfloat16 != NULL && qv_cpu().avx512_bf16;
-}
-
 typedef struct {
-    qv_precision precision;
+    const qv_product *product;
     size_t steps;
     double operations[256]; /* a lane each */
 } burn_work;
@@ -92,11 +70,11 @@ typedef struct {
 static void burn_task(void *context, size_t task, size_t lane) {
     (void)lane;
     burn_work *w = context;
-    w->operations[task] = qv_kernels_here()->burn(w->precision, w->steps);
+    w->operations[task] = w->product->burn(w->steps);
 }
 
 double qv_cpu_burn(qv_precision precision, size_t lanes, size_t steps) {
-    burn_work work = {computes_in(&qv_cpu_ops, precision), steps, {0}};
+    burn_work work = {qv_product_here(precision), steps, {0}};
     size_t tasks = lanes < 256 ? lanes : 256;
     qv_parallel(tasks, tasks, burn_task, &work);
     double operations = 0.0;

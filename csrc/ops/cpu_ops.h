@@ -4,10 +4,22 @@
 
 #include "base/threads.h"
 #include "ops/backend.h"
+#include "ops/kernels.h"
 
 /* The tasks of an op, on up to `lanes` lanes; none where the call is to stop. */
 void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context);
 
+/* What the CPU keeps of a layer: each part in panels of the product, or plain [part_columns, K] for OpenBLAS; the file's or in
+ * `owned`. */
+typedef struct {
+    const qv_product *product; /* NULL: plain */
+    const float *parts[QV_MAX_PARTS];
+    void *owned;
+} qv_cpu_weights;
+
+/* out [columns, count] = inputs k .. k + count of the columns of a panel, as float32; k begins a step */
+void qv_cpu_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t columns, size_t k,
+                   size_t count);
 qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
 void qv_cpu_linear_drop(const qv_ops *ops, qv_linear *layer);
 void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
@@ -33,8 +45,6 @@ void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size
 void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
 void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
-
-void qv_cpu_move(qv_call *call, void *out, const void *x, size_t bytes);
 
 void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,

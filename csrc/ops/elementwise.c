@@ -1,7 +1,8 @@
-/* Activations, softmax and what follows a product. */
+/* Element by element: activations and their slopes, sums and copies, what follows a product; and softmax. */
 #include "ops/cpu_ops.h"
 
-#include "ops/kernels.h"
+#include <math.h>
+#include <string.h>
 
 void qv_activate(float *x, qv_activation activation, size_t n) {
     if (activation != QV_IDENTITY) {
@@ -11,7 +12,7 @@ void qv_activate(float *x, qv_activation activation, size_t n) {
 
 void qv_softmax(float *x, size_t n) {
     const qv_kernels *kernels = qv_kernels_here();
-    kernels->scale(x, x, kernels->exponentiate(x, 1.0f, n), n);
+    kernels->scale(x, x, kernels->products->exponentiate(x, 1.0f, n), n);
 }
 
 void qv_apply_epilogue(qv_rows out, const float *bias, const qv_epilogue *epilogue, size_t column, size_t rows,
@@ -30,4 +31,101 @@ void qv_apply_epilogue(qv_rows out, const float *bias, const qv_epilogue *epilog
             row[i] += e->residual.at[r * e->residual.ld + column + i];
         }
     }
+}
+
+void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
+    (void)call;
+    for (size_t i = 0; i < R * D; i++) {
+        out[i] += x[i];
+    }
+}
+
+void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D) {
+    (void)call;
+    for (size_t r = 0; r < R; r++) {
+        memcpy(out.at + r * out.ld, x.at + r * x.ld, D * sizeof *x.at);
+    }
+}
+
+/* ---- activations and their slopes ---- */
+
+#define CHUNK ((size_t)4096)
+
+typedef struct {
+    float *out;
+    const float *dy, *x;
+    qv_activation activation;
+    size_t n;
+} elements_work;
+
+static void activate_chunk(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const elements_work *w = context;
+    size_t first = task * CHUNK, count = w->n - first < CHUNK ? w->n - first : CHUNK;
+    memcpy(w->out + first, w->x + first, count * sizeof *w->out);
+    qv_activate(w->out + first, w->activation, count);
+}
+
+void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {
+    elements_work work = {out, NULL, x, activation, n};
+    qv_cpu_run(call, call->lanes, (n + CHUNK - 1) / CHUNK, activate_chunk, &work);
+}
+
+/* d/dx x Phi(x) = Phi(x) + x phi(x) */
+static float gelu_slope(float x) {
+    float cumulative = 0.5f * (1.0f + erff(x * 0.70710678118654752f));
+    return cumulative + x * 0.39894228040143268f * expf(-0.5f * x * x);
+}
+
+/* x within -limit .. limit, beyond which a slope is 0 or 1 to the last bit, while its terms may overflow; NaN stays. */
+static float bound(float x, float limit) {
+    return x < -limit ? -limit : x > limit ? limit : x;
+}
+
+/* x / 2 (1 + tanh(u)), u = c (x + a x^3): (1 + tanh(u)) / 2 + x / 2 (1 - tanh(u)^2) c (1 + 3 a x^2) */
+static float gelu_tanh_slope(float x) {
+    x = bound(x, 10.0f);
+    float t = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
+}
+
+/* x s, s = sigmoid(factor x): s + factor x s (1 - s) */
+static float sigmoid_slope(float x, float factor) {
+    float z = bound(factor * x, 102.0f), s = 1.0f / (1.0f + expf(-z));
+    return s + z * s * (1.0f - s);
+}
+
+static void backward_chunk(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const elements_work *w = context;
+    size_t first = task * CHUNK, end = w->n - first < CHUNK ? w->n : first + CHUNK;
+    for (size_t i = first; i < end; i++) {
+        float x = w->x[i], slope = 1.0f;
+        switch (w->activation) {
+        case QV_IDENTITY:
+            break;
+        case QV_GELU:
+            slope = gelu_slope(x);
+            break;
+        case QV_GELU_TANH:
+            slope = gelu_tanh_slope(x);
+            break;
+        case QV_QUICK_GELU:
+            slope = sigmoid_slope(x, 1.702f);
+            break;
+        case QV_SILU:
+            slope = sigmoid_slope(x, 1.0f);
+            break;
+        case QV_RELU:
+            slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
+            break;
+        }
+        w->out[i] = w->dy[i] * slope;
+    }
+}
+
+void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
+                                size_t n) {
+    elements_work work = {dx, dy, x, activation, n};
+    qv_cpu_run(call, call->lanes, (n + CHUNK - 1) / CHUNK, backward_chunk, &work);
 }

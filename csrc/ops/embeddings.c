@@ -86,22 +86,3 @@ void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size
     rotate_work work = {x, angles, T, first, H, d};
     qv_cpu_run(call, call->lanes, B * (T - first), rotate_row, &work);
 }
-
-void qv_cpu_move(qv_call *call, void *out, const void *x, size_t bytes) {
-    (void)call;
-    memcpy(out, x, bytes);
-}
-
-void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
-    (void)call;
-    for (size_t i = 0; i < R * D; i++) {
-        out[i] += x[i];
-    }
-}
-
-void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D) {
-    (void)call;
-    for (size_t r = 0; r < R; r++) {
-        memcpy(out.at + r * out.ld, x.at + r * x.ld, D * sizeof *x.at);
-    }
-}

@@ -6,9 +6,9 @@
  *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
  *   keep_part (the first n lanes, the others zero), reciprocal, reduce_sum, reduce_max,
  *   transpose_block (WIDTH x WIDTH)
- * and KERNELS, the table's name, with NAME and PACKS_WEIGHTS. With MULTIPLY_BFLOAT16 also TARGET_BFLOAT16 and
- * INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, store_half (the first n
- * lanes in bfloat16), round_bfloat16 and pair_bfloat16. */
+ * and KERNELS, the table's name, with NAME, its float32 product's, and PACKS_LAYERS. With BFLOAT16_NAME also
+ * TARGET_BFLOAT16 and INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, store_half (the first n lanes in
+ * bfloat16), and has_bfloat16, write_pairs, read_pairs and join_pairs for the product's record. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #define UNROLL _Pragma("GCC unroll 8")
@@ -284,64 +284,137 @@ typedef struct {
     const char *prefetch, *prefetch_end;
 } tile_state;
 
-#define DOT_NAME(name) name##_float32
-#define TILE_TARGET TARGET
-#define TILE_INLINE INLINE
+/* The largest of x [n]; NaN is passed over: exponentiate finds it. */
+INLINE float find_largest(const float *x, size_t n) {
+    vec most = set1(-INFINITY), other = most;
+    size_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        most = largest(load(x + i), most);
+        other = largest(load(x + i + WIDTH), other);
+    }
+    if (n >= WIDTH) {
+        /* The last vectors may overlap those before. */
+        most = largest(load(x + (n - i < WIDTH ? n - WIDTH : i)), most);
+        other = largest(load(x + n - WIDTH), other);
+        return reduce_max(largest(most, other));
+    }
+    float top = -INFINITY;
+    for (; i < n; i++) {
+        top = x[i] > top ? x[i] : top;
+    }
+    return top;
+}
+
+static void copy_row(float *out, const float *const *rows, size_t n) {
+    memcpy(out, rows[0], n * sizeof *out);
+}
+
+#define TILE tile_float32
+#define TILE_OF_ROWS tile_of_rows_float32
+#define TILE_OF tile_of_float32
+#define MULTIPLY multiply_float32
+#define EXPONENTIATE exponentiate_float32
+#define BURN burn_float32
+#define STEP_TARGET TARGET
+#define STEP_INLINE INLINE
+#define STEP_ITEMS ((size_t)1)
 #define ELEMENT float
 #define LANES vec
 #define BROADCAST(x) set1(x)
 #define PANEL_LOAD(pointer) load(pointer)
 #define ACCUMULATE(x, b, sum) multiply_add(x, b, sum)
+#define SMALL 0x1p-20f
 #define KEEP(x, i, e, n) ((n) == WIDTH ? store((x) + (i), e) : store_part((x) + (i), e, n))
 #include "ops/kernel_tile.h"
+#include "ops/kernel_softmax.h"
 
-#if defined(MULTIPLY_BFLOAT16)
-#define DOT_NAME(name) name##_bfloat16
-#define TILE_TARGET TARGET_BFLOAT16
-#define TILE_INLINE INLINE_BFLOAT16
-#define ELEMENT uint32_t
+#if defined(BFLOAT16_NAME)
+#undef TILE
+#undef TILE_OF_ROWS
+#undef TILE_OF
+#undef MULTIPLY
+#undef EXPONENTIATE
+#undef BURN
+#undef STEP_TARGET
+#undef STEP_INLINE
+#undef STEP_ITEMS
+#undef ELEMENT
+#undef LANES
+#undef BROADCAST
+#undef PANEL_LOAD
+#undef ACCUMULATE
+#undef SMALL
+#undef KEEP
+#define TILE tile_bfloat16
+#define TILE_OF_ROWS tile_of_rows_bfloat16
+#define TILE_OF tile_of_bfloat16
+#define MULTIPLY multiply_bfloat16
+#define EXPONENTIATE exponentiate_items_bfloat16
+#define BURN burn_bfloat16
+#define STEP_TARGET TARGET_BFLOAT16
+#define STEP_INLINE INLINE_BFLOAT16
+#define STEP_ITEMS ((size_t)2)
+#define ELEMENT qv_bits32
 #define LANES pairs
 #define BROADCAST(x) set1_pair(x)
 #define PANEL_LOAD(pointer) load_pairs(pointer)
 #define ACCUMULATE(x, b, sum) dot_pairs(x, b, sum)
-#define KEEP(x, i, e, n) store_half((uint16_t *)(void *)(x) + (i), e, n)
+#define SMALL 0x35803580u
+#define KEEP(x, i, e, n) store_half((qv_bits16 *)(void *)(x) + (i), e, n)
 #include "ops/kernel_tile.h"
+#include "ops/kernel_softmax.h"
+
+static float exponentiate_bfloat16(float *x, float scale, size_t n) {
+    const float inverse = exponentiate_items_bfloat16(x, scale, n);
+    if (n % 2 != 0) {
+        ((qv_bits16 *)(void *)x)[n] = 0;
+    }
+    return inverse;
+}
 #endif
 
-static double burn(qv_precision precision, size_t steps) {
-    const float twice[2] = {0x1p-20f, 0x1p-20f};
-    float sum = 0.0f;
-#if defined(MULTIPLY_BFLOAT16)
-    if (precision == QV_PRECISION_BFLOAT16) {
-        const uint32_t pairs_twice[2] = {0x35803580u, 0x35803580u};
-        sum = burn_bfloat16(steps, pairs_twice);
-        return sum >= 0.0f ? (double)steps * 12 * 4 * (double)WIDTH : 0.0;
-    }
+static const qv_product products[] = {
+    {
+        .name = NAME,
+        .precision = QV_PRECISION_FLOAT32,
+        .dtype = QV_FLOAT32,
+        .items = 1,
+        .panel_columns = PANEL,
+        .tile_rows = TILE_ROWS,
+        .packs_layers = PACKS_LAYERS,
+        .multiply = multiply_float32,
+        .join_rows = copy_row,
+        .exponentiate = exponentiate_float32,
+        .burn = burn_float32,
+    },
+#if defined(BFLOAT16_NAME)
+    {
+        .name = BFLOAT16_NAME,
+        .precision = QV_PRECISION_BFLOAT16,
+        .dtype = QV_BFLOAT16,
+        .items = 2,
+        .panel_columns = PANEL,
+        .tile_rows = TILE_ROWS,
+        .packs_layers = PACKS_LAYERS,
+        .runs = has_bfloat16,
+        .multiply = multiply_bfloat16,
+        .write_steps = write_pairs,
+        .read_steps = read_pairs,
+        .join_rows = join_pairs,
+        .exponentiate = exponentiate_bfloat16,
+        .burn = burn_bfloat16,
+    },
 #endif
-    (void)precision;
-    sum = burn_float32(steps, twice);
-    return sum >= 0.0f ? (double)steps * 12 * 2 * (double)WIDTH : 0.0;
-}
+};
 
 const qv_kernels KERNELS = {
-    .name = NAME,
-    .panel_columns = PANEL,
-    .tile_rows = TILE_ROWS,
-    .packs_weights = PACKS_WEIGHTS,
-    .multiply = multiply_float32,
-#if defined(MULTIPLY_BFLOAT16)
-    .multiply_bfloat16 = multiply_bfloat16,
-    .round_bfloat16 = round_bfloat16,
-    .pair_bfloat16 = pair_bfloat16,
-    .exponentiate_bfloat16 = exponentiate_bfloat16,
-#endif
+    .products = products,
+    .product_count = sizeof products / sizeof products[0],
     .activate = activate,
-    .exponentiate = exponentiate_float32,
     .scale = scale_row,
     .dot = dot,
     .add_scaled = add_scaled,
     .transpose = transpose,
     .norm = norm_row,
     .norm_backward = norm_row_backward,
-    .burn = burn,
 };

@@ -9,9 +9,13 @@
 #define QV_MAX_PANEL ((size_t)64)
 #define QV_DEPTH_BLOCK ((size_t)1024)
 
+/* Two and four bytes of whatever lies in steps: floats, or pairs of bfloat16. */
+typedef uint16_t __attribute__((may_alias)) qv_bits16;
+typedef uint32_t __attribute__((may_alias)) qv_bits32;
+
 /* out [rows, columns] = x [rows, depth] times a panel: the transposed weight of up to `panel_columns` columns, packed
- * as [depth, panel_columns] with zeros after the last column. A bfloat16 panel holds pairs of the depth:
- * [depth / 2, panel_columns, 2], and x is bfloat16 too; depth then counts pairs, ld_x pairs. */
+ * as [depth, panel_columns] with zeros after the last column. x and panel are in the product's steps, and depth and ld_x
+ * count them. */
 typedef struct {
     float *out;
     size_t ld_out;
@@ -19,35 +23,61 @@ typedef struct {
     size_t ld_x;
     const void *panel;
     size_t rows, columns, depth;
-    bool add_to_out;          /* out += the product */
-    const float *bias;        /* [columns] or NULL: this and what follows as in qv_epilogue, at these columns */
+    bool add_to_out;             /* out += the product */
+    const float *bias;           /* [columns] or NULL: this and what follows as in qv_epilogue, at these columns */
     const qv_epilogue *epilogue; /* NULL: nothing */
     const float *multiply, *residual;
     const char *prefetch, *prefetch_end; /* memory that the next product will read; NULL: unknown */
 } qv_panel_product;
 
+/* A product of one precision. Its factors lie in steps of 4 bytes, each of one or more items along the depth: a float, or
+ * a pair of bfloat16. */
 typedef struct {
     const char *name;
+    qv_precision precision;
+    qv_dtype dtype; /* of panels that it reads where they lie in a file */
+    size_t items;   /* of a step */
     size_t panel_columns;
-    size_t tile_rows;   /* rows that the register tile holds: chunks of rows are best a multiple of it */
-    bool packs_weights; /* whether this product beats OpenBLAS's here, so that linear layers are packed for it */
-
+    size_t tile_rows;    /* rows that the register tile holds: chunks of rows are best a multiple of it */
+    bool packs_layers;   /* whether it beats OpenBLAS's product here, so that linear layers are packed for it */
+    bool (*runs)(void);  /* whether this CPU has it; NULL: any that has the set's other kernels */
     void (*multiply)(const qv_panel_product *product);
-    void (*multiply_bfloat16)(const qv_panel_product *product); /* NULL: none */
-    /* out [n] = bfloat16 of x [n], to nearest, ties to even; `out` may begin where x does. NULL where multiply_bfloat16
-     * is */
-    void (*round_bfloat16)(uint16_t *out, const float *x, size_t n);
-    /* out [n] = pairs of a [n] and b [n] in bfloat16; NULL where multiply_bfloat16 is */
-    void (*pair_bfloat16)(float *out, const float *a, const float *b, size_t n);
+    /* out [steps] = x [n], a last step filled with zeros, to nearest, ties to even; out may begin where x does. NULL: floats
+     * are such steps. */
+    void (*write_steps)(float *out, const float *x, size_t n);
+    /* out [n] = the items of [steps]; NULL likewise */
+    void (*read_steps)(float *out, const float *steps, size_t n);
+    /* out [n] steps, each of an item of `items` rows [n] */
+    void (*join_rows)(float *out, const float *const *rows, size_t n);
+    /* x [n] = exp(scale (x - max)) in steps, beginning where x does, a last step filled with zeros; returns 1 / sum.
+     * -INFINITY gives 0. All of them, NaN or INFINITY: NaN everywhere, so that no overflow passes for a map. A largest
+     * scale x beyond 2^30, which no float32 sum gives to within 1, may be NaN too: scale max is rounded once. */
+    float (*exponentiate)(float *x, float scale, size_t n);
+    /* Multiply and add in registers alone, and say how many operations that was: what the product's speed is held against. */
+    double (*burn)(size_t steps);
+} qv_product;
+
+/* The widest step. */
+#define QV_MAX_ITEMS ((size_t)2)
+
+/* Steps of `depth` items. */
+static inline size_t qv_steps(const qv_product *product, size_t depth) {
+    return (depth + product->items - 1) / product->items;
+}
+
+/* out [n, steps] = the rows of x [n, d] in steps */
+static inline void qv_write_rows(const qv_product *product, float *out, qv_const_rows x, size_t n, size_t d) {
+    for (size_t r = 0; r < n; r++) {
+        product->write_steps(out + r * qv_steps(product, d), x.at + r * x.ld, d);
+    }
+}
+
+typedef struct {
+    const qv_product *products; /* float32's first */
+    size_t product_count;
 
     /* x [n] = act(x) */
     void (*activate)(float *x, qv_activation activation, size_t n);
-    /* x [n] = exp(scale (x - max)); returns 1 / sum. -INFINITY gives 0. All of them, NaN or INFINITY: NaN everywhere, so
-     * that no overflow passes for a map. A largest scale x beyond 2^30, which no float32 sum gives to within 1, may be NaN
-     * too: scale max is rounded once. */
-    float (*exponentiate)(float *x, float scale, size_t n);
-    /* the same, out [n] in bfloat16, beginning where x does; NULL where multiply_bfloat16 is */
-    float (*exponentiate_bfloat16)(float *x, float scale, size_t n);
     /* out [n] = factor x [n] */
     void (*scale)(float *out, const float *x, float factor, size_t n);
     float (*dot)(const float *a, const float *b, size_t n);
@@ -58,22 +88,19 @@ typedef struct {
     /* One row; see qv_norm, and norm_backward of qv_ops. */
     void (*norm)(float *out, const float *x, const qv_norm *norm);
     void (*norm_backward)(float *dx, const float *dy, const float *x, const qv_norm *norm);
-
-    /* Multiply and add in registers alone, and say how many operations that was: what a product's speed is held against.
-     * bfloat16 only where multiply_bfloat16 is and the CPU has it. */
-    double (*burn)(qv_precision precision, size_t steps);
 } qv_kernels;
 
 extern const qv_kernels qv_kernels_generic;
 #if defined(__x86_64__)
 extern const qv_kernels qv_kernels_avx2;
 extern const qv_kernels qv_kernels_avx512;
+#elif defined(__aarch64__)
+extern const qv_kernels qv_kernels_neon;
 #endif
-
-/* out [n, ceil(d / 2)] pairs = the rows of x [n, d] in bfloat16, an odd last one with a partner of zero */
-void qv_round_rows(const qv_kernels *kernels, float *out, qv_const_rows x, size_t n, size_t d);
 
 /* The best table that qv_cpu() allows. */
 const qv_kernels *qv_kernels_here(void);
+/* Its product of a precision, or float32's where there is none. */
+const qv_product *qv_product_here(qv_precision wanted);
 
 #endif

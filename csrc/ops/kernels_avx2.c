@@ -103,7 +103,7 @@ INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t l
 
 #define KERNELS qv_kernels_avx2
 #define NAME "avx2"
-#define PACKS_WEIGHTS true
+#define PACKS_LAYERS true
 #include "ops/kernel_template.h"
 
 #endif

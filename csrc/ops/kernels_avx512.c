@@ -1,4 +1,5 @@
 /* AVX-512: vectors of 16 floats, a tile of 6 rows and 64 columns; bfloat16 dot products where the CPU has them. */
+#include "base/cpu.h"
 #include "ops/kernels.h"
 
 #if defined(__x86_64__)
@@ -112,17 +113,21 @@ INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t l
     }
 }
 
+static bool has_bfloat16(void) {
+    return qv_cpu().avx512_bf16;
+}
+
 INLINE_BFLOAT16 pairs set1_pair(uint32_t pair) {
     return _mm512_set1_epi32((int)pair);
 }
-INLINE_BFLOAT16 pairs load_pairs(const uint32_t *p) {
+INLINE_BFLOAT16 pairs load_pairs(const qv_bits32 *p) {
     return _mm512_loadu_si512(p);
 }
 INLINE_BFLOAT16 vec dot_pairs(pairs x, pairs b, vec sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)b);
 }
 
-INLINE_BFLOAT16 void store_half(uint16_t *out, vec x, size_t n) {
+INLINE_BFLOAT16 void store_half(qv_bits16 *out, vec x, size_t n) {
     __m256i half = (__m256i)_mm512_cvtneps_pbh(x);
     if (n == WIDTH) {
         _mm256_storeu_si256((__m256i *)(void *)out, half);
@@ -131,24 +136,42 @@ INLINE_BFLOAT16 void store_half(uint16_t *out, vec x, size_t n) {
     }
 }
 
-TARGET_BFLOAT16 static void round_bfloat16(uint16_t *out, const float *x, size_t n) {
+/* The first n <= 16 lanes. */
+INLINE __mmask16 lanes_of(size_t n) {
+    return n < 16 ? first_lanes(n) : (__mmask16)0xffff;
+}
+
+TARGET_BFLOAT16 static void write_pairs(float *out, const float *x, size_t n) {
+    qv_bits16 *halves = (qv_bits16 *)(void *)out;
     size_t i = 0;
     for (; i + 32 <= n; i += 32) {
         __m512bh pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i));
-        _mm512_storeu_si512(out + i, (__m512i)pair);
+        _mm512_storeu_si512(halves + i, (__m512i)pair);
     }
     for (; i < n; i += 16) {
-        __mmask16 lanes = n - i < 16 ? first_lanes(n - i) : (__mmask16)0xffff;
+        __mmask16 lanes = lanes_of(n - i);
         __m256bh half = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, x + i));
-        _mm256_mask_storeu_epi16(out + i, lanes, (__m256i)half);
+        _mm256_mask_storeu_epi16(halves + i, lanes, (__m256i)half);
+    }
+    if (n % 2 != 0) {
+        halves[n] = 0;
     }
 }
 
-TARGET_BFLOAT16 static void pair_bfloat16(float *out, const float *a, const float *b, size_t n) {
+TARGET_BFLOAT16 static void read_pairs(float *out, const float *steps, size_t n) {
+    const qv_bits16 *halves = (const qv_bits16 *)(const void *)steps;
     for (size_t i = 0; i < n; i += 16) {
-        __mmask16 lanes = n - i < 16 ? first_lanes(n - i) : (__mmask16)0xffff;
-        __m256bh low = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, a + i));
-        __m256bh high = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, b + i));
+        __mmask16 lanes = lanes_of(n - i);
+        __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, halves + i));
+        _mm512_mask_storeu_epi32(out + i, lanes, _mm512_slli_epi32(wide, 16));
+    }
+}
+
+TARGET_BFLOAT16 static void join_pairs(float *out, const float *const *rows, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 lanes = lanes_of(n - i);
+        __m256bh low = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, rows[0] + i));
+        __m256bh high = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, rows[1] + i));
         __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32((__m256i)low),
                                        _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)high), 16));
         _mm512_mask_storeu_epi32(out + i, lanes, both);
@@ -157,8 +180,8 @@ TARGET_BFLOAT16 static void pair_bfloat16(float *out, const float *a, const floa
 
 #define KERNELS qv_kernels_avx512
 #define NAME "avx512"
-#define PACKS_WEIGHTS true
-#define MULTIPLY_BFLOAT16
+#define PACKS_LAYERS true
+#define BFLOAT16_NAME "avx512_bf16"
 #include "ops/kernel_template.h"
 
 #endif

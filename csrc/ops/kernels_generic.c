@@ -1,106 +1,19 @@
-/* Any CPU, by the compiler's vectors of 4 floats (SSE2, NEON): a tile of 6 rows and 8 or 16 columns. */
+/* Any CPU, by the compiler's vectors of 4 floats (SSE2 and the like): a tile of 6 rows and 8 columns. */
 #include "ops/kernels.h"
 
 #include <math.h>
 #include <string.h>
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
-#define TARGET
-#define INLINE static inline __attribute__((always_inline))
+#include "ops/kernel_vectors4.h"
 
-#define WIDTH ((size_t)4)
 #define TILE_ROWS ((size_t)6)
-#if defined(__aarch64__)
-#define TILE_VECTORS 4
-#else
 #define TILE_VECTORS 2
-#endif
-typedef float vec __attribute__((vector_size(16)));
-typedef int32_t integers __attribute__((vector_size(16)));
 
-INLINE vec zero(void) {
-    return (vec){0, 0, 0, 0};
-}
-INLINE vec set1(float x) {
-    return (vec){x, x, x, x};
-}
-INLINE vec load(const float *p) {
-    vec x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-INLINE void store(float *p, vec x) {
-    memcpy(p, &x, sizeof x);
-}
-INLINE vec load_part(const float *p, size_t n) {
-    vec x = zero();
-    for (size_t i = 0; i < n; i++) {
-        x[i] = p[i];
-    }
-    return x;
-}
-INLINE void store_part(float *p, vec x, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        p[i] = x[i];
-    }
-}
 INLINE vec multiply_add(vec a, vec b, vec c) {
-#if defined(__aarch64__)
-    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
     return a * b + c;
-#endif
-}
-INLINE vec choose(integers mask, vec a, vec b) {
-    return (vec)((mask & (integers)a) | (~mask & (integers)b));
-}
-/* b where either is NaN */
-INLINE vec largest(vec a, vec b) {
-    return choose((integers)(a > b), a, b);
-}
-INLINE vec power_bits(vec x, vec n) {
-    return (vec)((integers)x + ((integers)n << 23));
-}
-INLINE vec clear_below(vec value, vec x, vec limit) {
-    return (vec)((integers)value & ~(integers)(x < limit));
-}
-/* value, and NaN where x is, whose payload power_bits may have taken for an exponent */
-INLINE vec keep_nan(vec value, vec x) {
-    return (vec)((integers)value | (integers)(x != x));
-}
-/* x < 0 ? a : b, by the sign bit */
-INLINE vec negative_select(vec x, vec a, vec b) {
-    return choose((integers)x >> 31, a, b);
-}
-INLINE vec keep_part(vec x, size_t n) {
-    for (size_t i = n; i < WIDTH; i++) {
-        x[i] = 0.0f;
-    }
-    return x;
-}
-INLINE vec reciprocal(vec x) {
-    return set1(1.0f) / x;
-}
-INLINE float reduce_sum(vec x) {
-    return (x[0] + x[2]) + (x[1] + x[3]);
-}
-INLINE float reduce_max(vec x) {
-    float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
-    return a > b ? a : b;
-}
-
-/* out [4, 4] = in^T */
-INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t ld_in) {
-    for (size_t i = 0; i < WIDTH; i++) {
-        for (size_t j = 0; j < WIDTH; j++) {
-            memcpy(out + i * ld_out + j, in + j * ld_in + i, sizeof *out);
-        }
-    }
 }
 
 #define KERNELS qv_kernels_generic
 #define NAME "openblas"
-#define PACKS_WEIGHTS false
+#define PACKS_LAYERS false
 #include "ops/kernel_template.h"

@@ -14,6 +14,7 @@
 #include "base/memory.h"
 #include "base/tensor.h"
 #include "image/preprocess.h"
+#include "ops/rows.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -73,16 +74,6 @@ typedef struct {
     qv_vector weight, bias; /* [D]; an empty bias adds nothing */
     float eps;
 } qv_norm;
-
-/* Rows of floats: row r begins at at + r ld. `at` NULL: there are none. */
-typedef struct {
-    float *at;
-    size_t ld;
-} qv_rows;
-typedef struct {
-    const float *at;
-    size_t ld;
-} qv_const_rows;
 
 static inline qv_const_rows qv_as_const(qv_rows rows) {
     return (qv_const_rows){rows.at, rows.ld};
@@ -231,8 +222,6 @@ extern const qv_ops qv_cpu_ops;
 const char *qv_cpu_kernels(qv_precision precision);
 /* The width of the panels that weights are packed in here; 0 where they are not. */
 size_t qv_cpu_panel_columns(void);
-/* Whether bfloat16 products run in bfloat16 here; where not, that precision computes in float32. */
-bool qv_cpu_has_bfloat16(void);
 
 /* ---- weights (weights.c) ---- */
 

@@ -231,7 +231,8 @@ int main(int count, char **arguments) {
     qv_weights cases = {0};
     qv_tensor *tensors = list_tensors(bytes, &cases.count);
     cases.tensors = tensors;
-    double low = qv_cpu_has_bfloat16() ? BFLOAT16 : FLOAT32;
+    bool rounds = qv_cpu_ops.computes_in(&qv_cpu_ops, QV_PRECISION_BFLOAT16) == QV_PRECISION_BFLOAT16;
+    double low = rounds ? BFLOAT16 : FLOAT32;
     check_qavit(&cases, QV_PRECISION_FLOAT32, FLOAT32);
     check_qavit(&cases, QV_PRECISION_BFLOAT16, low);
     check_blip(&cases, QV_PRECISION_FLOAT32, QUESTIONS, FLOAT32);

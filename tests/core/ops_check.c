@@ -48,6 +48,8 @@ static double activate(double x, qv_activation activation) {
         return x / (1.0 + exp(-1.702 * x));
     case QV_RELU:
         return x > 0.0 ? x : 0.0;
+    case QV_SILU:
+        return x / (1.0 + exp(-x));
     case QV_IDENTITY:
         break;
     }
@@ -85,6 +87,18 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     snprintf(what, sizeof what, "linear %zu x %zu x %zu, activation %d%s", R, N, K, (int)activation,
              low ? ", bfloat16" : "");
     compare(what, out, expected, R * N, low ? 2e-2 : 4e-6);
+    float *dx = take(R * K, sizeof *dx);
+    double *gradient = take(R * K, sizeof *gradient);
+    qv_cpu_ops.linear_backward(&call, (qv_rows){dx, K}, (qv_const_rows){multiply, N}, &layer, 0, N, false, R);
+    for (size_t i = 0; i < R * K; i++) {
+        gradient[i] = 0.0;
+        for (size_t n = 0; n < N; n++) {
+            gradient[i] += (double)multiply[i / K * N + n] * (double)weight[n * K + i % K];
+        }
+    }
+    compare("  the gradient of its input", dx, gradient, R * K, low ? 2e-2 : 4e-6);
+    qv_free(dx);
+    qv_free(gradient);
     qv_linear_free(&qv_cpu_ops, &layer);
     void *memory[] = {weight, bias, x, multiply, residual, out, expected, call.scratch};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
@@ -114,7 +128,7 @@ static void plain_attention(const qv_attention *a, double *expected, double *exp
             score *= (double)a->scale;
             if (s >= a->M) {
                 size_t key = s - a->M;
-                score += a->bias != NULL ? (double)a->bias[(h * a->T + t) * a->S + key] : 0.0;
+                score += a->bias.at != NULL ? (double)a->bias.at[(h * a->bias_rows + t) * a->bias.ld + key] : 0.0;
                 bool masked = a->key_mask != NULL && a->key_mask[b * a->S + key] == 0;
                 bool hidden = a->causal ? key > t || (masked && key != t) : masked;
                 score = hidden ? -INFINITY : score;
@@ -152,7 +166,7 @@ static void check_attention(const attention_case *c) {
     double *expected = take(rows * keys, sizeof *expected), *expected_out = take(c->B * c->T * D, sizeof *expected_out);
     qv_attention a = {.out = {out, D}, .q = {q, D}, .k = {k, D}, .v = {v, D}, .extra_k = {extra_k, D},
                       .extra_v = {extra_v, D}, .key_mask = c->masked ? mask : NULL,
-                      .bias = c->masked ? bias : NULL, .causal = c->causal, .scale = 0.3f,
+                      .bias = {c->masked ? bias : NULL, c->S}, .bias_rows = c->T, .causal = c->causal, .scale = 0.3f,
                       .probabilities = probabilities, .row_count = c->T, .column_count = keys,
                       .B = c->B, .H = c->H, .T = c->T, .S = c->S, .M = c->M, .d = c->d};
     qv_call call = begin_call(c->B * c->T, D, keys, c->d);
@@ -169,43 +183,45 @@ static void check_attention(const attention_case *c) {
     }
 }
 
-/* ---- norms, and the gradient of one ---- */
+/* ---- norms and their gradients ---- */
 
-static void plain_norm(const float *x, const float *weight, const float *bias, double *out, size_t D) {
+static void plain_norm(const float *x, const qv_norm *norm, double *out) {
+    size_t D = norm->D;
     double mean = 0.0, variance = 0.0;
-    for (size_t i = 0; i < D; i++) {
+    for (size_t i = 0; norm->kind == QV_LAYER_NORM && i < D; i++) {
         mean += (double)x[i] / (double)D;
     }
     for (size_t i = 0; i < D; i++) {
         variance += ((double)x[i] - mean) * ((double)x[i] - mean) / (double)D;
     }
     for (size_t i = 0; i < D; i++) {
-        out[i] = ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)weight[i] + (double)bias[i];
+        double n = ((double)x[i] - mean) / sqrt(variance + (double)norm->eps);
+        out[i] = n * (double)norm->weight.data[i] + (double)norm->bias.data[i];
     }
 }
 
-static void check_layer_norm(size_t R, size_t D) {
+static void check_norm(qv_norm_kind kind, size_t R, size_t D) {
     float *x = random_floats(R * D), *weight = random_floats(D), *bias = random_floats(D), *dy = random_floats(R * D);
     float *out = take(R * D, sizeof *out), *dx = take(R * D, sizeof *dx);
     double *expected = take(R * D, sizeof *expected), *gradient = take(R * D, sizeof *gradient);
     double *up = take(D, sizeof *up), *down = take(D, sizeof *down);
     qv_call call = begin_call(R, D, 1, 1);
-    const qv_norm norm = {QV_LAYER_NORM, D, {weight, NULL}, {bias, NULL}, 1e-5f};
+    const qv_norm norm = {kind, D, {weight, NULL}, {bias, NULL}, 1e-5f};
     qv_const_rows in = {x, D};
     qv_cpu_ops.norm(&call, (qv_rows){out, D}, in, &norm, R);
     qv_cpu_ops.norm_backward(&call, (qv_rows){dx, D}, (qv_const_rows){dy, D}, in, &norm, R);
     for (size_t r = 0; r < R; r++) {
         float *row = x + r * D;
-        plain_norm(row, weight, bias, expected + r * D, D);
+        plain_norm(row, &norm, expected + r * D);
         for (size_t i = 0; i < D; i++) {
             /* a step that is exact in float32: the difference is what the plain norm makes of it */
             float kept = row[i];
             row[i] = kept + 0x1p-10f;
             float above = row[i];
-            plain_norm(row, weight, bias, up, D);
+            plain_norm(row, &norm, up);
             row[i] = kept - 0x1p-10f;
             double step = (double)above - (double)row[i];
-            plain_norm(row, weight, bias, down, D);
+            plain_norm(row, &norm, down);
             row[i] = kept;
             gradient[r * D + i] = 0.0;
             for (size_t j = 0; j < D; j++) {
@@ -214,7 +230,7 @@ static void check_layer_norm(size_t R, size_t D) {
         }
     }
     char what[96];
-    snprintf(what, sizeof what, "layer norm %zu x %zu", R, D);
+    snprintf(what, sizeof what, "%s norm %zu x %zu", kind == QV_LAYER_NORM ? "layer" : "RMS", R, D);
     compare(what, out, expected, R * D, 3e-6);
     compare("  its gradient, by finite differences", dx, gradient, R * D, 1e-4);
     void *memory[] = {x, weight, bias, dy, out, dx, expected, gradient, up, down, call.scratch};
@@ -258,7 +274,7 @@ int main(void) {
     check_threads();
     static const size_t shapes[][3] = {{1, 1, 1}, {1, 70, 33}, {5, 17, 64}, {7, 130, 40}, {25, 96, 96}, {13, 66, 1030}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        for (int activation = QV_IDENTITY; activation <= QV_RELU; activation++) {
+        for (int activation = QV_IDENTITY; activation <= QV_SILU; activation++) {
             check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_FLOAT32, (qv_activation)activation);
         }
         check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_BFLOAT16, QV_IDENTITY);
@@ -270,8 +286,10 @@ int main(void) {
     for (size_t i = 0; i < sizeof attentions / sizeof attentions[0]; i++) {
         check_attention(&attentions[i]);
     }
-    check_layer_norm(1, 1);
-    check_layer_norm(3, 17);
-    check_layer_norm(5, 96);
+    check_norm(QV_LAYER_NORM, 1, 1);
+    for (int kind = QV_LAYER_NORM; kind <= QV_RMS_NORM; kind++) {
+        check_norm((qv_norm_kind)kind, 3, 17);
+        check_norm((qv_norm_kind)kind, 5, 96);
+    }
     return report_failures();
 }
