@@ -46,7 +46,7 @@ with nullcontext() if atheris is None else atheris.instrument_imports(include=["
     from qavit.checkpoints import _convert as checkpoints_convert
     from qavit.checkpoints import _opening as checkpoints_opening
     from qavit.checkpoints import _weights as weights
-    from qavit.checkpoints.formats import safetensors_files, torch_files
+    from qavit.checkpoints.formats import reading, safetensors_files
     from qavit.lavis import _config as config
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -87,8 +87,7 @@ for encoding in ("cp437", "latin1", "utf-16", "utf-32", "raw_unicode_escape"):
 
 
 def read_torch(path: Path) -> None:
-    tensors, _ = torch_files.state_dict(torch_files.read_torch_file(path), path)
-    for tensor in tensors.values():
+    for tensor in reading.open_weights(path).tensors.values():
         weights.raw_array(weights.weight_of(tensor))
 
 

@@ -38,6 +38,14 @@ def read_json(path: Path_, limit: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, limit), str(path))
 
 
+def read_json_object(path: Path_) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
 def refuse_pointer(data: bytes | mmap.mmap, path: Path_) -> None:
     """Raise where a file is what a clone without Git LFS leaves in its place."""
     if data[: len(_POINTER)] == _POINTER:

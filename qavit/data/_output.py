@@ -95,8 +95,9 @@ def file_identity(path: PathLike) -> str:
 
 def model_identity(parts: Mapping[str, Any]) -> str:
     """A name for what `qavit.load` is given: the files, wherever they lie, and the options."""
-    from ..checkpoints._hub import looks_like_name, model_folder
+    from ..checkpoints._places import Hub, hub_folder
 
+    hub = Hub(bool(parts.get("hub")), parts.get("revision"), bool(parts.get("local_files_only")))
     said: dict[str, Any] = {}
     for name, value in sorted(parts.items()):
         if value is None or (name, value) in (("precision", "float32"), ("device", "cpu")):
@@ -105,8 +106,7 @@ def model_identity(parts: Mapping[str, Any]) -> str:
             said[name] = value
             continue
         place = Path(__file__).parents[1] / "demo_model" if name == "model" and value == "demo" else Path(value)
-        if not place.exists() and looks_like_name(str(value)):
-            place = model_folder(str(value), name)
+        place = hub_folder(value, name, hub) or place
         files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place]
         if place.is_dir():
             files = [path for path in files if path.suffix in MODEL_ENDINGS]
