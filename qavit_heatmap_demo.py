@@ -1,5 +1,5 @@
 """The name that existing scripts import."""
 
-from qavit._heatmap_demo import QAViTHeatmapDemo, create_simple_demo_model
+from qavit._heatmap_demo import DemoEntry, QAViTHeatmapDemo, create_simple_demo_model
 
-__all__ = ["QAViTHeatmapDemo", "create_simple_demo_model"]
+__all__ = ["DemoEntry", "QAViTHeatmapDemo", "create_simple_demo_model"]

@@ -1,4 +1,4 @@
-"""Builds qavit._core from csrc/.
+"""Builds qavit._core from csrc/ and, in place, qavit._core_testing, which no wheel holds.
 
 Switches, all by environment variable:
 
@@ -8,6 +8,7 @@ QAVIT_SANITIZE   "1": AddressSanitizer and UndefinedBehaviorSanitizer; "thread":
 QAVIT_DEBUG      "1": -O1, assertions, the failing test allocator.
 QAVIT_COVERAGE   "1": gcov counters.
 QAVIT_WERROR     "1": compiler warnings are errors.
+QAVIT_TESTING    "1": the ops by themselves (csrc/testing) also in a build that is not in place; a wheel stays without them.
 QAVIT_CUDA       "1": the GPU half of csrc/cuda too, with nvcc (from CUDA_HOME, PATH or /usr/local/cuda) and the headers of
                  cuBLAS (the toolkit's, or those of the package nvidia-cublas).
 QAVIT_CUDA_ARCHS compute capabilities to compile for, "75 80 90" by default; newer GPUs compile the last one's PTX.
@@ -15,6 +16,7 @@ QAVIT_CUDA_ARCHS compute capabilities to compile for, "75 80 90" by default; new
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -32,7 +34,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
 ROOT = Path(__file__).resolve().parent
-CORE_FOLDERS = ("base", "ops", "image", "models", "cuda", "python")
+CORE = "qavit._core"
+TESTING = "qavit._core_testing"
+#: What each module is made of, below csrc/. The second one has a thread pool and a state of its own.
+SOURCES = {
+    CORE: ("base/*.c", "ops/*.c", "image/*.c", "models/*.c", "cuda/*.c", "python/*.c"),
+    TESTING: ("base/*.c", "ops/*.c", "image/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
+}
 # Files that need CUDA's headers; the rest of csrc/cuda also runs its kernels on the host and is in every build.
 GPU_FILES = {"csrc/cuda/gpu_driver.c", "csrc/cuda/gpu_products.c"}
 WARNINGS = [
@@ -58,30 +66,52 @@ class BuildCore(build_ext):
 
     library: Path | None = None
 
+    def finalize_options(self) -> None:
+        """Leave out the module for tests where the build is not for a checkout."""
+        super().finalize_options()
+        if not self.wants_testing():
+            self.extensions = [ext for ext in self.extensions if ext.name != TESTING]
+
+    def wants_testing(self) -> bool:
+        """Whether this is a build in place, or one that was asked for, and not of a wheel."""
+        return bool(self.inplace or switch("QAVIT_TESTING")) and "bdist_wheel" not in self.distribution.commands
+
+    def run(self) -> None:
+        """Build; a wheel takes whatever lies in the folder, so what another build left there goes."""
+        if not self.wants_testing():
+            for left in Path(self.build_lib, *TESTING.split(".")[:-1]).glob(f"{TESTING.split('.')[-1]}.*"):
+                left.unlink()
+        super().run()
+
+    def build_extensions(self) -> None:
+        """Configure, compile, and put OpenBLAS beside the modules."""
+        if not self.has_header("stb/stb_image.h"):
+            self.warn("stb/stb_image.h was not found (Debian: libstb-dev); images will be decoded by Pillow")
+        self.compile_together()
+        super().build_extensions()
+        self.place_library(Path(self.get_ext_fullpath(CORE)).parent)
+
     def build_extension(self, ext: Extension) -> None:
-        """Configure, compile, and put OpenBLAS beside the module."""
-        library = self.use_openblas(ext)
+        """Configure and compile one module."""
+        self.library = self.use_openblas(ext)
         if self.has_header("stb/stb_image.h"):
             ext.define_macros.append(("QV_HAVE_STB", "1"))
-        else:
-            self.warn("stb/stb_image.h was not found (Debian: libstb-dev); images will be decoded by Pillow")
-        if switch("QAVIT_CUDA"):
+        if switch("QAVIT_CUDA") and ext.name == CORE:
             self.use_cuda(ext)
-        self.compile_together()
         super().build_extension(ext)
-        self.library = library
-        self.place_library(Path(self.get_ext_fullpath(ext.name)).parent)
 
     def compile_together(self) -> None:
-        """Let the compiler work on as many files at once as there are CPUs."""
-        compile_in_turn = self.compiler.compile
+        """Let the compiler work on as many files at once as there are CPUs, and once on what both modules have."""
+        compile_in_turn, made = self.compiler.compile, {}
 
         def compile_each(sources: list[str], output_dir: str, **options: Any) -> list[str]:
-            for source in sources:
+            missing = [source for source in sources if source not in made]
+            for source in missing:
                 Path(output_dir, source).parent.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-                made = pool.map(lambda source: compile_in_turn([source], output_dir=output_dir, **options), sources)
-                return [path for paths in made for path in paths]
+                objects = pool.map(lambda source: compile_in_turn([source], output_dir=output_dir, **options), missing)
+                made.update(zip(missing, objects))
+            return [path for source in sources for path in made[source]]
 
         self.compiler.compile = compile_each
 
@@ -164,6 +194,19 @@ class BuildCore(build_ext):
             return subprocess.run([*compiler, "-fsyntax-only", str(source)], capture_output=True).returncode == 0
 
 
+def bring_licence() -> None:
+    """Put the licences of the OpenBLAS that is shipped (its own, LAPACK's, libgfortran's) beside qavit's, for the wheel."""
+    place = ROOT / "LICENSE-OpenBLAS.txt"
+    if (switch("QAVIT_OPENBLAS") or "bundled") != "bundled":
+        place.unlink(missing_ok=True)
+        return
+    found = importlib.metadata.distribution("scipy-openblas32")
+    texts = [Path(str(found.locate_file(path))) for path in found.files or () if path.name == "LICENSE.txt"]
+    if not texts:
+        raise SystemExit("scipy-openblas32 came without its LICENSE.txt, which a wheel has to hold")
+    place.write_bytes(texts[0].read_bytes())
+
+
 def find_nvcc() -> Path:
     """CUDA's compiler."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -185,8 +228,8 @@ def cublas_headers() -> list[Path]:
     return [path for root in dict.fromkeys(roots) for path in sorted(Path(root).glob("cu*/include"))]
 
 
-def core_extension() -> Extension:
-    """The one extension module."""
+def extension(name: str) -> Extension:
+    """One of the two modules."""
     compile_args = ["-std=c11", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", *WARNINGS]
     link_args = ["-pthread"] if sys.platform == "darwin" else ["-pthread", "-Wl,-z,relro,-z,now"]
     macros: list[tuple[str, str | None]] = [("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION"), ("_GNU_SOURCE", "1")]
@@ -208,8 +251,8 @@ def core_extension() -> Extension:
     if switch("QAVIT_WERROR"):
         compile_args.append("-Werror")
     return Extension(
-        "qavit._core",
-        sources=[path for folder in CORE_FOLDERS for path in relative(f"{folder}/*.c") if path not in GPU_FILES],
+        name,
+        sources=[path for pattern in SOURCES[name] for path in relative(pattern) if path not in GPU_FILES],
         depends=relative("**/*.h"),
         include_dirs=["csrc", numpy.get_include()],
         define_macros=macros,
@@ -218,4 +261,5 @@ def core_extension() -> Extension:
     )
 
 
-setup(ext_modules=[core_extension()], cmdclass={"build_ext": BuildCore})
+bring_licence()  # before setup(), which lists the licence files
+setup(ext_modules=[extension(name) for name in SOURCES], cmdclass={"build_ext": BuildCore})

@@ -3,7 +3,7 @@
     python fuzz/fuzz_files.py [--kind KIND ...] [--iterations N] [--seconds S] [--seed N] [--out FOLDER]
 
 Guided by the coverage of qavit's code where atheris is installed (libFuzzer's engine for Python; one process a kind),
-by chance alone with --random. Both begin with the kind's seeds, fuzz/corpus/KIND and fuzz/regressions/KIND.
+by chance alone with --random. Both begin with the kind's seeds, KIND/ in fuzz/corpus.zip, and fuzz/regressions/KIND.
 
 While a file is read, an audit hook watches: starting a program, running or compiling code, connecting anywhere, or
 opening a file for writing counts as a failure, as does any other exception, more memory than --memory allows, or a call
@@ -248,7 +248,7 @@ def main() -> int:
             return max([run_guided(kind, options) for kind in options.kind or table], default=0)
         for kind in options.kind or table:
             contents, file, read = table[kind]
-            contents = 8 * contents + [path.read_bytes() for path in kept_files(kind)]
+            contents = 8 * contents + kept_files(kind)
             path = Path(name) / file
             chance = random.Random(f"{options.seed} {kind}")
             refused = whole = 0
@@ -288,9 +288,11 @@ def main() -> int:
 WATCHED = ("torch", "safetensors", "index", "tokenizer", "vocab.txt")
 
 
-def kept_files(kind: str) -> list[Path]:
+def kept_files(kind: str) -> list[bytes]:
     """Files of the repository: what reached most of the code, and what once failed."""
-    return [path for part in ("corpus", "regressions") for path in sorted((ROOT / "fuzz" / part / kind).glob("*"))]
+    with zipfile.ZipFile(ROOT / "fuzz" / "corpus.zip") as corpus:
+        reached = [corpus.read(name) for name in sorted(corpus.namelist()) if name.startswith(f"{kind}/")]
+    return reached + [path.read_bytes() for path in sorted((ROOT / "fuzz" / "regressions" / kind).glob("*"))]
 
 
 def run_guided(kind: str, options: argparse.Namespace) -> int:
@@ -311,7 +313,7 @@ def fuzz_guided(options: argparse.Namespace) -> None:
     corpus, seeds = options.out / "corpus" / kind, options.out / "seeds" / kind
     for folder in (corpus, seeds):
         folder.mkdir(parents=True, exist_ok=True)
-    for data in [*contents, *(kept.read_bytes() for kept in kept_files(kind))]:
+    for data in [*contents, *kept_files(kind)]:
         (seeds / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
 
     def test_one_input(data: bytes) -> None:

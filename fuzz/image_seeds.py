@@ -19,12 +19,13 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png(width: int, height: int, depth: int, colour: int, interlaced: bool, rows: bytes, extra: bytes = b"") -> bytes:
     """A PNG with these bytes as its inflated data."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
     end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + end
@@ -47,7 +48,12 @@ def seeds() -> dict[str, bytes]:
         "turned.jpg": encode(picture, "jpeg", exif=exif, xmp=xmp),
         "cmyk.jpg": encode(picture.convert("CMYK"), "jpeg"),
         "rgb.jpg": encode(picture, "jpeg", keep_rgb=True),
+        "adobe.jpg": encode(picture, "jpeg").replace(b"\xff\xdb", b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\1\xff\xdb", 1),
+        "no_jfif.jpg": b"\xff\xd8" + encode(picture, "jpeg")[20:],
         "plain.png": encode(picture, "png"),
+        "raw_profile.png": png(5, 4, 8, 0, bytes(24), chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\n49492a00\n")),
+        "prefixed_exif.png": png(5, 4, 8, 0, bytes(24), chunk(b"eXIf", exif.tobytes())),
+        "bad_end.png": encode(picture, "png")[:-1] + b"\0",
         "alpha.png": encode(alpha, "png", exif=exif),
         "grey_alpha.png": encode(alpha.convert("LA"), "png"),
         "two_colours.png": encode(picture.convert("1"), "png"),

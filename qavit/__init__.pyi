@@ -1,5 +1,15 @@
 from ._base.about import __version__ as __version__
 from ._base.about import build_info as build_info
+from ._base.warnings import BundledModelWarning as BundledModelWarning
+from ._base.warnings import LowScoreWarning as LowScoreWarning
+from ._base.warnings import Note as Note
+from ._base.warnings import PictureCroppedWarning as PictureCroppedWarning
+from ._base.warnings import PixelsNotNormalizedWarning as PixelsNotNormalizedWarning
+from ._base.warnings import PrecisionWarning as PrecisionWarning
+from ._base.warnings import QavitWarning as QavitWarning
+from ._base.warnings import QuestionBlindWarning as QuestionBlindWarning
+from ._base.warnings import QuestionCutWarning as QuestionCutWarning
+from ._base.warnings import UnknownWordsWarning as UnknownWordsWarning
 from ._core import get_num_threads as get_num_threads
 from ._core import set_num_threads as set_num_threads
 from ._result import HeatmapResult as HeatmapResult
@@ -11,20 +21,26 @@ from .models._calls import forward_itm as forward_itm
 from .models._load import load as load
 from .models._outputs import BlockAttentions as BlockAttentions
 from .models._outputs import EncodedQuestions as EncodedQuestions
-from .models._outputs import QuestionBlindWarning as QuestionBlindWarning
-from .models._outputs import UnknownWordsWarning as UnknownWordsWarning
 from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
 
 __all__ = [
     "BlipITM",
     "BlockAttentions",
+    "BundledModelWarning",
     "Config",
     "EncodedQuestions",
     "HeatmapResult",
+    "LowScoreWarning",
+    "Note",
     "PNPVQAWithQAViT",
+    "PictureCroppedWarning",
+    "PixelsNotNormalizedWarning",
+    "PrecisionWarning",
     "QAViT",
+    "QavitWarning",
     "QuestionBlindWarning",
+    "QuestionCutWarning",
     "UnknownWordsWarning",
     "VisionOutput",
     "__version__",

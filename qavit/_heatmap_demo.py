@@ -6,22 +6,48 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Optional, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from ._base.arguments import question_list, whole_numbers
 from ._base.files import make_folder
 from ._base.tensors import to_numpy
+from ._base.types import FloatArray
+from ._result import HeatmapResult
+from .heatmaps._grid import MapStatistics, map_statistics
+from .images import load_image, preprocess
 from .lavis._pnpvqa import PNPVQAWithQAViT
 from .models._question_vit import QAViT
-
-if TYPE_CHECKING:
-    from ._result import HeatmapResult
+from .plots._protocol import Kind
 
 _log = logging.getLogger(__name__)
-_FIGURES = ("original", "heatmap", "overlay", "patches")
+_FIGURES: tuple[Kind, ...] = ("original", "heatmap", "overlay", "patches")
+
+
+class DemoEntry(TypedDict):
+    """What the demonstration gives for one question.
+
+    Attributes
+    ----------
+    question : str
+    attention_map : float32 array [gh, gw]
+    block_num : int
+    statistics : MapStatistics
+    answers : list of (str, float), or None where the model gives none
+    files : dict of str to Path
+        The figures by their kinds.
+    result : HeatmapResult
+        Everything else.
+    """
+
+    question: str
+    attention_map: FloatArray
+    block_num: int
+    statistics: MapStatistics
+    answers: Optional[list[tuple[str, float]]]
+    files: dict[str, Path]
+    result: HeatmapResult
 
 
 def create_simple_demo_model(**settings: Any) -> PNPVQAWithQAViT:
@@ -72,7 +98,7 @@ class QAViTHeatmapDemo:
         block_num: int | None = None,
         blocks: Sequence[int] = (3, 7, 11),
         show: bool = False,
-    ) -> dict[str, Any]:
+    ) -> DemoEntry:
         """Where the model looks in a picture for a question.
 
         Parameters
@@ -91,9 +117,8 @@ class QAViTHeatmapDemo:
 
         Returns
         -------
-        dict
-            question; attention_map float32 [gh, gw]; block_num; statistics (`analyze_attention_statistics`); answers
-            [(str, float)] or None; files {kind: Path}; result, the HeatmapResult with everything else.
+        DemoEntry
+            A dict.
         """
         if not isinstance(question, str):
             raise TypeError(f"question: expected a str, got {type(question).__name__}")
@@ -117,7 +142,7 @@ class QAViTHeatmapDemo:
         block_num: int | None = None,
         blocks: Sequence[int] = (3, 7, 11),
         show: bool = False,
-    ) -> list[dict[str, Any]]:
+    ) -> list[DemoEntry]:
         """Where the model looks in one picture for each of several questions, on one scale.
 
         Parameters
@@ -129,7 +154,7 @@ class QAViTHeatmapDemo:
 
         Returns
         -------
-        list of dict
+        list of DemoEntry
             One for each question, as `demo_single_image` gives it.
         """
         there = self._there(blocks)
@@ -148,7 +173,7 @@ class QAViTHeatmapDemo:
             result.show()
         return [_entry(result[i], {**own[i], **shared}) for i in range(len(result))]
 
-    def analyze_attention_statistics(self, attention_map: Any) -> dict[str, Any]:
+    def analyze_attention_statistics(self, attention_map: Any) -> MapStatistics:
         """A map in numbers.
 
         Parameters
@@ -158,13 +183,9 @@ class QAViTHeatmapDemo:
 
         Returns
         -------
-        dict
-            attention_mean, attention_std, attention_max: of the values as they are. entropy: in nats, of the map scaled
-            to sum 1, from 0 (one patch has all) to ln P (flat). top_patches: the 5 largest, as row-major indices, largest
-            first.
+        MapStatistics
+            A dict; see `qavit.heatmaps.map_statistics`.
         """
-        from .heatmaps._grid import map_statistics
-
         values = np.squeeze(to_numpy(attention_map, "attention_map"))
         if values.ndim > 2:
             raise ValueError(f"attention_map: expected one map [gh, gw] or [P], got shape {list(values.shape)}")
@@ -172,9 +193,6 @@ class QAViTHeatmapDemo:
 
     def _heatmaps(self, image: Any, questions: list[str], block_num: int | None) -> HeatmapResult:
         """The maps that the model's own forward_itm reads, with the picture they belong to."""
-        from ._result import HeatmapResult
-        from .images import load_image, preprocess
-
         model = self.model
         if block_num is None:
             block_num = model.qavit.default_block if model.block_num is None else model.block_num
@@ -185,7 +203,7 @@ class QAViTHeatmapDemo:
         maps = to_numpy(model.forward_itm({"image": batch, "text_input": questions}, block_num=block), "forward_itm")
         grid = model.qavit.grid
 
-        def block_maps() -> npt.NDArray[np.float32]:
+        def block_maps() -> FloatArray:
             outputs = model.qavit_vision_model(
                 pixel_values=batch, instruct_states=model.encode_questions(questions), output_attentions=True
             )
@@ -198,8 +216,8 @@ class QAViTHeatmapDemo:
             picture=picture,
             region=region,
             block=block,
-            readout="class",
-            answers=None if model.qavit.answers is None else [model.qavit.answer(pixels, q) for q in questions],
+            method="class",
+            answers=None if model.qavit.answer_names is None else [model.qavit.answer(pixels, q) for q in questions],
             block_maps=block_maps,
         )
 
@@ -214,7 +232,7 @@ class QAViTHeatmapDemo:
         return result.save(folder / f"{stem}{_slug(result)}_blocks_{name}.png", "blocks", blocks=shown)
 
 
-def _entry(result: HeatmapResult, files: dict[str, Path]) -> dict[str, Any]:
+def _entry(result: HeatmapResult, files: dict[str, Path]) -> DemoEntry:
     """What the demo gives back for one question."""
     return {
         "question": result.questions[0],
@@ -228,11 +246,11 @@ def _entry(result: HeatmapResult, files: dict[str, Path]) -> dict[str, Any]:
 
 
 def _save(
-    result: HeatmapResult, folder: Path, stem: str, kinds: Sequence[str], number: int | None = None
+    result: HeatmapResult, folder: Path, stem: str, kinds: Sequence[Kind], number: int | None = None
 ) -> dict[str, Path]:
     """One file for each kind of figure."""
     prefix = f"{stem}{'' if number is None else f'_{number}'}{_slug(result)}"
-    files = {kind: result.save(folder / f"{prefix}_{kind}.png", kind) for kind in kinds}
+    files: dict[str, Path] = {kind: result.save(folder / f"{prefix}_{kind}.png", kind) for kind in kinds}
     _log.info("%d figures of %r are in %s", len(files), result.questions[0], folder)
     return files
 

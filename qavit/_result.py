@@ -11,26 +11,35 @@ import io
 import json
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
 
-from ._base.arguments import finite_numbers, real_number, whole_number
-from ._base.files import PathLike, write_whole
+from ._base.arguments import finite_numbers, whole_number
 from ._base.types import FloatArray
-from .heatmaps._grid import Box, Patch, _connected, _largest, map_statistics, normalize_maps, output_size, resample_map
+from ._base.warnings import Note
+from .heatmaps._grid import (
+    Box,
+    MapStatistics,
+    Normalization,
+    Patch,
+    Resampling,
+    boxes_of,
+    largest_patches,
+    map_statistics,
+    normalize_maps,
+    output_size,
+    patch_of,
+    resample_map,
+)
 from .images import Region
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .plots._drawing import Drawing
 
 
 @dataclass(eq=False)
-class HeatmapResult:
+class HeatmapResult(Drawing):
     """Heatmaps of one picture: one for each question, on one scale.
 
     `result[0]`, `result[1:3]` and `result["where is the star?"]` are results of those questions alone;
@@ -49,7 +58,7 @@ class HeatmapResult:
         Left, top, right, bottom of the part that the model saw, in the picture's pixels; all of it by default.
     block : int
         The block that was read, counted from 0.
-    readout : str
+    method : str
         How it was read: "class", "question", ... or a callable's name.
     words : list of Q lists of str, optional
         The words of each question that have a map of their own.
@@ -59,6 +68,8 @@ class HeatmapResult:
         The model's answers with their probabilities, the likeliest first.
     block_maps : callable, optional
         Computes the maps of every block when it is asked to, float32 [L, Q, gh, gw].
+    notes : tuple of Note
+        What a reader ought to know of the maps; each was a warning too.
     """
 
     maps: FloatArray
@@ -66,11 +77,12 @@ class HeatmapResult:
     picture: npt.NDArray[np.uint8]
     region: Optional[Region] = None
     block: int = 0
-    readout: str = "class"
+    method: str = "class"
     words: Optional[list[list[str]]] = None
     word_maps: Union[list[FloatArray], Callable[[], list[FloatArray]], None] = field(default=None, repr=False)
     answers: Optional[list[list[tuple[str, float]]]] = None
     block_maps: Optional[Callable[[], FloatArray]] = field(default=None, repr=False)
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that all parts fit each other."""
@@ -121,7 +133,7 @@ class HeatmapResult:
         return int(self.maps.shape[1]), int(self.maps.shape[2])
 
     @property
-    def size(self) -> tuple[int, int]:
+    def picture_size(self) -> tuple[int, int]:
         """(height, width) of the picture in pixels."""
         return int(self.picture.shape[0]), int(self.picture.shape[1])
 
@@ -188,11 +200,16 @@ class HeatmapResult:
             picture=self.picture,
             region=self.region,
             block=self.block,
-            readout=self.readout,
+            method=self.method,
             words=None if self.words is None else [self.words[i] for i in chosen],
             word_maps=word_maps,
             answers=None if self.answers is None else [self.answers[i] for i in chosen],
             block_maps=block_maps,
+            notes=tuple(
+                note._replace(question=None if note.question is None else chosen.index(note.question))
+                for note in self.notes
+                if note.question is None or note.question in chosen
+            ),
         )
 
     def number_of(self, question: Union[int, str]) -> int:
@@ -215,14 +232,14 @@ class HeatmapResult:
         return number % len(self)
 
     def __repr__(self) -> str:
-        height, width = self.size
+        height, width = self.picture_size
         asked = f"{len(self)} question{'s' if len(self) != 1 else ''}"
         return (
-            f"HeatmapResult({asked}, grid {self.grid[0]}x{self.grid[1]}, block {self.block}, readout {self.readout!r}, "
+            f"HeatmapResult({asked}, grid {self.grid[0]}x{self.grid[1]}, block {self.block}, method {self.method!r}, "
             f"picture {width}x{height})"
         )
 
-    def normalized(self, normalize: Optional[str] = None, shared: bool = True) -> FloatArray:
+    def normalized(self, normalize: Optional[Normalization] = None, shared: bool = True) -> FloatArray:
         """The maps scaled by name: None, "minmax", "sum" or "max"; see `normalize_maps`.
 
         Returns
@@ -255,16 +272,11 @@ class HeatmapResult:
         IndexError
             There is no such patch: they are numbered from 0, row by row.
         """
-        rows, columns = self.grid
+        count = self.grid[0] * self.grid[1]
         question, index = self.number_of(question), whole_number(index, "index")
-        if not 0 <= index < rows * columns:
-            raise IndexError(f"index: patch {index} does not exist; there are {rows * columns}, 0 to {rows * columns - 1}")
-        row, column = divmod(index, columns)
-        width = (self.seen.right - self.seen.left) / columns
-        height = (self.seen.bottom - self.seen.top) / rows
-        left, top = self.seen.left + column * width, self.seen.top + row * height
-        value = float(self.maps[question, row, column])
-        return Patch(index, row, column, value, left, top, left + width, top + height)
+        if not 0 <= index < count:
+            raise IndexError(f"index: patch {index} does not exist; there are {count}, 0 to {count - 1}")
+        return patch_of(self.maps[question], self.seen, index)
 
     def top_patches(self, k: int = 5) -> list[list[Patch]]:
         """The patches with the largest values.
@@ -279,12 +291,7 @@ class HeatmapResult:
         list of Q lists of Patch
             The largest first; equal ones in reading order.
         """
-        if whole_number(k, "k") < 1:
-            raise ValueError(f"k: got {k}, expected at least 1")
-        return [
-            [self.patch(question, int(index)) for index in _largest(values.ravel(), k)]
-            for question, values in enumerate(self.maps)
-        ]
+        return [largest_patches(values, self.seen, k) for values in self.maps]
 
     def boxes(self, threshold: float = 0.5) -> list[list[Box]]:
         """Rectangles around what stands out.
@@ -300,43 +307,23 @@ class HeatmapResult:
             One box for each group of patches that touch (by edge or corner), the largest share of the map first.
             share is the group's part of the map's sum, peak its largest value. A flat map has none.
         """
-        if not 0.0 < real_number(threshold, "threshold") <= 1.0:
-            raise ValueError(f"threshold: got {threshold}, expected more than 0 and at most 1")
-        found = []
-        for question, values in enumerate(self.maps):
-            scaled = normalize_maps(values, "minmax")
-            total = float(values.sum())
-            boxes = []
-            for group in _connected(scaled >= threshold if scaled.any() else np.zeros_like(scaled, dtype=bool)):
-                patches = [self.patch(question, index) for index in group]
-                boxes.append(
-                    Box(
-                        min(patch.left for patch in patches),
-                        min(patch.top for patch in patches),
-                        max(patch.right for patch in patches),
-                        max(patch.bottom for patch in patches),
-                        sum(patch.value for patch in patches) / total if total > 0 else 0.0,
-                        max(patch.value for patch in patches),
-                    )
-                )
-            found.append(sorted(boxes, key=lambda box: -box.share))
-        return found
+        return [boxes_of(values, self.seen, threshold) for values in self.maps]
 
-    def statistics(self) -> list[dict[str, Any]]:
+    def statistics(self) -> list[MapStatistics]:
         """Each map in numbers: attention_mean, attention_std, attention_max, entropy (nats), top_patches (5 indices).
 
         Returns
         -------
-        list of Q dicts
-            See `map_statistics`.
+        list of Q MapStatistics
+            Dicts; see `map_statistics`.
         """
         return [map_statistics(values) for values in self.maps]
 
     def upsample(
         self,
         size: Union[int, tuple[int, int], None] = None,
-        method: str = "bicubic",
-        normalize: Optional[str] = None,
+        resampling: Resampling = "bicubic",
+        normalize: Optional[Normalization] = None,
     ) -> FloatArray:
         """The maps spread over the whole picture.
 
@@ -344,7 +331,7 @@ class HeatmapResult:
         ----------
         size : int, (height, width) or None
             How many pixels for the whole picture: its own size by default; an int is the longer side.
-        method : "bicubic", "bilinear" or "nearest"
+        resampling : "bicubic", "bilinear" or "nearest"
             Smooth, or in steps.
         normalize : None, "minmax", "sum" or "max"
             Scales the patch values first; see `normalize_maps`.
@@ -355,157 +342,12 @@ class HeatmapResult:
             Patch values at each pixel; zero where the model did not look.
         """
         values = normalize_maps(self.maps, normalize)
-        return resample_map(values, self.seen, self.size, output_size(size, self.size), method)
-
-    def overlay(
-        self,
-        question: Union[int, str] = 0,
-        *,
-        cmap: str = "jet",
-        image_weight: Optional[float] = None,
-        size: Union[int, tuple[int, int], None] = None,
-        method: str = "bicubic",
-    ) -> npt.NDArray[np.uint8]:
-        """The picture with one map over it, as pixels.
-
-        Parameters
-        ----------
-        question : int or str
-            Which map, by its number or its question. Colours are on the scale shared by all maps of the result.
-        cmap : str
-            Any matplotlib colormap.
-        image_weight : float, optional
-            The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade
-            in with the map, so that the picture stays clear where there is little attention.
-        size : int, (height, width) or None
-            The picture's own size by default; an int is the longer side.
-        method : "bicubic", "bilinear" or "nearest"
-
-        Returns
-        -------
-        uint8 array [height, width, 3]
-        """
-        from .plots._pixels import overlay
-
-        return overlay(self, question, cmap=cmap, image_weight=image_weight, size=size, method=method)
-
-    def plot(
-        self,
-        ax: Optional[Axes] = None,
-        *,
-        question: Union[int, str] = 0,
-        kind: str = "overlay",
-        colorbar: bool = True,
-        cmap: str = "jet",
-        image_weight: Optional[float] = None,
-        title: Optional[str] = None,
-    ) -> Axes:
-        """Draw one map.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, optional
-            Where to draw; by default a new figure, outside pyplot (`axes.figure.savefig` saves it).
-        question : int or str
-            Which map, by its number or its question.
-        kind : "original", "heatmap", "overlay" or "patches"
-        colorbar : bool
-            Adds a colour bar, on the scale shared by all maps of the result.
-        cmap : str
-            Any matplotlib colormap.
-        image_weight : float, optional
-            The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade
-            in with the map, so that the picture stays clear where there is little attention.
-        title : str, optional
-            The question by default; "" for none.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-        """
-        from .plots._figures import plot
-
-        return plot(
-            self, ax, question=question, kind=kind, colorbar=colorbar, cmap=cmap, image_weight=image_weight, title=title
-        )
-
-    def figure(self, kind: Optional[str] = None, **options: Any) -> Figure:
-        """A matplotlib figure that does not belong to pyplot.
-
-        Parameters
-        ----------
-        kind : str, optional
-            "questions": the picture and an overlay for each question, side by side, with one colour bar (the default
-            for several questions); "panels": original, heatmap, overlay and patches, a row for each question (the
-            default for one); "original", "heatmap", "overlay", "patches": one of them for each question; "blocks":
-            block by block; "words": a map for each word.
-        **options
-            cmap, image_weight, top (patches to number), columns, and for "blocks" blocks; see
-            `qavit.plots.make_figure`.
-        """
-        from .plots._figures import make_figure
-
-        return make_figure(self, kind, **options)
-
-    def save(self, path: PathLike, kind: Optional[str] = None, *, dpi: int = 150, **options: Any) -> Path:
-        """Save as the file name's ending says.
-
-        Parameters
-        ----------
-        path : str or path
-            .png, .jpg, .webp, .pdf or .svg: a figure; .html: the page of `to_html`; .npy: the maps; .npz: the maps and
-            all that belongs to them (read with `np.load`, no pickle).
-        kind : str, optional
-            The kind of figure; see `figure`.
-        dpi : int
-            Pixels per inch of a figure.
-        **options
-            As for `figure`; for a page, as for `to_html`.
-
-        Returns
-        -------
-        pathlib.Path
-            The file, written whole or not at all.
-        """
-        target = Path(path)
-        ending = target.suffix.lower()
-        page, maps = ending in {".html", ".htm"}, ending in {".npy", ".npz"}
-        if (maps and (kind is not None or options)) or (page and kind is not None):
-            raise ValueError(f"kind and options: they are for figures, and {target.name!r} is not one")
-        if ending == ".npy":
-            buffer = io.BytesIO()
-            np.save(buffer, self.maps)
-            return write_whole(target, buffer.getvalue())
-        if ending == ".npz":
-            return write_whole(target, self._archive())
-        if page:
-            return self.to_html(target, **options)
-        from .plots._figures import make_figure, save_figure
-
-        return save_figure(make_figure(self, kind, **options), target, dpi=dpi)
-
-    def to_html(self, path: PathLike, *, title: Optional[str] = None, cmap: str = "jet", blocks: bool = True) -> Path:
-        """One self-contained page to look at and pass on; it needs no network.
-
-        Parameters
-        ----------
-        path : str or path
-            The file to write.
-        title : str, optional
-            The page's heading.
-        cmap : str
-            The colormap that it opens with.
-        blocks : bool
-            Puts in the maps of every block where they can be computed.
-        """
-        from .plots import _page as html
-
-        return write_whole(path, html.render(self, title=title, cmap=cmap, blocks=blocks).encode("utf-8"))
+        return resample_map(values, self.seen, self.picture_size, output_size(size, self.picture_size), resampling)
 
     def to_dataframe(self) -> Any:
         """One row for each question and patch, as a pandas DataFrame.
 
-        Columns: question, block, readout, patch, row, column, value, left, top, right, bottom (pixels of the picture).
+        Columns: question, block, method, index, row, column, value, left, top, right, bottom (pixels of the picture).
         """
         try:
             import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -513,8 +355,8 @@ class HeatmapResult:
             raise ImportError("to_dataframe() needs pandas, which is not installed: pip install pandas") from None
         patches = range(self.grid[0] * self.grid[1])
         rows = [
-            {"question": question, "block": self.block, "readout": self.readout}
-            | self.patch(q, index)._asdict()
+            {"question": question, "block": self.block, "method": self.method}
+            | asdict(self.patch(q, index))
             for q, question in enumerate(self.questions)
             for index in patches
         ]
@@ -524,43 +366,40 @@ class HeatmapResult:
         """What can be said of the result in JSON, without the maps: answers, statistics, top patches and boxes."""
         entries = []
         for q, (question, numbers) in enumerate(zip(self.questions, self.statistics())):
-            numbers.pop("top_patches")
             entry: dict[str, Any] = {"question": question, **numbers}
             if self.answers is not None:
                 entry["answers"] = [{"answer": answer, "probability": chance} for answer, chance in self.answers[q]]
-            entry["top_patches"] = [patch._asdict() for patch in self[q].top_patches(top)[0]]
+            entry["top_patches"] = [asdict(patch) for patch in self[q].top_patches(top)[0]]
             entry["boxes"] = [box._asdict() for box in self[q].boxes()[0]]
             entries.append(entry)
-        height, width = self.size
+        height, width = self.picture_size
         seen = [self.seen.left, self.seen.top, self.seen.right, self.seen.bottom]
         return {
             "picture": {"width": width, "height": height},
             "region": seen,
             "grid": list(self.grid),
             "block": self.block,
-            "readout": self.readout,
+            "method": self.method,
+            "notes": [{"kind": note.kind, "question": note.question, "text": note.text} for note in self.notes],
             "questions": entries,
         }
 
-    def show(self, kind: Optional[str] = None, **options: Any) -> None:
-        """Show the figure: in a notebook as a picture, elsewhere in a window of matplotlib's pyplot."""
-        from .plots._figures import show
-
-        show(self, kind, **options)
-
-    def _repr_png_(self) -> bytes:
-        from .plots._figures import make_figure, render
-
-        return render(make_figure(self), "png", dpi=100)
+    def _as_bytes(self, ending: str) -> bytes:
+        """The result as a file: the maps as .npy, all of it as .npz."""
+        if ending == ".npz":
+            return self._archive()
+        buffer = io.BytesIO()
+        np.save(buffer, self.maps)
+        return buffer.getvalue()
 
     def _archive(self) -> bytes:
         """The .npz file: plain arrays, and the texts as one JSON string."""
         arrays: dict[str, Any] = {
             "maps": self.maps,
             "region": np.array([self.seen.left, self.seen.top, self.seen.right, self.seen.bottom]),
-            "picture_size": np.array(self.size),
+            "picture_size": np.array(self.picture_size),
             "block": np.array(self.block),
-            "readout": np.array(self.readout),
+            "method": np.array(self.method),
             "questions": np.array(self.questions),
         }
         word_maps = self.maps_of_words()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._base.pictures import MAX_FILE_BYTES as MAX_FILE_BYTES
+from ._base.pictures import MAX_PIXELS as MAX_PIXELS
+from ._base.pictures import Picture as Picture
+from ._base.pictures import load_image as load_image
 from ._base.tensors import to_numpy
 
-Picture = npt.NDArray[np.uint8]
 CorePreprocessing = tuple[
     int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]
 ]
@@ -24,11 +24,6 @@ FloatArray = npt.NDArray[np.float32]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-MAX_PIXELS = 89_478_485
-"""The largest picture read from a file, in pixels: a third of 2^28, as in Pillow."""
-MAX_FILE_BYTES = 1 << 30
-"""The largest image file read."""
 
 
 RESIZES = ("none", "exact", "shortest_edge", "longest_edge")
@@ -200,61 +195,6 @@ class Region:
         return min(int(down * grid[0]), grid[0] - 1), min(int(across * grid[1]), grid[1] - 1)
 
 
-def load_image(image: Any, *, exif: bool = True, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read a picture.
-
-    Parameters
-    ----------
-    image : path, bytes, binary file, PIL image, or array
-        An image file's path, its bytes, or a file object open for reading them: JPEG, PNG, BMP, and all that Pillow
-        reads. A PIL image of any mode with a defined range. An array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of
-        uint8, uint16 (upper 8 bits are taken) or bool. Alpha is dropped.
-    exif : bool
-        Turn the pictures of files as their EXIF orientation says. PIL images and arrays are taken as they are.
-    max_pixels : int
-        A larger picture in a file is refused before its pixels are allocated.
-
-    Returns
-    -------
-    ndarray
-        uint8 [H, W, 3], a new array.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where no such file exists.
-    ValueError
-        For what is no picture or a broken one, with the file's name and the reason.
-    TypeError
-        For an object of another type, torch tensors among them: normalised ones are pixel values, not pictures.
-    """
-    if isinstance(image, (str, Path)) or (isinstance(image, os.PathLike) and not hasattr(image, "read")):
-        path = os.fspath(image)
-        return _decode(_read_file(path), str(path), exif, max_pixels)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _decode(bytes(image), "image", exif, max_pixels)
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if hasattr(image, "convert") and hasattr(image, "getbands"):
-        try:
-            return _from_pillow(image)
-        except ValueError as error:
-            raise ValueError(f"image: {error}") from error
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"image: the PIL image cannot be read: {error}") from error
-    if hasattr(image, "read"):
-        data = image.read(MAX_FILE_BYTES + 1)
-        if not isinstance(data, (bytes, bytearray)):
-            raise TypeError(f"image: a file that gives {type(data).__name__}, expected one open for reading bytes ('rb')")
-        return _decode(bytes(data), str(getattr(image, "name", "image")), exif, max_pixels)
-    hint = ""
-    if isinstance(image, (list, tuple)):
-        hint = "; give one picture, or a batch of normalised ones as floats [B, 3, S, S]"
-    elif hasattr(image, "detach") or hasattr(image, "__dlpack__"):
-        hint = "; give a picture as a uint8 NumPy array [H, W, 3], pixel values as floats [3, S, S]"
-    raise TypeError(f"image: expected a path, bytes, a file, a PIL image or a uint8 array, got {type(image).__name__}{hint}")
-
-
 def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArray, Region]:
     """Resize, crop and normalise a picture as its model was trained with.
 
@@ -409,93 +349,3 @@ def _three_numbers(values: Any, name: str) -> tuple[float, float, float]:
         if not math.isfinite(value) or abs(value) > 1e6 or (name == "std" and value < 1e-6):
             raise ValueError(f"preprocessing: {name} is {values!r}, expected three finite numbers, std above zero")
     return red, green, blue
-
-
-def _read_file(path: str | bytes) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError as error:
-        hint = " (download it first: only local files are read)" if re.match(r"\w+://", str(path)) else ""
-        raise FileNotFoundError(error.errno, f"image: no such file{hint}", str(path)) from None
-    return data
-
-
-def _decode(data: bytes, name: str, exif: bool, max_pixels: int) -> Picture:
-    """The picture of a file's bytes: by the core, or by Pillow where the core cannot."""
-    if not data:
-        raise ValueError(f"{name}: the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"{name}: larger than {MAX_FILE_BYTES} bytes")
-    try:
-        return _core.decode_image(data, exif, max_pixels)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    except RuntimeError as error:
-        return _decode_with_pillow(data, name, exif, max_pixels, str(error))
-
-
-def _decode_with_pillow(data: bytes, name: str, exif: bool, max_pixels: int, problem: str) -> Picture:
-    import io
-
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        image: Any = Image.open(io.BytesIO(data))
-    except MemoryError:
-        raise
-    except Exception as error:
-        kind = f" ({problem})" if data[:2] in (b"\xff\xd8", b"\x89P", b"BM") else ""
-        reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise ValueError(f"{name}: {reason}{kind}") from error
-    with image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{name}: {image.width} x {image.height} pixels, more than max_pixels = {max_pixels}")
-        try:
-            image.load()
-            turned = ImageOps.exif_transpose(image) if exif else image
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's readers raise whatever their parsing stumbles over
-            raise ValueError(f"{name}: the file is broken: {error}") from error
-        try:
-            return _from_pillow(turned)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-
-
-def _from_pillow(image: Any) -> Picture:
-    """uint8 [H, W, 3] of a PIL image."""
-    mode = image.mode
-    if mode.startswith("I;16"):
-        return _from_array(np.asarray(image).astype(np.uint16))
-    if mode == "I":
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ValueError(f"a PIL image of mode I has values from {values.min()} to {values.max()}, not 16 bits")
-        return _from_array(values.astype(np.uint16))
-    if mode == "F":
-        raise ValueError("a PIL image of mode F has no defined range; scale it to 0 to 255 and convert it to uint8")
-    if mode == "PA" or (mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-    elif mode in ("RGBa", "La"):  # premultiplied alpha
-        image = image.convert(mode[:-1] + "A")
-    return _from_array(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
-
-
-def _from_array(array: npt.NDArray[Any]) -> Picture:
-    """uint8 [H, W, 3], a copy."""
-    shape = list(array.shape)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        hint = "; transpose(1, 2, 0) makes it so" if array.ndim == 3 and shape[0] in (3, 4) else ""
-        raise ValueError(f"image: an array of shape {shape}, expected [H, W], [H, W, 3] or [H, W, 4]{hint}")
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = array >> 8
-    elif array.dtype == np.bool_:
-        array = array * np.uint8(255)
-    elif array.dtype != np.uint8:
-        hint = "; floats are taken as pixel values [3, S, S]" if array.dtype.kind == "f" else ""
-        raise ValueError(f"image: an array of {array.dtype}, expected uint8, uint16 or bool{hint}")
-    picture = np.empty((shape[0], shape[1], 3), np.uint8)
-    picture[...] = array[:, :, None] if array.ndim == 2 else array[:, :, : 3 if shape[2] == 4 else shape[2]]
-    return picture

@@ -25,7 +25,7 @@ PY
 )
 [ ${#cuda[@]} -gt 0 ] || echo "CUDA's headers are not here: csrc/cuda/gpu_* skipped"
 files=()
-for file in csrc/{base,ops,image,models,cuda,python}/*.c tests/core/*.c fuzz/*.c; do
+for file in csrc/{base,ops,image,models,cuda,python,testing}/*.c tests/core/*.c fuzz/*.c; do
     case $file in csrc/cuda/gpu_*) [ ${#cuda[@]} -gt 0 ] || continue ;; esac
     files+=("$file")
 done

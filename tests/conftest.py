@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from typing import Any
+
+import pytest
 
 # A suite that was started in the background may ignore Ctrl-C, and so would the processes that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: several workers share the cores
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: Any) -> None:
+    """Say behind each test's name at which level of CPU features it ran, where that was chosen for a worker."""
+    worker = getattr(report, "node", None)
+    level = ((worker and worker.gateway.spec.env) or {}).get("QAVIT_CPU")
+    if level:
+        file, line, name = report.location
+        report.nodeid, report.location = f"{report.nodeid} at {level}", (file, line, f"{name} at {level}")

@@ -60,12 +60,12 @@ from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
 from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
-from qavit.methods import attention as readouts
+from qavit.methods import attention as methods
 from qavit.metrics import _pointing as metrics_pointing
 from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _page as html
-from qavit.plots import _panels as plots_panels
+from qavit.plots import _protocol as plots_protocol
 
 # ---- what the calls are made on ----
 
@@ -461,7 +461,7 @@ def use_result() -> None:
     result.patch(0, 1)
     result.to_dict()
     np.asarray(result)
-    repr(result), result.size, result.grid, result.seen
+    repr(result), result.picture_size, result.grid, result.seen
 
 
 def use_region() -> None:
@@ -616,7 +616,7 @@ def drawing(kind: str) -> Callable[[], Any]:
     return lambda: plots_figures.make_figure(one(), kind, top=1, colorbar=False)
 
 
-FIGURES = [kind for kind in plots_panels.KINDS if kind not in ("panels", "blocks")]
+FIGURES = [kind for kind in plots_protocol.KINDS if kind not in ("panels", "blocks")]
 
 #: name -> (call, how many times fewer)
 FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
@@ -799,5 +799,5 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "torch_of": (lambda: tensors.torch_of(np.zeros(1)), 1),
     "question_list": (lambda: arguments.question_list(QUESTIONS), 1),
     "output_size": (lambda: heatmaps_grid.output_size(9, (3, 4)), 1),
-    "merge_heads": (lambda: readouts.merge_heads(unit(2, 3, 4), "max"), 1),
+    "merge_heads": (lambda: methods.merge_heads(unit(2, 3, 4), "max"), 1),
 }  # fmt: skip

@@ -32,7 +32,7 @@ from qavit.images import Preprocessing, Region
 from qavit.lavis import _grids as lavis_grids
 from qavit.lavis import _pictures as lavis_pictures
 from qavit.lavis import _replace as lavis_replace
-from qavit.methods import attention as readouts
+from qavit.methods import attention as methods
 from qavit.plots import _pixels as plots_pixels
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -138,15 +138,15 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "show_cam_on_image, mask": (lambda: unit(5, 6), lambda a: lavis_pictures.show_cam_on_image(unit(5, 6, 3), a)),
     "getAttMap, img": (lambda: unit(9, 8, 3), lambda a: lavis_pictures.getAttMap(a, unit(3, 4))),
     "getAttMap, attMap": (lambda: unit(3, 4), lambda a: lavis_pictures.getAttMap(unit(9, 8, 3), a)),
-    "to_distribution": (lambda: unit(2, 3, 4), lambda a: readouts.to_distribution(a, axes=2)),
-    "merge_heads": (lambda: unit(2, 3, 4), lambda a: [readouts.merge_heads(a, h) for h in ("mean", "max", 1, None)]),
-    "read_class": (attention, readouts.read_class),
-    "read_question": (attention, lambda a: readouts.read_question(a, mask=np.array([[1, 1, 0], [1, 1, 1]]))),
+    "to_distribution": (lambda: unit(2, 3, 4), lambda a: methods.to_distribution(a, axes=2)),
+    "merge_heads": (lambda: unit(2, 3, 4), lambda a: [methods.merge_heads(a, h) for h in ("mean", "max", 1, None)]),
+    "read_class": (attention, methods.read_class),
+    "read_question": (attention, lambda a: methods.read_question(a, mask=np.array([[1, 1, 0], [1, 1, 1]]))),
     "read_question, mask": (
-        lambda: np.array([[1, 1, 0], [1, 1, 1]]), lambda a: readouts.read_question(attention(), mask=a)),
-    "read_words": (attention, lambda a: readouts.read_words(a, [[-1, 0, 1], [0, 0, -1]])),
-    "apply_readout": (
-        attention, lambda a: readouts.apply_readout(lambda raw: raw[:, 0, 1:, 0], a, grid=(2, 2))),
+        lambda: np.array([[1, 1, 0], [1, 1, 1]]), lambda a: methods.read_question(attention(), mask=a)),
+    "read_words": (attention, lambda a: methods.read_words(a, [[-1, 0, 1], [0, 0, -1]])),
+    "apply_method": (
+        attention, lambda a: methods.apply_method(lambda raw: raw[:, 0, 1:, 0], a, grid=(2, 2))),
     "resample_mass": (lambda: unit(2, 3, 4), lambda a: lavis_grids.resample_mass(a, (5, 2))),
     "drawable": (lambda: unit(2, 12), lavis_grids.drawable),
     "fit_images": (lambda: floats(2, 3, SIDE, SIDE), lambda a: lavis_grids.fit_images(a, small())),
@@ -393,7 +393,7 @@ def test_what_is_no_array_is_refused_by_name(name: str, thing: Any) -> None:
 
 @pytest.mark.parametrize("name", [
     "normalize_maps", "map_statistics", "resample_map", "colorize", "getAttMap", "show_cam_on_image", "read_class",
-    "a readout of one's own",
+    "a method of one's own",
 ])  # fmt: skip
 def test_tensors_leave_their_gradient_behind(name: str) -> None:
     torch = pytest.importorskip("torch")
@@ -406,8 +406,8 @@ def test_tensors_leave_their_gradient_behind(name: str) -> None:
         "colorize": lambda kind: plots_pixels.colorize(kind(maps)),
         "getAttMap": lambda kind: lavis_pictures.getAttMap(kind(picture), kind(maps)),
         "show_cam_on_image": lambda kind: lavis_pictures.show_cam_on_image(kind(picture), kind(maps)),
-        "read_class": lambda kind: readouts.read_class(kind(attention)),
-        "a readout of one's own": lambda kind: readouts.apply_readout(lambda raw: kind(raw[:, 0, 0, 3:]), attention, 2),
+        "read_class": lambda kind: methods.read_class(kind(attention)),
+        "a method of one's own": lambda kind: methods.apply_method(lambda raw: kind(raw[:, 0, 0, 3:]), attention, 2),
     }
     call = calls[name]
     np.testing.assert_array_equal(call(lambda array: torch.tensor(array, requires_grad=True)), call(np.asarray))
@@ -436,7 +436,7 @@ def test_what_is_not_meant_is_named() -> None:
         (lambda: qavit.forward_itm("demo", {}), TypeError, "model: expected a QAViT or a BlipITM, got str"),
         (lambda: qavit.extract_attention(blip(), picture(), "what"), TypeError, "model: expected a QAViT, got BlipITM"),
         (lambda: lavis_replace.replace_forward_itm(blip(), blip(), grid=5), ValueError, "grid: expected"),
-        (lambda: readouts.read_words(unit(1, 3, 5, 7), [[0, 0.5]]), TypeError, "word_of: .* got float"),
+        (lambda: methods.read_words(unit(1, 3, 5, 7), [[0, 0.5]]), TypeError, "word_of: .* got float"),
     ):
         with pytest.raises(kind, match=message):
             call()

@@ -73,7 +73,7 @@ def images(golden: dict[str, Array], cases: dict[str, Any]) -> Array:
 
 def test_sizes_come_from_the_weights(model: BlipITM) -> None:
     assert (model.image_size, model.patch_size, model.grid) == (384, 16, (24, 24))
-    assert (model.num_blocks, model.heads, model.max_tokens) == (9, 12, 35)
+    assert (model.num_blocks, model.num_heads, model.max_tokens) == (9, 12, 35)
     assert model.usable_blocks == tuple(range(8))
     assert model.default_block == 7
 
@@ -205,7 +205,7 @@ def test_heatmaps(model: BlipITM, images: Array, cases: dict[str, Any]) -> None:
     questions = ["Where is the red car?", "what is the man holding"]
     result = model.heatmaps(picture, questions)
     assert result.maps.shape == (2, 24, 24)
-    assert (result.block, result.readout, result.questions) == (7, "gradcam", questions)
+    assert (result.block, result.method, result.questions) == (7, "gradcam", questions)
     assert (result.maps >= 0).all()
     assert result.region is not None
     edges = (result.region.left, result.region.top, result.region.right, result.region.bottom)
@@ -542,7 +542,7 @@ def test_bfloat16_products_keep_the_map(model: BlipITM, images: Array, cases: di
         assert np.corrcoef(found, expected)[0, 1] > 0.98
 
 
-@pytest.mark.full_size
+@pytest.mark.nightly
 def test_full_size_against_autograd() -> None:
     """ViT-L/16 at 384 and BERT-base: the model of PnP-VQA."""
     model = huggingface_model(
@@ -730,10 +730,9 @@ def test_threads(small: Any) -> None:
         _core.set_num_threads(width)
 
 
+@pytest.mark.skipif(not _core.build_info()["debug"], reason="the failing allocator is in QAVIT_DEBUG builds")
 def test_allocation_failures_are_errors(small: Any) -> None:
     core, weights, config = small
-    if not _core.fail_allocation(0):
-        pytest.skip("only a QAVIT_DEBUG build can make allocations fail")
     pixels = np.zeros((3, 32, 32), np.float32)
     ids, mask = questions(50, [4], seed=1)
     failed = 0

@@ -197,7 +197,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_main.main(["heatmap", "-q", "where?"]) == cli_options.USAGE
     assert cli_main.main(["heatmap", str(SCENE), "-q", "where?", "--no-figures"]) == cli_options.USAGE
     with pytest.raises(SystemExit) as left:
-        cli_main.main(["heatmap", "--readout", "magic", str(SCENE)])
+        cli_main.main(["heatmap", "--method", "magic", str(SCENE)])
     assert left.value.code == 2
     assert cli_main.main(["info", "no/such/folder"]) == cli_options.SOME_FAILED
     assert "no/such/folder" in capsys.readouterr().err
@@ -306,7 +306,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
         ("--comp", "--completion"),
         ("--completion f", "fish"),
         ("heatmap --im", "--image-size --image-weight"),
-        ("heatmap a.jpg --readout ", "class question"),
+        ("heatmap a.jpg --method ", "class question gradcam"),
         ("heatmap --block 1", "1 10 11 12 13 14 15 16 17 18 19"),
         ("heatmap --cmap vir", "viridis"),
         ("heatmap --kind pa", "panels patches"),
@@ -342,10 +342,10 @@ def test_completion_in_other_shells(shell: str, tmp_path: Path, capsys: pytest.C
         pytest.skip(f"{shell} is not installed; its script was made, not run")
     (tmp_path / "script").write_text(script)
     if shell == "fish":
-        ask = f'source {tmp_path}/script; complete -C "qavit heatmap --readout "; complete -C "qavit he"'
+        ask = f'source {tmp_path}/script; complete -C "qavit heatmap --method "; complete -C "qavit he"'
         environment = {**os.environ, "HOME": str(tmp_path)}
         done = subprocess.run(["fish", "-c", ask], capture_output=True, text=True, check=True, env=environment)
-        assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["class", "question", "heatmap"]
+        assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["class", "question", "gradcam", "heatmap"]
     else:
         ask = f"autoload -U compinit && compinit -D -u; source {tmp_path}/script; print ${{_comps[qavit]}}"
         done = subprocess.run(["zsh", "-f", "-c", ask], capture_output=True, text=True, check=True)

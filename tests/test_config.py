@@ -97,9 +97,9 @@ def test_the_example_at_the_top_is_the_one_in_the_package():
     [
         ("absent.yaml", None, FileNotFoundError, "does not exist"),
         ("list.json", b"[1, 2]", ValueError, "mapping.*list"),
-        ("broken.json", b"{", ValueError, "not JSON"),
+        ("broken.json", b"{", ValueError, "broken.json: not the JSON"),
         ("broken.yaml", b"a: [1", ValueError, "not YAML"),
-        ("binary.yaml", b"\xff\xfe\x00", ValueError, "not UTF-8"),
+        ("binary.yaml", b"\xff\xfe\x00", ValueError, "not YAML"),
         ("empty.yaml", b"", ValueError, "NoneType"),
         ("numbers.yaml", b"1: 2\n", ValueError, "expected names"),
     ],

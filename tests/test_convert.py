@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from qavit import convert as convert_module
+from qavit.checkpoints import _convert as convert_module
 from qavit.checkpoints import convert, describe, open_model
 from qavit.checkpoints._describe import description_text
 from qavit.checkpoints._weights import bfloat16_bits, cast, float_array, from_array
@@ -123,7 +123,7 @@ def test_a_failed_write_leaves_what_was_there(late, tmp_path, monkeypatch):
 SLOW_CONVERT = """
 import sys, time
 from pathlib import Path
-from qavit import convert as module
+from qavit.checkpoints import _convert as module
 from qavit.checkpoints import open_model
 golden, target, stop = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 source = open_model(checkpoint=golden / "checkpoint.pth", vision=golden / "clip", text=golden / "t5")

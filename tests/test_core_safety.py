@@ -8,6 +8,7 @@ import copy
 import gc
 import io
 import json
+import os
 import pickle
 import weakref
 from pathlib import Path
@@ -169,6 +170,75 @@ def test_a_model_in_the_making_is_seen_by_nobody() -> None:
     assert run_python(COLLECTOR_SCRIPT) == "ok"
 
 
+OUTPUTS_SCRIPT = """
+import gc, threading, numpy as np
+from qavit import _core
+import test_core_safety as t
+vit = t.large_vit()
+done = threading.Event()
+def clear():
+    while not done.is_set():
+        for thing in gc.get_objects():
+            if type(thing) is dict and "attentions" in thing and "hidden" in thing:
+                thing["attentions"].clear()
+                thing["hidden"].clear()
+pictures = np.zeros((8, 3, 96, 96), np.float32)
+thread = threading.Thread(target=clear)
+thread.start()
+whole = 0
+for _ in range(5):
+    out = vit.forward(pictures, attention=[(5, "raw")], hidden=[6])
+    whole += len(out["attentions"]) == len(out["hidden"]) == 1
+    out = None
+done.set()
+thread.join()
+assert whole, "no result had what it was asked for"
+print("ok")
+"""
+
+
+def large_vit() -> Any:
+    """A transformer of which a call takes a tenth of a second."""
+    D, F, T = 192, 768, 145
+    shapes = {"embeddings.class_embedding": (D,), "embeddings.patch_embedding.weight": (D, 3, 8, 8)}
+    shapes["embeddings.position_embedding.weight"] = (T, D)
+    layers = {f"self_attn.{part}_proj": (D, D) for part in ("q", "k", "v", "out")}
+    layers |= {"mlp.fc1": (F, D), "mlp.fc2": (D, F), "layer_norm1": (D,), "layer_norm2": (D,)}
+    layers = {f"encoder.layers.{i}.{name}": shape for i in range(6) for name, shape in layers.items()}
+    for name, shape in {**layers, "pre_layrnorm": (D,), "post_layernorm": (D,)}.items():
+        shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
+    config = {"hidden_size": D, "intermediate_size": F, "num_hidden_layers": 6, "num_attention_heads": 3, "image_size": 96}
+    weights = {name: (np.full(shape, 0.01, np.float32), "float32", shape, 0) for name, shape in shapes.items()}
+    return _core.Vit({**config, "patch_size": 8}, weights, "float32", "")
+
+
+def test_what_a_running_call_writes_to_is_nobody_else_s() -> None:
+    """Debuggers and leak finders walk the collector's objects, and can empty what they find."""
+    assert run_python(OUTPUTS_SCRIPT) == "ok"
+
+
+def test_the_names_of_weights_are_in_no_list() -> None:
+    """Whoever finds a list can empty it."""
+    model = _core.T5Encoder(CONFIG, t5_weights())
+    found = [thing for thing in gc.get_objects() if type(thing) is list and "text_model.shared.weight" in thing[:50]]
+    assert model.width == 32
+    assert not found
+
+
+def test_numbers_that_empty_the_sequence_they_stand_in(tmp_path: Path) -> None:
+    class Block:
+        def __index__(self) -> int:
+            asked.clear()
+            self.others = [(i, i) for i in range(1000)]  # in the memory of what has gone
+            return 1
+
+    vit = make_vit(tmp_path / "model")
+    images = np.random.default_rng(3).standard_normal((1, 3, 28, 28), np.float32)
+    expected = vit.forward(images, attention=[(1, "raw")])["attentions"][1]
+    asked = [(Block(), "".join(["r", "aw"]))]
+    assert np.array_equal(vit.forward(images, attention=asked)["attentions"][1], expected)
+
+
 class Owner(bytearray):
     """A buffer that can refer to what was made of it."""
 
@@ -288,6 +358,48 @@ print("ok")
 def test_a_signal_handler_s_call_on_a_device_that_is_in_a_call_is_refused() -> None:
     """It would wait for its own thread."""
     assert run_python(HANDLER_SCRIPT) == "ok"
+
+
+FORK_SCRIPT = """
+import os, select, signal, threading
+import test_core_runtime as t
+_core = t._core
+device = _core.Device("cuda-host")
+weights = t.t5_weights(D=64, d=16, F=128)
+encoder = _core.T5Encoder(t.CONFIG, weights, device=device)
+ids, done = t.batch(100, 100), threading.Event()
+def work():
+    while not done.is_set():
+        encoder.encode(ids)
+thread = threading.Thread(target=work)
+thread.start()
+answers = []
+for act in (lambda: _core.T5Encoder(t.CONFIG, weights, device=device), lambda: encoder.encode(ids)) * 3:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+            os.write(write, b"it ran")
+        except BaseException as error:
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    answered = select.select([read], [], [], 10)[0]
+    answers.append(os.read(read, 1000).decode() if answered else "nothing")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+done.set()
+thread.join()
+told = [answer for answer in answers if answer.startswith("RuntimeError") and "before this process was forked" in answer]
+assert len(told) == 6, answers
+print("ok")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_process_forked_in_the_middle_of_a_device_s_call_is_told() -> None:
+    """The turn that the call has is nobody's in the child, who would wait for it for ever."""
+    assert run_python(FORK_SCRIPT, PYTHONWARNINGS="ignore") == "ok"
 
 
 def test_copies_and_pickles_are_refused() -> None:

@@ -18,6 +18,7 @@ BELOW = {
     "models": {"models", "ops", "base"},
     "cuda": {"cuda", "ops", "image", "base"},
     "python": {"python", "models", "image", "cuda", "ops", "base"},
+    "testing": {"testing", "python", "ops", "base"},
 }
 # State that has to be one for the whole process, and why.
 PROCESS_STATE = {
@@ -99,7 +100,7 @@ def problems(name: str, source: str) -> list[str]:
         include = re.match(r'\s*#\s*include\s*[<"]([^>"]+)', line)
         if include:
             header = include.group(1)
-            if folder != "python" and (header == "Python.h" or header.startswith("numpy/")):
+            if folder not in ("python", "testing") and (header == "Python.h" or header.startswith("numpy/")):
                 found.append(f"{name}:{number}: {header} outside csrc/python")
             if header.split("/")[0] in BELOW and header.split("/")[0] not in BELOW[folder]:
                 found.append(f"{name}:{number}: {folder} includes {header}")
@@ -111,7 +112,7 @@ def problems(name: str, source: str) -> list[str]:
             variable = ("struct", anonymous_struct_name(code, line) or "?")
         if variable is None or variable[1] in PROCESS_STATE.get(name, ()):
             continue
-        if folder != "python" or variable[0] not in PYTHON_TABLES:
+        if folder not in ("python", "testing") or variable[0] not in PYTHON_TABLES:
             found.append(f"{name}:{line}: {variable[1]} is state of the whole process")
     start = None
     for number, line in enumerate(code.split("\n"), 1):

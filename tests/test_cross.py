@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 TOOLS = ("aarch64-linux-gnu-gcc", "gcc", "qemu-aarch64-static", "qemu-x86_64-static")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is not installed")
 def test_ops_and_models_on_other_cpus() -> None:
     environment = {**os.environ, "PYTHON": sys.executable}

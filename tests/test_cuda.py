@@ -360,7 +360,7 @@ def test_names_that_are_no_device(device: str) -> None:
             ask()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_benchmark_runs_on_the_host(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.cuda_bench", "--small", "--json", "--batches", "2", "--rounds", "1"]
     # The core that is tested here, wherever it was built.

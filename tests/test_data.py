@@ -276,16 +276,16 @@ def open_item(folder: Path, name: str) -> Any:
     return ImageSource(name, str(folder / name))
 
 
-def test_many_questions_of_a_large_readout_go_in_pieces(
+def test_many_questions_of_a_large_method_go_in_pieces(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (name,) = write_pictures(tmp_path, 1)
     group = Group(open_item(tmp_path, name), [Row(str(i), f"where is {i}?", None) for i in range(7)])
-    whole = HeatmapActor(model_folder, readout="question")
+    whole = HeatmapActor(model_folder, method="question")
     assert whole.at_once is not None
     assert whole.at_once > 7
     monkeypatch.setattr("qavit.data._actor.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
-    pieces = HeatmapActor(model_folder, readout="question")
+    pieces = HeatmapActor(model_folder, method="question")
     assert pieces.at_once == 3
     for one, other in zip(*(next(iter(actor.compute([group]))) for actor in (whole, pieces))):
         np.testing.assert_allclose(one.map, other.map, atol=1e-6)
@@ -332,8 +332,8 @@ def test_an_actor_can_be_sent_to_another_process(actor: HeatmapActor, tmp_path: 
 def test_arguments_of_an_actor_are_checked(model_folder: Path) -> None:
     for options, message in (
         ({"dtype": "int8"}, "dtype"), ({"method": "magic"}, "method"), ({"block": 99}, "block 99"), ({"heads": 5}, "head"),
-        ({"method": "itm", "readout": "question"}, "readout and heads"), ({"decoders": 0}, "decoders"),
-        ({"block": 0, "readout": "question"}, "does not attend"),
+        ({"method": "gradcam"}, "expected 'class' or 'question'"), ({"decoders": 0}, "decoders"),
+        ({"block": 0, "method": "question"}, "does not attend"),
     ):  # fmt: skip
         with pytest.raises((ValueError, IndexError), match=message):
             HeatmapActor(model_folder, **options)
@@ -363,7 +363,7 @@ def test_rows_come_back(tmp_path: Path, dtype: str) -> None:
     (tmp_path / "parts").mkdir()
     write_part(tmp_path / "parts" / "00000-000000.parquet", rows_of(values, score=0.25), (2, 3), dtype)
     write_part(tmp_path / "parts" / "00000-000001.parquet", rows_of([None, None])[:1], (2, 3), dtype)
-    about = {"grid": [2, 3], "block": 2, "method": "attention", "questions": [["q", ""]]}
+    about = {"grid": [2, 3], "block": 2, "method": "class", "questions": [["q", ""]]}
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "qavit-maps", "version": 1, **about}))
     reader = qavit.data.read_maps(tmp_path)
     found = list(reader)
@@ -445,7 +445,7 @@ def test_blip_gives_lavis_maps_and_scores(tmp_path: Path) -> None:
     summary = qavit.data.run(questions, tmp_path / "out", block=block, dtype="float16", **parts)
     assert (summary.rows, summary.errors) == (4, 1)
     reader = qavit.data.read_maps(tmp_path / "out")
-    assert reader.method == "itm"
+    assert reader.method == "gradcam"
     model = qavit.load(**parts)
     pixels = np.stack([qavit.images.preprocess(qavit.images.load_image(tmp_path / name), model.preprocessing)[0]] * 4)
     expected = model.forward_itm({"image": pixels, "text_input": [row["question"] for row in rows]}, block_num=block)
@@ -458,8 +458,8 @@ def test_blip_gives_lavis_maps_and_scores(tmp_path: Path) -> None:
         assert row.map is not None
         np.testing.assert_allclose(row.map.reshape(-1), values, rtol=2**-10, atol=2**-20 * values.max())
         assert row.score == pytest.approx(float(score), abs=1e-5)
-    with pytest.raises(ValueError, match="itm"):
-        HeatmapActor(method="attention", **parts)
+    with pytest.raises(ValueError, match="gradcam"):
+        HeatmapActor(method="class", **parts)
 
 
 def test_plain_clip_takes_pictures_alone(tmp_path: Path) -> None:
@@ -471,5 +471,5 @@ def test_plain_clip_takes_pictures_alone(tmp_path: Path) -> None:
     assert np.array_equal(rows["map"][0], expected.reshape(-1))
     asked = actor({"image": [str(tmp_path / name)], "question": ["where?"]})
     assert "takes none" in asked["error"][0]
-    with pytest.raises(ValueError, match="no 'itm'"):
-        HeatmapActor(vision=vision, method="itm")
+    with pytest.raises(ValueError, match="got 'question', expected 'class'"):
+        HeatmapActor(vision=vision, method="question")

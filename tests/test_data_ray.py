@@ -18,7 +18,7 @@ import qavit.data
 ray: Any = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 STORE = 100 * 2**20  # bytes of shared memory a node; the least that Ray takes is 75 MiB
 
 

@@ -144,7 +144,7 @@ def test_files_are_shared_where_there_are_enough(data: DataSet, tmp_path: Path, 
 
 
 def test_half_precision_and_pnp_vqas_method(data: DataSet, tmp_path: Path) -> None:
-    go(data, tmp_path, dtype="float16", method="itm")
+    go(data, tmp_path, dtype="float16", method="class")
     ids, maps = qavit.data.read_maps(tmp_path).to_numpy()
     expected_ids, expected = qavit.data.read_maps(data.whole).to_numpy()
     assert ids == expected_ids
@@ -199,7 +199,7 @@ def test_resume_does_what_is_missing(data: DataSet, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": 1, "readout": "question"}, "block 2, this run has 1"),
+        ({"block": 1, "method": "question"}, 'method "class", this run has "question"'),
         ({"dtype": "float16"}, "dtype"),
         ({"part_rows": 4}, "part_rows 3"),
         ({"window": 31}, "window"),
@@ -239,7 +239,7 @@ def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, mon
 # ---- what happens to runs ----
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kill_9_at_any_moment(data: DataSet, tmp_path: Path) -> None:
     script = Path(__file__).with_name("data_kills.py")
     arguments = [*map(str, (data.questions, data.model, data.whole, tmp_path)), str(KILLS)]

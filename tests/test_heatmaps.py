@@ -1,4 +1,4 @@
-"""Readouts and the result object."""
+"""Methods and the result object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from qavit import HeatmapResult
 from qavit.heatmaps import map_statistics, normalize_maps, resample_map
 from qavit.images import Region
-from qavit.methods import apply_readout, merge_heads, read_class, read_question, read_words, to_distribution
+from qavit.methods import apply_method, merge_heads, read_class, read_question, read_words, to_distribution
 
 
 def attention(batch: int = 2, heads: int = 3, patches: int = 6, tokens: int = 4, seed: int = 0) -> Any:
@@ -43,7 +43,7 @@ def result(**changes: Any) -> HeatmapResult:
     return HeatmapResult(**{**parts, **changes})
 
 
-# ---- readouts ----
+# ---- methods ----
 
 
 def test_read_class_is_the_class_row_over_patches() -> None:
@@ -74,11 +74,11 @@ def test_read_question_sums_the_tokens_that_count() -> None:
     assert np.allclose(words[0][0], first / first.sum(), atol=1e-7)
 
 
-def test_a_callable_readout_is_checked() -> None:
+def test_a_callable_method_is_checked() -> None:
     raw = attention()
-    taken = apply_readout(lambda a: a[:, 0, 0, 5:], raw, 4, grid=(2, 3))
+    taken = apply_method(lambda a: a[:, 0, 0, 5:], raw, 4, grid=(2, 3))
     assert np.array_equal(taken, raw[:, 0, 0, 5:])
-    assert np.array_equal(apply_readout(lambda a: a[:, 0, 0, 5:].reshape(2, 2, 3), raw, 4, grid=(2, 3)), taken)
+    assert np.array_equal(apply_method(lambda a: a[:, 0, 0, 5:].reshape(2, 2, 3), raw, 4, grid=(2, 3)), taken)
     for bad, message in [
         (lambda a: a[:, 0], "shape"),
         (lambda a: np.full((2, 6), np.nan), "NaN"),
@@ -86,7 +86,7 @@ def test_a_callable_readout_is_checked() -> None:
         (lambda a: np.full((2, 6), "x"), "real numbers"),
     ]:
         with pytest.raises(ValueError, match=message):
-            apply_readout(bad, raw, 4, grid=(2, 3))
+            apply_method(bad, raw, 4, grid=(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ def test_a_callable_readout_is_checked() -> None:
         (lambda a: read_question(a[:, :, :1], 4), ValueError, "all T rows"),
         (lambda a: read_question(a, 4, mask=np.ones((2, 3))), ValueError, "mask"),
         (lambda a: read_words(a, [[0] * 5, [0]], 4), ValueError, "word_of"),
-        (lambda a: apply_readout("rollup", a, 4), ValueError, "rollup"),
-        (lambda a: apply_readout(7, a, 4), TypeError, "int"),
-        (lambda a: apply_readout(len, a[0], 4), ValueError, r"needs \[B, h, T, M \+ T\], got shape \(3, 7, 11\)"),
+        (lambda a: apply_method("rollup", a, 4), ValueError, "rollup"),
+        (lambda a: apply_method(7, a, 4), TypeError, "int"),
+        (lambda a: apply_method(len, a[0], 4), ValueError, r"needs \[B, h, T, M \+ T\], got shape \(3, 7, 11\)"),
         (lambda a: read_words(a, [[0], [0]], 4, heads=None), ValueError, "None is not possible for maps of words"),
         (lambda a: read_words(a, [[0]], 4), ValueError, "1 questions, expected one for each pair"),
         (lambda a: merge_heads(np.ones(3), "mean"), ValueError, r"expected \[\.\.\., heads, N\]"),
     ],
 )
-def test_wrong_arguments_of_readouts(call: Any, kind: type[Exception], message: str) -> None:
+def test_wrong_arguments_of_methods(call: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call(attention())
 
@@ -174,7 +174,7 @@ def test_patches_and_boxes_are_in_the_pictures_pixels() -> None:
     maps[0, 0, 0] = 0.3
     found = result(maps=maps, questions=["q"], words=None, word_maps=None, answers=None)
     best = found.top_patches(2)[0]
-    assert (best[0].patch, best[0].row, best[0].column) == (6, 1, 2)
+    assert (best[0].index, best[0].row, best[0].column) == (6, 1, 2)
     assert (best[0].left, best[0].top, best[0].right, best[0].bottom) == (40, 20, 55, 40)
     boxes = found.boxes(0.5)[0]
     assert [tuple(box[:4]) for box in boxes] == [(40, 20, 70, 60), (10, 0, 25, 20)]
@@ -184,19 +184,19 @@ def test_patches_and_boxes_are_in_the_pictures_pixels() -> None:
     assert len(found.top_patches(100)[0]) == 12
 
 
-@pytest.mark.parametrize("method", ["bicubic", "bilinear", "nearest"])
-def test_upsample_covers_the_region_alone(method: str) -> None:
+@pytest.mark.parametrize("resampling", ["bicubic", "bilinear", "nearest"])
+def test_upsample_covers_the_region_alone(resampling: str) -> None:
     one = result()
-    spread = one.upsample(method=method)
+    spread = one.upsample(resampling=resampling)
     assert spread.shape == (3, 60, 90)
     assert (spread[:, :, 10:70] > 0).all()
     assert not spread[:, :, :10].any()
     assert not spread[:, :, 70:].any()
     assert spread.max() <= one.maps.max()
-    half = one.upsample(45, method=method)
+    half = one.upsample(45, resampling=resampling)
     assert half.shape == (3, 30, 45)
     # At one pixel for each third of a patch (5 x 20/3 pixels), every third pixel sits on a patch's centre.
-    thirds = one.upsample((9, 18), method=method)
+    thirds = one.upsample((9, 18), resampling=resampling)
     assert np.allclose(thirds[:, 1::3, 3:14:3], one.maps, atol=1e-7)
 
 
@@ -251,8 +251,8 @@ def test_questions_of_a_result_that_cannot_be_answered() -> None:
     for share in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"threshold: got {share}"):
             one.boxes(threshold=share)
-    with pytest.raises(ValueError, match="method: 'cubic' is unknown"):
-        one.upsample(method="cubic")
+    with pytest.raises(ValueError, match="resampling: 'cubic' is unknown"):
+        one.upsample(resampling="cubic")
     for size in ((3,), (0, 5), 0):
         with pytest.raises(ValueError, match="size: got"):
             one.upsample(size)

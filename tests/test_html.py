@@ -15,6 +15,7 @@ from browser import PROGRAM, Browser
 from matplotlib import colormaps
 
 from qavit import HeatmapResult
+from qavit._base.warnings import Note
 from qavit.images import Region
 from qavit.plots import _page as html
 
@@ -115,7 +116,7 @@ def hot(pixels: Any) -> tuple[float, float]:
 
 
 def test_in_a_browser_clicks_move_the_map(browser: Browser, tmp_path: Path) -> None:
-    browser.open(result().to_html(tmp_path / "page.html"))
+    browser.open(result().to_html(tmp_path / "page.html", cmap="jet"))
     first, screen = browser.canvas(), browser.screenshot()
     # The hot patch is (1, 1) of 6 x 6 over the middle half of the width.
     assert hot(first) == pytest.approx((0.25 + 0.5 * 1.5 / 6, 1.5 / 6), abs=0.02)
@@ -168,6 +169,33 @@ def test_in_a_browser_small_shares_are_read_as_numbers(browser: Browser, tmp_pat
     browser.open(one.to_html(tmp_path / "page.html"))
     assert browser.run("document.querySelector('#low').textContent") == "0%"
     assert browser.run("document.querySelectorAll('.answer').length") == 1
+
+
+def test_in_a_browser_notes_and_units_are_said(browser: Browser, tmp_path: Path) -> None:
+    notes = (Note("question_cut", "The end was left out: <b>", 1), Note("bundled_model", "Drawn shapes alone.", None))
+    browser.open(result(notes=notes).to_html(tmp_path / "page.html"))
+    said = "[...document.querySelectorAll('#notes p')].map(p => p.textContent)"
+    assert browser.run(said) == ["Drawn shapes alone.", "Grey: not seen by the model."]
+    browser.press("2")
+    assert browser.run(said) == ["The end was left out: <b>", "Drawn shapes alone.", "Grey: not seen by the model."]
+    assert browser.run("document.querySelector('#unit').textContent") == "Colours: how much of all attention one patch gets"
+    heading = browser.run("document.querySelector('#answerbox h2').textContent")
+    assert heading == "Answers, and how likely the model finds each"
+    browser.open(result(answers=None, region=None).to_html(tmp_path / "bare.html", vmin=0.1, vmax=0.5, shared=False))
+    assert browser.run("document.querySelector('#answerbox').hidden")
+    assert browser.run(said) == []
+    assert not browser.run("document.querySelector('#shared').checked")
+    ends = [browser.run(f"document.querySelector('#{end}').textContent") for end in ("low", "high")]
+    assert ends == ["10%", "50%"]
+
+
+def test_in_a_browser_a_flat_map_is_pale(browser: Browser, tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).uniform(0.99, 1.01, (1, 6, 6))
+    one = HeatmapResult(maps / maps.sum(), ["q"], np.full((60, 60, 3), 128, np.uint8))
+    browser.open(one.to_html(tmp_path / "page.html"))
+    assert browser.run("document.querySelector('#low').textContent") == "0%"
+    assert browser.run("document.querySelector('#high').textContent") == "8.33%"
+    assert np.ptp(browser.canvas(), axis=(0, 1)).max() < 10
 
 
 def hot_is_gone(pixels: Any) -> bool:

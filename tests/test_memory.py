@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     shutil.rmtree(folder)
 
 
-@pytest.mark.full_size
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of a process's memory")
 def test_loading_at_real_size(folder):
     given = make_pair(folder, VISION, TEXT)

@@ -110,28 +110,28 @@ def test_extract_attention(late: Any, golden: Any, questions: list[str]) -> None
 
 
 @pytest.mark.every_level
-def test_question_readout(late: Any, golden: Any, questions: list[str]) -> None:
-    maps = late.extract_attention(golden["image"][:1], questions[0], blocks=(3, 5), readout="question")
+def test_question_method(late: Any, golden: Any, questions: list[str]) -> None:
+    maps = late.extract_attention(golden["image"][:1], questions[0], blocks=(3, 5), method="question")
     tokens = golden["q0_instruct"].shape[1]
     for column, block in enumerate((3, 5)):
         expected = golden[f"q0_attn{block}"][0, :, 1:, :tokens].sum(axis=-1).mean(axis=0)
         assert np.abs(maps[0, column] - expected / expected.sum()).max() < 1e-6
     with pytest.raises(ValueError, match=r"block 2 does not attend to the question; blocks \[3, 4, 5\] do"):
-        late.extract_attention(golden["image"][:1], questions[0], blocks=(2,), readout="question")
+        late.extract_attention(golden["image"][:1], questions[0], blocks=(2,), method="question")
 
 
-def test_a_readout_may_be_any_callable(late: Any, picture: np.ndarray) -> None:
+def test_a_method_may_be_any_callable(late: Any, picture: np.ndarray) -> None:
     shapes = []
 
     def strongest_head(attention: np.ndarray) -> np.ndarray:
         shapes.append(attention.shape)
         return attention[:, :, 0, -25:].max(axis=1)
 
-    result = late.heatmaps(picture, ["where is the red car?", "is there a person"], block=5, readout=strongest_head)
+    result = late.heatmaps(picture, ["where is the red car?", "is there a person"], block=5, method=strongest_head)
     assert shapes == [(2, 4, 26, 13 + 26)]
-    assert result.readout == "strongest_head"
-    with pytest.raises(ValueError, match="readout"):
-        late.heatmaps(picture, "where is the red car?", block=5, readout=lambda attention: attention[:, 0, 0])
+    assert result.method == "strongest_head"
+    with pytest.raises(ValueError, match="method"):
+        late.heatmaps(picture, "where is the red car?", block=5, method=lambda attention: attention[:, 0, 0])
 
 
 def test_heatmaps(late: Any, picture: np.ndarray) -> None:
@@ -161,7 +161,7 @@ def test_what_a_map_can_know(late: Any, picture: np.ndarray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         late.heatmaps(picture, asked, block=4)
-        late.heatmaps(picture, asked, block=3, readout="question")
+        late.heatmaps(picture, asked, block=3, method="question")
 
 
 def test_words_that_the_model_does_not_know(picture: np.ndarray, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_blocks_that_were_not_computed(late: Any, golden: Any, questions: list[s
         (lambda m, p: m.heatmaps(p), ValueError, "give at least one"),
         (lambda m, p: m.heatmaps(p, "hi", block=6), ValueError, "block 6 does not exist; this model has blocks 0 to 5"),
         (lambda m, p: m.heatmaps(p, "hi", block=2.5), TypeError, "block: expected a whole number, got float"),
-        (lambda m, p: m.heatmaps(p, "hi", readout="grad"), ValueError, "readout"),
+        (lambda m, p: m.heatmaps(p, "hi", method="grad"), ValueError, "method"),
         (lambda m, p: m.heatmaps(p, "hi", heads="median"), ValueError, "heads"),
         (lambda m, p: m.heatmaps(p, "hi", heads=4), ValueError, "head 4"),
         (lambda m, p: m.heatmaps("no/such.png", "hi"), FileNotFoundError, "no/such.png"),
@@ -394,7 +394,7 @@ def test_answers_are_the_softmax_of_their_head(answering: tuple[Path, dict[str, 
     found = model.answer(picture, "where is the star?")
     # Equal ones stay in the order of the list.
     others = [i for i in range(len(bias)) if i not in (3, 7)]
-    assert [name for name, _ in found] == [model.answers[i] for i in (7, 3, *others)]
+    assert [name for name, _ in found] == [model.answer_names[i] for i in (7, 3, *others)]
     expected = np.exp(np.array([4, 2, *[0] * len(others)], np.float64))
     # Observed: 1.4e-7.
     np.testing.assert_allclose([value for _, value in found], expected / expected.sum(), rtol=1e-6)

@@ -81,7 +81,7 @@ def every_map(model: QAViT) -> list[np.ndarray]:
     assert out.attentions is not None
     return [
         result.maps, *words, result.all_block_maps(), model.forward_itm({"image": pixels, "text_input": QUESTIONS}, 3),
-        model.extract_attention(pixels, QUESTIONS, blocks=(2, 3), readout="question"), out.last_hidden_state,
+        model.extract_attention(pixels, QUESTIONS, blocks=(2, 3), method="question"), out.last_hidden_state,
         *out.attentions, *(out.hidden_states or ()),
     ]  # fmt: skip
 

@@ -11,6 +11,8 @@ from reference import close, normal
 
 from qavit import _core
 
+_core_testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
+
 Array = Any
 pytestmark = pytest.mark.every_level
 
@@ -23,7 +25,7 @@ def entry(array: Array) -> tuple[Any, str, tuple[int, ...], int]:
 
 def prepare(parts: list[dict[str, Array]], precision: str = "float32", scale: float = 1.0) -> Any:
     weights = {f"{i}.{name}": entry(array) for i, part in enumerate(parts) for name, array in part.items()}
-    return _core._prepare(weights, len(parts), precision, scale)
+    return _core_testing.prepare(weights, len(parts), precision, scale)
 
 
 def linear(
@@ -39,7 +41,7 @@ def linear(
 ) -> Array:
     if out is None:
         out = np.full((x.shape[0], columns), np.nan, np.float32)
-    _core._linear(layer, out, x, first, columns, activation, multiply, residual)
+    _core_testing.linear(layer, out, x, first, columns, activation, multiply, residual)
     return out
 
 
@@ -134,7 +136,7 @@ def test_added_weights_and_unaligned_memory() -> None:
     close(linear(layer, x, 70), reference.linear(x, weight - 0.25 * more, bias - 0.25 * more_bias), 2e-6)  # 3e-7
     buffer = np.zeros(weight.nbytes + 1, np.uint8)
     buffer[1:] = weight.reshape(-1).view(np.uint8)
-    layer = _core._prepare({"0.weight": (buffer, "float32", weight.shape, 1)}, 1, "float32", 1.0)
+    layer = _core_testing.prepare({"0.weight": (buffer, "float32", weight.shape, 1)}, 1, "float32", 1.0)
     close(linear(layer, x, 70), reference.linear(x, weight), 2e-6)  # 3e-7
 
 
@@ -144,24 +146,24 @@ def test_convolution_weight_is_a_matrix() -> None:
 
 
 def test_lanes_do_not_change_a_bit() -> None:
-    before = _core.get_num_threads()
+    before = _core_testing.get_num_threads()
     weight, x = normal(333, 1300), normal(100, 1300, seed=1)
     q, k = normal(2, 45, 96), normal(2, 70, 96, seed=1)
     gain = normal(1300, seed=2)
     try:
         results = []
         for threads in (1, 2, 3, 7):
-            _core.set_num_threads(threads)
+            _core_testing.set_num_threads(threads)
             out, probabilities = np.empty((2, 45, 96), np.float32), np.empty((2, 3, 45, 70), np.float32)
             attention(out, q, k, k, probabilities=probabilities, heads=3, scale=0.2)
             normed = np.empty_like(x)
-            _core._norm(normed, x, gain, None, 1e-5, False)
+            _core_testing.norm(normed, x, gain, None, 1e-5, False)
             results.append((linear(prepare([{"weight": weight}]), x, 333), out, probabilities, normed))
         for other in results[1:]:
             for a, b in zip(results[0], other):
                 np.testing.assert_array_equal(a, b)
     finally:
-        _core.set_num_threads(before)
+        _core_testing.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("rows", "columns", "depth"), SHAPES)
@@ -199,8 +201,15 @@ def attention(
     precision: str = "float32",
 ) -> None:
     batch = len(q) if q_index is None else len(q_index)
-    _core._attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities,
-                     heads, batch, scale, causal, first_row, first_column, precision)  # fmt: skip
+    _core_testing.attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index,
+                            probabilities, heads, batch, scale, causal, first_row, first_column, precision)  # fmt: skip
+
+
+def test_attention_of_no_queries() -> None:
+    keys = normal(2, 3, 8)
+    for batch, tokens in ((2, 0), (0, 4)):
+        q, out = np.zeros((batch, tokens, 8), np.float32), np.zeros((batch, tokens, 8), np.float32)
+        attention(out, q, keys[:batch], keys[:batch], heads=2, scale=1.0)
 
 
 # batch, heads, tokens, keys, extra keys, head width
@@ -344,7 +353,7 @@ def test_norms_of_what_overflows_are_nan() -> None:
     x = normal(2, 40) * np.float32([[1e30], [1.0]])
     for rms in (False, True):
         out = np.empty_like(x)
-        _core._norm(out, x, np.ones(40, np.float32), None, 1e-5, rms)
+        _core_testing.norm(out, x, np.ones(40, np.float32), None, 1e-5, rms)
         assert np.isnan(out[0]).all()
         assert np.isfinite(out[1]).all()
 
@@ -363,11 +372,11 @@ def test_layer_norm_of_rows_whose_mean_is_all_or_most_of_them(width: int, eps: f
     constants = np.float32([0.1, -3.3333, 777.77, 10000.1, 1e-20, 0])
     x, bias = np.repeat(constants[:, None], width, axis=1), normal(width, seed=2)
     out = np.empty_like(x)
-    _core._norm(out, x, normal(width, seed=1), bias, eps, False)
+    _core_testing.norm(out, x, normal(width, seed=1), bias, eps, False)
     np.testing.assert_allclose(out, np.repeat(bias[None], len(x), axis=0), rtol=0, atol=1e-6)  # 2e-7
     if width > 1:
         x = normal(6, width) + 1000
-        _core._norm(out, x, np.ones(width, np.float32), None, eps, False)
+        _core_testing.norm(out, x, np.ones(width, np.float32), None, eps, False)
         # The mean is no float32: it is rounded by up to 3e-5 of a deviation of 1.
         close(out, reference.layer_norm(x, np.ones(width, np.float32), None, eps), 1e-4)  # 2e-5
 
@@ -378,9 +387,9 @@ def test_norms(rows: int, width: int) -> None:
     weight, bias = normal(width, seed=1), normal(width, seed=2)
     wide = np.full((rows, width + 5), 7, np.float32)
     for bias_or_none in (bias, None):
-        _core._norm(wide[:, 1 : 1 + width], x, weight, bias_or_none, 1e-5, False)
+        _core_testing.norm(wide[:, 1 : 1 + width], x, weight, bias_or_none, 1e-5, False)
         close(wide[:, 1 : 1 + width], reference.layer_norm(x, weight, bias_or_none, 1e-5), 3e-6)  # 8e-7
-    _core._norm(wide[:, 1 : 1 + width], x, weight, None, 1e-6, True)
+    _core_testing.norm(wide[:, 1 : 1 + width], x, weight, None, 1e-6, True)
     close(wide[:, 1 : 1 + width], reference.rms_norm(x, weight, 1e-6), 3e-6)  # 3e-7
     assert (wide[:, 0] == 7).all()
     assert (wide[:, 1 + width :] == 7).all()
@@ -414,9 +423,12 @@ def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
     for first, last in ((-1, 5), (1, 7)):
         with pytest.raises(ValueError, match="do not fit the layer"):
             linear(layer, x, last - first, first=first)
+    for first, last in ((0, 5), (5, 6), (2, 4)):  # the op gives whole parts of a layer, here of 6 columns
+        with pytest.raises(ValueError, match="do not fit the layer"):
+            linear(layer, x, last - first, first=first)
     for bad_norm in ((out, x, normal(4), None), (x, x, normal(5), None), (x, x, normal(4), normal(3))):
         with pytest.raises(ValueError, match="do not fit together"):
-            _core._norm(*bad_norm, 1e-5, False)
+            _core_testing.norm(*bad_norm, 1e-5, False)
     q = normal(1, 2, 8)
     for misfit in ({"q": normal(2, 8)}, {"heads": 3}, {"heads": 0}, {"k": normal(1, 2, 6)}, {"v": normal(1, 2, 6)},
                    {"probabilities": np.empty((2, 2, 2), np.float32)}, {"out": np.empty((1, 1, 8), np.float32)},
@@ -427,6 +439,12 @@ def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
                    {"extra_length": np.ones(2, np.uintp)}):  # fmt: skip
         with pytest.raises(ValueError, match="do not fit together"):
             attention(**{"out": np.empty_like(q), "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **misfit})
+    wide = np.zeros((1, 2, 2, 5), np.float32)
+    for loose in ({"probabilities": wide[..., :2]}, {"bias": np.zeros((2, 2, 5), np.float32)[..., :2]}):
+        with pytest.raises(ValueError, match="do not fit together"):
+            attention(**{"out": None, "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **loose})
+    with pytest.raises(ValueError, match="bias: its rows overlap"):
+        attention(None, q, q, q, heads=2, scale=1.0, bias=np.broadcast_to(np.float32(0), (2, 2, 2)))
     with pytest.raises(ValueError, match="key_mask has 1 dimensions, expected 2"):
         attention(None, q, q, q, heads=2, scale=1.0, key_mask=np.ones(2, np.uint8))
 
@@ -435,11 +453,11 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
     weight = entry(normal(6, 4))
     for parts in (0, 4):
         with pytest.raises(ValueError, match=f"parts: {parts}, expected 1 to 3"):
-            _core._prepare({"0.weight": weight}, parts, "float32", 1.0)
+            _core_testing.prepare({"0.weight": weight}, parts, "float32", 1.0)
     with pytest.raises(ValueError, match="precision is 'float64', expected 'float32' or 'bfloat16'"):
-        _core._prepare({"0.weight": weight}, 1, "float64", 1.0)
+        _core_testing.prepare({"0.weight": weight}, 1, "float64", 1.0)
     with pytest.raises(TypeError, match=r"expected \(buffer, dtype, shape, offset\)"):
-        _core._prepare({"0.weight": weight[:3]}, 1, "float32", 1.0)
+        _core_testing.prepare({"0.weight": weight[:3]}, 1, "float32", 1.0)
     array = weight[0]
     for bad, error, message in (
         ((array, "int8", (6, 4), 0), ValueError, "dtype int8, expected float32, float16 or bfloat16"),
@@ -452,17 +470,17 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
         (("text", "float32", (1, 1), 0), TypeError, "bytes-like"),
     ):
         with pytest.raises(error, match=message):
-            _core._prepare({"0.weight": bad}, 1, "float32", 1.0)
+            _core_testing.prepare({"0.weight": bad}, 1, "float32", 1.0)
     with pytest.raises(TypeError, match="weights: expected names, got int"):
-        _core._prepare({0: weight}, 1, "float32", 1.0)
+        _core_testing.prepare({0: weight}, 1, "float32", 1.0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_burning_does_what_it_says(precision: str) -> None:
     """The peak that benchmarks compare with: as many operations as it was told, none for none."""
-    once, twice = _core._burn(precision, 1000), _core._burn(precision, 2000)
+    once, twice = _core_testing.burn(precision, 1000), _core_testing.burn(precision, 2000)
     assert 0 < once < twice
     assert twice == pytest.approx(2 * once)
-    assert _core._burn(precision, -1) == 0
+    assert _core_testing.burn(precision, -1) == 0
     with pytest.raises(ValueError, match="precision"):
-        _core._burn("int8", 1)
+        _core_testing.burn("int8", 1)

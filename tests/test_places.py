@@ -6,6 +6,7 @@ to bring the white to that very patch of its input.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -64,34 +65,34 @@ def test_patches_boxes_and_rows_lie_in_the_picture(model: str, size: tuple[int, 
     (box,) = result.boxes(0.5)[0]
     assert (box.left, box.top, box.right, box.bottom) == pytest.approx((best.left, best.top, best.right, best.bottom))
     assert box.peak == 1.0
-    assert result.statistics()[0]["top_patches"][0] == best.patch == place[0] * GRID[1] + place[1]
+    assert result.statistics()[0]["top_patches"][0] == best.index == place[0] * GRID[1] + place[1]
     assert Patch(**result.to_dict()["questions"][0]["top_patches"][0]) == best
     pandas = pytest.importorskip("pandas")
     table = result.to_dataframe()
     assert isinstance(table, pandas.DataFrame)
     row = table.loc[table["value"].idxmax()]
-    assert Patch(*(row[name] for name in Patch._fields)) == best
+    assert Patch(*(row[field.name] for field in dataclasses.fields(Patch))) == best
     seen = result.seen
     assert seen.patch_at((best.left + best.right) / 2, (best.top + best.bottom) / 2, GRID) == place
 
 
 @every_model_and_size
-@pytest.mark.parametrize("method", ["bicubic", "bilinear", "nearest"])
-def test_spread_maps_are_highest_in_their_patch(model: str, size: tuple[int, int], method: str) -> None:
+@pytest.mark.parametrize("resampling", ["bicubic", "bilinear", "nearest"])
+def test_spread_maps_are_highest_in_their_patch(model: str, size: tuple[int, int], resampling: str) -> None:
     result = hot(model, size, 2, 4)
     best = result.top_patches(1)[0][0]
     for wanted, scale in [(None, 1.0), (60, 60 / max(size)), ((2 * size[0], 2 * size[1]), 2.0)]:
-        spread = result.upsample(wanted, method=method, normalize="minmax")[0]
+        spread = result.upsample(wanted, resampling=resampling, normalize="minmax")[0]
         assert spread.shape == tuple(max(1, round(side * scale)) for side in size)
         y, x = np.nonzero(spread > 0.999 * spread.max())
         down, across = size[0] / spread.shape[0], size[1] / spread.shape[1]
-        slack = 1.0 if method == "nearest" else 0.0
+        slack = 1.0 if resampling == "nearest" else 0.0
         assert best.left - slack * across <= (x.min() + 0.5) * across
         assert (x.max() + 0.5) * across <= best.right + slack * across
         assert best.top - slack * down <= (y.min() + 0.5) * down
         assert (y.max() + 0.5) * down <= best.bottom + slack * down
     # What the model did not see has no attention.
-    full = result.upsample(method=method)[0]
+    full = result.upsample(resampling=resampling)[0]
     centres_x, centres_y = np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5
     seen = result.seen
     outside = (centres_x[None] < seen.left) | (centres_x[None] > seen.right)
@@ -105,7 +106,7 @@ def test_what_is_drawn_is_hot_where_the_patch_lies(model: str, size: tuple[int, 
     result = hot(model, size, 2, 4)
     best = result.top_patches(1)[0][0]
     middle = (best.left + best.right) / 2, (best.top + best.bottom) / 2
-    pixels = result.overlay(image_weight=0.0, method="nearest").astype(int)
+    pixels = result.overlay(image_weight=0.0, resampling="nearest").astype(int)
     assert pixels.shape == (*size, 3)
     red = pixels[..., 0] - pixels[..., 2] > 100
     assert red[int(middle[1]), int(middle[0])]
@@ -137,13 +138,13 @@ def test_a_turned_photograph_is_upright_and_so_are_its_places(orientation: int, 
         return np.eye(1, 144, 2 * 12 + 4, dtype=np.float32)
 
     model: Any = qavit.load("demo")
-    result = model.heatmaps(path, "where is the square?", readout=brightest)
-    assert result.size == (60, 120)
+    result = model.heatmaps(path, "where is the square?", method=brightest)
+    assert result.picture_size == (60, 120)
     assert np.abs(result.picture.astype(int) - upright).mean() < 4
     best = result.top_patches(1)[0][0]
     # The middle 60 pixels of the width are seen, 5 pixels a patch.
     assert (best.left, best.top, best.right, best.bottom) == pytest.approx((30 + 20, 10, 30 + 25, 15), abs=1e-6)
-    assert result.readout == "brightest"
+    assert result.method == "brightest"
 
 
 def test_names_of_normalizations() -> None:
@@ -157,7 +158,7 @@ def test_names_of_normalizations() -> None:
     assert np.allclose(result.normalized("sum").sum(axis=(1, 2)), 1, atol=1e-6)
     assert np.allclose(result.normalized("max"), maps / maps.max(), atol=1e-6)
     for name in (None, "minmax", "sum", "max"):
-        nearest = result.upsample((6 * 5, 6 * 7), method="nearest", normalize=name)
+        nearest = result.upsample((6 * 5, 6 * 7), resampling="nearest", normalize=name)
         assert np.array_equal(nearest[:, 2::5, 3::7], result.normalized(name))
     # One scale for what is compared, a scale each on request.
     assert result.normalized("max")[0].max() != result.normalized("max")[1].max()
@@ -179,10 +180,9 @@ def test_numpy_takes_a_result_as_an_array() -> None:
         )
 
 
-def test_a_notebook_shows_results_figures_and_axes() -> None:
+def test_a_notebook_shows_results_and_figures() -> None:
     result = hot("crop", (40, 60), 1, 1)
-    axes: Any = result.plot()
     figure: Any = result.figure()
-    for shown in (result, axes, figure):
+    for shown in (result, figure):
         assert Image.open(io.BytesIO(shown._repr_png_())).size[0] > 100
     assert plots_figures.render(figure, "pdf").startswith(b"%PDF")

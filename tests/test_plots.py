@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from qavit import HeatmapResult
+from qavit._base.warnings import Note, QavitWarning
 from qavit.images import Region
 from qavit.lavis import getAttMap, show_cam_on_image
+from qavit.plots import KINDS, make_figure
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _labels as labels
-from qavit.plots import _panels as plots_panels
 from qavit.plots import _pixels as plots_pixels
-from qavit.plots import make_figure
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,11 +48,16 @@ def result(count: int = 2, size: tuple[int, int] = (60, 90), questions: list[str
     )
 
 
+def written(figure: Any) -> list[str]:
+    """The texts around the panels, line by line."""
+    return [text.get_text().replace("\u00a0", " ") for text in figure.texts]
+
+
 def pixels(figure: Any) -> Any:
     return np.asarray(Image.open(io.BytesIO(plots_figures.render(figure, "png", 60))).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("kind", plots_panels.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (40, 40)])
 def test_every_kind_is_drawn_without_a_warning(kind: str, size: tuple[int, int]) -> None:
     with warnings.catch_warnings():
@@ -80,14 +89,18 @@ def test_the_colours_move_with_the_question() -> None:
 def test_overlay_weights_and_region() -> None:
     one = result()
     assert np.array_equal(plots_pixels.overlay(one, image_weight=1.0)[:, 20:70], one.picture[:, 20:70])
-    bare = plots_pixels.overlay(one, image_weight=0.0, method="nearest", cmap="gray")
+    bare = plots_pixels.overlay(one, image_weight=0.0, resampling="nearest", cmap="gray")
     assert bare[30, 37].tolist() == [255, 255, 255]
-    assert bare[5, 20].tolist() == [0, 0, 0]
+    assert bare[5, 20].max() <= 3  # 0.01 of the peak
     assert plots_pixels.overlay(one, size=(30, 45)).shape == (30, 45, 3)
     with pytest.raises(ValueError, match="image_weight"):
         plots_pixels.overlay(one, image_weight=1.5)
     with pytest.raises(ValueError, match="cmap"):
         plots_pixels.overlay(one, cmap="rainbow road")
+    assert one.overlay(image_weight=0.0, cmap="gray", vmin=0.0, vmax=1e9)[:, 20:70].max() == 0
+    for ends in ({"vmin": 5}, {"vmax": 0}, {"vmin": 2, "vmax": 1}):
+        with pytest.raises(ValueError, match=r"vmin, vmax: the scale goes from .* to .*, expected a vmin below vmax"):
+            one.overlay(**ends)
 
 
 def test_one_scale_for_maps_that_are_compared() -> None:
@@ -95,10 +108,22 @@ def test_one_scale_for_maps_that_are_compared() -> None:
     maps[0, 0, 0], maps[1, 0, 0] = 1.0, 0.4
     one = HeatmapResult(maps, ["a", "b"], np.zeros((30, 40, 3), np.uint8))
     strong, weak = (
-        plots_pixels.overlay(one, index, cmap="gray", image_weight=0.0, method="nearest")[0, 0, 0] for index in (0, 1)
+        plots_pixels.overlay(one, index, cmap="gray", image_weight=0.0, resampling="nearest")[0, 0, 0] for index in (0, 1)
     )
     assert strong == 255
-    assert weak == pytest.approx(255 / 3, abs=1)
+    assert weak == pytest.approx(255 * 0.4, abs=1)
+
+
+def test_a_flat_map_looks_flat() -> None:
+    maps = 0.02 + np.random.default_rng(0).uniform(-0.001, 0.001, (1, 7, 7))
+    flat = HeatmapResult(maps / maps.sum(), ["flat?"], np.full((70, 70, 3), 128, np.uint8))
+    drawn = flat.overlay(cmap="gray", image_weight=0.0).astype(int)
+    assert drawn.max() - drawn.min() < 12
+    assert drawn.max() < 255 / 2.5
+    assert any("peak 1.0" in text and "× uniform" in text for text in written(flat.figure("overlay")))
+    zero = HeatmapResult(np.zeros((1, 7, 7)), ["?"], flat.picture)
+    assert zero.overlay(cmap="gray", image_weight=0.0).max() == 0
+    assert not any("peak" in text for text in written(zero.figure()))
 
 
 def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
@@ -106,7 +131,7 @@ def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
         "import sys, numpy as np\nfrom qavit import HeatmapResult\n"
         "r = HeatmapResult(np.ones((1, 2, 2)), ['q'], np.zeros((9, 9, 3), np.uint8))\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "r.save(sys.argv[1]); r.plot(); r._repr_png_()\nassert 'matplotlib.pyplot' not in sys.modules\n"
+        "r.save(sys.argv[1]); r.figure(); r._repr_png_()\nassert 'matplotlib.pyplot' not in sys.modules\n"
     )
     target = tmp_path / "plain.png"
     done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, cwd=ROOT)
@@ -133,18 +158,45 @@ def test_show_is_pyplots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_written_around_the_panels() -> None:
-    def written(kind: str, count: int = 2, **options: Any) -> set[str]:
-        return {text.get_text() for text in make_figure(result(count), kind, **options).texts}
+    def said(kind: Any, count: int = 2, **options: Any) -> str:
+        return " ".join(written(make_figure(result(count), kind, **options)))
 
-    scale = "; one colour scale for all "
-    assert "Block 2: where the class token looks" + scale + "questions" in written("questions")
-    assert "Block 2: where the class token looks" in written("questions", shared=False)
-    assert "Block 2: where the class token looks" in written("panels", 1)
+    how = "Block 2: where the class token looks; peak 10.8 × uniform"
+    assert f"{how}; one colour scale for all questions; dashed: what the model saw" in said("questions")
+    assert f"{how}; dashed: what the model saw" in said("questions", shared=False)
+    assert f"{how}; dashed" in said("panels", 1)
     for count in (1, 2):
-        found = written("blocks", count)
-        assert {"block 0", "block 2", "Each block: where the class token looks" + scale + "blocks"} < found
-        assert {f"question {i}?" for i in range(count)} < found
-    assert not written("original") - {"Picture"}
+        found = said("blocks", count)
+        assert "Each block: where the class token looks; peak 10.8 × uniform; one colour scale for all blocks" in found
+        assert all(title in found for title in ("block 0", "block 2", *(f"question {i}?" for i in range(count))))
+    assert "2 of 3 blocks: where the class token looks" in said("blocks", 1, blocks=[0, 2])
+    assert "which patches look at each word; peak 1 × the mean; one colour scale for all words" in said("words")
+    assert said("original") == "Picture dashed: what the model saw"
+    assert "answer: yes 90% · no 10%" in said("overlay", 1)
+    assert "Block" not in said("overlay", 1, caption="Mine")
+
+
+def test_notes_stand_under_the_map_that_they_concern() -> None:
+    notes = (
+        Note("question_cut", "The end of the question was left out.", 1),
+        Note("picture_cropped", "Half of the picture was not seen.", None),
+    )
+    one = replace(result(), notes=notes)
+    for kind, options in (("overlay", {}), ("questions", {"caption": ""}), ("panels", {}), ("blocks", {}), ("words", {})):
+        figure = one.figure(kind, **options)  # type: ignore[arg-type]
+        places = {text.get_text(): text.get_position() for text in figure.texts}
+        assert min(places, key=lambda line: places[line][1]) in notes[1].text
+        cut = next(place for line, place in places.items() if line and notes[0].text.startswith(line))
+        title = next(place for line, place in places.items() if line.startswith("question 1?"))
+        assert cut[1] < title[1]
+        assert abs(cut[0] - title[0]) < 0.3
+    drawn = one.plot(colorbar=False)
+    assert "left out" in drawn[1].get_xlabel().replace("\n", " ")
+    assert "left out" not in drawn[0].get_xlabel().replace("\n", " ")
+    assert "Half of the picture" in drawn[0].get_figure().get_supxlabel()
+    axes = Figure().add_subplot()
+    one.plot(axes, question=0)
+    assert "Half of the picture was not seen. dashed: what the model saw" in axes.get_xlabel().replace("\n", " ")
 
 
 def test_the_bar_stands_in_the_middle_of_all_rows() -> None:
@@ -154,13 +206,79 @@ def test_the_bar_stands_in_the_middle_of_all_rows() -> None:
 
 
 def test_plot_draws_on_the_callers_axes() -> None:
-    from matplotlib.figure import Figure
-
     axes = Figure().add_subplot()
     assert result().plot(axes, question=1, cmap="viridis") is axes
     assert len(axes.figure.axes) == 2
     assert axes.get_title() == "question 1?"
-    assert len(result().plot(colorbar=False).figure.axes) == 1
+    several = Figure().subplots(1, 2)
+    assert list(result().plot(several, colorbar=False)) == list(several)
+    assert [axes.get_title() for axes in several] == ["question 0?", "question 1?"]
+    with pytest.raises(ValueError, match=r"ax: 1 axes for 2 questions, expected one each; question= chooses one"):
+        result().plot(axes)
+    with pytest.raises(ValueError, match="ax: 2 axes for 1 questions"):
+        result(1).plot(several)
+
+
+def test_plot_makes_a_figure_of_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    pyplot.close("all")
+    axes = result(1).plot()
+    assert pyplot.get_fignums() == [1]
+    assert axes.get_figure() is pyplot.gcf()
+    assert len(axes.get_figure().axes) == 2
+    drawn = result(5).plot(colorbar=False)
+    assert drawn.shape == (5,)
+    assert [one.get_title() for one in drawn] == [f"question {index}?" for index in range(5)]
+    assert len(pyplot.gcf().axes) == 5
+    assert result(5).plot(question=-1).get_title() == "question 4?"
+    pyplot.close("all")
+
+    def broken(**options: Any) -> Any:
+        raise ImportError("no display")
+
+    monkeypatch.setattr(pyplot, "figure", broken)
+    alone = result(1).plot()
+    assert isinstance(alone.get_figure(), plots_figures.HeatmapFigure)
+    assert pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_can_be_pickled_and_copied(kind: Any) -> None:
+    figure = result().figure(kind)
+    before = pixels(figure)
+    for again in (pickle.loads(pickle.dumps(figure)), copy.deepcopy(figure)):
+        assert np.array_equal(pixels(again), before)
+
+
+def test_boxes_are_drawn_on_request() -> None:
+    one = result(1, size=(60, 60))
+    (box,) = one.boxes(0.5)[0]
+    for kind in ("heatmap", "overlay", "patches"):
+        without, framed = one.figure(kind), one.figure(kind, boxes=0.5)  # type: ignore[arg-type]
+        rectangles = [patch.get_bbox().extents for patch in framed.axes[0].patches]
+        assert len(rectangles) == len(without.axes[0].patches) + 2
+        assert [box.left, box.top, box.right, box.bottom] in [list(extents) for extents in rectangles]
+    axes = one.plot(Figure().add_subplot(), boxes=0.5)
+    assert len(axes.patches) == 2
+    with pytest.raises(ValueError, match="threshold: got 2"):
+        one.figure(boxes=2)
+
+
+def test_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    one = result(1)
+    for name, options, message in (
+        ("a.npz", {"dpi": 100}, "dpi: for figures alone, and 'a.npz' is not one"),
+        ("a.npy", {"cmap": "jet", "vmin": 0.0}, "cmap, vmin: for figures alone"),
+        ("a.html", {"dpi": 300}, "dpi: for figures alone"),
+        ("a.html", {"kind": "overlay", "top": 2}, "kind, top: for figures alone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one.save(tmp_path / name, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="colums"):
+        one.save(tmp_path / "a.png", colums=2)  # type: ignore[call-arg]
+    assert not list(tmp_path.iterdir())
+    assert one.save(tmp_path / "a.html", cmap="jet", vmax=1.0, shared=False).is_file()
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "pdf", "svg"])
@@ -226,10 +344,42 @@ def test_the_bar_begins_with_a_number() -> None:
 
 
 def test_fonts_are_looked_up_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
-    labels._fallbacks.cache_clear()
-    labels._glyphs.cache_clear()
+    labels._covering.cache_clear()
+    labels._new_fonts.cache_clear()
     assert labels.families("where is \U0001f31f\u05d0?")[0] == labels.BASE
     assert capfd.readouterr().err == ""
+
+
+def test_symbols_without_a_glyph_are_named_and_the_rest_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "FAMILIES", ())
+    monkeypatch.setattr(labels, "_new_fonts", lambda: False)
+    labels._covering.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert labels.named("where is \U0001f534\U0001f31f?") == "where is :large_red_circle::glowing_star:?"
+        arabic = "\u0645\u0631\u062d\u0628\u0627 caf\u00e9 \u2192"
+        assert labels.named(arabic) == arabic
+    with pytest.warns(QavitWarning, match="no font has 圆红, drawn as boxes.*fonts-noto-cjk") as caught:
+        said = [labels.named(text) for text in ("红圆", "圆红")]
+    assert said == ["红圆", "圆红"]
+    assert [Path(one.filename).name for one in caught] == ["test_plots.py"]
+    assert ":glowing_star:" in " ".join(written(result(1, questions=["\U0001f31f?"]).figure()))
+    labels._covering.cache_clear()
+
+
+def test_fonts_that_came_after_matplotlibs_list_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    wanted = next((font for font in manager.ttflist if font.name in labels.FAMILIES), None)
+    if wanted is None:
+        pytest.skip("none of the families is installed (Debian: fonts-noto-cjk)")
+    files = {font.fname for font in manager.ttflist if font.name in labels.FAMILIES}
+    monkeypatch.setattr(manager, "ttflist", [font for font in manager.ttflist if font.fname not in files])
+    labels._covering.cache_clear()
+    labels._new_fonts.cache_clear()
+    assert len(labels.families("红")) == 2
+    labels._covering.cache_clear()
 
 
 def test_wrapping() -> None:
@@ -308,7 +458,7 @@ def test_show_cam_on_image() -> None:
     shown = show_cam_on_image(img, mask, image_weight=0.3)
     assert shown.dtype == np.uint8
     assert shown.max() == 255
-    mixed = 0.7 * plots_pixels.colorize(mask) / 255.0 + 0.3 * img
+    mixed = 0.7 * plots_pixels.colorize(mask, "jet") / 255.0 + 0.3 * img
     assert np.abs(shown - 255 * mixed / mixed.max()).max() <= 1
     assert np.array_equal(img, before[0])
     assert np.array_equal(mask, before[1])

@@ -70,6 +70,7 @@ def test_the_example_file_describes_the_demo():
     config = qavit.Config.from_file("qavit_config_example.yaml")
     model = PNPVQAWithQAViT.from_config(config.model)
     assert model.block_num is None
+    assert PNPVQAWithQAViT(...).qavit.name == PNPVQAWithQAViT(None).qavit.name == model.qavit.name
     assert model.qavit.name == create_simple_demo_model().qavit.name
 
 
@@ -94,7 +95,7 @@ def test_settings_that_cannot_be(folder, settings, error, message):
 
 
 def test_an_unknown_keyword_is_a_type_error(folder):
-    with pytest.raises(TypeError, match=r"unknown settings blocknum"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'blocknum'"):
         PNPVQAWithQAViT(folder, blocknum=7)
 
 

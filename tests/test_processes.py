@@ -59,7 +59,7 @@ def one_call(model: QAViT, n: int, pixels: list[np.ndarray]) -> np.ndarray:
     """The n-th of some calls that differ in picture, number of questions and what is read."""
     picture, asked = pixels[n % 4], [QUESTIONS[(n + i) % 9] for i in range(1 + n % 3)]
     if n % 5 == 4:
-        return model.extract_attention(picture, asked, blocks=(3, 5), readout="question")
+        return model.extract_attention(picture, asked, blocks=(3, 5), method="question")
     return model.heatmaps(picture, asked, block=4 + n % 2).maps
 
 

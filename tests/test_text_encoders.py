@@ -678,7 +678,7 @@ def test_threads_share_an_encoder(encoder: Any) -> None:
     assert failures == []
 
 
-@pytest.mark.full_size
+@pytest.mark.nightly
 @pytest.mark.parametrize("family", ["t5-base", "bert-base"])
 def test_real_sizes_match_transformers(family: str) -> None:
     if family == "t5-base":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -197,7 +199,7 @@ def test_an_extractor_of_ones_own(names, kind):
     assert isinstance(maps, kind.type)
     tokens = maps.shape[1] + 1
     question = model.encode_questions(samples["text_input"]).states.shape[1]
-    assert tuple(seen[0].shape) == (3, model.qavit.heads, tokens, question + tokens)
+    assert tuple(seen[0].shape) == (3, model.qavit.num_heads, tokens, question + tokens)
     head = qavit.extract_attention(model.qavit, samples["image"], samples["text_input"], (9,), heads=0)[:, 0]
     np.testing.assert_allclose(np.asarray(maps) / np.asarray(maps).sum(1, keepdims=True), head, atol=1e-6)
     shown = qavit_demo().QAViTHeatmapDemo(model).demo_single_image("picture.png", "where?", block_num=9)
@@ -231,6 +233,18 @@ def test_several_scales(names, kind):
     with pytest.warns(qavit.QuestionBlindWarning):
         wanted = qavit.extract_attention(written.qavit, samples["image"], samples["text_input"], (3, 7, 11))
     np.testing.assert_allclose(np.asarray(maps), wanted.transpose(1, 0, 2), atol=1e-6)
+
+
+@pytest.mark.skipif(not (ROOT / "qacap_vqa_fixed-stubs").is_dir(), reason="the stubs are not beside the tests")
+@pytest.mark.parametrize("name", ["qacap_vqa_fixed", "qavit_heatmap_demo"])
+def test_the_stubs_have_the_names_of_their_modules(name):
+    # A module outside a package can't say that it is typed: type checkers look for a package of stubs.
+    stub = ast.parse((ROOT / f"{name}-stubs" / "__init__.pyi").read_text(encoding="utf-8"))
+    imported = {(node.module, alias.name) for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    module = importlib.import_module(name)
+    assert {named for _, named in imported} == set(module.__all__)
+    for home, named in imported:
+        assert getattr(importlib.import_module(home), named) is getattr(module, named)
 
 
 def test_torch_is_not_imported_for_numpy_samples():

@@ -153,7 +153,7 @@ def test_public_code(point: str, precision: str) -> None:
         assert np.abs(found["pooled"] - expected).max() < states * np.abs(expected).max()
 
 
-@pytest.mark.full_size
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("width", "blocks", "heads", "size", "patch"), [(768, 12, 12, 224, 16), (1024, 24, 16, 336, 14)], ids=["B16", "L14"]
 )

@@ -86,14 +86,14 @@ def run_cases(model: qavit.QAViT, scenes: list[Scene], seed: int = 0, shift: int
     return cases
 
 
-def question_readout(model: qavit.QAViT, scenes: list[Scene], seed: int = 0) -> NDArray[np.float64]:
-    """Pointing of the readout "question" (which patches look at the question's words) by block; NaN where it is blind."""
+def question_method(model: qavit.QAViT, scenes: list[Scene], seed: int = 0) -> NDArray[np.float64]:
+    """Pointing of the method "question" (which patches look at the question's words) by block; NaN where it is blind."""
     rng = np.random.default_rng(seed)
     hits = []
     for scene in scenes:
         for question in questions_for(scene, rng):
             if question.boxes:
-                maps = model.extract_attention(scene.image, [question.text], blocks=model.integrated, readout="question")
+                maps = model.extract_attention(scene.image, [question.text], blocks=model.integrated, method="question")
                 size = scene.image.shape[0]
                 hits.append([hit(m.reshape(model.grid), question.boxes, size) for m in maps[0]])
     found = np.full(model.num_blocks, np.nan)
@@ -243,7 +243,7 @@ def tables(folder: Path, count: int) -> tuple[str, list[Case], dict[str, float]]
     referring = sum(1 for case in cases if case.boxes)
     lines = [
         f"{count:,} held-out scenes, {len(cases):,} questions, {referring:,} of which refer to something; "
-        f"block {block}, readout `class`.",
+        f"block {block}, method `class`.",
         "",
         "| question kind | questions | pointing | pointing, block 7 | answer |",
         "|---|---|---|---|---|",
@@ -270,10 +270,10 @@ def tables(folder: Path, count: int) -> tuple[str, list[Case], dict[str, float]]
         f"| {_percent(low)}, answers {_percent(accuracy(low_cases))} |"
     )
     lines += ["", "| block | " + " | ".join(str(i) for i in range(blocks)) + " |", "|---" * (blocks + 1) + "|"]
-    lines.append("| readout `class` | " + " | ".join(_percent(v) for v in by_block) + " |")
+    lines.append("| method `class` | " + " | ".join(_percent(v) for v in by_block) + " |")
     few = max(count // 10, 1)
-    other_readout = question_readout(model, scenes[:few])
-    lines.append(f"| readout `question` ({few} scenes) | " + " | ".join(_percent(v) for v in other_readout) + " |")
+    other_method = question_method(model, scenes[:few])
+    lines.append(f"| method `question` ({few} scenes) | " + " | ".join(_percent(v) for v in other_method) + " |")
     lines += ["", "| one object a scene, asked as | scenes | pointing | position answered |", "|---|---|---|---|"]
     for name, (point, answer, number) in wordings(model, scenes, block).items():
         lines.append(f"| {name} | {number} | {_percent(point)} | {_percent(answer)} |")

@@ -63,7 +63,7 @@ def model_config(c: Config, answers: list[str], block: int) -> dict[str, Any]:
         },
         "questions": {"max_words": 50, "max_tokens": 30},
         "answers": answers,
-        "defaults": {"block": block, "readout": "class"},
+        "defaults": {"block": block, "method": "class"},
     }
 
 

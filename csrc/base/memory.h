@@ -19,8 +19,10 @@ void qv_free(void *memory);
 /* Let go of the pages of memory that is mapped from a file, read-only; reading it again brings them back. */
 void qv_release_pages(const void *memory, size_t bytes);
 
-/* In a QV_DEBUG build: the n-th allocation from now fails (1 the next; 0 none). Returns false in other builds. */
-bool qv_fail_allocation(size_t n);
+#if defined(QV_DEBUG)
+/* The n-th allocation from now fails (1 the next; 0 none). */
+void qv_fail_allocation(size_t n);
+#endif
 
 /* Memory that is not the host's: a device's. Safe from any thread. */
 typedef struct qv_memory qv_memory;

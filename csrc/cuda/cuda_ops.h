@@ -118,8 +118,8 @@ void qv_cuda_drain(qv_cuda_device *device);
 
 /* Whether this process was forked from the one that opened the device: nothing of the GPU may be touched here. */
 bool qv_cuda_forked(const qv_cuda_device *device);
-/* Wait for the device's turn, which unlocking gives back; an error where this very thread has it: the poll of a call can run
- * a signal handler, and that anything. */
+/* Wait for the device's turn, which unlocking gives back; an error in a forked process, and where this very thread has it: the
+ * poll of a call can run a signal handler, and that anything. */
 qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err);
 void *qv_cuda_allocate(const qv_memory *memory, size_t bytes);
 void qv_cuda_free(const qv_memory *memory, void *block);
@@ -129,7 +129,7 @@ qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t b
 qv_status qv_cuda_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
                                  size_t parts, qv_precision precision, qv_error *err);
 void qv_cuda_linear_free(const qv_ops *ops, qv_linear_weight *weight);
-void qv_cuda_next_block(const qv_ops *ops);
+qv_status qv_cuda_next_block(const qv_ops *ops, qv_error *err);
 /* Before a call: buffers as large as the largest block. */
 qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err);
 /* Where the weight lies on the device by the time that the compute stream comes to what is started next. */

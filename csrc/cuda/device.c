@@ -144,7 +144,20 @@ const void *qv_cuda_index(qv_cuda_device *device, const void *host, size_t bytes
     return device->index_device + offset;
 }
 
+qv_status qv_cuda_check_process(const qv_cuda_device *device, qv_error *err) {
+    return !qv_cuda_forked(device)
+               ? QV_OK
+               : qv_fail(err, QV_ERR_UNSUPPORTED,
+                         "%s: the device was opened before this process was forked, and a GPU's state does not "
+                         "survive that; start processes by spawning them",
+                         device->driver->name);
+}
+
 qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err) {
+    /* Before the lock, which a thread that is not in this process may hold. */
+    if (qv_cuda_check_process(device, err) != QV_OK) {
+        return err->code;
+    }
     if (pthread_mutex_lock(&device->turn) == 0) {
         return QV_OK;
     }
@@ -155,12 +168,6 @@ qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err) {
 
 /* Wait for the other calls, and make this thread's calls go to the device; the turn is given back by unlocking. */
 static qv_status take_turn(qv_cuda_device *device, qv_error *err) {
-    if (qv_cuda_forked(device)) {
-        return qv_fail(err, QV_ERR_UNSUPPORTED,
-                       "%s: the model was loaded before this process was forked, and a GPU's state does not survive "
-                       "that; start processes by spawning them",
-                       device->driver->name);
-    }
     if (qv_cuda_wait(device, err) != QV_OK) {
         return err->code;
     }

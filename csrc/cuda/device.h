@@ -19,6 +19,8 @@ qv_status qv_cuda_open(qv_cuda_device **device, const char *name, const qv_cuda_
 qv_status qv_cuda_check(const char *name, qv_error *err);
 /* After everything that was prepared or allocated on it. */
 void qv_cuda_close(qv_cuda_device *device);
+/* QV_ERR_UNSUPPORTED in a process that was forked from the one that opened the device. */
+qv_status qv_cuda_check_process(const qv_cuda_device *device, qv_error *err);
 const qv_ops *qv_cuda_ops(const qv_cuda_device *device);
 
 /* Whether the GPU's driver is in this build. */

@@ -16,13 +16,14 @@ static size_t align(size_t bytes) {
 
 /* ---- blocks ---- */
 
-void qv_cuda_next_block(const qv_ops *ops) {
+qv_status qv_cuda_next_block(const qv_ops *ops, qv_error *err) {
     qv_cuda_device *device = qv_cuda_of(ops);
-    qv_error err; /* which preparing the block's layers will meet again */
-    if (qv_cuda_wait(device, &err) == QV_OK) {
+    qv_status status = qv_cuda_wait(device, err);
+    if (status == QV_OK) {
         device->open_block = device->block_count;
         pthread_mutex_unlock(&device->turn);
     }
+    return status;
 }
 
 /* The block that layers are prepared for, which is made when its first layer comes. */

@@ -16,6 +16,10 @@ static uint32_t read32(const uint8_t *p, bool big) {
 }
 
 int qv_exif_orientation(const uint8_t *tiff, size_t length) {
+    if (length >= 6 && memcmp(tiff, "Exif\0\0", 6) == 0) {
+        tiff += 6;
+        length -= 6;
+    }
     if (length < 8 || (memcmp(tiff, "II*\0", 4) != 0 && memcmp(tiff, "MM\0*", 4) != 0)) {
         return 0;
     }

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Orientation 1 to 8 from a TIFF block (an EXIF segment without its "Exif\0\0"); 0 where it says none. */
+/* Orientation 1 to 8 from a TIFF block, "Exif\0\0" before it or not; 0 where it says none. */
 int qv_exif_orientation(const uint8_t *tiff, size_t length);
 
 /* The same from an XMP packet's tiff:Orientation. */

@@ -47,7 +47,9 @@ enum {
     SOI = 0xD8,
     EOI = 0xD9,
     SOS = 0xDA,
+    APP0 = 0xE0,
     APP1 = 0xE1,
+    APP14 = 0xEE,
     TEM = 0x01,
 };
 
@@ -74,7 +76,32 @@ static bool huffman_tables_fit(const uint8_t *segment, size_t length) {
     return true;
 }
 
-static const char *read_frame(qv_image_info *info, const uint8_t *segment, size_t length) {
+/* How a JPEG of three colours says which they are; -1 where it says nothing. */
+typedef struct {
+    bool jfif, ids_rgb;
+    int adobe;    /* the transform of Adobe's marker */
+    size_t scans; /* begun so far */
+} jpeg_colours;
+
+/* libjpeg's order: a JFIF marker means YCbCr, then Adobe's marker decides, then the components' names. */
+static bool libjpeg_sees_rgb(const jpeg_colours *colours) {
+    return !colours->jfif && (colours->adobe >= 0 ? colours->adobe == 0 : colours->ids_rgb);
+}
+
+/* The decoder's order: names first. */
+static bool decoder_sees_rgb(const jpeg_colours *colours) {
+    return colours->ids_rgb || (!colours->jfif && colours->adobe == 0);
+}
+
+static void read_colour_marker(jpeg_colours *colours, uint8_t marker, const uint8_t *segment, size_t length) {
+    if (marker == APP0 && length >= 14 && starts_with(segment, length, "JFIF\0", 5)) {
+        colours->jfif = true;
+    } else if (marker == APP14 && length >= 12 && starts_with(segment, length, "Adobe", 5)) {
+        colours->adobe = segment[11];
+    }
+}
+
+static const char *read_frame(qv_image_info *info, jpeg_colours *colours, const uint8_t *segment, size_t length) {
     if (info->width != 0) {
         return "it has several frames";
     }
@@ -89,22 +116,38 @@ static const char *read_frame(qv_image_info *info, const uint8_t *segment, size_
     if (segment[5] != 1 && segment[5] != 3) {
         return "it is neither grey nor of three colours";
     }
+    if (length < 6 + 3 * (size_t)segment[5]) {
+        return "its frame header is cut short";
+    }
+    /* The decoder's filter for chroma halved in one direction only is wrong at the picture's edge. */
+    const uint8_t *part = segment + 6; /* of each component: name, sampling, table */
+    if (segment[5] == 3 && (part[4] != 0x11 || part[7] != 0x11 || (part[1] != 0x11 && part[1] != 0x22))) {
+        return "its chroma sampling is neither 4:4:4 nor 4:2:0";
+    }
+    colours->ids_rgb = segment[5] == 3 && segment[6] == 'R' && segment[9] == 'G' && segment[12] == 'B';
     return NULL;
 }
 
 /* One segment of `length` bytes after its size field; a reason when the decoder cannot have the file. */
-static const char *read_segment(qv_image_info *info, uint8_t marker, const uint8_t *segment, size_t length) {
+static const char *read_segment(qv_image_info *info, jpeg_colours *colours, uint8_t marker, const uint8_t *segment,
+                                size_t length) {
     if (marker == DHT) {
         return huffman_tables_fit(segment, length) ? NULL : "a Huffman table is broken";
     }
     if (marker >= SOF0 && marker <= SOF2) {
-        return read_frame(info, segment, length);
+        return read_frame(info, colours, segment, length);
     }
     if (marker > SOF2 && marker <= SOF15 && marker != JPG && marker != DAC) {
         return "its coding is lossless, hierarchical or arithmetic";
     }
-    if (marker == APP1 && starts_with(segment, length, "Exif\0\0", 6)) {
-        note_orientation(info, qv_exif_orientation(segment + 6, length - 6));
+    if (marker == APP0 || marker == APP14) {
+        /* Between scans a colour marker comes too late for libjpeg. */
+        if (colours->scans > 0) {
+            return "a colour marker is out of place";
+        }
+        read_colour_marker(colours, marker, segment, length);
+    } else if (marker == APP1 && starts_with(segment, length, "Exif\0\0", 6)) {
+        note_orientation(info, qv_exif_orientation(segment, length));
     } else if (marker == APP1 && starts_with(segment, length, "http://ns.adobe.com/xap/1.0/\0", 29) &&
                info->orientation == 0) {
         note_orientation(info, qv_xmp_orientation(segment + 29, length - 29));
@@ -154,7 +197,8 @@ static bool later_tables_fit(const uint8_t *data, size_t length, size_t at) {
 
 static qv_status probe_jpeg(qv_image_info *info, const uint8_t *data, size_t length, qv_error *err) {
     static const char cut_short[] = "it is cut short";
-    size_t at = 2, scans = 0, first_scan = length;
+    jpeg_colours colours = {.adobe = -1};
+    size_t at = 2, first_scan = length;
     for (;;) {
         if (length - at < 2 || data[at] != 0xFF) {
             info->unsupported = length - at < 2 ? cut_short : "there are stray bytes between its segments";
@@ -168,7 +212,7 @@ static qv_status probe_jpeg(qv_image_info *info, const uint8_t *data, size_t len
             return QV_OK;
         }
         uint8_t marker = data[at++];
-        if (marker == EOI && scans > 0) {
+        if (marker == EOI && colours.scans > 0) {
             break;
         }
         if (stands_alone(marker)) {
@@ -180,7 +224,7 @@ static qv_status probe_jpeg(qv_image_info *info, const uint8_t *data, size_t len
             info->unsupported = cut_short;
             return QV_OK;
         }
-        info->unsupported = read_segment(info, marker, data + at + 2, size - 2);
+        info->unsupported = read_segment(info, &colours, marker, data + at + 2, size - 2);
         if (info->unsupported != NULL) {
             return QV_OK;
         }
@@ -190,7 +234,7 @@ static qv_status probe_jpeg(qv_image_info *info, const uint8_t *data, size_t len
                 info->unsupported = "it has no frame header";
                 return QV_OK;
             }
-            if (++scans > MAX_SCANS) {
+            if (++colours.scans > MAX_SCANS) {
                 return qv_fail(err, QV_ERR_VALUE, "the JPEG has more than %zu scans", MAX_SCANS);
             }
             first_scan = first_scan < at ? first_scan : at;
@@ -200,6 +244,8 @@ static qv_status probe_jpeg(qv_image_info *info, const uint8_t *data, size_t len
     info->end = at;
     if (!later_tables_fit(data, info->end, first_scan)) {
         info->unsupported = "a Huffman table is broken";
+    } else if (libjpeg_sees_rgb(&colours) != decoder_sees_rgb(&colours)) {
+        info->unsupported = "its markers disagree about its colours";
     }
     return QV_OK;
 }
@@ -248,11 +294,20 @@ static bool is_type(const uint8_t *type, const char *name) {
     return memcmp(type, name, 4) == 0;
 }
 
+/* Whether a text chunk may hold an orientation that takes more than this file to read: ImageMagick's hexadecimal
+ * "Raw profile type exif", or XMP that is compressed or not where it belongs. */
+static bool is_packed_orientation(const uint8_t *type, const uint8_t *body, size_t size) {
+    static const char profile[] = "Raw profile type exif", xmp[] = "XML:com.adobe.xmp";
+    bool text = is_type(type, "tEXt") || is_type(type, "zTXt") || is_type(type, "iTXt");
+    return text && (starts_with(body, size, profile, sizeof profile) || starts_with(body, size, xmp, sizeof xmp));
+}
+
 static qv_status probe_png(qv_image_info *info, const uint8_t *data, size_t length, qv_error *err) {
     uint32_t table[8][256];
     make_crc_tables(table);
     static const char xmp_key[] = "XML:com.adobe.xmp\0\0\0"; /* and its flags: not compressed */
     int from_xmp = 0;
+    bool packed = false;
     size_t at = 8;
     for (bool first = true;; first = false) {
         size_t size = length - at < 12 ? 0 : read32_big(data + at);
@@ -268,7 +323,7 @@ static qv_status probe_png(qv_image_info *info, const uint8_t *data, size_t leng
             return QV_OK;
         }
         bool fits = checksum_fits(table, type, size);
-        if (critical && !fits) {
+        if (critical && !ends && !fits) { /* what stands after the picture's end does not harm it */
             return qv_fail(err, QV_ERR_VALUE, "the PNG is damaged: the checksum of its %.4s chunk does not fit",
                            (const char *)type);
         }
@@ -279,6 +334,8 @@ static qv_status probe_png(qv_image_info *info, const uint8_t *data, size_t leng
             note_orientation(info, qv_exif_orientation(body, size));
         } else if (fits && is_type(type, "iTXt") && starts_with(body, size, xmp_key, sizeof xmp_key - 1)) {
             from_xmp = qv_xmp_orientation(body, size);
+        } else if (is_packed_orientation(type, body, size)) {
+            packed = true;
         }
         at += size + 12;
         if (ends) {
@@ -288,6 +345,8 @@ static qv_status probe_png(qv_image_info *info, const uint8_t *data, size_t leng
     note_orientation(info, from_xmp);
     if (info->width == 0 || info->height == 0) {
         info->unsupported = "its header gives no size";
+    } else if (packed && info->orientation == 0) {
+        info->unsupported = "its orientation is in a packed text";
     }
     info->end = at;
     return QV_OK;

@@ -113,7 +113,9 @@ static void load_block(loader *load, size_t i) {
     layer cross_out = get_block_layer(load, i, "crossattention.output.dense", D, D);
     layer fc1 = get_block_layer(load, i, "intermediate.dense", F, D);
     layer fc2 = get_block_layer(load, i, "output.dense", D, F);
-    qv_next_block(load->model->ops);
+    if (load->status == QV_OK) {
+        load->status = qv_next_block(load->model->ops, load->err);
+    }
     prepare(load, &block->self_qkv, self, 3);
     prepare(load, &block->self_out, &self_out, 1);
     prepare(load, &block->cross_q, &cross_q, 1);
@@ -124,7 +126,9 @@ static void load_block(loader *load, size_t i) {
     load_block_norm(load, &block->self_norm_weight, &block->self_norm_bias, i, "attention.output.LayerNorm");
     load_block_norm(load, &block->cross_norm_weight, &block->cross_norm_bias, i, "crossattention.output.LayerNorm");
     load_block_norm(load, &block->output_norm_weight, &block->output_norm_bias, i, "output.LayerNorm");
-    qv_next_block(load->model->ops);
+    if (load->status == QV_OK) {
+        load->status = qv_next_block(load->model->ops, load->err);
+    }
     prepare_back(load, &block->back_q, &block->self_qkv, 0, &self[0]);
     prepare_back(load, &block->back_k, &block->self_qkv, 1, &self[1]);
     prepare_back(load, &block->back_v, &block->self_qkv, 2, &self[2]);
@@ -236,7 +240,9 @@ qv_status qv_blip_init(qv_blip *model, const qv_blip_config *config, const qv_op
     for (size_t i = 0; i < model->config.L; i++) {
         load_block(&load, i);
     }
-    qv_next_block(ops);
+    if (load.status == QV_OK) {
+        load.status = qv_next_block(ops, err);
+    }
     load_heads(&load);
     status = load.status == QV_OK ? qv_weights_check(weights, "BLIP image-text matching", err) : load.status;
     if (status != QV_OK) {

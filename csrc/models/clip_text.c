@@ -210,7 +210,9 @@ qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config
         qv_text_load_block(&loader, &clip->base.blocks[n], &c, &names, n);
     }
     qv_text_load_norm(&loader, &clip->final_norm, "", "final_layer_norm", c.D);
-    qv_next_block(ops);
+    if (loader.status == QV_OK) {
+        loader.status = qv_next_block(ops, err);
+    }
     load_projection(clip, &loader, c.D);
     clip->base.output_width = clip->projection.columns;
     return qv_text_finish_load(encoder, &clip->base, &loader);

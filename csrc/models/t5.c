@@ -165,7 +165,9 @@ static void load_block(qv_text_block *block, const qv_t5_config *c, qv_text_load
     static const char *const plain[] = {"wi"}, *const gated[] = {"wi_0", "wi_1"};
     size_t inner = c->num_heads * c->d_kv;
     char stem[96];
-    qv_next_block(loader->ops);
+    if (loader->status == QV_OK) {
+        loader->status = qv_next_block(loader->ops, loader->err);
+    }
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.", n);
     qv_text_vector(loader, &block->attention_norm.weight, stem, "layer_norm.weight", c->d_model);
     snprintf(stem, sizeof stem, "encoder.block.%zu.layer.0.SelfAttention.", n);

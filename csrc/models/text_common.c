@@ -357,7 +357,9 @@ void qv_text_load_block(qv_text_loader *loader, qv_text_block *block, const qv_t
     size_t D = config->D, F = config->F;
     char stem[96];
     snprintf(stem, sizeof stem, "%s%zu.", names->block, n);
-    qv_next_block(loader->ops);
+    if (loader->status == QV_OK) {
+        loader->status = qv_next_block(loader->ops, loader->err);
+    }
     qv_text_linear(loader, &block->qkv, stem, names->qkv, 3, D, D, true);
     qv_text_linear(loader, &block->o, stem, &names->o, 1, D, D, true);
     qv_text_load_norm(loader, &block->attention_norm, stem, names->attention_norm, D);

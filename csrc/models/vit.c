@@ -163,7 +163,9 @@ static void load_block(loader *load, size_t i) {
     }
     load_norm(load, &block->norm1_weight, &block->norm1_bias, i, clip ? "layer_norm1" : "norm1", D);
     load_norm(load, &block->norm2_weight, &block->norm2_bias, i, clip ? "layer_norm2" : "norm2", D);
-    qv_next_block(vit->ops);
+    if (load->status == QV_OK) {
+        load->status = qv_next_block(vit->ops, load->err);
+    }
     load_qkv(load, block, i);
     load_out(load, block, i);
     load_linear(load, &block->fc1, i, "mlp.fc1", F, D, true);

@@ -292,6 +292,9 @@ void qv_cpu_attention(qv_call *call, const qv_attention *a) {
                            .splits = 1,
                            .rows = a->T};
     size_t heads = a->B * a->H;
+    if (heads == 0 || a->T == 0) {
+        return;
+    }
     /* Few heads that lanes cannot share evenly: several tasks a head, though each packs the head anew. */
     while (heads * work.splits < 4 * call->lanes && heads * work.splits % call->lanes != 0 &&
            a->T / (2 * work.splits) >= 2 * TILE_ROWS) {

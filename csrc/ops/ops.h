@@ -140,7 +140,7 @@ struct qv_ops {
     /* Host memory into the backend's outside of calls; NULL where `memory` is. */
     qv_status (*upload)(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
     /* The layers prepared from here on are used together, after those before them; may be NULL. */
-    void (*next_block)(const qv_ops *ops);
+    qv_status (*next_block)(const qv_ops *ops, qv_error *err);
     /* Make a layer of `parts` sources that share K. Borrowed memory must outlive `weight`. */
     qv_status (*linear_prepare)(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
                                 size_t parts, qv_precision precision, qv_error *err);
@@ -224,10 +224,8 @@ qv_status qv_vector_copy(const qv_ops *ops, qv_vector *vector, const float *data
                          qv_error *err);
 void qv_vector_free(const qv_ops *ops, qv_vector *vector);
 
-static inline void qv_next_block(const qv_ops *ops) {
-    if (ops->next_block != NULL) {
-        ops->next_block(ops);
-    }
+static inline qv_status qv_next_block(const qv_ops *ops, qv_error *err) {
+    return ops->next_block != NULL ? ops->next_block(ops, err) : QV_OK;
 }
 
 /* Before a call's first op and after its last. */

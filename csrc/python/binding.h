@@ -4,7 +4,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-/* One file (module.c) defines QV_IMPORT_ARRAY and imports NumPy; the others share its table. */
+/* One file (start.c) defines QV_IMPORT_ARRAY and imports NumPy; the others share its table. */
 #define PY_ARRAY_UNIQUE_SYMBOL qavit_core_array_api
 #ifndef QV_IMPORT_ARRAY
 #define NO_IMPORT_ARRAY
@@ -44,7 +44,7 @@ typedef struct {
     size_t count;
     Py_buffer *buffers; /* [buffer_count] */
     size_t buffer_count;
-    PyObject *names; /* keeps the names' UTF-8 alive */
+    PyObject *names; /* a tuple, which nobody can change: keeps the names' UTF-8 alive */
 } qvpy_weights;
 int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict);
 void qvpy_weights_release(qvpy_weights *weights);
@@ -71,9 +71,9 @@ int qvpy_device(PyObject *object, const qv_ops **ops);
  * as preprocess_image takes it. Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_picture_view *views; /* [count] */
+    PyArrayObject **arrays; /* [count] */
     size_t count;
     qv_preprocessing how;
-    PyObject *arrays;
 } qvpy_pictures;
 int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
 void qvpy_pictures_release(qvpy_pictures *pictures);
@@ -83,14 +83,18 @@ typedef struct {
     PyTypeObject *blip_image;
 } qvpy_state;
 
-/* Each adds its functions or its heap type to the module; 0 or -1 with an exception. */
+/* Each adds its functions or its heap types to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);
 int qvpy_add_device(PyObject *module);
 int qvpy_add_vit(PyObject *module);
 int qvpy_add_text(PyObject *module);
 int qvpy_add_blip(PyObject *module);
 int qvpy_add_images(PyObject *module);
-int qvpy_add_ops(PyObject *module);
-int qvpy_add_ops_backward(PyObject *module);
+
+/* A module's beginning: what all parts need, then the parts, which NULL ends. The rest are its slots. */
+int qvpy_start(PyObject *module, int (*const *parts)(PyObject *module));
+int qvpy_traverse(PyObject *module, visitproc visit, void *arg);
+int qvpy_clear(PyObject *module);
+void qvpy_free(void *module);
 
 #endif

@@ -171,11 +171,11 @@ int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
         PyErr_Format(PyExc_TypeError, "weights: expected a dict, got %s", Py_TYPE(dict)->tp_name);
         return -1;
     }
-    weights->names = PyDict_Keys(dict);
+    weights->names = PySequence_Tuple(dict);
     if (weights->names == NULL) {
         return -1;
     }
-    size_t count = (size_t)PyList_GET_SIZE(weights->names);
+    size_t count = (size_t)PyTuple_GET_SIZE(weights->names);
     weights->tensors = PyMem_Calloc(count + 1, sizeof *weights->tensors);
     weights->buffers = PyMem_Calloc(count + 1, sizeof *weights->buffers);
     if (weights->tensors == NULL || weights->buffers == NULL) {
@@ -183,7 +183,7 @@ int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
         goto fail;
     }
     for (; weights->count < count; weights->count++) {
-        PyObject *name = PyList_GET_ITEM(weights->names, (Py_ssize_t)weights->count);
+        PyObject *name = PyTuple_GET_ITEM(weights->names, (Py_ssize_t)weights->count);
         qv_tensor *tensor = &weights->tensors[weights->count];
         if (!PyUnicode_Check(name)) {
             PyErr_Format(PyExc_TypeError, "weights: expected names, got %s", Py_TYPE(name)->tp_name);
@@ -192,6 +192,9 @@ int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
         tensor->name = PyUnicode_AsUTF8(name);
         PyObject *value = tensor->name != NULL ? PyDict_GetItemWithError(dict, name) : NULL;
         if (value == NULL) {
+            if (!PyErr_Occurred()) {
+                PyErr_SetObject(PyExc_KeyError, name); /* gone since the names were read */
+            }
             goto fail;
         }
         Py_INCREF(value); /* giving out a buffer can run code that takes it out of the dict */

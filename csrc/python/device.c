@@ -97,7 +97,13 @@ int qvpy_device(PyObject *object, const qv_ops **ops) {
         PyErr_Format(PyExc_TypeError, "device: expected a Device or None, got %s", Py_TYPE(object)->tp_name);
         return -1;
     }
-    *ops = qv_cuda_ops(((DeviceObject *)object)->device);
+    const qv_cuda_device *device = ((DeviceObject *)object)->device;
+    qv_error err;
+    if (qv_cuda_check_process(device, &err) != QV_OK) {
+        qvpy_raise(&err);
+        return -1;
+    }
+    *ops = qv_cuda_ops(device);
     return 0;
 }
 

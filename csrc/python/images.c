@@ -128,8 +128,11 @@ static qv_picture_view view_of(PyArrayObject *picture) {
 }
 
 void qvpy_pictures_release(qvpy_pictures *pictures) {
+    for (size_t i = 0; pictures->arrays != NULL && i < pictures->count; i++) {
+        Py_XDECREF(pictures->arrays[i]);
+    }
+    PyMem_Free(pictures->arrays);
     PyMem_Free(pictures->views);
-    Py_XDECREF(pictures->arrays);
     *pictures = (qvpy_pictures){.views = NULL};
 }
 
@@ -179,20 +182,23 @@ int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject 
     }
     Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
     pictures->count = (size_t)count;
-    pictures->arrays = PyTuple_New(count);
+    pictures->arrays = PyMem_Calloc((size_t)count + 1, sizeof *pictures->arrays);
     pictures->views = PyMem_Calloc((size_t)count + 1, sizeof *pictures->views);
-    int result = pictures->arrays == NULL ? -1 : 0;
-    if (pictures->views == NULL) {
+    int result = 0;
+    if (pictures->arrays == NULL || pictures->views == NULL) {
         PyErr_NoMemory();
         result = -1;
     }
     for (Py_ssize_t i = 0; result == 0 && i < count; i++) {
-        PyArrayObject *picture = picture_array(PySequence_Fast_GET_ITEM(items, i));
-        if (picture == NULL) {
+        /* Converting an array can run code that shortens the sequence. */
+        PyObject *item = i < PySequence_Fast_GET_SIZE(items) ? PySequence_Fast_GET_ITEM(items, i) : Py_None;
+        Py_INCREF(item);
+        pictures->arrays[i] = picture_array(item);
+        Py_DECREF(item);
+        if (pictures->arrays[i] == NULL) {
             result = -1;
         } else {
-            pictures->views[i] = view_of(picture);
-            PyTuple_SET_ITEM(pictures->arrays, i, (PyObject *)picture);
+            pictures->views[i] = view_of(pictures->arrays[i]);
         }
     }
     Py_DECREF(items);

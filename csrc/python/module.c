@@ -1,54 +1,11 @@
 /* qavit._core: module definition. Every other file of this folder adds its part. */
-#define QV_IMPORT_ARRAY
 #include "python/binding.h"
 
-#include "base/blas.h"
-
 static int execute(PyObject *module) {
-    if (PyArray_ImportNumPyAPI() < 0) {
-        return -1;
-    }
-    qv_error err;
-    if (qv_blas_start(&err) != QV_OK) {
-        qvpy_raise(&err);
-        return -1;
-    }
-    int (*const parts[])(PyObject *) = {
-        qvpy_add_runtime,
-        qvpy_add_ops,
-        qvpy_add_ops_backward,
-        qvpy_add_device,
-        qvpy_add_vit,
-        qvpy_add_text,
-        qvpy_add_blip,
-        qvpy_add_images,
+    static int (*const parts[])(PyObject *) = {
+        qvpy_add_runtime, qvpy_add_device, qvpy_add_vit, qvpy_add_text, qvpy_add_blip, qvpy_add_images, NULL,
     };
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        if (parts[i](module) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static int traverse(PyObject *module, visitproc visit, void *arg) {
-    const qvpy_state *state = PyModule_GetState(module);
-    if (state != NULL) {
-        Py_VISIT(state->blip_image);
-    }
-    return 0;
-}
-
-static int clear(PyObject *module) {
-    qvpy_state *state = PyModule_GetState(module);
-    if (state != NULL) {
-        Py_CLEAR(state->blip_image);
-    }
-    return 0;
-}
-
-static void release(void *module) {
-    clear(module);
+    return qvpy_start(module, parts);
 }
 
 static PyModuleDef_Slot slots[] = {
@@ -62,9 +19,9 @@ static struct PyModuleDef definition = {
     .m_doc = "The C core of qavit. Use it through the qavit package.",
     .m_size = sizeof(qvpy_state),
     .m_slots = slots,
-    .m_traverse = traverse,
-    .m_clear = clear,
-    .m_free = release,
+    .m_traverse = qvpy_traverse,
+    .m_clear = qvpy_clear,
+    .m_free = qvpy_free,
 };
 
 PyMODINIT_FUNC PyInit__core(void);

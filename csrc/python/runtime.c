@@ -25,14 +25,17 @@ static PyObject *set_num_threads(PyObject *module, PyObject *argument) {
     Py_RETURN_NONE;
 }
 
+#if defined(QV_DEBUG)
 static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
     (void)module;
     size_t n = PyLong_AsSize_t(argument);
     if (n == (size_t)-1 && PyErr_Occurred()) {
         return NULL;
     }
-    return PyBool_FromLong(qv_fail_allocation(n));
+    qv_fail_allocation(n);
+    Py_RETURN_NONE;
 }
+#endif
 
 static PyObject *build_info(PyObject *module, PyObject *unused) {
     (void)module;
@@ -63,8 +66,9 @@ static PyMethodDef functions[] = {
     {"get_num_threads", get_num_threads, METH_NOARGS, "The width of the thread pool."},
     {"set_num_threads", set_num_threads, METH_O, "Set the width of the thread pool, 1 to 256."},
     {"build_info", build_info, METH_NOARGS, "What is in this build, as a dict."},
-    {"fail_allocation", fail_allocation, METH_O,
-     "In a QAVIT_DEBUG build, let the n-th allocation from now fail (0: none); False in other builds."},
+#if defined(QV_DEBUG)
+    {"fail_allocation", fail_allocation, METH_O, "Let the n-th allocation from now fail (0: none)."},
+#endif
     {NULL, NULL, 0, NULL},
 };
 

@@ -141,13 +141,17 @@ static void vit_dealloc(VitObject *self) {
 
 /* ---- forward ---- */
 
-/* The arrays of one call: inputs held, outputs made. */
+static const char *const output_names[] = {"last", "normed", "pooled"};
+
+/* The arrays of one call: inputs held, outputs made. The call alone refers to its outputs: whatever the collector knows of,
+ * a dict or a list, another thread can find there and empty while the core writes. */
 typedef struct {
     PyArrayObject *images, *instruct, *pair_image, *instruct_length;
     qvpy_pictures pictures; /* in place of images */
     size_t *indices; /* [2 N]: pair_image, instruct_length */
     qv_vit_tap *taps; /* [L] */
-    PyObject *attentions, *hidden, *result;
+    PyArrayObject **outputs; /* [L] attentions, [L + 1] hidden states, one for each of output_names; NULL: not asked for */
+    size_t output_count;
     qv_vit_request request;
 } forward_call;
 
@@ -157,8 +161,10 @@ static void release_call(forward_call *c) {
     Py_XDECREF(c->instruct);
     Py_XDECREF(c->pair_image);
     Py_XDECREF(c->instruct_length);
-    Py_XDECREF(c->attentions);
-    Py_XDECREF(c->hidden);
+    for (size_t i = 0; c->outputs != NULL && i < c->output_count; i++) {
+        Py_XDECREF(c->outputs[i]);
+    }
+    PyMem_Free(c->outputs);
     PyMem_Free(c->indices);
     PyMem_Free(c->taps);
 }
@@ -203,11 +209,12 @@ static int read_indices(PyObject *object, const char *argument, PyArrayObject **
     }
     const npy_int32 *items = PyArray_DATA(*keep);
     for (size_t n = 0; n < N; n++) {
-        if (items[n] < low || (size_t)items[n] > high) {
-            PyErr_Format(PyExc_ValueError, "%s[%zu] is %d, expected %d to %zu", argument, n, (int)items[n], (int)low, high);
+        npy_int32 item = items[n];
+        if (item < low || (size_t)item > high) {
+            PyErr_Format(PyExc_ValueError, "%s[%zu] is %d, expected %d to %zu", argument, n, (int)item, (int)low, high);
             return -1;
         }
-        out[n] = (size_t)items[n];
+        out[n] = (size_t)item;
     }
     return 0;
 }
@@ -249,15 +256,12 @@ static int read_questions(forward_call *c, const qv_vit *vit, PyObject *pair_ima
                               c->request.M);
 }
 
-/* A new array [B, ...] stored in `dict` under `key`; its data, or NULL with an exception. */
-static float *new_output(PyObject *dict, PyObject *key, int dims, const size_t *shape) {
-    PyArrayObject *array = key == NULL ? NULL : qvpy_new_floats(dims, shape);
-    float *data = NULL;
-    if (array != NULL && PyDict_SetItem(dict, key, (PyObject *)array) == 0) {
-        data = PyArray_DATA(array);
+/* The data of output `i`, which is made unless it has been asked for before; NULL with an exception. */
+static float *new_output(forward_call *c, size_t i, int dims, const size_t *shape) {
+    if (c->outputs[i] == NULL) {
+        c->outputs[i] = qvpy_new_floats(dims, shape);
     }
-    Py_XDECREF(array);
-    return data;
+    return c->outputs[i] != NULL ? PyArray_DATA(c->outputs[i]) : NULL;
 }
 
 static size_t sequences_at(const forward_call *c, const qv_vit *vit, size_t block) {
@@ -292,9 +296,7 @@ static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
         return -1;
     }
     size_t shape[4] = {sequences_at(c, vit, i), vit->config.H, tap->row_count, tap->column_count};
-    PyObject *key = PyLong_FromSsize_t(block);
-    tap->attention = new_output(c->attentions, key, 4, shape);
-    Py_XDECREF(key);
+    tap->attention = new_output(c, i, 4, shape);
     return tap->attention == NULL ? -1 : 0;
 }
 
@@ -309,7 +311,7 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
         return -1;
     }
     size_t shape[3] = {l == 0 ? c->request.image_count : sequences_at(c, vit, l - 1), vit->T, vit->config.D};
-    float *data = new_output(c->hidden, item, 3, shape);
+    float *data = new_output(c, vit->config.L + l, 3, shape);
     if (data == NULL) {
         return -1;
     }
@@ -322,23 +324,17 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
 }
 
 static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
-    size_t B = sequences_at(c, vit, vit->config.L - 1);
-    size_t shape[3] = {B, vit->T, vit->config.D}, pooled[2] = {B, vit->config.D};
-    float **slot;
-    int dims = 3;
-    if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, "last") == 0) {
-        slot = &c->request.last;
-    } else if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, "normed") == 0) {
-        slot = &c->request.normed;
-    } else if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, "pooled") == 0) {
-        slot = &c->request.pooled;
-        dims = 2;
-    } else {
-        PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed' or 'pooled'", item);
-        return -1;
+    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled};
+    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D, tokens[3] = {B, vit->T, D}, pooled[2] = {B, D};
+    for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
+        if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, output_names[i]) == 0) {
+            bool one = slots[i] == &c->request.pooled;
+            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, one ? pooled : tokens);
+            return *slots[i] == NULL ? -1 : 0;
+        }
     }
-    *slot = new_output(c->result, item, dims, dims == 3 ? shape : pooled);
-    return *slot == NULL ? -1 : 0;
+    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed' or 'pooled'", item);
+    return -1;
 }
 
 static int for_each(PyObject *sequence, const char *argument, forward_call *c, const qv_vit *vit,
@@ -349,7 +345,10 @@ static int for_each(PyObject *sequence, const char *argument, forward_call *c, c
     }
     int result = 0;
     for (Py_ssize_t i = 0; result == 0 && i < PySequence_Fast_GET_SIZE(items); i++) {
-        result = add(c, vit, PySequence_Fast_GET_ITEM(items, i));
+        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        Py_INCREF(item); /* reading a number of it can run code that takes it out of the sequence */
+        result = add(c, vit, item);
+        Py_DECREF(item);
     }
     Py_DECREF(items);
     return result;
@@ -357,35 +356,53 @@ static int for_each(PyObject *sequence, const char *argument, forward_call *c, c
 
 static int make_outputs(forward_call *c, const qv_vit *vit, PyObject *attention, PyObject *hidden, PyObject *outputs) {
     c->taps = PyMem_Calloc(vit->config.L, sizeof *c->taps);
-    c->attentions = PyDict_New();
-    c->hidden = PyDict_New();
-    if (c->taps == NULL || c->attentions == NULL || c->hidden == NULL) {
+    c->output_count = 2 * vit->config.L + 1 + sizeof output_names / sizeof output_names[0];
+    c->outputs = PyMem_Calloc(c->output_count, sizeof *c->outputs);
+    if (c->taps == NULL || c->outputs == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     c->request.taps = c->taps;
-    if (for_each(attention, "attention must be a sequence", c, vit, add_attention) < 0 ||
-        for_each(hidden, "hidden must be a sequence", c, vit, add_hidden) < 0 ||
-        for_each(outputs, "outputs must be a sequence", c, vit, add_output) < 0 ||
-        PyDict_SetItemString(c->result, "attentions", c->attentions) < 0 ||
-        PyDict_SetItemString(c->result, "hidden", c->hidden) < 0) {
-        return -1;
+    return (attention != NULL && for_each(attention, "attention must be a sequence", c, vit, add_attention) < 0) ||
+                   (hidden != NULL && for_each(hidden, "hidden must be a sequence", c, vit, add_hidden) < 0) ||
+                   (outputs != NULL && for_each(outputs, "outputs must be a sequence", c, vit, add_output) < 0)
+               ? -1
+               : 0;
+}
+
+/* dict {i: outputs[i]} of those that were asked for; NULL with an exception */
+static PyObject *numbered(PyArrayObject *const *outputs, size_t count) {
+    PyObject *dict = PyDict_New();
+    for (size_t i = 0; dict != NULL && i < count; i++) {
+        PyObject *key = outputs[i] != NULL ? PyLong_FromSize_t(i) : NULL;
+        if (outputs[i] != NULL && (key == NULL || PyDict_SetItem(dict, key, (PyObject *)outputs[i]) < 0)) {
+            Py_CLEAR(dict);
+        }
+        Py_XDECREF(key);
     }
-    return 0;
+    return dict;
+}
+
+/* What forward returns, when the core is done with the arrays. */
+static PyObject *build_result(const forward_call *c, size_t L) {
+    PyObject *result = Py_BuildValue("{s:N, s:N}", "attentions", numbered(c->outputs, L), "hidden",
+                                     numbered(c->outputs + L, L + 1));
+    PyArrayObject *const *named = c->outputs + 2 * L + 1;
+    for (size_t i = 0; result != NULL && i < sizeof output_names / sizeof output_names[0]; i++) {
+        if (named[i] != NULL && PyDict_SetItemString(result, output_names[i], (PyObject *)named[i]) < 0) {
+            Py_CLEAR(result);
+        }
+    }
+    return result;
 }
 
 static PyObject *vit_forward(VitObject *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"pixel_values", "pair_image", "instruct", "instruct_length",
                             "attention",    "hidden",     "outputs",  "preprocessing",   NULL};
     PyObject *images, *pair_image = Py_None, *instruct = Py_None, *instruct_length = Py_None;
-    PyObject *preprocessing = Py_None;
-    PyObject *empty = PyTuple_New(0);
-    PyObject *attention = empty, *hidden = empty, *outputs = empty;
+    PyObject *attention = NULL, *hidden = NULL, *outputs = NULL, *preprocessing = Py_None, *result = NULL;
     forward_call c = {0};
-    bool done = false;
-    c.result = PyDict_New();
-    if (empty == NULL || c.result == NULL ||
-        !PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOO:forward", names, &images, &pair_image, &instruct,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOO:forward", names, &images, &pair_image, &instruct,
                                      &instruct_length, &attention, &hidden, &outputs, &preprocessing) ||
         read_images(&c, &self->vit, images, preprocessing) < 0 ||
         read_questions(&c, &self->vit, pair_image, instruct, instruct_length) < 0 ||
@@ -397,14 +414,12 @@ static PyObject *vit_forward(VitObject *self, PyObject *arguments, PyObject *key
     qvpy_poll poll;
     qvpy_release(&poll, &call);
     qv_status status = qv_vit_forward(&self->vit, &call, &c.request, &err);
-    done = qvpy_acquire(&poll, status, &err) == 0;
+    if (qvpy_acquire(&poll, status, &err) == 0) {
+        result = build_result(&c, self->vit.config.L);
+    }
 done:
     release_call(&c);
-    Py_XDECREF(empty);
-    if (!done) {
-        Py_CLEAR(c.result);
-    }
-    return c.result;
+    return result;
 }
 
 /* ---- attributes and type ---- */

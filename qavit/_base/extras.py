@@ -1,4 +1,4 @@
-"""Libraries that only whole data sets need, imported when they are used."""
+"""Libraries of optional extras, imported when they are used."""
 
 from __future__ import annotations
 

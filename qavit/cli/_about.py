@@ -30,7 +30,7 @@ def run_demo_command(options: argparse.Namespace) -> int:
         print(f"{question}  {said}".rstrip())
         boxes = truth[index]["boxes"] if truth else []
         if boxes:
-            height, width = result.size
+            height, width = result.picture_size
             area = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) / (height * width)
             inside = attention_inside(result, index, boxes)
             print(f"  {inside:.0%} of its attention is on the object, which takes {area:.0%} of the picture")
@@ -91,8 +91,7 @@ def run_bench(options: argparse.Namespace) -> int:
     loading = time.perf_counter() - start
     side = model.image_size
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    takes_questions = getattr(model, "integrated", True)
-    questions = [f"where is object number {i}?" for i in range(options.number)] if takes_questions else None
+    questions = [f"where is object number {i}?" for i in range(options.number)] if model.takes_questions else None
     times = []
     block = model.default_block if options.block is None else model.check_block(options.block, "--block")
     for _ in Progress(range(options.repeat + 1), "runs"):
@@ -100,7 +99,7 @@ def run_bench(options: argparse.Namespace) -> int:
         model.heatmaps(picture, questions, block=block)
         times.append(time.perf_counter() - start)
     about = {
-        "model": getattr(model, "name", "model"),
+        "model": model.name,
         "precision": options.precision,
         "threads": build_info()["threads"],
         "questions": options.number if questions else 0,

@@ -86,21 +86,22 @@ def run_heatmap(options: argparse.Namespace) -> int:
 
 def check_request(model: Any, jobs: Sequence[Job], options: argparse.Namespace) -> None:
     """What is wrong for every picture is said once, before the first."""
-    takes_questions = not hasattr(model, "integrated") or bool(model.integrated)
     silent = [job.image for job in jobs if not job.questions]
-    if takes_questions and silent:
+    if model.takes_questions and silent:
         raise UsageError(f'{silent[0]}: no question; give some with -q "..." or --questions FILE')
-    if not takes_questions and len(silent) < len(jobs):
+    if not model.takes_questions and len(silent) < len(jobs):
         raise UsageError(f"{model.name} is plain CLIP, which takes no questions; leave -q and --questions out")
     if options.block is not None:
         model.check_block(options.block, "--block")
     number = re.fullmatch(r"-?\d+", options.heads)
     if not number and options.heads not in ("mean", "max"):
         raise UsageError(f"--heads {options.heads!r}: expected mean, max or a number")
-    if number and not -model.heads <= int(options.heads) < model.heads:
-        raise ValueError(f"--heads: head {options.heads} does not exist; this model has heads 0 to {model.heads - 1}")
-    if not hasattr(model, "integrated") and (options.readout is not None or options.heads != "mean"):
-        raise UsageError(f"{model.name} is a BLIP model, whose maps are GradCAM's: --readout and --heads are not for it")
+    if number and not -model.num_heads <= int(options.heads) < model.num_heads:
+        raise ValueError(f"--heads: head {options.heads} does not exist; this model has heads 0 to {model.num_heads - 1}")
+    if options.method is not None and options.method not in model.methods:
+        raise UsageError(f"--method {options.method}: {model.name} has maps by {' and '.join(model.methods)}")
+    if model.kind == "blip_itm" and options.heads != "mean":
+        raise UsageError(f"{model.name} is a BLIP model, whose maps are GradCAM's: --heads is not for it")
     if not options.no_figures or options.html:
         from ..plots._pixels import check_weight, colormap
 
@@ -124,7 +125,7 @@ def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
         file = [state.st_size, state.st_mtime_ns]
     except OSError:
         file = []  # reading it will say what is wrong
-    look = [getattr(options, name) for name in ("block", "readout", "heads", "kind", "cmap", "image_weight")]
+    look = [getattr(options, name) for name in ("block", "method", "heads", "kind", "cmap", "image_weight")]
     asked = [repr(model), os.path.abspath(job.image), *file, job.questions, look]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
@@ -133,8 +134,8 @@ def ask(model: Any, job: Job, options: argparse.Namespace) -> HeatmapResult:
     """The result of one picture."""
     heads: Any = int(options.heads) if re.fullmatch(r"-?\d+", options.heads) else options.heads
     arguments: dict[str, Any] = {"block": options.block} if options.block is not None else {}
-    if options.readout is not None:
-        arguments["readout"] = options.readout
+    if options.method is not None and model.kind != "blip_itm":
+        arguments["method"] = options.method
     if heads != "mean":
         arguments["heads"] = heads
     result: HeatmapResult = model.heatmaps(job.image, job.questions or None, **arguments)

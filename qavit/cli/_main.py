@@ -15,7 +15,7 @@ from .._core import set_num_threads
 from ._about import run_bench, run_convert, run_demo_command, run_info
 from ._completion import SHELLS
 from ._heatmap import run_heatmap
-from ._options import INTERRUPTED, OK, SOME_FAILED, USAGE, UsageError, add_model_options
+from ._options import INTERRUPTED, METHODS, OK, SOME_FAILED, USAGE, UsageError, add_model_options
 from ._run import run_data_set
 
 EPILOG = """\
@@ -95,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
         return made
 
-    from ..plots._panels import KINDS
+    from ..plots._protocol import KINDS
     from . import _run as data_command
 
     parser = argparse.ArgumentParser(
@@ -124,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     heatmap.add_argument("--questions", metavar="FILE", help="JSON lines, CSV or Parquet with image and question")
     heatmap.add_argument("-o", "--out", default="out", metavar="DIR", help="where to write (default: out)")
     heatmap.add_argument("--block", type=int, metavar="N", help="whose attention (default: one that knows the question)")
-    heatmap.add_argument("--readout", choices=("class", "question"), help="what is read from the attention")
+    heatmap.add_argument("--method", choices=METHODS, help="how a map is read (default: the model's)")
     heatmap.add_argument("--heads", default="mean", help="mean, max or a number (default: mean)")
     heatmap.add_argument(
         "--kind", choices=KINDS, metavar="KIND",

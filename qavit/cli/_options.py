@@ -9,6 +9,8 @@ from typing import Any
 
 from ..models._devices import PRECISIONS
 
+#: What --method takes; which of them a model has, it says itself.
+METHODS = ("class", "question", "gradcam")
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 logger = logging.getLogger("qavit")
 

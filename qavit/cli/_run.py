@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ._options import model_arguments
+from ._options import METHODS, model_arguments
 
 EXAMPLE = "qavit run v2_OpenEnded_mscoco_val2014_questions.json --images val2014/ --model qavit-base2/ -o maps/ --workers 2"
 SUMMARY = "maps for every question of a data set, as Parquet files"
@@ -26,9 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-name", metavar="FORMAT", help='a picture\'s name from its row\'s columns, such as "{image_id}.jpg"'
     )
-    parser.add_argument("--method", choices=("attention", "itm"), help="attention, or PnP-VQA's map (default for BLIP: itm)")
+    parser.add_argument("--method", choices=METHODS, help="how a map is read (default: the model's)")
     parser.add_argument("--block", type=int, metavar="N", help="whose attention (default: the model's)")
-    parser.add_argument("--readout", choices=("class", "question"), help="what is read from the attention")
     parser.add_argument("--heads", default="mean", help="mean, max or a number (default: mean)")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the maps (default: float32)")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster (default: local)")
@@ -72,7 +71,6 @@ def run_command(options: argparse.Namespace, model_arguments: Callable[[argparse
         model=options.model,
         method=options.method,
         block=options.block,
-        readout=options.readout,
         heads=heads,
         dtype=options.dtype,
         engine=options.engine,

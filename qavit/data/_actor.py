@@ -15,8 +15,8 @@ import numpy as np
 from .._base.arguments import is_pixel_values, one_line
 from .._base.files import PathLike
 from .._base.types import FloatArray
+from .._base.warnings import QuestionBlindWarning
 from ..models._load import load
-from ..models._outputs import QuestionBlindWarning
 from ..models._question_vit import Heads
 from ._plan import Group, Row
 from ._questions import ImageSource
@@ -25,9 +25,8 @@ from ._rows import MapRow
 if TYPE_CHECKING:
     from ..images import Seen
 
-METHODS = ("attention", "itm")
 DTYPES = ("float32", "float16")
-MAX_RAW_BYTES = 1 << 28  # of the whole attention that a readout other than the class token's looks at, at a time
+MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
 FAILURES = (OSError, ValueError, TypeError)  # of a picture or a question; anything else ends the run
 
 
@@ -41,15 +40,13 @@ class HeatmapActor:
     ----------
     model : str or path, optional
         As for `qavit.load`: "demo" (also when no other part is given), a folder, or a hub name.
-    method : {"attention", "itm"}, optional
-        "attention": the values of ``heatmaps``, each map summing to 1 (QA-ViT and CLIP). "itm": what `forward_itm` gives
-        PnP-VQA; of BLIP, GradCAM on its own scale. None: "itm" for BLIP, else "attention".
+    method : {"class", "question", "gradcam"}, optional
+        How a map is read, one of the model's `methods`; None: its default. BLIP's "gradcam" is on its own scale, the others'
+        maps sum to 1.
     block : int, optional
         Whose attention; None: the model's default.
-    readout : {"class", "question"}, optional
-        For "attention"; None: the model's default.
     heads : {"mean", "max"} or int
-        For "attention": how heads become one map.
+        How heads become one map; not for "gradcam".
     dtype : {"float32", "float16"}
         Of the maps that :meth:`__call__` returns.
     images : path, optional
@@ -72,7 +69,7 @@ class HeatmapActor:
     Raises
     ------
     ValueError, TypeError, FileNotFoundError
-        What `qavit.load` raises; or the model has no maps by this method, block or readout.
+        What `qavit.load` raises; or the model has no maps by this method or block.
 
     Examples
     --------
@@ -88,7 +85,6 @@ class HeatmapActor:
         *,
         method: Optional[str] = None,
         block: Optional[int] = None,
-        readout: Optional[str] = None,
         heads: Heads = "mean",
         dtype: str = "float32",
         images: Optional[PathLike] = None,
@@ -97,7 +93,7 @@ class HeatmapActor:
         **parts: Any,
     ) -> None:
         self._arguments = {
-            "model": model, "method": method, "block": block, "readout": readout, "heads": heads, "dtype": dtype,
+            "model": model, "method": method, "block": block, "heads": heads, "dtype": dtype,
             "images": images, "threads": threads, "decoders": decoders, **parts,
         }  # fmt: skip
         if dtype not in DTYPES:
@@ -116,36 +112,31 @@ class HeatmapActor:
         self.grid: tuple[int, int] = self.model.grid
         self._images = images
         self._decoders = decoders
-        self._blip = hasattr(self.model, "maps_and_scores")
-        self._choose(method, block, readout, heads)
+        self._blip = self.model.kind == "blip_itm"
+        self._choose(method, block, heads)
 
-    def _choose(self, method: Optional[str], block: Optional[int], readout: Optional[str], heads: Heads) -> None:
+    def _choose(self, method: Optional[str], block: Optional[int], heads: Heads) -> None:
         """What is asked of the model, checked."""
         model = self.model
-        if method is not None and method not in METHODS:
-            raise ValueError(f"method: got {method!r}, expected 'attention' or 'itm'")
-        self.takes_questions = self._blip or bool(model.integrated)
-        if self._blip and method == "attention":
-            raise ValueError("method: BLIP's maps are by 'itm' (GradCAM); 'attention' is for QA-ViT and CLIP")
-        if not self.takes_questions and method == "itm":
-            raise ValueError("method: plain CLIP takes no questions, so there is no 'itm'; use 'attention'")
-        self.method = method or ("itm" if self._blip else "attention")
-        if self.method == "itm" and (readout is not None or heads != "mean"):
-            raise ValueError("readout and heads: they are for method 'attention'; 'itm' is PnP-VQA's map as it is")
+        if method is not None and method not in model.methods:
+            raise ValueError(f"method: got {method!r}, expected {' or '.join(map(repr, model.methods))}")
+        self.takes_questions: bool = model.takes_questions
+        self.method: str = method or model.default_method
+        if self._blip and heads != "mean":
+            raise ValueError("heads: not for method 'gradcam', which is PnP-VQA's map as it is")
         self.block: int = model.default_block if block is None else model.check_block(block)
-        self.readout = "class" if self.method == "itm" else (readout or model.default_readout)
         self.heads = heads
         self.at_once: Optional[int] = None  # questions a call; the core itself splits what the class token's map needs
-        if self.readout != "class":
+        if self.method == "question":
             tokens = self.grid[0] * self.grid[1] + 1
-            row = 4 * model.heads * tokens * (tokens + getattr(model, "max_tokens", 0))
+            row = 4 * model.num_heads * tokens * (tokens + model.max_tokens)
             self.at_once = max(1, MAX_RAW_BYTES // row)
         if self._blip or self.takes_questions:
-            # What is wrong with block, readout or heads is wrong for every row: it shows here, once.
+            # What is wrong with block, method or heads is wrong for every row: it shows here, once.
             side = model.image_size
             self._ask(np.zeros((1, 3, side, side), np.float32), ["a"])
         if not self._blip and self.takes_questions:
-            model._warn_if_blind(self.block, self.readout, ["a"], stacklevel=4)
+            model._warn_if_blind(self.block, self.method, ["a"], stacklevel=4)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._arguments,)
@@ -251,7 +242,7 @@ class HeatmapActor:
 
     def _extract(self, pixels: Seen, questions: Optional[list[str]]) -> FloatArray:
         maps: FloatArray = self.model.extract_attention(
-            pixels, questions, blocks=(self.block,), heads=self.heads, readout=self.readout
+            pixels, questions, blocks=(self.block,), heads=self.heads, method=self.method
         )[:, 0]
         return maps
 

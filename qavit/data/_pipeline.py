@@ -84,7 +84,6 @@ def run(
     model: Optional[PathLike] = None,
     method: Optional[str] = None,
     block: Optional[int] = None,
-    readout: Optional[str] = None,
     heads: Heads = "mean",
     dtype: str = "float32",
     engine: str = "local",
@@ -110,7 +109,7 @@ def run(
         The folder that relative pictures lie in; by default the question file's own, then the working directory.
     image_name : str, optional
         A picture's name from the columns of its row, such as ``"{image_id}.jpg"``.
-    model, method, block, readout, heads, dtype
+    model, method, block, heads, dtype
         As for `HeatmapActor`.
     engine : {"local", "ray"}
         Worker processes of this machine, or actors of a Ray cluster, whose machines all see `out` and the input.
@@ -165,13 +164,12 @@ def run(
         threads = max(1, usable_cpus() // workers) if engine == "local" and workers > 1 else 1 if engine == "ray" else None
     if model is None and not (parts.get("checkpoint") or parts.get("vision")):
         model = "demo"
-    asked = {"model": model, "method": method, "block": block, "readout": readout, "heads": heads, "dtype": dtype, **parts}
+    asked = {"model": model, "method": method, "block": block, "heads": heads, "dtype": dtype, **parts}
     actor = HeatmapActor(**asked, threads=threads if engine == "local" else None)
     manifest = {
         "model": model_identity({"model": model, **parts}),
         "method": actor.method,
         "block": actor.block,
-        "readout": actor.readout,
         "heads": heads,
         "dtype": dtype,
         "grid": list(actor.grid),

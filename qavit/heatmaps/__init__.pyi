@@ -1,6 +1,7 @@
 from ._grid import NORMALIZATIONS as NORMALIZATIONS
 from ._grid import RESAMPLINGS as RESAMPLINGS
 from ._grid import Box as Box
+from ._grid import MapStatistics as MapStatistics
 from ._grid import Patch as Patch
 from ._grid import map_statistics as map_statistics
 from ._grid import normalize_maps as normalize_maps
@@ -11,6 +12,7 @@ __all__ = [
     "NORMALIZATIONS",
     "RESAMPLINGS",
     "Box",
+    "MapStatistics",
     "Patch",
     "map_statistics",
     "normalize_maps",

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional, Union
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Optional, TypedDict, Union
 
 import numpy as np
 import numpy.typing as npt
 
-from .._base.arguments import finite_numbers, whole_number
+from .._base.arguments import finite_numbers, real_number, whole_number
+from .._base.resampling import Kernel, grid_weights
 from .._base.types import FloatArray
 from ..images import Region
 from ..methods.attention import to_distribution
 
+Normalization = Literal["minmax", "sum", "max"]
+Resampling = Literal["bicubic", "bilinear", "nearest"]
 NORMALIZATIONS = (None, "minmax", "sum", "max")
 RESAMPLINGS = ("bicubic", "bilinear", "nearest")
+_KERNELS: dict[str, Kernel] = {"bicubic": "cubic", "bilinear": "linear", "nearest": "nearest"}
 
 
-class Patch(NamedTuple):
+@dataclass(frozen=True)
+class Patch:
     """One patch of a map; its edges are in pixels of the picture that was given."""
 
-    patch: int
+    index: int
     row: int
     column: int
     value: float
@@ -41,7 +47,17 @@ class Box(NamedTuple):
     peak: float
 
 
-def normalize_maps(maps: npt.ArrayLike, normalize: Optional[str] = None, shared: bool = True) -> FloatArray:
+class MapStatistics(TypedDict):
+    """One map in numbers; see `map_statistics`."""
+
+    attention_mean: float
+    attention_std: float
+    attention_max: float
+    entropy: float
+    top_patches: list[int]
+
+
+def normalize_maps(maps: npt.ArrayLike, normalize: Optional[Normalization] = None, shared: bool = True) -> FloatArray:
     """Scale maps by name; flat maps never give NaN.
 
     Parameters
@@ -74,7 +90,7 @@ def normalize_maps(maps: npt.ArrayLike, normalize: Optional[str] = None, shared:
         return np.where(span > 0, (array - low) / span, 0.0).astype(np.float32)
 
 
-def map_statistics(values: npt.ArrayLike, top: int = 5) -> dict[str, Any]:
+def map_statistics(values: npt.ArrayLike, top: int = 5) -> MapStatistics:
     """Describe one map in numbers.
 
     Parameters
@@ -86,9 +102,9 @@ def map_statistics(values: npt.ArrayLike, top: int = 5) -> dict[str, Any]:
 
     Returns
     -------
-    dict
-        attention_mean, attention_std, attention_max: floats, of the values as they are. entropy: float, in nats, of the
-        map scaled to sum 1; from 0 (one patch has everything) to ln P (flat). top_patches: indices into the flattened
+    MapStatistics
+        A dict. attention_mean, attention_std, attention_max: floats, of the values as they are. entropy: float, in nats, of
+        the map scaled to sum 1; from 0 (one patch has everything) to ln P (flat). top_patches: indices into the flattened
         map, the largest first.
     """
     flat = finite_numbers(values, "values").astype(np.float64).ravel()
@@ -110,7 +126,7 @@ def resample_map(
     region: Region,
     picture_size: tuple[int, int],
     size: Union[int, tuple[int, int]],
-    method: str = "bicubic",
+    resampling: Resampling = "bicubic",
 ) -> FloatArray:
     """Spread patch maps over the picture they belong to.
 
@@ -124,7 +140,7 @@ def resample_map(
         The picture's size, which `region` refers to.
     size : (height, width) or int
         How many pixels to compute for the whole picture; an int is the longer side.
-    method : "bicubic", "bilinear" or "nearest"
+    resampling : "bicubic", "bilinear" or "nearest"
         "bicubic" is smooth and never leaves the range of the map's own values.
 
     Returns
@@ -132,23 +148,62 @@ def resample_map(
     float32 array [..., height, width]
         Zero outside the region.
     """
-    if method not in RESAMPLINGS:
-        raise ValueError(f"method: {method!r} is unknown; expected one of {', '.join(map(repr, RESAMPLINGS))}")
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"resampling: {resampling!r} is unknown; expected one of {', '.join(map(repr, RESAMPLINGS))}")
     array = finite_numbers(values, "values")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"values: expected [..., gh, gw], got shape {array.shape}")
     if not isinstance(region, Region):
         raise TypeError(f"region: expected a Region(left, top, right, bottom), got {type(region).__name__}")
     size = output_size(size, picture_size)
-    rows = _axis_weights(size[0], picture_size[0], array.shape[-2], region.top, region.bottom, method)
-    columns = _axis_weights(size[1], picture_size[1], array.shape[-1], region.left, region.right, method)
+    kernel = _KERNELS[resampling]
+    height, width = picture_size
+    rows = grid_weights(array.shape[-2], size[0], kernel, span=(region.top, region.bottom, height)).astype(np.float32)
+    columns = grid_weights(array.shape[-1], size[1], kernel, span=(region.left, region.right, width)).astype(np.float32)
     spread = np.asarray(rows @ array @ columns.T, dtype=np.float32)
-    if method != "bicubic":
+    if resampling != "bicubic":
         return spread
     inside = np.outer(rows.any(axis=1), columns.any(axis=1)).astype(np.float32)
     low = array.min(axis=(-2, -1), keepdims=True)
     high = array.max(axis=(-2, -1), keepdims=True)
     return np.asarray(np.clip(spread, low * inside, high * inside), dtype=np.float32)
+
+
+def patch_of(values: FloatArray, seen: Region, index: int) -> Patch:
+    """One patch of a map [gh, gw] over the part of a picture that was seen, by its index in the flattened map."""
+    row, column = divmod(index, values.shape[1])
+    height, width = (seen.bottom - seen.top) / values.shape[0], (seen.right - seen.left) / values.shape[1]
+    left, top = seen.left + column * width, seen.top + row * height
+    return Patch(index, row, column, float(values[row, column]), left, top, left + width, top + height)
+
+
+def largest_patches(values: FloatArray, seen: Region, k: int) -> list[Patch]:
+    """The patches of a map [gh, gw] with the largest values, the largest first; equal ones in reading order."""
+    if whole_number(k, "k") < 1:
+        raise ValueError(f"k: got {k}, expected at least 1")
+    return [patch_of(values, seen, int(index)) for index in _largest(values.ravel(), k)]
+
+
+def boxes_of(values: FloatArray, seen: Region, threshold: float) -> list[Box]:
+    """Boxes around what stands out in a map [gh, gw], the largest share first; see `HeatmapResult.boxes`."""
+    if not 0.0 < real_number(threshold, "threshold") <= 1.0:
+        raise ValueError(f"threshold: got {threshold}, expected more than 0 and at most 1")
+    scaled = normalize_maps(values, "minmax")
+    total = float(values.sum())
+    boxes = []
+    for group in _connected(scaled >= threshold if scaled.any() else np.zeros_like(scaled, dtype=bool)):
+        patches = [patch_of(values, seen, index) for index in group]
+        boxes.append(
+            Box(
+                min(patch.left for patch in patches),
+                min(patch.top for patch in patches),
+                max(patch.right for patch in patches),
+                max(patch.bottom for patch in patches),
+                sum(patch.value for patch in patches) / total if total > 0 else 0.0,
+                max(patch.value for patch in patches),
+            )
+        )
+    return sorted(boxes, key=lambda box: -box.share)
 
 
 def _largest(flat: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:
@@ -192,28 +247,3 @@ def output_size(size: Union[int, Sequence[int], None], picture_size: tuple[int, 
     if height < 1 or width < 1:
         raise ValueError(f"size: got {size}, expected at least one pixel each way")
     return height, width
-
-
-def _axis_weights(size: int, extent: int, patches: int, start: float, stop: float, method: str) -> FloatArray:
-    """Weights [size, patches] that take one axis of a grid over [start, stop) to `size` pixels over [0, extent)."""
-    centres = (np.arange(size) + 0.5) * extent / size
-    position = (centres - start) / (stop - start) * patches - 0.5
-    inside = (position >= -0.5) & (position <= patches - 0.5)
-    weights = np.zeros((size, patches), dtype=np.float64)
-    pixels = np.arange(size)
-    if method == "nearest":
-        nearest = np.clip(np.rint(position), 0, patches - 1).astype(np.intp)
-        weights[pixels, nearest] = 1.0
-    else:
-        base = np.floor(position)
-        for offset in range(-1, 3):
-            distance = np.abs(position - (base + offset))
-            if method == "bilinear":
-                weight = np.maximum(1.0 - distance, 0.0)
-            else:
-                near = ((1.5 * distance - 2.5) * distance) * distance + 1.0
-                far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
-                weight = np.where(distance <= 1.0, near, np.where(distance < 2.0, far, 0.0))
-            np.add.at(weights, (pixels, np.clip(base + offset, 0, patches - 1).astype(np.intp)), weight)
-    weights[~inside] = 0.0
-    return weights.astype(np.float32)

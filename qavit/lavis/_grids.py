@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import finite_numbers, whole_number
+from .._base.resampling import grid_weights
 from .._base.tensors import to_numpy
 from .._base.types import FloatArray
 from ..images import CLIP_MEAN, CLIP_STD
@@ -36,7 +37,7 @@ def resample_mass(maps: npt.ArrayLike, grid: tuple[int, int]) -> FloatArray:
         raise ValueError(f"maps: shape {array.shape}, expected [..., gh, gw]")
     if array.shape[-2:] == tuple(grid):
         return array
-    rows, columns = _overlap(array.shape[-2], grid[0]), _overlap(array.shape[-1], grid[1])
+    rows, columns = (grid_weights(old, new, "area") for old, new in zip(array.shape[-2:], grid))
     return finite_numbers(rows @ array.astype(np.float64) @ columns.T, "maps")
 
 
@@ -108,15 +109,6 @@ def _resized(images: FloatArray, size: int) -> FloatArray:
     for source, target in zip(images.reshape(-1, *images.shape[2:]), out.reshape(-1, size, size)):
         target[:] = np.asarray(Image.fromarray(np.ascontiguousarray(source)).resize((size, size), Image.Resampling.BICUBIC))
     return out
-
-
-def _overlap(before: int, after: int) -> npt.NDArray[np.float64]:
-    """[after, before]: the share of each old cell that lies in each new one; columns sum to 1."""
-    old, new = np.linspace(0.0, 1.0, before + 1), np.linspace(0.0, 1.0, after + 1)
-    high = np.minimum(old[None, 1:], new[1:, None])
-    low = np.maximum(old[None, :-1], new[:-1, None])
-    shared = np.clip(high - low, 0.0, None)
-    return np.asarray(shared / shared.sum(axis=0, keepdims=True))
 
 
 def _checked_grid(grid: Any) -> tuple[int, int]:

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import finite_numbers
+from .._base.resampling import grid_weights
 from .._base.tensors import detached
 from .._base.types import FloatArray
-from ..plots._pixels import Cmap, Picture, check_weight, colorize, colormap
+from ..plots._pixels import check_weight, colorize, colormap
+from ..plots._protocol import Cmap, Picture
 
 
 def show_cam_on_image(
@@ -81,7 +83,7 @@ def getAttMap(  # the name that scripts import
         for axis, factor in enumerate(factors):
             heat = _gaussian(heat, max(0.0, (factor - 1.0) / 2.0), axis, "constant")
     low, high = heat.min(), heat.max()
-    rows, columns = (_spline_weights(old, new) for old, new in zip(heat.shape, picture.shape))
+    rows, columns = (grid_weights(old, new, "spline", "zero") for old, new in zip(heat.shape, picture.shape))
     heat = np.clip(rows @ heat @ columns.T, low, high)
     if blur:
         sigma = 0.02 * max(picture.shape[:2])
@@ -110,24 +112,6 @@ def _unit_picture(img: npt.ArrayLike, name: str) -> FloatArray:
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{name}: expected uint8, or finite floats from 0 to 1, got {array.dtype}")
     return finite_numbers(array, name)
-
-
-def _spline_weights(old: int, new: int, pad: int = 12) -> npt.NDArray[np.float64]:
-    """Cubic spline interpolation [new, old] of samples at pixel centres, zero outside them.
-
-    The samples are extended by `pad` zeros, interpolated by a cubic B-spline with mirrored ends, and read at the new
-    pixels' centres.
-    """
-    length = old + 2 * pad
-    system = (np.eye(length) * 4.0 + np.eye(length, k=1) + np.eye(length, k=-1)) / 6.0
-    system[0, 1] = system[-1, -2] = 2.0 / 6.0
-    coefficients = np.linalg.solve(system, np.eye(length)[:, pad : pad + old])
-    position = (np.arange(new) + 0.5) * old / new - 0.5 + pad
-    distance = np.abs(position[:, None] - np.arange(length)[None, :])
-    inner = 2.0 / 3.0 - distance**2 + distance**3 / 2.0
-    outer = (2.0 - distance) ** 3 / 6.0
-    basis = np.where(distance <= 1.0, inner, np.where(distance < 2.0, outer, 0.0))
-    return np.asarray(basis @ coefficients, dtype=np.float64)
 
 
 def _gaussian(values: npt.NDArray[np.float64], sigma: float, axis: int, mode: Any) -> npt.NDArray[np.float64]:

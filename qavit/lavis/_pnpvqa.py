@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
 from .._base.arguments import PNP_VQA_BLOCK, read_samples
+from .._base.files import PathLike
 from .._base.tensors import as_kind, to_numpy, torch_of
+from .._base.warnings import QuestionBlindWarning
 from ..methods.attention import read_class
 from ..models._load import load
-from ..models._outputs import EncodedQuestions, QuestionBlindWarning
+from ..models._outputs import EncodedQuestions
 from ..models._question_vit import QAViT
 from ._config import Config, to_mapping
 from ._lazy_outputs import VisionOutputs
@@ -39,9 +43,9 @@ class PNPVQAWithQAViT:
 
     Parameters
     ----------
-    model : QAViT, str, path or ``...``
-        A loaded model, or what `qavit.load` takes: "demo" or a converted folder. ``...`` is the default, "demo" unless
-        `sources` name files.
+    model : QAViT, str or path, optional
+        A loaded model, or what `qavit.load` takes: "demo" or a converted folder. None (or ``...``): "demo" unless
+        `checkpoint`, `vision` or `text` name files.
     offload_model : bool
         On a GPU: weights stay in the host's memory and are streamed a block at a time. On the CPU it changes nothing:
         weights are mapped from disk, so the system takes their memory back by itself when it is needed elsewhere.
@@ -61,8 +65,8 @@ class PNPVQAWithQAViT:
     device : {"cpu", "cuda", "cuda:N"} or torch.device, optional
         Where to compute. A model named by path is loaded there, a loaded one is moved there; None: the CPU, or where a
         loaded model is.
-    **sources
-        checkpoint, vision, text, tokenizer, config, precision: as for `qavit.load`, instead of a path.
+    checkpoint, vision, text, tokenizer, config, precision
+        As for `qavit.load`, instead of a path.
 
     Attributes
     ----------
@@ -86,7 +90,7 @@ class PNPVQAWithQAViT:
 
     def __init__(
         self,
-        model: Any = ...,
+        model: QAViT | str | os.PathLike[str] | EllipsisType | None = None,
         *,
         offload_model: bool = False,
         block_num: int | None = None,
@@ -96,11 +100,18 @@ class PNPVQAWithQAViT:
         patch_size: int | None = None,
         gradient_checkpointing: bool = False,
         device: Any = None,
-        **sources: Any,
+        checkpoint: PathLike | None = None,
+        vision: PathLike | None = None,
+        text: PathLike | None = None,
+        tokenizer: PathLike | None = None,
+        config: Mapping[str, Any] | None = None,
+        precision: str | None = None,
     ) -> None:
-        unknown = sorted(set(sources) - set(_SOURCES))
-        if unknown:
-            raise TypeError(f"PNPVQAWithQAViT: unknown settings {', '.join(unknown)}; expected {_known()}")
+        named = {
+            "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer, "config": config,
+            "precision": precision,
+        }  # fmt: skip
+        sources = {name: value for name, value in named.items() if value is not None}
         self.qavit = _model_of(model, sources, image_size, device, bool(offload_model))
         if not self.qavit.integrated:
             raise ValueError(
@@ -146,10 +157,11 @@ class PNPVQAWithQAViT:
         settings = {name: value for name, value in settings.items() if name not in _LAVIS_ONLY}
         unknown = sorted(set(settings) - {"path", *_SOURCES, *_SETTINGS})
         if unknown:
-            raise ValueError(f"config: unknown settings {', '.join(unknown)}; expected {_known()}")
+            known = ", ".join(("path", *_SOURCES, *_SETTINGS))
+            raise ValueError(f"config: unknown settings {', '.join(unknown)}; expected {known}")
         if "config" in settings:
             settings["config"] = Config(settings["config"]).to_dict()
-        return cls(settings.pop("path", ...), **settings)
+        return cls(settings.pop("path", None), **settings)
 
     def forward_itm(self, samples: Mapping[str, Any], block_num: int | None = None) -> Any:
         """One attention map for each pair of an image and a question.
@@ -335,10 +347,10 @@ def _model_of(model: Any, sources: dict[str, Any], image_size: int | None, devic
         if sources:
             raise ValueError(f"{', '.join(sorted(sources))}: given together with a loaded model; give one or the other")
         return model.to(model.device if device is None else device, offload_model=offload or None)
-    if model is not ... and not isinstance(model, str) and not hasattr(model, "__fspath__"):
+    path = None if model is ... else model
+    if path is not None and not isinstance(path, str) and not hasattr(path, "__fspath__"):
         hint = "; a BlipITM has forward_itm itself, and qavit.lavis for PnP-VQA" if hasattr(model, "itm") else ""
         raise TypeError(f"model: expected a QAViT, 'demo' or a folder, got {type(model).__name__}{hint}")
-    path = None if model is ... else model
     where = "cpu" if device is None else str(device)
     loaded = load(path, image_size=image_size, device=where, offload_model=offload, **sources)
     if not isinstance(loaded, QAViT):
@@ -352,10 +364,6 @@ def _model_of(model: Any, sources: dict[str, Any], image_size: int | None, devic
 def _check_agrees(name: str, wanted: Any, has: Any) -> None:
     if wanted is not None and wanted != has:
         raise ValueError(f"{name}: got {wanted!r}, but the model's weights are made for {has!r}")
-
-
-def _known() -> str:
-    return ", ".join(("path", *_SOURCES, *_SETTINGS))
 
 
 def _frames_to_caller() -> int:

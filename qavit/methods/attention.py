@@ -1,4 +1,4 @@
-"""Readouts: from a block's raw attention to one map a question.
+"""Methods: from a block's raw attention to one map a question.
 
 Raw attention is [..., h, T, M + T]: M question tokens come first among the keys, then the class token, then the
 P = T - 1 patches in row-major order. A block that does not see the question has M = 0.
@@ -18,7 +18,7 @@ from .._base.tensors import detached
 from .._base.types import FloatArray
 
 Heads = Union[str, int, None]
-Readout = Union[str, Callable[[Any], Any]]
+Method = Union[str, Callable[[Any], Any]]
 
 
 def to_distribution(values: npt.ArrayLike, axes: int = 1) -> FloatArray:
@@ -138,7 +138,7 @@ def read_words(
     question_tokens: Optional[int] = None,
     heads: Heads = "mean",
 ) -> list[FloatArray]:
-    """Which patches look at each word: the question readout, one map a word.
+    """Which patches look at each word: the question method, one map a word.
 
     Parameters
     ----------
@@ -178,19 +178,19 @@ def read_words(
     return maps
 
 
-def apply_readout(
-    readout: Readout,
+def apply_method(
+    method: Method,
     attention: npt.ArrayLike,
     question_tokens: Optional[int] = None,
     heads: Heads = "mean",
     mask: Optional[npt.ArrayLike] = None,
     grid: Optional[tuple[int, int]] = None,
 ) -> FloatArray:
-    """Read one map a pair from raw attention, by a readout's name or by any callable.
+    """Read one map a pair from raw attention, by a method's name or by any callable.
 
     Parameters
     ----------
-    readout : "class", "question" or callable
+    method : "class", "question" or callable
         A callable gets the raw attention, float32 [B, h, T, M + T], and returns [B, P] or [B, gh, gw]: finite numbers,
         none negative. What it returns is checked and taken as it is, without scaling.
     attention : array [B, h, T, M + T]
@@ -207,19 +207,19 @@ def apply_readout(
     -------
     float32 array [B, P]; [B, h, P] with heads=None
     """
-    if isinstance(readout, str):
-        if readout == "class":
+    if isinstance(method, str):
+        if method == "class":
             return read_class(attention, question_tokens, heads)
-        if readout == "question":
+        if method == "question":
             return read_question(attention, question_tokens, heads, mask)
-        raise ValueError(f"readout: {readout!r} is unknown; expected 'class', 'question' or a callable")
-    if not callable(readout):
-        raise TypeError(f"readout: expected a name or a callable, got {type(readout).__name__}")
+        raise ValueError(f"method: {method!r} is unknown; expected 'class', 'question' or a callable")
+    if not callable(method):
+        raise TypeError(f"method: expected a name or a callable, got {type(method).__name__}")
     array, tokens = _checked(attention, question_tokens)
     if array.ndim != 4:
-        raise ValueError(f"attention: a callable readout needs [B, h, T, M + T], got shape {array.shape}")
+        raise ValueError(f"attention: a callable method needs [B, h, T, M + T], got shape {array.shape}")
     patches = array.shape[-1] - tokens - 1
-    values = np.asarray(detached(readout(array)))
+    values = np.asarray(detached(method(array)))
     wanted: list[tuple[int, ...]] = [(array.shape[0], patches)]
     if grid is not None:
         wanted.append((array.shape[0], *grid))
@@ -228,15 +228,15 @@ def apply_readout(
     )
     if not accepted:
         shapes = " or ".join(map(str, wanted))
-        raise ValueError(f"readout: the callable returned shape {values.shape}, expected {shapes}")
+        raise ValueError(f"method: the callable returned shape {values.shape}, expected {shapes}")
     if not np.issubdtype(values.dtype, np.number) or np.issubdtype(values.dtype, np.complexfloating):
-        raise ValueError(f"readout: the callable returned {values.dtype}, expected real numbers")
+        raise ValueError(f"method: the callable returned {values.dtype}, expected real numbers")
     with np.errstate(over="ignore"):
         values = values.reshape(array.shape[0], patches).astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError("readout: the callable returned NaN or infinity, expected finite numbers")
+        raise ValueError("method: the callable returned NaN or infinity, expected finite numbers")
     if (values < 0).any():
-        raise ValueError(f"readout: the callable returned negative values (least {values.min():g}), expected none")
+        raise ValueError(f"method: the callable returned negative values (least {values.min():g}), expected none")
     return values
 
 
@@ -266,9 +266,9 @@ def _to_tokens(
     """Patches' attention to the question tokens, [..., h, P, M], padding zeroed."""
     array, tokens = _checked(attention, question_tokens)
     if tokens == 0:
-        raise ValueError("readout: 'question' needs a block that sees the question; this one has no question tokens")
+        raise ValueError("method: 'question' needs a block that sees the question; this one has no question tokens")
     if array.shape[-2] == 1:
-        raise ValueError("attention: the question readout needs all T rows, got the class token's row alone")
+        raise ValueError("attention: the question method needs all T rows, got the class token's row alone")
     columns = array[..., 1:, :tokens]
     if mask is None:
         return columns

@@ -4,8 +4,6 @@ from ._calls import forward_itm as forward_itm
 from ._load import load as load
 from ._outputs import BlockAttentions as BlockAttentions
 from ._outputs import EncodedQuestions as EncodedQuestions
-from ._outputs import QuestionBlindWarning as QuestionBlindWarning
-from ._outputs import UnknownWordsWarning as UnknownWordsWarning
 from ._outputs import VisionOutput as VisionOutput
 from ._question_vit import QAViT as QAViT
 
@@ -14,8 +12,6 @@ __all__ = [
     "BlockAttentions",
     "EncodedQuestions",
     "QAViT",
-    "QuestionBlindWarning",
-    "UnknownWordsWarning",
     "VisionOutput",
     "extract_attention",
     "forward_itm",

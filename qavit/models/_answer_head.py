@@ -32,9 +32,9 @@ class AnswerHead:
 
     def __init__(self, source: ModelSource, width: int) -> None:
         self.name = source.name
-        self.answers = list(source.answers or ())
-        self._weight = self._read(source, "answer_head.weight", (len(self.answers), width))
-        self._bias = self._read(source, "answer_head.bias", (len(self.answers),))
+        self.answer_names = list(source.answers or ())
+        self._weight = self._read(source, "answer_head.weight", (len(self.answer_names), width))
+        self._bias = self._read(source, "answer_head.bias", (len(self.answer_names),))
 
     @staticmethod
     def _read(source: ModelSource, name: str, shape: tuple[int, ...]) -> FloatArray:
@@ -53,4 +53,4 @@ class AnswerHead:
         logits -= logits.max(axis=1, keepdims=True)
         probabilities = np.exp(logits)
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        return [[(self.answers[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in probabilities]
+        return [[(self.answer_names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in probabilities]

@@ -42,7 +42,9 @@ class BlipITM(LoadedModel):
         In pixels.
     grid : tuple of int
         Rows and columns of patches, (gh, gw).
-    num_blocks, heads : int
+    kind, takes_questions, methods, default_method
+        As of :class:`QAViT`: "blip_itm", which takes questions and has maps by "gradcam".
+    num_blocks, num_heads : int
         Of the text half, whose cross-attention the maps are read from.
     usable_blocks : tuple of int
         The blocks that have a map: all but the last, from which only the first token reaches the head.
@@ -77,8 +79,10 @@ class BlipITM(LoadedModel):
         side = self.image_size // self.patch_size
         self.grid: tuple[int, int] = (side, side)
         self.num_blocks: int = self._core.blocks
-        self.heads: int = self._core.heads
+        self.num_heads: int = self._core.heads
         self.usable_blocks: tuple[int, ...] = tuple(range(self.num_blocks - 1))
+        self.kind, self.takes_questions = "blip_itm", True
+        self.methods, self.default_method = ("gradcam",), "gradcam"
         self.default_block = min(PNP_VQA_BLOCK, max(0, self.num_blocks - 2))
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_tokens = min(int(source.questions.get("max_tokens", 35)), self._core.max_tokens)
@@ -312,7 +316,7 @@ class BlipITM(LoadedModel):
             picture=picture,
             region=region,
             block=number,
-            readout="gradcam",
+            method="gradcam",
             words=words,
             word_maps=word_maps,
             block_maps=block_maps,

@@ -8,7 +8,7 @@ from typing import Any, Optional, Union
 from .._base.arguments import PNP_VQA_BLOCK
 from .._base.types import FloatArray
 from ._model import LoadedModel
-from ._question_vit import Heads, QAViT, Readout
+from ._question_vit import Heads, Method, QAViT
 
 
 def forward_itm(model: Any, samples: Any, block_num: int = PNP_VQA_BLOCK) -> FloatArray:
@@ -25,10 +25,10 @@ def extract_attention(
     questions: Optional[Union[str, Sequence[str]]] = None,
     blocks: Iterable[int] = (3, 7, 11),
     heads: Heads = "mean",
-    readout: Readout = "class",
+    method: Method = "class",
 ) -> FloatArray:
     """Maps of several blocks: see :meth:`QAViT.extract_attention`."""
     if not isinstance(model, QAViT):
         hint = "; a BlipITM's maps come from its heatmaps and forward_itm" if isinstance(model, LoadedModel) else ""
         raise TypeError(f"model: expected a QAViT, got {type(model).__name__}{hint}")
-    return model.extract_attention(image, questions, blocks, heads, readout, _stacklevel=4)
+    return model.extract_attention(image, questions, blocks, heads, method, _stacklevel=4)

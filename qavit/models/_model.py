@@ -24,6 +24,10 @@ class LoadedModel:
     """
 
     name: str
+    kind: str
+    takes_questions: bool
+    methods: tuple[str, ...]
+    default_method: str
     device: str
     offload_model: bool
     image_size: int

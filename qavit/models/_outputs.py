@@ -1,4 +1,4 @@
-"""What models give beside maps: encoded questions, attentions, hidden states; and the warnings that go with maps."""
+"""What models give beside maps: encoded questions, attentions, hidden states."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ import numpy.typing as npt
 
 from .._base.arguments import whole_number
 from .._base.types import FloatArray
-
-
-class QuestionBlindWarning(UserWarning):
-    """The class token of the asked block has not seen the question yet: its map is the same for every question."""
-
-
-class UnknownWordsWarning(UserWarning):
-    """No word of a question is in the model's vocabulary."""
 
 
 class EncodedQuestions(NamedTuple):

@@ -13,18 +13,19 @@ from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number, whole_numbers
 from .._base.tensors import to_numpy
 from .._base.types import FloatArray
+from .._base.warnings import QuestionBlindWarning, UnknownWordsWarning
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins, release_pages
 from ._answer_head import AnswerHead
 from ._devices import Placement, place, same_device
 from ._model import LoadedModel
-from ._outputs import BlockAttentions, EncodedQuestions, QuestionBlindWarning, UnknownWordsWarning, VisionOutput
+from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
 
 if TYPE_CHECKING:
     from .._result import HeatmapResult
     from ..checkpoints._source import ModelSource
     from ..images import Preprocessing, Seen
 
-Readout = Union[str, Callable[[FloatArray], Any]]
+Method = Union[str, Callable[[FloatArray], Any]]
 Heads = Union[str, int, None]
 TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
@@ -37,10 +38,16 @@ class QAViT(LoadedModel):
 
     Attributes
     ----------
-    image_size, patch_size, num_blocks, heads, hidden_size, instruction_dim : int
+    image_size, patch_size, num_blocks, num_heads, hidden_size, instruction_dim : int
         Sizes; `instruction_dim` is 0 for plain CLIP.
     grid : tuple of int
         Rows and columns of patches, (gh, gw).
+    kind : str
+        "qavit", or "clip" where no block attends to a question.
+    takes_questions : bool
+    methods : tuple of str
+        What ``heatmaps(method=)`` takes by name.
+    default_method : str
     integrated : tuple of int
         The blocks that attend to the question.
     integration_point : str or None
@@ -49,7 +56,7 @@ class QAViT(LoadedModel):
         The first block whose class token has seen the question.
     default_block : int
         What ``heatmaps(block=None)`` uses.
-    answers : list of str or None
+    answer_names : list of str or None
         What :meth:`answer` chooses from.
     """
 
@@ -78,7 +85,7 @@ class QAViT(LoadedModel):
         self.image_size: int = self._vit.image_size
         self.patch_size: int = self._vit.patch_size
         self.num_blocks: int = self._vit.blocks
-        self.heads: int = self._vit.heads
+        self.num_heads: int = self._vit.heads
         self.hidden_size: int = self._vit.hidden_size
         self.instruction_dim: int = self._vit.instruction_dim
         self.integrated: tuple[int, ...] = self._vit.integrated
@@ -93,12 +100,15 @@ class QAViT(LoadedModel):
             self._load_text(source, placement)
             aware = self.integrated[0] + 1
             self.first_question_aware_block = aware if aware < self.num_blocks else None
+        self.kind = "qavit" if self.integrated else "clip"
+        self.takes_questions = bool(self.integrated)
+        self.methods = ("class", "question") if self.integrated else ("class",)
         self.default_block = self._choose_block(source.defaults.get("block"))
-        self.default_readout = str(source.defaults.get("readout", "class"))
-        self.answers: list[str] | None = None
+        self.default_method = str(source.defaults.get("method", "class"))
+        self.answer_names: list[str] | None = None
         if source.answers:
             self._answer_head = AnswerHead(source, self.hidden_size)
-            self.answers = self._answer_head.answers
+            self.answer_names = self._answer_head.answer_names
 
     # ---- construction ----
 
@@ -421,7 +431,7 @@ class QAViT(LoadedModel):
         image: Any,
         questions: str | Sequence[str] | None = None,
         block: int | None = None,
-        readout: Readout | None = None,
+        method: Method | None = None,
         heads: Heads = "mean",
     ) -> HeatmapResult:
         """Where the model looks for each question.
@@ -434,7 +444,7 @@ class QAViT(LoadedModel):
             None for plain CLIP only.
         block : int, optional
             Whose attention; None chooses a block that knows the question well (see `default_block`).
-        readout : {"class", "question"} or callable, optional
+        method : {"class", "question"} or callable, optional
             "class": what the class token attends to; "question": how much each patch attends to the question; a callable
             takes the raw attention [Q, h, T, M + T] and returns [Q, P] or [Q, gh, gw]. None: the model's default.
         heads : {"mean", "max"} or int
@@ -463,10 +473,10 @@ class QAViT(LoadedModel):
         if heads is None:
             raise ValueError("heads: None is for extract_attention, which keeps all; expected 'mean', 'max' or a number")
         number = self.default_block if block is None else self.check_block(block)
-        chosen: Readout = self.default_readout if readout is None else readout
+        chosen: Method = self.default_method if method is None else method
         self._warn_if_blind(number, chosen, asked, stacklevel=3)
         pairs = None if states is None else np.zeros(len(states), np.int32)
-        answering = self.answers is not None and asked is not None
+        answering = self.answer_names is not None and asked is not None
         taps = self._taps([number], chosen)
         run = self._run(pixels, states, mask, taps, outputs=("pooled",) if answering else (), pair_image=pairs)
         maps = self._read_maps(run["attentions"], mask, [number], chosen, heads)
@@ -491,7 +501,7 @@ class QAViT(LoadedModel):
             picture=picture,
             region=region,
             block=number,
-            readout=chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "custom"),
+            method=chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "custom"),
             words=word_lists,
             word_maps=word_maps if words else None,
             answers=self._answer_head.rank(run["pooled"]) if answering else None,
@@ -523,7 +533,7 @@ class QAViT(LoadedModel):
         questions: str | Sequence[str] | None = None,
         blocks: Iterable[int] = (3, 7, 11),
         heads: Heads = "mean",
-        readout: Readout = "class",
+        method: Method = "class",
         *,
         _stacklevel: int = 3,
     ) -> FloatArray:
@@ -539,7 +549,7 @@ class QAViT(LoadedModel):
             Which blocks, in the order wanted.
         heads : {"mean", "max"}, int or None
             None keeps the head axis.
-        readout : {"class", "question"} or callable
+        method : {"class", "question"} or callable
             As in :meth:`heatmaps`.
 
         Returns
@@ -558,8 +568,8 @@ class QAViT(LoadedModel):
         elif self.integrated and max(numbers) >= self.integrated[0]:
             raise ValueError("questions: the asked blocks take questions; give one a picture")
         for number in numbers:
-            self._warn_if_blind(number, readout, asked, stacklevel=_stacklevel)
-        return self._maps(images, states, mask, numbers, readout, heads, pair_image)
+            self._warn_if_blind(number, method, asked, stacklevel=_stacklevel)
+        return self._maps(images, states, mask, numbers, method, heads, pair_image)
 
     def answer(self, image: Any, question: str) -> list[tuple[str, float]]:
         """The answers the model knows, likeliest first, with their probabilities.
@@ -569,7 +579,7 @@ class QAViT(LoadedModel):
         ValueError
             The model has no answer head.
         """
-        if self.answers is None:
+        if self.answer_names is None:
             raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
         _, pixels, _ = self._picture(image)
         if not isinstance(question, str):
@@ -584,24 +594,24 @@ class QAViT(LoadedModel):
         states: FloatArray | None,
         mask: npt.NDArray[np.uint8] | None,
         blocks: list[int],
-        readout: Readout,
+        method: Method,
         heads: Heads,
         pair_image: npt.NDArray[np.int32] | None,
     ) -> FloatArray:
         """[B, len(blocks), P] (or [B, len(blocks), h, P]), each map normalised to sum 1."""
-        result = self._run(images, states, mask, self._taps(blocks, readout), pair_image=pair_image)
-        return self._read_maps(result["attentions"], mask, blocks, readout, heads)
+        result = self._run(images, states, mask, self._taps(blocks, method), pair_image=pair_image)
+        return self._read_maps(result["attentions"], mask, blocks, method, heads)
 
-    def _taps(self, blocks: list[int], readout: Readout) -> list[tuple[int, str]]:
-        """What of the blocks' attention a readout needs; ValueError for a block that it cannot read."""
-        if readout == "question":
+    def _taps(self, blocks: list[int], method: Method) -> list[tuple[int, str]]:
+        """What of the blocks' attention a method needs; ValueError for a block that it cannot read."""
+        if method == "question":
             blind = [block for block in blocks if block not in self.integrated]
             if blind:
                 raise ValueError(
-                    f"readout 'question': block {blind[0]} does not attend to the question; blocks "
+                    f"method 'question': block {blind[0]} does not attend to the question; blocks "
                     f"{list(self.integrated)} do"
                 )
-        kind = "class" if readout == "class" else "raw"
+        kind = "class" if method == "class" else "raw"
         return [(block, kind) for block in sorted(set(blocks))]
 
     def _read_maps(
@@ -609,18 +619,18 @@ class QAViT(LoadedModel):
         attentions: dict[int, FloatArray],
         mask: npt.NDArray[np.uint8] | None,
         blocks: list[int],
-        readout: Readout,
+        method: Method,
         heads: Heads,
     ) -> FloatArray:
         """[B, len(blocks), P] (or [B, len(blocks), h, P]) from the attention that :meth:`_taps` asked for."""
-        from ..methods.attention import apply_readout
+        from ..methods.attention import apply_method
 
         maps = []
         for block in blocks:
             takes_question = mask is not None and block in self.integrated
             tokens = mask.shape[1] if mask is not None and takes_question else 0
             attention = attentions[block]
-            maps.append(apply_readout(readout, attention, tokens, heads, mask if takes_question else None, self.grid))
+            maps.append(apply_method(method, attention, tokens, heads, mask if takes_question else None, self.grid))
         stacked = np.ascontiguousarray(np.stack(maps, axis=1), np.float32)
         if not np.isfinite(stacked).all():
             raise ValueError(f"{self.name}: the map is not finite: {NOT_FINITE}")
@@ -653,13 +663,13 @@ class QAViT(LoadedModel):
             maps.append(read_words(attention, [word_of[:tokens]], tokens, heads)[0].reshape(-1, gh, gw)[: len(names)])
         return maps
 
-    def _warn_if_blind(self, block: int, readout: Readout, questions: list[str] | None, stacklevel: int) -> None:
-        if questions is None or readout != "class" or not self.integrated or block > self.integrated[0]:
+    def _warn_if_blind(self, block: int, method: Method, questions: list[str] | None, stacklevel: int) -> None:
+        if questions is None or method != "class" or not self.integrated or block > self.integrated[0]:
             return
         hint = (
             f"blocks {self.first_question_aware_block} to {self.num_blocks - 1} do"
             if self.first_question_aware_block is not None
-            else "no block does; use readout='question'"
+            else "no block does; use method='question'"
         )
         warnings.warn(
             f"the class token of block {block} has not seen the question (it enters in block {self.integrated[0]}): "

@@ -1,86 +1,84 @@
-"""Figures of heatmaps, drawn by matplotlib; nothing here but `show` touches pyplot."""
+"""Figures of heatmaps, drawn by matplotlib; nothing here but `plot` and `show` touches pyplot."""
 
 from __future__ import annotations
 
-import functools
 import io
+import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .._base.arguments import real_number, whole_number
 from .._base.files import PathLike, write_whole
 from .._base.types import FloatArray
-from .._result import HeatmapResult
+from .._base.warnings import QavitWarning, warn
 from . import _labels as labels
-from ._panels import (
-    CAPTION_SIZE,
-    FAINT,
-    INK,
+from ._panels import DRAWS, FAINT, INK, Cell, Look, answers_in_words, heading, panels_of
+from ._pixels import check_weight, colormap, scale_of
+from ._protocol import (
+    CMAP,
     KINDS,
-    NOTE_SIZE,
-    TITLE_SIZE,
-    Box,
-    _Cell,
-    _cells,
-    _draw_heatmap,
-    _draw_original,
-    _draw_overlay,
-    _draw_patches,
-    _heading,
-    _Style,
+    Cmap,
+    Heatmaps,
+    Kind,
+    PanelKind,
+    are_distributions,
     how_read,
+    is_cropped,
+    notes_of,
+    peaks_in_words,
 )
-from ._pixels import Cmap, Scale, check_weight, colormap, scale_of
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-LINE, SMALL_LINE = 0.185, 0.165  # pitch of titles and notes, inches
+TITLE_SIZE, NOTE_SIZE, SMALL_SIZE = 10.0, 9.0, 8.0
+TITLE_LINE, NOTE_LINE, SMALL_LINE = 0.185, 0.165, 0.145  # their pitches in inches
+TITLE_LETTER, NOTE_LETTER, SMALL_LETTER = 0.079, 0.071, 0.062  # their widths
+SMALL_LINES = 8  # the most lines of small print at one place
+GAP, MARGIN, BETWEEN_ROWS = 0.16, 0.14, 0.22  # inches
 _WITHOUT_WINDOWS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
 
+class HeatmapFigure(Figure):
+    """A figure outside pyplot that a notebook shows all the same."""
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png", dpi=100)
+
+
 def make_figure(
-    result: HeatmapResult,
-    kind: Optional[str] = None,
+    result: Heatmaps,
+    kind: Optional[Kind] = None,
     *,
-    cmap: Cmap = "jet",
+    cmap: Cmap = CMAP,
     image_weight: Optional[float] = None,
+    vmin: Optional[float] = None,
+    vmax: Optional[float] = None,
+    shared: bool = True,
     top: int = 5,
+    boxes: Optional[float] = None,
     columns: Optional[int] = None,
     blocks: Optional[Sequence[int]] = None,
-    shared: bool = True,
     colorbar: bool = True,
     caption: Optional[str] = None,
     figure: Optional[Figure] = None,
 ) -> Figure:
-    """Draw a result.
+    """Draw a result; all but `figure` is as for `HeatmapResult.figure`.
 
     Parameters
     ----------
     result : HeatmapResult
-    kind : str, optional
-        "questions", "panels", "original", "heatmap", "overlay", "patches", "blocks" or "words"; see
-        `HeatmapResult.figure`. By default "panels" for one question and "questions" for several.
-    cmap : str or Colormap
-    image_weight : float, optional
-        The picture's part of the sum; by default the colours fade in with the map. See `overlay`.
-    top : int
-        How many patches to number.
-    columns : int, optional
-        Panels in a row.
-    blocks : sequence of int, optional
-        For "blocks": which; by default up to eight, evenly spread, the result's own among them.
-    shared : bool
-        One colour scale for all panels; False: each panel has its own, and the colour bar says low and high.
-    colorbar : bool
-    caption : str, optional
-        The line at the bottom; by default the block and the readout. "" for none.
+    kind, cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption
+        As for `HeatmapResult.figure`.
     figure : matplotlib Figure, optional
         An empty figure to draw on, which is resized; by default a new one, outside pyplot.
 
@@ -96,54 +94,62 @@ def make_figure(
         raise ValueError(f"columns: got {columns}, expected at least 1")
     if whole_number(top, "top") < 1:
         raise ValueError(f"top: got {top}, expected at least 1")
-    cells, per_row, maps = _cells(result, kind, cmap, image_weight, top, blocks, shared)
-    if caption is None:
-        caption = _caption(result, kind, shared)
-    bar = colorbar and kind != "original"
-    return _lay_out(result, cells, columns or per_row, maps, cmap, shared, bar, caption, figure)
+    panels = panels_of(result, kind, Look(cmap, image_weight, vmin, vmax, shared, top, boxes), blocks)
+    scale = scale_of(panels.maps, vmin, vmax)
+    lines = [_caption(result, kind, panels.some_of, panels.maps, shared) if caption is None else caption]
+    lines += notes_of(result, None)
+    bar = None if kind == "original" or not colorbar else scale if shared else (0.0, 1.0)
+    return _lay_out(result, panels.cells, columns or panels.per_row, panels.maps, cmap, bar, shared, lines, figure)
 
 
 def plot(
-    result: HeatmapResult,
-    ax: Optional[Axes] = None,
+    result: Heatmaps,
+    ax: Union[Axes, Sequence[Axes], npt.NDArray[Any], None] = None,
     *,
-    question: Union[int, str] = 0,
-    kind: str = "overlay",
-    colorbar: bool = True,
-    cmap: Cmap = "jet",
+    question: Union[int, str, None] = None,
+    kind: PanelKind = "overlay",
+    cmap: Cmap = CMAP,
     image_weight: Optional[float] = None,
+    vmin: Optional[float] = None,
+    vmax: Optional[float] = None,
+    boxes: Optional[float] = None,
+    colorbar: bool = True,
     title: Optional[str] = None,
-) -> Axes:
-    """Draw one map on given axes, or on a new figure; see `HeatmapResult.plot`."""
-    draws = {"original": _draw_original, "heatmap": _draw_heatmap, "overlay": _draw_overlay, "patches": _draw_patches}
-    if kind not in draws:
-        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, draws))}")
+) -> Any:
+    """Draw maps on axes, one each; see `HeatmapResult.plot`."""
+    if kind not in DRAWS:
+        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, DRAWS))}")
     check_weight(image_weight)
-    number = result.number_of(question)
-    heading = _heading(result, result.questions[number]) if title is None else title
-    style = _Style(cmap, image_weight, 5, scale_of(result.maps))
-    values = result.maps[number]
-
-    def draw(axes: Axes) -> None:
-        draws[kind](axes, result, values, style)
-
-    if ax is None:
-        cell = _Cell(draw, heading)
-        bar = colorbar and kind != "original"
-        drawn = _lay_out(result, [cell], 1, result.maps, cmap, True, bar, "", None)
-        _show_in_notebooks(drawn.axes[0], drawn)
-        return drawn.axes[0]
-    draw(ax)
-    if heading:
-        lines = "\n".join(labels.wrap(heading, 44))
-        ax.set_title(labels.plain(lines), fontfamily=labels.families(lines), fontsize=TITLE_SIZE)
+    scale = scale_of(result.maps, vmin, vmax)
+    look = Look(cmap, image_weight, vmin, vmax, boxes=boxes)
+    numbers = list(range(len(result))) if question is None else [result.number_of(question)]
+    given = [] if ax is None else [ax] if isinstance(ax, Axes) else list(np.asarray(ax, dtype=object).ravel())
+    if ax is not None and len(given) != len(numbers):
+        raise ValueError(f"ax: {len(given)} axes for {len(numbers)} questions, expected one each; question= chooses one")
+    general = [*notes_of(result, None), *(["dashed: what the model saw"] if is_cropped(result) else [])]
+    below = [[answers_in_words(result, number), *notes_of(result, number)] for number in numbers]
+    every = given
+    if not given:
+        every, width = _new_axes(result.picture_size, below, general)
+    figure: Any = every[0].get_figure()
+    for axes, number, own in zip(every, numbers, below):
+        DRAWS[kind](axes, result, result.maps[number], scale, look)
+        if given:
+            width = axes.get_window_extent().width / figure.dpi
+        lines = "\n".join(_fitted(heading(result, number) if title is None else title, width, TITLE_LETTER))
+        axes.set_title(labels.plain(lines), fontfamily=labels.families(lines), fontsize=TITLE_SIZE)
+        small = _small_print(own + general if given else own, width)
+        axes.set_xlabel(labels.plain(small), fontfamily=labels.families(small), fontsize=SMALL_SIZE, color=FAINT)
     if colorbar and kind != "original":
-        figure: Any = ax.get_figure()
-        _dress_bar(figure.colorbar(_mappable(cmap, style.scale), ax=ax), result.maps, True)
-    return ax
+        _dress_bar(figure.colorbar(_mappable(cmap, scale), ax=every), result.maps, True)
+    if isinstance(ax, Axes) or (ax is None and len(every) == 1):
+        return every[0]
+    drawn = np.empty(len(every), dtype=object)
+    drawn[:] = every
+    return drawn
 
 
-def render(figure: Figure, format: str = "png", dpi: int = 150) -> bytes:
+def render(figure: Figure, format: str = "png", dpi: float = 150) -> bytes:
     """A figure as the bytes of a file.
 
     Parameters
@@ -151,7 +157,7 @@ def render(figure: Figure, format: str = "png", dpi: int = 150) -> bytes:
     figure : matplotlib Figure
     format : str
         "png", "jpg", "webp", "pdf", "svg", ...: what matplotlib can write.
-    dpi : int
+    dpi : float
         Pixels per inch.
     """
     buffer = io.BytesIO()
@@ -161,7 +167,7 @@ def render(figure: Figure, format: str = "png", dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, path: PathLike, dpi: int = 150) -> Path:
+def save_figure(figure: Figure, path: PathLike, dpi: float = 150) -> Path:
     """Write a figure as its file name's ending says, whole or not at all."""
     target = Path(path)
     known = figure.canvas.get_supported_filetypes()
@@ -177,178 +183,187 @@ def save_figure(figure: Figure, path: PathLike, dpi: int = 150) -> Path:
     return write_whole(target, render(figure, ending, dpi))
 
 
-def show(result: HeatmapResult, kind: Optional[str] = None, **options: Any) -> None:
-    """Show a figure in a notebook, or in a window of pyplot."""
+def show(make: Callable[..., Figure]) -> None:
+    """Show a figure in a notebook, or in a window of pyplot; `make` makes it, on one that is given as figure=."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and hasattr(shell, "kernel"):
         from IPython.display import Image, display  # type: ignore[import-not-found, unused-ignore]
 
-        display(Image(render(make_figure(result, kind, **options), "png", dpi=100)))  # type: ignore[no-untyped-call, unused-ignore]
+        display(Image(render(make(), "png", dpi=100)))  # type: ignore[no-untyped-call, unused-ignore]
         return
     from matplotlib import pyplot
 
     figure = pyplot.figure()
     try:
-        make_figure(result, kind, figure=figure, **options)
+        make(figure=figure)
     except BaseException:
         pyplot.close(figure)
         raise
     pyplot.show()
     if pyplot.get_backend().lower() in _WITHOUT_WINDOWS:
         pyplot.close(figure)
-        warnings.warn(
-            "there is no display, so no figure was shown; result.save('heatmaps.png') writes it to a file", stacklevel=3
-        )
+        warn(QavitWarning, "there is no display, so no figure was shown; result.save('heatmaps.png') writes it to a file")
+
+
+def _new_axes(picture_size: tuple[int, int], below: list[list[str]], general: list[str]) -> tuple[list[Axes], float]:
+    """Axes with room for what stands below each, on a new figure of pyplot where that can be had; and their width."""
+    columns = min(len(below), 4 if len(below) != 5 else 3)
+    rows = math.ceil(len(below) / columns)
+    aspect = picture_size[0] / picture_size[1]
+    width = min(4.0 if columns == 1 else 3.2, 5.0 / aspect)
+    total = columns * width + 1.2
+    lines = max(_small_print(texts, width).count("\n") + 1 for texts in below)
+    small = _small_print(general, total)
+    height = rows * (width * aspect + 0.55 + SMALL_LINE * lines) + (SMALL_LINE * (small.count("\n") + 2) if small else 0.0)
+    figure: Figure
+    try:
+        from matplotlib import pyplot
+
+        figure = pyplot.figure(figsize=(total, height), layout="constrained")
+    except ImportError:  # its backend cannot be loaded, as where there is no display
+        figure = HeatmapFigure(figsize=(total, height), layout="constrained")
+        FigureCanvasAgg(figure)
+    if small:
+        figure.supxlabel(labels.plain(small), fontsize=SMALL_SIZE, color=FAINT, fontfamily=labels.families(small))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for spare in grid[len(below) :]:
+        spare.remove()
+    return list(grid[: len(below)]), width
+
+
+def _small_print(texts: list[str], width: float) -> str:
+    """Texts in lines of a width in inches."""
+    return "\n".join(line for text in texts if text for line in _fitted(text, width, SMALL_LETTER))
 
 
 def _lay_out(
-    result: HeatmapResult,
-    cells: list[_Cell],
+    result: Heatmaps,
+    cells: list[Cell],
     per_row: int,
     maps: FloatArray,
     cmap: Cmap,
+    bar: Optional[tuple[float, float]],
     shared: bool,
-    colorbar: bool,
-    caption: str,
+    caption: list[str],
     figure: Optional[Figure],
 ) -> Figure:
     """Place panels in rows, in inches, so that pictures of any shape sit without gaps; bar right, caption below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     per_row = min(per_row, len(cells))
     rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
-    aspect = result.size[0] / result.size[1]
+    aspect = result.picture_size[0] / result.picture_size[1]
     room = 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
     width = min(room, 1.45 * room / aspect)
     height = max(width * aspect, 0.3)
     cell_width = max(width, 1.5)
-    fit = max(12, int(cell_width / 0.079))
-    heads = [max(len(_title_lines(cell.title, fit)) for cell in row) * LINE for row in rows]
-    feet = [max(len(labels.wrap(cell.note, fit + 4)) if cell.note else 0 for cell in row) * SMALL_LINE for row in rows]
+    right = 1.05 if bar is not None else MARGIN
+    total_width = MARGIN + per_row * cell_width + (per_row - 1) * GAP + right
+    texts = [[_texts(cell, cell_width, per_row) for cell in row] for row in rows]
+    heads = [max(len(above) for above, _ in row) * TITLE_LINE for row in texts]
     heads = [head + 0.09 if head else 0.0 for head in heads]
-    gap, margin = 0.16, 0.14
-    right = 1.05 if colorbar else margin
-    bottom = margin + (0.26 if caption else 0.0)
-    total_width = margin + per_row * cell_width + (per_row - 1) * gap + right
-    total_height = margin + bottom + sum(heads) + sum(feet) + len(rows) * height + (len(rows) - 1) * 0.22 + 0.04
+    feet = [max(sum(pitch for *_, pitch in below) for _, below in row) for row in texts]
+    small = _small_print(caption, total_width - 2 * MARGIN).splitlines()
+    bottom = MARGIN + (0.12 + SMALL_LINE * len(small) if small else 0.0)
+    total_height = MARGIN + bottom + sum(heads) + sum(feet) + len(rows) * height + (len(rows) - 1) * BETWEEN_ROWS + 0.04
     if figure is None:
-        figure = Figure()
+        figure = HeatmapFigure()
         FigureCanvasAgg(figure)
-        _show_in_notebooks(figure, figure)
     figure.set_size_inches(total_width, total_height)
     figure.set_facecolor("white")
-    top = total_height - margin
+    total = total_width, total_height
+    top = total_height - MARGIN
     first, last = top - heads[0], top
-    for row, head, foot in zip(rows, heads, feet):
+    for row, row_texts, head, foot in zip(rows, texts, heads, feet):
         top -= head
-        for column, cell in enumerate(row):
-            left = margin + column * (cell_width + gap)
+        for column, (cell, (above, below)) in enumerate(zip(row, row_texts)):
+            left = MARGIN + column * (cell_width + GAP)
             inset = (cell_width - width) / 2
-            box = (left + inset, top - height, width, height)
-            _draw_cell(figure, cell, box, left, cell_width, fit, (total_width, total_height))
+            cell.draw(figure.add_axes(_fractions((left + inset, top - height, width, height), total)))
+            x, align = (left + cell_width / 2, "center") if inset > 1e-6 and cell.span == 1 else (left + inset, "left")
+            for number, line in enumerate(reversed(above)):
+                _write(figure, line, (x, top + 0.1 + TITLE_LINE * number), total, TITLE_SIZE, INK, align)
+            y = top - height - 0.02
+            for line, size, pitch in below:
+                y -= pitch
+                _write(figure, line, (x, y), total, size, FAINT, align)
         last = top - height
-        top = last - foot - 0.22
-    if colorbar:
+        top = last - foot - BETWEEN_ROWS
+    if bar is not None:
         # Beside very wide pictures the bar is taller than they are, so that its ticks have room.
-        tall = min(max(first - last, 1.0), 3.2, total_height - 2 * margin - 0.2)
-        middle = min(max((first + last) / 2, margin + 0.1 + tall / 2), total_height - margin - 0.1 - tall / 2)
+        tall = min(max(first - last, 1.0), 3.2, total_height - 2 * MARGIN - 0.2)
+        middle = min(max((first + last) / 2, MARGIN + 0.1 + tall / 2), total_height - MARGIN - 0.1 - tall / 2)
         place = (total_width - right + 0.14, middle - tall / 2, 0.13, tall)
-        axes = figure.add_axes(_fractions(place, total_width, total_height))
-        bar = figure.colorbar(_mappable(cmap, scale_of(maps) if shared else (0.0, 1.0)), cax=axes)
-        _dress_bar(bar, maps, shared, tall)
-    if caption:
-        lines = "\n".join(labels.wrap(caption, int((total_width - 2 * margin) / 0.062), 1))
-        figure.text(
-            margin / total_width, margin * 0.8 / total_height, labels.plain(lines), fontsize=CAPTION_SIZE, color=FAINT,
-            fontfamily=labels.families(lines), va="bottom",
-        )  # fmt: skip
+        axes = figure.add_axes(_fractions(place, total))
+        _dress_bar(figure.colorbar(_mappable(cmap, bar), cax=axes), maps, shared, tall)
+    for number, line in enumerate(reversed(small)):
+        _write(figure, line, (MARGIN, MARGIN * 0.8 + SMALL_LINE * number), total, SMALL_SIZE, FAINT, "left")
     return figure
 
 
-def _draw_cell(
-    figure: Figure,
-    cell: _Cell,
-    box: Box,
-    left: float,
-    cell_width: float,
-    fit: int,
-    total: tuple[float, float],
+def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tuple[str, float, float]]]:
+    """A panel's lines above it, and those below it, each with its size and pitch."""
+    above = [line for part in cell.title.split("\n") for line in labels.wrap(part, max(12, int(width / TITLE_LETTER)))]
+    span = min(cell.span, per_row)
+    wide = width * span + GAP * (span - 1)
+    below = [(line, NOTE_SIZE, NOTE_LINE) for line in (_fitted(cell.note, wide, NOTE_LETTER) if cell.note else [])]
+    below += [(line, SMALL_SIZE, SMALL_LINE) for line in (_fitted(cell.small, wide, SMALL_LETTER) if cell.small else [])]
+    return above if cell.title else [], below
+
+
+def _fitted(text: str, width: float, letter: float) -> list[str]:
+    """A text in lines of a width in inches, with letters of another."""
+    return labels.wrap(text, max(12, int(width / letter)), SMALL_LINES)
+
+
+def _write(
+    figure: Figure, line: str, place: tuple[float, float], total: tuple[float, float], size: float, colour: str, align: str
 ) -> None:
-    """One panel with its title above and its note below; lengths in inches."""
-    axes = figure.add_axes(_fractions(box, *total))
-    cell.draw(axes)
-    centred = box[2] < cell_width - 1e-6
-    x = (left + cell_width / 2) / total[0] if centred else box[0] / total[0]
-    align = "center" if centred else "left"
-    above = _title_lines(cell.title, fit)
-    below = labels.wrap(cell.note, fit + 4) if cell.note else []
-    texts = [
-        (line, box[1] + box[3] + 0.1 + LINE * (len(above) - 1 - number), TITLE_SIZE, INK)
-        for number, line in enumerate(above)
-    ] + [(line, box[1] - 0.17 - SMALL_LINE * number, NOTE_SIZE, FAINT) for number, line in enumerate(below)]
-    for line, y, size, colour in texts:
-        figure.text(
-            x, y / total[1], labels.plain(line), fontsize=size, color=colour, ha=align, va="baseline",
-            fontfamily=labels.families(line),
-        )  # fmt: skip
+    """One line of text at a place in inches."""
+    figure.text(
+        place[0] / total[0], place[1] / total[1], labels.plain(line), fontsize=size, color=colour, ha=align, va="baseline",
+        fontfamily=labels.families(line),
+    )  # fmt: skip
 
 
 def _dress_bar(bar: Any, maps: FloatArray, shared: bool, tall: float = 3.0) -> None:
     """Ticks and name of a colour bar so many inches tall: percentages where each map is a distribution."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=CAPTION_SIZE, color=FAINT, labelcolor=INK, length=2.5)
+    bar.ax.tick_params(labelsize=SMALL_SIZE, color=FAINT, labelcolor=INK, length=2.5)
     if not shared:
         bar.set_ticks([0.0, 1.0])
         bar.set_ticklabels(["low", "high"])
         return
     bar.ax.yaxis.set_major_locator(MaxNLocator(5 if tall > 1.2 else 3))
-    if np.allclose(maps.sum(axis=(-2, -1)), 1.0, atol=1e-3):
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+    if are_distributions(maps):
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if bar.vmax > 0.125 else None))
         text = "share of attention, each patch" if tall > 1.8 else "share"
     else:
         text = "value of each patch" if tall > 1.2 else "value"
-    bar.set_label(text, fontsize=CAPTION_SIZE, color=FAINT, fontfamily=[labels.BASE])
+    bar.set_label(text, fontsize=SMALL_SIZE, color=FAINT, fontfamily=[labels.BASE])
     for tick in bar.ax.get_yticklabels():
         tick.set_fontfamily([labels.BASE])
 
 
-def _show_in_notebooks(object: Any, figure: Figure) -> None:
-    """Let a notebook show a figure, or the axes in it, that pyplot knows nothing of."""
-    object._repr_png_ = functools.partial(render, figure, "png", 100)
-
-
-def _mappable(cmap: Cmap, scale: Scale) -> Any:
+def _mappable(cmap: Cmap, scale: tuple[float, float]) -> ScalarMappable:
     """What a colour bar needs to know."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     low, high = scale
-    if 0.0 < low < 0.005 * high:
-        low = 0.0  # invisible in the colours, and the bar begins with a number
     return ScalarMappable(Normalize(low, high if high > low else low + max(abs(low) * 1e-3, 1e-6)), colormap(cmap))
 
 
-def _title_lines(title: str, columns: int) -> list[str]:
-    """A title's lines; its own line breaks are kept."""
-    return [line for part in title.split("\n") for line in labels.wrap(part, columns)] if title else []
+def _caption(result: Heatmaps, kind: Kind, some_of: str, maps: FloatArray, shared: bool) -> str:
+    """How the maps of a figure were read, how far they stand out, and what its panels share."""
+    parts = []
+    if kind != "original":
+        which = some_of[:1].upper() + some_of[1:] if kind == "blocks" else f"Block {result.block}"
+        how = "which patches look at each word" if kind == "words" else how_read(result.method)
+        panels = kind if kind in ("blocks", "words") else "questions"
+        parts = [f"{which}: {how}", peaks_in_words(maps)]
+        if shared and (len(result) > 1 or panels != "questions"):
+            parts.append(f"one colour scale for all {panels}")
+    if is_cropped(result):
+        parts.append("dashed: what the model saw")
+    return "; ".join(part for part in parts if part)
 
 
-def _caption(result: HeatmapResult, kind: str, shared: bool) -> str:
-    """How the maps of a figure were read, and what its panels share."""
-    if kind == "original":
-        return ""
-    how, panels = f"Block {result.block}: {how_read(result.readout)}", "questions"
-    if kind == "blocks":
-        how, panels = f"Each block: {how_read(result.readout)}", "blocks"
-    elif kind == "words":
-        how, panels = "Which patches look at each word", "words"
-    many = shared and (len(result) > 1 or panels != "questions")
-    return f"{how}; one colour scale for all {panels}" if many else how
-
-
-def _fractions(inches: Box, width: float, height: float) -> Box:
+def _fractions(inches: tuple[float, float, float, float], total: tuple[float, float]) -> tuple[float, float, float, float]:
     """(left, bottom, width, height) in inches as fractions of the figure."""
-    return inches[0] / width, inches[1] / height, inches[2] / width, inches[3] / height
+    return inches[0] / total[0], inches[1] / total[1], inches[2] / total[0], inches[3] / total[1]

@@ -3,91 +3,101 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 import unicodedata
-from typing import Any
 
-logger = logging.getLogger("qavit")
-# Families that cover scripts which matplotlib's own DejaVu Sans lacks, the likeliest first.
-PREFERRED = (
-    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC", "Hiragino Sans GB",
-    "Microsoft YaHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "SimHei", "Heiti SC", "Noto Sans CJK JP",
-    "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans JP", "Noto Sans KR", "Droid Sans Fallback", "AR PL UMing CN",
-    "Arial Unicode MS", "Noto Serif CJK SC",
+from .._base.warnings import QavitWarning, warn
+
+BASE = "DejaVu Sans"  # comes with matplotlib
+# Families that have what DejaVu Sans lacks, the likeliest first: Chinese, Japanese and Korean, then symbols, then others.
+FAMILIES = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP",
+    "Noto Sans KR", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Heiti SC", "Microsoft YaHei", "SimHei",
+    "Malgun Gothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "AR PL UMing CN",
+    "Noto Emoji", "Noto Sans Symbols2", "Symbola", "Segoe UI Emoji", "Segoe UI Symbol", "Apple Symbols",
+    "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Nirmala UI", "Leelawadee UI",
+    "Lohit Devanagari", "FreeSans", "FreeSerif", "Arial Unicode MS", "Unifont",
 )  # fmt: skip
-BASE = "DejaVu Sans"
 _SPACES = re.compile(r"[^\S\u00a0]+")
 
 
 def families(text: str) -> list[str]:
-    """Font families that together have the glyphs of a text.
+    """Font families that together have the glyphs of a text: DejaVu Sans, and those of `FAMILIES` that it takes."""
+    return [BASE, *_covering(frozenset(text))[0]]
 
-    Parameters
-    ----------
-    text : str
 
-    Returns
-    -------
-    list of str
-        DejaVu Sans, which comes with matplotlib, and where it lacks a glyph the installed families that have it. Glyphs
-        that no installed font has are drawn as boxes; the log says so once.
+def named(text: str) -> str:
+    """The text with symbols that no font has by their names, as ``:red_circle:``.
+
+    Other characters without a glyph stay, to be drawn as boxes; a warning says so once.
     """
-    return [BASE, *_fallbacks(frozenset(character for character in text if ord(character) > 0x7F))]
+    missing = _covering(frozenset(text))[1]
+    names = {c: f":{unicodedata.name(c, 'symbol').lower().replace(' ', '_')}:" for c in missing if _is_symbol(c)}
+    return "".join(names.get(character, character) for character in text)
 
 
 @functools.lru_cache(maxsize=256)
-def _fallbacks(characters: frozenset[str]) -> tuple[str, ...]:
-    """Further families for characters that DejaVu Sans lacks."""
-    needed = {ord(character) for character in characters if not unicodedata.category(character).startswith(("C", "Z"))}
-    needed -= _glyphs(BASE)
-    if not needed:
-        return ()
+def _covering(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The families for what DejaVu Sans lacks, and the characters that none of them has."""
+    drawn = {c for c in characters if ord(c) > 0x7F and not unicodedata.category(c).startswith(("C", "Z"))}
+    chosen, missing = _chosen(drawn)
+    if missing and _new_fonts():
+        chosen, missing = _chosen(drawn)
+    boxes = "".join(sorted(character for character in missing if not _is_symbol(character)))
+    if boxes:
+        warn(QavitWarning, f"no font has {boxes[:20]}, drawn as boxes; Noto Sans has (Debian: apt install fonts-noto-cjk)")
+    return tuple(chosen[1:]), frozenset(missing)
+
+
+def _chosen(missing: set[str]) -> tuple[list[str], set[str]]:
+    """DejaVu Sans and further families, and what they lack."""
     from matplotlib import font_manager
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    chosen: list[str] = []
-    order = [name for name in PREFERRED if name in installed]
-    for name in [*order, *sorted(installed - set(order) - {BASE, "Last Resort"})]:
-        if not needed:
-            break
-        covered = needed & _glyphs(name)
-        if covered:
-            chosen.append(name)
-            needed -= covered
-    if needed:
-        missing = "".join(map(chr, sorted(needed)))[:20]
-        logger.warning("no installed font has %s; drawn as boxes (Debian: apt install fonts-noto-cjk)", missing)
-    return tuple(chosen)
+    chosen = [BASE]
+    if not missing:
+        return chosen, missing
+    regular = ("normal", "regular", "book", 400)
+    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style == "normal", font.weight in regular))
+    files = {font.name: font.fname for font in fonts}
+    for family in (BASE, *FAMILIES):
+        if not missing or family not in files:
+            continue
+        font = font_manager.get_font(files[family])
+        lacking = {character for character in missing if not font.get_char_index(ord(character))}
+        if family != BASE and lacking != missing:
+            chosen.append(family)
+        missing = lacking
+    return chosen, missing
 
 
 @functools.cache
-def _glyphs(family: str) -> frozenset[int]:
-    """The code points that a family has; empty when it cannot be opened."""
+def _new_fonts() -> bool:
+    """Tell matplotlib of fonts that were installed after it made its list; whether there are any."""
     from matplotlib import font_manager
 
-    # findfont would say on standard error what weight it takes where a family has no regular one.
-    faces = [font for font in font_manager.fontManager.ttflist if font.name == family]
-    faces.sort(key=lambda font: (font.style != "normal", abs(_weight(font.weight) - 400)))
-    try:
-        return frozenset(font_manager.get_font(faces[0].fname).get_charmap())
-    except (OSError, RuntimeError, ValueError, IndexError):
-        return frozenset()
+    new = set(font_manager.findSystemFonts()) - {font.fname for font in font_manager.fontManager.ttflist}
+    added = False
+    for path in sorted(new):
+        try:
+            font_manager.fontManager.addfont(path)
+            added = True
+        except (OSError, RuntimeError, ValueError):  # a kind that matplotlib cannot read
+            continue
+    return added
 
 
-def _weight(weight: Any) -> int:
-    """A weight as a number; matplotlib has names for some."""
-    from matplotlib import font_manager
-
-    return int(font_manager.weight_dict.get(weight, 400)) if isinstance(weight, str) else int(weight)
+def _is_symbol(character: str) -> bool:
+    """Whether a character is a picture with a name, emoji among them."""
+    return unicodedata.category(character) in ("So", "Sk")
 
 
 def display_width(text: str) -> int:
     """How many columns a text takes: two for a wide character, none for a combining one."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
+    return sum(0 if unicodedata.combining(character) else 1 + _is_wide(character) for character in text)
+
+
+def _is_wide(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF"
 
 
 def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
@@ -96,7 +106,7 @@ def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
     Parameters
     ----------
     text : str
-        White space of any kind counts as one space; at a no-break space no line ends.
+        White space of any kind counts as one space; at a no-break space no line ends. Symbols without a glyph are named.
     columns : int
         The most columns a line may take. Wide scripts, which have no spaces, break between characters, as do words
         longer than a line.
@@ -110,23 +120,12 @@ def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
     """
     done: list[str] = []
     line = ""
-    for piece in _pieces(text):
-        room = columns - display_width(line)
-        if display_width(piece.rstrip()) <= room:
-            line += piece
-            continue
-        if line.strip():
+    for piece in _pieces(named(text), columns):
+        if line and display_width((line + piece).rstrip()) > columns:
             done.append(line.rstrip())
             line = ""
-        while display_width(piece.rstrip()) > columns:
-            cut = 1
-            while cut < len(piece) and display_width(piece[: cut + 1]) <= columns:
-                cut += 1
-            done.append(piece[:cut])
-            piece = piece[cut:]
-        line = piece
-    if line.strip() or not done:
-        done.append(line.rstrip())
+        line += piece
+    done.append(line.rstrip())
     if len(done) > lines:
         last = done[lines - 1]
         while display_width(last) > columns - 1:
@@ -135,22 +134,22 @@ def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
     return done
 
 
-def _pieces(text: str) -> list[str]:
-    """Words with the space after them; wide characters each alone, closing punctuation kept with what it closes."""
+def _pieces(text: str, columns: int) -> list[str]:
+    """Words with the space after them, in parts no longer than a line; wide characters each alone.
+
+    Closing punctuation stays with what it closes.
+    """
     pieces: list[str] = []
     for word in _SPACES.split(text.strip()):
-        if not word:
-            continue
-        start = len(pieces)
+        part = ""
         for character in word:
-            wide = unicodedata.east_asian_width(character) in "WF"
             closing = unicodedata.category(character) in ("Po", "Pe", "Pf")
-            previous_wide = len(pieces) > start and unicodedata.east_asian_width(pieces[-1][0]) in "WF"
-            if len(pieces) == start or (not closing and (wide or previous_wide)):
-                pieces.append(character)
-            else:
-                pieces[-1] += character
-        pieces[-1] += " "
+            breaks = not closing and (_is_wide(character) or _is_wide(part[:1] or "a"))
+            if part and (breaks or display_width(part + character) > columns):
+                pieces.append(part)
+                part = ""
+            part += character
+        pieces.append(part + " ")
     return pieces
 
 

@@ -18,28 +18,37 @@ from typing import Any, Optional
 import numpy as np
 
 from .._base.types import FloatArray
-from .._result import HeatmapResult
 from ..heatmaps._grid import output_size
-from ._panels import how_read
-from ._pixels import Cmap, Picture, colorize, colormap
+from ._pixels import REACH, colorize, colormap, scale_of
+from ._protocol import (
+    CMAP,
+    Cmap,
+    Heatmaps,
+    Picture,
+    are_distributions,
+    how_read,
+    is_cropped,
+    likely_answers,
+    notes_of,
+    spread_blocks,
+)
 
-COLORMAPS = ("jet", "turbo", "viridis", "inferno", "magma", "gray")
+COLORMAPS = ("viridis", "turbo", "jet", "inferno", "magma", "gray")
 PICTURE_SIDE = 1100  # the longer side of the picture in the page, in pixels
 FINE, COARSE = 120_000, 150_000  # the most bytes of maps stored with 16 bits a value, and with 8
 
 
-def render(result: HeatmapResult, *, title: Optional[str] = None, cmap: Cmap = "jet", blocks: bool = True) -> str:
-    """The page of a result.
-
-    Parameters
-    ----------
-    result : HeatmapResult
-    title : str, optional
-        The page's heading.
-    cmap : str or Colormap
-        The colormap it opens with; any of matplotlib's.
-    blocks : bool
-        Puts in the maps of every block where they can be computed.
+def render(
+    result: Heatmaps,
+    *,
+    title: Optional[str] = None,
+    cmap: Cmap = CMAP,
+    vmin: Optional[float] = None,
+    vmax: Optional[float] = None,
+    shared: bool = True,
+    blocks: bool = True,
+) -> str:
+    """The page of a result; options as for `HeatmapResult.to_html`.
 
     Returns
     -------
@@ -52,22 +61,25 @@ def render(result: HeatmapResult, *, title: Optional[str] = None, cmap: Cmap = "
     script = (folder / "page.js").read_text(encoding="utf-8")
     page = (folder / "page.html").read_text(encoding="utf-8")
     heading = title or "Where the model looks"
+    scale_of(result.maps, vmin, vmax)  # refuses ends that are none
+    content = _content(result, cmap, blocks)
+    content.update(vmin=vmin, vmax=vmax, shared=shared, reach=REACH)
     parts = {
         "@STYLE_HASH@": _hash(style),
         "@SCRIPT_HASH@": _hash(script),
         "@TITLE@": html.escape(heading),
         "@STYLE@": style,
         "@SCRIPT@": script,
-        "@DATA@": _json(_content(result, cmap, blocks)),
+        "@DATA@": _json(content),
     }
     return re.sub("@[A-Z_]+@", lambda mark: parts[mark.group()], page)
 
 
-def _content(result: HeatmapResult, cmap: Cmap, blocks: bool) -> dict[str, Any]:
+def _content(result: Heatmaps, cmap: Cmap, blocks: bool) -> dict[str, Any]:
     """What the page's script reads."""
     if blocks and result.block_maps is not None:
         every = np.array(result.all_block_maps())
-        numbers = _kept_blocks(every, result.block)
+        numbers = spread_blocks(len(every), result.block, max(2, COARSE // max(1, every[0].size)))
         if 0 <= result.block < len(every):
             every[result.block] = result.maps
         maps = every[numbers]
@@ -79,17 +91,15 @@ def _content(result: HeatmapResult, cmap: Cmap, blocks: bool) -> dict[str, Any]:
     questions: list[dict[str, Any]] = []
     first = 0
     for index, text in enumerate(result.questions):
-        entry: dict[str, Any] = {"text": text}
-        if result.answers is not None:
-            likely = [pair for pair in result.answers[index][:4] if pair[1] >= 0.005] or result.answers[index][:1]
-            entry["answers"] = [[answer, round(float(chance), 4)] for answer, chance in likely]
+        entry: dict[str, Any] = {"text": text, "notes": notes_of(result, index)}
+        entry["answers"] = [[answer, round(chance, 4)] for answer, chance in likely_answers(result, index, 4)]
         if words is not None:
             entry.update(words=words[index], first_word=first)
             first += len(words[index])
         questions.append(entry)
-    height, width = result.size
+    height, width = result.picture_size
     seen = result.seen
-    how = how_read(result.readout)
+    how = how_read(result.method)
     chosen = colormap(cmap)
     content: dict[str, Any] = {
         "grid": result.grid,
@@ -98,7 +108,9 @@ def _content(result: HeatmapResult, cmap: Cmap, blocks: bool) -> dict[str, Any]:
         "questions": questions,
         "block": result.block,
         "blocks": numbers,
-        "distribution": bool(np.allclose(result.maps.sum(axis=(1, 2)), 1.0, atol=1e-3)),
+        "distribution": are_distributions(result.maps),
+        "notes": notes_of(result, None),
+        "cropped": is_cropped(result),
         "about": f"{how[0].upper()}{how[1:]} · {result.grid[0]} x {result.grid[1]} patches · picture {width} x {height}",
         "maps": _packed(flat, 16 if flat.size * 2 <= FINE else 8),
         "colormaps": {chosen.name: _ramp(chosen), **{name: _ramp(name) for name in COLORMAPS if name != chosen.name}},
@@ -108,17 +120,6 @@ def _content(result: HeatmapResult, cmap: Cmap, blocks: bool) -> dict[str, Any]:
     if word_maps is not None and first:
         content["words"] = _packed(np.concatenate([values for values in word_maps if len(values)]), 8)
     return content
-
-
-def _kept_blocks(every: FloatArray, own: int) -> list[int]:
-    """The blocks that fit in the page, evenly spread, the result's own among them."""
-    count = len(every)
-    fit = max(2, COARSE // max(1, every[0].size))
-    chosen = {round(i) for i in np.linspace(0, count - 1, min(count, fit))}
-    if 0 <= own < count and own not in chosen:
-        chosen.remove(min(chosen, key=lambda block: abs(block - own)))
-        chosen.add(own)
-    return sorted(chosen)
 
 
 def _packed(maps: FloatArray, bits: int) -> dict[str, Any]:

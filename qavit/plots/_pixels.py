@@ -1,4 +1,4 @@
-"""Pictures of maps as arrays: colours, overlays, and the two functions that existing scripts call."""
+"""Pictures of maps as arrays: colours and overlays."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy.typing as npt
 from .._base.arguments import finite_numbers, real_number
 from .._base.tensors import detached
 from .._base.types import FloatArray
-from .._result import HeatmapResult
-from ..heatmaps._grid import output_size, resample_map
+from ..heatmaps._grid import Resampling, output_size, resample_map
+from ._protocol import CMAP, Cmap, Heatmaps, Picture
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
-Picture = npt.NDArray[np.uint8]
 Scale = tuple[float, float]
-Cmap = Union[str, "Colormap"]
+REACH = 3.0  # scales reach at least so many times the mean, so that a flat map is pale
 
 
-def colorize(values: npt.ArrayLike, cmap: Cmap = "jet") -> Picture:
+def colorize(values: npt.ArrayLike, cmap: Cmap = CMAP) -> Picture:
     """Colours of values from 0 to 1.
 
     Parameters
@@ -44,34 +43,26 @@ def colorize(values: npt.ArrayLike, cmap: Cmap = "jet") -> Picture:
 
 
 def overlay(
-    result: HeatmapResult,
+    result: Heatmaps,
     question: Union[int, str] = 0,
     *,
-    cmap: Cmap = "jet",
+    cmap: Cmap = CMAP,
     image_weight: Optional[float] = None,
     size: Union[int, tuple[int, int], None] = None,
-    method: str = "bicubic",
+    resampling: Resampling = "bicubic",
+    vmin: Optional[float] = None,
+    vmax: Optional[float] = None,
     values: Optional[npt.ArrayLike] = None,
-    scale: Optional[Scale] = None,
 ) -> Picture:
-    """The picture with one map over it, as pixels.
+    """The picture with one map over it, as pixels; see `HeatmapResult.overlay`.
 
     Parameters
     ----------
     result : HeatmapResult
-    question : int or str
-        Which map, by its number or its question.
-    cmap : str or Colormap
-    image_weight : float, optional
-        The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade in
-        with the map (as the power 0.7 of where a value lies between low and high, at most 0.85).
-    size : int, (height, width) or None
-        The picture's own size by default; an int is the longer side.
-    method : "bicubic", "bilinear" or "nearest"
+    question, cmap, image_weight, size, resampling, vmin, vmax
+        As for `HeatmapResult.overlay`.
     values : array [gh, gw], optional
         Another map of the same picture, in place of the result's.
-    scale : (low, high), optional
-        The values of the colormap's two ends; by default the smallest and largest of all maps of the result.
 
     Returns
     -------
@@ -79,17 +70,16 @@ def overlay(
         The part that the model did not see is faded, not coloured.
     """
     check_weight(image_weight)
-    height, width = output_size(size, result.size)
+    shape = output_size(size, result.picture_size)
     chosen = result.maps[result.number_of(question)] if values is None else finite_numbers(values, "values")
     if chosen.ndim != 2:
         raise ValueError(f"values: shape {chosen.shape}, expected [gh, gw]")
-    heat = resample_map(
-        to_unit(chosen, scale or scale_of(result.maps)), result.seen, result.size, (height, width), method
-    )
-    base = _resize(result.picture, (height, width)).astype(np.float32)
+    unit = to_unit(chosen, scale_of(result.maps, vmin, vmax))
+    heat = resample_map(unit, result.seen, result.picture_size, shape, resampling)
+    inside = resample_map(np.ones(result.grid), result.seen, result.picture_size, shape, "nearest")[..., None] > 0
+    base = _resize(result.picture, shape).astype(np.float32)
     part = 1.0 - 0.85 * heat[..., None] ** 0.7 if image_weight is None else np.float32(image_weight)
     mixed = part * base + (1.0 - part) * colorize(heat, cmap)
-    inside = resample_map(np.ones(result.grid), result.seen, result.size, (height, width), "nearest")[..., None] > 0
     faded = 0.4 * base + 0.6 * 236.0
     return np.asarray(np.where(inside, mixed, faded) + 0.5, dtype=np.uint8)
 
@@ -104,12 +94,16 @@ def colormap(cmap: Cmap) -> Colormap:
     try:
         return matplotlib.colormaps[cmap]
     except (KeyError, TypeError):
-        raise ValueError(f"cmap: {cmap!r} is not a matplotlib colormap; 'jet', 'viridis' and 'turbo' are") from None
+        raise ValueError(f"cmap: {cmap!r} is not a matplotlib colormap; 'viridis', 'jet' and 'turbo' are") from None
 
 
-def scale_of(maps: FloatArray) -> Scale:
-    """The smallest and the largest value."""
-    return float(maps.min()), float(maps.max())
+def scale_of(maps: FloatArray, vmin: Optional[float] = None, vmax: Optional[float] = None) -> Scale:
+    """The values of a colormap's two ends: as given, else from zero to the peak, at least three times the mean."""
+    low = min(0.0, float(maps.min())) if vmin is None else real_number(vmin, "vmin")
+    high = max(float(maps.max()), REACH * float(maps.mean())) if vmax is None else real_number(vmax, "vmax")
+    if (vmin is not None or vmax is not None) and not low < high:
+        raise ValueError(f"vmin, vmax: the scale goes from {low:g} to {high:g}, expected a vmin below vmax")
+    return low, high
 
 
 def to_unit(values: FloatArray, scale: Scale) -> FloatArray:

@@ -39,10 +39,17 @@
         ? questions[state.question].words.map((_, word) => wordMap(state.question, word))
         : questions.map((_, question) => mapOf(question, state.block));
     }
-    let low = Infinity, high = -Infinity;
-    for (const map of together) for (const value of map) { low = Math.min(low, value); high = Math.max(high, value); }
-    return [low, high];
+    // From zero to the peak, or a few times the mean, so that a flat map is pale.
+    let low = 0, high = -Infinity, sum = 0;
+    for (const map of together) for (const value of map) {
+      low = Math.min(low, value);
+      high = Math.max(high, value);
+      sum += value / (together.length * patches);
+    }
+    high = Math.max(high, data.reach * sum);
+    return [data.vmin ?? low, data.vmax ?? high];
   };
+  const unit = data.distribution ? "Colours: how much of all attention one patch gets" : "Colours: the value of one patch";
   const digits = (value) => Number(value.toPrecision(3)).toString();
   const number = (value) => (data.distribution ? `${100 * value < 0.0005 ? 0 : digits(100 * value)}%` : digits(value));
   // Maps are stored with 8 or 16 bits a value: nearer than that is the same.
@@ -170,12 +177,18 @@
     parent.append(made);
     return made;
   };
+  const notesOf = (question) => [
+    ...question.notes,
+    ...data.notes,
+    ...(data.cropped ? ["Grey: not seen by the model."] : []),
+  ];
   const choose = (index) => {
     state.question = index;
     state.word = state.pinned = -1;
     const question = questions[index];
     $("answers").replaceChildren();
-    for (const [answer, chance] of question.answers || []) {
+    $("answerbox").hidden = !question.answers.length;
+    for (const [answer, chance] of question.answers) {
       const line = element("div", "", $("answers"));
       line.className = "answer";
       element("span", answer, line);
@@ -184,6 +197,8 @@
       meter.setAttribute("aria-label", answer);
       element("span", `${Math.round(100 * chance)}%`, line);
     }
+    $("notes").replaceChildren();
+    for (const note of notesOf(question)) element("p", note, $("notes"));
     $("words").replaceChildren();
     $("wordbox").hidden = !(question.words && question.words.length);
     (question.words || []).forEach((word, number) => {
@@ -211,6 +226,8 @@
   for (const name of Object.keys(ramps)) element("option", name, $("cmap")).value = name;
   $("cmap").value = data.cmap;
   $("about").textContent = data.about;
+  $("unit").textContent = unit;
+  $("shared").checked = data.shared;
   if (data.blocks.length > 1) {
     $("blockrow").hidden = false;
     $("block").max = data.blocks.length - 1;
@@ -270,7 +287,9 @@
     const word = state.word >= 0 ? ` (${questions[state.question].words[state.word]})` : "";
     context.font = font(20);
     const lines = wrapped(context, (questions[state.question].text || "No question") + word, view.width - 10);
-    const head = 20 + 27 * lines.length, foot = 64;
+    context.font = font(14);
+    const small = notesOf(questions[state.question]).flatMap((note) => wrapped(context, note, view.width - 10));
+    const head = 20 + 27 * lines.length, foot = 64 + 19 * small.length;
     canvas.width = view.width + 32;
     canvas.height = view.height + head + foot;
     context.fillStyle = "#fff";
@@ -285,9 +304,11 @@
     context.font = font(14);
     context.fillText($("low").textContent, 16, y + 32);
     context.textAlign = "center";
-    context.fillText(`block ${data.blocks[state.block]}`, canvas.width / 2, y + 32);
+    context.fillText(`${unit} · block ${data.blocks[state.block]}`, canvas.width / 2, y + 32);
     context.textAlign = "right";
     context.fillText($("high").textContent, canvas.width - 16, y + 32);
+    context.textAlign = "left";
+    small.forEach((line, index) => context.fillText(line, 16, y + 54 + 19 * index));
     return canvas;
   };
   $("download").addEventListener("click", () => compose().toBlob((blob) => {

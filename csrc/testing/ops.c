@@ -1,0 +1,401 @@
+/* The ops by themselves: arrays in and out, shapes trusted less than a model's. */
+#include "testing/testing.h"
+
+#include "base/threads.h"
+#include "ops/cpu_ops.h"
+
+#include <string.h>
+
+#define LAYER_CAPSULE "qavit._core_testing.layer"
+
+/* A float32 array whose rows are contiguous: [..., R, C] with a row stride `ld`, in one run of rows. */
+typedef struct {
+    float *data;
+    size_t rows, columns, ld;
+    int dims;
+    size_t shape[4];
+} row_view;
+
+/* Fill `view` from an array object (None where `optional`: data NULL). Returns 0, or -1 with an exception. */
+static int view_rows(PyObject *object, const char *argument, bool optional, bool writable, row_view *view) {
+    *view = (row_view){.ld = 0};
+    if (object == Py_None && optional) {
+        return 0;
+    }
+    if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != NPY_FLOAT32) {
+        PyErr_Format(PyExc_TypeError, "%s: expected a float32 array", argument);
+        return -1;
+    }
+    PyArrayObject *array = (PyArrayObject *)object;
+    int dims = PyArray_NDIM(array);
+    if (dims < 1 || dims > 4 || !PyArray_ISALIGNED(array) || (writable && !PyArray_ISWRITEABLE(array))) {
+        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array of 1 to 4 dimensions", argument);
+        return -1;
+    }
+    view->data = PyArray_DATA(array);
+    view->dims = dims;
+    view->rows = 1;
+    for (int i = 0; i < dims; i++) {
+        view->shape[i] = (size_t)PyArray_DIM(array, i);
+        view->rows *= i < dims - 1 ? view->shape[i] : 1;
+    }
+    view->columns = view->shape[dims - 1];
+    view->ld = dims > 1 ? (size_t)PyArray_STRIDE(array, dims - 2) / sizeof(float) : view->columns;
+    if (PyArray_SIZE(array) == 0) {
+        view->ld = view->columns; /* NumPy gives it any strides */
+        return 0;
+    }
+    npy_intp stride = (npy_intp)(view->ld * sizeof(float));
+    if (view->rows > 1 && (stride < 0 || view->ld < view->columns)) {
+        PyErr_Format(PyExc_ValueError, "%s: its rows overlap", argument);
+        return -1;
+    }
+    for (int i = dims - 2; i >= 0; i--) {
+        if (PyArray_DIM(array, i) > 1 && PyArray_STRIDE(array, i) != stride) {
+            PyErr_Format(PyExc_ValueError, "%s: its rows do not lie one stride apart", argument);
+            return -1;
+        }
+        stride *= PyArray_DIM(array, i);
+    }
+    if (view->columns > 1 && PyArray_STRIDE(array, dims - 1) != (npy_intp)sizeof(float)) {
+        PyErr_Format(PyExc_ValueError, "%s: its rows are not contiguous", argument);
+        return -1;
+    }
+    return 0;
+}
+
+/* Scratch and lanes for one call. */
+static int start_call(qv_call *call, size_t rows, size_t depth, size_t keys, size_t head_width) {
+    *call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    call->scratch = qv_allocate(qv_cpu_ops.scratch_bytes(call->lanes, rows, depth, keys, head_width), 1);
+    if (call->scratch == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static void end_call(qv_call *call) {
+    qv_free(call->scratch);
+}
+
+typedef struct {
+    qv_linear_weight weight;
+    qvpy_weights source;
+} layer;
+
+static void free_layer(PyObject *capsule) {
+    layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
+    if (object != NULL) {
+        qv_cpu_ops.linear_free(&qv_cpu_ops, &object->weight);
+        qvpy_weights_release(&object->source);
+        PyMem_Free(object);
+    }
+}
+
+/* prepare(weights: dict, parts: int, precision, scale): parts named "0.weight", "0.bias", "0.add_weight", ... */
+static PyObject *prepare(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *weights;
+    Py_ssize_t parts;
+    const char *precision_name;
+    float scale;
+    if (!PyArg_ParseTuple(arguments, "Onsf", &weights, &parts, &precision_name, &scale)) {
+        return NULL;
+    }
+    qv_precision precision;
+    if (qvpy_precision(precision_name, &precision) < 0) {
+        return NULL;
+    }
+    if (parts < 1 || parts > (Py_ssize_t)QV_MAX_PARTS) {
+        return PyErr_Format(PyExc_ValueError, "parts: %zd, expected 1 to 3", parts);
+    }
+    layer *object = PyMem_Calloc(1, sizeof *object);
+    if (object == NULL) {
+        return PyErr_NoMemory();
+    }
+    if (qvpy_weights_acquire(&object->source, weights) < 0) {
+        PyMem_Free(object);
+        return NULL;
+    }
+    PyObject *capsule = PyCapsule_New(object, LAYER_CAPSULE, free_layer);
+    if (capsule == NULL) {
+        qvpy_weights_release(&object->source);
+        PyMem_Free(object);
+        return NULL;
+    }
+    qv_weights set = {.tensors = object->source.tensors, .count = object->source.count};
+    qv_linear_source sources[QV_MAX_PARTS];
+    for (Py_ssize_t i = 0; i < parts; i++) {
+        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias"};
+        const qv_tensor *tensors[4];
+        for (size_t j = 0; j < 4; j++) {
+            char name[32];
+            PyOS_snprintf(name, sizeof name, "%d.%s", (int)i, names[j]);
+            tensors[j] = qv_weights_peek(&set, name);
+        }
+        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale};
+    }
+    qv_error err;
+    if (qv_cpu_ops.linear_prepare(&qv_cpu_ops, &object->weight, sources, (size_t)parts, precision, &err) != QV_OK) {
+        Py_DECREF(capsule);
+        return qvpy_raise(&err);
+    }
+    return capsule;
+}
+
+/* Whether columns first .. first + count are whole parts of the layer: all that the op can be asked for. */
+static bool are_parts(const qv_linear_weight *weight, Py_ssize_t first, Py_ssize_t count) {
+    Py_ssize_t column = 0, last = first + count;
+    bool begins = first == 0, ends = last == 0;
+    for (size_t part = 0; part < weight->parts; part++) {
+        column += (Py_ssize_t)weight->part_columns[part];
+        begins = begins || first == column;
+        ends = ends || last == column;
+    }
+    return first >= 0 && count >= 0 && begins && ends;
+}
+
+/* linear(layer, out, x, first, count, activation, multiply, residual) */
+static PyObject *linear(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *capsule, *out_object, *x_object, *multiply_object, *residual_object, *activation;
+    Py_ssize_t first, count;
+    if (!PyArg_ParseTuple(arguments, "OOOnnOOO", &capsule, &out_object, &x_object, &first, &count, &activation,
+                          &multiply_object, &residual_object)) {
+        return NULL;
+    }
+    layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
+    row_view out, x, multiply, residual;
+    qv_epilogue epilogue = {QV_IDENTITY, NULL, 0, NULL, 0};
+    if (object == NULL || view_rows(out_object, "out", false, true, &out) < 0 ||
+        view_rows(x_object, "x", false, false, &x) < 0 ||
+        view_rows(multiply_object, "multiply", true, false, &multiply) < 0 ||
+        view_rows(residual_object, "residual", true, false, &residual) < 0 ||
+        qvpy_activation(activation, "activation", &epilogue.activation) < 0) {
+        return NULL;
+    }
+    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count ||
+        !are_parts(&object->weight, first, count) ||
+        (multiply.data != NULL && (multiply.rows != out.rows || multiply.columns != out.columns)) ||
+        (residual.data != NULL && (residual.rows != out.rows || residual.columns != out.columns))) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
+        return NULL;
+    }
+    epilogue.multiply = multiply.data;
+    epilogue.ld_multiply = multiply.ld;
+    epilogue.residual = residual.data;
+    epilogue.ld_residual = residual.ld;
+    qv_call call;
+    if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.linear(&call, out.data, out.ld, x.data, x.ld, &object->weight, (size_t)first, (size_t)count, &epilogue,
+                      x.rows);
+    Py_END_ALLOW_THREADS
+    end_call(&call);
+    Py_RETURN_NONE;
+}
+
+/* The optional arrays of attention that are not float32: data NULL where None. */
+static int optional_array(PyObject *object, const char *argument, int type, int dims, PyArrayObject **array) {
+    *array = NULL;
+    if (object == Py_None) {
+        return 0;
+    }
+    *array = qvpy_array(object, argument, type, dims);
+    return *array != NULL ? 0 : -1;
+}
+
+static void *data_of(PyArrayObject *array) {
+    return array != NULL ? PyArray_DATA(array) : NULL;
+}
+
+/* None, or rows with nothing between them, as the op reads and writes the arrays that have no row stride of their own */
+static bool is_none_or_dense(const row_view *view) {
+    return view->data == NULL || view->rows <= 1 || view->ld == view->columns;
+}
+
+/* None, or [a, b, c] */
+static bool is_none_or(const row_view *view, size_t a, size_t b, size_t c) {
+    return view->data == NULL || (view->dims == 3 && view->shape[0] == a && view->shape[1] == b && view->shape[2] == c);
+}
+
+/* None, or [a] or [a, b] */
+static bool array_is_none_or(PyArrayObject *array, size_t a, size_t b) {
+    return array == NULL || ((size_t)PyArray_DIM(array, 0) == a &&
+                             (PyArray_NDIM(array) == 1 || (size_t)PyArray_DIM(array, 1) == b));
+}
+
+/* Each of the B sets named is one of those there are; where none are named, there are B. */
+static bool sets_exist(const size_t *index, size_t B, size_t sets) {
+    bool exist = index != NULL || sets == B;
+    for (size_t b = 0; exist && index != NULL && b < B; b++) {
+        exist = index[b] < sets;
+    }
+    return exist;
+}
+
+typedef struct {
+    row_view out, q, k, v, extra_k, extra_v, bias, probabilities;
+    PyArrayObject *extra_length, *key_mask, *q_index, *kv_index;
+} attention_arrays;
+
+static int read_arrays(PyObject *const *objects, attention_arrays *x) {
+    return view_rows(objects[0], "out", true, true, &x->out) < 0 || view_rows(objects[1], "q", false, false, &x->q) < 0 ||
+                   view_rows(objects[2], "k", false, false, &x->k) < 0 ||
+                   view_rows(objects[3], "v", true, false, &x->v) < 0 ||
+                   view_rows(objects[4], "extra_k", true, false, &x->extra_k) < 0 ||
+                   view_rows(objects[5], "extra_v", true, false, &x->extra_v) < 0 ||
+                   optional_array(objects[6], "extra_length", NPY_UINTP, 1, &x->extra_length) < 0 ||
+                   optional_array(objects[7], "key_mask", NPY_UINT8, 2, &x->key_mask) < 0 ||
+                   view_rows(objects[8], "bias", true, false, &x->bias) < 0 ||
+                   optional_array(objects[9], "q_index", NPY_UINTP, 1, &x->q_index) < 0 ||
+                   optional_array(objects[10], "kv_index", NPY_UINTP, 1, &x->kv_index) < 0 ||
+                   view_rows(objects[11], "probabilities", true, true, &x->probabilities) < 0
+               ? -1
+               : 0;
+}
+
+static void release_arrays(attention_arrays *x) {
+    Py_XDECREF(x->extra_length);
+    Py_XDECREF(x->key_mask);
+    Py_XDECREF(x->q_index);
+    Py_XDECREF(x->kv_index);
+}
+
+/* Whether the arrays are of the sizes that the op will take them to be. */
+static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
+    size_t D = x->q.columns;
+    const row_view *seen = &x->probabilities;
+    return x->k.columns == D && is_none_or(&x->out, a->B, a->T, D) && is_none_or(&x->v, x->k.shape[0], a->S, D) &&
+           (a->v == NULL || x->v.ld == a->ld_kv) && is_none_or(&x->extra_k, a->B, a->M, D) &&
+           is_none_or(&x->extra_v, a->B, a->M, D) && (a->extra_v == NULL || x->extra_v.ld == a->ld_extra) &&
+           is_none_or(&x->bias, a->H, a->T, a->S) && is_none_or_dense(&x->bias) &&
+           array_is_none_or(x->extra_length, a->B, 0) && array_is_none_or(x->key_mask, a->B, a->S) &&
+           array_is_none_or(x->q_index, a->B, 0) && array_is_none_or(x->kv_index, a->B, 0) &&
+           sets_exist(a->q_index, a->B, x->q.shape[0]) && sets_exist(a->kv_index, a->B, x->k.shape[0]) &&
+           (a->out == NULL || (a->v != NULL && (a->M == 0 || a->extra_v != NULL))) &&
+           (a->probabilities == NULL ||
+            (seen->dims == 4 && is_none_or_dense(seen) && seen->shape[0] == a->B && seen->shape[1] == a->H &&
+             a->first_row <= a->T && a->row_count <= a->T - a->first_row && a->first_column <= a->M + a->S &&
+             a->column_count <= a->M + a->S - a->first_column));
+}
+
+/* attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
+ * batch, scale, causal, first_row, first_column, precision): every array but q and k may be None */
+static PyObject *attention(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *o[12], *result = NULL;
+    Py_ssize_t heads, batch, first_row, first_column;
+    int causal;
+    const char *precision;
+    qv_attention a = {.scale = 1.0f};
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnns", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
+                          &o[8], &o[9], &o[10], &o[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column,
+                          &precision) ||
+        qvpy_precision(precision, &a.precision) < 0) {
+        return NULL;
+    }
+    attention_arrays x = {.extra_length = NULL};
+    qv_call call = {.scratch = NULL};
+    if (read_arrays(o, &x) < 0) {
+        goto done;
+    }
+    if (heads < 1 || batch < 0 || first_row < 0 || first_column < 0 || x.q.dims != 3 || x.k.dims != 3 ||
+        x.q.columns % (size_t)heads != 0) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        goto done;
+    }
+    a = (qv_attention){
+        .out = x.out.data, .ld_out = x.out.ld, .q = x.q.data, .ld_q = x.q.ld, .k = x.k.data, .v = x.v.data,
+        .ld_kv = x.k.ld, .extra_k = x.extra_k.data, .extra_v = x.extra_v.data, .ld_extra = x.extra_k.ld,
+        .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = x.bias.data,
+        .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0, .scale = a.scale,
+        .precision = a.precision, .probabilities = x.probabilities.data, .first_row = (size_t)first_row,
+        .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
+        .column_count = x.probabilities.shape[3], .B = (size_t)batch, .H = (size_t)heads, .T = x.q.shape[1],
+        .S = x.k.shape[1], .M = x.extra_k.data != NULL ? x.extra_k.shape[1] : 0, .d = x.q.columns / (size_t)heads,
+    };
+    if (!arrays_fit(&a, &x)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        goto done;
+    }
+    if (start_call(&call, a.T, x.q.columns, a.S + a.M, a.d) < 0) {
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.attention(&call, &a);
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("");
+done:
+    end_call(&call);
+    release_arrays(&x);
+    return result;
+}
+
+/* norm(out, x, weight, bias, eps, rms) */
+static PyObject *norm(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *out_object, *x_object, *weight_object, *bias_object;
+    float eps;
+    int rms;
+    if (!PyArg_ParseTuple(arguments, "OOOOfp", &out_object, &x_object, &weight_object, &bias_object, &eps, &rms)) {
+        return NULL;
+    }
+    row_view out, x, weight, bias;
+    if (view_rows(out_object, "out", false, true, &out) < 0 || view_rows(x_object, "x", false, false, &x) < 0 ||
+        view_rows(weight_object, "weight", false, false, &weight) < 0 ||
+        view_rows(bias_object, "bias", true, false, &bias) < 0) {
+        return NULL;
+    }
+    if (x.rows != out.rows || x.columns != out.columns || weight.columns != x.columns ||
+        (bias.data != NULL && bias.columns != x.columns)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        return NULL;
+    }
+    qv_call call;
+    if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    if (rms) {
+        qv_cpu_ops.rms_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, eps, x.rows, x.columns);
+    } else {
+        qv_cpu_ops.layer_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, bias.data, eps, x.rows, x.columns);
+    }
+    Py_END_ALLOW_THREADS
+    end_call(&call);
+    Py_RETURN_NONE;
+}
+
+/* burn(precision, steps): multiply in registers on every lane; the operations done */
+static PyObject *burn(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *name;
+    Py_ssize_t steps;
+    qv_precision precision;
+    if (!PyArg_ParseTuple(arguments, "sn", &name, &steps) || qvpy_precision(name, &precision) < 0) {
+        return NULL;
+    }
+    double operations;
+    Py_BEGIN_ALLOW_THREADS
+    operations = qv_cpu_burn(precision, qv_thread_count(), steps > 0 ? (size_t)steps : 0);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(operations);
+}
+
+static PyMethodDef functions[] = {
+    {"prepare", prepare, METH_VARARGS, "A linear layer: prepare(weights, parts, precision, scale)."},
+    {"linear", linear, METH_VARARGS,
+     "linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
+    {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
+    {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
+    {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},
+    {NULL, NULL, 0, NULL},
+};
+
+int qvt_add_ops(PyObject *module) {
+    return PyModule_AddFunctions(module, functions);
+}

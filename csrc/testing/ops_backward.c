@@ -1,0 +1,300 @@
+/* The gradients of the ops by themselves: contiguous arrays in, new arrays out. */
+#include "testing/testing.h"
+
+#include "base/threads.h"
+
+/* Arrays of one call: inputs held until it ends. */
+typedef struct {
+    PyArrayObject *arrays[16];
+    size_t count;
+} holder;
+
+static void release(holder *held) {
+    for (size_t i = 0; i < held->count; i++) {
+        Py_XDECREF(held->arrays[i]);
+    }
+}
+
+/* *data = the items of an array of `type` and `dims` dimensions; NULL for None. Returns it, or NULL with an exception. */
+static PyArrayObject *take(holder *held, PyObject *object, const char *argument, int type, int dims, void **data) {
+    *data = NULL;
+    PyArrayObject *array = qvpy_array(object, argument, type, dims);
+    if (array != NULL) {
+        held->arrays[held->count++] = array;
+        *data = PyArray_DATA(array);
+    }
+    return array;
+}
+
+static int take_optional(holder *held, PyObject *object, const char *argument, int type, int dims, void **data) {
+    *data = NULL;
+    return object == Py_None ? 0 : take(held, object, argument, type, dims, data) == NULL ? -1 : 0;
+}
+
+static size_t dim(PyArrayObject *array, int i) {
+    return (size_t)PyArray_DIM(array, i);
+}
+
+static qv_call new_call(void) {
+    return (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+}
+
+static PyArrayObject *new_like(PyArrayObject *array) {
+    return (PyArrayObject *)PyArray_NewLikeArray(array, NPY_CORDER, NULL, 0);
+}
+
+static int fail_shapes(void) {
+    PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+    return -1;
+}
+
+/* linear_backward(dy [R, N], weight [N, K], dx [R, K] or None) -> dx, added to the one given */
+static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *dy_object, *weight_object, *sum_object;
+    void *dy_data, *weight_data, *sum_data;
+    holder held = {.count = 0};
+    PyArrayObject *dx = NULL;
+    if (!PyArg_ParseTuple(arguments, "OOO", &dy_object, &weight_object, &sum_object)) {
+        return NULL;
+    }
+    PyArrayObject *dy = take(&held, dy_object, "dy", NPY_FLOAT32, 2, &dy_data);
+    PyArrayObject *weight = dy != NULL ? take(&held, weight_object, "weight", NPY_FLOAT32, 2, &weight_data) : NULL;
+    if (weight == NULL || take_optional(&held, sum_object, "dx", NPY_FLOAT32, 2, &sum_data) < 0) {
+        goto done;
+    }
+    size_t R = dim(dy, 0), N = dim(dy, 1), shape[2] = {R, dim(weight, 1)};
+    if (dim(weight, 0) != N ||
+        (sum_data != NULL && (dim(held.arrays[2], 0) != R || dim(held.arrays[2], 1) != shape[1]))) {
+        fail_shapes();
+        goto done;
+    }
+    dx = qvpy_new_floats(2, shape);
+    if (dx != NULL && sum_data != NULL && PyArray_CopyInto(dx, held.arrays[2]) < 0) {
+        Py_CLEAR(dx);
+    }
+    if (dx != NULL) {
+        qv_call call = new_call();
+        qv_cpu_ops.linear_backward(&call, PyArray_DATA(dx), shape[1], dy_data, N, weight_data, sum_data != NULL, R, N,
+                                   shape[1]);
+    }
+done:
+    release(&held);
+    return (PyObject *)dx;
+}
+
+/* layer_norm_backward(dy [R, D], x [R, D], weight [D], eps) -> dx */
+static PyObject *layer_norm_backward(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *dy_object, *x_object, *weight_object;
+    void *dy_data, *x_data, *weight_data;
+    float eps;
+    holder held = {.count = 0};
+    PyArrayObject *dx = NULL;
+    if (!PyArg_ParseTuple(arguments, "OOOf", &dy_object, &x_object, &weight_object, &eps)) {
+        return NULL;
+    }
+    PyArrayObject *dy = take(&held, dy_object, "dy", NPY_FLOAT32, 2, &dy_data);
+    PyArrayObject *x = dy != NULL ? take(&held, x_object, "x", NPY_FLOAT32, 2, &x_data) : NULL;
+    PyArrayObject *weight = x != NULL ? take(&held, weight_object, "weight", NPY_FLOAT32, 1, &weight_data) : NULL;
+    if (weight == NULL) {
+        goto done;
+    }
+    size_t R = dim(x, 0), D = dim(x, 1);
+    if (dim(dy, 0) != R || dim(dy, 1) != D || dim(weight, 0) != D) {
+        fail_shapes();
+        goto done;
+    }
+    dx = new_like(x);
+    if (dx != NULL) {
+        qv_call call = new_call();
+        qv_cpu_ops.layer_norm_backward(&call, PyArray_DATA(dx), D, dy_data, D, x_data, D, weight_data, eps, R, D);
+    }
+done:
+    release(&held);
+    return (PyObject *)dx;
+}
+
+/* activation(x, name) -> act(x); activation_backward(x, name, dy) -> dy act'(x); one dimension */
+static PyObject *activation(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *x_object, *name, *dy_object = Py_None;
+    void *x_data, *dy_data;
+    qv_activation kind;
+    holder held = {.count = 0};
+    PyArrayObject *out = NULL;
+    if (!PyArg_ParseTuple(arguments, "OO|O", &x_object, &name, &dy_object) ||
+        qvpy_activation(name, "activation", &kind) < 0) {
+        return NULL;
+    }
+    PyArrayObject *x = take(&held, x_object, "x", NPY_FLOAT32, 1, &x_data);
+    if (x == NULL || take_optional(&held, dy_object, "dy", NPY_FLOAT32, 1, &dy_data) < 0) {
+        goto done;
+    }
+    if (dy_data != NULL && dim(held.arrays[1], 0) != dim(x, 0)) {
+        fail_shapes();
+        goto done;
+    }
+    out = new_like(x);
+    if (out != NULL) {
+        qv_call call = new_call();
+        if (dy_data != NULL) {
+            qv_cpu_ops.activation_backward(&call, PyArray_DATA(out), dy_data, x_data, kind, dim(x, 0));
+        } else {
+            qv_cpu_ops.activation(&call, PyArray_DATA(out), x_data, kind, dim(x, 0));
+        }
+    }
+done:
+    release(&held);
+    return (PyObject *)out;
+}
+
+/* The arrays of _attention_backward as the op takes them. */
+static int read_attention(holder *held, PyObject *const *objects, qv_attention_backward *w) {
+    qv_attention *a = &w->forward;
+    void *q, *k, *v, *d_out, *extra_k, *extra_v, *mask, *bias, *length;
+    if (take(held, objects[0], "q", NPY_FLOAT32, 3, &q) == NULL ||
+        take(held, objects[1], "k", NPY_FLOAT32, 3, &k) == NULL ||
+        take(held, objects[2], "v", NPY_FLOAT32, 3, &v) == NULL ||
+        take(held, objects[3], "d_out", NPY_FLOAT32, 3, &d_out) == NULL) {
+        return -1;
+    }
+    PyArrayObject *const *arrays = held->arrays;
+    a->B = dim(arrays[0], 0);
+    a->T = dim(arrays[0], 1);
+    a->S = dim(arrays[1], 1);
+    size_t D = dim(arrays[0], 2);
+    if (dim(arrays[3], 0) != a->B || dim(arrays[3], 1) != a->T || dim(arrays[3], 2) != D || a->H == 0 || D % a->H != 0 ||
+        dim(arrays[1], 0) != a->B || dim(arrays[1], 2) != D || !PyArray_SAMESHAPE(arrays[1], arrays[2])) {
+        return fail_shapes();
+    }
+    a->d = D / a->H;
+    a->q = q;
+    a->k = k;
+    a->v = v;
+    a->ld_q = a->ld_kv = a->ld_extra = w->ld_d_out = D;
+    w->d_out = d_out;
+    size_t first = held->count;
+    if (take_optional(held, objects[4], "extra_k", NPY_FLOAT32, 3, &extra_k) < 0 ||
+        take_optional(held, objects[5], "extra_v", NPY_FLOAT32, 3, &extra_v) < 0) {
+        return -1;
+    }
+    if (extra_k != NULL && extra_v != NULL) {
+        a->M = dim(arrays[first], 1);
+        a->extra_k = extra_k;
+        a->extra_v = extra_v;
+        if (dim(arrays[first], 0) != a->B || dim(arrays[first], 2) != D ||
+            !PyArray_SAMESHAPE(arrays[first], arrays[first + 1])) {
+            return fail_shapes();
+        }
+    }
+    if (take_optional(held, objects[6], "extra_length", NPY_UINTP, 1, &length) < 0 ||
+        (length != NULL && dim(arrays[held->count - 1], 0) != a->B) ||
+        take_optional(held, objects[7], "key_mask", NPY_UINT8, 2, &mask) < 0 ||
+        (mask != NULL && (dim(arrays[held->count - 1], 0) != a->B || dim(arrays[held->count - 1], 1) != a->S)) ||
+        take_optional(held, objects[8], "bias", NPY_FLOAT32, 3, &bias) < 0 ||
+        (bias != NULL && (dim(arrays[held->count - 1], 0) != a->H || dim(arrays[held->count - 1], 1) != a->T ||
+                          dim(arrays[held->count - 1], 2) != a->S))) {
+        return PyErr_Occurred() ? -1 : fail_shapes();
+    }
+    a->extra_length = length;
+    a->key_mask = mask;
+    a->bias = bias;
+    return 0;
+}
+
+/* attention_backward(q, k, v, d_out, extra_k, extra_v, extra_length, key_mask, bias, heads, scale, causal, keys) ->
+ * (d_q, d_k, d_v, A, G); d_k and d_v None unless `keys` */
+static PyObject *attention_backward(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *o[9], *result = NULL;
+    Py_ssize_t heads;
+    int causal, keys;
+    qv_attention_backward w = {.forward = {.B = 0}};
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOnfpp", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7], &o[8],
+                          &heads, &w.forward.scale, &causal, &keys)) {
+        return NULL;
+    }
+    holder held = {.count = 0};
+    PyArrayObject *d_q = NULL, *d_k = NULL, *d_v = NULL, *A = NULL, *G = NULL;
+    qv_call call = new_call();
+    w.forward.H = heads > 0 ? (size_t)heads : 0;
+    w.forward.causal = causal != 0;
+    if (read_attention(&held, o, &w) < 0) {
+        goto done;
+    }
+    size_t all = w.forward.M + w.forward.S, shape[4] = {w.forward.B, w.forward.H, w.forward.T, all};
+    d_q = new_like(held.arrays[0]);
+    d_k = keys ? new_like(held.arrays[1]) : NULL;
+    d_v = keys ? new_like(held.arrays[1]) : NULL;
+    A = qvpy_new_floats(4, shape);
+    G = qvpy_new_floats(4, shape);
+    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, all, 0, 0), 1);
+    if (d_q == NULL || (keys && (d_k == NULL || d_v == NULL)) || A == NULL || G == NULL || call.scratch == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    w.d_q = PyArray_DATA(d_q);
+    w.d_k = keys ? PyArray_DATA(d_k) : NULL;
+    w.d_v = keys ? PyArray_DATA(d_v) : NULL;
+    w.ld_d_q = w.ld_d_kv = w.ld_d_out;
+    w.probabilities = PyArray_DATA(A);
+    w.d_probabilities = PyArray_DATA(G);
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.attention_backward(&call, &w);
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("OOOOO", d_q, keys ? (PyObject *)d_k : Py_None, keys ? (PyObject *)d_v : Py_None, A, G);
+done:
+    qv_free(call.scratch);
+    release(&held);
+    Py_XDECREF(d_q);
+    Py_XDECREF(d_k);
+    Py_XDECREF(d_v);
+    Py_XDECREF(A);
+    Py_XDECREF(G);
+    return result;
+}
+
+/* gradcam(A [H, T, S], G [H, T, S], first) -> [T, S - first] */
+static PyObject *gradcam(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *a_object, *g_object;
+    Py_ssize_t first;
+    void *a_data, *g_data;
+    holder held = {.count = 0};
+    PyArrayObject *out = NULL;
+    if (!PyArg_ParseTuple(arguments, "OOn", &a_object, &g_object, &first)) {
+        return NULL;
+    }
+    PyArrayObject *A = take(&held, a_object, "A", NPY_FLOAT32, 3, &a_data);
+    PyArrayObject *G = A != NULL ? take(&held, g_object, "G", NPY_FLOAT32, 3, &g_data) : NULL;
+    if (G == NULL) {
+        goto done;
+    }
+    if (!PyArray_SAMESHAPE(A, G) || first < 0 || (size_t)first > dim(A, 2)) {
+        fail_shapes();
+        goto done;
+    }
+    size_t shape[2] = {dim(A, 1), dim(A, 2) - (size_t)first};
+    out = qvpy_new_floats(2, shape);
+    if (out != NULL) {
+        qv_call call = new_call();
+        qv_cpu_ops.gradcam(&call, PyArray_DATA(out), a_data, g_data, (size_t)first, dim(A, 0), dim(A, 1), dim(A, 2));
+    }
+done:
+    release(&held);
+    return (PyObject *)out;
+}
+
+static PyMethodDef functions[] = {
+    {"linear_backward", linear_backward, METH_VARARGS, "linear_backward(dy, weight, dx): dx (+=) dy weight."},
+    {"layer_norm_backward", layer_norm_backward, METH_VARARGS, "layer_norm_backward(dy, x, weight, eps)."},
+    {"activation", activation, METH_VARARGS, "activation(x, name), or with dy: dy act'(x)."},
+    {"attention_backward", attention_backward, METH_VARARGS, "The gradients of attention; see ops_backward.c."},
+    {"gradcam", gradcam, METH_VARARGS, "gradcam(A, G, first): the mean over heads of A max(G, 0)."},
+    {NULL, NULL, 0, NULL},
+};
+
+int qvt_add_ops_backward(PyObject *module) {
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,3 @@
+from qavit import PNPVQAWithQAViT as PNPVQAWithQAViT
+
+__all__ = ["PNPVQAWithQAViT"]

@@ -1,0 +1,291 @@
+"""What results can do with themselves on paper; matplotlib is loaded when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+import numpy.typing as npt
+
+from .._base.files import PathLike, write_whole
+from ..heatmaps._grid import Resampling
+from ._protocol import CMAP, Cmap, Heatmaps, Kind, PanelKind, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Drawing:
+    """The drawing half of `qavit.HeatmapResult`."""
+
+    def overlay(
+        self: Heatmaps,
+        question: Union[int, str] = 0,
+        *,
+        cmap: Cmap = CMAP,
+        image_weight: Optional[float] = None,
+        size: Union[int, tuple[int, int], None] = None,
+        resampling: Resampling = "bicubic",
+        vmin: Optional[float] = None,
+        vmax: Optional[float] = None,
+    ) -> Picture:
+        """The picture with one map over it, as pixels.
+
+        Parameters
+        ----------
+        question : int or str
+            Which map, by its number or its question. Colours are on the scale shared by all maps of the result.
+        cmap : str or Colormap
+            Any of matplotlib's.
+        image_weight : float, optional
+            The picture's part of the sum, from 0 (colours alone) to 1 (the picture alone). By default the colours fade
+            in with the map (as the power 0.7 of where a value lies on the scale, at most 0.85).
+        size : int, (height, width) or None
+            The picture's own size by default; an int is the longer side.
+        resampling : {"bicubic", "bilinear", "nearest"}
+        vmin, vmax : float, optional
+            The values of the colormap's two ends; by default 0, and the peak or three times the mean of all maps of the
+            result, whichever is more: a flat map looks flat.
+
+        Returns
+        -------
+        uint8 array [height, width, 3]
+            The part that the model did not see is faded, not coloured.
+        """
+        from ._pixels import overlay
+
+        return overlay(
+            self, question, cmap=cmap, image_weight=image_weight, size=size, resampling=resampling, vmin=vmin, vmax=vmax
+        )
+
+    def plot(
+        self: Heatmaps,
+        ax: Union[Axes, Sequence[Axes], npt.NDArray[Any], None] = None,
+        *,
+        question: Union[int, str, None] = None,
+        kind: PanelKind = "overlay",
+        cmap: Cmap = CMAP,
+        image_weight: Optional[float] = None,
+        vmin: Optional[float] = None,
+        vmax: Optional[float] = None,
+        boxes: Optional[float] = None,
+        colorbar: bool = True,
+        title: Optional[str] = None,
+    ) -> Any:
+        """Draw maps, each on axes of its own.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or several, optional
+            Where to draw, one for each question; by default a new figure of pyplot, which `pyplot.show` shows.
+        question : int or str, optional
+            One map alone, by its number or its question.
+        kind : {"original", "heatmap", "overlay", "patches"}
+        cmap, image_weight, vmin, vmax
+            As for `overlay`.
+        boxes : float, optional
+            Frames what stands out: the threshold of `HeatmapResult.boxes`, such as 0.5.
+        colorbar : bool
+            Adds a colour bar, on the scale shared by all maps of the result.
+        title : str, optional
+            The question by default; "" for none. The answer and notes stand below the axes.
+
+        Returns
+        -------
+        matplotlib.axes.Axes, or an array of them
+            An array where several were given or made.
+        """
+        from ._figures import plot
+
+        return plot(
+            self, ax, question=question, kind=kind, cmap=cmap, image_weight=image_weight, vmin=vmin, vmax=vmax,
+            boxes=boxes, colorbar=colorbar, title=title,
+        )  # fmt: skip
+
+    def figure(
+        self: Heatmaps,
+        kind: Optional[Kind] = None,
+        *,
+        cmap: Cmap = CMAP,
+        image_weight: Optional[float] = None,
+        vmin: Optional[float] = None,
+        vmax: Optional[float] = None,
+        shared: bool = True,
+        top: int = 5,
+        boxes: Optional[float] = None,
+        columns: Optional[int] = None,
+        blocks: Optional[Sequence[int]] = None,
+        colorbar: bool = True,
+        caption: Optional[str] = None,
+    ) -> Figure:
+        """A matplotlib figure that does not belong to pyplot.
+
+        Parameters
+        ----------
+        kind : str, optional
+            "questions": the picture and an overlay for each question, side by side, with one colour bar (the default
+            for several questions); "panels": original, heatmap, overlay and patches, a row for each question (the
+            default for one); "original", "heatmap", "overlay", "patches": one of them for each question; "blocks":
+            block by block; "words": a map for each word.
+        cmap, image_weight
+            As for `overlay`.
+        vmin, vmax : float, optional
+            The values of the colour scale's two ends, as for `overlay`.
+        shared : bool
+            One colour scale for all panels; False: each panel has its own, and the colour bar says low and high.
+        top : int
+            How many patches to number.
+        boxes : float, optional
+            Frames what stands out: the threshold of `HeatmapResult.boxes`, such as 0.5.
+        columns : int, optional
+            Panels in a row.
+        blocks : sequence of int, optional
+            For "blocks": which; by default up to eight, evenly spread, the result's own among them.
+        colorbar : bool
+        caption : str, optional
+            The line at the bottom; by default the block, how it was read, and by how much the peak exceeds a flat map.
+            Notes stand below it in any case.
+        """
+        from ._figures import make_figure
+
+        return make_figure(
+            self, kind, cmap=cmap, image_weight=image_weight, vmin=vmin, vmax=vmax, shared=shared, top=top, boxes=boxes,
+            columns=columns, blocks=blocks, colorbar=colorbar, caption=caption,
+        )  # fmt: skip
+
+    def save(
+        self: Heatmaps,
+        path: PathLike,
+        kind: Optional[Kind] = None,
+        *,
+        dpi: Optional[float] = None,
+        cmap: Cmap = CMAP,
+        image_weight: Optional[float] = None,
+        vmin: Optional[float] = None,
+        vmax: Optional[float] = None,
+        shared: bool = True,
+        top: int = 5,
+        boxes: Optional[float] = None,
+        columns: Optional[int] = None,
+        blocks: Optional[Sequence[int]] = None,
+        colorbar: bool = True,
+        caption: Optional[str] = None,
+    ) -> Path:
+        """Save as the file name's ending says.
+
+        Parameters
+        ----------
+        path : str or path
+            .png, .jpg, .webp, .pdf or .svg: a figure; .html: the page of `to_html`; .npy: the maps; .npz: the maps and
+            all that belongs to them (read with `np.load`, no pickle).
+        kind, cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption
+            As for `figure`; a page takes cmap, vmin, vmax and shared.
+        dpi : float, optional
+            Pixels per inch of a figure, 150 by default.
+
+        Returns
+        -------
+        pathlib.Path
+            The file, written whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            The ending is unknown, or an option means nothing to such a file.
+        """
+        target = Path(path)
+        ending = target.suffix.lower()
+        colours: dict[str, Any] = {"cmap": cmap, "vmin": vmin, "vmax": vmax, "shared": shared}
+        others: dict[str, Any] = {
+            "kind": kind, "dpi": dpi, "image_weight": image_weight, "top": top, "boxes": boxes, "columns": columns,
+            "blocks": blocks, "colorbar": colorbar, "caption": caption,
+        }  # fmt: skip
+        if ending in {".npy", ".npz"}:
+            _refuse({**colours, **others}, target)
+            return write_whole(target, self._as_bytes(ending))
+        if ending in {".html", ".htm"}:
+            _refuse(others, target)
+            return Drawing.to_html(self, target, cmap=cmap, vmin=vmin, vmax=vmax, shared=shared)
+        from ._figures import make_figure, save_figure
+
+        del others["dpi"]
+        return save_figure(make_figure(self, **colours, **others), target, 150 if dpi is None else dpi)
+
+    def to_html(
+        self: Heatmaps,
+        path: PathLike,
+        *,
+        title: Optional[str] = None,
+        cmap: Cmap = CMAP,
+        vmin: Optional[float] = None,
+        vmax: Optional[float] = None,
+        shared: bool = True,
+        blocks: bool = True,
+    ) -> Path:
+        """One self-contained page to look at and pass on; it needs no network.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write.
+        title : str, optional
+            The page's heading.
+        cmap : str or Colormap
+            The colormap that it opens with.
+        vmin, vmax : float, optional
+            The values of the colour scale's two ends, as for `overlay`.
+        shared : bool
+            Whether it opens with one colour scale for all questions.
+        blocks : bool
+            Puts in the maps of every block where they can be computed.
+        """
+        from ._page import render
+
+        page = render(self, title=title, cmap=cmap, vmin=vmin, vmax=vmax, shared=shared, blocks=blocks)
+        return write_whole(path, page.encode("utf-8"))
+
+    def show(
+        self: Heatmaps,
+        kind: Optional[Kind] = None,
+        *,
+        cmap: Cmap = CMAP,
+        image_weight: Optional[float] = None,
+        vmin: Optional[float] = None,
+        vmax: Optional[float] = None,
+        shared: bool = True,
+        top: int = 5,
+        boxes: Optional[float] = None,
+        columns: Optional[int] = None,
+        blocks: Optional[Sequence[int]] = None,
+        colorbar: bool = True,
+        caption: Optional[str] = None,
+    ) -> None:
+        """Show a figure: in a notebook as a picture, elsewhere in a window of pyplot. All is as for `figure`."""
+        from ._figures import make_figure, show
+
+        show(
+            partial(
+                make_figure, self, kind, cmap=cmap, image_weight=image_weight, vmin=vmin, vmax=vmax, shared=shared, top=top,
+                boxes=boxes, columns=columns, blocks=blocks, colorbar=colorbar, caption=caption,
+            )
+        )  # fmt: skip
+
+    def _repr_png_(self: Heatmaps) -> bytes:
+        from ._figures import make_figure, render
+
+        return render(make_figure(self), "png", dpi=100)
+
+
+def _refuse(options: dict[str, Any], target: Path) -> None:
+    """Raise for options that are not what they are by default: they mean nothing to a file of this kind."""
+    defaults = {"cmap": CMAP, "shared": True, "top": 5, "colorbar": True}
+    given = [
+        name
+        for name, value in options.items()
+        if value is not defaults.get(name) and (name not in defaults or value != defaults[name])
+    ]
+    if given:
+        raise ValueError(f"{', '.join(given)}: for figures alone, and {target.name!r} is not one")

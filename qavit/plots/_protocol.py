@@ -1,0 +1,112 @@
+"""What drawing needs to know of a result, and the names of what can be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Optional, Protocol, Union, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.types import FloatArray
+from .._base.warnings import Note
+from ..images import Region
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+
+PanelKind = Literal["original", "heatmap", "overlay", "patches"]
+Kind = Literal["questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words"]
+KINDS: tuple[str, ...] = get_args(Kind)
+Cmap = Union[str, "Colormap"]
+Picture = npt.NDArray[np.uint8]
+CMAP = "viridis"  # even in brightness, also for the colour-blind
+
+
+class Heatmaps(Protocol):
+    """Maps of one picture, one for each question; `qavit.HeatmapResult` is what fits. See there for what each part is."""
+
+    @property
+    def maps(self) -> FloatArray: ...
+    @property
+    def questions(self) -> Sequence[str]: ...
+    @property
+    def picture(self) -> Picture: ...
+    @property
+    def picture_size(self) -> tuple[int, int]: ...
+    @property
+    def seen(self) -> Region: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def words(self) -> Optional[Sequence[Sequence[str]]]: ...
+    @property
+    def answers(self) -> Optional[Sequence[Sequence[tuple[str, float]]]]: ...
+    @property
+    def notes(self) -> Sequence[Note]: ...
+    @property
+    def block_maps(self) -> object: ...
+    def __len__(self) -> int: ...
+    def number_of(self, question: Union[int, str]) -> int: ...
+    def all_block_maps(self) -> FloatArray: ...
+    def maps_of_words(self) -> Optional[Sequence[FloatArray]]: ...
+    def _as_bytes(self, ending: str) -> bytes: ...
+
+
+def likely_answers(result: Heatmaps, question: int, most: int) -> list[tuple[str, float]]:
+    """The likeliest answers to a question, those with at least one percent; none where there are no answers."""
+    if result.answers is None:
+        return []
+    answers = result.answers[question][:most]
+    return [(answer, float(chance)) for answer, chance in answers if chance >= 0.01] or list(answers[:1])
+
+
+def spread_blocks(count: int, own: int, most: int) -> list[int]:
+    """At most so many of `count` blocks, evenly spread, the result's own among them."""
+    chosen = {round(i) for i in np.linspace(0, count - 1, min(count, most))}
+    if 0 <= own < count and own not in chosen:
+        chosen.remove(min(chosen, key=lambda block: abs(block - own)))
+        chosen.add(own)
+    return sorted(chosen)
+
+
+def notes_of(result: Heatmaps, question: Optional[int]) -> list[str]:
+    """The notes on one question; for None those on all of them."""
+    return [note.text for note in result.notes if note.question == question]
+
+
+def how_read(method: str) -> str:
+    """A method in words."""
+    known = {
+        "class": "where the class token looks",
+        "question": "which patches look at the question",
+        "gradcam": "GradCAM",
+    }
+    return known.get(method, f"read by {method}")
+
+
+def are_distributions(maps: FloatArray) -> bool:
+    """Whether each map's values are shares of one whole."""
+    return bool(np.allclose(maps.sum(axis=(-2, -1)), 1.0, atol=1e-3))
+
+
+def peaks_in_words(maps: FloatArray) -> str:
+    """How far the largest values stand out: a flat map's peak is 1 × uniform."""
+    means = maps.mean(axis=(-2, -1))
+    peaks = [float(high / mean) for high, mean in zip(maps.max(axis=(-2, -1)).ravel(), means.ravel()) if mean > 0]
+    if not peaks:
+        return ""
+    unit = "uniform" if are_distributions(maps) else "the mean"
+    low, high = f"{min(peaks):.3g}", f"{max(peaks):.3g}"
+    return f"peak {high} × {unit}" if low == high else f"peaks {low} to {high} × {unit}"
+
+
+def is_cropped(result: Heatmaps) -> bool:
+    """Whether the model saw less than the whole picture."""
+    height, width = result.picture_size
+    seen = result.seen
+    return seen.left > 0.5 or seen.top > 0.5 or seen.right < width - 0.5 or seen.bottom < height - 0.5
