@@ -442,12 +442,15 @@ def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
         (tmp_path / "text" / "model.safetensors").unlink()
         torch.save({"bert." + name: tensor for name, tensor in state.items()}, tmp_path / "text" / "pytorch_model.bin")
     checkpoint = qavit_for(tmp_path, 40, late_tensors)
-    source = open_model(checkpoint=checkpoint, vision=GOLDEN / "qavit_official_late" / "clip", text=tmp_path / "text")
+    clip = GOLDEN / "qavit_official_late" / "clip"
+    with pytest.raises(FileNotFoundError, match=r"text: .*text holds no tokenizer: none of tokenizer\.json, .*spiece\.model"):
+        open_model(checkpoint=checkpoint, vision=clip, text=tmp_path / "text")
+    shutil.copy(GOLDEN / "qavit_official_late" / "t5" / "tokenizer.json", tmp_path / "text")
+    source = open_model(checkpoint=checkpoint, vision=clip, text=tmp_path / "text")
     assert source.architecture == "qavit"
     family = kind.split()[0]
     expected = {"t5": "t5", "mt5": "t5", "bert": "bert", "clip": "clip_text_model"}.get(family, "roberta")
     assert source.text["model_type"] == expected
-    assert source.tokenizer is None
     state = model.state_dict()
     for name, weight in source.weights.items():
         if name.startswith("text_model."):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._base.small_files import read_bytes
+from .._base.vocabularies import read_tokenizer, tokenizer_file
 from ..images import Preprocessing
 from ._places import PathLike
 from ._weights import Weights
@@ -120,23 +120,18 @@ def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: int, name
 def _read_tokenizer(
     given: PathLike | None, folder: Path | None, text: Mapping[str, Any] | None, needed: str | None = None
 ) -> str | None:
-    """The tokenizer of a text half, as JSON text; None where there is no text half or no tokenizer."""
+    """The tokenizer of a text half, as JSON text; None where there is none, and none is ``needed`` (by that argument)."""
     if text is None:
         return None
     path = Path(given) if given is not None else folder
-    if path is None:
+    if path is None or (given is None and needed is None and tokenizer_file(path) is None):
         return None
-    if given is not None and not path.exists():
-        raise FileNotFoundError(f"tokenizer: there is no file or folder {str(given)!r}")
-    if path.is_dir() and (path / "tokenizer.json").is_file():
-        path = path / "tokenizer.json"
-    if path.suffix == ".json" and path.name != "vocab.json":
-        return read_bytes(path).decode("utf-8")
-    if path.is_dir() and given is None and not any((path / file).is_file() for file in ("vocab.txt", "vocab.json")):
-        return None
-    from ..text import Tokenizer
-
-    return Tokenizer.from_folder(path).to_json()
+    try:
+        return read_tokenizer(path)
+    except FileNotFoundError as err:
+        if needed is None or given is not None:
+            raise
+        raise FileNotFoundError(f"{needed}: {str(err).removeprefix('tokenizer: ')}; or give tokenizer=") from None
 
 
 def _known_options(options: Mapping[str, Any]) -> None:
