@@ -443,7 +443,7 @@ def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
         torch.save({"bert." + name: tensor for name, tensor in state.items()}, tmp_path / "text" / "pytorch_model.bin")
     checkpoint = qavit_for(tmp_path, 40, late_tensors)
     clip = GOLDEN / "qavit_official_late" / "clip"
-    with pytest.raises(FileNotFoundError, match=r"text: .*text holds no tokenizer: none of tokenizer\.json, .*spiece\.model"):
+    with pytest.raises(FileNotFoundError, match=r"text: .* holds no tokenizer: none of tokenizer\.json, .*spiece\.model"):
         open_model(checkpoint=checkpoint, vision=clip, text=tmp_path / "text")
     shutil.copy(GOLDEN / "qavit_official_late" / "t5" / "tokenizer.json", tmp_path / "text")
     source = open_model(checkpoint=checkpoint, vision=clip, text=tmp_path / "text")

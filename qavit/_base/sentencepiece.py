@@ -115,6 +115,8 @@ def read_sentencepiece(data: bytes, what: str) -> SentencePieceModel:
                 _trainer(model, _message(value))
             elif number == 3:
                 _normalizer(model, _message(value))
+        if model.charsmap:
+            CharsMap(model.charsmap)
     except (ValueError, UnicodeDecodeError) as err:
         raise ValueError(f"{what}: not a SentencePiece model: {err}") from None
     if model.model_type not in (UNIGRAM, BPE):

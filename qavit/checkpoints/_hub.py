@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-from ._places import Hub
 
 _SMALL = ["*.json", "*.txt", "*.model", "adapter_model.*"]
 #: Forms of the weights; the first that is there is fetched.
@@ -17,6 +16,18 @@ _WEIGHTS = (
     "model*.safetensors", "open_clip_model*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin", "*.pt",
 )  # fmt: skip
 _SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Whether and how names may be looked up on the Hugging Face hub: only ``hf://owner/name``, or where it is ``asked``."""
+
+    asked: bool = False
+    revision: str | None = None
+    local_files_only: bool = False
+
+
+NO_HUB = Hub()
 
 
 def model_folder(name: str, argument: str, hub: Hub) -> Path:

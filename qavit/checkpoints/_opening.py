@@ -25,8 +25,9 @@ from ._adapters import (
     open_adapter,
     with_option,
 )
+from ._hub import NO_HUB, Hub
 from ._pictures import OPEN_CLIP, default_preprocessing, folder_preprocessing
-from ._places import BUNDLED, NO_HUB, Hub, PathLike, _file, _folder, _folder_config, _path
+from ._places import BUNDLED, PathLike, _file, _folder, _folder_config, _path
 from ._source import _OPTIONS, ModelSource, _known_options, _read_tokenizer, _source
 from ._states import find_model, leave_out, without_wrappers
 from ._weights import Stored, Weights, named_panels, shape_of
@@ -292,16 +293,10 @@ def _open_halves(
         vision_config.update(_vision_settings(vision_folder, argument))
         adapter = adapter or _adapter_of(vision_folder)
         if CLASS_EMBEDDING not in tensors:
-            found = _folder_content(vision_folder, argument, asked.hub, options.get("base"))
-            unread.update(found.unread)
-            folders = without_wrappers(found.tensors, str(vision_folder))
-            if is_openai(folders):
-                vision_config = {**openai_options(folders, str(vision_folder)), **vision_config}
-            base, others = _vision_half(folders, asked.state, str(vision_folder))
-            if tensors:
-                tensors = {**add_adapter(base, tensors)}
-            else:
-                tensors, rest = base, {**rest, **others}
+            base, others, told = _folder_tower(vision_folder, argument, asked, unread)
+            vision_config = {**told, **vision_config}
+            rest = rest if tensors else {**rest, **others}
+            tensors = add_adapter(base, tensors)
     if CLASS_EMBEDDING not in tensors:
         _no_tower(tensors, rest, unread, name)
     text_config: dict[str, Any] | None = None
@@ -342,8 +337,21 @@ def _open_halves(
     architecture = "clip" if blind else "qavit"
     json_text = _read_tokenizer(asked.tokenizer, text_folder, text_config, None if text is None else "text")
     given = options.get("preprocessing") or {}
+    if vision_folder is None and is_openai(stored):
+        given = {"margin": "even", **given}
     preprocessing = folder_preprocessing(vision_folder, architecture, own_size, vision_config["image_size"], given)
     return _source(architecture, vision_config, text_config, weights, json_text, preprocessing, {}, options, name)
+
+
+def _folder_tower(
+    folder: Path, argument: str, asked: _Asked, unread: dict[str, str]
+) -> tuple[Stored, Stored, dict[str, Any]]:
+    """A folder's vision tower, its other tensors, and what its layout tells; ``unread`` gains what is not read."""
+    found = _folder_content(folder, argument, asked.hub, asked.options.get("base"))
+    unread.update(found.unread)
+    stored = without_wrappers(found.tensors, str(folder))
+    told = openai_options(stored, str(folder)) if is_openai(stored) else {}
+    return *_vision_half(stored, asked.state, str(folder)), told
 
 
 @contextlib.contextmanager
@@ -507,11 +515,11 @@ def _open_blip(
             raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")
     stored = without_wrappers(content.tensors, name)
     found, others = find_model(stored, BLIP, asked.state, name)
-    if not any(key.startswith("itm_head.") for key in found) or not any("crossattention." in key for key in found):
-        what = told_by_names(stored)
-        raise ValueError(
-            f"{name}: {f'it holds {what}' if what else 'it lacks itm_head or cross-attention'}, not BLIP image-text matching"
-        )
+    what = told_by_names(stored)
+    first = "text_encoder.encoder.layer.0.crossattention."
+    if what or not all(any(key.startswith(part) for key in found) for part in ("itm_head.", first)):
+        told = f"it holds {what}" if what else "it lacks itm_head or cross-attention in its first block"
+        raise ValueError(f"{name}: {told}, not BLIP image-text matching")
     tensors = {_blip_name(key): tensor for key, tensor in found.items() if not _BLIP_LEFT_OUT.search(key)}
     tensors = merge_adapters(tensors, with_option(_adapter_of(folder), options.get("lora_alpha")), name)
     tensors.update(leave_out(others, asked.strict, name))

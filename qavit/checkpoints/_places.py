@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 from .._base.small_files import read_json_object
+from ._hub import NO_HUB, Hub, model_folder
 
 PathLike = Union[str, "os.PathLike[str]"]
 #: The model that comes with the package.
@@ -23,16 +23,6 @@ def _path(path: PathLike, argument: str) -> Path:
     return Path(path)
 
 
-@dataclass(frozen=True)
-class Hub:
-    """Whether and how names may be looked up on the Hugging Face hub: only ``hf://owner/name``, or where it is ``asked``."""
-
-    asked: bool = False
-    revision: str | None = None
-    local_files_only: bool = False
-
-
-NO_HUB = Hub()
 _HUB_MARK = "hf://"
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")
 
@@ -50,8 +40,6 @@ def _folder(path: PathLike, argument: str, hub: Hub = NO_HUB) -> Path:
         raise ValueError(f"{argument}: {text!r} is not a name on the Hugging Face hub, expected 'hf://owner/name'")
     if _HUB_NAME.match(name):
         if marked or hub.asked:
-            from ._hub import model_folder
-
             return model_folder(name, argument, hub)
         hint = f"; if it is one of the Hugging Face hub, say 'hf://{name}'"
     else:

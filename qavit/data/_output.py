@@ -95,7 +95,8 @@ def file_identity(path: PathLike) -> str:
 
 def model_identity(parts: Mapping[str, Any]) -> str:
     """A name for what `qavit.load` is given: the files, wherever they lie, and the options."""
-    from ..checkpoints._places import Hub, hub_folder
+    from ..checkpoints._hub import Hub
+    from ..checkpoints._places import hub_folder
 
     hub = Hub(bool(parts.get("hub")), parts.get("revision"), bool(parts.get("local_files_only")))
     said: dict[str, Any] = {}
