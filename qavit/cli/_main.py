@@ -166,12 +166,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
     )
     convert.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    add_model_options(convert, precision=False, model="demo, a model's folder, or a hub name")
+    add_model_options(convert, precision=False, model="demo, a model's folder, or hf://owner/name on the hub")
 
     info = add("info", run_info, "what a model is, or what this build is", "qavit info qavit-base2/")
     info.add_argument("folder", nargs="?", metavar="NAME", help="as --model; without either, this build")
     info.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    add_model_options(info, precision=False, model="demo, a model's folder, or a hub name")
+    add_model_options(info, precision=False, model="demo, a model's folder, or hf://owner/name on the hub")
 
     bench = add("bench", run_bench, "time a model on this machine", "qavit bench --model demo --number 3")
     bench.add_argument("--number", type=int, default=3, metavar="Q", help="questions on one picture (default: 3)")

@@ -22,7 +22,7 @@ class UsageError(Exception):
 def add_model_options(
     parser: argparse.ArgumentParser,
     precision: bool = True,
-    model: str = "demo (the default), a model's folder, or a hub name",
+    model: str = "demo (the default), a model's folder, or hf://owner/name on the hub",
 ) -> None:
     """The options that choose a model."""
     group = parser.add_argument_group("the model")

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from .._base.extras import require
 from .._base.files import PathLike, whole_file
+from .._base.small_files import read_json
 from ._plan import Part, Shard
 from ._rows import MapRow, scale_maps
 
@@ -134,7 +135,7 @@ class PartFolder:
 
     def finished_input(self, file: int) -> Optional[dict[str, int]]:
         """How many parts and rows an input file has, where it has been read to its end."""
-        return read_json(self.path / f"input-{file:05d}.json")
+        return read_json(self.path / f"input-{file:05d}.json", may_lack=True)
 
     def finish_input(self, file: int, parts: int, rows: int) -> None:
         """Remember how many parts and rows an input file has."""
@@ -246,14 +247,6 @@ class OutputFolder(PartFolder):
         self._lock.close()
 
 
-def read_json(path: Path) -> Optional[Any]:
-    """A JSON file's content, or None where there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
 def read_manifest(folder: PathLike) -> dict[str, Any]:
     """The manifest of a run's folder.
 
@@ -266,7 +259,7 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
     """
     path = Path(folder) / "manifest.json"
     try:
-        manifest = read_json(path)
+        manifest = read_json(path, may_lack=True)
     except ValueError as error:
         raise ValueError(f"{path}: not a manifest: {error}") from None
     if manifest is None:
