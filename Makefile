@@ -60,8 +60,9 @@ test: $(STAMPS)/test levels ## run the whole test suite, PyTorch comparisons inc
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 nightly: $(STAMPS)/test ## what takes long: models of real size, hundreds of kills, thousands of calls, long fuzzing, other CPUs
-	@$(BIN)/python -m pytest -m nightly
-	@QAVIT_TEST_KILLS=300 $(BIN)/python -m pytest -m "" -k kill
+	@PYTHON=$(PYTHON) scripts/system_packages.sh cross
+	@QAVIT_TEST_KILLS=300 $(BIN)/python -m pytest -m nightly
+	@QAVIT_TEST_EXAMPLES=50 $(BIN)/python -m pytest -m "" tests/test_array_arguments.py
 	@QAVIT_TEST_LEAK_CALLS=10000 $(BIN)/python -m pytest -m "" tests/test_leaks.py
 	@PYTHON=$(BIN)/python SECONDS_EACH=600 scripts/fuzz.sh
 	@PYTHON=$(BIN)/python scripts/tsan.sh 200
@@ -94,7 +95,7 @@ coverage: $(STAMPS)/test ## lines of csrc/ and qavit/ that the tests run
 	@PYTHON=$(BIN)/python scripts/coverage.sh
 
 fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
-	@$(PIP) atheris 2>/dev/null || echo "atheris is not for this Python: files are damaged by chance alone"
+	@$(PIP) --only-binary=:all: atheris 2>/dev/null || echo "atheris is not for this Python: files are damaged by chance alone"
 	@PYTHON=$(BIN)/python scripts/fuzz.sh
 
 cross: $(STAMPS)/build ## check the core's ops and models on aarch64, AVX2 and plain x86-64, under emulators

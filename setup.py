@@ -3,7 +3,9 @@
 Switches, all by environment variable:
 
 QAVIT_OPENBLAS   "bundled" (default): the library of the scipy-openblas32 build requirement, copied into the package;
-                 "system": the system's OpenBLAS (cblas.h and -lopenblas); a folder: its include/ and lib/.
+                 "system": the system's OpenBLAS (cblas.h and -lopenblas); a folder: its include/ and lib/. Importing qavit
+                 sets OpenBLAS to one thread: the bundled one is qavit's alone, another is so for NumPy and SciPy, too,
+                 where they are built on it.
 QAVIT_SANITIZE   "1": AddressSanitizer and UndefinedBehaviorSanitizer; "thread": ThreadSanitizer.
 QAVIT_DEBUG      "1": -O1, assertions, the failing test allocator.
 QAVIT_COVERAGE   "1": gcov counters.
@@ -25,6 +27,7 @@ import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ TESTING = "qavit._core_testing"
 #: What each module is made of, below csrc/. The second one has a thread pool and a state of its own.
 SOURCES = {
     CORE: ("base/*.c", "ops/*.c", "image/*.c", "models/*.c", "cuda/*.c", "python/*.c"),
-    TESTING: ("base/*.c", "ops/*.c", "image/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
+    TESTING: ("base/*.c", "ops/*.c", "image/*.c", "cuda/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
 }
 # Files that need CUDA's headers; the rest of csrc/cuda also runs its kernels on the host and is in every build.
 GPU_FILES = {"csrc/cuda/gpu_driver.c", "csrc/cuda/gpu_products.c"}
@@ -47,7 +50,34 @@ WARNINGS = [
     "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith",
     "-Wformat=2", "-Wvla",
 ]  # fmt: skip
-HARDENING = ["-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
+# What products and sums are rounded to is said in the source: clang would fuse them wherever the CPU can.
+LANGUAGE = ["-std=c11", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+MACROS = {
+    "NPY_NO_DEPRECATED_API": "NPY_1_23_API_VERSION",
+    "NPY_TARGET_VERSION": "NPY_1_23_API_VERSION",  # the oldest NumPy that pyproject.toml promises
+    "_GNU_SOURCE": "1",
+}
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a system's tools are told beside that, and how it calls and finds a library."""
+
+    hardening: tuple[str, ...]
+    link: tuple[str, ...]
+    library_suffix: str
+    beside_module: str | None  # the run path that means the module's own folder
+    macros: tuple[tuple[str, str], ...] = ()
+
+
+FORTIFIED = ("-fstack-protector-strong", "-D_FORTIFY_SOURCE=2")
+PLATFORMS = {
+    "linux": Platform(FORTIFIED, ("-pthread", "-Wl,-z,relro,-z,now"), ".so", "$ORIGIN"),
+    "darwin": Platform(FORTIFIED, ("-pthread",), ".dylib", "@loader_path"),
+    # MinGW's gcc or clang. The library is a DLL, which the package has to tell Windows of.
+    "win32": Platform((), ("-static-libgcc",), ".dll", None, (("__USE_MINGW_ANSI_STDIO", "1"),)),
+}
+PLATFORM = PLATFORMS.get(sys.platform, PLATFORMS["linux"])
 
 
 def switch(name: str) -> str:
@@ -85,6 +115,11 @@ class BuildCore(build_ext):
 
     def build_extensions(self) -> None:
         """Configure, compile, and put OpenBLAS beside the modules."""
+        if self.compiler.compiler_type == "msvc":
+            raise SystemExit(
+                "qavit: the core is GNU C11 (vector types, target attributes), which MSVC does not compile; "
+                "build it with MinGW's gcc or clang: setup.py build_ext --compiler=mingw32"
+            )
         if not self.has_header("stb/stb_image.h"):
             self.warn("stb/stb_image.h was not found (Debian: libstb-dev); images will be decoded by Pillow")
         self.compile_together()
@@ -148,10 +183,9 @@ class BuildCore(build_ext):
         ext.library_dirs.append(scipy_openblas32.get_lib_dir())
         ext.libraries.append(name)
         ext.define_macros.append(("QV_BLAS_SCIPY_PREFIX", "1"))
-        origin = "@loader_path/.libs" if sys.platform == "darwin" else "$ORIGIN/.libs"
-        ext.extra_link_args.append(f"-Wl,-rpath,{origin}")
-        suffix = ".dylib" if sys.platform == "darwin" else ".so"
-        return Path(scipy_openblas32.get_lib_dir(), f"lib{name}{suffix}")
+        if PLATFORM.beside_module is not None:
+            ext.extra_link_args.append(f"-Wl,-rpath,{PLATFORM.beside_module}/.libs")
+        return Path(scipy_openblas32.get_lib_dir(), f"lib{name}{PLATFORM.library_suffix}")
 
     def use_cuda(self, ext: Extension) -> None:
         """Compile the kernels with nvcc and add the files that know CUDA; the runtime is linked statically."""
@@ -165,7 +199,7 @@ class BuildCore(build_ext):
         archs = (switch("QAVIT_CUDA_ARCHS") or "75 80 90").split()
         targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-        host = "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra"
+        host = "-fPIC,-ffp-contract=off,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra"
         host += ",-Werror" if switch("QAVIT_WERROR") else ""
         strict = ["-Werror", "all-warnings"] if switch("QAVIT_WERROR") else []
         command = [str(nvcc), "-std=c++17", "-O3", "-lineinfo", *strict, *targets, "-Xcompiler", host, "-Icsrc"]
@@ -204,7 +238,8 @@ def bring_licence() -> None:
     texts = [Path(str(found.locate_file(path))) for path in found.files or () if path.name == "LICENSE.txt"]
     if not texts:
         raise SystemExit("scipy-openblas32 came without its LICENSE.txt, which a wheel has to hold")
-    place.write_bytes(texts[0].read_bytes())
+    if not place.exists() or place.read_bytes() != texts[0].read_bytes():
+        place.write_bytes(texts[0].read_bytes())
 
 
 def find_nvcc() -> Path:
@@ -230,9 +265,8 @@ def cublas_headers() -> list[Path]:
 
 def extension(name: str) -> Extension:
     """One of the two modules."""
-    compile_args = ["-std=c11", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", *WARNINGS]
-    link_args = ["-pthread"] if sys.platform == "darwin" else ["-pthread", "-Wl,-z,relro,-z,now"]
-    macros: list[tuple[str, str | None]] = [("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION"), ("_GNU_SOURCE", "1")]
+    compile_args, link_args = [*LANGUAGE, *WARNINGS], [*PLATFORM.link]
+    macros: list[tuple[str, str | None]] = [*MACROS.items(), *PLATFORM.macros]
     sanitize = switch("QAVIT_SANITIZE")
     if switch("QAVIT_DEBUG"):
         macros.append(("QV_DEBUG", "1"))
@@ -240,7 +274,7 @@ def extension(name: str) -> Extension:
     elif sanitize:
         compile_args += ["-O1", "-g", "-fno-omit-frame-pointer"]
     else:
-        compile_args += ["-O3", "-g1", *HARDENING]
+        compile_args += ["-O3", "-g1", *PLATFORM.hardening]
     if sanitize:
         kind = "thread" if sanitize.lower() == "thread" else "address,undefined"
         compile_args += [f"-fsanitize={kind}", "-fno-sanitize-recover=undefined"]

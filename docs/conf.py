@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import qavit
-from qavit.cli import make_parser
+from qavit.cli._main import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ sources=$(ls csrc/base/*.c csrc/image/*.c | grep -v -x csrc/base/blas.c)
 stb=
 printf '#include <stdio.h>\n#include <stb/stb_image.h>\n' | ${CC:-clang} -fsyntax-only -x c - 2>/dev/null && stb=-DQV_HAVE_STB
 for target; do
-    ${CC:-clang} -std=c11 -D_GNU_SOURCE $stb -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION -Icsrc -g -O1 -fwrapv \
+    ${CC:-clang} -std=c11 -ffp-contract=off -D_GNU_SOURCE $stb -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION -Icsrc -g -O1 -fwrapv \
         -Wall -Wextra -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
         -o "$out/fuzz_$target" "fuzz/fuzz_$target.c" $sources -lm -pthread
 done

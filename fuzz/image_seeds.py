@@ -51,8 +51,10 @@ def seeds() -> dict[str, bytes]:
         "adobe.jpg": encode(picture, "jpeg").replace(b"\xff\xdb", b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\1\xff\xdb", 1),
         "no_jfif.jpg": b"\xff\xd8" + encode(picture, "jpeg")[20:],
         "plain.png": encode(picture, "png"),
-        "raw_profile.png": png(5, 4, 8, 0, bytes(24), chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\n49492a00\n")),
-        "prefixed_exif.png": png(5, 4, 8, 0, bytes(24), chunk(b"eXIf", exif.tobytes())),
+        "raw_profile.png": png(
+            5, 4, 8, 0, False, bytes(24), chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\n49492a00\n")
+        ),
+        "prefixed_exif.png": png(5, 4, 8, 0, False, bytes(24), chunk(b"eXIf", exif.tobytes())),
         "bad_end.png": encode(picture, "png")[:-1] + b"\0",
         "alpha.png": encode(alpha, "png", exif=exif),
         "grey_alpha.png": encode(alpha.convert("LA"), "png"),

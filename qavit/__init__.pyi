@@ -19,6 +19,7 @@ from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
 from .models._load import load as load
+from .models._model import Model as Model
 from .models._outputs import BlockAttentions as BlockAttentions
 from .models._outputs import EncodedQuestions as EncodedQuestions
 from .models._outputs import VisionOutput as VisionOutput
@@ -32,6 +33,7 @@ __all__ = [
     "EncodedQuestions",
     "HeatmapResult",
     "LowScoreWarning",
+    "Model",
     "Note",
     "PNPVQAWithQAViT",
     "PictureCroppedWarning",

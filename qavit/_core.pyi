@@ -24,7 +24,7 @@ class Device:
     def __init__(self, name: str, tf32: bool = ..., offload: bool = ...) -> None: ...
     def counters(self) -> dict[str, int]: ...
 
-class _Encoder:
+class _Model:
     def __init__(
         self,
         config: dict[str, Any],
@@ -34,7 +34,7 @@ class _Encoder:
         device: Device | None = ...,
     ) -> None: ...
 
-class Vit(_Encoder):
+class Vit(_Model):
     image_size: int
     patch_size: int
     hidden_size: int
@@ -59,7 +59,7 @@ class BlipImage:
     @property
     def embeddings(self) -> npt.NDArray[np.float32]: ...
 
-class BlipItm:
+class BlipItm(_Model):
     image_size: int
     patch_size: int
     image_tokens: int
@@ -70,9 +70,6 @@ class BlipItm:
     vocab_size: int
     max_tokens: int
     projection: int
-    def __init__(
-        self, config: dict[str, Any], weights: dict[str, Any], precision: str = ..., device: Device | None = ...
-    ) -> None: ...
     def encode_image(
         self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
     ) -> BlipImage: ...
@@ -91,7 +88,7 @@ class BlipItm:
     def text_features(self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]: ...
     def image_features(self, image: BlipImage, /) -> npt.NDArray[np.float32]: ...
 
-class _TextEncoder(_Encoder):
+class _TextEncoder(_Model):
     width: int
     vocab_size: int
     max_tokens: int

@@ -214,7 +214,7 @@ class QAViTHeatmapDemo:
             maps=maps.reshape(len(questions), *grid),
             questions=questions,
             picture=picture,
-            region=region,
+            seen=region,
             block=block,
             method="class",
             answers=None if model.qavit.answer_names is None else [model.qavit.answer(pixels, q) for q in questions],
@@ -227,7 +227,7 @@ class QAViTHeatmapDemo:
 
     def _save_blocks(self, result: HeatmapResult, folder: Path, stem: str, blocks: Sequence[int]) -> Path:
         """The figure of several blocks' maps; the block that was read is always among them."""
-        shown = sorted({*blocks, result.block})
+        shown = sorted({*blocks, *result.block_numbers})
         name = "_".join(map(str, shown))
         return result.save(folder / f"{stem}{_slug(result)}_blocks_{name}.png", "blocks", blocks=shown)
 
@@ -237,7 +237,7 @@ def _entry(result: HeatmapResult, files: dict[str, Path]) -> DemoEntry:
     return {
         "question": result.questions[0],
         "attention_map": result.maps[0],
-        "block_num": result.block,
+        "block_num": result.block_numbers[0],
         "statistics": result.statistics()[0],
         "answers": None if result.answers is None else result.answers[0],
         "files": files,

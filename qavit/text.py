@@ -63,6 +63,10 @@ class TokenBatch:
         For each token the number of the word it is part of; -1 for special tokens.
     known : list of bool
         Whether any word of a text, or a part of one, is in the vocabulary.
+    unknown : list of list of str
+        Each text's words, of those that were read, no part of which is in the vocabulary.
+    cut : list of list of str
+        Each text's words that were left out at its end.
     """
 
     ids: NDArray[np.int32]
@@ -71,6 +75,8 @@ class TokenBatch:
     words: list[list[str]]
     word_of: list[list[int]]
     known: list[bool]
+    unknown: list[list[str]]
+    cut: list[list[str]]
 
 
 #: What tokenizers put in the place of what they do not know.
@@ -184,8 +190,11 @@ class Tokenizer:
         words = [text.split() for text in texts]
         word_of = [_words_of(text, encoding, origin) for text, encoding, (_, origin) in zip(texts, encodings, mapped)]
         tokens = [list(encoding.tokens) for encoding in encodings]
-        known = [_has_words(encoding, numbers, self._unknown) for encoding, numbers in zip(encodings, word_of)]
-        return TokenBatch(ids, mask, tokens, words, word_of, known)
+        read = [_words_read(*parts) for parts in zip(encodings, words, word_of)]
+        known = [_known_words(*parts, self._unknown) for parts in zip(encodings, word_of)]
+        unknown = [_unknown_words(own[:count], numbers) for own, count, numbers in zip(words, read, known)]
+        cut = [own[count:] for own, count in zip(words, read)]
+        return TokenBatch(ids, mask, tokens, words, word_of, list(map(bool, known)), unknown, cut)
 
     def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:
         with self._lock:
@@ -197,12 +206,28 @@ class Tokenizer:
                 return [self._tokenizer.encode(text) for text in texts]
 
 
-def _has_words(encoding: Any, word_of: Sequence[int], unknown: set[int | None]) -> bool:
-    """Whether a token of a word is in the vocabulary and has a letter or a digit."""
-    return any(
-        word >= 0 and number not in unknown and any(map(str.isalnum, token))
+def _words_read(encoding: Any, words: Sequence[str], word_of: Sequence[int]) -> int:
+    """How many of a text's words were not cut off; one that lost a part counts as cut."""
+    rest = [start for part in encoding.overflowing for start, end in part.offsets if end > start]
+    if not rest:
+        return len(words)
+    end: int = max((end for (_, end), word in zip(encoding.offsets, word_of) if word >= 0), default=0)
+    return max(word_of, default=-1) + (1 if min(rest) > end else 0)
+
+
+def _known_words(encoding: Any, word_of: Sequence[int], unknown: set[int | None]) -> set[int]:
+    """The numbers of the words a token of which is in the vocabulary and has a letter or a digit."""
+    return {
+        word
         for word, number, token in zip(word_of, encoding.ids, encoding.tokens)
-    )
+        if word >= 0 and number not in unknown and any(map(str.isalnum, token))
+    }
+
+
+def _unknown_words(words: Sequence[str], known: set[int]) -> list[str]:
+    """The others that have a letter or a digit, without the punctuation around them."""
+    others = [word for at, word in enumerate(words) if at not in known and any(map(str.isalnum, word))]
+    return [re.sub(r"^\W+|\W+$", "", word) for word in others]
 
 
 def words_with_tokens(words: Sequence[str], word_of: Sequence[int]) -> tuple[list[str], list[int]]:

@@ -21,10 +21,10 @@ QAVIT_COVERAGE=1 QAVIT_DEBUG=1 "$python" setup.py -q build_ext --inplace --build
     >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
 find "$folder/temp" -name '*.gcda' -delete
 if [ $# -eq 0 ]; then
-    # Left out: models of real size and the demo model's accuracy, which unoptimised kernels make slow; what counts
+    # Left out: what is left to the night anyway; the demo model's accuracy, which unoptimised kernels make slow; what counts
     # milliseconds, leaks or instructions or compiles a core of its own; and processes that end under a limit on the size
     # of files, which would cut the counters short.
-    set -- -m "not full_size" -k "not full_disk and not 200_ms"
+    set -- -k "not full_disk and not 200_ms"
     for name in cross demo_model instructions leaks; do
         set -- "$@" "--ignore=tests/test_$name.py"
     done

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Compiles the core for aarch64 and runs it under an emulator: its ops against plain loops, whole models against the public
 # codes' numbers. Then this machine's own build on emulated x86-64 CPUs with AVX2 alone and with neither AVX nor FMA, where a
-# stray instruction would be fatal. PYTHON is one that has qavit.
+# stray instruction would be fatal; and here, by clang, with FMA everywhere. PYTHON is one that has qavit.
+# scripts/cross.sh clang does the last alone, for which no emulator is needed.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 folder=build/cross
-flags=(-std=c11 -O2 -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
+flags=(-std=c11 -O2 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror
     -D_GNU_SOURCE -Icsrc -Itests/core)
 mkdir -p "$folder"
 
@@ -51,15 +52,28 @@ check_both() {
     started+=($!)
 }
 
-for tool in aarch64-linux-gnu-gcc qemu-aarch64-static qemu-x86_64-static; do
-    command -v $tool >/dev/null || { echo "$tool is not here: scripts/system_packages.sh cross"; exit 2; }
-done
 PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" "$python" tests/core/write_cases.py "$folder/cases.bin"
 
-# OpenBLAS is left out where it would have to be cross-compiled too.
+# OpenBLAS is left out where it would have to be compiled for another CPU, or says nothing about the compiler.
 sources=(csrc/{base,ops,image,models}/*.c)
 sources=("${sources[@]/#csrc\/base\/blas.c/tests/core/plain_blas.c}")
 libraries=()
+if command -v clang >/dev/null; then
+    fused=()
+    [ "$(uname -m)" != x86_64 ] || fused=(-mavx2 -mfma)
+    build clang clang "${fused[@]}"
+    check_both clang clang
+else
+    echo "clang is not here: skipped"
+fi
+if [ "${1:-}" = clang ]; then
+    wait "${started[0]}"
+    exit
+fi
+
+for tool in aarch64-linux-gnu-gcc qemu-aarch64-static qemu-x86_64-static; do
+    command -v $tool >/dev/null || { echo "$tool is not here: scripts/system_packages.sh cross"; exit 2; }
+done
 build aarch64 aarch64-linux-gnu-gcc
 check_both aarch64 aarch64 qemu-aarch64-static -L /usr/aarch64-linux-gnu
 

@@ -34,6 +34,6 @@ for compiler in gcc clang; do
     # A few files at a time, on every CPU.
     # shellcheck disable=SC2086
     printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -n 4 $compiler -std=c11 -O1 -fsyntax-only -Werror $warnings -D_GNU_SOURCE \
-        -DQV_BLAS_SCIPY_PREFIX $stb -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -Icsrc -Itests/core "${includes[@]}" "${cuda[@]}"
+        -DQV_BLAS_SCIPY_PREFIX $stb -DNPY_NO_DEPRECATED_API=NPY_1_23_API_VERSION -DNPY_TARGET_VERSION=NPY_1_23_API_VERSION -Icsrc -Itests/core "${includes[@]}" "${cuda[@]}"
     echo "$compiler: no warnings"
 done

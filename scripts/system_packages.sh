@@ -18,6 +18,7 @@ need python3-venv "$python" -c 'import venv, ensurepip'
 need python3-dev "$python" -c 'import sysconfig, os; assert os.path.exists(sysconfig.get_paths()["include"] + "/Python.h")'
 need libstb-dev test -e /usr/include/stb/stb_image.h
 if [ "$wanted" = test ]; then
+    need make command -v make
     need ccache command -v ccache
     need clang command -v clang
     need libclang-rt-14-dev sh -c 'ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer*'

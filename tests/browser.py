@@ -23,7 +23,7 @@ PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrom
 class Browser:
     """One page."""
 
-    def __init__(self, timeout: float = 60.0) -> None:
+    def __init__(self, timeout: float = 300.0) -> None:
         assert PROGRAM is not None
         self.timeout = timeout
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)

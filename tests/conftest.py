@@ -8,6 +8,15 @@ from typing import Any
 
 import pytest
 
+try:
+    from hypothesis import settings
+except ImportError:  # in environments for a few of the tests
+    pass
+else:
+    # The same examples in every run, so that a change that is not at fault does not fail; `make nightly` draws others.
+    settings.register_profile("suite", derandomize=True, deadline=None)
+    settings.load_profile("default" if "QAVIT_TEST_EXAMPLES" in os.environ else "suite")
+
 # A suite that was started in the background may ignore Ctrl-C, and so would the processes that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:

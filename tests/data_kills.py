@@ -32,7 +32,7 @@ def start(questions: str, model: str, out: Path) -> int:
         try:
             os.fsync = lambda _: None  # what is written survives the death of its writer anyway
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            qavit.data.run(questions, out, model=model, part_rows=3, window=30, threads=1, resume=True)
+            qavit.data.run(questions, out, model=model, part_rows=3, window=30, threads=1)
             code = 0
         finally:
             os._exit(code)

@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
 from qavit._base import arguments, files, progress, tensors
+from qavit._base.progress import duration
 from qavit._demo import demo_model
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import _hub as hub
@@ -54,7 +56,6 @@ from qavit.cli import _main as cli_main
 from qavit.data import _local as local
 from qavit.data import _output as data_output
 from qavit.data import _plan as plan
-from qavit.data._progress import duration
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
@@ -468,7 +469,7 @@ def use_region() -> None:
     region = Region(0.0, 0.0, 11.0, 9.0)
     region.patch_at(*region.to_picture(0.1, 0.2), (2, 2))
     region.patch(1, 1, (2, 2))
-    Preprocessing.from_dict(Preprocessing(14).to_dict())
+    Preprocessing.from_dict(Preprocessing(14).fitted("pad").to_dict())
 
 
 def use_pnpvqa() -> None:
@@ -565,6 +566,12 @@ def draw_axes() -> None:
     one().plot(Figure(figsize=(1, 1)).subplots(), colorbar=False, title="")
 
 
+def plot_anew() -> None:
+    from matplotlib import pyplot
+
+    pyplot.close(one().plot(kind="original", colorbar=False).get_figure())
+
+
 def show_nowhere() -> None:
     import matplotlib
 
@@ -573,9 +580,7 @@ def show_nowhere() -> None:
 
 
 def draw_once(name: str) -> Callable[[], Any]:
-    return lambda: plots_figures.render(
-        plots_figures.make_figure(one(), "original", caption="", colorbar=False), name, dpi=10
-    )
+    return lambda: plots_figures.render(one().figure("original", caption="", colorbar=False), name, dpi=10)
 
 
 def drawn_small(call: Callable[[], Any]) -> Callable[[], None]:
@@ -589,9 +594,8 @@ def drawn_small(call: Callable[[], Any]) -> Callable[[], None]:
 
         lay_out, save = plots_figures._lay_out, Figure.savefig
 
-        def one_panel(result: Any, cells: Any, *rest: Any) -> Any:
-            _, maps, cmap, shared, _, _, figure = rest
-            return lay_out(result, cells[:1], 1, maps, cmap, shared, False, "", figure)
+        def one_panel(result: Any, panels: Any, look: Any, bar: Any, caption: Any, figure: Any) -> Any:
+            return lay_out(result, replace(panels, cells=panels.cells[:1], per_row=1), look, None, [], figure)
 
         def coarse(figure: Any, file: Any, **options: Any) -> None:
             save(figure, file, **{**options, "dpi": 10})
@@ -613,7 +617,7 @@ def demo_of_a_small_model() -> None:
 
 
 def drawing(kind: str) -> Callable[[], Any]:
-    return lambda: plots_figures.make_figure(one(), kind, top=1, colorbar=False)
+    return lambda: one().figure(kind, top=1, colorbar=False)
 
 
 FIGURES = [kind for kind in plots_protocol.KINDS if kind not in ("panels", "blocks")]
@@ -644,11 +648,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
     "demo heatmaps": (lambda: demo_once().heatmaps(photo(), QUESTIONS), 1),
-    "maps_of_words": (lambda: small().heatmaps(photo(), QUESTIONS).maps_of_words(), 1),
-    "all_block_maps": (lambda: small().heatmaps(photo(), QUESTIONS).all_block_maps(), 1),
+    "word maps": (lambda: small().heatmaps(photo(), QUESTIONS).word_maps, 1),
+    "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "maps_and_scores": (lambda: blip().maps_and_scores(floats(1, 3, 32, 32), QUESTIONS, 1), 1),
     "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
-    "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).all_block_maps(), 1),
+    "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
     "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
     # PnP-VQA and LAVIS
@@ -684,12 +688,12 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "to_html": (lambda: one().to_html(place() / "map.html"), 1),
     "html.render": (lambda: html.render(one(), blocks=False), 1),
     "save png": (lambda: one().save(place() / "map.png", "original", dpi=10), 1),
-    **{f"make_figure, {kind}": (drawing(kind), 1) for kind in FIGURES},
-    "make_figure, blocks": (lambda: plots_figures.make_figure(one(), "blocks", blocks=[2], colorbar=False), 1),
-    "make_figure, panels": (lambda: one().figure(columns=2, top=1, colorbar=False), 4),
+    **{f"figure, {kind}": (drawing(kind), 1) for kind in FIGURES},
+    "figure, blocks": (lambda: one().figure("blocks", blocks=[2], colorbar=False), 1),
+    "figure, panels": (lambda: one().figure(columns=2, top=1, colorbar=False), 4),
     **{f"render, {ending}": (draw_once(ending), 1) for ending in ("png", "jpg", "svg", "pdf")},
     "plot": (draw_axes, 1),
-    "plot, a new figure": (lambda: one().plot(kind="original", colorbar=False), 1),
+    "plot, a new figure": (plot_anew, 1),
     "show": (show_nowhere, 1),
     "_repr_png_": (drawn_small(lambda: one()._repr_png_()), 4),
     # pictures
@@ -767,7 +771,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "Shard": (use_shard, 1),
     # the command line
     "qavit": (command(code=2), 1),
-    "qavit --completion": (command("--completion", "fish"), 1),
+    "qavit --completion": (command("--completion", "zsh"), 1),
     "qavit, wrong usage": (wrong_usage, 1),
     "qavit info, its reader gone": (reader_gone, 1),
     "qavit info": (command("info", "{model}"), 1),

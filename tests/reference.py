@@ -35,6 +35,8 @@ def activate(x: Array, name: str) -> Array:
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if name == "quick_gelu":
         return x * 0.5 * (1 + np.tanh(0.851 * x))
+    if name == "silu":
+        return x * 0.5 * (1 + np.tanh(0.5 * x))
     if name == "relu":
         return np.maximum(x, 0)
     return x

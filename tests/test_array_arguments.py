@@ -23,16 +23,16 @@ from hypothesis.extra import numpy as hnp
 from small_models import write_qavit
 
 import qavit
-from qavit import BlipITM, QAViT, _core, images
+from qavit import BlipITM, QAViT, _core, images, methods
 from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
 from qavit.heatmaps import _grid as heatmaps_grid
+from qavit.heatmaps._distribution import to_distribution
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _grids as lavis_grids
 from qavit.lavis import _pictures as lavis_pictures
 from qavit.lavis import _replace as lavis_replace
-from qavit.methods import attention as methods
 from qavit.plots import _pixels as plots_pixels
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -130,23 +130,20 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "resample_map": (lambda: unit(3, 4), lambda a: heatmaps_grid.resample_map(a, WHOLE, (9, 11), (18, 22))),
     "HeatmapResult, maps": (lambda: unit(2, 3, 4), lambda a: result_module.HeatmapResult(a, QUESTIONS, picture()).maps),
     "HeatmapResult, picture": (picture, lambda a: result_module.HeatmapResult(unit(2, 3, 4), QUESTIONS, a).picture),
-    "overlay, values": (
-        lambda: unit(3, 4),
-        lambda a: plots_pixels.overlay(result_module.HeatmapResult(unit(2, 3, 4), QUESTIONS, picture()), values=a)),
     "colorize": (lambda: unit(3, 4), plots_pixels.colorize),
     "show_cam_on_image, img": (lambda: unit(5, 6, 3), lambda a: lavis_pictures.show_cam_on_image(a, unit(5, 6, seed=1))),
     "show_cam_on_image, mask": (lambda: unit(5, 6), lambda a: lavis_pictures.show_cam_on_image(unit(5, 6, 3), a)),
     "getAttMap, img": (lambda: unit(9, 8, 3), lambda a: lavis_pictures.getAttMap(a, unit(3, 4))),
     "getAttMap, attMap": (lambda: unit(3, 4), lambda a: lavis_pictures.getAttMap(unit(9, 8, 3), a)),
-    "to_distribution": (lambda: unit(2, 3, 4), lambda a: methods.to_distribution(a, axes=2)),
+    "to_distribution": (lambda: unit(2, 3, 4), lambda a: to_distribution(a, axes=2)),
     "merge_heads": (lambda: unit(2, 3, 4), lambda a: [methods.merge_heads(a, h) for h in ("mean", "max", 1, None)]),
     "read_class": (attention, methods.read_class),
     "read_question": (attention, lambda a: methods.read_question(a, mask=np.array([[1, 1, 0], [1, 1, 1]]))),
     "read_question, mask": (
         lambda: np.array([[1, 1, 0], [1, 1, 1]]), lambda a: methods.read_question(attention(), mask=a)),
     "read_words": (attention, lambda a: methods.read_words(a, [[-1, 0, 1], [0, 0, -1]])),
-    "apply_method": (
-        attention, lambda a: methods.apply_method(lambda raw: raw[:, 0, 1:, 0], a, grid=(2, 2))),
+    "read_custom": (
+        attention, lambda a: methods.read_custom(lambda raw: raw[:, 0, 1:, 0], a, grid=(2, 2))),
     "resample_mass": (lambda: unit(2, 3, 4), lambda a: lavis_grids.resample_mass(a, (5, 2))),
     "drawable": (lambda: unit(2, 12), lavis_grids.drawable),
     "fit_images": (lambda: floats(2, 3, SIDE, SIDE), lambda a: lavis_grids.fit_images(a, small())),
@@ -407,7 +404,7 @@ def test_tensors_leave_their_gradient_behind(name: str) -> None:
         "getAttMap": lambda kind: lavis_pictures.getAttMap(kind(picture), kind(maps)),
         "show_cam_on_image": lambda kind: lavis_pictures.show_cam_on_image(kind(picture), kind(maps)),
         "read_class": lambda kind: methods.read_class(kind(attention)),
-        "a method of one's own": lambda kind: methods.apply_method(lambda raw: kind(raw[:, 0, 0, 3:]), attention, 2),
+        "a method of one's own": lambda kind: methods.read_custom(lambda raw: kind(raw[:, 0, 0, 3:]), attention, 2),
     }
     call = calls[name]
     np.testing.assert_array_equal(call(lambda array: torch.tensor(array, requires_grad=True)), call(np.asarray))

@@ -10,6 +10,9 @@ import pytest
 import reference
 import torch
 from reference import normal
+from test_ops import HUGE, MOSTLY_MEAN, prepare
+
+from qavit import _core
 
 _core_testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
 
@@ -37,49 +40,114 @@ def differences(function: Callable[[Array], Array], x: Array, dy: Array, step: f
     return gradient
 
 
+def linear_backward(dy: Array, weight: Array, dx: Array | None = None, precision: str = "float32") -> Array:
+    """dy W, added to dx where it is given, by a layer of the one weight."""
+    out = np.full((len(dy), weight.shape[1]), np.nan, np.float32) if dx is None else dx.copy()
+    _core_testing.linear_backward(prepare([{"weight": weight}], precision), out, dy, 0, dy.shape[1], dx is not None)
+    return out
+
+
 # rows, outputs, inputs
-SHAPES = [(1, 1, 1), (3, 7, 5), (17, 33, 65), (2, 64, 15), (40, 130, 96)]
+SHAPES = [(1, 1, 1), (3, 7, 5), (17, 33, 65), (2, 64, 15), (40, 130, 96), (5, 1100, 70), (200, 64, 129)]
 
 
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_linear(rows: int, outputs: int, inputs: int, accumulate: bool) -> None:
     dy, weight, dx = normal(rows, outputs), normal(outputs, inputs), normal(rows, inputs, seed=1)
-    before = dx.copy()
-    found = _core_testing.linear_backward(dy, weight, dx if accumulate else None)
+    found = linear_backward(dy, weight, dx if accumulate else None)
     x = torch.zeros(rows, inputs, dtype=torch.float64, requires_grad=True)
     (x @ torch.tensor(weight, dtype=torch.float64).T * torch.tensor(dy, dtype=torch.float64)).sum().backward()
     assert x.grad is not None
-    close(found, x.grad.numpy() + (before if accumulate else 0))
-    assert np.array_equal(dx, before)
+    close(found, x.grad.numpy() + (dx if accumulate else 0))
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
+def test_linear_in_bfloat16(rows: int, outputs: int, inputs: int) -> None:
+    """The weights are those that the forward pass multiplies by: rounded where it computes in bfloat16."""
+    dy, weight = normal(rows, outputs), normal(outputs, inputs)
+    precise = _core.build_info()["kernels"]["bfloat16"] != "avx512_bf16"
+    rounded = torch.tensor(weight) if precise else torch.tensor(weight).bfloat16().float()
+    close(linear_backward(dy, weight, precision="bfloat16"), dy.astype(np.float64) @ rounded.numpy().astype(np.float64))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_parts_of_a_layer_go_back_alone_and_together(precision: str) -> None:
+    dy, parts = normal(9, 70 + 33 + 64), [normal(n, 75, seed=n) for n in (70, 33, 64)]
+    layer = prepare([{"weight": part} for part in parts], precision)
+    alone = [
+        linear_backward(gradient, part, None, precision) for gradient, part in zip(np.split(dy, [70, 103], axis=1), parts)
+    ]
+    for first, count, expected in ((0, 70, alone[0]), (70, 97, alone[1] + alone[2]), (0, 167, sum(alone))):
+        wide = np.full((9, 80), 7, np.float32)
+        _core_testing.linear_backward(layer, wide[:, 2:77], dy[:, first : first + count], first, count, False)
+        close(wide[:, 2:77], expected)
+        assert (wide[:, :2] == 7).all()
+        assert (wide[:, 77:] == 7).all()
 
 
 def test_linear_by_differences() -> None:
     dy, weight, x = normal(3, 4), normal(4, 5), normal(3, 5)
-    found = _core_testing.linear_backward(dy, weight, None)
-    close(found, differences(lambda x: reference.linear(x, weight), x, dy), DIFFERENCES)
+    close(linear_backward(dy, weight), differences(lambda x: reference.linear(x, weight), x, dy), DIFFERENCES)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 3), (5, 17), (3, 768), (33, 64)])
-@pytest.mark.parametrize("shift", [0.0, 30.0])
-def test_layer_norm(rows: int, width: int, shift: float) -> None:
-    dy, weight = normal(rows, width), normal(width, seed=2)
-    x = (normal(rows, width, seed=1) + shift).astype(np.float32)
-    tensor = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    y = torch.nn.functional.layer_norm(tensor, (width,), torch.tensor(weight, dtype=torch.float64), eps=1e-5)
-    (y * torch.tensor(dy, dtype=torch.float64)).sum().backward()
+def norm_backward(device: str, dy: Array, x: Array, weight: Array, eps: float, rms: bool = False) -> Array:
+    """By the CPU's op or a device's."""
+    if device != "cpu":
+        return _core_testing.device_norm(device, x, weight, None, eps, rms, dy)
+    return _core_testing.norm_backward(dy, x, weight, eps, rms)
+
+
+def norm_gradient(dy: Array, x: Array, weight: Array, rms: bool = False) -> Array:
+    """The same by autograd in float64, at eps 1e-5."""
+    tensor, factors = torch.tensor(x, dtype=torch.float64, requires_grad=True), torch.tensor(weight, dtype=torch.float64)
+    function = torch.nn.functional.rms_norm if rms else torch.nn.functional.layer_norm
+    (function(tensor, (x.shape[1],), factors, eps=1e-5) * torch.tensor(dy, dtype=torch.float64)).sum().backward()
     assert tensor.grad is not None
-    # A mean of 30 costs five bits of x - mean: observed 9e-6.
-    close(_core_testing.layer_norm_backward(dy, x, weight, 1e-5), tensor.grad.numpy(), 2e-5 if shift else TOLERANCE)
+    return tensor.grad.numpy()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(1, 3), (5, 17), (3, 768), (33, 64)])
+def test_norm(rows: int, width: int, rms: bool, device: str) -> None:
+    dy, x, weight = normal(rows, width), normal(rows, width, seed=1), normal(width, seed=2)
+    close(norm_backward(device, dy, x, weight, 1e-5, rms), norm_gradient(dy, x, weight, rms))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("width", [17, 96, 768, 1027])
+@pytest.mark.parametrize(("mean", "deviation"), MOSTLY_MEAN)
+def test_layer_norm_of_rows_whose_mean_is_most_of_them(mean: float, deviation: float, width: int, device: str) -> None:
+    rng = np.random.default_rng(width)
+    x = (mean + deviation * rng.standard_normal((4, width))).astype(np.float32)
+    dy, weight = normal(4, width), normal(width, seed=2)
+    close(norm_backward(device, dy, x, weight, 1e-5), norm_gradient(dy, x, weight), 2e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("width", [2, 17, 64, 768])
+def test_layer_norm_of_a_constant_row_has_the_gradient_of_its_forward(width: int, device: str) -> None:
+    x, dy = np.full((3, width), 1000.1, np.float32), normal(3, width)
+    centred = dy.astype(np.float64) - dy.mean(axis=1, keepdims=True, dtype=np.float64)
+    exact = centred / np.sqrt(np.float64(np.float32(1e-5)))
+    close(norm_backward(device, dy, x, np.ones(width, np.float32), 1e-5), exact, 1e-6)
 
 
 def test_layer_norm_by_differences() -> None:
     dy, x, weight = normal(2, 7), normal(2, 7, seed=1), normal(7, seed=2)
     expected = differences(lambda x: reference.layer_norm(x, weight, None, 1e-3), x, dy)
-    close(_core_testing.layer_norm_backward(dy, x, weight, 1e-3), expected, DIFFERENCES)
+    close(_core_testing.norm_backward(dy, x, weight, 1e-3, False), expected, DIFFERENCES)
 
 
-@pytest.mark.parametrize("name", ["linear", "gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize(("rows", "width"), [(1, 3), (2, 7), (3, 33)])
+def test_rms_norm_by_differences(rows: int, width: int) -> None:
+    dy, x, weight = normal(rows, width), normal(rows, width, seed=1), normal(width, seed=2)
+    expected = differences(lambda x: reference.rms_norm(x, weight, 1e-3), x, dy)
+    close(_core_testing.norm_backward(dy, x, weight, 1e-3, True), expected, DIFFERENCES)
+
+
+@pytest.mark.parametrize("name", ["linear", "gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 def test_activation(name: str) -> None:
     # Away from 0, where relu has no slope; past one task's 4096 items.
     x = np.concatenate([np.linspace(-12, 12, 4000) + 1e-3, normal(1001) + 1e-3]).astype(np.float32)
@@ -88,6 +156,20 @@ def test_activation(name: str) -> None:
     wide = x.astype(np.float64)
     slope = (reference.activate(wide + 1e-6, name) - reference.activate(wide - 1e-6, name)) / 2e-6
     close(_core_testing.activation(x, name, dy), dy * slope)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "relu"])
+def test_slopes_of_huge_values_are_zero_or_one(name: str, device: str) -> None:
+    x = np.append(HUGE, np.nan).astype(np.float32)
+    dy = np.full(x.size, 3, np.float32)
+    if device == "cpu":
+        found = _core_testing.activation(x, name, dy)
+    else:
+        found = _core_testing.device_activation(device, x, name, dy)
+    assert np.array_equal(found[:-1], np.where(HUGE > 0, 3, 0))
+    # PyTorch's relu lets the gradient of a NaN pass.
+    assert found[-1] == 3 if name == "relu" else np.isnan(found[-1])
 
 
 def attention_case(
@@ -215,8 +297,7 @@ def test_threads_do_not_change_the_result() -> None:
     try:
         for count in (1, 2, 3):
             _core_testing.set_num_threads(count)
-            attended = run_attention(case, d_out, 5, 0.3, False, True)
-            results.append((*attended, _core_testing.linear_backward(dy, weight, None)))
+            results.append((*run_attention(case, d_out, 5, 0.3, False, True), linear_backward(dy, weight)))
     finally:
         _core_testing.set_num_threads(threads)
     for other in results[1:]:
@@ -226,10 +307,12 @@ def test_threads_do_not_change_the_result() -> None:
 
 
 def test_bad_shapes_are_refused() -> None:
+    layer = prepare([{"weight": normal(4, 5)}])
+    for first, count in ((0, 3), (1, 3), (-1, 4)):
+        with pytest.raises(ValueError, match="shapes"):
+            _core_testing.linear_backward(layer, normal(2, 5), normal(2, count), first, count, False)
     with pytest.raises(ValueError, match="shapes"):
-        _core_testing.linear_backward(normal(2, 3), normal(4, 5), None)
-    with pytest.raises(ValueError, match="shapes"):
-        _core_testing.layer_norm_backward(normal(2, 3), normal(2, 4), normal(4), 1e-5)
+        _core_testing.norm_backward(normal(2, 3), normal(2, 4), normal(4), 1e-5, False)
     case = {"q": normal(1, 2, 4), "k": normal(1, 3, 4), "v": normal(1, 2, 4)}
     with pytest.raises(ValueError, match="shapes"):
         run_attention(case, normal(1, 2, 4), 2, 1.0, False, True)
@@ -237,13 +320,11 @@ def test_bad_shapes_are_refused() -> None:
         with pytest.raises(ValueError, match="shapes"):
             _core_testing.gradcam(normal(1, 2, 3), second, first)
     with pytest.raises(ValueError, match="shapes"):
-        _core_testing.linear_backward(normal(2, 4), normal(4, 5), normal(2, 4))
+        linear_backward(normal(2, 4), normal(4, 5), normal(2, 4))
     with pytest.raises(ValueError, match="shapes"):
         _core_testing.activation(normal(4), "relu", normal(3))
     with pytest.raises(ValueError, match="expected one of gelu"):
         _core_testing.activation(normal(4), "tanh")
-    with pytest.raises(ValueError, match="dy has 1 dimensions, expected 2"):
-        _core_testing.linear_backward(normal(2), normal(4, 5), None)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,31 @@ def test_weights_are_the_checkpoints_with_lora_merged(late_tensors):
     assert not any("decoder" in name or "lm_head" in name or "gate" in name.split(".")[-1][:11] for name in source.weights)
 
 
+def core_names(lavis):
+    """LAVIS's tensors of a matcher by the core's names: the vision half as CLIP's, q, k and v apart."""
+    named = {}
+    for name, tensor in lavis.items():
+        if name.endswith("position_ids"):
+            continue
+        for theirs, ours in (
+            ("visual_encoder.blocks.", "vision_model.encoder.layers."),
+            ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
+            ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding.weight"),
+            ("visual_encoder.patch_embed.proj.", "vision_model.embeddings.patch_embedding."),
+            ("visual_encoder.norm.", "vision_model.post_layernorm."),
+            (".norm1.", ".layer_norm1."),
+            (".norm2.", ".layer_norm2."),
+            (".attn.proj.", ".self_attn.out_proj."),
+        ):
+            name = name.replace(theirs, ours)
+        tensor = tensor[0] if tensor.dim() == 3 else tensor
+        tensor = tensor[0] if name.endswith("class_embedding") else tensor
+        stem, fused, kind = name.rpartition(".attn.qkv.")
+        parts = [f"{stem}.self_attn.{part}_proj.{kind}" for part in "qkv"] if fused else [name]
+        named.update(zip(parts, tensor.chunk(len(parts))))
+    return named
+
+
 def test_blip_checkpoint_opens():
     folder = GOLDEN / "blip_itm"
     cases = json.loads((folder / "cases.json").read_text())
@@ -90,11 +115,10 @@ def test_blip_checkpoint_opens():
     assert source.preprocessing["resize"] == "exact"
     assert not source.preprocessing["crop"]
     assert "[ENC]" in source.tokenizer
-    expected = torch.load(folder / "checkpoint.pth", weights_only=True)["model"]
-    names = {name for name in expected if not name.endswith("position_ids")}
-    assert set(source.weights) == names
-    for name in names:
-        np.testing.assert_array_equal(float_array(source.weights[name]), expected[name].numpy())
+    expected = core_names(torch.load(folder / "checkpoint.pth", weights_only=True)["model"])
+    assert set(source.weights) == set(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(float_array(source.weights[name]), tensor.numpy())
 
 
 # QA-ViT checkpoints in their variants.
@@ -515,7 +539,7 @@ def test_questions_go_through_any_text_folder(kind, hugging_face, late_tensors, 
     assert np.allclose(maps.sum(axis=-1), 1, atol=1e-5)
 
 
-def test_blip_folders_get_laviss_names(hugging_face, tmp_path):
+def test_blip_folders_get_the_cores_names(hugging_face, tmp_path):
     torch.manual_seed(7)
     cases = json.loads((GOLDEN / "blip_itm" / "cases.json").read_text())
     config = hugging_face.BlipConfig(
@@ -530,22 +554,26 @@ def test_blip_folders_get_laviss_names(hugging_face, tmp_path):
     assert (source.vision["num_attention_heads"], source.text["num_attention_heads"]) == (4, 4)
     assert source.vision["layer_norm_eps"] == config.vision_config.layer_norm_eps
     assert "[ENC]" in source.tokenizer
-    lavis = torch.load(GOLDEN / "blip_itm" / "checkpoint.pth", weights_only=True)["model"]
-    shapeless = {name for name in lavis if not name.endswith("position_ids")}
-    blocks = {"visual_encoder.blocks.": 3, "text_encoder.encoder.layer.": 2}
+    lavis = core_names(torch.load(GOLDEN / "blip_itm" / "checkpoint.pth", weights_only=True)["model"])
+    blocks = {"vision_model.encoder.layers.": 3, "text_encoder.encoder.layer.": 2}
     assert set(source.weights) == {
-        name for name in shapeless
+        name for name in lavis
         if all(not name.startswith(prefix) or int(name[len(prefix) :].split(".")[0]) < n for prefix, n in blocks.items())
     }  # fmt: skip
     state = model.state_dict()
-    for ours, theirs in (
-        ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
-        ("visual_encoder.blocks.1.attn.qkv.weight", "vision_model.encoder.layers.1.self_attn.qkv.weight"),
-        ("visual_encoder.blocks.2.norm2.bias", "vision_model.encoder.layers.2.layer_norm2.bias"),
-        ("text_encoder.encoder.layer.1.crossattention.self.key.weight",) * 2,
-        ("itm_head.weight", "itm_head.weight"),
-    ):
-        np.testing.assert_array_equal(float_array(source.weights[ours]), state[theirs].numpy())
+    block = "vision_model.encoder.layers.1.self_attn."
+    _, key, _ = state[block + "qkv.weight"].chunk(3)
+    for name, tensor in (
+        ("vision_model.embeddings.class_embedding", state["vision_model.embeddings.class_embedding"][0, 0]),
+        (block + "k_proj.weight", key),
+        (block + "out_proj.weight", state[block + "projection.weight"]),
+        *((name, state[name]) for name in (
+            "vision_model.encoder.layers.2.layer_norm2.bias",
+            "text_encoder.encoder.layer.1.crossattention.self.key.weight",
+            "itm_head.weight",
+        )),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(float_array(source.weights[name]), tensor.numpy())
     with pytest.raises(ValueError, match="num_attention_heads"):
         open_model(checkpoint=GOLDEN / "blip_itm" / "checkpoint.pth", config={"vision": cases["vit"]})
     with pytest.raises(ValueError, match="hidden_size 48, the weights say 32"):

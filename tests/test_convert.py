@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import dying
 import numpy as np
 import pytest
 import torch
@@ -194,6 +195,29 @@ def test_a_replacement_that_fails_leaves_the_old_folder(late, tmp_path, monkeypa
     assert "bfloat16" not in describe(open_model(target))["dtypes"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_convert_that_dies_at_any_step_leaves_a_whole_folder(late, swap, tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    if not swap:
+        monkeypatch.setattr(convert_module, "_exchange", lambda one, two: False)
+    convert(late, target)
+    steps = dying.run(lambda: convert(late, target, "float16"), tmp_path)
+    assert steps > 5
+    gone = 0
+    for step in range(1, steps + 1):
+        dying.run(lambda: convert(late, target, "bfloat16"), tmp_path, at=step)
+        if target.exists():
+            assert set(open_model(target).weights) == set(late.weights)
+        else:
+            gone += 1
+            convert(late, target)
+    assert gone <= (0 if swap else 1)  # between two renames
+    convert(late, target, "float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("swap", [True, False])
 def test_kills_at_random_moments_leave_a_whole_folder(late, swap, tmp_path, monkeypatch):
     target = tmp_path / "model"
@@ -201,7 +225,7 @@ def test_kills_at_random_moments_leave_a_whole_folder(late, swap, tmp_path, monk
         monkeypatch.setattr(convert_module, "_exchange", lambda one, two: False)
     chance = np.random.default_rng(4)
     kills = 0
-    for _ in range(int(os.environ.get("QAVIT_TEST_KILLS", "20")) // 2):
+    for _ in range(int(os.environ.get("QAVIT_TEST_KILLS", "100")) // 2):
         child = os.fork()
         if child == 0:
             try:

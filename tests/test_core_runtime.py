@@ -41,7 +41,7 @@ def batch(B: int = 3, M: int = 9, vocabulary: int = 50) -> np.ndarray:
     return np.random.default_rng(1).integers(0, vocabulary, (B, M))
 
 
-def run_python(script: str, timeout: float = 120, **environment: str) -> str:
+def run_python(script: str, timeout: float = 600, **environment: str) -> str:
     """What a script prints, run in a new process with this folder and the checkout on its path."""
     path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     result = subprocess.run(
@@ -92,9 +92,22 @@ def test_width_comes_from_the_environment_or_the_usable_cpus() -> None:
     script = "from qavit import _core; print(_core.get_num_threads(), _core.build_info()['cpus'])"
     cpus = _core.build_info()["cpus"]
     assert run_python(script, QAVIT_NUM_THREADS="3") == f"3 {cpus}"
-    for useless in ("", "0", "-2", "many", "2x"):
-        assert run_python(script, QAVIT_NUM_THREADS=useless) == f"{cpus} {cpus}"
-    assert run_python(script, QAVIT_NUM_THREADS="100000") == f"256 {cpus}"
+    assert run_python(script, QAVIT_NUM_THREADS="") == f"{cpus} {cpus}"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("QAVIT_NUM_THREADS", ["0", "-2", "many", "2x", "4 ", " 4", "257", "9" * 30], "a whole number from 1 to 256"),
+        ("QAVIT_CPU", ["AVX2", "avx512bf16", "auto", "avx2 "], "portable, avx2, avx512 or avx512_bf16"),
+        ("QAVIT_VERBOSITY", ["loud", "10"], "debug, info, warning, error or critical"),
+    ],
+)
+def test_switches_that_say_nothing_known_are_refused(name: str, values: list[str], expected: str) -> None:
+    for value in values:
+        script = "try:\n import qavit\nexcept ValueError as error: print(error)"
+        said = f"{name} is '{value[:40]}', expected {expected}"
+        assert run_python(script, **{name: value}) == said
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
@@ -102,6 +115,37 @@ def test_width_respects_the_affinity_mask() -> None:
     script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from qavit import _core; "
     environment = {"QAVIT_NUM_THREADS": ""}
     assert run_python(script + "print(_core.get_num_threads(), _core.build_info()['cpus'])", **environment) == "1 1"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/\n", {}, 0),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 0),
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 3),
+        # a unit's own quota, which the group around it leaves open, and the least of several
+        ("0::/a.slice/b.service\n", {"a.slice/b.service/cpu.max": "150000 100000\n", "cpu.max": "max 100000\n"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "100000 100000\n", "cpu.max": "400000 100000\n"}, 1),
+        # in a container, whose path only the host knows
+        ("0::/docker/12\n", {"cpu.max": "200000 100000\n"}, 2),
+        # version 1, and both at once
+        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "50000\n", "cpu/a/cpu.cfs_period_us": "20000\n"}, 3),
+        ("4:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu.max": "max 100000\n"}, 3),
+        ("4:cpuset:/a\n", {"cpu/a/cpu.cfs_quota_us": "50000\n"}, 0),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n"}, 0),
+        ("nonsense\n\n:\n::\n", {"cpu.max": "100000 100000\n"}, 0),
+        ("0::/\n", {"cpu.max": "100000 0\n"}, 0),
+    ],
+)
+def test_the_quota_of_a_control_group(membership: str, files: dict[str, str], quota: int, tmp_path: Path) -> None:
+    testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "mount" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert testing.cgroup_quota(str(tmp_path / "membership"), str(tmp_path / "mount")) == quota
+    assert testing.cgroup_quota(str(tmp_path / "absent"), str(tmp_path / "mount")) == 0
 
 
 # ---- many threads, processes and signals ----
@@ -182,19 +226,23 @@ def test_ctrl_c_ends_a_long_call_and_leaves_the_encoder_usable() -> None:
     small = batch(1, 5)
     expected_small = encoder.encode(small)
     large = batch(96, 512)
-    start = time.monotonic()
+    # All in processor time, of which other programs take none.
+    start = time.process_time()
     encoder.encode(large[:2])
-    whole = (time.monotonic() - start) * len(large) / 2
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    start = time.monotonic()
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        encoder.encode(large)
-    stopped = time.monotonic() - start
-    timer.join()
+    whole = (time.process_time() - start) * len(large) / 2
+    before = signal.signal(signal.SIGPROF, signal.default_int_handler)
+    try:
+        start = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, whole / 20)
+        with pytest.raises(KeyboardInterrupt):
+            encoder.encode(large)
+        stopped = time.process_time() - start
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
     assert (encoder.encode(small) == expected_small).all()
     # It stops behind the block that is running, of 12 in each of 48 passes.
-    assert stopped < 0.3 + whole / 4
+    assert stopped < whole / 4
 
 
 def test_a_signal_handler_that_returns_lets_the_call_go_on() -> None:
@@ -306,12 +354,12 @@ def debug_core(tmp_path_factory: pytest.TempPathFactory) -> str:
     command = ["setup.py", "-q", "build_ext", "--build-temp", str(folder / "temp"), "--build-lib", str(folder / "lib")]
     build = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env={**os.environ, "QAVIT_DEBUG": "1"}, capture_output=True, text=True,
-        timeout=500, check=False,
+        timeout=1500, check=False,
     )  # fmt: skip
     assert build.returncode == 0, build.stderr
     return str(next((folder / "lib" / "qavit").glob("_core*")))
 
 
 def test_every_failed_allocation_is_a_memory_error_and_leaves_the_models_usable(debug_core: str) -> None:
-    lines = run_python(SWEEP_SCRIPT, timeout=400, QAVIT_DEBUG_CORE=debug_core).splitlines()
+    lines = run_python(SWEEP_SCRIPT, timeout=1500, QAVIT_DEBUG_CORE=debug_core).splitlines()
     assert len(lines) == 6

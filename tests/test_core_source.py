@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).parent.parent / "csrc"
-MAX_LINES, MAX_FUNCTION, MAX_COLUMNS = 800, 100, 130
+MAX_LINES, MAX_FUNCTION, MAX_COLUMNS = 600, 80, 130
 
+# What still breaks a rule, and goes.
+LEFT = {"models/blip_itm.c: N lines", "models/vit.c: N lines"}
 # Which folders' headers a folder may include: one way only.
 BELOW = {
     "base": {"base"},
@@ -18,7 +20,7 @@ BELOW = {
     "models": {"models", "ops", "base"},
     "cuda": {"cuda", "ops", "image", "base"},
     "python": {"python", "models", "image", "cuda", "ops", "base"},
-    "testing": {"testing", "python", "ops", "base"},
+    "testing": {"testing", "python", "cuda", "ops", "base"},
 }
 # State that has to be one for the whole process, and why.
 PROCESS_STATE = {
@@ -33,6 +35,10 @@ PYTHON_TABLES = {
     "char *",
 }  # fmt: skip
 FORBIDDEN = re.compile(r"\b(exit|_exit|_Exit|abort|printf|fprintf|vprintf|puts|putchar|perror|system|setenv)\s*\(")
+# What only the two files that know an operating system may name.
+OF_SYSTEMS = re.compile(r"(pthread|sched|unistd|windows|process)\.h|sys/.*")
+OF_SYSTEMS_CALLED = re.compile(r"\b(clock_gettime|pthread_\w+|sched_\w+|sysconf|getpid|madvise|mmap|posix_memalign)\s*\(")
+DOORS = {"base/os_posix.c", "base/os_windows.c"}
 KEYWORDS = re.compile(r"^(typedef|extern|_Static_assert)\b")
 
 
@@ -102,10 +108,14 @@ def problems(name: str, source: str) -> list[str]:
             header = include.group(1)
             if folder not in ("python", "testing") and (header == "Python.h" or header.startswith("numpy/")):
                 found.append(f"{name}:{number}: {header} outside csrc/python")
+            if OF_SYSTEMS.fullmatch(header) and name not in DOORS:
+                found.append(f"{name}:{number}: {header} outside base/os_*.c")
             if header.split("/")[0] in BELOW and header.split("/")[0] not in BELOW[folder]:
                 found.append(f"{name}:{number}: {folder} includes {header}")
     for match in FORBIDDEN.finditer(code):
         found.append(f"{name}:{code.count(chr(10), 0, match.start()) + 1}: calls {match.group(1)}")
+    for match in OF_SYSTEMS_CALLED.finditer(code) if name not in DOORS else ():
+        found.append(f"{name}:{code.count(chr(10), 0, match.start()) + 1}: calls {match.group(1)} outside base/os_*.c")
     for line, text, _ in statements(code):
         variable = mutable_variable(text)
         if re.fullmatch(r"static\s+(_Thread_local\s+)?struct", text):
@@ -133,7 +143,7 @@ def core_files() -> list[Path]:
 def test_the_core_keeps_to_its_rules() -> None:
     assert len(core_files()) > 30
     every = [p for path in core_files() for p in problems(path.relative_to(CSRC).as_posix(), path.read_text())]
-    assert not every, "\n".join(every)
+    assert {re.sub(r"\d+", "N", problem) for problem in every} <= LEFT, "\n".join(every)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +153,9 @@ def test_the_core_keeps_to_its_rules() -> None:
         ("ops/a.c", '#include "models/vit.h"\n', "ops/a.c:1: ops includes models/vit.h"),
         ("base/a.c", "void f(void) {\n    exit(1);\n}\n", "base/a.c:2: calls exit"),
         ("base/a.c", 'void f(void) {\n    fprintf(stderr, "a");\n}\n', "base/a.c:2: calls fprintf"),
+        ("ops/a.c", "#include <pthread.h>\n", "ops/a.c:1: pthread.h outside base/os_*.c"),
+        ("cuda/a.h", "#include <sys/types.h>\n", "cuda/a.h:1: sys/types.h outside base/os_*.c"),
+        ("ops/a.c", "void f(void) {\n    clock_gettime(a, b);\n}\n", "ops/a.c:2: calls clock_gettime outside base/os_*.c"),
         ("ops/a.c", "static float scratch[64];\n", "ops/a.c:1: scratch is state of the whole process"),
         ("ops/a.c", "int counter = 0;\n", "ops/a.c:1: counter is state of the whole process"),
         ("ops/a.c", "static int (*hook)(int);\n", "ops/a.c:1: hook is state of the whole process"),
@@ -150,8 +163,8 @@ def test_the_core_keeps_to_its_rules() -> None:
         ("ops/a.c", "void f(void) {\n    static int seen;\n}\n", "ops/a.c:2: seen is state of the whole process"),
         ("ops/a.c", "static struct {\n    int a;\n} all;\n", "ops/a.c:1: all is state of the whole process"),
         ("python/a.c", "static PyObject *cache;\n", "python/a.c:1: cache is state of the whole process"),
-        ("ops/a.c", "void f(void) {\n" + "    g();\n" * 99 + "}\n", "ops/a.c:1: a function of 101 lines"),
-        ("ops/a.c", "\n" * 800, "ops/a.c: 801 lines"),
+        ("ops/a.c", "void f(void) {\n" + "    g();\n" * 79 + "}\n", "ops/a.c:1: a function of 81 lines"),
+        ("ops/a.c", "\n" * 600, "ops/a.c: 601 lines"),
         ("ops/a.c", "/* " + "a" * 130 + " */\n", "ops/a.c:1: 136 columns"),
         ("ops/a.c", "/* TODO */\n", "ops/a.c:1: unfinished"),
     ],
@@ -169,7 +182,7 @@ def test_the_rules_see_what_breaks_them(name: str, source: str, problem: str) ->
         "static int f(int (*add)(int), int a) {\n    return add(a);\n}\nstatic int (*const hook)(int) = 0;\n",
         "#define LOOP(a) \\\n    static int a;\nenum { A, B };\n",
         '__attribute__((target("avx2"))) static void f(float *x) {\n    for (int i = 0; i < 3; i++) {\n    }\n}\n',
-        "void f(void) {\n" + "    g();\n" * 98 + "}\n",
+        "void f(void) {\n" + "    g();\n" * 78 + "}\n",
         "#if A\nvoid f(int a,\n       int b) {\n"
         + "    g();\n" * 60
         + "}\n#endif\nvoid h(void) {\n"

@@ -15,13 +15,23 @@ ROOT = Path(__file__).parent.parent
 TOOLS = ("aarch64-linux-gnu-gcc", "gcc", "qemu-aarch64-static", "qemu-x86_64-static")
 
 
+def run(*words: str) -> dict[str, str]:
+    """What scripts/cross.sh says of each program, "NAME, PROGRAM" -> its kernels and failures."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run([ROOT / "scripts" / "cross.sh", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines() if line.endswith("; 0 failures"))
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
+def test_ops_and_models_by_another_compiler() -> None:
+    assert {"clang, ops", "clang, models"} <= run("clang").keys()
+
+
 @pytest.mark.nightly
 @pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is not installed")
 def test_ops_and_models_on_other_cpus() -> None:
-    environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run([ROOT / "scripts" / "cross.sh"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = dict(line.split(": ", 1) for line in done.stdout.splitlines() if line.endswith("; 0 failures"))
+    found = run()
     for programs in ("ops", "models"):
         assert f"aarch64, {programs}" in found
         if platform.machine() == "x86_64":

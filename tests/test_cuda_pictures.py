@@ -189,7 +189,7 @@ def test_maps_of_pictures(name: str, tmp_path: Path) -> None:
         _, pixels, region = prepare(picture, here.preprocessing, "cpu")
         found = model.heatmaps(picture, QUESTIONS)
         assert np.array_equal(found.maps, model.heatmaps(pixels, QUESTIONS).maps)
-        assert found.region == region
+        assert found.seen == region
         expected = here.heatmaps(picture, QUESTIONS)
         close(found.maps, expected.maps, 10 * TOLERANCE[name])
         maps = model.extract_attention(picture, QUESTIONS, blocks=(model.default_block,))
@@ -208,11 +208,11 @@ def test_what_is_computed_later_is_of_the_picture_that_was_given(name: str) -> N
     expected = qavit.load("demo").heatmaps(picture, QUESTIONS)
     found = model.heatmaps(picture, QUESTIONS)
     found.picture[:] = 0
-    close(found.all_block_maps(), expected.all_block_maps(), 20 * TOLERANCE[name])
+    close(found.block_maps, expected.block_maps, 20 * TOLERANCE[name])
     # On another device than where it began:
     moved = model.heatmaps(picture, QUESTIONS)
     model.cpu()
-    for one, other in zip(moved.maps_of_words(), expected.maps_of_words()):
+    for one, other in zip(moved.word_maps, expected.word_maps):
         close(one, other, 10 * TOLERANCE[name])
 
 

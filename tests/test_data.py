@@ -157,7 +157,7 @@ def test_a_row_that_cannot_be_read_is_an_item_with_a_problem(tmp_path: Path) -> 
     problems = [item.problem for item in items]
     assert problems[0] is None
     assert problems[6] is None  # an empty question is for the model to refuse
-    expected = {1: "line 2: not JSON", 2: "got list", 3: "line 5: no image", 4: "image is int", 5: "is int", 7: "not JSON"}
+    expected = {1: "line 2: not JSON", 2: "got list", 3: "line 5: no image", 4: "image is int", 5: "is int", 7: "not UTF-8"}
     for place, words in expected.items():
         assert words in str(problems[place])
 
@@ -166,7 +166,7 @@ def test_a_row_that_cannot_be_read_is_an_item_with_a_problem(tmp_path: Path) -> 
     ("name", "content", "message"),
     [
         ("q.csv", "picture,question\n", "no column 'image'"),
-        ("q.csv", "image,text\n", "no column 'question'"),
+        ("q.csv", "image,answer\n", "no column 'question'"),
         ("q.txt", "", "none of"),
         ("q.tar.gz", "", "unpack it first"),
         ("q.json", '{"a": [1]}', "no list of questions"),
@@ -271,7 +271,7 @@ def test_a_row_does_not_depend_on_what_was_asked_before(model_folder: Path, tmp_
 
 
 def open_item(folder: Path, name: str) -> Any:
-    from qavit.data._questions import ImageSource
+    from qavit.data._pictures import ImageSource
 
     return ImageSource(name, str(folder / name))
 
@@ -284,7 +284,7 @@ def test_many_questions_of_a_large_method_go_in_pieces(
     whole = HeatmapActor(model_folder, method="question")
     assert whole.at_once is not None
     assert whole.at_once > 7
-    monkeypatch.setattr("qavit.data._actor.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
+    monkeypatch.setattr("qavit.models._question_vit.MAX_RAW_BYTES", 3 * (2**28 // whole.at_once))
     pieces = HeatmapActor(model_folder, method="question")
     assert pieces.at_once == 3
     for one, other in zip(*(next(iter(actor.compute([group]))) for actor in (whole, pieces))):
@@ -364,12 +364,12 @@ def test_rows_come_back(tmp_path: Path, dtype: str) -> None:
     write_part(tmp_path / "parts" / "00000-000000.parquet", rows_of(values, score=0.25), (2, 3), dtype)
     write_part(tmp_path / "parts" / "00000-000001.parquet", rows_of([None, None])[:1], (2, 3), dtype)
     about = {"grid": [2, 3], "block": 2, "method": "class", "questions": [["q", ""]]}
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "qavit-maps", "version": 1, **about}))
+    (tmp_path / "_manifest.json").write_text(json.dumps({"format": "qavit-maps", "version": 1, **about}))
     reader = qavit.data.read_maps(tmp_path)
     found = list(reader)
     assert len(reader) == len(found) == 6
     assert not reader.complete
-    (tmp_path / "input-00000.json").write_text('{"parts": 2, "rows": 6}')
+    (tmp_path / "_input-00000.json").write_text('{"parts": 2, "rows": 6}')
     assert reader.complete
     tolerance = 0 if dtype == "float32" else 2**-11
     for row, value in zip(found, [*values, None]):
@@ -413,7 +413,7 @@ def test_folders_that_hold_no_run(tmp_path: Path) -> None:
         qavit.data.read_maps(tmp_path)
     later = '{"format": "qavit-maps", "version": 9}'
     for content, message in (("{", "not a manifest"), ('{"a": 1}', "not a manifest"), (later, "version 9")):
-        (tmp_path / "manifest.json").write_text(content)
+        (tmp_path / "_manifest.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_manifest(tmp_path)
 

@@ -18,8 +18,28 @@ import qavit.data
 ray: Any = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
-pytestmark = pytest.mark.nightly
 STORE = 100 * 2**20  # bytes of shared memory a node; the least that Ray takes is 75 MiB
+
+
+def ask(tmp_path: Path, pictures: int, each: int) -> tuple[Path, dict[str, Any], list[str]]:
+    """A file of questions, one of them about a picture that is missing; options of a run; the pictures' names."""
+    names = write_pictures(tmp_path, pictures)
+    rows = make_rows(names, each)
+    rows[5]["image"] = "missing.png"
+    options: dict[str, Any] = {"model": write_model(tmp_path / "model"), "part_rows": 3, "window": 30}
+    return write_lines(tmp_path / "q.jsonl", rows), options, names
+
+
+def test_one_machine_gives_the_same_rows(tmp_path: Path) -> None:
+    questions, options, _ = ask(tmp_path, 6, 3)
+    qavit.data.run(questions, tmp_path / "local", **options)
+    ray.init(num_cpus=1, object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        summary = qavit.data.run(questions, tmp_path / "ray", engine="ray", workers=1, **options)
+    finally:
+        ray.shutdown()
+    assert (summary.rows, summary.errors) == (18, 1)
+    assert same_rows(tmp_path / "local", tmp_path / "ray") == 18
 
 
 @pytest.fixture
@@ -37,15 +57,12 @@ def cluster() -> Iterator[Any]:
         started.shutdown()
 
 
+@pytest.mark.nightly
 def test_a_cluster_gives_the_same_rows_and_outlives_a_worker(
     tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = write_pictures(tmp_path, 60)
-    rows = make_rows(names, 3)
-    rows[5]["image"] = "missing.png"
-    questions = write_lines(tmp_path / "q.jsonl", rows)
-    model = write_model(tmp_path / "model")
-    options: dict[str, Any] = {"model": model, "part_rows": 3, "window": 30}
+    questions, options, names = ask(tmp_path, 60, 3)
+    model = options["model"]
     qavit.data.run(questions, tmp_path / "local", **options)
     out = tmp_path / "ray"
     seen: list[int] = []
@@ -66,7 +83,7 @@ def test_a_cluster_gives_the_same_rows_and_outlives_a_worker(
     assert same_rows(tmp_path / "local", out) == 180
     assert qavit.data.read_maps(out).complete
     (out / "parts" / "00000-000007.parquet").unlink()
-    assert qavit.data.run(questions, out, engine="ray", workers=1, resume=True, **options).rows == 3
+    assert qavit.data.run(questions, out, engine="ray", workers=1, **options).rows == 3
     assert same_rows(tmp_path / "local", out) == 180
 
     # The actor class as a pipeline of one's own uses it.

@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dying
 import numpy as np
 import pytest
 from data_sets import make_rows, same_rows, write_lines, write_model, write_pictures
 
 import qavit.data
+from qavit._base.files import _HERE
 from qavit.cli import _main as cli_main
 from qavit.cli import _options as cli_options
-from qavit.data._questions import ImageSource
+from qavit.data._pictures import ImageSource
 
 pytest.importorskip("pyarrow")
 
@@ -75,7 +77,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def wait_for_parts(out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list((out / "parts").glob("*.parquet"))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -140,7 +142,7 @@ def test_files_are_shared_where_there_are_enough(data: DataSet, tmp_path: Path, 
     assert reader.complete
     assert sorted(row.id for row in reader) == sorted(row["id"] for row in rows)
     monkeypatch.setattr("qavit.data._pipeline.plan_file", None)  # nothing is read again
-    assert qavit.data.run(paths, tmp_path, model=data.model, resume=True).before == 120
+    assert qavit.data.run(paths, tmp_path, model=data.model).before == 120
 
 
 def test_half_precision_and_pnp_vqas_method(data: DataSet, tmp_path: Path) -> None:
@@ -182,17 +184,17 @@ def test_resume_does_what_is_missing(data: DataSet, tmp_path: Path) -> None:
     go(data, tmp_path)
     parts = sorted((tmp_path / "parts").iterdir())
     kept = {path: path.stat().st_mtime_ns for path in parts[1:]}
-    with pytest.raises(ValueError, match="resume"):
-        go(data, tmp_path)
     parts[0].unlink()
-    (tmp_path / "parts" / ".00000-000000.parquet.0123abcd.part").write_bytes(b"half")
-    summary = go(data, tmp_path, resume=True)
+    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout
+    left = f".00000-000000.parquet.{_HERE}-{killed.strip()}-0123abcd.part"
+    (tmp_path / "parts" / left).write_bytes(b"half")
+    summary = go(data, tmp_path)
     assert (summary.rows, summary.before) == (3, 117)
     assert summary.errors_before == 3
     assert {path: path.stat().st_mtime_ns for path in parts[1:]} == kept
     assert only_whole_files(tmp_path)
     assert same_rows(data.whole, tmp_path) == 120
-    again = go(data, tmp_path, resume=True)
+    again = go(data, tmp_path)
     assert (again.rows, again.before) == (0, 120)
 
 
@@ -208,7 +210,7 @@ def test_resume_does_what_is_missing(data: DataSet, tmp_path: Path) -> None:
 )
 def test_another_run_is_refused(data: DataSet, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        go(data, data.whole, resume=True, **options)
+        go(data, data.whole, **options)
 
 
 def test_another_input_or_model_is_refused(data: DataSet, tmp_path: Path) -> None:
@@ -216,27 +218,41 @@ def test_another_input_or_model_is_refused(data: DataSet, tmp_path: Path) -> Non
     other = tmp_path / "q.jsonl"
     other.write_text(lines.replace("clock", "stock"))
     with pytest.raises(ValueError, match="questions"):
-        go(data._replace(questions=other), data.whole, resume=True)
+        go(data._replace(questions=other), data.whole)
     from small_models import write_qavit
 
     model = write_qavit(tmp_path / "model", blocks=3, first=1, image_size=21, width=8, heads=4)
     with pytest.raises(ValueError, match="made with model"):
-        go(data._replace(model=model), data.whole, resume=True)
+        go(data._replace(model=model), data.whole)
 
 
 def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qavit.data import Shard
     from qavit.data._output import OutputFolder
 
-    held = OutputFolder(tmp_path, {"a": 1}, Shard(), 1, False)
+    held = OutputFolder(tmp_path, {"a": 1}, Shard(), 1)
     with pytest.raises(ValueError, match="another process"):
-        OutputFolder(tmp_path, {"a": 1}, Shard(), 1, True)
-    OutputFolder(tmp_path, {"a": 1}, Shard(0, 2), 1, False).close()
+        OutputFolder(tmp_path, {"a": 1}, Shard(), 1)
+    OutputFolder(tmp_path, {"a": 1}, Shard(0, 2), 1).close()
     held.close()
-    OutputFolder(tmp_path, {"a": 1}, Shard(), 1, True).close()
+    OutputFolder(tmp_path, {"a": 1}, Shard(), 1).close()
 
 
 # ---- what happens to runs ----
+
+
+def test_a_run_that_dies_at_any_step_is_taken_up_again(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    steps = dying.run(lambda: go(data, tmp_path / "timing"), tmp_path / "timing")
+    assert steps > 80  # two a part
+    for step in range(1, steps, steps // 10):
+        out = tmp_path / str(step)
+        dying.run(lambda out=out: go(data, out), out, at=step)
+        summary = go(data, out)
+        assert (summary.rows + summary.before, same_rows(data.whole, out)) == (120, 120)
+        assert only_whole_files(out)
 
 
 @pytest.mark.nightly
@@ -259,7 +275,7 @@ def test_a_worker_that_dies_is_replaced(data: DataSet, tmp_path: Path) -> None:
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(workers[0], signal.SIGKILL)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == cli_options.SOME_FAILED
     events = [json.loads(line) for line in out.splitlines()]
     assert events[0]["event"] == "start"
@@ -289,20 +305,21 @@ def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_pa
     process = subprocess.Popen(command(data, tmp_path, "--workers", workers), env=environment(), stderr=subprocess.PIPE)
     wait_for_parts(tmp_path, 2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == cli_options.INTERRUPTED
     assert b"Traceback" not in errors
+    assert b"interrupted; the same command goes on where it stopped" in errors
     assert only_whole_files(tmp_path)
-    process = subprocess.Popen(command(data, tmp_path, "--workers", workers, "--resume"), env=environment())
+    process = subprocess.Popen(command(data, tmp_path, "--workers", workers), env=environment())
     wait_for_parts(tmp_path, 3)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while any(Path(f"/proc/{pid}").exists() for pid in children):  # a worker does not outlive its parent
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    done = subprocess.run(command(data, tmp_path, "--resume"), env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command(data, tmp_path), env=environment(), capture_output=True, text=True)
     assert done.returncode == cli_options.SOME_FAILED
     assert "were there already; 3 of all have an error" in done.stderr
     assert same_rows(data.whole, tmp_path) == 120
@@ -326,7 +343,7 @@ def test_a_full_disk_leaves_whole_files_only(data: DataSet, tmp_path: Path, work
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert only_whole_files(out)
-    summary = go(data, out, resume=True)
+    summary = go(data, out)
     assert summary.rows > 0
     assert same_rows(data.whole, out) == 120
 
@@ -341,13 +358,15 @@ def test_the_commands_exit_codes(data: DataSet, tmp_path: Path, capsys: pytest.C
     assert "4 rows of 2 pictures written" in capsys.readouterr().err
     one = write_lines(data.questions.parent / "one.jsonl", make_rows(["0.png"], 1))
     alone = ["run", str(one), "--model", str(data.model), "-o", str(tmp_path / "one")]
-    assert cli_main.main(alone) == cli_main.main([*alone, "--resume"]) == cli_options.OK
+    assert cli_main.main(alone) == cli_main.main(alone) == cli_main.main([*alone, "--resume"]) == cli_options.OK
     said = capsys.readouterr().err
     assert "1 row of 1 picture written" in said
     assert "1 was there already" in said
-    assert cli_main.main(arguments) == cli_options.SOME_FAILED
-    assert "--resume" in capsys.readouterr().err
-    assert cli_main.main([*arguments, "--resume"]) == cli_options.OK
+    assert cli_main.main(arguments) == cli_options.OK
+    assert "0 rows of 0 pictures written, 4 were there already" in capsys.readouterr().err
+    assert cli_main.main([*arguments, "--again"]) == cli_options.OK
+    assert "4 rows of 2 pictures written\n" in capsys.readouterr().err
+    assert cli_main.main([*arguments, "--again", "--resume"]) == cli_options.USAGE
     assert cli_main.main(["run", "nowhere.csv", "-o", str(tmp_path / "x")]) == cli_options.SOME_FAILED
     with pytest.raises(SystemExit) as left:
         cli_main.main([*arguments, "--shard", "4/4"])
@@ -358,36 +377,32 @@ def test_the_commands_exit_codes(data: DataSet, tmp_path: Path, capsys: pytest.C
     assert "3 of all have an error" in said
 
 
-def test_a_line_a_minute_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data._plan import Part
-    from qavit.data._progress import RunProgress
-    from qavit.data._worker import PartDone
+def test_a_line_now_and_then_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from qavit._base.progress import RunProgress
 
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     progress = RunProgress([300, 100, 0], [False, True, False])
     assert progress.fraction == 0.25
-    progress.start(Part(0, 10, [], start=0.2))
+    progress.start(0, 0.2)
     assert progress.fraction == pytest.approx(0.4)
     for _ in range(8):
-        clock[0] += 15
+        clock[0] += 2.5
         progress.tick(30, 60, 1)
-    progress.part(PartDone("00000-000010", 0, 0.6, 240, 480, 0, 1.0, None))
+    progress.part(0, 0.6, 480, 0, None, name="00000-000010", images=240)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "qavit: 40.0%: 240 questions, 2.0 images/s, 4.0 questions/s, unknown time left, 4 errors",
-        "qavit: 40.0%: 480 questions, 2.0 images/s, 4.0 questions/s, unknown time left, 8 errors",
+        "qavit: 40.0%: 240 questions, 12.0 images/s, 24.0 questions/s, unknown time left, 4 errors",
+        "qavit: 40.0%: 480 questions, 12.0 images/s, 24.0 questions/s, unknown time left, 8 errors",
     ]
     clock[0] += 60
     progress.tick(0, 0, 0)
-    # Three tenths more took 180 s, three tenths are left.
-    assert "3 min 00 s left" in capsys.readouterr().err
+    # Three tenths more took 80 s, three tenths are left.
+    assert "1 min 20 s left" in capsys.readouterr().err
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data._plan import Part
-    from qavit.data._progress import RunProgress
-    from qavit.data._worker import PartDone
+    from qavit._base.progress import RunProgress
 
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -395,12 +410,12 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setenv("COLUMNS", "120")
     progress = RunProgress([400], [False])
     assert "starting" in capsys.readouterr().err
-    progress.start(Part(0, 0))
+    progress.start(0, 0.0)
     clock[0] += 0.05
     progress.tick(1, 2, 0)
     assert capsys.readouterr().err == ""  # at most ten times a second
     clock[0] += 99.95
-    progress.part(PartDone("00000-000000", 0, 0.025, 200, 400, 1, 9.0, "q10: there is no such file"))
+    progress.part(0, 0.025, 400, 1, "q10: there is no such file", name="00000-000000", images=200)
     said = capsys.readouterr().err
     # The problem has a line to itself, and the bar is drawn again below it.
     assert "qavit: part 00000-000000: 1 of 400 rows failed, first q10: there is no such file" in re.split("[\\r\\n]", said)
@@ -409,15 +424,15 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert re.fullmatch(r" +2%\|.*\| 2 questions, 0\.0 images/s, 0\.0 questions/s, 1 h 05 min left, 0 errors *", bar)
     progress.tick(199, 398, 1)
     assert capsys.readouterr().err == ""
-    progress.part(PartDone("00000-000001", 0, 1.0, 200, 400, 0, 9.0, None))
+    progress.part(0, 1.0, 400, 0, None, name="00000-000001", images=200)
     progress.close()
     end = capsys.readouterr()
-    assert re.search(r"100%\|.*\| 400 questions, 2\.0 images/s, 4\.0 questions/s, 0 s left, 1 errors *\n$", end.err)
+    assert re.search(r"100%\|.*\| 400 questions, 2\.0 images/s, 4\.0 questions/s, 0 s left, 1 error *\n$", end.err)
     assert end.out == ""
 
 
 def test_a_bar_is_closed_when_a_run_ends_early(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data._progress import RunProgress
+    from qavit._base.progress import RunProgress
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     progress = RunProgress([400], [False])
@@ -427,20 +442,18 @@ def test_a_bar_is_closed_when_a_run_ends_early(capsys: pytest.CaptureFixture[str
 
 
 def test_events_tell_numbers_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from qavit.data._plan import Part
-    from qavit.data._progress import RunProgress
-    from qavit.data._worker import PartDone
+    from qavit._base.progress import RunProgress
 
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # events take the bar's place
     progress = RunProgress([100, 300], [False, False], events=True)
     progress.begin(out="maps", workers=2)
-    progress.start(Part(0, 0))
+    progress.start(0, 0.0)
     for _ in range(3):
         clock[0] += 4
         progress.tick(3, 6, 1)
-    progress.part(PartDone("00000-000000", 0, 1.0, 9, 18, 3, 8.0, "q3: \u00fc"))
+    progress.part(0, 1.0, 18, 3, "q3: \u00fc", name="00000-000000", images=9)
     clock[0] += 4
     progress.tick(0, 0, 0)
     progress.close(rows=18)
@@ -465,7 +478,7 @@ def test_events_tell_numbers_every_ten_seconds(capsys: pytest.CaptureFixture[str
     ],
 )  # fmt: skip
 def test_a_duration_as_a_person_says_it(seconds: float | None, said: str) -> None:
-    from qavit.data._progress import duration
+    from qavit._base.progress import duration
 
     assert duration(seconds) == said
 

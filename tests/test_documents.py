@@ -90,7 +90,6 @@ def test_readme(place: Path) -> None:
 
 def test_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyarrow")
-    pytest.importorskip("ijson")
     convert, heatmap, data_set = (commands("README.md", verb)[0] for verb in ("convert", "heatmap", "run"))
     assert cli_main.main(convert) == 0
     model = qavit.load("qavit-base2/")
@@ -132,3 +131,13 @@ def test_pnp_vqa_document(place: Path) -> None:
     run(scripts, names)
     assert names["maps"].shape == (1, 144)
     assert len(list(Path("results").iterdir())) == 6
+
+
+def test_the_map_of_the_code_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:csrc|qavit|tests|docs|training|benchmarks|fuzz|notebooks)/[\w./]+|\.\w+/[\w./]+)`", text))
+    assert len(named) > 40
+    assert not sorted(name for name in named if not (ROOT / name).exists())
+    rooms = {f"qavit/{path.parent.name}" for path in (ROOT / "qavit").glob("*/__init__.py")}
+    folders = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.is_dir()}
+    assert not sorted((rooms | folders) - named)

@@ -36,7 +36,7 @@ def result(count: int = 3, grid: int = 6, blocks: int = 4, side: int = 120, **ch
         "maps": maps,
         "questions": [*QUESTIONS, *(f"question {i}?" for i in range(3, count))][:count],
         "picture": rng.integers(90, 160, (side, 2 * side, 3), dtype=np.uint8),
-        "region": Region(side / 2, 0, side * 1.5, side),
+        "seen": Region(side / 2, 0, side * 1.5, side),
         "block": blocks - 1,
         "words": [["where", "star"], ["<b>", "x"], ["红色"]][:count] + [["w"]] * (count - 3),
         "answers": [[("yes", 0.75), (HOSTILE, 0.25)]] * count,
@@ -76,7 +76,7 @@ def test_values_come_back_to_the_stored_precision() -> None:
     raw = np.frombuffer(base64.b64decode(data["maps"]["data"]), "<u2").reshape(4, 2, 6, 6)
     bounds = np.array(data["maps"]["bounds"]).reshape(4, 2, 2, 1, 1)
     maps = bounds[:, :, 0] + raw / 65535 * (bounds[:, :, 1] - bounds[:, :, 0])
-    assert np.abs(maps - one.all_block_maps()).max() < 1e-5 * one.maps.max() * 2
+    assert np.abs(maps - one.block_maps).max() < 1e-5 * one.maps.max() * 2
 
 
 def test_a_page_without_blocks_words_and_answers() -> None:
@@ -150,7 +150,7 @@ def test_in_a_browser_clicks_move_the_map(browser: Browser, tmp_path: Path) -> N
 
 def test_in_a_browser_a_block_that_knows_no_question_is_said_to(browser: Browser, tmp_path: Path) -> None:
     one = result()
-    every = one.all_block_maps().copy()
+    every = one.block_maps.copy()
     every[1] = every[1, :1]
     browser.open(result(block_maps=lambda: every).to_html(tmp_path / "page.html"))
     hidden = "document.querySelector('#blind').hidden"
@@ -181,7 +181,7 @@ def test_in_a_browser_notes_and_units_are_said(browser: Browser, tmp_path: Path)
     assert browser.run("document.querySelector('#unit').textContent") == "Colours: how much of all attention one patch gets"
     heading = browser.run("document.querySelector('#answerbox h2').textContent")
     assert heading == "Answers, and how likely the model finds each"
-    browser.open(result(answers=None, region=None).to_html(tmp_path / "bare.html", vmin=0.1, vmax=0.5, shared=False))
+    browser.open(result(answers=None, seen=None).to_html(tmp_path / "bare.html", vmin=0.1, vmax=0.5, shared=False))
     assert browser.run("document.querySelector('#answerbox').hidden")
     assert browser.run(said) == []
     assert not browser.run("document.querySelector('#shared').checked")

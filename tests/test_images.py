@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.parse
 import zlib
 
@@ -696,10 +695,8 @@ def test_huge_headers_are_refused_before_allocating(kind):
     data = bombs()[kind]
     gc.collect()
     before = peak_bytes()
-    start = time.perf_counter()
     with pytest.raises(ValueError, match=r"max_pixels|pixels|size|broken|bomb"):
         load_image(data)
-    assert time.perf_counter() - start < 1.0
     assert peak_bytes() - before < 30 << 20
 
 
@@ -1070,13 +1067,8 @@ def test_every_failing_allocation_is_a_memory_error():
         assert np.array_equal(call(), expected)
 
 
-def test_time_of_a_large_photograph(capsys):
-    data = encode(smooth(3000, 4000), "jpeg", quality=90)
-    start = time.perf_counter()
-    picture = load_image(data)
-    decoded = time.perf_counter()
-    preprocess(picture, Preprocessing(336))
-    done = time.perf_counter()
-    with capsys.disabled():
-        print(f"\n12 megapixels: decoded in {1e3 * (decoded - start):.0f} ms, resized in {1e3 * (done - decoded):.0f} ms")
+def test_a_large_photograph():
+    picture = load_image(encode(smooth(3000, 4000), "jpeg", quality=90))
     assert picture.shape == (3000, 4000, 3)
+    pixels, _ = preprocess(picture, Preprocessing(336))
+    assert pixels.shape == (3, 336, 336)

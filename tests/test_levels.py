@@ -32,7 +32,7 @@ def test_bfloat16_without_its_instructions_is_float32() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     questions = ["where is the red star?", "what color is the circle?"]
     full, low = (
-        qavit.load("demo", precision=precision).heatmaps(picture, questions).all_block_maps()
+        qavit.load("demo", precision=precision).heatmaps(picture, questions).block_maps
         for precision in ("float32", "bfloat16")
     )
     assert np.array_equal(full, low) == (own_level() != "avx512_bf16")

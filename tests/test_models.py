@@ -139,21 +139,25 @@ def test_heatmaps(late: Any, picture: np.ndarray) -> None:
     assert result.maps.shape == (2, 5, 5)
     assert result.block == late.default_block >= late.first_question_aware_block == 4
     # A 160 x 90 picture is resized to 124 x 70 and its middle cropped: to within a pixel, the middle square.
-    region = result.region
+    region = result.seen
     assert np.allclose((region.left, region.top, region.right, region.bottom), (35, 0, 125, 90), atol=1)
     assert result.words[0][:3] == ["where", "is", "the"]
-    assert [len(maps) for maps in result.maps_of_words()] == [len(words) for words in result.words]
-    assert result.all_block_maps().shape == (6, 2, 5, 5)
-    assert np.abs(result.all_block_maps()[result.block] - result.maps).max() < 1e-6
+    assert [len(maps) for maps in result.word_maps] == [len(words) for words in result.words]
+    assert result.block_maps.shape == (6, 2, 5, 5)
+    assert np.abs(result.block_maps[result.block] - result.maps).max() < 1e-6
     assert np.abs(result.maps[0] - result.maps[1]).max() > 1e-4
 
 
 def test_what_a_map_can_know(late: Any, picture: np.ndarray) -> None:
     asked = ["where is the red car?", "is there a person"]
+    picture = picture[:, 35:125]
     for block in range(4):
         with pytest.warns(qavit.QuestionBlindWarning, match=r"enters in block 3.*blocks 4 to 5 do") as caught:
             result = late.heatmaps(picture, asked, block=block, heads=1)
         assert caught[0].filename == __file__
+        assert [(note.kind, note.question, note.text) for note in result.notes] == [
+            ("question_blind", None, str(caught[0].message))
+        ]
         assert np.abs(result.maps[0] - result.maps[1]).max() < 1e-6
     with pytest.warns(qavit.QuestionBlindWarning) as caught:
         late.forward_itm({"image": np.zeros((1, 3, 70, 70), np.float32), "text_input": asked[:1]}, block_num=2)
@@ -165,20 +169,34 @@ def test_what_a_map_can_know(late: Any, picture: np.ndarray) -> None:
 
 
 def test_words_that_the_model_does_not_know(picture: np.ndarray, tmp_path: Path) -> None:
-    demo: Any = qavit.load("demo")
+    demo = qavit.load("demo")
+    picture = np.full((96, 96, 3), 200, np.uint8)
+    picture[20:50, 20:50] = 10, 60, 220
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        long = demo.heatmaps(picture, ["where is the red star " * 12, "where is the 星 star?"])
-    maps = long.maps_of_words()
+        demo.heatmaps(picture, ["where is the blue square?", "what is left of the ring, please", "is there a ..., 4?"])
+    with pytest.warns(qavit.QavitWarning) as told:
+        long = demo.heatmaps(picture, ["where is the red star " * 12, "where is the 星 star?", "where is the unicorn?"])
+    assert [type(one.message) for one in told] == [
+        qavit.QuestionCutWarning, qavit.UnknownWordsWarning, qavit.UnknownWordsWarning
+    ]  # fmt: skip
+    assert [(note.kind, note.question) for note in long.notes] == [
+        ("question_cut", 0), ("unknown_words", 1), ("unknown_words", 2)
+    ]  # fmt: skip
+    assert long.notes[0].text.endswith("left out: '" + ("star " + "where is the red star " * 6).strip() + "'")
+    assert "does not know '星' of 'where is the 星 star?'" in long.notes[1].text
+    assert "does not know 'unicorn' of" in long[2].notes[0].text
+    assert [note.question for note in long[1:].notes] == [0, 1]
+    maps = long.word_maps
     # 30 tokens are read, the last of them closes the question; a word without tokens has no map.
-    assert [len(words) for words in long.words] == [len(values) for values in maps] == [29, 4]
+    assert [len(words) for words in long.words][:2] == [len(values) for values in maps][:2] == [29, 4]
     assert long.words[1] == ["where", "is", "the", "star?"]
     long.to_html(tmp_path / "long.html")
     with pytest.warns(qavit.UnknownWordsWarning, match="红色的圆在哪里") as caught:
         unknown = demo.heatmaps(picture, "红色的圆在哪里？")
     assert caught[0].filename == __file__
     assert unknown.words == [[]]
-    assert unknown.maps_of_words()[0].shape == (0, *demo.grid)
+    assert unknown.word_maps[0].shape == (0, *demo.grid)
     assert np.isfinite(unknown.maps).all()
     unknown.to_html(tmp_path / "unknown.html")
     unknown.save(tmp_path / "unknown.npz")
@@ -231,9 +249,14 @@ def test_blocks_that_were_not_computed(late: Any, golden: Any, questions: list[s
     assert output.attentions.blocks == (1, 4)
     assert output.attentions[-2].shape == (1, 4, 26, 39)
     assert output.pooler_output is None
-    with pytest.raises(IndexError, match=r"block 3 was not computed; there are blocks \[1, 4\]"):
+    with pytest.raises(KeyError, match=r"block 3 was not computed; there are blocks \[1, 4\]"):
         output.attentions[3]
-    assert [a.shape[-1] for a in output.attentions] == [26, 39]
+    assert [(block, array.shape[-1]) for block, array in output.attentions.items()] == [(1, 26), (4, 39)]
+    assert (len(output.attentions), list(reversed(list(output.attentions))), 3 in output.attentions) == (2, [4, 1], False)
+    every = late.vision(golden["image"][:1], late.encode_questions(questions[0]), output_attentions=True).attentions
+    assert isinstance(every, tuple)
+    assert len(every) == late.num_blocks
+    assert np.array_equal(every[1:][0], output.attentions[1])
 
 
 @pytest.mark.parametrize(

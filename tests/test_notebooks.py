@@ -34,7 +34,6 @@ def test_what_is_committed(path: Path) -> None:
     assert str(FOLDER.parent) not in text
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ipykernel")
@@ -45,5 +44,5 @@ def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     notebook: Any = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     ).execute()

@@ -76,11 +76,11 @@ def every_map(model: QAViT) -> list[np.ndarray]:
     """All that QA-ViT gives of a picture and two questions."""
     result = model.heatmaps(PICTURE, QUESTIONS)
     pixels = np.random.default_rng(1).standard_normal((2, 3, 14, 14), np.float32)
-    words = result.maps_of_words() or []
+    words = result.word_maps or []
     out = model.vision(pixels, model.encode_questions(QUESTIONS), output_attentions=True, output_hidden_states=True)
     assert out.attentions is not None
     return [
-        result.maps, *words, result.all_block_maps(), model.forward_itm({"image": pixels, "text_input": QUESTIONS}, 3),
+        result.maps, *words, result.block_maps, model.forward_itm({"image": pixels, "text_input": QUESTIONS}, 3),
         model.extract_attention(pixels, QUESTIONS, blocks=(2, 3), method="question"), out.last_hidden_state,
         *out.attentions, *(out.hidden_states or ()),
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def blip_maps(model: BlipITM) -> list[np.ndarray]:
     result = model.heatmaps(pixels[0], QUESTIONS)
     logits, probabilities = model.itm(pixels, QUESTIONS)
     return [
-        result.maps, *(result.maps_of_words() or []), logits, probabilities, model.itc(pixels, QUESTIONS),
+        result.maps, *(result.word_maps or []), logits, probabilities, model.itc(pixels, QUESTIONS),
         model.forward_itm({"image": pixels, "text_input": QUESTIONS}, 0), *model.gradcam_tokens(pixels, QUESTIONS, 0)[0],
     ]  # fmt: skip
 
@@ -210,7 +210,7 @@ def test_one_patch_one_head_odd_widths(tmp_path: Path) -> None:
         np.testing.assert_allclose(result.maps.sum(axis=(1, 2)), 1.0, atol=1e-5)
         if side == 1:
             assert (result.maps == 1).all()
-        for _, values in zip(result.words or [], result.maps_of_words() or []):
+        for _, values in zip(result.words or [], result.word_maps or []):
             np.testing.assert_allclose(values.sum(axis=(1, 2)), 1.0, atol=1e-5)
 
 

@@ -59,7 +59,7 @@ def test_linear(rows: int, columns: int, depth: int) -> None:
     close(linear(layer, x, columns), reference.linear(x, weight), 3e-6)  # 1.5e-6
 
 
-@pytest.mark.parametrize("activation", ["linear", "gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("activation", ["linear", "gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 @pytest.mark.parametrize("extras", ["", "multiply", "residual", "both"])
 @pytest.mark.parametrize("depth", [40, 2100])
 def test_epilogue(activation: str, extras: str, depth: int) -> None:
@@ -138,6 +138,49 @@ def test_added_weights_and_unaligned_memory() -> None:
     buffer[1:] = weight.reshape(-1).view(np.uint8)
     layer = _core_testing.prepare({"0.weight": (buffer, "float32", weight.shape, 1)}, 1, "float32", 1.0)
     close(linear(layer, x, 70), reference.linear(x, weight), 2e-6)  # 3e-7
+
+
+@pytest.mark.parametrize("depth", [30, 64])
+@pytest.mark.parametrize("added", [False, True])
+def test_rows_of_a_layer_have_scales(depth: int, added: bool) -> None:
+    weight, scales, bias, x = normal(70, depth), normal(70, seed=2), normal(70, seed=3), normal(5, depth, seed=4)
+    more = {"add_weight": normal(70, depth, seed=1), "add_bias": normal(70, seed=1)} if added else {}
+    layer = prepare([{"weight": weight, "bias": bias, "row_scale": scales, **more}], scale=0.5)
+    if added:
+        weight, bias = weight + 0.5 * more["add_weight"], bias + 0.5 * more["add_bias"]
+    close(linear(layer, x, 70), scales * reference.linear(x, weight, bias), 2e-6)
+
+
+ROTATIONS = [(1, 1, 0, 1, 2), (3, 9, 5, 2, 8), (2, 40, 1, 3, 6)]
+
+
+@pytest.mark.parametrize(("batch", "tokens", "first", "heads", "width"), ROTATIONS)
+def test_rotate(batch: int, tokens: int, first: int, heads: int, width: int) -> None:
+    angles = normal(tokens - first, width // 2, seed=1)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    wide = normal(batch, tokens, heads * width + 3)
+    x, expected = wide[..., 1:-2], wide[..., 1:-2].astype(np.float64)
+    turned = expected[:, first:].reshape(batch, tokens - first, heads, 2, width // 2)
+    a, b = turned[..., 0, :], turned[..., 1, :]
+    cosines, sines = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    expected[:, first:] = np.stack([a * cosines - b * sines, b * cosines + a * sines], axis=3).reshape(
+        batch, tokens - first, heads * width
+    )
+    before = wide.copy()
+    _core_testing.rotate(x, table, heads)
+    close(x, expected, 1e-6)
+    np.testing.assert_array_equal(x[:, :first], before[:, :first, 1:-2])
+    np.testing.assert_array_equal(wide[..., [0, -2, -1]], before[..., [0, -2, -1]])
+    with pytest.raises(ValueError, match="do not fit together"):
+        _core_testing.rotate(x, table, heads + 1)
+
+
+def test_bias_of_attention_is_a_part_of_a_larger_one() -> None:
+    q, k, v, bias = normal(2, 3, 8), normal(2, 5, 8, seed=1), normal(2, 5, 8, seed=2), normal(2, 3, 9, seed=3)
+    found, expected = np.empty_like(q), np.empty_like(q)
+    attention(found, q, k, v, heads=2, scale=0.5, bias=bias[..., :5])
+    attention(expected, q, k, v, heads=2, scale=0.5, bias=np.ascontiguousarray(bias[..., :5]))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_convolution_weight_is_a_matrix() -> None:
@@ -358,7 +401,7 @@ def test_norms_of_what_overflows_are_nan() -> None:
         assert np.isfinite(out[1]).all()
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 def test_activation_range(activation: str) -> None:
     x = np.concatenate([np.linspace(-12, 12, 4801), [-1e4, -100, -30, 30, 100, 1e4, 0.0]]).astype(np.float32)
     found = linear(prepare([{"weight": np.eye(1, dtype=np.float32)}]), x.reshape(-1, 1), 1, activation=activation)
@@ -366,19 +409,50 @@ def test_activation_range(activation: str) -> None:
     np.testing.assert_allclose(found[:, 0], expected, rtol=3e-6, atol=3e-7)  # 9e-7, 1e-7
 
 
+HUGE = np.float32([-3e38, -1e38, -1e30, -1e20, -1e19, -1e4, 1e4, 1e19, 1e20, 1e30, 1e38, 3e38])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "relu"])
+def test_activations_of_huge_values_are_zero_or_the_value(activation: str, device: str) -> None:
+    expected = np.maximum(HUGE, 0)
+    if device != "cpu":
+        assert np.array_equal(_core_testing.device_activation(device, HUGE, activation, None), expected)
+        return
+    assert np.array_equal(_core_testing.activation(HUGE, activation), expected)
+    layer = prepare([{"weight": np.eye(1, dtype=np.float32)}])
+    assert np.array_equal(linear(layer, HUGE[:, None], 1, activation=activation)[:, 0], expected)
+
+
+def norm(device: str, x: Array, weight: Array, bias: Array | None, eps: float, rms: bool = False) -> Array:
+    """By the CPU's op or a device's."""
+    if device != "cpu":
+        return _core_testing.device_norm(device, x, weight, bias, eps, rms, None)
+    out = np.empty_like(x)
+    _core_testing.norm(out, x, weight, bias, eps, rms)
+    return out
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
 @pytest.mark.parametrize("eps", [1e-12, 1e-5])
 @pytest.mark.parametrize("width", [1, 3, 15, 17, 65, 768, 1027])
-def test_layer_norm_of_rows_whose_mean_is_all_or_most_of_them(width: int, eps: float) -> None:
+def test_layer_norm_of_rows_whose_mean_is_all_of_them(width: int, eps: float, device: str) -> None:
     constants = np.float32([0.1, -3.3333, 777.77, 10000.1, 1e-20, 0])
     x, bias = np.repeat(constants[:, None], width, axis=1), normal(width, seed=2)
-    out = np.empty_like(x)
-    _core_testing.norm(out, x, normal(width, seed=1), bias, eps, False)
-    np.testing.assert_allclose(out, np.repeat(bias[None], len(x), axis=0), rtol=0, atol=1e-6)  # 2e-7
-    if width > 1:
-        x = normal(6, width) + 1000
-        _core_testing.norm(out, x, np.ones(width, np.float32), None, eps, False)
-        # The mean is no float32: it is rounded by up to 3e-5 of a deviation of 1.
-        close(out, reference.layer_norm(x, np.ones(width, np.float32), None, eps), 1e-4)  # 2e-5
+    assert np.array_equal(norm(device, x, normal(width, seed=1), bias, eps), np.repeat(bias[None], len(x), axis=0))
+
+
+# mean, deviation
+MOSTLY_MEAN = [(0, 1), (10, 0.1), (100, 0.01), (1000, 1), (1000, 0.01), (1000, 0.001), (-1e6, 10)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("width", [17, 96, 768, 1027])
+@pytest.mark.parametrize(("mean", "deviation"), MOSTLY_MEAN)
+def test_layer_norm_of_rows_whose_mean_is_most_of_them(mean: float, deviation: float, width: int, device: str) -> None:
+    x = (mean + deviation * np.random.default_rng(width).standard_normal((6, width))).astype(np.float32)
+    ones = np.ones(width, np.float32)
+    close(norm(device, x, ones, None, 1e-5), reference.layer_norm(x, ones, None, 1e-5), 1e-6)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (5, 96), (17, 65), (100, 768), (33, 1027)])
@@ -420,7 +494,7 @@ def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
             linear(layer, x, 6, **{name: 1.0})
     with pytest.raises(ValueError, match="expected one of gelu"):
         linear(layer, x, 6, activation="tanh")
-    for first, last in ((-1, 5), (1, 7)):
+    for first, last in ((-1, 5), (1, 7), (0, 5), (1, 6)):  # not of one part alone, too
         with pytest.raises(ValueError, match="do not fit the layer"):
             linear(layer, x, last - first, first=first)
     for first, last in ((0, 5), (5, 6), (2, 4)):  # the op gives whole parts of a layer, here of 6 columns
@@ -440,9 +514,8 @@ def test_arrays_that_do_not_fit_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match="do not fit together"):
             attention(**{"out": np.empty_like(q), "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **misfit})
     wide = np.zeros((1, 2, 2, 5), np.float32)
-    for loose in ({"probabilities": wide[..., :2]}, {"bias": np.zeros((2, 2, 5), np.float32)[..., :2]}):
-        with pytest.raises(ValueError, match="do not fit together"):
-            attention(**{"out": None, "q": q, "k": q, "v": q, "heads": 2, "scale": 1.0, **loose})
+    with pytest.raises(ValueError, match="do not fit together"):
+        attention(None, q, q, q, heads=2, scale=1.0, probabilities=wide[..., :2])
     with pytest.raises(ValueError, match="bias: its rows overlap"):
         attention(None, q, q, q, heads=2, scale=1.0, bias=np.broadcast_to(np.float32(0), (2, 2, 2)))
     with pytest.raises(ValueError, match="key_mask has 1 dimensions, expected 2"):

@@ -21,7 +21,7 @@ from qavit import HeatmapResult
 from qavit._base.warnings import Note, QavitWarning
 from qavit.images import Region
 from qavit.lavis import getAttMap, show_cam_on_image
-from qavit.plots import KINDS, make_figure
+from qavit.plots import KINDS
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _labels as labels
 from qavit.plots import _pixels as plots_pixels
@@ -62,7 +62,7 @@ def pixels(figure: Any) -> Any:
 def test_every_kind_is_drawn_without_a_warning(kind: str, size: tuple[int, int]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = make_figure(result(size=size), kind)
+        figure = result(size=size).figure(kind)
         drawn = pixels(figure)
     assert drawn.std() > 5
     width, height = figure.get_size_inches()
@@ -79,7 +79,7 @@ def test_every_kind_is_drawn_without_a_warning(kind: str, size: tuple[int, int])
 
 def test_the_colours_move_with_the_question() -> None:
     one = result()
-    first, second = (plots_pixels.overlay(one, index).astype(int) for index in (0, 1))
+    first, second = (one.overlay(index).astype(int) for index in (0, 1))
     assert np.abs(first - second).max() > 60
     hot = first.astype(int)[30, 15 + 22]
     assert hot[0] > hot[2] + 50  # jet's hot end is red
@@ -88,15 +88,15 @@ def test_the_colours_move_with_the_question() -> None:
 
 def test_overlay_weights_and_region() -> None:
     one = result()
-    assert np.array_equal(plots_pixels.overlay(one, image_weight=1.0)[:, 20:70], one.picture[:, 20:70])
-    bare = plots_pixels.overlay(one, image_weight=0.0, resampling="nearest", cmap="gray")
+    assert np.array_equal(one.overlay(image_weight=1.0)[:, 20:70], one.picture[:, 20:70])
+    bare = one.overlay(image_weight=0.0, resampling="nearest", cmap="gray")
     assert bare[30, 37].tolist() == [255, 255, 255]
     assert bare[5, 20].max() <= 3  # 0.01 of the peak
-    assert plots_pixels.overlay(one, size=(30, 45)).shape == (30, 45, 3)
+    assert one.overlay(size=(30, 45)).shape == (30, 45, 3)
     with pytest.raises(ValueError, match="image_weight"):
-        plots_pixels.overlay(one, image_weight=1.5)
+        one.overlay(image_weight=1.5)
     with pytest.raises(ValueError, match="cmap"):
-        plots_pixels.overlay(one, cmap="rainbow road")
+        one.overlay(cmap="rainbow road")
     assert one.overlay(image_weight=0.0, cmap="gray", vmin=0.0, vmax=1e9)[:, 20:70].max() == 0
     for ends in ({"vmin": 5}, {"vmax": 0}, {"vmin": 2, "vmax": 1}):
         with pytest.raises(ValueError, match=r"vmin, vmax: the scale goes from .* to .*, expected a vmin below vmax"):
@@ -108,7 +108,7 @@ def test_one_scale_for_maps_that_are_compared() -> None:
     maps[0, 0, 0], maps[1, 0, 0] = 1.0, 0.4
     one = HeatmapResult(maps, ["a", "b"], np.zeros((30, 40, 3), np.uint8))
     strong, weak = (
-        plots_pixels.overlay(one, index, cmap="gray", image_weight=0.0, resampling="nearest")[0, 0, 0] for index in (0, 1)
+        one.overlay(index, cmap="gray", image_weight=0.0, resampling="nearest")[0, 0, 0] for index in (0, 1)
     )
     assert strong == 255
     assert weak == pytest.approx(255 * 0.4, abs=1)
@@ -159,11 +159,12 @@ def test_show_is_pyplots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_written_around_the_panels() -> None:
     def said(kind: Any, count: int = 2, **options: Any) -> str:
-        return " ".join(written(make_figure(result(count), kind, **options)))
+        return " ".join(written(result(count).figure(kind, **options)))
 
     how = "Block 2: where the class token looks; peak 10.8 × uniform"
     assert f"{how}; one colour scale for all questions; dashed: what the model saw" in said("questions")
-    assert f"{how}; dashed: what the model saw" in said("questions", shared=False)
+    own = "each map on a colour scale of its own"
+    assert f"{how}; {own}; dashed: what the model saw" in said("questions", shared=False)
     assert f"{how}; dashed" in said("panels", 1)
     for count in (1, 2):
         found = said("blocks", count)
@@ -199,8 +200,18 @@ def test_notes_stand_under_the_map_that_they_concern() -> None:
     assert "Half of the picture was not seen. dashed: what the model saw" in axes.get_xlabel().replace("\n", " ")
 
 
+def test_very_wide_pictures_stand_below_each_other() -> None:
+    figure = result(2, size=(20, 120)).figure("questions", colorbar=False)
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert len({round(box.x0, 6) for box in boxes}) == 1
+    assert boxes[0].y0 > boxes[1].y1 > boxes[2].y1
+    assert boxes[0].width * figure.get_figwidth() > 7
+    beside = result(2, size=(20, 120)).figure("questions", columns=3)
+    assert len({round(axes.get_position().y0, 6) for axes in beside.axes[:3]}) == 1
+
+
 def test_the_bar_stands_in_the_middle_of_all_rows() -> None:
-    *panels, bar = (axes.get_position() for axes in make_figure(result(2), "blocks").axes)
+    *panels, bar = (axes.get_position() for axes in result(2).figure("blocks").axes)
     middle = (max(box.y1 for box in panels) + min(box.y0 for box in panels)) / 2
     assert abs((bar.y0 + bar.y1) / 2 - middle) < 1e-6
 
@@ -309,7 +320,7 @@ def test_figures_that_cannot_be_drawn_are_refused_by_name(tmp_path: Path) -> Non
 
 def test_blocks_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="0 to 2"):
-        make_figure(result(), "blocks", blocks=[3])
+        result().figure("blocks", blocks=[3])
 
 
 # ---- text ----
@@ -393,7 +404,7 @@ def test_wrapping() -> None:
 
 
 def test_dollars_and_markup_are_drawn_as_they_stand() -> None:
-    pixels(make_figure(result(1, questions=["is $x_1$ {worth} $5 or \\frac{? \x07 \t ok"])))
+    pixels(result(1, questions=["is $x_1$ {worth} $5 or \\frac{? \x07 \t ok"]).figure())
 
 
 def test_chinese_is_drawn_where_a_font_has_it() -> None:
@@ -402,7 +413,7 @@ def test_chinese_is_drawn_where_a_font_has_it() -> None:
         pytest.skip("no installed font has Chinese glyphs (Debian: fonts-noto-cjk)")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = make_figure(result(questions=["红色的圆在哪里？", "x"]))
+        figure = result(questions=["红色的圆在哪里？", "x"]).figure()
         figure.savefig(io.BytesIO(), format="png")
     assert labels.families("plain text") == ["DejaVu Sans"]
 

@@ -251,12 +251,12 @@ def test_workers_of_a_torch_data_loader(folder: Path, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def interrupted(after: float, number: int = signal.SIGINT) -> Iterator[list[tuple[float, float]]]:
-    """Send this process a signal some time from now; the list holds when, by the clock and in processor time."""
-    sent: list[tuple[float, float]] = []
+def interrupted(after: float, number: int = signal.SIGINT) -> Iterator[list[float]]:
+    """Send this process a signal some time from now; the list holds when, in its processor time."""
+    sent: list[float] = []
 
     def send() -> None:
-        sent.append((time.monotonic(), time.process_time()))
+        sent.append(time.process_time())
         os.kill(os.getpid(), number)
 
     timer = threading.Timer(after, send)
@@ -311,8 +311,7 @@ def test_ctrl_c_ends_a_long_forward_within_200_ms() -> None:
         for after in (0.3, 0.45, 0.6):
             with interrupted(after) as sent, pytest.raises(KeyboardInterrupt):
                 call()
-            # Where other programs hold the cores: the work of all threads together.
-            delays.append(min(time.monotonic() - sent[0][0], time.process_time() - sent[0][1]))
+            delays.append(time.process_time() - sent[0])  # of all threads together, whatever else the cores do
         assert min(delays) < 0.2, (name, delays)
 
 
@@ -346,15 +345,16 @@ def test_a_signal_handler_that_raises_is_what_the_call_raises(model: QAViT) -> N
 
 # ---- the end of the process ----
 
+# Calls of the core alone: a thread of NumPy's that ends in the middle of its C++ ends the process.
 SHUTDOWN_SCRIPT = """
 import threading, time
 import test_processes as t
-model = t.qavit.load(FOLDER)
+vit = t.vit_of_width(64, 2, 4)
 encoder = t._core.T5Encoder(t.CONFIG, t.t5_weights(layers=4, D=256, d=64, F=512))
-pixels, ids = t.pictures(56), t.batch(64, 256)
+pixels, ids = t.np.zeros((40, 3, 56, 56), t.np.float32), t.batch(64, 256)
 def maps():
     while True:
-        t.one_call(model, 3, pixels)
+        vit.forward(pixels, attention=[(1, "class")], outputs=("pooled",))
 def states():
     while True:
         encoder.encode(ids)
@@ -366,8 +366,8 @@ print("end", flush=True)
 
 
 @pytest.mark.parametrize("level", ["", "portable"])
-def test_a_process_ends_while_daemon_threads_are_in_calls(folder: Path, level: str) -> None:
+def test_a_process_ends_while_daemon_threads_are_in_calls(level: str) -> None:
     for delay in (0.0, 0.05, 0.2):
-        script = f"FOLDER, DELAY = {str(folder)!r}, {delay}\n" + SHUTDOWN_SCRIPT
+        script = f"DELAY = {delay}\n" + SHUTDOWN_SCRIPT
         environment = {"QAVIT_CPU": level} if level else {}
-        assert run_python(script, timeout=60, QAVIT_NUM_THREADS="3", **environment) == "end"
+        assert run_python(script, timeout=300, QAVIT_NUM_THREADS="3", **environment) == "end"

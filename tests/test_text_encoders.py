@@ -476,8 +476,11 @@ def test_bad_weights_are_listed(family: str) -> None:
         make(config, weights, prefix="nowhere.")
     with pytest.raises(ValueError, match="neither config nor weights"):
         make({}, {})
+    many = {**config, "num_layers": 5000, "num_hidden_layers": 5000}
+    with pytest.raises(ValueError, match="layers is 5000, the weights say 2"):
+        make(many, weights)
     with pytest.raises(ValueError, match="at most 4096"):
-        make({**config, "num_layers": 5000, "num_hidden_layers": 5000}, weights)
+        make(many, {})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

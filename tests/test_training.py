@@ -287,6 +287,7 @@ def test_the_loss_falls(tmp_path, torch):
     assert {"answer", "block3", "patch_color"} <= set(figures)
 
 
+@pytest.mark.nightly
 def test_two_workers_agree(tmp_path, torch):
     from training.train import train
 

@@ -153,9 +153,12 @@ def test_public_code(point: str, precision: str) -> None:
         assert np.abs(found["pooled"] - expected).max() < states * np.abs(expected).max()
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("width", "blocks", "heads", "size", "patch"), [(768, 12, 12, 224, 16), (1024, 24, 16, 336, 14)], ids=["B16", "L14"]
+    ("width", "blocks", "heads", "size", "patch"),
+    [
+        pytest.param(768, 12, 12, 224, 16, id="B16"),
+        pytest.param(1024, 24, 16, 336, 14, id="L14", marks=pytest.mark.nightly),
+    ],
 )
 def test_real_sizes(width: int, blocks: int, heads: int, size: int, patch: int) -> None:
     config = make_config(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dying
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,8 +27,8 @@ from qavit.checkpoints import convert, open_model
 from qavit.cli._main import main
 
 QUESTION = "where is the red star?"
-#: Kills of each kind; the long run has 200.
-KILLS = int(os.environ.get("QAVIT_TEST_KILLS", "6"))
+#: At random moments.
+KILLS = int(os.environ.get("QAVIT_TEST_KILLS", "100"))
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +227,30 @@ def check_whole(path: Path) -> None:
         assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
+def heatmap_arguments(images: list[str], folder: Path, out: Path) -> list[str]:
+    arguments = ["heatmap", *images, "-q", QUESTION, "--model", str(folder), "--block", "2", "-o", str(out)]
+    return [*arguments, "--maps", "npz", "--html", "--kind", "overlay"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_death_at_any_step_leaves_whole_files_and_a_rerun_completes(folder: Path, picture: Path, tmp_path: Path) -> None:
+    arguments = heatmap_arguments([str(picture)], folder, tmp_path / "out")
+    assert main(arguments) == 0  # imports what is imported late
+    expected = sorted(path.name for path in (tmp_path / "out").iterdir())
+    steps = dying.run(lambda: main([*arguments, "--again"]), tmp_path / "out")
+    assert steps > 5
+    for step in range(1, steps + 1):
+        if step % 4 == 0:
+            shutil.rmtree(tmp_path / "out")
+            (tmp_path / "out").mkdir()
+        dying.run(lambda: main([*arguments, "--again"]), tmp_path / "out", at=step)
+        for path in (tmp_path / "out").iterdir():
+            check_whole(path)
+    assert main(arguments) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected
+
+
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kills_at_random_moments_leave_whole_files_and_a_rerun_completes(
     folder: Path, picture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -235,8 +260,7 @@ def test_kills_at_random_moments_leave_whole_files_and_a_rerun_completes(
         images.append(str(tmp_path / f"picture{n}.png"))
         shutil.copyfile(picture, images[-1])
     out = tmp_path / "out"
-    arguments = ["heatmap", *images, "-q", QUESTION, "--model", str(folder), "--block", "2", "-o", str(out)]
-    arguments += ["--maps", "npz", "--html", "--kind", "overlay"]
+    arguments = heatmap_arguments(images, folder, out)
     begun = time.monotonic()
     assert main(arguments) == 0  # imports what is imported late, and says how long a run takes
     took = time.monotonic() - begun

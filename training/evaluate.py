@@ -63,7 +63,7 @@ def run_cases(model: qavit.QAViT, scenes: list[Scene], seed: int = 0, shift: int
         own, others = asked[i], asked[(i + shift) % len(scenes)]
         texts = [others[k % len(others)].text for k in range(len(own))]
         result = model.heatmaps(scene.image, texts)
-        maps = result.block_maps()  # [blocks, Q, gh, gw]
+        maps = result.block_maps  # [blocks, Q, gh, gw]
         for k, question in enumerate(own):
             names = [(scene.objects[t].color, scene.objects[t].shape) for t in question.targets]
             hits = np.array([hit(m[k], question.boxes, scene.image.shape[0]) for m in maps])

@@ -2,6 +2,8 @@
 #ifndef QV_BASE_CPU_H
 #define QV_BASE_CPU_H
 
+#include "base/error.h"
+
 #include <stdbool.h>
 
 typedef struct {
@@ -13,5 +15,7 @@ typedef struct {
 
 /* QAVIT_CPU=portable|avx2|avx512|avx512_bf16 in the environment hides everything above the named level. */
 qv_cpu_features qv_cpu(void);
+/* QV_ERR_VALUE where QAVIT_CPU is another word. */
+qv_status qv_cpu_check(qv_error *err);
 
 #endif

@@ -1,12 +1,10 @@
 #include "base/memory.h"
 
+#include <assert.h>
+#include "base/os.h"
+
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdlib.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 bool qv_multiply_size(size_t a, size_t b, size_t *out) {
     if (__builtin_mul_overflow(a, b, out)) {
@@ -58,33 +56,15 @@ void *qv_allocate(size_t count, size_t size) {
     if (bytes == 0) {
         bytes = alignment;
     }
-    void *memory = NULL;
-    if (posix_memalign(&memory, alignment, bytes) != 0) {
-        return NULL;
+    void *memory = qv_os_allocate(alignment, bytes);
+    if (memory != NULL && alignment == HUGE_PAGE) {
+        qv_os_want_large_pages(memory, bytes);
     }
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment == HUGE_PAGE) {
-        (void)madvise(memory, bytes, MADV_HUGEPAGE);
-    }
-#endif
     return memory;
 }
 
 void qv_free(void *memory) {
-    free(memory);
-}
-
-void qv_release_pages(const void *memory, size_t bytes) {
-#if defined(__linux__)
-    long page = sysconf(_SC_PAGESIZE);
-    if (page > 0) {
-        uintptr_t start = (uintptr_t)memory / (uintptr_t)page * (uintptr_t)page;
-        (void)madvise((void *)start, (uintptr_t)memory + bytes - start, MADV_DONTNEED);
-    }
-#else
-    (void)memory;
-    (void)bytes;
-#endif
+    qv_os_free(memory);
 }
 
 static void *take(qv_arena *arena, char *base, size_t capacity, size_t *used, size_t count, size_t size) {
@@ -199,4 +179,29 @@ void qv_arena_cache_clear(qv_arena_cache *cache) {
     for (size_t i = 0; i < slots; i++) {
         free_block(cache, atomic_exchange(&cache->slots[i], NULL));
     }
+}
+
+void qv_arena_check(const qv_arena *arena, const qv_arena *measured) {
+#if defined(QV_DEBUG)
+    assert(!arena->overflow && arena->used == measured->used && arena->host_used == measured->host_used);
+#else
+    (void)arena;
+    (void)measured;
+#endif
+}
+
+bool qv_keep(qv_kept *kept, qv_arena_cache *cache, size_t bytes) {
+    const qv_arena measured = {.used = bytes};
+    kept->arena = qv_arena_acquire(cache, &measured);
+    kept->at = kept->arena.base;
+    return kept->at != NULL;
+}
+
+void qv_kept_free(qv_kept *kept, qv_arena_cache *cache) {
+    if (cache->memory == NULL) {
+        free_block(cache, kept->arena.block);
+    } else {
+        qv_arena_release(cache, &kept->arena);
+    }
+    *kept = (qv_kept){.at = NULL};
 }

@@ -16,9 +16,6 @@ bool qv_add_size(size_t a, size_t b, size_t *out);
 void *qv_allocate(size_t count, size_t size);
 void qv_free(void *memory);
 
-/* Let go of the pages of memory that is mapped from a file, read-only; reading it again brings them back. */
-void qv_release_pages(const void *memory, size_t bytes);
-
 #if defined(QV_DEBUG)
 /* The n-th allocation from now fails (1 the next; 0 none). */
 void qv_fail_allocation(size_t n);
@@ -63,5 +60,18 @@ typedef struct {
 qv_arena qv_arena_acquire(qv_arena_cache *cache, const qv_arena *measured);
 void qv_arena_release(qv_arena_cache *cache, qv_arena *arena);
 void qv_arena_cache_clear(qv_arena_cache *cache);
+/* In QV_DEBUG builds: what was laid out on the arena is what was measured, to the byte. */
+void qv_arena_check(const qv_arena *arena, const qv_arena *measured);
+
+/* Memory of the cache's kind that outlives a call: what several calls build up, or share. */
+typedef struct {
+    void *at; /* 64-byte aligned; NULL: none */
+    qv_arena arena;
+} qv_kept;
+
+/* kept->at = `bytes` bytes; false where there is no memory. */
+bool qv_keep(qv_kept *kept, qv_arena_cache *cache, size_t bytes);
+/* The host's goes back to the system; a device's, dear to allocate, waits in the cache for who comes next. */
+void qv_kept_free(qv_kept *kept, qv_arena_cache *cache);
 
 #endif

@@ -1,11 +1,14 @@
 #include "base/tensor.h"
 
 #include "base/memory.h"
+#include "base/os.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the files of weights that are mapped are little-endian");
 
 #define PROBLEMS_SHOWN ((size_t)8)
 
@@ -23,7 +26,7 @@ size_t qv_tensor_count(const qv_tensor *tensor) {
 
 void qv_tensor_release_pages(const qv_tensor *tensor) {
     if (tensor->mapped) {
-        qv_release_pages(tensor->data, qv_tensor_count(tensor) * qv_dtype_size(tensor->dtype));
+        qv_os_drop_pages(tensor->data, qv_tensor_count(tensor) * qv_dtype_size(tensor->dtype));
     }
 }
 

@@ -1,17 +1,17 @@
 #include "base/threads.h"
 
-#include <pthread.h>
-#include <sched.h>
+#include "base/os.h"
+
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #define MAX_THREADS ((size_t)256)
-/* A worker looks this often for new work before it sleeps: about 20 microseconds, the gap between two layers. */
-#define SPINS 2000
+/* A worker looks so long for new work before it sleeps: the gap between two layers. */
+#define SPIN_NANOSECONDS 20000
+/* The clock is looked at once in so many turns. */
+#define TURNS 16
 
 typedef struct {
     qv_task run;
@@ -23,8 +23,8 @@ typedef struct {
 } job_state;
 
 static struct {
-    pthread_mutex_t lock;     /* guards started, workers, sleeping */
-    pthread_cond_t wake;
+    qv_lock lock; /* what sleeping workers wait with */
+    qv_wake wake;
     atomic_flag busy;         /* one parallel call at a time */
     atomic_size_t width;      /* 0: not decided yet */
     size_t workers;           /* threads running, the caller not counted */
@@ -32,8 +32,8 @@ static struct {
     atomic_uint generation;   /* a new job: workers compare it with the last one they saw */
     atomic_size_t inside;     /* workers that are looking at `job` */
     job_state job;
-    bool fork_handler;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .busy = ATOMIC_FLAG_INIT};
+    bool ready, fork_handler; /* the lock and the wake are made; a child makes them anew */
+} pool = {.busy = ATOMIC_FLAG_INIT};
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -43,47 +43,44 @@ static inline void relax(void) {
 #endif
 }
 
-/* The cgroup's CPU quota in CPUs, rounded up; 0 where there is none. */
-static size_t cgroup_quota(void) {
-    long quota = -1, period = 100000;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (file != NULL) {
-        if (fscanf(file, "%ld %ld", &quota, &period) != 2) {
-            quota = -1;
-        }
-        fclose(file);
-    } else if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) != NULL) {
-        if (fscanf(file, "%ld", &quota) != 1) {
-            quota = -1;
-        }
-        fclose(file);
-        if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) != NULL) {
-            if (fscanf(file, "%ld", &period) != 1) {
-                period = 100000;
-            }
-            fclose(file);
-        }
-    }
-    return quota > 0 && period > 0 ? (size_t)((quota + period - 1) / period) : 0;
-}
+/* Turns of waiting, until it has been so long as a worker spins. */
+typedef struct {
+    int64_t end;
+    unsigned turns;
+} spin;
 
-size_t qv_usable_cpus(void) {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    size_t cpus = online > 0 ? (size_t)online : 1;
-#if defined(__linux__)
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
-        int count = CPU_COUNT(&set);
-        cpus = count > 0 ? (size_t)count : cpus;
+static bool spins_on(spin *s) {
+    if (s->turns++ % TURNS == 0) {
+        int64_t now = qv_os_nanoseconds();
+        s->end = s->turns == 1 ? now + SPIN_NANOSECONDS : s->end;
+        if (now >= s->end) {
+            return false;
+        }
     }
-#endif
-    size_t quota = cgroup_quota();
-    return quota != 0 && quota < cpus ? quota : cpus;
+    relax();
+    return true;
 }
 
 static size_t clamp_width(size_t n) {
     return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
+}
+
+/* What QAVIT_NUM_THREADS says, 0 where it is not set, -1 where it is no number from 1 to MAX_THREADS. */
+static long wanted_width(void) {
+    const char *wanted = getenv("QAVIT_NUM_THREADS");
+    if (wanted == NULL || *wanted == '\0') {
+        return 0;
+    }
+    char *end = NULL;
+    long n = *wanted >= '0' && *wanted <= '9' ? strtol(wanted, &end, 10) : 0;
+    return n >= 1 && n <= (long)MAX_THREADS && *end == '\0' ? n : -1;
+}
+
+qv_status qv_threads_check(qv_error *err) {
+    return wanted_width() >= 0 ? QV_OK
+                               : qv_fail(err, QV_ERR_VALUE,
+                                         "QAVIT_NUM_THREADS is '%.40s', expected a whole number from 1 to 256",
+                                         getenv("QAVIT_NUM_THREADS"));
 }
 
 size_t qv_thread_count(void) {
@@ -91,10 +88,8 @@ size_t qv_thread_count(void) {
     if (width != 0) {
         return width;
     }
-    const char *wanted = getenv("QAVIT_NUM_THREADS");
-    char *end = NULL;
-    long n = wanted != NULL ? strtol(wanted, &end, 10) : 0;
-    width = n > 0 && end != NULL && *end == '\0' ? clamp_width((size_t)n) : clamp_width(qv_usable_cpus());
+    long n = wanted_width();
+    width = n > 0 ? (size_t)n : clamp_width(qv_os_cpus());
     size_t undecided = 0;
     atomic_compare_exchange_strong(&pool.width, &undecided, width);
     return atomic_load(&pool.width);
@@ -123,23 +118,22 @@ static void work(job_state *job, size_t lane) {
     }
 }
 
-static void *worker(void *number) {
+static void work_for_ever(void *number) {
     const size_t lane = (size_t)(uintptr_t)number;
     unsigned seen = 0;
     for (;;) {
         unsigned now = atomic_load(&pool.generation);
-        for (int spin = 0; now == seen && spin < SPINS; spin++) {
-            relax();
+        for (spin wait = {0, 0}; now == seen && spins_on(&wait);) {
             now = atomic_load(&pool.generation);
         }
         if (now == seen) {
-            pthread_mutex_lock(&pool.lock);
+            qv_lock_take(&pool.lock);
             atomic_fetch_add(&pool.sleepers, 1);
             while ((now = atomic_load(&pool.generation)) == seen) {
-                pthread_cond_wait(&pool.wake, &pool.lock);
+                qv_wake_wait(&pool.wake, &pool.lock);
             }
             atomic_fetch_sub(&pool.sleepers, 1);
-            pthread_mutex_unlock(&pool.lock);
+            qv_lock_give(&pool.lock);
         }
         seen = now;
         /* An odd generation is a job being served; an even one means that it has ended. Entering is announced before
@@ -150,13 +144,11 @@ static void *worker(void *number) {
         }
         atomic_fetch_sub(&pool.inside, 1);
     }
-    return NULL;
 }
 
 /* In a forked child no worker exists and any lock may be held by a thread that is not there: start afresh. */
 static void after_fork_in_child(void) {
-    pthread_mutex_init(&pool.lock, NULL);
-    pthread_cond_init(&pool.wake, NULL);
+    pool.ready = false;
     atomic_flag_clear(&pool.busy);
     pool.workers = 0;
     atomic_store(&pool.sleepers, 0);
@@ -164,27 +156,17 @@ static void after_fork_in_child(void) {
     atomic_store(&pool.generation, 0);
 }
 
-/* Workers are started when first needed and stay, asleep, when the width shrinks. */
+/* Workers are started when first needed and stay, asleep, when the width shrinks. Only the caller that the pool serves
+ * comes here. */
 static void start_workers(size_t wanted) {
-    if (pool.workers >= wanted) {
+    pool.ready = pool.ready || (qv_lock_make(&pool.lock) && qv_wake_make(&pool.wake));
+    if (pool.workers >= wanted || !pool.ready) {
         return;
     }
-    pthread_mutex_lock(&pool.lock);
-    if (!pool.fork_handler) {
-        pool.fork_handler = pthread_atfork(NULL, NULL, after_fork_in_child) == 0;
+    pool.fork_handler = pool.fork_handler || qv_os_after_fork(after_fork_in_child);
+    while (pool.workers < wanted && qv_os_start_thread(work_for_ever, (void *)(uintptr_t)(pool.workers + 1))) {
+        pool.workers++;
     }
-    pthread_attr_t attributes;
-    if (pthread_attr_init(&attributes) == 0) {
-        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        pthread_attr_setstacksize(&attributes, (size_t)1 << 20);
-        pthread_t thread;
-        while (pool.workers < wanted &&
-               pthread_create(&thread, &attributes, worker, (void *)(uintptr_t)(pool.workers + 1)) == 0) {
-            pool.workers++;
-        }
-        pthread_attr_destroy(&attributes);
-    }
-    pthread_mutex_unlock(&pool.lock);
 }
 
 static void run_alone(size_t tasks, qv_task run, void *context) {
@@ -212,17 +194,15 @@ void qv_parallel(size_t width, size_t tasks, qv_task run, void *context) {
     }
     atomic_fetch_add(&pool.generation, 1); /* odd: open */
     if (atomic_load(&pool.sleepers) != 0) {
-        pthread_mutex_lock(&pool.lock);
-        pthread_cond_broadcast(&pool.wake);
-        pthread_mutex_unlock(&pool.lock);
+        qv_lock_take(&pool.lock);
+        qv_wake_all(&pool.wake);
+        qv_lock_give(&pool.lock);
     }
     work(&pool.job, 0);
     atomic_fetch_add(&pool.generation, 1); /* even: closed; wait for the workers that are still in a task */
-    for (int spin = 0; atomic_load(&pool.inside) != 0; spin++) {
-        if (spin < SPINS) {
-            relax();
-        } else {
-            sched_yield();
+    for (spin wait = {0, 0}; atomic_load(&pool.inside) != 0;) {
+        if (!spins_on(&wait)) {
+            qv_os_yield();
         }
     }
     atomic_flag_clear(&pool.busy);

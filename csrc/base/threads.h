@@ -3,6 +3,8 @@
 #ifndef QV_BASE_THREADS_H
 #define QV_BASE_THREADS_H
 
+#include "base/error.h"
+
 #include <stddef.h>
 
 /* task < tasks; lane < the width the call began with, and no two tasks run on one lane at once (for scratch). */
@@ -14,9 +16,9 @@ void qv_parallel(size_t width, size_t tasks, qv_task run, void *context);
 
 /* The pool's width: QAVIT_NUM_THREADS, else the CPUs this process may use (affinity and container quota), at least 1. */
 size_t qv_thread_count(void);
+/* QV_ERR_VALUE where QAVIT_NUM_THREADS is no number from 1 to 256. */
+qv_status qv_threads_check(qv_error *err);
 /* Takes effect with the next parallel call. n is clamped to 1..256. */
 void qv_set_thread_count(size_t n);
-/* CPUs this process may use: the affinity mask, then the cgroup quota rounded up. */
-size_t qv_usable_cpus(void);
 
 #endif

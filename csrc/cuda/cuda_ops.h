@@ -2,12 +2,12 @@
 #ifndef QV_CUDA_CUDA_OPS_H
 #define QV_CUDA_CUDA_OPS_H
 
+#include "base/os.h"
 #include "cuda/device.h"
 #include "cuda/driver.h"
+#include "ops/backend.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
-#include <sys/types.h>
 
 /* Index arrays of a call, in pinned memory and on the device, one behind the other. */
 #define QV_CUDA_INDEX_BYTES ((size_t)4 << 20)
@@ -54,8 +54,8 @@ struct qv_cuda_device {
     const qv_cuda_driver *driver;
     void *state;
     bool offload;
-    pid_t process;
-    pthread_mutex_t turn; /* held from begin to end, and while weights are prepared */
+    uint64_t process; /* that opened it */
+    qv_lock turn; /* held from begin to end, and while weights are prepared */
     qv_status status;     /* of the call: the first failure */
     qv_error error;
 
@@ -94,6 +94,9 @@ static inline qv_cuda_device *qv_cuda_of(const qv_ops *ops) {
     return (qv_cuda_device *)(void *)ops;
 }
 
+/* The device of an op that begins: where the call is to stop, its status says so, and steps are skipped. */
+qv_cuda_device *qv_cuda_device_of(qv_call *call);
+
 /* Note the first failure of a call; later steps are skipped. */
 #define QV_CUDA_DO(device, step)                                            \
     do {                                                                    \
@@ -126,15 +129,15 @@ void qv_cuda_free(const qv_memory *memory, void *block);
 qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
 
 /* ---- weights.c ---- */
-qv_status qv_cuda_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
-                                 size_t parts, qv_precision precision, qv_error *err);
-void qv_cuda_linear_free(const qv_ops *ops, qv_linear_weight *weight);
+qv_precision qv_cuda_computes_in(const qv_ops *ops, qv_precision wanted);
+qv_status qv_cuda_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
+void qv_cuda_linear_drop(const qv_ops *ops, qv_linear *layer);
 qv_status qv_cuda_next_block(const qv_ops *ops, qv_error *err);
 /* Before a call: buffers as large as the largest block. */
 qv_status qv_cuda_prepare_buffers(qv_cuda_device *device, qv_error *err);
-/* Where the weight lies on the device by the time that the compute stream comes to what is started next. */
-const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight);
-const float *qv_cuda_plain_weight(qv_call *call, const qv_linear_weight *weight, size_t part);
+/* Where columns `first` .. of the layer lie on the device, [., K] in its precision, by the time that the compute stream
+ * comes to what is started next. */
+const void *qv_cuda_columns(qv_cuda_device *device, const qv_linear *layer, size_t first);
 /* Free what was let go of; the turn is the caller's. */
 void qv_cuda_collect_slots(qv_cuda_device *device);
 void qv_cuda_release_weights(qv_cuda_device *device);
@@ -151,26 +154,25 @@ qvk_attention qv_cuda_attention_parameters(qv_cuda_device *device, const qv_atte
 unsigned qv_cuda_row_threads(size_t D);
 
 size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width);
-void qv_cuda_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                    const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
-void qv_cuda_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                        const float *bias, float eps, size_t R, size_t D);
-void qv_cuda_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                      float eps, size_t R, size_t D);
+/* x [R, K] rounded into the call's scratch, rows close together. */
+void qv_cuda_round_rows(qv_call *call, qv_const_rows x, size_t R, size_t K);
+void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
+                    const qv_epilogue *epilogue, size_t R);
+void qv_cuda_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
 void qv_cuda_attention(qv_call *call, const qv_attention *attention);
 void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                        size_t n, size_t D);
+void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
 void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
 void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
-void qv_cuda_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
+void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 
 size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t H, size_t rows);
-void qv_cuda_linear_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
-                             bool accumulate, size_t R, size_t N, size_t K);
-void qv_cuda_layer_norm_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *x,
-                                 size_t ld_x, const float *weight, float eps, size_t R, size_t D);
+void qv_cuda_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first,
+                             size_t count, bool accumulate, size_t R);
+void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R);
 void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                  size_t n);
 void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *backward);

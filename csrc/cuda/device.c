@@ -3,10 +3,8 @@
 
 #include "base/memory.h"
 
-#include <sched.h>
 #include <stddef.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- memory ---- */
 
@@ -16,6 +14,9 @@ static qv_cuda_device *device_of(const qv_memory *memory) {
 
 void *qv_cuda_allocate(const qv_memory *memory, size_t bytes) {
     qv_cuda_device *device = device_of(memory);
+    if (qv_cuda_forked(device)) {
+        return NULL; /* nothing of a GPU's may be touched here */
+    }
     void *block = device->driver->allocate(device->state, bytes == 0 ? QV_ALIGNMENT : bytes);
     if (block != NULL) {
         atomic_fetch_add(&device->allocations, 1);
@@ -33,7 +34,7 @@ void qv_cuda_free(const qv_memory *memory, void *block) {
 }
 
 bool qv_cuda_forked(const qv_cuda_device *device) {
-    return device->process != getpid();
+    return device->process != qv_os_process();
 }
 
 /* ---- to the device ---- */
@@ -98,7 +99,7 @@ static void drain(qv_cuda_device *device, qv_call *call) {
         if (!idle && call != NULL) {
             (void)qv_call_stopped(call);
         }
-        sched_yield();
+        qv_os_yield();
     }
 }
 
@@ -158,7 +159,7 @@ qv_status qv_cuda_wait(qv_cuda_device *device, qv_error *err) {
     if (qv_cuda_check_process(device, err) != QV_OK) {
         return err->code;
     }
-    if (pthread_mutex_lock(&device->turn) == 0) {
+    if (qv_lock_take(&device->turn)) {
         return QV_OK;
     }
     return qv_fail(err, QV_ERR_UNSUPPORTED,
@@ -174,7 +175,7 @@ static qv_status take_turn(qv_cuda_device *device, qv_error *err) {
     device->status = device->driver->enter(device->state, &device->error);
     if (device->status != QV_OK) {
         *err = device->error;
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
         return err->code;
     }
     qv_cuda_collect_slots(device);
@@ -194,7 +195,7 @@ qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t b
     if (status != QV_OK) {
         *err = device->error;
     }
-    pthread_mutex_unlock(&device->turn);
+    qv_lock_give(&device->turn);
     return status;
 }
 
@@ -226,7 +227,7 @@ static qv_status begin(qv_call *call, qv_error *err) {
     }
     status = qv_cuda_prepare_buffers(device, err);
     if (status != QV_OK) {
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
         return status;
     }
     forget(device);
@@ -242,16 +243,21 @@ static qv_status end(qv_call *call, qv_status status, qv_error *err) {
         *err = device->error;
         status = device->status;
     }
-    if (status == QV_OK && call->stopped) {
-        status = qv_fail(err, QV_ERR_CANCELLED, "the call was interrupted");
-    }
     for (size_t i = 0; status == QV_OK && i < device->taken_count; i++) {
         const qv_cuda_taken *taken = &device->taken[i];
         memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
     }
     qv_cuda_collect_slots(device);
-    pthread_mutex_unlock(&device->turn);
+    qv_lock_give(&device->turn);
     return status;
+}
+
+qv_cuda_device *qv_cuda_device_of(qv_call *call) {
+    qv_cuda_device *device = qv_cuda_of(call->ops);
+    if (qv_call_stopped(call) && device->status == QV_OK) {
+        device->status = qv_call_cancel(&device->error);
+    }
+    return device;
 }
 
 void qv_cuda_launch_kernel(qv_cuda_device *device, qvk_kernel kernel, void *parameters, size_t blocks, unsigned threads,
@@ -272,24 +278,24 @@ static const qv_ops table = {
     .take = take,
     .upload = qv_cuda_upload,
     .next_block = qv_cuda_next_block,
-    .linear_prepare = qv_cuda_linear_prepare,
-    .linear_free = qv_cuda_linear_free,
+    .computes_in = qv_cuda_computes_in,
+    .linear_pack = qv_cuda_linear_pack,
+    .linear_drop = qv_cuda_linear_drop,
     .scratch_bytes = qv_cuda_scratch_bytes,
     .linear = qv_cuda_linear,
-    .layer_norm = qv_cuda_layer_norm,
-    .rms_norm = qv_cuda_rms_norm,
+    .norm = qv_cuda_norm,
     .attention = qv_cuda_attention,
     .preprocess = qv_cuda_preprocess,
     .patches = qv_cuda_patches,
     .embedding = qv_cuda_embedding,
     .relative_bias = qv_cuda_relative_bias,
+    .rotate = qv_cuda_rotate,
     .add = qv_cuda_add,
     .copy = qv_cuda_copy,
     .activation = qv_cuda_activation,
     .backward_scratch_bytes = qv_cuda_backward_scratch,
-    .plain_weight = qv_cuda_plain_weight,
     .linear_backward = qv_cuda_linear_backward,
-    .layer_norm_backward = qv_cuda_layer_norm_backward,
+    .norm_backward = qv_cuda_norm_backward,
     .activation_backward = qv_cuda_activation_backward,
     .attention_backward = qv_cuda_attention_backward,
     .gradcam = qv_cuda_gradcam,
@@ -381,20 +387,13 @@ qv_status qv_cuda_open(qv_cuda_device **out, const char *name, const qv_cuda_opt
         return qv_fail_memory(err, "a device");
     }
     memset(device, 0, sizeof *device);
-    pthread_mutexattr_t attributes;
-    bool made = pthread_mutexattr_init(&attributes) == 0;
-    if (made) {
-        made = pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK) == 0 &&
-               pthread_mutex_init(&device->turn, &attributes) == 0;
-        pthread_mutexattr_destroy(&attributes);
-    }
-    if (!made) {
+    if (!qv_lock_make(&device->turn)) {
         qv_free(device);
         return qv_fail_memory(err, "a device's lock");
     }
     device->driver = driver;
     device->offload = options->offload;
-    device->process = getpid();
+    device->process = qv_os_process();
     device->open_block = device->running = QV_CUDA_NO_BLOCK;
     for (size_t i = 0; i < QV_CUDA_BUFFERS; i++) {
         device->buffers[i].holds = QV_CUDA_NO_BLOCK;
@@ -432,7 +431,7 @@ void qv_cuda_close(qv_cuda_device *device) {
         device->driver->close(device->state);
     }
     qv_free(device->blocks);
-    pthread_mutex_destroy(&device->turn);
+    qv_lock_end(&device->turn);
     qv_free(device);
 }
 

@@ -2,8 +2,8 @@
 #include "cuda/host.h"
 
 #include "base/memory.h"
+#include "base/os.h"
 
-#include <pthread.h>
 #include <string.h>
 
 typedef struct pinned pinned;
@@ -17,7 +17,7 @@ struct qv_host_streams {
     qv_host_order order;
     qv_host_do run;
     void *state;
-    pthread_mutex_t lock; /* memory is freed by any thread */
+    qv_lock lock; /* memory is freed by any thread */
     qv_host_task *first[QV_CUDA_STREAMS], *last[QV_CUDA_STREAMS];
     size_t marked[QV_CUDA_EVENTS], reached[QV_CUDA_EVENTS];
     pinned *pinned;
@@ -33,7 +33,7 @@ qv_host_streams *qv_host_streams_open(qv_host_order order, qv_host_do run, void 
     streams->order = order;
     streams->run = run;
     streams->state = state;
-    if (pthread_mutex_init(&streams->lock, NULL) != 0) {
+    if (!qv_lock_make(&streams->lock)) {
         qv_free(streams);
         return NULL;
     }
@@ -54,7 +54,7 @@ void qv_host_streams_close(qv_host_streams *streams) {
         next = range->next;
         qv_free(range);
     }
-    pthread_mutex_destroy(&streams->lock);
+    qv_lock_end(&streams->lock);
     qv_free(streams);
 }
 
@@ -163,36 +163,36 @@ static qv_status look(qv_host_streams *streams, bool *idle, qv_error *err) {
 /* ---- the doors, which take the lock ---- */
 
 qv_status qv_host_tell(qv_host_streams *streams, qv_cuda_stream stream, qv_host_task *task, qv_error *err) {
-    pthread_mutex_lock(&streams->lock);
+    qv_lock_take(&streams->lock);
     qv_status status = tell(streams, stream, task, err);
-    pthread_mutex_unlock(&streams->lock);
+    qv_lock_give(&streams->lock);
     return status;
 }
 
 qv_status qv_host_look(qv_host_streams *streams, bool *idle, qv_error *err) {
-    pthread_mutex_lock(&streams->lock);
+    qv_lock_take(&streams->lock);
     qv_status status = look(streams, idle, err);
-    pthread_mutex_unlock(&streams->lock);
+    qv_lock_give(&streams->lock);
     return status;
 }
 
 qv_status qv_host_reach(qv_host_streams *streams, size_t event, qv_error *err) {
-    pthread_mutex_lock(&streams->lock);
+    qv_lock_take(&streams->lock);
     qv_status status = QV_OK;
     while (status == QV_OK && streams->reached[event] < streams->marked[event]) {
         status = advance(streams, streams->first[QV_CUDA_COPY] != NULL ? QV_CUDA_COPY : QV_CUDA_COMPUTE, err);
     }
-    pthread_mutex_unlock(&streams->lock);
+    qv_lock_give(&streams->lock);
     return status;
 }
 
 qv_status qv_host_finish(qv_host_streams *streams, qv_error *err) {
-    pthread_mutex_lock(&streams->lock);
+    qv_lock_take(&streams->lock);
     qv_status status = finish(streams, QV_CUDA_COMPUTE, err);
     if (status == QV_OK) {
         status = finish(streams, QV_CUDA_COPY, err);
     }
-    pthread_mutex_unlock(&streams->lock);
+    qv_lock_give(&streams->lock);
     return status;
 }
 
@@ -204,15 +204,15 @@ bool qv_host_pin(qv_host_streams *streams, const void *memory, size_t bytes) {
     if (range == NULL) {
         return false;
     }
-    pthread_mutex_lock(&streams->lock);
+    qv_lock_take(&streams->lock);
     *range = (pinned){streams->pinned, memory, bytes};
     streams->pinned = range;
-    pthread_mutex_unlock(&streams->lock);
+    qv_lock_give(&streams->lock);
     return true;
 }
 
 void qv_host_unpin(qv_host_streams *streams, const void *memory) {
-    pthread_mutex_lock(&streams->lock);
+    qv_lock_take(&streams->lock);
     pinned **link = &streams->pinned;
     while (*link != NULL && (*link)->memory != memory) {
         link = &(*link)->next;
@@ -228,5 +228,5 @@ void qv_host_unpin(qv_host_streams *streams, const void *memory) {
         *link = range->next;
         qv_free(range);
     }
-    pthread_mutex_unlock(&streams->lock);
+    qv_lock_give(&streams->lock);
 }

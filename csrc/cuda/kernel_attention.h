@@ -9,31 +9,31 @@
 /* Head h of set b. */
 typedef struct {
     const float *q;    /* [T, ld_q] */
-    const float *k, *v; /* [S, ld_kv]; v NULL where no output is wanted */
-    const float *extra_k, *extra_v; /* [M, ld_extra] */
+    const float *k, *v; /* [S, ld]; v NULL where no output is wanted */
+    const float *extra_k, *extra_v; /* [M, ld] */
     size_t b, h;
 } qvk_head;
 
 QVK_FUNCTION qvk_head qvk_view(const qvk_attention *p, size_t b, size_t h) {
     const size_t q_set = p->q_index != NULL ? p->q_index[b] : b, kv_set = p->kv_index != NULL ? p->kv_index[b] : b;
-    const size_t column = h * p->d, keys = kv_set * p->S * p->ld_kv + column, extra = b * p->M * p->ld_extra + column;
+    const size_t column = h * p->d;
     qvk_head head;
     head.q = p->q + q_set * p->T * p->ld_q + column;
-    head.k = p->k + keys;
-    head.v = p->v != NULL ? p->v + keys : NULL;
-    head.extra_k = p->M != 0 ? p->extra_k + extra : NULL;
-    head.extra_v = p->M != 0 && p->extra_v != NULL ? p->extra_v + extra : NULL;
+    head.k = p->k + kv_set * p->S * p->ld_k + column;
+    head.v = p->v != NULL ? p->v + kv_set * p->S * p->ld_v + column : NULL;
+    head.extra_k = p->M != 0 ? p->extra_k + b * p->M * p->ld_extra_k + column : NULL;
+    head.extra_v = p->M != 0 && p->extra_v != NULL ? p->extra_v + b * p->M * p->ld_extra_v + column : NULL;
     head.b = b;
     head.h = h;
     return head;
 }
 
 QVK_FUNCTION const float *qvk_key(const qvk_attention *p, const qvk_head *head, size_t key) {
-    return key < p->M ? head->extra_k + key * p->ld_extra : head->k + (key - p->M) * p->ld_kv;
+    return key < p->M ? head->extra_k + key * p->ld_extra_k : head->k + (key - p->M) * p->ld_k;
 }
 
 QVK_FUNCTION const float *qvk_value(const qvk_attention *p, const qvk_head *head, size_t key) {
-    return key < p->M ? head->extra_v + key * p->ld_extra : head->v + (key - p->M) * p->ld_kv;
+    return key < p->M ? head->extra_v + key * p->ld_extra_v : head->v + (key - p->M) * p->ld_v;
 }
 
 /* The score of query t and a key from their product; -INFINITY where the query does not see it. */
@@ -47,7 +47,7 @@ QVK_FUNCTION float qvk_score(const qvk_attention *p, const qvk_head *head, float
     if (s >= p->S || (hidden && !(p->causal && s == t)) || (p->causal && s > t)) {
         return -INFINITY;
     }
-    return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->T + t) * p->S + s] : 0.0f);
+    return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->bias_rows + t) * p->ld_bias + s] : 0.0f);
 }
 
 QVK_FUNCTION float qvk_dot(const float *a, const float *b, size_t d) {
@@ -421,7 +421,7 @@ QVK_BODY(qvk_backward_key, qvk_attention_backward) {
     const size_t pair = QVK_BLOCK / a->S, s = QVK_BLOCK % a->S;
     const qvk_head head = qvk_view(a, pair / a->H, pair % a->H);
     const float *d_out = p->d_out + head.b * a->T * p->ld_d_out + head.h * a->d;
-    const size_t place = (head.b * a->S + s) * p->ld_d_kv + head.h * a->d;
+    const size_t row = head.b * a->S + s, column = head.h * a->d;
     QVK_THREADS(t) {
         for (size_t c = t; c < a->d; c += QVK_WIDTH) {
             float k_sum = 0.0f, v_sum = 0.0f;
@@ -430,8 +430,8 @@ QVK_BODY(qvk_backward_key, qvk_attention_backward) {
                 k_sum += p->kept_d_scores[kept] * head.q[query * a->ld_q + c];
                 v_sum += p->kept_probabilities[kept] * d_out[query * p->ld_d_out + c];
             }
-            p->d_k[place + c] = k_sum * a->scale;
-            p->d_v[place + c] = v_sum;
+            p->d_k[row * p->ld_d_k + column + c] = k_sum * a->scale;
+            p->d_v[row * p->ld_d_v + column + c] = v_sum;
         }
     }
 }

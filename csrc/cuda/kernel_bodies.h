@@ -135,71 +135,81 @@ static inline void qvk_group_max(float *items, unsigned n) {
 
 /* ---- norms ---- */
 
-QVK_BODY(qvk_norm_row, qvk_norm) {
-    const float *x = p->x + QVK_BLOCK * p->ld_x;
-    float *out = p->out + QVK_BLOCK * p->ld_out;
-    float mean = 0.0f;
+/* What a norm makes of a row: n = ((x - mean) - missing) inverse; the mean of an RMS norm is 0. */
+typedef struct {
+    float mean, missing, inverse;
+} qvk_statistics;
+
+QVK_FUNCTION float qvk_centre(float x, const qvk_statistics *s) {
+    return (x - s->mean) - s->missing;
+}
+
+/* The mean of what is left of x [D] behind `s`. */
+QVK_FUNCTION float qvk_mean_behind(const float *x, const qvk_statistics *s, size_t D QVK_AT) {
     QVK_PRIVATE(part);
-    if (!p->rms) {
-        QVK_THREADS(t) {
-            float sum = 0.0f;
-            for (size_t i = t; i < p->D; i += QVK_WIDTH) {
-                sum += x[i];
-            }
-            QVK_MINE(part) = sum;
-        }
-        mean = QVK_BLOCK_SUM(part) / (float)p->D;
-    }
     QVK_THREADS(t) {
         float sum = 0.0f;
-        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
-            sum += (x[i] - mean) * (x[i] - mean);
+        for (size_t i = t; i < D; i += QVK_WIDTH) {
+            sum += qvk_centre(x[i], s);
         }
         QVK_MINE(part) = sum;
     }
-    const float squares = QVK_BLOCK_SUM(part);
-    const float inverse = 1.0f / sqrtf(squares / (float)p->D + p->eps) + 0.0f * squares; /* NaN where it overflows */
+    return QVK_BLOCK_SUM(part) / (float)D;
+}
+
+QVK_FUNCTION qvk_statistics qvk_find_statistics(const float *x, size_t D, float eps, int rms QVK_AT) {
+    qvk_statistics s = {0.0f, 0.0f, 0.0f};
+    if (!rms) {
+        s.mean = qvk_mean_behind(x, &s, D QVK_HERE);
+        s.missing = qvk_mean_behind(x, &s, D QVK_HERE);
+    }
+    QVK_PRIVATE(part);
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t i = t; i < D; i += QVK_WIDTH) {
+            sum += qvk_centre(x[i], &s) * qvk_centre(x[i], &s);
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float variance = QVK_BLOCK_SUM(part) / (float)D;
+    s.inverse = 1.0f / sqrtf(variance + eps) + 0.0f * variance; /* NaN where it overflows */
+    return s;
+}
+
+QVK_BODY(qvk_norm_row, qvk_norm) {
+    const float *x = p->x + QVK_BLOCK * p->ld_x;
+    float *out = p->out + QVK_BLOCK * p->ld_out;
+    const qvk_statistics s = qvk_find_statistics(x, p->D, p->eps, p->rms QVK_HERE);
     QVK_THREADS(t) {
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {
-            out[i] = (x[i] - mean) * inverse * p->weight[i] + (p->bias != NULL ? p->bias[i] : 0.0f);
+            out[i] = qvk_centre(x[i], &s) * s.inverse * p->weight[i] + (p->bias != NULL ? p->bias[i] : 0.0f);
         }
     }
 }
 
-/* g = dy weight, n = (x - mean) inverse: dx = (g - mean(g) - n mean(g n)) inverse */
+/* g = dy weight: dx = (g - mean(g) - n mean(g n)) inverse, the first mean in a layer norm alone */
 QVK_BODY(qvk_norm_backward_row, qvk_norm_backward) {
     const float *x = p->x + QVK_BLOCK * p->ld_x, *dy = p->dy + QVK_BLOCK * p->ld_dy;
     float *dx = p->dx + QVK_BLOCK * p->ld_dx;
-    const float D = (float)p->D;
-    QVK_PRIVATE(part);
+    const qvk_statistics s = qvk_find_statistics(x, p->D, p->eps, p->rms QVK_HERE);
     QVK_PRIVATE(gradients);
     QVK_PRIVATE(products);
     QVK_THREADS(t) {
-        float sum = 0.0f;
+        float g_sum = 0.0f, product_sum = 0.0f;
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {
-            sum += x[i];
-        }
-        QVK_MINE(part) = sum;
-    }
-    const float mean = QVK_BLOCK_SUM(part) / D;
-    QVK_THREADS(t) {
-        float squares = 0.0f, g_sum = 0.0f, gn_sum = 0.0f;
-        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
-            const float centred = x[i] - mean, g = dy[i] * p->weight[i];
-            squares += centred * centred;
+            const float g = dy[i] * p->weight[i];
             g_sum += g;
-            gn_sum += g * centred;
+            product_sum += g * qvk_centre(x[i], &s);
         }
-        QVK_MINE(part) = squares;
         QVK_MINE(gradients) = g_sum;
-        QVK_MINE(products) = gn_sum;
+        QVK_MINE(products) = product_sum;
     }
-    const float inverse = 1.0f / sqrtf(QVK_BLOCK_SUM(part) / D + p->eps);
-    const float mean_g = QVK_BLOCK_SUM(gradients) / D;
-    const float slope = QVK_BLOCK_SUM(products) / D * inverse * inverse;
+    const float g_mean = QVK_BLOCK_SUM(gradients) / (float)p->D, mean = p->rms ? 0.0f : g_mean;
+    const float slope = QVK_BLOCK_SUM(products) / (float)p->D * s.inverse * s.inverse;
     QVK_THREADS(t) {
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {
-            dx[i] = (dy[i] * p->weight[i] - mean_g - (x[i] - mean) * slope) * inverse;
+            const float g = dy[i] * p->weight[i];
+            dx[i] = ((g - mean) - qvk_centre(x[i], &s) * slope) * s.inverse;
         }
     }
 }
@@ -235,9 +245,16 @@ QVK_FUNCTION float qvk_activate(float x, int activation) {
         return x / (1.0f + expf(-1.702f * x));
     case QVK_RELU:
         return x < 0.0f ? 0.0f : x;
+    case QVK_SILU:
+        return x / (1.0f + expf(-x));
     default:
         return x;
     }
+}
+
+/* x within -limit .. limit, beyond which a slope is 0 or 1 to the last bit, while its terms may overflow; NaN stays. */
+QVK_FUNCTION float qvk_bound(float x, float limit) {
+    return x < -limit ? -limit : x > limit ? limit : x;
 }
 
 QVK_FUNCTION float qvk_slope(float x, int activation) {
@@ -245,15 +262,21 @@ QVK_FUNCTION float qvk_slope(float x, int activation) {
     case QVK_GELU:
         return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
     case QVK_GELU_TANH: {
+        x = qvk_bound(x, 10.0f);
         const float y = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
         return 0.5f * (1.0f + y) + 0.5f * x * (1.0f - y * y) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
     }
     case QVK_QUICK_GELU: {
+        x = qvk_bound(x, 60.0f);
         const float s = 1.0f / (1.0f + expf(-1.702f * x));
         return s + 1.702f * x * s * (1.0f - s);
     }
+    case QVK_SILU: {
+        const float s = 1.0f / (1.0f + expf(-x));
+        return s + (s > 0.0f && s < 1.0f ? x * s * (1.0f - s) : 0.0f);
+    }
     case QVK_RELU:
-        return x > 0.0f ? 1.0f : 0.0f;
+        return x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
     default:
         return 1.0f;
     }
@@ -325,6 +348,20 @@ QVK_BODY(qvk_patch, qvk_patches) {
         for (size_t i = t; i < items; i += QVK_WIDTH) {
             const size_t channel = i / (p_width * p_width), y = i / p_width % p_width, x = i % p_width;
             out[i] = p->image[(channel * p->height + top + y) * p->width + left + x];
+        }
+    }
+}
+
+QVK_BODY(qvk_rotate_row, qvk_rotate) {
+    const size_t turning = p->T - p->first, half = p->d / 2, position = QVK_BLOCK % turning;
+    const float *cosines = p->angles + position * p->d, *sines = cosines + half;
+    float *row = p->x + (QVK_BLOCK / turning * p->T + p->first + position) * p->ld_x;
+    QVK_THREADS(t) {
+        for (size_t i = t; i < p->H * half; i += QVK_WIDTH) {
+            const size_t j = i % half, at = i / half * p->d + j;
+            const float a = row[at], b = row[at + half];
+            row[at] = a * cosines[j] - b * sines[j];
+            row[at + half] = b * cosines[j] + a * sines[j];
         }
     }
 }

@@ -19,7 +19,7 @@
 #define QVK_SHARED_BYTES (((size_t)48 << 10) - QVK_STATIC_BYTES)
 
 /* As qv_activation, which C++ does not see. */
-enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU };
+enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU, QVK_SILU };
 
 /* A block a row. */
 typedef struct {
@@ -43,6 +43,7 @@ typedef struct {
     size_t ld_x;
     const float *weight;
     float eps;
+    int rms;
     size_t D;
 } qvk_norm_backward;
 
@@ -94,6 +95,14 @@ typedef struct {
     size_t height, width, p;
 } qvk_patches;
 
+/* Rows `first` to T of each sequence; a block a row. */
+typedef struct {
+    float *x;
+    size_t ld_x;
+    const float *angles; /* [T - first, d] */
+    size_t T, first, H, d;
+} qvk_rotate;
+
 /* out [H, M, M]; a block a row. */
 typedef struct {
     float *out;
@@ -107,13 +116,18 @@ typedef struct {
     size_t ld_out;
     const float *q;
     size_t ld_q;
-    const float *k, *v;
-    size_t ld_kv;
-    const float *extra_k, *extra_v;
-    size_t ld_extra;
+    const float *k;
+    size_t ld_k;
+    const float *v;
+    size_t ld_v;
+    const float *extra_k;
+    size_t ld_extra_k;
+    const float *extra_v;
+    size_t ld_extra_v;
     const size_t *extra_length;
     const uint8_t *key_mask;
     const float *bias;
+    size_t ld_bias, bias_rows;
     const size_t *q_index, *kv_index;
     int causal;
     float scale;
@@ -130,8 +144,10 @@ typedef struct {
     size_t ld_d_out;
     float *d_q;
     size_t ld_d_q;
-    float *d_k, *d_v;
-    size_t ld_d_kv;
+    float *d_k;
+    size_t ld_d_k;
+    float *d_v;
+    size_t ld_d_v;
     float *probabilities, *d_probabilities;
     float *kept_probabilities, *kept_d_scores;
 } qvk_attention_backward;
@@ -165,6 +181,7 @@ typedef struct {
     X(RESIZE, qvk_resize_chunk, qvk_resize)                            \
     X(PATCHES, qvk_patch, qvk_patches)                                 \
     X(RELATIVE_BIAS, qvk_relative_bias_row, qvk_relative_bias)         \
+    X(ROTATE, qvk_rotate_row, qvk_rotate)                              \
     X(ATTENTION_ROW, qvk_attention_row, qvk_attention)                 \
     X(ATTENTION_64, qvk_attention_tile_64, qvk_attention)              \
     X(ATTENTION_128, qvk_attention_tile_128, qvk_attention)            \

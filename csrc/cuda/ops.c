@@ -6,7 +6,7 @@
 
 _Static_assert((int)QVK_IDENTITY == (int)QV_IDENTITY && (int)QVK_GELU == (int)QV_GELU &&
                    (int)QVK_GELU_TANH == (int)QV_GELU_TANH && (int)QVK_QUICK_GELU == (int)QV_QUICK_GELU &&
-                   (int)QVK_RELU == (int)QV_RELU,
+                   (int)QVK_RELU == (int)QV_RELU && (int)QVK_SILU == (int)QV_SILU,
                "the kernels know the activations by the same numbers");
 
 /* Rows of attention up to which a block takes a row: a class token's query alone. */
@@ -38,84 +38,67 @@ size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t key
     return rows * depth * sizeof(uint16_t);
 }
 
-/* x [R, K] rounded into the call's scratch */
-static void round_rows(qv_call *call, const float *x, size_t ld_x, size_t R, size_t K) {
-    qvk_round p = {call->scratch, x, ld_x, K, qv_cuda_chunks(K)};
+void qv_cuda_round_rows(qv_call *call, qv_const_rows x, size_t R, size_t K) {
+    qvk_round p = {call->scratch, x.at, x.ld, K, qv_cuda_chunks(K)};
     qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_ROUND, &p, R * p.chunks, QVK_MAX_THREADS, 0);
 }
 
-void qv_cuda_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                    const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R) {
-    qv_cuda_device *device = qv_cuda_of(call->ops);
-    const qv_epilogue none = {0};
-    const qv_epilogue *e = epilogue != NULL ? epilogue : &none;
-    bool bfloat16 = weight->precision == QV_PRECISION_BFLOAT16;
-    size_t K = weight->depth, item = bfloat16 ? sizeof(uint16_t) : sizeof(float);
+void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
+                    const qv_epilogue *epilogue, size_t R) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    const qv_epilogue none = {0}, *e = epilogue != NULL ? epilogue : &none;
+    const float *bias = layer->bias.data != NULL ? layer->bias.data + first : NULL;
     if (R == 0 || count == 0) {
         return;
     }
     qv_cuda_product product = {
-        .out = out,
-        .ld_out = ld_out,
-        .x = x,
-        .ld_x = ld_x,
-        .weight = (const char *)qv_cuda_weight(device, weight) + first * K * item,
-        .ld_weight = K,
-        .bfloat16 = bfloat16,
-        .bias = weight->bias != NULL ? weight->bias + first : NULL,
+        .out = out.at,
+        .ld_out = out.ld,
+        .x = x.at,
+        .ld_x = x.ld,
+        .weight = qv_cuda_columns(device, layer, first),
+        .ld_weight = layer->depth,
+        .bfloat16 = layer->precision == QV_PRECISION_BFLOAT16,
         .R = R,
         .N = count,
-        .K = K,
+        .K = layer->depth,
     };
-    if (bfloat16) {
-        round_rows(call, x, ld_x, R, K);
+    if (product.bfloat16) {
+        qv_cuda_round_rows(call, x, R, layer->depth);
         product.x = call->scratch;
-        product.ld_x = K;
+        product.ld_x = layer->depth;
     }
     /* The product's own epilogue knows bias, the tanh form of gelu, and what to add; the rest follows it: relu too, because
      * cuBLASLt's does not promise to keep a NaN, which must be seen. */
     bool own = e->activation == QV_IDENTITY || e->activation == QV_GELU_TANH;
-    bool fused = e->multiply == NULL && own && (e->residual == NULL || e->activation == QV_IDENTITY);
+    bool fused = e->multiply.at == NULL && own && (e->residual.at == NULL || e->activation == QV_IDENTITY);
     if (fused) {
+        product.bias = bias;
         product.activation = e->activation;
-        product.residual = e->residual;
-        product.ld_residual = e->ld_residual;
-    } else {
-        product.bias = NULL;
+        product.residual = e->residual.at;
+        product.ld_residual = e->residual.ld;
     }
     QV_CUDA_DO(device, multiply(device->state, &product, &device->error));
     if (!fused) {
-        qvk_elements p = {.out = out,
-                          .ld_out = ld_out,
-                          .x = out,
-                          .ld_x = ld_out,
-                          .bias = weight->bias != NULL ? weight->bias + first : NULL,
-                          .multiply = e->multiply,
-                          .ld_multiply = e->ld_multiply,
-                          .residual = e->residual,
-                          .ld_residual = e->ld_residual,
+        qvk_elements p = {.out = out.at,
+                          .ld_out = out.ld,
+                          .x = out.at,
+                          .ld_x = out.ld,
+                          .bias = bias,
+                          .multiply = e->multiply.at,
+                          .ld_multiply = e->multiply.ld,
+                          .residual = e->residual.at,
+                          .ld_residual = e->residual.ld,
                           .activation = (int)e->activation,
                           .D = count};
         run_elements(device, &p, R);
     }
 }
 
-/* ---- norms ---- */
-
-static void run_norm(qv_call *call, qvk_norm *p, size_t R) {
-    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_NORM, p, R, qv_cuda_row_threads(p->D), 0);
-}
-
-void qv_cuda_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                        const float *bias, float eps, size_t R, size_t D) {
-    qvk_norm p = {out, ld_out, x, ld_x, weight, bias, eps, 0, D};
-    run_norm(call, &p, R);
-}
-
-void qv_cuda_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                      float eps, size_t R, size_t D) {
-    qvk_norm p = {out, ld_out, x, ld_x, weight, NULL, eps, 1, D};
-    run_norm(call, &p, R);
+void qv_cuda_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R) {
+    qvk_norm p = {out.at, out.ld, x.at, x.ld, norm->weight.data, norm->bias.data, norm->eps,
+                  norm->kind == QV_RMS_NORM, norm->D};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_NORM, &p, R, qv_cuda_row_threads(norm->D), 0);
 }
 
 /* ---- attention ---- */
@@ -125,19 +108,23 @@ qvk_attention qv_cuda_attention_parameters(qv_cuda_device *device, const qv_atte
     size_t sets = a->B * sizeof(size_t);
     qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S + 4 * QV_ALIGNMENT);
     return (qvk_attention){
-        .out = a->out,
-        .ld_out = a->ld_out,
-        .q = a->q,
-        .ld_q = a->ld_q,
-        .k = a->k,
-        .v = a->v,
-        .ld_kv = a->ld_kv,
-        .extra_k = a->extra_k,
-        .extra_v = a->extra_v,
-        .ld_extra = a->ld_extra,
+        .out = a->out.at,
+        .ld_out = a->out.ld,
+        .q = a->q.at,
+        .ld_q = a->q.ld,
+        .k = a->k.at,
+        .ld_k = a->k.ld,
+        .v = a->v.at,
+        .ld_v = a->v.ld,
+        .extra_k = a->extra_k.at,
+        .ld_extra_k = a->extra_k.ld,
+        .extra_v = a->extra_v.at,
+        .ld_extra_v = a->extra_v.ld,
         .extra_length = qv_cuda_index(device, a->M != 0 ? a->extra_length : NULL, sets),
         .key_mask = qv_cuda_index(device, a->key_mask, a->B * a->S),
-        .bias = a->bias,
+        .bias = a->bias.at,
+        .ld_bias = a->bias.ld,
+        .bias_rows = a->bias_rows,
         .q_index = qv_cuda_index(device, a->q_index, sets),
         .kv_index = qv_cuda_index(device, a->kv_index, sets),
         .causal = a->causal ? 1 : 0,
@@ -160,7 +147,7 @@ static size_t tile_bytes(size_t rows, size_t keys, size_t d) {
 }
 
 void qv_cuda_attention(qv_call *call, const qv_attention *a) {
-    qv_cuda_device *device = qv_cuda_of(call->ops);
+    qv_cuda_device *device = qv_cuda_device_of(call);
     /* Which tile: rows, keys and the widest head. Rows that shared memory cannot hold go through a tile, too. */
     static const struct {
         qvk_kernel kernel;
@@ -195,13 +182,13 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
 void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t patch) {
     qvk_patches p = {out, image, height, width, patch};
     size_t items = 3 * patch * patch;
-    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_PATCHES, &p, (height / patch) * (width / patch),
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_PATCHES, &p, (height / patch) * (width / patch),
                           qv_cuda_row_threads(items), 0);
 }
 
 void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                        size_t n, size_t D) {
-    qv_cuda_device *device = qv_cuda_of(call->ops);
+    qv_cuda_device *device = qv_cuda_device_of(call);
     size_t row_bytes = D * sizeof(float);
     if (row_bytes > QV_CUDA_STAGE_BYTES) {
         if (device->status == QV_OK) {
@@ -224,24 +211,29 @@ void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const 
     }
 }
 
+void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d) {
+    qvk_rotate p = {x.at, x.ld, angles, T, first, H, d};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ROTATE, &p, B * (T - first), qv_cuda_row_threads(2 * H * d), 0);
+}
+
 void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M) {
     qvk_relative_bias p = {out, offsets, reach, M};
-    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_RELATIVE_BIAS, &p, H * M, qv_cuda_row_threads(M), 0);
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_RELATIVE_BIAS, &p, H * M, qv_cuda_row_threads(M), 0);
 }
 
 /* ---- element by element ---- */
 
 void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
     qvk_elements p = {.out = out, .ld_out = D, .x = x, .ld_x = D, .residual = out, .ld_residual = D, .D = D};
-    run_elements(qv_cuda_of(call->ops), &p, R);
+    run_elements(qv_cuda_device_of(call), &p, R);
 }
 
-void qv_cuda_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D) {
-    qvk_elements p = {.out = out, .ld_out = ld_out, .x = x, .ld_x = ld_x, .D = D};
-    run_elements(qv_cuda_of(call->ops), &p, R);
+void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D) {
+    qvk_elements p = {.out = out.at, .ld_out = out.ld, .x = x.at, .ld_x = x.ld, .D = D};
+    run_elements(qv_cuda_device_of(call), &p, R);
 }
 
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {
     qvk_elements p = {.out = out, .x = x, .activation = (int)activation, .D = n};
-    run_elements(qv_cuda_of(call->ops), &p, 1);
+    run_elements(qv_cuda_device_of(call), &p, 1);
 }

@@ -131,8 +131,11 @@ static qv_status send_values(qv_cuda_device *device, float *out, const qv_pictur
 
 qv_status qv_cuda_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                              qv_error *err) {
-    qv_cuda_device *device = qv_cuda_of(call->ops);
+    qv_cuda_device *device = qv_cuda_device_of(call);
     qv_preprocess_plan all;
+    if (call->stopped) {
+        return QV_OK;
+    }
     qv_status status = qv_preprocess_plan_make(&all, picture, how, err);
     if (status != QV_OK) {
         return status;

@@ -7,8 +7,13 @@
 #include "base/memory.h"
 #include "cuda/kernel_bodies.h"
 
-#include <limits.h>
 #include <string.h>
+
+/* What the device has of a layer. */
+typedef struct {
+    char *memory;       /* its weights, or NULL: */
+    qv_cuda_slot *slot; /* where they wait */
+} cuda_weights;
 
 static size_t align(size_t bytes) {
     return (bytes + QV_ALIGNMENT - 1) / QV_ALIGNMENT * QV_ALIGNMENT;
@@ -21,7 +26,7 @@ qv_status qv_cuda_next_block(const qv_ops *ops, qv_error *err) {
     qv_status status = qv_cuda_wait(device, err);
     if (status == QV_OK) {
         device->open_block = device->block_count;
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
     }
     return status;
 }
@@ -104,11 +109,11 @@ static void let_go(qv_cuda_device *device, qv_cuda_slot *slot) {
     while (!atomic_compare_exchange_weak(&device->free_slots, &slot->next_free, slot)) {
     }
     qv_error ignored;
-    if (!qv_cuda_forked(device) && pthread_mutex_trylock(&device->turn) == 0) {
+    if (!qv_cuda_forked(device) && qv_lock_try(&device->turn)) {
         if (device->driver->enter(device->state, &ignored) == QV_OK) {
             qv_cuda_collect_slots(device);
         }
-        pthread_mutex_unlock(&device->turn);
+        qv_lock_give(&device->turn);
     }
 }
 
@@ -161,11 +166,12 @@ static size_t guess_next(size_t block, size_t before) {
     return before == QV_CUDA_NO_BLOCK ? block + 1 : block + (block - before); /* back past 0 wraps: there is no such block */
 }
 
-const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weight) {
-    if (weight->packed[0] != NULL) {
-        return weight->packed[0];
+/* Where the whole weight lies. */
+static const char *find_weights(qv_cuda_device *device, const cuda_weights *weights) {
+    if (weights->slot == NULL) {
+        return weights->memory;
     }
-    const qv_cuda_slot *slot = weight->owned;
+    const qv_cuda_slot *slot = weights->slot;
     size_t place = fetch(device, slot->block);
     qv_cuda_buffer *buffer = &device->buffers[place];
     if (!buffer->awaited) {
@@ -182,12 +188,12 @@ const void *qv_cuda_weight(qv_cuda_device *device, const qv_linear_weight *weigh
     return buffer->memory + slot->offset;
 }
 
-const float *qv_cuda_plain_weight(qv_call *call, const qv_linear_weight *weight, size_t part) {
-    const float *rows = qv_cuda_weight(qv_cuda_of(call->ops), weight);
-    for (size_t i = 0; i < part; i++) {
-        rows += weight->part_columns[i] * weight->depth;
-    }
-    return rows;
+static size_t item_bytes(const qv_linear *layer) {
+    return layer->precision == QV_PRECISION_BFLOAT16 ? sizeof(uint16_t) : sizeof(float);
+}
+
+const void *qv_cuda_columns(qv_cuda_device *device, const qv_linear *layer, size_t first) {
+    return find_weights(device, layer->packed) + first * layer->depth * item_bytes(layer);
 }
 
 void qv_cuda_release_weights(qv_cuda_device *device) {
@@ -214,7 +220,7 @@ static qv_status write_part(const qv_ops *ops, char *to, bool pinned, const qv_l
     qv_status status = QV_OK;
     for (size_t first = 0; first < total && status == QV_OK; first += PART_ITEMS) {
         size_t count = total - first < PART_ITEMS ? total - first : PART_ITEMS;
-        qv_tensor_read_sum(work->items, source->weight, source->add_weight, source->scale, first, count, work->spare);
+        qv_linear_source_read(work->items, source, first, count, work->spare);
         uint16_t *bits = (uint16_t *)(void *)work->spare;
         for (size_t i = 0; bfloat16 && i < count; i++) {
             bits[i] = qvk_to_bfloat16(work->items[i]);
@@ -226,111 +232,63 @@ static qv_status write_part(const qv_ops *ops, char *to, bool pinned, const qv_l
             status = qv_cuda_upload(ops, to + first * size, from, count * size, err);
         }
     }
-    qv_tensor_release_pages(source->weight);
-    if (source->add_weight != NULL) {
-        qv_tensor_release_pages(source->add_weight);
-    }
+    qv_linear_source_release(source);
     return status;
 }
 
-static qv_status prepare_bias(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
-                              size_t parts, qv_error *err) {
-    bool any = false;
-    for (size_t i = 0; i < parts; i++) {
-        any = any || sources[i].bias != NULL;
-    }
-    if (!any) {
-        return QV_OK;
-    }
-    float *bias = qv_allocate(2 * weight->columns, sizeof *bias), *part = bias;
-    if (bias == NULL) {
-        return qv_fail_memory(err, sources[0].weight->name);
-    }
-    memset(bias, 0, weight->columns * sizeof *bias);
-    for (size_t i = 0; i < parts; part += weight->part_columns[i], i++) {
-        if (sources[i].bias != NULL) {
-            qv_tensor_read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0,
-                               weight->part_columns[i], bias + weight->columns);
-        }
-    }
-    qv_vector vector;
-    qv_status status = qv_vector_copy(ops, &vector, bias, weight->columns, sources[0].weight->name, err);
-    weight->bias = vector.data;
-    weight->owned_bias = vector.owned;
-    qv_free(bias);
-    return status;
-}
-
-/* Memory for `bytes` of weights: on the device, where packed[0] says so, or else a slot. Returns where to write. */
-static char *make_room(qv_cuda_device *device, qv_linear_weight *weight, size_t bytes, const char *name, qv_error *err) {
+/* Memory for `bytes` of weights: on the device, or a slot. Returns where to write. */
+static char *make_room(qv_cuda_device *device, cuda_weights *weights, size_t bytes, const char *name, qv_error *err) {
     if (!device->offload || device->open_block == QV_CUDA_NO_BLOCK) {
-        weight->owned = qv_cuda_allocate(&device->memory, bytes);
-        weight->packed[0] = weight->owned;
-        if (weight->owned == NULL) {
+        weights->memory = qv_cuda_allocate(&device->memory, bytes);
+        if (weights->memory == NULL) {
             qv_fail_memory(err, name);
         }
-        return weight->owned;
+        return weights->memory;
     }
-    qv_cuda_slot *slot = NULL;
     qv_status status = qv_cuda_wait(device, err);
     if (status == QV_OK) {
-        status = add_slot(device, &slot, bytes, name, err);
-        pthread_mutex_unlock(&device->turn);
+        status = add_slot(device, &weights->slot, bytes, name, err);
+        qv_lock_give(&device->turn);
     }
-    weight->owned = slot;
-    return status == QV_OK ? slot->host : NULL;
+    return status == QV_OK ? weights->slot->host : NULL;
 }
 
-qv_status qv_cuda_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
-                                 size_t parts, qv_precision precision, qv_error *err) {
-    qv_cuda_device *device = qv_cuda_of(ops);
-    bool bfloat16 = precision == QV_PRECISION_BFLOAT16 && device->driver->has_bfloat16(device->state);
-    *weight = (qv_linear_weight){.parts = parts,
-                                 .precision = bfloat16 ? QV_PRECISION_BFLOAT16 : QV_PRECISION_FLOAT32};
-    for (size_t i = 0; i < parts; i++) {
-        if (sources[i].weight == NULL) {
-            return QV_OK; /* missing: qv_weights_check reports it */
-        }
-        weight->part_columns[i] = sources[i].weight->shape[0];
-        weight->columns += sources[i].weight->shape[0];
-    }
-    size_t rows = sources[0].weight->shape[0], bytes;
-    weight->depth = rows == 0 ? 0 : qv_tensor_count(sources[0].weight) / rows;
-    if (weight->columns > INT_MAX / 4 || weight->depth > INT_MAX / 4 ||
-        !qv_multiply_size(weight->columns, weight->depth, &bytes) ||
-        !qv_multiply_size(bytes, bfloat16 ? sizeof(uint16_t) : sizeof(float), &bytes)) {
-        return qv_fail(err, QV_ERR_VALUE, "%s: a linear layer of %zu x %zu is too large", sources[0].weight->name,
-                       weight->columns, weight->depth);
-    }
+qv_precision qv_cuda_computes_in(const qv_ops *ops, qv_precision wanted) {
+    const qv_cuda_device *device = qv_cuda_of(ops);
+    return device->driver->has_bfloat16(device->state) ? wanted : QV_PRECISION_FLOAT32;
+}
+
+qv_status qv_cuda_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err) {
+    const char *name = sources[0].weight->name;
+    size_t item = item_bytes(layer);
+    cuda_weights *weights = qv_allocate(1, sizeof *weights);
     workspace *work = qv_allocate(1, sizeof *work);
-    char *to = work != NULL ? make_room(device, weight, bytes, sources[0].weight->name, err) : NULL;
-    if (to == NULL) {
-        bool told = work != NULL;
-        qv_free(work);
-        return told ? err->code : qv_fail_memory(err, sources[0].weight->name);
-    }
     qv_status status = QV_OK;
-    for (size_t i = 0; i < parts && status == QV_OK; i++) {
-        status = write_part(ops, to, weight->packed[0] == NULL, &sources[i], bfloat16, work, err);
-        to += weight->part_columns[i] * weight->depth * (bfloat16 ? sizeof(uint16_t) : sizeof(float));
+    char *to = NULL;
+    if (weights == NULL || work == NULL) {
+        qv_free(weights);
+        status = qv_fail_memory(err, name);
+        goto done;
     }
+    *weights = (cuda_weights){NULL, NULL};
+    layer->packed = weights;
+    to = make_room(qv_cuda_of(ops), weights, layer->columns * layer->depth * item, name, err);
+    status = to != NULL ? QV_OK : err->code;
+    for (size_t i = 0; i < layer->parts && status == QV_OK; i++) {
+        status = write_part(ops, to, weights->slot != NULL, &sources[i], layer->precision == QV_PRECISION_BFLOAT16, work, err);
+        to += layer->part_columns[i] * layer->depth * item;
+    }
+done:
     qv_free(work);
-    if (status == QV_OK) {
-        status = prepare_bias(ops, weight, sources, parts, err);
-    }
-    if (status != QV_OK) {
-        qv_cuda_linear_free(ops, weight);
-    }
     return status;
 }
 
-void qv_cuda_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
+void qv_cuda_linear_drop(const qv_ops *ops, qv_linear *layer) {
     qv_cuda_device *device = qv_cuda_of(ops);
-    qv_cuda_free(&device->memory, weight->owned_bias);
-    if (weight->packed[0] != NULL) {
-        qv_cuda_free(&device->memory, weight->owned);
-    } else if (weight->owned != NULL) {
-        let_go(device, weight->owned);
+    cuda_weights *weights = layer->packed;
+    qv_cuda_free(&device->memory, weights->memory);
+    if (weights->slot != NULL) {
+        let_go(device, weights->slot);
     }
-    *weight = (qv_linear_weight){0};
+    qv_free(weights);
 }

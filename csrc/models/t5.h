@@ -2,7 +2,7 @@
 #ifndef QV_MODELS_T5_H
 #define QV_MODELS_T5_H
 
-#include "models/text_common.h"
+#include "models/text_encoder.h"
 
 /* Sizes may be 0: then the weights say. */
 typedef struct {
@@ -19,8 +19,7 @@ typedef struct {
     float eps;
 } qv_t5_config;
 
-/* Weights are named as in Hugging Face's T5EncoderModel, behind `prefix`, and are borrowed. */
-qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_weights *weights, const char *prefix,
-                     qv_precision precision, const qv_ops *ops, qv_error *err);
+/* Weights are named as in Hugging Face's T5EncoderModel, behind the loader's prefix. */
+qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_loader *loader);
 
 #endif

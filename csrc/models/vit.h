@@ -1,53 +1,61 @@
-/* Vision transformers: CLIP, QA-ViT (question tokens among the keys of some blocks) and BLIP's vision tower. */
+/* Vision transformers: of CLIP, SigLIP, DINO, ViT, DeiT and BLIP, and QA-ViT's, whose blocks take a question. One tower; a
+ * tensor that is not there is a step that is left out. */
 #ifndef QV_MODELS_VIT_H
 #define QV_MODELS_VIT_H
 
-#include "ops/ops.h"
+#include "models/block.h"
 
 typedef enum {
-    QV_VIT_CLIP, /* Hugging Face's names; pre-norm in front of the blocks; the class token is normed for pooling */
-    QV_VIT_BLIP, /* timm's names; fused qkv, a bias on the patches, a final norm over all tokens */
-} qv_vit_layout;
+    QV_POOL_CLASS,          /* the normed class token */
+    QV_POOL_MEAN,           /* the mean of the normed patches */
+    QV_POOL_MEAN_THEN_NORM, /* the norm of the patches' mean */
+    QV_POOL_MAP,            /* an attention head: a learned query looks over all normed tokens (SigLIP) */
+} qv_pooling;
 
 /* What the weights' shapes cannot tell, and what they are checked against. */
 typedef struct {
-    qv_vit_layout layout;
-    size_t image_size, patch_size;
+    size_t height, width, patch_size; /* pixels */
     size_t D, H, L, F;
-    float eps;
+    float eps, pre_norm_eps, post_norm_eps; /* of the blocks' norms, and of those before and after the blocks */
     qv_activation activation;
+    qv_pooling pooling;
+    float rope_theta;       /* the base of rotary positions; 0: there are none */
     size_t instruction_dim; /* Dt; 0: no block takes the question */
     const bool *integrated; /* [L], which blocks do; NULL: none */
 } qv_vit_config;
 
 typedef struct {
-    qv_vector norm1_weight, norm1_bias, norm2_weight, norm2_bias;
-    qv_linear_weight qkv; /* parts q, k, v */
-    qv_linear_weight out; /* integrated: out_proj + tanh(gate) instruction_out_proj, which is one linear map */
-    qv_linear_weight fc1, fc2;
+    qv_block block; /* integrated: out is out_proj + tanh(gate) instruction_out_proj, which is one linear map */
     bool integrated;
-    qv_vector reduce_norm_weight, reduce_norm_bias; /* [Dt] */
-    qv_linear_weight reduce1, reduce2;              /* Dt -> hidden -> D */
+    qv_norm reduce_norm;        /* [Dt] */
+    qv_linear reduce1, reduce2; /* Dt -> hidden -> D */
 } qv_vit_block;
 
-/* Immutable after qv_vit_init, but for the cache of arenas, which is thread-safe. */
+/* Immutable after qv_vit_load, but for the cache of arenas, which is thread-safe. */
 typedef struct {
     qv_vit_config config; /* config.integrated is not kept: see blocks */
+    qv_block_kind kind;
     const qv_ops *ops;
-    size_t T, P;               /* 1 + P tokens */
-    size_t first_integrated;   /* L where no block is */
-    size_t reduce_width;       /* the widest hidden layer of instruct_dim_reduce */
-    qv_linear_weight patch_embedding;
-    qv_vector class_embedding, position_embedding; /* [D], [T, D] */
-    qv_vector pre_norm_weight, pre_norm_bias;      /* NULL for BLIP */
-    qv_vector post_norm_weight, post_norm_bias;
+    bool has_class;
+    size_t prefix;           /* tokens in front of the patches: class, distillation, registers */
+    size_t grid_rows, grid_columns, P, T; /* T = prefix + P tokens, patches row by row */
+    size_t first_integrated; /* L where no block is */
+    size_t reduce_width;     /* the widest hidden layer of instruct_dim_reduce */
+    qv_linear patch_embedding;
+    qv_vector prefix_rows; /* [prefix, D], with the positions of those that have one */
+    qv_vector positions;   /* [P, D], or empty */
+    qv_vector angles;      /* [P, d]: the cosines and then the sines that patches turn by, or empty */
+    qv_norm pre_norm;      /* may be empty */
+    qv_norm post_norm;
     qv_vit_block *blocks; /* [L] */
+    qv_vector probe;      /* [D], of the attention head, which is a block of one query without a first norm */
+    qv_block head;
     qv_arena_cache arenas;
 } qv_vit;
 
-/* Read the weights named prefix + ... (borrowed: they must outlive the model). On failure nothing is held. */
-qv_status qv_vit_init(qv_vit *vit, const qv_vit_config *config, const qv_ops *ops, qv_precision precision,
-                      qv_weights *weights, const char *prefix, qv_error *err);
+/* Tensors are called as in Hugging Face's CLIPVisionModel, behind the loader's prefix; docs/MODEL.md has the list. On
+ * failure nothing is held. */
+qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loader);
 void qv_vit_free(qv_vit *vit);
 
 /* What is wanted of one block: a window of its attention, its output. B is image_count before the first integrated block
@@ -60,21 +68,22 @@ typedef struct {
 } qv_vit_tap;
 
 typedef struct {
-    const float *images; /* [image_count, 3, image_size, image_size], or NULL: they are made of */
+    const float *images; /* [image_count, 3, height, width], or NULL: they are made of */
     const qv_picture_view *pictures;       /* [image_count] */
-    const qv_preprocessing *preprocessing; /* of the pictures, to image_size */
+    const qv_preprocessing *preprocessing; /* of the pictures, to height = width */
     size_t image_count;
     const size_t *pair_image; /* [pair_count], ascending: the image of each pair; unused when pair_count is 0 */
     size_t pair_count;        /* pairs of an image and a question; 0: images alone */
     const float *instruct;    /* [pair_count, M, Dt] */
     const size_t *instruct_length; /* [pair_count]: how many of the M tokens count */
     size_t M;
-    const qv_vit_tap *taps; /* [L] */
+    const qv_vit_tap *taps; /* [L]; NULL: none */
     float *embedded;        /* [image_count, T, D], what enters block 0, or NULL */
     float *last;            /* [B, T, D], what leaves the last block, or NULL */
     float *normed;          /* [B, T, D], the final norm of `last`, or NULL */
     float *embeddings;      /* [B, T, D], the same in the ops' own memory, or NULL */
-    float *pooled;          /* [B, D], the final norm of the class token, or NULL */
+    float *pooled;          /* [B, D], or NULL */
+    float *pool_attention;  /* [B, H, T], of the attention head's query, or NULL */
 } qv_vit_request;
 
 /* Runs only as far as the request needs. QV_ERR_MEMORY, QV_ERR_CANCELLED (outputs then hold anything), or QV_ERR_VALUE

@@ -3,7 +3,6 @@
  * a time, whose probabilities stay in cache. One or two rows alone (a class token) are not worth the packing. */
 #include "ops/cpu_ops.h"
 
-#include "base/threads.h"
 #include "ops/kernels.h"
 
 #include <math.h>
@@ -56,15 +55,20 @@ size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width) {
     return lanes * round_up(floats * sizeof(float), QV_ALIGNMENT);
 }
 
+/* The rows from `row` on, at a column; none where there are none. */
+static qv_const_rows set_of(qv_const_rows rows, size_t row, size_t column) {
+    return (qv_const_rows){rows.at != NULL ? rows.at + row * rows.ld + column : NULL, rows.ld};
+}
+
 qv_attention_head qv_view_head(const qv_attention *a, size_t b, size_t h) {
     size_t q_set = a->q_index != NULL ? a->q_index[b] : b, kv_set = a->kv_index != NULL ? a->kv_index[b] : b;
-    size_t column = h * a->d, keys = kv_set * a->S * a->ld_kv + column, extra = b * a->M * a->ld_extra + column;
+    size_t column = h * a->d;
     return (qv_attention_head){
-        .q = a->q + q_set * a->T * a->ld_q + column,
-        .k = a->k + keys,
-        .v = a->v != NULL ? a->v + keys : NULL,
-        .extra_k = a->M != 0 ? a->extra_k + extra : NULL,
-        .extra_v = a->M != 0 && a->extra_v != NULL ? a->extra_v + extra : NULL,
+        .q = set_of(a->q, q_set * a->T, column),
+        .k = set_of(a->k, kv_set * a->S, column),
+        .v = set_of(a->v, kv_set * a->S, column),
+        .extra_k = set_of(a->extra_k, b * a->M, column),
+        .extra_v = set_of(a->extra_v, b * a->M, column),
         .b = b,
         .h = h,
     };
@@ -92,27 +96,24 @@ static size_t steps_of(const attention_work *w, size_t depth) {
 }
 
 /* scratch->keys [panels, steps, width] = the transposed rows of x [n, d], as keys first.. of the whole */
-static void pack_keys(const attention_work *w, const lane_scratch *scratch, size_t first, const float *x, size_t ld,
-                      size_t n) {
+static void pack_keys(const attention_work *w, const lane_scratch *scratch, size_t first, qv_const_rows x, size_t n) {
     size_t width = w->kernels->panel_columns, d = w->a->d, steps = steps_of(w, d);
     for (size_t s = 0; s < n;) {
         size_t place = first + s, room = width - place % width, count = n - s < room ? n - s : room;
-        const float *rows = x + s * ld;
-        size_t ld_rows = ld;
+        qv_const_rows rows = {x.at + s * x.ld, x.ld};
         if (w->bfloat16) {
-            qv_round_rows(w->kernels, scratch->rows, rows, ld, count, d);
-            rows = scratch->rows;
-            ld_rows = steps;
+            qv_round_rows(w->kernels, scratch->rows, rows, count, d);
+            rows = (qv_const_rows){scratch->rows, steps};
         }
         float *panel = scratch->keys + place / width * steps * width + place % width;
-        w->kernels->transpose(panel, width, rows, ld_rows, count, steps);
+        w->kernels->transpose(panel, width, rows.at, rows.ld, count, steps);
         s += count;
     }
 }
 
 static const float *value_row(const attention_work *w, const qv_attention_head *head, size_t key) {
     const qv_attention *a = w->a;
-    return key < a->M ? head->extra_v + key * a->ld_extra : head->v + (key - a->M) * a->ld_kv;
+    return key < a->M ? head->extra_v.at + key * head->extra_v.ld : head->v.at + (key - a->M) * head->v.ld;
 }
 
 /* scratch->values [panels of d, steps of M + S, width] = the values, one key after the other or two keys paired */
@@ -143,9 +144,9 @@ static void pack_head(const attention_work *w, const lane_scratch *scratch, cons
     for (size_t i = 0; rest != 0 && i < steps; i++) {
         memset(scratch->keys + (keys - rest) * steps + i * width + rest, 0, (width - rest) * sizeof(float));
     }
-    pack_keys(w, scratch, 0, head->extra_k, a->ld_extra, a->M);
-    pack_keys(w, scratch, a->M, head->k, a->ld_kv, a->S);
-    if (a->out != NULL) {
+    pack_keys(w, scratch, 0, head->extra_k, a->M);
+    pack_keys(w, scratch, a->M, head->k, a->S);
+    if (a->out.at != NULL) {
         pack_values(w, scratch, head);
     }
 }
@@ -153,8 +154,8 @@ static void pack_head(const attention_work *w, const lane_scratch *scratch, cons
 /* Scale, bias and mask one row of scores; returns the scale that is still to be applied. */
 static float mask_row(const qv_attention *a, const qv_attention_head *head, float *row, size_t t) {
     float scale = a->scale;
-    if (a->bias != NULL) {
-        const float *bias = a->bias + (head->h * a->T + t) * a->S;
+    if (a->bias.at != NULL) {
+        const float *bias = a->bias.at + (head->h * a->bias_rows + t) * a->bias.ld;
         for (size_t m = 0; m < a->M; m++) {
             row[m] *= scale;
         }
@@ -196,13 +197,14 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
                         size_t rows) {
     const qv_attention *a = w->a;
     size_t width = w->kernels->panel_columns, keys = a->M + a->S, ld_scores = round_up(keys, QV_MAX_PANEL);
+    qv_const_rows q = {head->q.at + t0 * head->q.ld, head->q.ld};
     qv_panel_product product = {.ld_out = ld_scores,
-                                .x = head->q + t0 * a->ld_q,
-                                .ld_x = a->ld_q,
+                                .x = q.at,
+                                .ld_x = q.ld,
                                 .rows = rows,
                                 .depth = steps_of(w, a->d)};
     if (w->bfloat16) {
-        qv_round_rows(w->kernels, scratch->rows, head->q + t0 * a->ld_q, a->ld_q, rows, a->d);
+        qv_round_rows(w->kernels, scratch->rows, q, rows, a->d);
         product.x = scratch->rows;
         product.ld_x = product.depth;
     }
@@ -215,14 +217,14 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
     float inverse[TILE_ROWS];
     for (size_t r = 0; r < rows; r++) {
         float *row = scratch->scores + r * ld_scores;
-        inverse[r] = soften_row(w, head, row, t0 + r, w->bfloat16 && a->out != NULL);
+        inverse[r] = soften_row(w, head, row, t0 + r, w->bfloat16 && a->out.at != NULL);
     }
-    if (a->out == NULL) {
+    if (a->out.at == NULL) {
         return;
     }
-    float *out = a->out + (head->b * a->T + t0) * a->ld_out + head->h * a->d;
+    float *out = a->out.at + (head->b * a->T + t0) * a->out.ld + head->h * a->d;
     product = (qv_panel_product){
-        .ld_out = a->ld_out, .x = scratch->scores, .ld_x = ld_scores, .rows = rows, .depth = steps_of(w, keys)};
+        .ld_out = a->out.ld, .x = scratch->scores, .ld_x = ld_scores, .rows = rows, .depth = steps_of(w, keys)};
     for (size_t c = 0; c < a->d; c += width) {
         product.out = out + c;
         product.panel = scratch->values + c * product.depth;
@@ -230,31 +232,31 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
         w->multiply(&product);
     }
     for (size_t r = 0; r < rows; r++) {
-        w->kernels->scale(out + r * a->ld_out, out + r * a->ld_out, inverse[r], a->d);
+        w->kernels->scale(out + r * a->out.ld, out + r * a->out.ld, inverse[r], a->d);
     }
 }
 
 /* A row by itself: a dot product a key, then the weighted sum of the values. */
 static void attend_row(const attention_work *w, float *scores, const qv_attention_head *head, size_t t) {
     const qv_attention *a = w->a;
-    const float *q = head->q + t * a->ld_q;
+    const float *q = head->q.at + t * head->q.ld;
     for (size_t m = 0; m < a->M; m++) {
-        scores[m] = w->kernels->dot(q, head->extra_k + m * a->ld_extra, a->d);
+        scores[m] = w->kernels->dot(q, head->extra_k.at + m * head->extra_k.ld, a->d);
     }
     for (size_t s = 0; s < a->S; s++) {
-        scores[a->M + s] = w->kernels->dot(q, head->k + s * a->ld_kv, a->d);
+        scores[a->M + s] = w->kernels->dot(q, head->k.at + s * head->k.ld, a->d);
     }
     float inverse = soften_row(w, head, scores, t, false);
-    if (a->out == NULL) {
+    if (a->out.at == NULL) {
         return;
     }
-    float *out = a->out + (head->b * a->T + t) * a->ld_out + head->h * a->d;
+    float *out = a->out.at + (head->b * a->T + t) * a->out.ld + head->h * a->d;
     memset(out, 0, a->d * sizeof *out);
     for (size_t m = 0; m < a->M; m++) {
-        w->kernels->add_scaled(out, head->extra_v + m * a->ld_extra, scores[m] * inverse, a->d);
+        w->kernels->add_scaled(out, head->extra_v.at + m * head->extra_v.ld, scores[m] * inverse, a->d);
     }
     for (size_t s = 0; s < a->S; s++) {
-        w->kernels->add_scaled(out, head->v + s * a->ld_kv, scores[a->M + s] * inverse, a->d);
+        w->kernels->add_scaled(out, head->v.at + s * head->v.ld, scores[a->M + s] * inverse, a->d);
     }
 }
 
@@ -302,5 +304,5 @@ void qv_cpu_attention(qv_call *call, const qv_attention *a) {
     }
     work.rows = round_up((a->T + work.splits - 1) / work.splits, TILE_ROWS);
     work.splits = (a->T + work.rows - 1) / work.rows;
-    qv_parallel(call->lanes, heads * work.splits, attend_rows, &work);
+    qv_cpu_run(call, call->lanes, heads * work.splits, attend_rows, &work);
 }

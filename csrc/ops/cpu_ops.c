@@ -2,7 +2,6 @@
 #include "ops/cpu_ops.h"
 
 #include "base/cpu.h"
-#include "base/threads.h"
 #include "ops/kernels.h"
 
 static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
@@ -10,27 +9,46 @@ static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys
     return attention > linear ? attention : linear;
 }
 
+static size_t backward_scratch_bytes(size_t lanes, size_t keys, size_t H, size_t rows) {
+    (void)H;
+    (void)rows;
+    size_t attention = qv_cpu_attention_backward_scratch(lanes, keys), linear = qv_cpu_linear_backward_scratch(lanes);
+    return attention > linear ? attention : linear;
+}
+
+static qv_precision computes_in(const qv_ops *ops, qv_precision wanted) {
+    (void)ops;
+    return qv_cpu_has_bfloat16() ? wanted : QV_PRECISION_FLOAT32;
+}
+
+void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context) {
+    if (!qv_call_stopped(call)) {
+        qv_parallel(lanes, tasks, run, context);
+    }
+}
+
 const qv_ops qv_cpu_ops = {
     .name = "cpu",
     .chunk_rows = 1200, /* more would leave the cache */
     .give = qv_cpu_move,
     .take = qv_cpu_move,
-    .linear_prepare = qv_cpu_linear_prepare,
-    .linear_free = qv_cpu_linear_free,
+    .computes_in = computes_in,
+    .linear_pack = qv_cpu_linear_pack,
+    .linear_drop = qv_cpu_linear_drop,
     .scratch_bytes = scratch_bytes,
     .linear = qv_cpu_linear,
-    .layer_norm = qv_cpu_layer_norm,
-    .rms_norm = qv_cpu_rms_norm,
+    .norm = qv_cpu_norm,
     .attention = qv_cpu_attention,
     .preprocess = qv_cpu_preprocess,
     .patches = qv_cpu_patches,
     .embedding = qv_cpu_embedding,
     .relative_bias = qv_cpu_relative_bias,
+    .rotate = qv_cpu_rotate,
     .add = qv_cpu_add,
     .activation = qv_cpu_activation,
-    .backward_scratch_bytes = qv_cpu_backward_scratch,
+    .backward_scratch_bytes = backward_scratch_bytes,
     .linear_backward = qv_cpu_linear_backward,
-    .layer_norm_backward = qv_cpu_layer_norm_backward,
+    .norm_backward = qv_cpu_norm_backward,
     .activation_backward = qv_cpu_activation_backward,
     .attention_backward = qv_cpu_attention_backward,
     .gradcam = qv_cpu_gradcam,
@@ -78,8 +96,7 @@ static void burn_task(void *context, size_t task, size_t lane) {
 }
 
 double qv_cpu_burn(qv_precision precision, size_t lanes, size_t steps) {
-    bool in_bfloat16 = precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16();
-    burn_work work = {in_bfloat16 ? QV_PRECISION_BFLOAT16 : QV_PRECISION_FLOAT32, steps, {0}};
+    burn_work work = {computes_in(&qv_cpu_ops, precision), steps, {0}};
     size_t tasks = lanes < 256 ? lanes : 256;
     qv_parallel(tasks, tasks, burn_task, &work);
     double operations = 0.0;

@@ -2,49 +2,51 @@
 #ifndef QV_OPS_CPU_OPS_H
 #define QV_OPS_CPU_OPS_H
 
-#include "ops/ops.h"
+#include "base/threads.h"
+#include "ops/backend.h"
 
-qv_status qv_cpu_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
-                                size_t parts, qv_precision precision, qv_error *err);
-void qv_cpu_linear_free(const qv_ops *ops, qv_linear_weight *weight);
-void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                   const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
-void qv_cpu_attention(qv_call *call, const qv_attention *attention);
+/* The tasks of an op, on up to `lanes` lanes; none where the call is to stop. */
+void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context);
+
+qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
+void qv_cpu_linear_drop(const qv_ops *ops, qv_linear *layer);
+void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
+                   const qv_epilogue *epilogue, size_t R);
+void qv_cpu_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
+                            bool accumulate, size_t R);
 size_t qv_cpu_linear_scratch(size_t rows, size_t depth);
-size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width);
+size_t qv_cpu_linear_backward_scratch(size_t lanes);
 
-void qv_cpu_layer_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                       const float *bias, float eps, size_t R, size_t D);
-void qv_cpu_rms_norm(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                     float eps, size_t R, size_t D);
+void qv_cpu_attention(qv_call *call, const qv_attention *attention);
+void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward);
+size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width);
+size_t qv_cpu_attention_backward_scratch(size_t lanes, size_t keys);
+
+void qv_cpu_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
+void qv_cpu_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R);
 qv_status qv_cpu_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                             qv_error *err);
 void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                       size_t n, size_t D);
+void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
 void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
-void qv_cpu_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
+void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
 
 void qv_cpu_move(qv_call *call, void *out, const void *x, size_t bytes);
 
 void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
-size_t qv_cpu_backward_scratch(size_t lanes, size_t keys, size_t H, size_t rows);
-void qv_cpu_linear_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
-                            bool accumulate, size_t R, size_t N, size_t K);
-void qv_cpu_layer_norm_backward(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *x,
-                                size_t ld_x, const float *weight, float eps, size_t R, size_t D);
 void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n);
-void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward);
 void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S);
 void qv_cpu_unit_length(qv_call *call, float *x, size_t R, size_t D);
 void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
 
-/* One head of one b: where its rows lie. Where attention has no v or no extra tokens, NULL. */
+/* One head of one b: where its rows lie. Where attention has no v or no extra tokens, none. */
 typedef struct {
-    const float *q, *k, *v, *extra_k, *extra_v;
+    qv_const_rows q, k, v, extra_k, extra_v;
     size_t b, h;
 } qv_attention_head;
 
@@ -52,9 +54,10 @@ qv_attention_head qv_view_head(const qv_attention *attention, size_t b, size_t h
 /* The scores [M + S] of keys that query t does not see become -INFINITY. */
 void qv_hide_keys(float *scores, const qv_attention *attention, const qv_attention_head *head, size_t t);
 
-/* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual. */
-void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,
-                       size_t rows, size_t count);
+/* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual.
+ * bias and epilogue may be NULL. */
+void qv_apply_epilogue(qv_rows out, const float *bias, const qv_epilogue *epilogue, size_t column, size_t rows,
+                       size_t count);
 /* Every lane multiplies in registers for `steps` steps; returns the operations done, all lanes together. */
 double qv_cpu_burn(qv_precision precision, size_t lanes, size_t steps);
 /* x [n] = act(x) */

@@ -14,27 +14,20 @@ void qv_softmax(float *x, size_t n) {
     kernels->scale(x, x, kernels->exponentiate(x, 1.0f, n), n);
 }
 
-void qv_apply_epilogue(float *out, size_t ld_out, const float *bias, const qv_epilogue *epilogue, size_t column,
-                       size_t rows, size_t count) {
+void qv_apply_epilogue(qv_rows out, const float *bias, const qv_epilogue *epilogue, size_t column, size_t rows,
+                       size_t count) {
+    const qv_epilogue none = {0}, *e = epilogue != NULL ? epilogue : &none;
     for (size_t r = 0; r < rows; r++) {
-        float *row = out + r * ld_out;
-        if (bias != NULL) {
-            for (size_t i = 0; i < count; i++) {
-                row[i] += bias[i];
-            }
+        float *row = out.at + r * out.ld;
+        for (size_t i = 0; bias != NULL && i < count; i++) {
+            row[i] += bias[i];
         }
-        qv_activate(row, epilogue->activation, count);
-        if (epilogue->multiply != NULL) {
-            const float *factor = epilogue->multiply + r * epilogue->ld_multiply + column;
-            for (size_t i = 0; i < count; i++) {
-                row[i] *= factor[i];
-            }
+        qv_activate(row, e->activation, count);
+        for (size_t i = 0; e->multiply.at != NULL && i < count; i++) {
+            row[i] *= e->multiply.at[r * e->multiply.ld + column + i];
         }
-        if (epilogue->residual != NULL) {
-            const float *residual = epilogue->residual + r * epilogue->ld_residual + column;
-            for (size_t i = 0; i < count; i++) {
-                row[i] += residual[i];
-            }
+        for (size_t i = 0; e->residual.at != NULL && i < count; i++) {
+            row[i] += e->residual.at[r * e->residual.ld + column + i];
         }
     }
 }

@@ -1,8 +1,6 @@
 /* Activations on their own, their slopes, and the product of probabilities with their gradients. */
 #include "ops/cpu_ops.h"
 
-#include "base/threads.h"
-
 #include <math.h>
 #include <string.h>
 
@@ -25,7 +23,7 @@ static void activate_chunk(void *context, size_t task, size_t lane) {
 
 void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {
     elements_work work = {out, NULL, x, activation, n};
-    qv_parallel(call->lanes, (n + CHUNK - 1) / CHUNK, activate_chunk, &work);
+    qv_cpu_run(call, call->lanes, (n + CHUNK - 1) / CHUNK, activate_chunk, &work);
 }
 
 /* d/dx x Phi(x) = Phi(x) + x phi(x) */
@@ -34,16 +32,29 @@ static float gelu_slope(float x) {
     return cumulative + x * 0.39894228040143268f * expf(-0.5f * x * x);
 }
 
+/* x within -limit .. limit, beyond which a slope is 0 or 1 to the last bit, while its terms may overflow; NaN stays. */
+static float bound(float x, float limit) {
+    return x < -limit ? -limit : x > limit ? limit : x;
+}
+
 /* x / 2 (1 + tanh(u)), u = c (x + a x^3): (1 + tanh(u)) / 2 + x / 2 (1 - tanh(u)^2) c (1 + 3 a x^2) */
 static float gelu_tanh_slope(float x) {
+    x = bound(x, 10.0f);
     float t = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
 }
 
 /* x s, s = sigmoid(1.702 x): s + 1.702 x s (1 - s) */
 static float quick_gelu_slope(float x) {
+    x = bound(x, 60.0f);
     float s = 1.0f / (1.0f + expf(-1.702f * x));
     return s + 1.702f * x * s * (1.0f - s);
+}
+
+/* x s, s = sigmoid(x): s + x s (1 - s), but for what overflows */
+static float silu_slope(float x) {
+    float s = 1.0f / (1.0f + expf(-x));
+    return s + (s > 0.0f && s < 1.0f ? x * s * (1.0f - s) : 0.0f);
 }
 
 static void backward_chunk(void *context, size_t task, size_t lane) {
@@ -64,8 +75,11 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
         case QV_QUICK_GELU:
             slope = quick_gelu_slope(x);
             break;
+        case QV_SILU:
+            slope = silu_slope(x);
+            break;
         case QV_RELU:
-            slope = x <= 0.0f ? 0.0f : 1.0f; /* NaN stays */
+            slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
             break;
         }
         w->out[i] = w->dy[i] * slope;
@@ -75,7 +89,7 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
 void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n) {
     elements_work work = {dx, dy, x, activation, n};
-    qv_parallel(call->lanes, (n + CHUNK - 1) / CHUNK, backward_chunk, &work);
+    qv_cpu_run(call, call->lanes, (n + CHUNK - 1) / CHUNK, backward_chunk, &work);
 }
 
 typedef struct {
@@ -105,7 +119,7 @@ static void gradcam_row(void *context, size_t t, size_t lane) {
 void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S) {
     gradcam_work work = {out, probabilities, d_probabilities, first, H, T, S};
-    qv_parallel(call->lanes, T, gradcam_row, &work);
+    qv_cpu_run(call, call->lanes, T, gradcam_row, &work);
 }
 
 void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D) {

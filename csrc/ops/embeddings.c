@@ -1,14 +1,11 @@
 /* Pictures, patches and look-ups: what comes in front of the first product. */
 #include "ops/cpu_ops.h"
 
-#include "base/threads.h"
-
 #include <string.h>
 
 qv_status qv_cpu_preprocess(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                             qv_error *err) {
-    (void)call;
-    return qv_preprocess(out, picture, how, err);
+    return qv_call_stopped(call) ? QV_OK : qv_preprocess(out, picture, how, err);
 }
 
 typedef struct {
@@ -34,7 +31,7 @@ static void patch_row(void *context, size_t task, size_t lane) {
 
 void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p) {
     patches_work work = {out, image, height, width, p};
-    qv_parallel(call->lanes, height / p, patch_row, &work);
+    qv_cpu_run(call, call->lanes, height / p, patch_row, &work);
 }
 
 void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
@@ -62,6 +59,34 @@ void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_
     }
 }
 
+typedef struct {
+    qv_rows x;
+    const float *angles; /* [T - first, d] */
+    size_t T, first, H, d;
+} rotate_work;
+
+/* Row `task` of those that turn. */
+static void rotate_row(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const rotate_work *w = context;
+    size_t turning = w->T - w->first, half = w->d / 2, t = task % turning;
+    const float *cosines = w->angles + t * w->d, *sines = cosines + half;
+    float *a = w->x.at + (task / turning * w->T + w->first + t) * w->x.ld;
+    for (size_t h = 0; h < w->H; h++, a += w->d) {
+        float *b = a + half;
+        for (size_t j = 0; j < half; j++) {
+            float turned = a[j] * cosines[j] - b[j] * sines[j];
+            b[j] = b[j] * cosines[j] + a[j] * sines[j];
+            a[j] = turned;
+        }
+    }
+}
+
+void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d) {
+    rotate_work work = {x, angles, T, first, H, d};
+    qv_cpu_run(call, call->lanes, B * (T - first), rotate_row, &work);
+}
+
 void qv_cpu_move(qv_call *call, void *out, const void *x, size_t bytes) {
     (void)call;
     memcpy(out, x, bytes);
@@ -74,9 +99,9 @@ void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
     }
 }
 
-void qv_cpu_copy(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D) {
+void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D) {
     (void)call;
     for (size_t r = 0; r < R; r++) {
-        memcpy(out + r * ld_out, x + r * ld_x, D * sizeof *out);
+        memcpy(out.at + r * out.ld, x.at + r * x.ld, D * sizeof *x.at);
     }
 }

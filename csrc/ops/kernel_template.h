@@ -52,9 +52,10 @@ INLINE vec gelu(vec x) {
     return x * negative_select(x, tail, set1(1.0f) - tail);
 }
 
-/* x / (1 + e^-z) */
+/* x / (1 + e^-z); 0 for z < -87, however large x is */
 INLINE vec times_sigmoid(vec x, vec z) {
-    return x * reciprocal(set1(1.0f) + exponential(-largest(z, set1(-87.0f))));
+    const vec least = set1(-87.0f);
+    return x * clear_below(reciprocal(set1(1.0f) + exponential(-largest(z, least))), z, least);
 }
 
 INLINE vec apply_activation(vec x, qv_activation activation) {
@@ -67,6 +68,8 @@ INLINE vec apply_activation(vec x, qv_activation activation) {
         return times_sigmoid(x, x * set1(1.702f));
     case QV_RELU:
         return largest(set1(0.0f), x);
+    case QV_SILU:
+        return times_sigmoid(x, x);
     case QV_IDENTITY:
         break;
     }
@@ -137,59 +140,103 @@ TARGET static void transpose(float *out, size_t ld_out, const float *in, size_t 
 
 /* ---- norms ---- */
 
-TARGET static void layer_norm(float *out, const float *x, const float *weight, const float *bias, float eps, size_t n) {
-    size_t whole = n / WIDTH * WIDTH, rest = n - whole;
+/* What a norm makes of a row: n = ((x - mean) - missing) inverse. The mean is two floats, because where it is most of the
+ * row, no one float is near enough; a row that is constant becomes exactly zeros. An RMS norm's mean is 0. */
+typedef struct {
+    float mean, missing, inverse;
+} row_statistics;
+
+INLINE vec centre(vec x, const row_statistics *s) {
+    return (x - set1(s->mean)) - set1(s->missing);
+}
+
+/* The last n < WIDTH items, and zeros behind them. */
+INLINE vec centre_part(const float *x, const row_statistics *s, size_t n) {
+    return keep_part(centre(load_part(x, n), s), n);
+}
+
+/* The mean of what is left of x [n] behind `s`. */
+INLINE float mean_behind(const float *x, const row_statistics *s, size_t n) {
     vec sum = zero();
-    for (size_t i = 0; i < whole; i += WIDTH) {
-        sum = sum + load(x + i);
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        sum = sum + centre(load(x + i), s);
     }
-    if (rest != 0) {
-        sum = sum + load_part(x + whole, rest);
+    if (i < n) {
+        sum = sum + centre_part(x + i, s, n - i);
     }
-    const float first = reduce_sum(sum) / (float)n;
-    vec centre = set1(first), squares = zero();
-    sum = zero();
-    for (size_t i = 0; i < whole; i += WIDTH) {
-        vec centred = load(x + i) - centre;
-        sum = sum + centred;
+    return reduce_sum(sum) / (float)n;
+}
+
+INLINE row_statistics find_statistics(const float *x, const qv_norm *norm) {
+    const size_t n = norm->D;
+    row_statistics s = {0.0f, 0.0f, 0.0f};
+    if (norm->kind == QV_LAYER_NORM) {
+        s.mean = mean_behind(x, &s, n);
+        s.missing = mean_behind(x, &s, n);
+    }
+    vec squares = zero();
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        const vec centred = centre(load(x + i), &s);
         squares = multiply_add(centred, centred, squares);
     }
-    float variance = reduce_sum(squares), rounding = reduce_sum(sum);
-    for (size_t i = whole; i < n; i++) {
-        variance += (x[i] - first) * (x[i] - first);
-        rounding += x[i] - first;
+    if (i < n) {
+        const vec centred = centre_part(x + i, &s, n - i);
+        squares = multiply_add(centred, centred, squares);
     }
-    /* What rounding has made of the mean is all there is of a row that is constant: it is taken out again. */
-    rounding /= (float)n;
-    const float mean = first + rounding;
-    variance = variance / (float)n - rounding * rounding;
-    variance = variance < 0.0f ? 0.0f : variance;
-    const float inverse = 1.0f / sqrtf(variance + eps) + 0.0f * variance; /* NaN where it overflows */
-    const vec factor = set1(inverse);
-    centre = set1(mean);
+    const float variance = reduce_sum(squares) / (float)n;
+    s.inverse = 1.0f / sqrtf(variance + norm->eps) + 0.0f * variance; /* NaN where it overflows */
+    return s;
+}
+
+TARGET static void norm_row(float *out, const float *x, const qv_norm *norm) {
+    const row_statistics s = find_statistics(x, norm);
+    const float *weight = norm->weight.data, *bias = norm->bias.data;
+    const size_t whole = norm->D / WIDTH * WIDTH, rest = norm->D - whole;
+    const vec inverse = set1(s.inverse);
     for (size_t i = 0; i < whole; i += WIDTH) {
-        vec normed = (load(x + i) - centre) * factor * load(weight + i);
+        vec normed = centre(load(x + i), &s) * inverse * load(weight + i);
         if (bias != NULL) {
             normed = normed + load(bias + i);
         }
         store(out + i, normed);
     }
-    for (size_t i = whole; i < n; i++) {
-        float normed = (x[i] - mean) * inverse * weight[i];
-        out[i] = bias != NULL ? normed + bias[i] : normed;
+    if (rest != 0) {
+        vec normed = centre_part(x + whole, &s, rest) * inverse * load_part(weight + whole, rest);
+        if (bias != NULL) {
+            normed = normed + load_part(bias + whole, rest);
+        }
+        store_part(out + whole, normed, rest);
     }
 }
 
-TARGET static void rms_norm(float *out, const float *x, const float *weight, float eps, size_t n) {
-    const float squares = dot(x, x, n);
-    const float inverse = 1.0f / sqrtf(squares / (float)n + eps) + 0.0f * squares; /* NaN where it overflows */
-    const vec factor = set1(inverse);
-    size_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH) {
-        store(out + i, load(x + i) * factor * load(weight + i));
+/* g = dy weight: dx = (g - mean(g) - n mean(g n)) inverse, the first mean in a layer norm alone */
+TARGET static void norm_row_backward(float *dx, const float *dy, const float *x, const qv_norm *norm) {
+    const row_statistics s = find_statistics(x, norm);
+    const float *weight = norm->weight.data, D = (float)norm->D;
+    const size_t whole = norm->D / WIDTH * WIDTH, rest = norm->D - whole;
+    vec gradients = zero(), products = zero();
+    for (size_t i = 0; i < whole; i += WIDTH) {
+        const vec g = load(dy + i) * load(weight + i);
+        gradients = gradients + g;
+        products = multiply_add(g, centre(load(x + i), &s), products);
     }
-    for (; i < n; i++) {
-        out[i] = x[i] * inverse * weight[i];
+    if (rest != 0) {
+        const vec g = load_part(dy + whole, rest) * load_part(weight + whole, rest);
+        gradients = gradients + g;
+        products = multiply_add(g, centre_part(x + whole, &s, rest), products);
+    }
+    const vec mean = set1(norm->kind == QV_LAYER_NORM ? reduce_sum(gradients) / D : 0.0f);
+    const vec slope = set1(reduce_sum(products) / D * s.inverse * s.inverse), inverse = set1(s.inverse);
+    for (size_t i = 0; i < whole; i += WIDTH) {
+        const vec g = load(dy + i) * load(weight + i), along = centre(load(x + i), &s) * slope;
+        store(dx + i, ((g - mean) - along) * inverse);
+    }
+    if (rest != 0) {
+        const vec g = load_part(dy + whole, rest) * load_part(weight + whole, rest);
+        const vec along = centre_part(x + whole, &s, rest) * slope;
+        store_part(dx + whole, ((g - mean) - along) * inverse, rest);
     }
 }
 
@@ -205,10 +252,10 @@ INLINE vec finish_vector(vec y, const qv_panel_product *p, size_t r, size_t colu
     }
     y = apply_activation(y, p->epilogue->activation);
     if (p->multiply != NULL) {
-        y = y * LOAD(p->multiply + r * p->epilogue->ld_multiply + column);
+        y = y * LOAD(p->multiply + r * p->epilogue->multiply.ld + column);
     }
     if (p->residual != NULL) {
-        y = y + LOAD(p->residual + r * p->epilogue->ld_residual + column);
+        y = y + LOAD(p->residual + r * p->epilogue->residual.ld + column);
     }
     return y;
 #undef LOAD
@@ -294,7 +341,7 @@ const qv_kernels KERNELS = {
     .dot = dot,
     .add_scaled = add_scaled,
     .transpose = transpose,
-    .layer_norm = layer_norm,
-    .rms_norm = rms_norm,
+    .norm = norm_row,
+    .norm_backward = norm_row_backward,
     .burn = burn,
 };

@@ -55,8 +55,9 @@ typedef struct {
     void (*add_scaled)(float *out, const float *x, float factor, size_t n);
     /* out [columns, rows] = in [rows, columns]^T, of any 4-byte items: their bits are kept */
     void (*transpose)(float *out, size_t ld_out, const float *in, size_t ld_in, size_t rows, size_t columns);
-    void (*layer_norm)(float *out, const float *x, const float *weight, const float *bias, float eps, size_t n);
-    void (*rms_norm)(float *out, const float *x, const float *weight, float eps, size_t n);
+    /* One row; see qv_norm, and norm_backward of qv_ops. */
+    void (*norm)(float *out, const float *x, const qv_norm *norm);
+    void (*norm_backward)(float *dx, const float *dy, const float *x, const qv_norm *norm);
 
     /* Multiply and add in registers alone, and say how many operations that was: what a product's speed is held against.
      * bfloat16 only where multiply_bfloat16 is and the CPU has it. */
@@ -70,7 +71,7 @@ extern const qv_kernels qv_kernels_avx512;
 #endif
 
 /* out [n, ceil(d / 2)] pairs = the rows of x [n, d] in bfloat16, an odd last one with a partner of zero */
-void qv_round_rows(const qv_kernels *kernels, float *out, const float *x, size_t ld_x, size_t n, size_t d);
+void qv_round_rows(const qv_kernels *kernels, float *out, qv_const_rows x, size_t n, size_t d);
 
 /* The best table that qv_cpu() allows. */
 const qv_kernels *qv_kernels_here(void);

@@ -5,11 +5,9 @@
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
-#include "base/threads.h"
+#include "base/os.h"
 #include "ops/kernels.h"
 
-#include <limits.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
@@ -20,18 +18,21 @@
 #define PACK_STEPS ((size_t)64)
 #define PACK_STRIDE (PACK_STEPS + 16)
 
-static size_t source_depth(const qv_linear_source *source) {
-    size_t rows = source->weight->shape[0];
-    return rows == 0 ? 0 : qv_tensor_count(source->weight) / rows;
-}
+/* What the CPU keeps of a layer: each part in panels of the kernels' width, or plain [part_columns, K] for OpenBLAS;
+ * borrowed from the file or in `owned`. */
+typedef struct {
+    bool in_panels;
+    const float *parts[QV_MAX_PARTS];
+    void *owned;
+} cpu_weights;
 
 /* Steps of the packed depth: pairs in bfloat16. One step of one column is 4 bytes either way. */
-static size_t packed_depth(const qv_linear_weight *weight) {
-    return weight->precision == QV_PRECISION_BFLOAT16 ? (weight->depth + 1) / 2 : weight->depth;
+static size_t packed_depth(const qv_linear *layer) {
+    return layer->precision == QV_PRECISION_BFLOAT16 ? (layer->depth + 1) / 2 : layer->depth;
 }
 
-static size_t panels_of(const qv_linear_weight *weight, size_t part, size_t panel_columns) {
-    return (weight->part_columns[part] + panel_columns - 1) / panel_columns;
+static size_t panels_of(const qv_linear *layer, size_t part, size_t panel_columns) {
+    return (layer->part_columns[part] + panel_columns - 1) / panel_columns;
 }
 
 typedef struct {
@@ -49,7 +50,8 @@ static bool is_aligned(const qv_tensor *tensor) {
 /* Whether the file holds panels of this width in this type, which can be read where they lie. */
 static bool has_panels(const qv_linear_source *source, size_t width, qv_dtype dtype) {
     const qv_tensor *weight = source->weight;
-    return weight->panel_columns == width && weight->dtype == dtype && source->add_weight == NULL && is_aligned(weight);
+    return weight->panel_columns == width && weight->dtype == dtype && source->add_weight == NULL && source->row_scale == NULL &&
+           is_aligned(weight);
 }
 
 /* Panel `task` from the file's float32 panel of the same width: steps of the depth, two by two. */
@@ -82,8 +84,7 @@ static void pack_panel(void *context, size_t task, size_t lane) {
         size_t steps = w->bfloat16 ? (count + 1) / 2 : count;
         for (size_t c = 0; c < columns; c++) {
             float *row = rows + c * PACK_STRIDE;
-            qv_tensor_read_sum(row, w->source->weight, w->source->add_weight, w->source->scale,
-                               (first + c) * w->depth + k, count, spare);
+            qv_linear_source_read(row, w->source, (first + c) * w->depth + k, count, spare);
             if (w->bfloat16) {
                 row[count] = 0.0f; /* the partner of an odd last one */
                 w->kernels->round_bfloat16((uint16_t *)row, row, 2 * steps);
@@ -94,47 +95,36 @@ static void pack_panel(void *context, size_t task, size_t lane) {
     }
 }
 
-/* The packed form stands in for the file's from now on. */
-static void release_source(const qv_linear_source *source) {
-    qv_tensor_release_pages(source->weight);
-    if (source->add_weight != NULL) {
-        qv_tensor_release_pages(source->add_weight);
-    }
-}
-
-static qv_status prepare_packed(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts,
-                                const qv_kernels *kernels, qv_error *err) {
-    bool bfloat16 = weight->precision == QV_PRECISION_BFLOAT16;
+static qv_status pack_panels(cpu_weights *weights, const qv_linear *layer, const qv_linear_source *sources,
+                             const qv_kernels *kernels, qv_error *err) {
+    bool bfloat16 = layer->precision == QV_PRECISION_BFLOAT16;
     qv_dtype dtype = bfloat16 ? QV_BFLOAT16 : QV_FLOAT32;
-    size_t panels = 0, width = kernels->panel_columns, steps = packed_depth(weight), items;
-    for (size_t i = 0; i < parts; i++) {
+    size_t panels = 0, width = kernels->panel_columns, steps = packed_depth(layer), items;
+    for (size_t i = 0; i < layer->parts; i++) {
         if (has_panels(&sources[i], width, dtype)) {
-            weight->packed[i] = sources[i].weight->data;
+            weights->parts[i] = sources[i].weight->data;
         } else {
-            panels += panels_of(weight, i, width);
+            panels += panels_of(layer, i, width);
         }
     }
-    float *packed = NULL;
     if (panels == 0) {
         return QV_OK;
     }
-    if (qv_multiply_size(panels * width, steps, &items)) {
-        packed = qv_allocate(items, sizeof *packed);
-    }
+    float *packed = qv_multiply_size(panels * width, steps, &items) ? qv_allocate(items, sizeof *packed) : NULL;
     if (packed == NULL) {
         return qv_fail_memory(err, sources[0].weight->name);
     }
-    weight->owned = packed;
-    for (size_t i = 0; i < parts; i++) {
-        if (weight->packed[i] != NULL) {
+    weights->owned = packed;
+    for (size_t i = 0; i < layer->parts; i++) {
+        if (weights->parts[i] != NULL) {
             continue;
         }
-        pack_work work = {kernels, &sources[i], packed, weight->part_columns[i], weight->depth, steps, bfloat16};
-        size_t count = panels_of(weight, i, width);
+        pack_work work = {kernels, &sources[i], packed, layer->part_columns[i], layer->depth, steps, bfloat16};
+        size_t count = panels_of(layer, i, width);
         qv_parallel(qv_thread_count(), count, pack_panel, &work);
-        weight->packed[i] = packed;
+        weights->parts[i] = packed;
         packed += count * width * steps;
-        release_source(&sources[i]);
+        qv_linear_source_release(&sources[i]);
     }
     return QV_OK;
 }
@@ -143,92 +133,51 @@ static bool can_borrow(const qv_linear_source *source) {
     return has_panels(source, 0, QV_FLOAT32);
 }
 
-static qv_status prepare_plain(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts, qv_error *err) {
+static qv_status copy_plain(cpu_weights *weights, const qv_linear *layer, const qv_linear_source *sources,
+                            qv_error *err) {
     size_t copied = 0;
-    for (size_t i = 0; i < parts; i++) {
+    for (size_t i = 0; i < layer->parts; i++) {
         copied += can_borrow(&sources[i]) ? 0 : qv_tensor_count(sources[i].weight);
     }
     /* one row more, for the sums */
-    float *copy = copied != 0 ? qv_allocate(copied + weight->depth, sizeof *copy) : NULL;
+    float *copy = copied != 0 ? qv_allocate(copied + layer->depth, sizeof *copy) : NULL;
     if (copied != 0 && copy == NULL) {
         return qv_fail_memory(err, sources[0].weight->name);
     }
-    weight->owned = copy;
-    for (size_t i = 0; i < parts; i++) {
+    weights->owned = copy;
+    float *spare = copied != 0 ? copy + copied : NULL;
+    for (size_t i = 0; i < layer->parts; i++) {
         if (can_borrow(&sources[i])) {
-            weight->plain[i] = sources[i].weight->data;
+            weights->parts[i] = sources[i].weight->data;
             continue;
         }
-        weight->plain[i] = copy;
-        for (size_t row = 0; row < weight->part_columns[i]; row++, copy += weight->depth) {
-            qv_tensor_read_sum(copy, sources[i].weight, sources[i].add_weight, sources[i].scale,
-                               row * weight->depth, weight->depth, (float *)weight->owned + copied);
+        weights->parts[i] = copy;
+        for (size_t row = 0; row < layer->part_columns[i]; row++, copy += layer->depth) {
+            qv_linear_source_read(copy, &sources[i], row * layer->depth, layer->depth, spare);
         }
-        release_source(&sources[i]);
+        qv_linear_source_release(&sources[i]);
     }
     return QV_OK;
 }
 
-static qv_status prepare_bias(qv_linear_weight *weight, const qv_linear_source *sources, size_t parts, qv_error *err) {
-    bool any = false;
-    for (size_t i = 0; i < parts; i++) {
-        any = any || sources[i].bias != NULL;
-    }
-    if (!any) {
-        return QV_OK;
-    }
-    float *bias = qv_allocate(2 * weight->columns, sizeof *bias);
-    if (bias == NULL) {
+qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err) {
+    (void)ops;
+    const qv_kernels *kernels = qv_kernels_here();
+    cpu_weights *weights = qv_allocate(1, sizeof *weights);
+    if (weights == NULL) {
         return qv_fail_memory(err, sources[0].weight->name);
     }
-    memset(bias, 0, weight->columns * sizeof *bias);
-    float *part = bias;
-    for (size_t i = 0; i < parts; i++) {
-        if (sources[i].bias != NULL) {
-            qv_tensor_read_sum(part, sources[i].bias, sources[i].add_bias, sources[i].scale, 0,
-                               weight->part_columns[i], bias + weight->columns);
-        }
-        part += weight->part_columns[i];
-    }
-    weight->bias = bias;
-    weight->owned_bias = bias;
-    return QV_OK;
+    *weights = (cpu_weights){.in_panels = kernels->packs_weights};
+    layer->packed = weights;
+    return weights->in_panels ? pack_panels(weights, layer, sources, kernels, err)
+                              : copy_plain(weights, layer, sources, err);
 }
 
-qv_status qv_cpu_linear_prepare(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
-                                size_t parts, qv_precision precision, qv_error *err) {
-    const qv_kernels *kernels = qv_kernels_here();
-    bool in_bfloat16 = precision == QV_PRECISION_BFLOAT16 && qv_cpu_has_bfloat16();
-    *weight = (qv_linear_weight){.parts = parts,
-                                 .precision = in_bfloat16 ? QV_PRECISION_BFLOAT16 : QV_PRECISION_FLOAT32};
-    for (size_t i = 0; i < parts; i++) {
-        if (sources[i].weight == NULL) {
-            return QV_OK; /* missing: qv_weights_check reports it */
-        }
-        weight->part_columns[i] = sources[i].weight->shape[0];
-        weight->columns += sources[i].weight->shape[0];
-    }
-    weight->depth = source_depth(&sources[0]);
-    if (weight->columns > INT_MAX / 4 || weight->depth > INT_MAX / 4) {
-        return qv_fail(err, QV_ERR_VALUE, "%s: a linear layer of %zu x %zu is too large", sources[0].weight->name,
-                       weight->columns, weight->depth);
-    }
-    qv_status status = kernels->packs_weights ? prepare_packed(weight, sources, parts, kernels, err)
-                                              : prepare_plain(weight, sources, parts, err);
-    if (status == QV_OK) {
-        status = prepare_bias(weight, sources, parts, err);
-    }
-    if (status != QV_OK) {
-        qv_cpu_linear_free(ops, weight);
-    }
-    return status;
-}
-
-void qv_cpu_linear_free(const qv_ops *ops, qv_linear_weight *weight) {
+void qv_cpu_linear_drop(const qv_ops *ops, qv_linear *layer) {
     (void)ops;
-    qv_free(weight->owned);
-    qv_free(weight->owned_bias);
-    *weight = (qv_linear_weight){0};
+    cpu_weights *weights = layer->packed;
+    qv_free(weights->owned);
+    qv_free(weights);
 }
 
 /* ---- packed products ---- */
@@ -247,12 +196,11 @@ enum { NOT_ROUNDED, BEING_ROUNDED, ROUNDED };
 
 typedef struct {
     const qv_kernels *kernels;
-    const qv_linear_weight *weight;
+    const qv_linear *layer;
+    const cpu_weights *weights;
     void (*multiply)(const qv_panel_product *product);
-    float *out;
-    size_t ld_out;
-    const float *x; /* [rows, depth] */
-    size_t ld_x;
+    qv_rows out;
+    qv_const_rows x; /* [rows, depth] */
     float *rounded; /* [rows, steps] pairs of x in bfloat16, made by whichever lane first needs a chunk of them; or NULL */
     const qv_epilogue *epilogue;
     bool add_to_out;
@@ -269,11 +217,11 @@ static size_t chunk_start(const product_work *w, size_t chunk) {
     return row < w->rows ? row : w->rows;
 }
 
-void qv_round_rows(const qv_kernels *kernels, float *out, const float *x, size_t ld_x, size_t n, size_t d) {
+void qv_round_rows(const qv_kernels *kernels, float *out, qv_const_rows x, size_t n, size_t d) {
     size_t pairs = (d + 1) / 2;
     for (size_t r = 0; r < n; r++) {
         uint16_t *row = (uint16_t *)(void *)(out + r * pairs);
-        kernels->round_bfloat16(row, x + r * ld_x, d);
+        kernels->round_bfloat16(row, x.at + r * x.ld, d);
         if (d % 2 != 0) {
             row[d] = 0;
         }
@@ -288,12 +236,12 @@ static void round_chunk(product_work *w, size_t chunk) {
     int state = NOT_ROUNDED;
     if (atomic_compare_exchange_strong(&w->state[chunk], &state, BEING_ROUNDED)) {
         size_t first = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - first;
-        qv_round_rows(w->kernels, w->rounded + first * packed_depth(w->weight), w->x + first * w->ld_x, w->ld_x, rows,
-                      w->weight->depth);
+        qv_const_rows x = {w->x.at + first * w->x.ld, w->x.ld};
+        qv_round_rows(w->kernels, w->rounded + first * packed_depth(w->layer), x, rows, w->layer->depth);
         atomic_store(&w->state[chunk], ROUNDED);
     }
     while (atomic_load(&w->state[chunk]) != ROUNDED) {
-        sched_yield();
+        qv_os_yield();
     }
 }
 
@@ -304,17 +252,17 @@ typedef struct {
 } column_group;
 
 static column_group find_group(const product_work *w, size_t group) {
-    const qv_linear_weight *weight = w->weight;
-    size_t steps = packed_depth(weight), start = 0;
-    for (size_t part = 0; part < weight->parts; part++) {
-        size_t columns = weight->part_columns[part];
+    const qv_linear *layer = w->layer;
+    size_t steps = packed_depth(layer), start = 0;
+    for (size_t part = 0; part < layer->parts; part++) {
+        size_t columns = layer->part_columns[part];
         if (start >= w->first && start < w->first + w->count) {
             size_t groups = (columns + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
             if (group < groups) {
                 size_t column = group * GROUP_COLUMNS;
                 return (column_group){.column = start + column,
                                       .columns = columns - column < GROUP_COLUMNS ? columns - column : GROUP_COLUMNS,
-                                      .panel = weight->packed[part] + column * steps};
+                                      .panel = w->weights->parts[part] + column * steps};
             }
             group -= groups;
         }
@@ -343,12 +291,12 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     product_work *w = context;
     size_t number = 0, chunk = 0;
     take_group(w, lane, &number, &chunk);
-    size_t width = w->kernels->panel_columns, steps = packed_depth(w->weight);
+    size_t width = w->kernels->panel_columns, steps = packed_depth(w->layer);
     size_t row = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - row;
     if (w->rounded != NULL) {
         round_chunk(w, chunk);
     }
-    const float *x = w->rounded != NULL ? w->rounded + row * steps : w->x + row * w->ld_x;
+    const float *x = w->rounded != NULL ? w->rounded + row * steps : w->x.at + row * w->x.ld;
     column_group group = find_group(w, number), next = find_group(w, (number + 1) % w->groups);
     size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
     for (size_t c = 0; c < group.columns; c += width) {
@@ -356,24 +304,24 @@ static void multiply_group(void *context, size_t task, size_t lane) {
         bool last = c + width >= group.columns;
         const char *prefetch = (const char *)(last ? next.panel : group.panel + (c + width) * steps);
         qv_panel_product product = {
-            .out = w->out + row * w->ld_out + column,
-            .ld_out = w->ld_out,
+            .out = w->out.at + row * w->out.ld + column,
+            .ld_out = w->out.ld,
             .x = x,
-            .ld_x = w->rounded != NULL ? steps : w->ld_x,
+            .ld_x = w->rounded != NULL ? steps : w->x.ld,
             .panel = group.panel + c * steps,
             .rows = rows,
             .columns = group.columns - c < width ? group.columns - c : width,
             .depth = steps,
             .add_to_out = w->add_to_out,
-            .bias = w->weight->bias != NULL ? w->weight->bias + group.column + c : NULL,
+            .bias = w->layer->bias.data != NULL ? w->layer->bias.data + group.column + c : NULL,
             .epilogue = w->epilogue,
             .prefetch = prefetch,
             .prefetch_end = prefetch + block * width * sizeof(float),
         };
         if (w->epilogue != NULL) {
             const qv_epilogue *e = w->epilogue;
-            product.multiply = e->multiply != NULL ? e->multiply + row * e->ld_multiply + column : NULL;
-            product.residual = e->residual != NULL ? e->residual + row * e->ld_residual + column : NULL;
+            product.multiply = e->multiply.at != NULL ? e->multiply.at + row * e->multiply.ld + column : NULL;
+            product.residual = e->residual.at != NULL ? e->residual.at + row * e->residual.ld + column : NULL;
         }
         w->multiply(&product);
     }
@@ -383,18 +331,16 @@ size_t qv_cpu_linear_scratch(size_t rows, size_t depth) {
     return qv_cpu_has_bfloat16() ? rows * (depth + 1) * sizeof(uint16_t) : 0;
 }
 
-static void multiply_packed(const qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                            const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue,
-                            bool add_to_out, size_t R) {
+static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first,
+                            size_t count, const qv_epilogue *epilogue, bool add_to_out, size_t R) {
     const qv_kernels *kernels = qv_kernels_here();
-    bool in_bfloat16 = weight->precision == QV_PRECISION_BFLOAT16;
+    bool in_bfloat16 = layer->precision == QV_PRECISION_BFLOAT16;
     product_work work = {.kernels = kernels,
-                         .weight = weight,
+                         .layer = layer,
+                         .weights = layer->packed,
                          .multiply = in_bfloat16 ? kernels->multiply_bfloat16 : kernels->multiply,
                          .out = out,
-                         .ld_out = ld_out,
                          .x = x,
-                         .ld_x = ld_x,
                          .rounded = in_bfloat16 ? call->scratch : NULL,
                          .epilogue = epilogue,
                          .add_to_out = add_to_out,
@@ -403,9 +349,9 @@ static void multiply_packed(const qv_call *call, float *out, size_t ld_out, cons
                          .rows = R,
                          .lanes = call->lanes};
     size_t start = 0;
-    for (size_t part = 0; part < weight->parts; start += weight->part_columns[part], part++) {
+    for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
         if (start >= first && start < first + count) {
-            work.groups += (weight->part_columns[part] + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
+            work.groups += (layer->part_columns[part] + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
         }
     }
     if (R == 0 || work.groups == 0) {
@@ -421,24 +367,21 @@ static void multiply_packed(const qv_call *call, float *out, size_t ld_out, cons
     }
     work.tiles = (R + tile - 1) / tile;
     work.chunks = chunks < MOST_CHUNKS ? chunks : MOST_CHUNKS;
-    size_t width = R * count * weight->depth < LEAST_SHARED ? 1 : call->lanes;
-    qv_parallel(width, work.groups * work.chunks, multiply_group, &work);
+    size_t width = R * count * layer->depth < LEAST_SHARED ? 1 : call->lanes;
+    qv_cpu_run(call, width, work.groups * work.chunks, multiply_group, &work);
 }
 
 /* ---- OpenBLAS ---- */
 
 typedef struct {
-    float *out;
-    size_t ld_out;
-    const float *x;
-    size_t ld_x;
-    const qv_linear_weight *weight;
+    qv_rows out;
+    qv_const_rows x;
     const float *plain; /* [count, K] */
     const float *bias;  /* [count] or NULL */
     const qv_epilogue *epilogue;
     bool add_to_out;
     size_t offset; /* of this part's first column in out */
-    size_t count, rows, slab;
+    size_t count, depth, rows, slab;
 } slab_work;
 
 static void multiply_slab(void *context, size_t task, size_t lane) {
@@ -447,56 +390,194 @@ static void multiply_slab(void *context, size_t task, size_t lane) {
     size_t first = task * w->slab;
     size_t count = first + w->slab <= w->count ? w->slab : w->count - first;
     size_t column = w->offset + first;
-    float *out = w->out + column;
-    qv_sgemm(out, w->ld_out, w->x, w->ld_x, false, w->plain + first * w->weight->depth, w->weight->depth, true, 1.0f,
-             w->add_to_out ? 1.0f : 0.0f, w->rows, count, w->weight->depth);
-    const qv_epilogue none = {QV_IDENTITY, NULL, 0, NULL, 0};
-    qv_apply_epilogue(out, w->ld_out, w->bias != NULL ? w->bias + first : NULL,
-                      w->epilogue != NULL ? w->epilogue : &none, column, w->rows, count);
+    qv_rows out = {w->out.at + column, w->out.ld};
+    qv_sgemm(out.at, out.ld, w->x.at, w->x.ld, false, w->plain + first * w->depth, w->depth, true, 1.0f,
+             w->add_to_out ? 1.0f : 0.0f, w->rows, count, w->depth);
+    qv_apply_epilogue(out, w->bias != NULL ? w->bias + first : NULL, w->epilogue, column, w->rows, count);
 }
 
-static void multiply_plain(const qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                           const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue,
-                           bool add_to_out, size_t R) {
+/* Columns of a lane's slab, of `columns` */
+static size_t slab_columns(const qv_call *call, size_t columns) {
+    size_t slabs = call->lanes < columns / 16 ? call->lanes : 1;
+    return ((columns + slabs - 1) / slabs + 15) / 16 * 16;
+}
+
+static void multiply_plain(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
+                           const qv_epilogue *epilogue, bool add_to_out, size_t R) {
+    const cpu_weights *weights = layer->packed;
     size_t start = 0;
-    for (size_t part = 0; part < weight->parts; start += weight->part_columns[part], part++) {
+    for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
         if (start < first || start >= first + count) {
             continue;
         }
-        size_t columns = weight->part_columns[part];
-        size_t slabs = call->lanes < columns / 16 ? call->lanes : 1;
-        size_t slab = (columns + slabs - 1) / slabs;
-        slab = (slab + 15) / 16 * 16;
+        size_t columns = layer->part_columns[part], slab = slab_columns(call, columns);
         slab_work work = {.out = out,
-                          .ld_out = ld_out,
                           .x = x,
-                          .ld_x = ld_x,
-                          .weight = weight,
-                          .plain = weight->plain[part],
-                          .bias = weight->bias != NULL ? weight->bias + start : NULL,
+                          .plain = weights->parts[part],
+                          .bias = layer->bias.data != NULL ? layer->bias.data + start : NULL,
                           .epilogue = epilogue,
                           .add_to_out = add_to_out,
                           .offset = start - first,
                           .count = columns,
+                          .depth = layer->depth,
                           .rows = R,
                           .slab = slab};
-        qv_parallel(call->lanes, (columns + slab - 1) / slab, multiply_slab, &work);
+        qv_cpu_run(call, call->lanes, (columns + slab - 1) / slab, multiply_slab, &work);
     }
 }
 
-void qv_cpu_linear(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                   const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R) {
+void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
+                   const qv_epilogue *epilogue, size_t R) {
     /* A residual that is the output itself is where the sums begin. */
-    bool add_to_out = epilogue != NULL && epilogue->residual == out;
-    qv_epilogue rest = {QV_IDENTITY, NULL, 0, NULL, 0};
-    if (epilogue != NULL) {
-        rest = *epilogue;
-        rest.residual = add_to_out ? NULL : rest.residual;
+    bool add_to_out = epilogue != NULL && epilogue->residual.at == out.at;
+    qv_epilogue rest = epilogue != NULL ? *epilogue : (qv_epilogue){0};
+    rest.residual.at = add_to_out ? NULL : rest.residual.at;
+    bool plain = rest.activation == QV_IDENTITY && rest.multiply.at == NULL && rest.residual.at == NULL;
+    (((const cpu_weights *)layer->packed)->in_panels ? multiply_packed : multiply_plain)(
+        call, out, x, layer, first, count, plain ? NULL : &rest, add_to_out, R);
+}
+
+/* ---- the gradient ---- */
+
+/* dx = dy W, some columns of dx a task. The product's kernel wants W itself in panels, [N, width] of so many columns: they
+ * are made of the forward's panels, which hold W^T, a block of the depth N at a time. */
+typedef struct {
+    const qv_kernels *kernels;
+    const qv_linear *layer;
+    const cpu_weights *weights;
+    qv_rows dx;
+    qv_const_rows dy;
+    size_t first, count;
+    bool accumulate;
+    size_t rows, chunks;
+    float *scratch; /* [lanes, QV_DEPTH_BLOCK, QV_MAX_PANEL] */
+} backward_work;
+
+size_t qv_cpu_linear_backward_scratch(size_t lanes) {
+    return qv_kernels_here()->packs_weights ? lanes * QV_DEPTH_BLOCK * QV_MAX_PANEL * sizeof(float) : 0;
+}
+
+/* out [columns, width] = inputs k .. k + count of so many columns of a panel, as float32 */
+static void unpack(const backward_work *w, float *out, const float *panel, size_t columns, size_t k, size_t count) {
+    size_t width = w->kernels->panel_columns;
+    if (w->layer->precision != QV_PRECISION_BFLOAT16) {
+        w->kernels->transpose(out, width, panel + k * width, width, count, columns);
+        return;
     }
-    bool plain = rest.activation == QV_IDENTITY && rest.multiply == NULL && rest.residual == NULL;
-    if (weight->packed[0] != NULL) {
-        multiply_packed(call, out, ld_out, x, ld_x, weight, first, count, plain ? NULL : &rest, add_to_out, R);
-    } else {
-        multiply_plain(call, out, ld_out, x, ld_x, weight, first, count, plain ? NULL : &rest, add_to_out, R);
+    float pairs[QV_MAX_PANEL / 2 * QV_MAX_PANEL];
+    w->kernels->transpose(pairs, width / 2, panel + k / 2 * width, width, (count + 1) / 2, columns);
+    for (size_t c = 0; c < columns; c++) {
+        const uint16_t *halves = (const uint16_t *)(void *)(pairs + c * (width / 2));
+        for (size_t i = 0; i < count; i++) {
+            uint32_t bits = (uint32_t)halves[i] << 16;
+            memcpy(out + c * width + i, &bits, sizeof bits);
+        }
     }
+}
+
+static void multiply_block(const backward_work *w, const float *block, size_t k, size_t columns, size_t n, size_t depth,
+                           size_t chunk) {
+    size_t row = chunk * w->rows / w->chunks, end = (chunk + 1) * w->rows / w->chunks;
+    qv_panel_product product = {
+        .out = w->dx.at + row * w->dx.ld + k,
+        .ld_out = w->dx.ld,
+        .x = w->dy.at + row * w->dy.ld + n,
+        .ld_x = w->dy.ld,
+        .panel = block,
+        .rows = end - row,
+        .columns = columns,
+        .depth = depth,
+        .add_to_out = w->accumulate || n != 0,
+    };
+    w->kernels->multiply(&product);
+}
+
+static void backward_panel(void *context, size_t task, size_t lane) {
+    const backward_work *w = context;
+    const qv_linear *layer = w->layer;
+    size_t width = w->kernels->panel_columns, steps = packed_depth(layer), k = task / w->chunks * width;
+    size_t count = layer->depth - k < width ? layer->depth - k : width;
+    float *block = w->scratch + lane * QV_DEPTH_BLOCK * QV_MAX_PANEL;
+    if (count < width) {
+        memset(block, 0, QV_DEPTH_BLOCK * width * sizeof *block);
+    }
+    size_t start = 0, done = 0, filled = 0;
+    for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
+        if (start < w->first || start >= w->first + w->count) {
+            continue;
+        }
+        for (size_t c = 0; c < layer->part_columns[part]; c += width) {
+            size_t columns = layer->part_columns[part] - c < width ? layer->part_columns[part] - c : width;
+            if (filled + columns > QV_DEPTH_BLOCK) {
+                multiply_block(w, block, k, count, done, filled, task % w->chunks);
+                done += filled;
+                filled = 0;
+            }
+            unpack(w, block + filled * width, w->weights->parts[part] + c * steps, columns, k, count);
+            filled += columns;
+        }
+    }
+    multiply_block(w, block, k, count, done, filled, task % w->chunks);
+}
+
+typedef struct {
+    qv_rows dx;
+    qv_const_rows dy;
+    const float *plain; /* [N, K] */
+    bool accumulate;
+    size_t R, N, K, slab;
+} backward_slab_work;
+
+static void backward_slab(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const backward_slab_work *w = context;
+    size_t first = task * w->slab;
+    size_t count = first + w->slab <= w->K ? w->slab : w->K - first;
+    qv_sgemm(w->dx.at + first, w->dx.ld, w->dy.at, w->dy.ld, false, w->plain + first, w->K, false, 1.0f,
+             w->accumulate ? 1.0f : 0.0f, w->R, count, w->N);
+}
+
+static void backward_plain(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
+                           bool accumulate, size_t R) {
+    const cpu_weights *weights = layer->packed;
+    size_t K = layer->depth, slab = slab_columns(call, K), start = 0;
+    for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
+        if (start >= first && start < first + count) {
+            qv_const_rows columns = {dy.at + start - first, dy.ld};
+            backward_slab_work work = {
+                dx, columns, weights->parts[part], accumulate || start != first, R, layer->part_columns[part], K, slab};
+            qv_cpu_run(call, call->lanes, (K + slab - 1) / slab, backward_slab, &work);
+        }
+    }
+}
+
+void qv_cpu_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
+                            bool accumulate, size_t R) {
+    const cpu_weights *weights = layer->packed;
+    if (R == 0 || count == 0) {
+        return;
+    }
+    if (!weights->in_panels) {
+        backward_plain(call, dx, dy, layer, first, count, accumulate, R);
+        return;
+    }
+    const qv_kernels *kernels = qv_kernels_here();
+    backward_work work = {.kernels = kernels,
+                          .layer = layer,
+                          .weights = weights,
+                          .dx = dx,
+                          .dy = dy,
+                          .first = first,
+                          .count = count,
+                          .accumulate = accumulate,
+                          .rows = R,
+                          .chunks = 1,
+                          .scratch = call->scratch};
+    size_t panels = (layer->depth + kernels->panel_columns - 1) / kernels->panel_columns;
+    /* Each chunk of the rows makes the panels anew. */
+    while (panels * work.chunks < 2 * call->lanes && R / (2 * work.chunks) >= 16 * kernels->tile_rows) {
+        work.chunks *= 2;
+    }
+    size_t lanes = R * count * layer->depth < LEAST_SHARED ? 1 : call->lanes;
+    qv_cpu_run(call, lanes, panels * work.chunks, backward_panel, &work);
 }

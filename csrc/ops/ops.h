@@ -27,6 +27,7 @@ typedef enum {
     QV_GELU_TANH,  /* its tanh approximation, "gelu_new" */
     QV_QUICK_GELU, /* x sigmoid(1.702 x) */
     QV_RELU,
+    QV_SILU, /* x sigmoid(x) */
 } qv_activation;
 
 /* Up to this many projections of one input share a matrix (q, k and v). */
@@ -40,21 +41,8 @@ typedef struct {
     const qv_tensor *add_weight;
     const qv_tensor *add_bias;
     float scale;
+    const qv_tensor *row_scale; /* [N], or NULL: each row of weight and item of bias, sums included, times its own */
 } qv_linear_source;
-
-/* A linear layer ready for the backend's product. Its columns are those of its parts one after the other. */
-typedef struct {
-    size_t columns;                     /* N, all parts */
-    size_t depth;                       /* K */
-    size_t parts;
-    size_t part_columns[QV_MAX_PARTS];  /* N of each */
-    const float *plain[QV_MAX_PARTS];   /* [part_columns, K], borrowed from the file or in `owned`; NULL when packed */
-    const float *bias;                  /* [N] or NULL */
-    const float *packed[QV_MAX_PARTS];  /* the kernels' own layout, from the file or in `owned`; NULL when plain */
-    qv_precision precision;
-    void *owned;                        /* memory behind plain or packed, where it is not the file's */
-    void *owned_bias;
-} qv_linear_weight;
 
 /* A float32 vector or table in the backend's memory: borrowed when the host's file holds float32, else in `owned`. */
 typedef struct {
@@ -62,37 +50,70 @@ typedef struct {
     void *owned;
 } qv_vector;
 
+/* A linear layer ready for the backend's product. Its columns are those of its parts one after the other. */
+typedef struct {
+    size_t columns;                    /* N, all parts */
+    size_t depth;                      /* K */
+    size_t parts;
+    size_t part_columns[QV_MAX_PARTS]; /* N of each */
+    qv_precision precision;            /* what the product computes in */
+    qv_vector bias;                    /* [N], or empty */
+    void *packed;                      /* the backend's own: the weights in its product's layout */
+} qv_linear;
+
+typedef enum {
+    QV_LAYER_NORM, /* n = (x - mean) / sqrt(variance + eps) */
+    QV_RMS_NORM,   /* n = x / sqrt(mean(x^2) + eps) */
+} qv_norm_kind;
+
+/* out = n weight + bias, a row of D at a time */
+typedef struct {
+    qv_norm_kind kind;
+    size_t D;
+    qv_vector weight, bias; /* [D]; an empty bias adds nothing */
+    float eps;
+} qv_norm;
+
+/* Rows of floats: row r begins at at + r ld. `at` NULL: there are none. */
+typedef struct {
+    float *at;
+    size_t ld;
+} qv_rows;
+typedef struct {
+    const float *at;
+    size_t ld;
+} qv_const_rows;
+
+static inline qv_const_rows qv_as_const(qv_rows rows) {
+    return (qv_const_rows){rows.at, rows.ld};
+}
+
 /* What happens to a product while it is still in cache: out = (act(x W^T + bias) * multiply) + residual. */
 typedef struct {
     qv_activation activation;
-    const float *multiply; /* [R, count] or NULL */
-    size_t ld_multiply;
-    const float *residual; /* [R, count] or NULL; may be `out` itself if there is no activation and no multiply */
-    size_t ld_residual;
+    qv_const_rows multiply; /* [R, count] */
+    qv_const_rows residual; /* [R, count]; may be `out` itself if there is no activation and no multiply */
 } qv_epilogue;
 
 /* softmax(scale q k^T + bias, masked) v for B queries' sets over two runs of keys: `extra` question tokens in front
  * (QA-ViT; M = 0 for everybody else), then S keys. Head h occupies columns [h d, (h + 1) d) of each row. */
 typedef struct {
-    float *out; /* [B, T, ld_out], or NULL when only probabilities are wanted */
-    size_t ld_out;
-    const float *q; /* [., T, ld_q] */
-    size_t ld_q;
-    const float *k, *v; /* [., S, ld_kv]; v may be NULL when out is */
-    size_t ld_kv;
-    const float *extra_k, *extra_v; /* [B, M, ld_extra] */
-    size_t ld_extra;
-    const size_t *extra_length; /* [B]: how many of the M count; NULL: all */
-    const uint8_t *key_mask;    /* [B, S], 0: not seen; NULL: all seen */
-    const float *bias;          /* [H, T, S] added to the scores after scale, or NULL */
-    const size_t *q_index;      /* [B]: which set of q belongs to b; NULL: b itself */
-    const size_t *kv_index;     /* [B]: which set of k and v; NULL: b itself */
-    bool causal;                /* query t sees keys <= t of the S, and always t, or padding in front would see nothing */
+    qv_rows out;                    /* [B, T] rows; none when only probabilities are wanted */
+    qv_const_rows q;                /* [., T] */
+    qv_const_rows k, v;             /* [., S]; no v when there is no out */
+    qv_const_rows extra_k, extra_v; /* [B, M] */
+    const size_t *extra_length;     /* [B]: how many of the M count; NULL: all */
+    const uint8_t *key_mask;        /* [B, S], 0: not seen; NULL: all seen */
+    qv_const_rows bias;             /* of S, added to the scores after scale, or none: row h bias_rows + t of query t */
+    size_t bias_rows;               /* of a head: at least T */
+    const size_t *q_index;          /* [B]: which set of q belongs to b; NULL: b itself */
+    const size_t *kv_index;         /* [B]: which set of k and v; NULL: b itself */
+    bool causal;                    /* query t sees keys <= t of the S, and always t, or padding in front would see nothing */
     float scale;
-    float *probabilities; /* [B, H, row_count, column_count] or NULL */
+    float *probabilities;              /* [B, H, row_count, column_count] or NULL */
     size_t first_row, row_count;       /* of the T */
     size_t first_column, column_count; /* of the M + S */
-    qv_precision precision; /* of the two products */
+    qv_precision precision;            /* of the two products */
     size_t B, H, T, S, M, d;
 } qv_attention;
 
@@ -102,12 +123,9 @@ typedef struct {
  * gradients are given. Where d_k is wanted, kv_index must be NULL: sets of keys that are shared would collide. */
 typedef struct {
     qv_attention forward;
-    const float *d_out; /* [B, T, ld_d_out] */
-    size_t ld_d_out;
-    float *d_q; /* [B, T, ld_d_q] = scale dS k, or NULL */
-    size_t ld_d_q;
-    float *d_k, *d_v; /* [B, S, ld_d_kv] = scale dS^T q and A^T d_out; both or neither */
-    size_t ld_d_kv;
+    qv_const_rows d_out;                    /* [B, T] */
+    qv_rows d_q;                            /* [B, T] = scale dS k, or none */
+    qv_rows d_k, d_v;                       /* [B, S] = scale dS^T q and A^T d_out; both or neither */
     float *probabilities, *d_probabilities; /* [B, H, T, M + S] A and G, each or NULL */
 } qv_attention_backward;
 
@@ -118,9 +136,9 @@ typedef struct {
     const qv_ops *ops;
     size_t lanes;         /* thread pool width, fixed for the call */
     void *scratch;        /* ops->scratch_bytes(...) bytes, from the call's arena */
-    bool (*poll)(void *); /* true: stop; called between ops on the thread that made the call; may be NULL */
+    bool (*poll)(void *); /* true: stop; called before ops on the thread that made the call; may be NULL */
     void *poll_context;
-    bool stopped;
+    bool stopped;      /* every op returns at once, and qv_call_end says that the call was interrupted */
     int64_t last_poll; /* monotonic nanoseconds */
 } qv_call;
 
@@ -141,25 +159,22 @@ struct qv_ops {
     qv_status (*upload)(const qv_ops *ops, void *to, const void *host, size_t bytes, qv_error *err);
     /* The layers prepared from here on are used together, after those before them; may be NULL. */
     qv_status (*next_block)(const qv_ops *ops, qv_error *err);
-    /* Make a layer of `parts` sources that share K. Borrowed memory must outlive `weight`. */
-    qv_status (*linear_prepare)(const qv_ops *ops, qv_linear_weight *weight, const qv_linear_source *sources,
-                                size_t parts, qv_precision precision, qv_error *err);
-    void (*linear_free)(const qv_ops *ops, qv_linear_weight *weight);
+    /* What a product that is wanted in a precision computes in here. */
+    qv_precision (*computes_in)(const qv_ops *ops, qv_precision wanted);
+    /* layer->packed from the sources of its parts, and letting go of it: see qv_linear_prepare. */
+    qv_status (*linear_pack)(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
+    void (*linear_drop)(const qv_ops *ops, qv_linear *layer);
 
-    /* Scratch for products of up to `rows` rows and `depth` deep and attention over up to `keys` keys. */
+    /* Scratch for products of up to `rows` rows and `depth` deep (their gradients: of up to `depth` columns), and for
+     * attention over up to `keys` keys. */
     size_t (*scratch_bytes)(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width);
 
-    /* out [R, count] = epilogue(x [R, K] W[first : first + count]^T); first and first + count are part boundaries. */
-    void (*linear)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x,
-                   const qv_linear_weight *weight, size_t first, size_t count, const qv_epilogue *epilogue, size_t R);
-
-    /* y = (x - mean) / sqrt(var + eps) * weight + bias, a row at a time; bias may be NULL */
-    void (*layer_norm)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                       const float *bias, float eps, size_t R, size_t D);
-    /* y = x / sqrt(mean(x^2) + eps) * weight */
-    void (*rms_norm)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, const float *weight,
-                     float eps, size_t R, size_t D);
-
+    /* out [R, count] = epilogue(x [R, K] W[first : first + count]^T), epilogue NULL: the product alone; first and
+     * first + count are part boundaries. */
+    void (*linear)(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
+                   const qv_epilogue *epilogue, size_t R);
+    /* out [R, D] = norm(x [R, D]); out may be x */
+    void (*norm)(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
     void (*attention)(qv_call *call, const qv_attention *attention);
 
     /* out [3, S, S] = the picture resized, cut and normalised. The picture is the host's wherever the ops work, and of any
@@ -177,24 +192,26 @@ struct qv_ops {
     void (*relative_bias)(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
     /* out [R, D] += x [R, D] */
     void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
+    /* Rotary positions (Su et al., arXiv 2104.09864): rows `first` to T of each of B sequences, heads of width d beside each
+     * other; the pair (x[j], x[j + d / 2]) of a head turns by an angle, whose cosine and sine are items j and j + d / 2 of
+     * the row's angles [T - first, d] */
+    void (*rotate)(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
     /* out [R, D] = x [R, D]; ld_x 0 repeats one row */
-    void (*copy)(qv_call *call, float *out, size_t ld_out, const float *x, size_t ld_x, size_t R, size_t D);
+    void (*copy)(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
     /* out [n] = act(x [n]): where the product's own epilogue would lose the x that a gradient needs */
     void (*activation)(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 
     /* Gradients of what goes in, from the gradients of what comes out; weights are constants, theirs are not computed.
-     * Scratch for attention_backward over up to `keys` keys, with d_k over up to `rows` queries and keys of H heads: */
+     * Their scratch, which a call needs beside scratch_bytes (the larger of both): for attention over up to `keys` keys,
+     * with d_k over up to `rows` queries and keys of H heads. */
     size_t (*backward_scratch_bytes)(size_t lanes, size_t keys, size_t H, size_t rows);
-    /* A part of a layer of precision float32 as the [N, K] that linear_backward takes, until the next layer is asked for;
-     * NULL where layers are kept in another form. */
-    const float *(*plain_weight)(qv_call *call, const qv_linear_weight *weight, size_t part);
-    /* y = x W^T: dx [R, K] = dy [R, N] W [N, K], added to what is in dx where `accumulate` */
-    void (*linear_backward)(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *weight,
-                            bool accumulate, size_t R, size_t N, size_t K);
-    /* with n = (x - mean) / sqrt(var + eps), g = dy * weight: dx = (g - mean(g) - n mean(g n)) / sqrt(var + eps);
-     * dx may be dy */
-    void (*layer_norm_backward)(qv_call *call, float *dx, size_t ld_dx, const float *dy, size_t ld_dy, const float *x,
-                                size_t ld_x, const float *weight, float eps, size_t R, size_t D);
+    /* dx [R, K] = dy [R, count] W[first : first + count], added to what is in dx where `accumulate`: by the weights that
+     * `linear` multiplies with, so in bfloat16 by the rounded ones. */
+    void (*linear_backward)(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first,
+                            size_t count, bool accumulate, size_t R);
+    /* With g = dy * weight: dx = (g - mean(g) - n mean(g n)) / sqrt(variance + eps); an RMS norm's without mean(g).
+     * dx may be dy. */
+    void (*norm_backward)(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R);
     /* dx [n] = dy act'(x); dx may be dy */
     void (*activation_backward)(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n);
@@ -217,35 +234,51 @@ size_t qv_cpu_panel_columns(void);
 /* Whether bfloat16 products run in bfloat16 here; where not, that precision computes in float32. */
 bool qv_cpu_has_bfloat16(void);
 
+/* ---- weights (weights.c) ---- */
+
 /* A vector of the weights as float32. A NULL tensor (a problem that qv_weights_check will report) gives NULL data. */
 qv_status qv_vector_prepare(const qv_ops *ops, qv_vector *vector, const qv_tensor *tensor, qv_error *err);
 /* A vector of its own from data [count]; `name` says in an error what it is. */
 qv_status qv_vector_copy(const qv_ops *ops, qv_vector *vector, const float *data, size_t count, const char *name,
                          qv_error *err);
 void qv_vector_free(const qv_ops *ops, qv_vector *vector);
+void qv_norm_free(const qv_ops *ops, qv_norm *norm);
+
+/* Make a layer of `parts` sources that share K; where a weight is NULL (a problem that qv_weights_check will report), one of
+ * no columns. Borrowed memory must outlive it. On failure nothing is held. */
+qv_status qv_linear_prepare(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, size_t parts,
+                            qv_precision precision, qv_error *err);
+void qv_linear_free(const qv_ops *ops, qv_linear *layer);
 
 static inline qv_status qv_next_block(const qv_ops *ops, qv_error *err) {
     return ops->next_block != NULL ? ops->next_block(ops, err) : QV_OK;
 }
 
-/* Before a call's first op and after its last. */
+/* ---- calls (call.c) ---- */
+
+/* Before a call's first op and after its last; the end of a call that was stopped is QV_ERR_CANCELLED. */
 qv_status qv_call_begin(qv_call *call, qv_error *err);
 qv_status qv_call_end(qv_call *call, qv_status status, qv_error *err);
-/* host [count] where the ops can read it: itself, or copied to `place`, which backends with a memory of their own need. */
-const float *qv_give_floats(qv_call *call, float *place, const float *host, size_t count);
-/* Where an op is to write what the caller will have at `host`: there, or at `place`, and then to be taken. */
-float *qv_output_place(const qv_call *call, float *place, float *host);
-void qv_take_floats(qv_call *call, float *host, const float *from, size_t count);
-/* `count` where the ops cannot work on the caller's memory, else 0: the size of a place. */
-size_t qv_place_size(const qv_ops *ops, size_t count);
 
-/* Whether the call was told to stop: asks poll at most every few milliseconds. */
-bool qv_call_stopped(qv_call *call);
-#define QV_CHECK_STOPPED(call, err)                                              \
-    do {                                                                         \
-        if (qv_call_stopped(call)) {                                             \
-            return qv_fail((err), QV_ERR_CANCELLED, "the call was interrupted"); \
-        }                                                                        \
-    } while (0)
+/* `count` where the ops cannot work on the caller's memory, else 0: the size of a place for it. */
+size_t qv_place_size(const qv_ops *ops, size_t count);
+/* host [count] where the ops can read it: itself, or copied to `place`. */
+const float *qv_give_floats(qv_call *call, float *place, const float *host, size_t count);
+void qv_take_floats(qv_call *call, float *host, const float *from, size_t count);
+
+/* An array that the caller will have at `host` (NULL: it does not want it): ops write it at `at`. */
+typedef struct {
+    float *host, *at;
+    size_t count;
+} qv_output;
+
+/* `count` floats at `place` (qv_place_size), where the ops cannot write to the caller's memory. */
+qv_output qv_output_at(const qv_ops *ops, float *place, float *host, size_t count);
+/* The same with a place of its own; `count` may be that of the largest part of an array that comes in parts. */
+qv_output qv_output_lay_out(qv_arena *arena, const qv_ops *ops, float *host, size_t count);
+/* The caller's items from `first` on; a next part may be written at the same place. */
+qv_output qv_output_part(const qv_output *output, size_t first, size_t count);
+/* What lies at `at` is the caller's, at the latest after qv_call_end. */
+void qv_output_take(qv_call *call, const qv_output *output);
 
 #endif

@@ -13,21 +13,33 @@
 
 #include "base/error.h"
 #include "base/tensor.h"
+#include "base/threads.h"
+#include "models/vit.h"
 #include "ops/ops.h"
 
 /* Raise the Python exception of a failed call (ValueError, MemoryError, KeyboardInterrupt..., RuntimeError); returns
  * NULL. A pending exception (a signal handler that raised) is left as it is. */
 PyObject *qvpy_raise(const qv_error *err);
 
-/* A call's context with the poll that looks for signals: fill before the GIL is released. */
+/* What a copy of a module keeps. Its attributes anybody can replace. */
+typedef struct {
+    PyTypeObject *device, *blip_image;
+    PyTypeObject *file_mapping; /* mmap.mmap */
+} qvpy_state;
+/* Borrowed; of the module that a heap type of this folder belongs to. */
+const qvpy_state *qvpy_state_of(PyTypeObject *type);
+
+/* The time without the GIL, in which the core is asked now and then whether to stop: its poll looks for signals, so that
+ * Ctrl-C stops it within a layer. */
 typedef struct {
     PyThreadState *thread; /* saved by qvpy_release */
     int raised;            /* a signal handler raised; the exception is pending */
 } qvpy_poll;
-/* Release the GIL and set call->poll, so that Ctrl-C stops the core within a layer. */
-void qvpy_release(qvpy_poll *poll, qv_call *call);
-/* Take it back. Returns 0, or -1 with an exception: the one of a signal handler, even if the call came to its end, or
- * that of `status`. */
+void qvpy_release(qvpy_poll *poll);
+/* For the core, with the qvpy_poll as its context: true when a signal handler raised. */
+bool qvpy_poll_signals(void *poll);
+/* Take the GIL back. Returns 0, or -1 with an exception: the one of a signal handler, even if the core came to its end,
+ * or that of `status`. */
 int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err);
 
 /* A new reference to `object` as a C-contiguous aligned array of a NumPy type and `dims` dimensions (-1: any);
@@ -46,17 +58,28 @@ typedef struct {
     size_t buffer_count;
     PyObject *names; /* a tuple, which nobody can change: keeps the names' UTF-8 alive */
 } qvpy_weights;
-int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict);
+int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict, const qvpy_state *state);
 void qvpy_weights_release(qvpy_weights *weights);
 /* For tp_traverse: the buffers' owners can refer back to the model. Such a cycle is cleared at its other objects: a model
  * is immutable. What is still being made must not be tracked: whoever walks the collector's objects could call it. */
 int qvpy_weights_traverse(const qvpy_weights *weights, visitproc visit, void *arg);
 
-/* Items of a config dict, with an error that names the key. Return 0, or -1 with an exception. `required` 0 leaves
- * *out as it is when the key is missing or None. */
-int qvpy_config_size(PyObject *config, const char *key, int required, size_t *out);
-int qvpy_config_float(PyObject *config, const char *key, int required, float *out);
-int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out);
+/* A key of a config dict, and the member of the core's config that it fills. What is left open, missing or None, keeps
+ * the member's value. */
+typedef enum { QVPY_SIZE, QVPY_REQUIRED_SIZE, QVPY_FLOAT, QVPY_ACTIVATION } qvpy_setting_kind;
+typedef struct {
+    const char *key;
+    qvpy_setting_kind kind;
+    size_t offset;
+} qvpy_setting;
+#define QVPY_SETTING(key, kind, type, member) {key, kind, offsetof(type, member)}
+/* Return 0, or -1 with an exception that names the key. */
+int qvpy_read_settings(void *config, PyObject *dict, const qvpy_setting *settings, size_t count);
+/* A new reference to dict[key]; NULL, without an exception, where it is missing or None. */
+PyObject *qvpy_config_item(PyObject *dict, const char *key);
+
+/* What a dict says of a vision tower; *config begins as the family's defaults. 0, or -1 with an exception. */
+int qvpy_read_vision(PyObject *dict, qv_vit_config *config);
 
 /* An activation by its name; `what` says in an error what has that name. 0, or -1 with an exception. */
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out);
@@ -64,8 +87,9 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out);
 /* "float32" or "bfloat16"; 0, or -1 with an exception. */
 int qvpy_precision(const char *text, qv_precision *out);
 
-/* The ops of a _core.Device, or the CPU's for None; 0, or -1 with an exception. The caller keeps the object alive. */
-int qvpy_device(PyObject *object, const qv_ops **ops);
+/* The ops of a _core.Device, or the CPU's for None; 0, or -1 with an exception: of another type, or opened before this
+ * process was forked. The caller keeps the object alive. */
+int qvpy_device(PyObject *object, const qvpy_state *state, const qv_ops **ops);
 
 /* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, size, size]: `preprocessing` is a tuple
  * as preprocess_image takes it. Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
@@ -78,10 +102,61 @@ typedef struct {
 int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
 void qvpy_pictures_release(qvpy_pictures *pictures);
 
-/* What a copy of the module keeps. Its attributes anybody can replace. */
+/* ---- models (model.c) ---- */
+
+/* A kind of model: a heap type NAME(config, weights, precision='float32', prefix=..., device=None). */
 typedef struct {
-    PyTypeObject *blip_image;
-} qvpy_state;
+    const char *name; /* with the module's: "qavit._core.Vit" */
+    const char *doc;
+    const char *prefix; /* by default */
+    size_t config_size;
+    int (*read)(PyObject *dict, void *config); /* with the GIL */
+    qv_status (*load)(void **model, const void *config, qv_loader *loader); /* without it; *model NULL on failure */
+    void (*free)(void *model);
+    newfunc create; /* qvpy_model_new with this kind */
+    PyMethodDef *methods;
+    PyGetSetDef *attributes;
+} qvpy_kind;
+
+typedef struct {
+    PyObject_HEAD
+    const qvpy_kind *kind;
+    void *model;          /* NULL while it is loaded */
+    qvpy_weights weights; /* what it borrows */
+    PyObject *device;     /* whose ops it computes with; None: the CPU's */
+} qvpy_model;
+
+PyObject *qvpy_model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const qvpy_kind *kind);
+int qvpy_add_model(PyObject *module, const qvpy_kind *kind);
+/* A new type of the module by the last part of its name; borrowed. NULL with an exception. */
+PyTypeObject *qvpy_add_type(PyObject *module, PyType_Spec *spec);
+
+/* A call on a model, from arguments that are read to its result: between begin and end the GIL is released. */
+typedef struct {
+    qv_call core;
+    qv_error err;
+    qvpy_poll poll;
+} qvpy_call;
+/* 0, or -1 with an exception and the GIL; then nothing is to be ended. */
+int qvpy_begin(qvpy_call *call, const qvpy_model *self);
+/* As qvpy_acquire. */
+int qvpy_end(qvpy_call *call, qv_status status);
+
+/* The getter of a size_t of the core's model. */
+PyObject *qvpy_get_size(PyObject *self, void *offset);
+#define QVPY_SIZE_OF(type, name, member, doc) {name, qvpy_get_size, NULL, doc, (void *)(uintptr_t)offsetof(type, member)}
+
+/* Functions with keywords have another C type than the table's; the cast goes through a neutral one. */
+#define QVPY_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+
+/* ---- the module ---- */
+
+/* The slot that says so, in Pythons that ask: NumPy's own module is for the main interpreter alone. */
+#if PY_VERSION_HEX >= 0x030C0000
+#define QVPY_ONE_INTERPRETER {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#else
+#define QVPY_ONE_INTERPRETER
+#endif
 
 /* Each adds its functions or its heap types to the module; 0 or -1 with an exception. */
 int qvpy_add_runtime(PyObject *module);

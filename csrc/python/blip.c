@@ -1,132 +1,68 @@
 /* _core.BlipItm: BLIP image-text matching over mapped weights; _core.BlipImage: what the questions on an image share. */
 #include "python/binding.h"
 
-#include "base/threads.h"
-#include "models/gradcam.h"
+#include "models/blip_itm.h"
 
 #include <string.h>
 
 typedef struct {
     PyObject_HEAD
-    qv_blip model;
-    qvpy_weights weights;
-    PyObject *device; /* whose ops the model computes with; NULL: the CPU's */
-    bool ready;
-    PyTypeObject *image_type;
-} BlipItmObject;
-
-typedef struct {
-    PyObject_HEAD
     qv_blip_image image;
-    BlipItmObject *owner;
+    qvpy_model *owner;
 } BlipImageObject;
 
 /* ---- construction ---- */
 
-static int read_vision(PyObject *object, qv_vit_config *config) {
-    *config = (qv_vit_config){.layout = QV_VIT_BLIP, .eps = 1e-6f, .activation = QV_GELU};
-    return qvpy_config_size(object, "image_size", 1, &config->image_size) < 0 ||
-                   qvpy_config_size(object, "patch_size", 1, &config->patch_size) < 0 ||
-                   qvpy_config_size(object, "hidden_size", 1, &config->D) < 0 ||
-                   qvpy_config_size(object, "num_attention_heads", 1, &config->H) < 0 ||
-                   qvpy_config_size(object, "num_hidden_layers", 1, &config->L) < 0 ||
-                   qvpy_config_size(object, "intermediate_size", 1, &config->F) < 0 ||
-                   qvpy_config_float(object, "layer_norm_eps", 0, &config->eps) < 0 ||
-                   qvpy_config_activation(object, "hidden_act", 0, &config->activation) < 0
-               ? -1
-               : 0;
-}
-
-static int read_text(PyObject *object, qv_blip_config *config) {
+static int read_text(PyObject *dict, qv_blip_config *config) {
+    static const qvpy_setting settings[] = {
+        QVPY_SETTING("num_attention_heads", QVPY_REQUIRED_SIZE, qv_blip_config, H),
+        QVPY_SETTING("hidden_size", QVPY_SIZE, qv_blip_config, D),
+        QVPY_SETTING("num_hidden_layers", QVPY_SIZE, qv_blip_config, L),
+        QVPY_SETTING("intermediate_size", QVPY_SIZE, qv_blip_config, F),
+        QVPY_SETTING("vocab_size", QVPY_SIZE, qv_blip_config, vocabulary),
+        QVPY_SETTING("max_position_embeddings", QVPY_SIZE, qv_blip_config, positions),
+        QVPY_SETTING("fusion_layer", QVPY_SIZE, qv_blip_config, text_blocks),
+        QVPY_SETTING("layer_norm_eps", QVPY_FLOAT, qv_blip_config, eps),
+        QVPY_SETTING("hidden_act", QVPY_ACTIVATION, qv_blip_config, activation),
+    };
     config->eps = 1e-12f;
     config->text_blocks = SIZE_MAX;
     config->activation = QV_GELU;
-    return qvpy_config_size(object, "num_attention_heads", 1, &config->H) < 0 ||
-                   qvpy_config_size(object, "hidden_size", 0, &config->D) < 0 ||
-                   qvpy_config_size(object, "num_hidden_layers", 0, &config->L) < 0 ||
-                   qvpy_config_size(object, "intermediate_size", 0, &config->F) < 0 ||
-                   qvpy_config_size(object, "vocab_size", 0, &config->vocabulary) < 0 ||
-                   qvpy_config_size(object, "max_position_embeddings", 0, &config->positions) < 0 ||
-                   qvpy_config_size(object, "fusion_layer", 0, &config->text_blocks) < 0 ||
-                   qvpy_config_float(object, "layer_norm_eps", 0, &config->eps) < 0 ||
-                   qvpy_config_activation(object, "hidden_act", 0, &config->activation) < 0
-               ? -1
-               : 0;
+    return qvpy_read_settings(config, dict, settings, sizeof settings / sizeof settings[0]);
 }
 
-static int read_config(PyObject *object, qv_blip_config *config) {
-    *config = (qv_blip_config){.H = 0};
-    if (!PyDict_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "config: expected a dict, got %s", Py_TYPE(object)->tp_name);
-        return -1;
-    }
-    PyObject *vision = PyDict_GetItemString(object, "vision"), *text = PyDict_GetItemString(object, "text");
+static int read_config(PyObject *dict, void *out) {
+    qv_blip_config *config = out;
+    PyObject *vision = qvpy_config_item(dict, "vision"), *text = qvpy_config_item(dict, "text");
+    int result = -1;
     if (vision == NULL || text == NULL || !PyDict_Check(vision) || !PyDict_Check(text)) {
         PyErr_SetString(PyExc_TypeError, "config: expected a dict with the dicts 'vision' and 'text'");
-        return -1;
+    } else {
+        config->vision = (qv_vit_config){.eps = 1e-6f, .activation = QV_GELU};
+        result = qvpy_read_vision(vision, &config->vision) < 0 ? -1 : read_text(text, config);
     }
-    return read_vision(vision, &config->vision) < 0 || read_text(text, config) < 0 ? -1 : 0;
+    Py_XDECREF(vision);
+    Py_XDECREF(text);
+    return result;
 }
 
-static PyObject *itm_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"config", "weights", "precision", "device", NULL};
-    PyObject *config_object, *weights_object, *device = Py_None;
-    const qv_ops *ops;
-    const char *precision_name = "float32";
-    qv_blip_config config;
-    qv_precision precision;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|sO:BlipItm", names, &config_object, &weights_object,
-                                     &precision_name, &device) ||
-        qvpy_precision(precision_name, &precision) < 0 || qvpy_device(device, &ops) < 0 ||
-        read_config(config_object, &config) < 0) {
-        return NULL;
+static qv_status load(void **model, const void *config, qv_loader *loader) {
+    qv_blip *blip = qv_allocate(1, sizeof *blip);
+    if (blip == NULL) {
+        return qv_fail_memory(loader->err, "BLIP image-text matching");
     }
-    const qvpy_state *state = PyType_GetModuleState(type);
-    BlipItmObject *self = state != NULL ? (BlipItmObject *)type->tp_alloc(type, 0) : NULL;
-    if (self == NULL) {
-        return NULL;
-    }
-    PyObject_GC_UnTrack(self);
-    Py_INCREF(state->blip_image);
-    self->image_type = state->blip_image;
-    Py_INCREF(device);
-    self->device = device;
-    if (qvpy_weights_acquire(&self->weights, weights_object) < 0) {
-        Py_DECREF(self);
-        return NULL;
-    }
-    qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
-    qv_error err;
-    qv_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = qv_blip_init(&self->model, &config, ops, precision, &weights, &err);
-    Py_END_ALLOW_THREADS
+    qv_status status = qv_blip_load(blip, config, loader);
     if (status != QV_OK) {
-        Py_DECREF(self);
-        return qvpy_raise(&err);
+        qv_free(blip);
+        return status;
     }
-    self->ready = true;
-    PyObject_GC_Track(self);
-    return (PyObject *)self;
+    *model = blip;
+    return QV_OK;
 }
 
-static int itm_traverse(BlipItmObject *self, visitproc visit, void *arg) {
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->image_type);
-    return qvpy_weights_traverse(&self->weights, visit, arg);
-}
-
-static void itm_dealloc(BlipItmObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (self->ready) {
-        qv_blip_free(&self->model);
-    }
-    qvpy_weights_release(&self->weights);
-    Py_XDECREF(self->image_type);
-    Py_XDECREF(self->device);
-    type->tp_free(self);
-    Py_DECREF(type);
+static void free_model(void *blip) {
+    qv_blip_free(blip);
+    qv_free(blip);
 }
 
 static int image_traverse(BlipImageObject *self, visitproc visit, void *arg) {
@@ -139,7 +75,7 @@ static void image_dealloc(BlipImageObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     if (self->owner != NULL) {
-        qv_blip_image_free(&self->image, &self->owner->model);
+        qv_blip_image_free(&self->image, self->owner->model);
         Py_DECREF(self->owner);
     }
     type->tp_free(self);
@@ -148,8 +84,9 @@ static void image_dealloc(BlipImageObject *self) {
 
 /* ---- images ---- */
 
-static BlipImageObject *new_image(BlipItmObject *self) {
-    BlipImageObject *image = (BlipImageObject *)self->image_type->tp_alloc(self->image_type, 0);
+static BlipImageObject *new_image(qvpy_model *self) {
+    PyTypeObject *type = qvpy_state_of(Py_TYPE(self))->blip_image;
+    BlipImageObject *image = (BlipImageObject *)type->tp_alloc(type, 0);
     if (image == NULL) {
         return NULL;
     }
@@ -157,7 +94,7 @@ static BlipImageObject *new_image(BlipItmObject *self) {
     Py_INCREF(self);
     image->owner = self;
     qv_error err;
-    if (qv_blip_image_allocate(&image->image, &self->model, &err) != QV_OK) {
+    if (qv_blip_image_allocate(&image->image, self->model, &err) != QV_OK) {
         Py_DECREF(image);
         return (BlipImageObject *)qvpy_raise(&err);
     }
@@ -165,24 +102,22 @@ static BlipImageObject *new_image(BlipItmObject *self) {
 }
 
 /* What questions share, of an image whose pixels, whose picture or whose embeddings are given. */
-static PyObject *finish_image(BlipItmObject *self, const float *pixels, const qvpy_pictures *picture,
+static PyObject *finish_image(qvpy_model *self, const float *pixels, const qvpy_pictures *picture,
                               const float *embeddings) {
     BlipImageObject *image = new_image(self);
-    if (image == NULL) {
+    qvpy_call call;
+    if (image == NULL || qvpy_begin(&call, self) < 0) {
+        Py_XDECREF(image);
         return NULL;
     }
-    qv_error err;
-    qv_call call = {.ops = self->model.ops, .lanes = qv_thread_count()};
-    qvpy_poll poll;
-    qvpy_release(&poll, &call);
     qv_status status = embeddings != NULL
-                           ? qv_blip_set_embeddings(&self->model, &call, &image->image, embeddings, &err)
-                           : qv_blip_embed_image(&self->model, &call, &image->image, pixels, picture->views,
-                                                 &picture->how, &err);
+                           ? qv_blip_set_embeddings(self->model, &call.core, &image->image, embeddings, &call.err)
+                           : qv_blip_embed_image(self->model, &call.core, &image->image, pixels, picture->views,
+                                                 &picture->how, &call.err);
     if (status == QV_OK) {
-        status = qv_blip_cross_attend(&self->model, &call, &image->image, &err);
+        status = qv_blip_cross_attend(self->model, &call.core, &image->image, &call.err);
     }
-    if (qvpy_acquire(&poll, status, &err) < 0) {
+    if (qvpy_end(&call, status) < 0) {
         Py_CLEAR(image);
     } else {
         PyObject_GC_Track(image);
@@ -190,11 +125,15 @@ static PyObject *finish_image(BlipItmObject *self, const float *pixels, const qv
     return (PyObject *)image;
 }
 
-static PyObject *encode_picture(BlipItmObject *self, PyObject *object, PyObject *preprocessing) {
+static const qv_vit *vision_of(const qvpy_model *self) {
+    return &((const qv_blip *)self->model)->vision;
+}
+
+static PyObject *encode_picture(qvpy_model *self, PyObject *object, PyObject *preprocessing) {
     qvpy_pictures picture;
     PyObject *one = PyTuple_Pack(1, object), *result = NULL;
     if (one != NULL &&
-        qvpy_pictures_acquire(&picture, one, preprocessing, self->model.vision.config.image_size) == 0) {
+        qvpy_pictures_acquire(&picture, one, preprocessing, vision_of(self)->config.height) == 0) {
         result = finish_image(self, NULL, &picture, NULL);
         qvpy_pictures_release(&picture);
     }
@@ -202,7 +141,7 @@ static PyObject *encode_picture(BlipItmObject *self, PyObject *object, PyObject 
     return result;
 }
 
-static PyObject *itm_encode_image(BlipItmObject *self, PyObject *arguments, PyObject *keywords) {
+static PyObject *itm_encode_image(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"pixel_values", "preprocessing", NULL};
     PyObject *object, *preprocessing = Py_None;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:encode_image", names, &object, &preprocessing)) {
@@ -215,7 +154,7 @@ static PyObject *itm_encode_image(BlipItmObject *self, PyObject *arguments, PyOb
     if (pixels == NULL) {
         return NULL;
     }
-    npy_intp size = (npy_intp)self->model.vision.config.image_size;
+    npy_intp size = (npy_intp)vision_of(self)->config.height;
     const npy_intp *shape = PyArray_DIMS(pixels);
     PyObject *result = NULL;
     if (shape[0] != 3 || shape[1] != size || shape[2] != size) {
@@ -230,12 +169,12 @@ static PyObject *itm_encode_image(BlipItmObject *self, PyObject *arguments, PyOb
     return result;
 }
 
-static PyObject *itm_image_from_embeddings(BlipItmObject *self, PyObject *object) {
+static PyObject *itm_image_from_embeddings(qvpy_model *self, PyObject *object) {
     PyArrayObject *embeddings = qvpy_float_array(object, "embeddings", 2);
     if (embeddings == NULL) {
         return NULL;
     }
-    size_t S = self->model.vision.T, width = self->model.vision.config.D;
+    size_t S = vision_of(self)->T, width = vision_of(self)->config.D;
     PyObject *result = NULL;
     if ((size_t)PyArray_DIM(embeddings, 0) != S || (size_t)PyArray_DIM(embeddings, 1) != width) {
         PyErr_Format(PyExc_ValueError, "embeddings has shape [%zd, %zd], expected [%zu, %zu]",
@@ -249,21 +188,13 @@ static PyObject *itm_image_from_embeddings(BlipItmObject *self, PyObject *object
 
 static PyObject *image_embeddings(BlipImageObject *self, void *unused) {
     (void)unused;
-    size_t shape[2] = {self->image.S, self->owner->model.vision.config.D};
-    const qv_blip *model = &self->owner->model;
+    size_t shape[2] = {self->image.S, vision_of(self->owner)->config.D};
     PyArrayObject *array = qvpy_new_floats(2, shape);
-    if (array == NULL) {
-        return NULL;
-    }
-    qv_error err;
-    qv_call call = {.ops = model->ops, .lanes = 1};
-    qv_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = qv_blip_get_embeddings(model, &call, PyArray_DATA(array), &self->image, &err);
-    Py_END_ALLOW_THREADS
-    if (status != QV_OK) {
-        Py_DECREF(array);
-        return qvpy_raise(&err);
+    qvpy_call call;
+    if (array == NULL || qvpy_begin(&call, self->owner) < 0 ||
+        qvpy_end(&call, qv_blip_get_embeddings(self->owner->model, &call.core, PyArray_DATA(array), &self->image,
+                                               &call.err)) < 0) {
+        Py_CLEAR(array);
     }
     return (PyObject *)array;
 }
@@ -297,7 +228,7 @@ static Py_ssize_t row_length(const npy_uint8 *mask, size_t M, size_t q) {
     return (Py_ssize_t)length;
 }
 
-static int pack_questions(BlipItmObject *self, PyObject *ids_object, PyObject *mask_object, packed_questions *packed) {
+static int pack_questions(qvpy_model *self, PyObject *ids_object, PyObject *mask_object, packed_questions *packed) {
     *packed = (packed_questions){.ids = NULL};
     PyArrayObject *ids = qvpy_array(ids_object, "ids", NPY_INT32, 2);
     PyArrayObject *mask = ids != NULL ? qvpy_array(mask_object, "mask", NPY_UINT8, 2) : NULL;
@@ -330,7 +261,7 @@ static int pack_questions(BlipItmObject *self, PyObject *ids_object, PyObject *m
     }
     packed->questions = (qv_blip_questions){Q, packed->ids, packed->start};
     qv_error err;
-    if (qv_blip_check_questions(&self->model, &packed->questions, &err) != QV_OK) {
+    if (qv_blip_check_questions(self->model, &packed->questions, &err) != QV_OK) {
         qvpy_raise(&err);
         goto done;
     }
@@ -344,8 +275,8 @@ done:
     return result;
 }
 
-static const qv_blip_image *image_of(BlipItmObject *self, PyObject *object) {
-    if (Py_TYPE(object) != self->image_type) {
+static const qv_blip_image *image_of(qvpy_model *self, PyObject *object) {
+    if (Py_TYPE(object) != qvpy_state_of(Py_TYPE(self))->blip_image) {
         PyErr_Format(PyExc_TypeError, "image: expected a BlipImage, got %s", Py_TYPE(object)->tp_name);
         return NULL;
     }
@@ -357,7 +288,7 @@ static const qv_blip_image *image_of(BlipItmObject *self, PyObject *object) {
     return &image->image;
 }
 
-static PyObject *itm_gradcam(BlipItmObject *self, PyObject *arguments, PyObject *keywords) {
+static PyObject *itm_gradcam(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"image", "ids", "mask", "block", "tokens", NULL};
     PyObject *image_object, *ids, *mask, *result = NULL;
     Py_ssize_t block;
@@ -371,7 +302,7 @@ static PyObject *itm_gradcam(BlipItmObject *self, PyObject *arguments, PyObject 
     if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
         return NULL;
     }
-    size_t Q = packed.questions.Q, P = image->S - 1;
+    size_t Q = packed.questions.Q, P = vision_of(self)->P;
     size_t map_shape[2] = {Q, P}, token_shape[2] = {packed.start[Q], P}, logit_shape[2] = {Q, 2};
     PyArrayObject *maps = qvpy_new_floats(2, map_shape), *logits = qvpy_new_floats(2, logit_shape);
     PyArrayObject *tokens = want_tokens ? qvpy_new_floats(2, token_shape) : NULL;
@@ -379,14 +310,14 @@ static PyObject *itm_gradcam(BlipItmObject *self, PyObject *arguments, PyObject 
         goto done;
     }
     qv_gradcam_maps out = {PyArray_DATA(maps), tokens != NULL ? PyArray_DATA(tokens) : NULL, PyArray_DATA(logits)};
-    qv_error err;
-    qv_call call = {.ops = self->model.ops, .lanes = qv_thread_count()};
-    qvpy_poll poll;
-    qvpy_release(&poll, &call);
-    qv_status status = block < 0 ? qv_fail(&err, QV_ERR_VALUE, "block %zd does not exist", block)
-                                 : qv_blip_gradcam(&self->model, &call, &out, image, &packed.questions, (size_t)block,
-                                                   &err);
-    if (qvpy_acquire(&poll, status, &err) == 0) {
+    qvpy_call call;
+    if (qvpy_begin(&call, self) < 0) {
+        goto done;
+    }
+    qv_status status = block < 0 ? qv_fail(&call.err, QV_ERR_VALUE, "block %zd does not exist", block)
+                                 : qv_blip_gradcam(self->model, &call.core, &out, image, &packed.questions,
+                                                   (size_t)block, &call.err);
+    if (qvpy_end(&call, status) == 0) {
         result = Py_BuildValue("OOO", maps, logits, tokens != NULL ? (PyObject *)tokens : Py_None);
     }
 done:
@@ -398,30 +329,30 @@ done:
 }
 
 /* match(image, ids, mask), or (image NULL) text_features(ids, mask) */
-static PyObject *run_text(BlipItmObject *self, const qv_blip_image *image, PyObject *ids, PyObject *mask) {
+static PyObject *run_text(qvpy_model *self, const qv_blip_image *image, PyObject *ids, PyObject *mask) {
     packed_questions packed;
     if (pack_questions(self, ids, mask, &packed) < 0) {
         return NULL;
     }
-    size_t shape[2] = {packed.questions.Q, image != NULL ? 2 : self->model.projection};
+    const qv_blip *model = self->model;
+    size_t shape[2] = {packed.questions.Q, image != NULL ? 2 : model->projection};
     PyArrayObject *out = qvpy_new_floats(2, shape);
-    if (out != NULL) {
-        qv_error err;
-        qv_call call = {.ops = self->model.ops, .lanes = qv_thread_count()};
-        qvpy_poll poll;
-        qvpy_release(&poll, &call);
+    qvpy_call call;
+    if (out != NULL && qvpy_begin(&call, self) == 0) {
         qv_status status =
-            image != NULL ? qv_blip_match(&self->model, &call, PyArray_DATA(out), image, &packed.questions, &err)
-                          : qv_blip_text_features(&self->model, &call, PyArray_DATA(out), &packed.questions, &err);
-        if (qvpy_acquire(&poll, status, &err) < 0) {
+            image != NULL ? qv_blip_match(model, &call.core, PyArray_DATA(out), image, &packed.questions, &call.err)
+                          : qv_blip_text_features(model, &call.core, PyArray_DATA(out), &packed.questions, &call.err);
+        if (qvpy_end(&call, status) < 0) {
             Py_CLEAR(out);
         }
+    } else {
+        Py_CLEAR(out);
     }
     release_questions(&packed);
     return (PyObject *)out;
 }
 
-static PyObject *itm_match(BlipItmObject *self, PyObject *arguments) {
+static PyObject *itm_match(qvpy_model *self, PyObject *arguments) {
     PyObject *image_object, *ids, *mask;
     if (!PyArg_ParseTuple(arguments, "OOO:match", &image_object, &ids, &mask)) {
         return NULL;
@@ -430,7 +361,7 @@ static PyObject *itm_match(BlipItmObject *self, PyObject *arguments) {
     return image != NULL ? run_text(self, image, ids, mask) : NULL;
 }
 
-static PyObject *itm_text_features(BlipItmObject *self, PyObject *arguments) {
+static PyObject *itm_text_features(qvpy_model *self, PyObject *arguments) {
     PyObject *ids, *mask;
     if (!PyArg_ParseTuple(arguments, "OO:text_features", &ids, &mask)) {
         return NULL;
@@ -438,22 +369,17 @@ static PyObject *itm_text_features(BlipItmObject *self, PyObject *arguments) {
     return run_text(self, NULL, ids, mask);
 }
 
-static PyObject *itm_image_features(BlipItmObject *self, PyObject *object) {
+static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
     const qv_blip_image *image = image_of(self, object);
     if (image == NULL) {
         return NULL;
     }
-    PyArrayObject *out = qvpy_new_floats(1, &self->model.projection);
-    if (out == NULL) {
-        return NULL;
-    }
-    qv_error err;
-    qv_call call = {.ops = self->model.ops, .lanes = qv_thread_count()};
-    qvpy_poll poll;
-    /* Small as it is: on a device it waits for the call that is running, which may be waiting for the GIL. */
-    qvpy_release(&poll, &call);
-    qv_status status = qv_blip_image_features(&self->model, &call, PyArray_DATA(out), image, &err);
-    if (qvpy_acquire(&poll, status, &err) < 0) {
+    const qv_blip *model = self->model;
+    PyArrayObject *out = qvpy_new_floats(1, &model->projection);
+    qvpy_call call;
+    /* Small as it is, without the GIL: on a device it waits for the call that is running, which may be waiting for it. */
+    if (out == NULL || qvpy_begin(&call, self) < 0 ||
+        qvpy_end(&call, qv_blip_image_features(model, &call.core, PyArray_DATA(out), image, &call.err)) < 0) {
         Py_CLEAR(out);
     }
     return (PyObject *)out;
@@ -461,36 +387,28 @@ static PyObject *itm_image_features(BlipItmObject *self, PyObject *object) {
 
 /* ---- attributes and types ---- */
 
-static PyObject *get_size(BlipItmObject *self, void *offset) {
-    size_t value;
-    memcpy(&value, (const char *)&self->model + (size_t)(uintptr_t)offset, sizeof value);
-    return PyLong_FromSize_t(value);
-}
-
-#define SIZE(name, field, doc) {name, (getter)get_size, NULL, doc, (void *)(uintptr_t)offsetof(qv_blip, field)}
-
 static PyGetSetDef itm_attributes[] = {
-    SIZE("image_size", vision.config.image_size, "Side of the square input in pixels."),
-    SIZE("patch_size", vision.config.patch_size, "Side of a patch in pixels."),
-    SIZE("image_tokens", vision.T, "1 + number of patches."),
-    SIZE("image_width", vision.config.D, "Width of an image token."),
-    SIZE("width", config.D, "Width of a text token."),
-    SIZE("heads", config.H, "Attention heads of a text block."),
-    SIZE("blocks", config.L, "Number of text blocks."),
-    SIZE("vocab_size", config.vocabulary, "Rows of the word embedding."),
-    SIZE("max_tokens", config.positions, "Rows of the position embedding."),
-    SIZE("projection", projection, "Width of the contrastive heads' joint space; 0: there are none."),
+    QVPY_SIZE_OF(qv_blip, "image_size", vision.config.height, "Side of the square input in pixels."),
+    QVPY_SIZE_OF(qv_blip, "patch_size", vision.config.patch_size, "Side of a patch in pixels."),
+    QVPY_SIZE_OF(qv_blip, "image_tokens", vision.T, "1 + number of patches."),
+    QVPY_SIZE_OF(qv_blip, "image_width", vision.config.D, "Width of an image token."),
+    QVPY_SIZE_OF(qv_blip, "width", config.D, "Width of a text token."),
+    QVPY_SIZE_OF(qv_blip, "heads", config.H, "Attention heads of a text block."),
+    QVPY_SIZE_OF(qv_blip, "blocks", config.L, "Number of text blocks."),
+    QVPY_SIZE_OF(qv_blip, "vocab_size", config.vocabulary, "Rows of the word embedding."),
+    QVPY_SIZE_OF(qv_blip, "max_tokens", config.positions, "Rows of the position embedding."),
+    QVPY_SIZE_OF(qv_blip, "projection", projection, "Width of the contrastive heads' joint space; 0: there are none."),
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef itm_methods[] = {
-    {"encode_image", (PyCFunction)(void (*)(void))itm_encode_image, METH_VARARGS | METH_KEYWORDS,
+    {"encode_image", QVPY_KEYWORDS(itm_encode_image),
      "encode_image(pixel_values, preprocessing=None)\n--\n\n"
      "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing, a tuple as\n"
      "preprocess_image takes it, the image is a uint8 picture [H, W, 3], which becomes pixel values where the model computes."},
     {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,
      "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."},
-    {"gradcam", (PyCFunction)(void (*)(void))itm_gradcam, METH_VARARGS | METH_KEYWORDS,
+    {"gradcam", QVPY_KEYWORDS(itm_gradcam),
      "gradcam(image, ids, mask, block, tokens=False)\n--\n\nMaps [Q, P], logits [Q, 2] and, where asked for, the maps\n"
      "of all tokens that count, [R, P], one question after another; else None. ids int32, mask uint8 [Q, M]."},
     {"match", (PyCFunction)(void (*)(void))itm_match, METH_VARARGS,
@@ -502,23 +420,25 @@ static PyMethodDef itm_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot itm_slots[] = {
-    {Py_tp_new, (void *)itm_new},
-    {Py_tp_dealloc, (void *)itm_dealloc},
-    {Py_tp_traverse, (void *)itm_traverse},
-    {Py_tp_methods, itm_methods},
-    {Py_tp_getset, itm_attributes},
-    {Py_tp_doc, (void *)"BlipItm(config, weights, precision='float32', device=None)\n--\n\n"
-                        "BLIP image-text matching over mapped weights."},
-    {0, NULL},
+static PyObject *create(PyTypeObject *type, PyObject *arguments, PyObject *keywords);
+
+static const qvpy_kind kind = {
+    .name = "qavit._core.BlipItm",
+    .doc = "BlipItm(config, weights, precision='float32', prefix='', device=None)\n--\n\n"
+           "BLIP image-text matching over mapped weights.",
+    .prefix = "",
+    .config_size = sizeof(qv_blip_config),
+    .read = read_config,
+    .load = load,
+    .free = free_model,
+    .create = create,
+    .methods = itm_methods,
+    .attributes = itm_attributes,
 };
 
-static PyType_Spec itm_spec = {
-    .name = "qavit._core.BlipItm",
-    .basicsize = sizeof(BlipItmObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = itm_slots,
-};
+static PyObject *create(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    return qvpy_model_new(type, arguments, keywords, &kind);
+}
 
 static PyGetSetDef image_attributes[] = {
     {"embeddings", (getter)image_embeddings, NULL, "A copy of the image's tokens, [image_tokens, image_width].", NULL},
@@ -547,22 +467,9 @@ static PyType_Spec image_spec = {
     .slots = image_slots,
 };
 
-/* Borrowed from the module. */
-static PyObject *add_type(PyObject *module, PyType_Spec *spec, const char *name) {
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
-    if (type != NULL && PyModule_AddObject(module, name, type) < 0) {
-        Py_CLEAR(type);
-    }
-    return type;
-}
-
 int qvpy_add_blip(PyObject *module) {
     qvpy_state *state = PyModule_GetState(module);
-    PyObject *image = add_type(module, &image_spec, "BlipImage");
-    if (image == NULL || add_type(module, &itm_spec, "BlipItm") == NULL) {
-        return -1;
-    }
-    Py_INCREF(image);
-    state->blip_image = (PyTypeObject *)image;
-    return 0;
+    state->blip_image = qvpy_add_type(module, &image_spec);
+    Py_XINCREF(state->blip_image);
+    return state->blip_image == NULL ? -1 : qvpy_add_model(module, &kind);
 }

@@ -27,7 +27,12 @@ PyObject *qvpy_raise(const qv_error *err) {
     return NULL;
 }
 
-static bool poll_signals(void *context) {
+void qvpy_release(qvpy_poll *poll) {
+    poll->raised = 0;
+    poll->thread = PyEval_SaveThread();
+}
+
+bool qvpy_poll_signals(void *context) {
     qvpy_poll *poll = context;
     PyEval_RestoreThread(poll->thread);
     if (PyErr_CheckSignals() < 0) {
@@ -35,13 +40,6 @@ static bool poll_signals(void *context) {
     }
     poll->thread = PyEval_SaveThread();
     return poll->raised != 0;
-}
-
-void qvpy_release(qvpy_poll *poll, qv_call *call) {
-    call->poll = poll_signals;
-    call->poll_context = poll;
-    poll->raised = 0;
-    poll->thread = PyEval_SaveThread();
 }
 
 int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err) {
@@ -117,7 +115,7 @@ static int check_panels(const qv_tensor *tensor) {
 }
 
 /* One (buffer, dtype, shape, offset) entry: a view inside the buffer, checked against its length. */
-static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value) {
+static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value, const qvpy_state *state) {
     PyObject *owner, *shape;
     const char *dtype;
     Py_ssize_t offset;
@@ -161,11 +159,11 @@ static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value
     }
     tensor->data = (const char *)buffer->buf + offset;
     /* Read-only and of this type means that a file is behind it: nobody maps zeros that he can't write. */
-    tensor->mapped = buffer->readonly && strcmp(Py_TYPE(owner)->tp_name, "mmap.mmap") == 0;
+    tensor->mapped = buffer->readonly && Py_TYPE(owner) == state->file_mapping;
     return 0;
 }
 
-int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
+int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict, const qvpy_state *state) {
     *weights = (qvpy_weights){NULL, 0, NULL, 0, NULL};
     if (!PyDict_Check(dict)) {
         PyErr_Format(PyExc_TypeError, "weights: expected a dict, got %s", Py_TYPE(dict)->tp_name);
@@ -198,7 +196,7 @@ int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict) {
             goto fail;
         }
         Py_INCREF(value); /* giving out a buffer can run code that takes it out of the dict */
-        int status = read_tensor(weights, tensor, value);
+        int status = read_tensor(weights, tensor, value, state);
         Py_DECREF(value);
         if (status < 0) {
             goto fail;
@@ -229,51 +227,6 @@ int qvpy_weights_traverse(const qvpy_weights *weights, visitproc visit, void *ar
     return 0;
 }
 
-/* Borrowed; NULL without an exception where the key is missing or None and not required. */
-static PyObject *config_item(PyObject *config, const char *key, int required) {
-    PyObject *value = PyDict_Check(config) ? PyDict_GetItemString(config, key) : NULL;
-    if (value == Py_None) {
-        value = NULL;
-    }
-    if (value == NULL && required) {
-        PyErr_Format(PyExc_ValueError, "config: '%s' is missing", key);
-    }
-    return value;
-}
-
-int qvpy_config_size(PyObject *config, const char *key, int required, size_t *out) {
-    PyObject *value = config_item(config, key, required);
-    if (value == NULL) {
-        return required ? -1 : 0;
-    }
-    size_t size = PyLong_Check(value) ? PyLong_AsSize_t(value) : (size_t)-1;
-    if (size == (size_t)-1 || size > (size_t)1 << 31) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected a whole number from 0 to 2^31", key, value);
-        return -1;
-    }
-    *out = size;
-    return 0;
-}
-
-int qvpy_config_float(PyObject *config, const char *key, int required, float *out) {
-    PyObject *value = config_item(config, key, required);
-    if (value == NULL) {
-        return required ? -1 : 0;
-    }
-    Py_INCREF(value); /* its __float__ can take it out of the dict */
-    double number = PyFloat_AsDouble(value);
-    bool good = !(number == -1.0 && PyErr_Occurred()) && number > -1e30 && number < 1e30;
-    if (good) {
-        *out = (float)number;
-    } else {
-        PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected a finite number", key, value);
-    }
-    Py_DECREF(value);
-    return good ? 0 : -1;
-}
-
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
     static const struct {
         const char *name;
@@ -281,7 +234,7 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
     } known[] = {
         {"gelu", QV_GELU},         {"gelu_new", QV_GELU_TANH},     {"gelu_pytorch_tanh", QV_GELU_TANH},
         {"relu", QV_RELU},         {"quick_gelu", QV_QUICK_GELU},  {"gelu_fast", QV_GELU_TANH},
-        {"linear", QV_IDENTITY},
+        {"linear", QV_IDENTITY},    {"silu", QV_SILU},
     };
     const char *text = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
     for (size_t i = 0; text != NULL && i < sizeof known / sizeof known[0]; i++) {
@@ -291,19 +244,74 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
         }
     }
     PyErr_Clear();
-    PyErr_Format(PyExc_ValueError, "%s is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu",
+    PyErr_Format(PyExc_ValueError, "%s is %R, expected one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu",
                  what, value);
     return -1;
 }
 
-int qvpy_config_activation(PyObject *config, const char *key, int required, qv_activation *out) {
-    PyObject *value = config_item(config, key, required);
-    if (value == NULL) {
-        return required ? -1 : 0;
+PyObject *qvpy_config_item(PyObject *dict, const char *key) {
+    PyObject *value = PyDict_GetItemString(dict, key);
+    if (value == Py_None) {
+        value = NULL;
     }
+    Py_XINCREF(value); /* asking it for a number, or for its text, can run code that takes it out of the dict */
+    return value;
+}
+
+static int read_size(void *out, PyObject *value, const char *key) {
+    size_t size = PyLong_Check(value) ? PyLong_AsSize_t(value) : (size_t)-1;
+    if (size == (size_t)-1 || size > (size_t)1 << 31) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected a whole number from 0 to 2^31", key, value);
+        return -1;
+    }
+    memcpy(out, &size, sizeof size);
+    return 0;
+}
+
+static int read_float(void *out, PyObject *value, const char *key) {
+    double number = PyFloat_AsDouble(value);
+    if ((number == -1.0 && PyErr_Occurred()) || !(number > -1e30 && number < 1e30)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, expected a finite number", key, value);
+        return -1;
+    }
+    float item = (float)number;
+    memcpy(out, &item, sizeof item);
+    return 0;
+}
+
+static int read_activation(void *out, PyObject *value, const char *key) {
     char what[64];
-    snprintf(what, sizeof what, "config: '%s'", key);
-    return qvpy_activation(value, what, out);
+    qv_activation activation;
+    PyOS_snprintf(what, sizeof what, "config: '%s'", key);
+    if (qvpy_activation(value, what, &activation) < 0) {
+        return -1;
+    }
+    memcpy(out, &activation, sizeof activation);
+    return 0;
+}
+
+int qvpy_read_settings(void *config, PyObject *dict, const qvpy_setting *settings, size_t count) {
+    int (*const readers[])(void *, PyObject *, const char *) = {
+        [QVPY_SIZE] = read_size,
+        [QVPY_REQUIRED_SIZE] = read_size,
+        [QVPY_FLOAT] = read_float,
+        [QVPY_ACTIVATION] = read_activation,
+    };
+    for (size_t i = 0; i < count; i++) {
+        PyObject *value = qvpy_config_item(dict, settings[i].key);
+        if (value == NULL && settings[i].kind == QVPY_REQUIRED_SIZE) {
+            PyErr_Format(PyExc_ValueError, "config: '%s' is missing", settings[i].key);
+            return -1;
+        }
+        int status = value == NULL ? 0 : readers[settings[i].kind]((char *)config + settings[i].offset, value, settings[i].key);
+        Py_XDECREF(value);
+        if (status < 0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 int qvpy_precision(const char *text, qv_precision *out) {

@@ -87,13 +87,12 @@ static PyType_Spec spec = {
     .slots = slots,
 };
 
-int qvpy_device(PyObject *object, const qv_ops **ops) {
+int qvpy_device(PyObject *object, const qvpy_state *state, const qv_ops **ops) {
     *ops = &qv_cpu_ops;
     if (object == Py_None) {
         return 0;
     }
-    /* By its deallocator, which no other type has: a heap type needs no reference kept to be told. */
-    if (PyType_GetSlot(Py_TYPE(object), Py_tp_dealloc) != (void *)device_dealloc) {
+    if (Py_TYPE(object) != state->device) {
         PyErr_Format(PyExc_TypeError, "device: expected a Device or None, got %s", Py_TYPE(object)->tp_name);
         return -1;
     }
@@ -126,13 +125,8 @@ static PyMethodDef functions[] = {
 };
 
 int qvpy_add_device(PyObject *module) {
-    if (PyModule_AddFunctions(module, functions) < 0) {
-        return -1;
-    }
-    PyObject *type = PyType_FromSpec(&spec);
-    if (type == NULL || PyModule_AddObject(module, "Device", type) < 0) {
-        Py_XDECREF(type);
-        return -1;
-    }
-    return 0;
+    qvpy_state *state = PyModule_GetState(module);
+    state->device = qvpy_add_type(module, &spec);
+    Py_XINCREF(state->device);
+    return state->device == NULL ? -1 : PyModule_AddFunctions(module, functions);
 }

@@ -264,16 +264,13 @@ static PyObject *preprocess_image(PyObject *module, PyObject *args, PyObject *ke
     return (PyObject *)out;
 }
 
-/* Functions with keywords have another C type than the table's; the cast goes through a neutral one. */
-#define WITH_KEYWORDS(function) ((PyCFunction)(void (*)(void))(function))
-
 static PyMethodDef functions[] = {
-    {"decode_image", WITH_KEYWORDS(decode_image), METH_VARARGS | METH_KEYWORDS,
+    {"decode_image", QVPY_KEYWORDS(decode_image),
      "decode_image(data, exif=True, max_pixels=89478485) -> uint8 [H, W, 3] of a JPEG, PNG or BMP file's bytes.\n"
      "RuntimeError where another decoder may do better, ValueError where none should try."},
-    {"resize_image", WITH_KEYWORDS(resize_image), METH_VARARGS | METH_KEYWORDS,
+    {"resize_image", QVPY_KEYWORDS(resize_image),
      "resize_image(picture, height, width, filter=3) -> uint8 [height, width, 3], as Pillow's of that number."},
-    {"preprocess_image", WITH_KEYWORDS(preprocess_image), METH_VARARGS | METH_KEYWORDS,
+    {"preprocess_image", QVPY_KEYWORDS(preprocess_image),
      "preprocess_image(picture, size, preprocessing) -> float32 [3, size, size]; preprocessing is a tuple (rule, (edge,\n"
      "edge), filter, even_margins, rescale, mean, std), see qv_preprocessing."},
     {"place_picture", place_picture, METH_VARARGS,

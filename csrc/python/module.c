@@ -10,6 +10,7 @@ static int execute(PyObject *module) {
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
+    QVPY_ONE_INTERPRETER
     {0, NULL},
 };
 

@@ -3,6 +3,7 @@
 
 #include "base/blas.h"
 #include "base/cpu.h"
+#include "base/os.h"
 #include "base/threads.h"
 #include "cuda/device.h"
 
@@ -54,7 +55,7 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
     return Py_BuildValue(
         "{s:s, s:s, s:n, s:n, s:{s:O, s:O, s:O, s:O}, s:{s:s, s:s}, s:n, s:O, s:O, s:O}", "blas", qv_blas_config(),
         "blas_kernels", qv_blas_kernels(), "threads", (Py_ssize_t)qv_thread_count(), "cpus",
-        (Py_ssize_t)qv_usable_cpus(), "cpu_features", "avx2_fma", cpu.avx2_fma ? Py_True : Py_False, "avx512",
+        (Py_ssize_t)qv_os_cpus(), "cpu_features", "avx2_fma", cpu.avx2_fma ? Py_True : Py_False, "avx512",
         cpu.avx512 ? Py_True : Py_False, "avx512_bf16", cpu.avx512_bf16 ? Py_True : Py_False, "neon",
         cpu.neon ? Py_True : Py_False, "kernels", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
         qv_cpu_kernels(QV_PRECISION_BFLOAT16), "panel_columns", (Py_ssize_t)qv_cpu_panel_columns(), "stb_image",

@@ -1,147 +1,142 @@
 /* _core.Vit: a vision transformer bound to the buffers that hold its weights. */
 #include "python/binding.h"
 
-#include "base/threads.h"
 #include "models/vit.h"
 
 #include <string.h>
 
+#define MAX_BLOCKS ((size_t)1024)
+
 typedef struct {
-    PyObject_HEAD
-    qv_vit vit;
-    qvpy_weights weights;
-    PyObject *device; /* whose ops the model computes with; NULL: the CPU's */
-    bool ready;
-} VitObject;
+    qv_vit_config core;
+    bool integrated[MAX_BLOCKS];
+} vit_config;
 
 /* ---- construction ---- */
 
-/* [L] flags from a sequence of block numbers under `key`; *out NULL where there are none. Freed by PyMem_Free. */
-static int read_integrated(PyObject *config, size_t L, bool **out) {
-    *out = NULL;
-    PyObject *value = PyDict_GetItemString(config, "integrated");
-    if (value == NULL || value == Py_None) {
+/* Flags of the blocks whose numbers stand under 'integrated'. */
+static int read_integrated(PyObject *dict, vit_config *config) {
+    PyObject *value = qvpy_config_item(dict, "integrated");
+    if (value == NULL || config->core.L > MAX_BLOCKS) {
+        Py_XDECREF(value);
         return 0;
     }
-    PyObject *blocks = PySequence_Fast(value, "config: 'integrated' must be a sequence of block numbers");
+    PyObject *items = PySequence_Fast(value, "config: 'integrated' must be a sequence of block numbers");
+    PyObject *blocks = items != NULL ? PySequence_Tuple(items) : NULL;
+    Py_XDECREF(items);
+    Py_DECREF(value);
     if (blocks == NULL) {
         return -1;
     }
-    int result = -1;
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(blocks);
-    bool *flags = count == 0 ? NULL : PyMem_Calloc(L, sizeof *flags);
-    if (count != 0 && flags == NULL) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        size_t block = PyLong_AsSize_t(PySequence_Fast_GET_ITEM(blocks, i));
+    int result = 0;
+    for (Py_ssize_t i = 0; result == 0 && i < PyTuple_GET_SIZE(blocks); i++) {
+        size_t block = PyLong_AsSize_t(PyTuple_GET_ITEM(blocks, i));
         if (PyErr_Occurred()) {
-            goto done;
+            result = -1;
+        } else if (block >= config->core.L) {
+            PyErr_Format(PyExc_ValueError, "config: 'integrated' names block %zu of %zu", block, config->core.L);
+            result = -1;
+        } else {
+            config->integrated[block] = true;
+            config->core.integrated = config->integrated;
         }
-        if (block >= L) {
-            PyErr_Format(PyExc_ValueError, "config: 'integrated' names block %zu of %zu", block, L);
-            goto done;
-        }
-        flags[block] = true;
     }
-    *out = flags;
-    flags = NULL;
-    result = 0;
-done:
-    PyMem_Free(flags);
     Py_DECREF(blocks);
     return result;
 }
 
-static int read_vit_config(PyObject *object, qv_vit_config *config, bool **integrated) {
-    if (!PyDict_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "config: expected a dict, got %s", Py_TYPE(object)->tp_name);
-        return -1;
+/* Side of a square image, or (height, width) */
+static int read_image_size(PyObject *dict, qv_vit_config *config) {
+    static const qvpy_setting side = QVPY_SETTING("image_size", QVPY_REQUIRED_SIZE, qv_vit_config, height);
+    PyObject *value = qvpy_config_item(dict, "image_size");
+    if (value == NULL || !PySequence_Check(value) || PyUnicode_Check(value)) {
+        Py_XDECREF(value);
+        int status = qvpy_read_settings(config, dict, &side, 1);
+        config->width = config->height;
+        return status;
     }
-    *config = (qv_vit_config){.layout = QV_VIT_CLIP, .eps = 1e-5f, .activation = QV_QUICK_GELU};
-    if (qvpy_config_size(object, "image_size", 1, &config->image_size) < 0 ||
-        qvpy_config_size(object, "patch_size", 1, &config->patch_size) < 0 ||
-        qvpy_config_size(object, "hidden_size", 1, &config->D) < 0 ||
-        qvpy_config_size(object, "num_attention_heads", 1, &config->H) < 0 ||
-        qvpy_config_size(object, "num_hidden_layers", 1, &config->L) < 0 ||
-        qvpy_config_size(object, "intermediate_size", 1, &config->F) < 0 ||
-        qvpy_config_size(object, "instruction_dim", 0, &config->instruction_dim) < 0 ||
-        qvpy_config_float(object, "layer_norm_eps", 0, &config->eps) < 0 ||
-        qvpy_config_activation(object, "hidden_act", 0, &config->activation) < 0 ||
-        (config->L <= 1024 && read_integrated(object, config->L, integrated) < 0)) {
-        return -1;
+    PyObject *sides = PySequence_Tuple(value);
+    size_t *const sizes[] = {&config->height, &config->width};
+    bool pair = sides != NULL && PyTuple_GET_SIZE(sides) == 2;
+    for (Py_ssize_t i = 0; pair && i < 2; i++) {
+        PyObject *item = PyTuple_GET_ITEM(sides, i);
+        *sizes[i] = PyLong_Check(item) ? PyLong_AsSize_t(item) : (size_t)-1;
+        pair = *sizes[i] <= (size_t)1 << 31;
     }
-    config->integrated = *integrated;
-    return 0;
+    if (!pair) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "config: 'image_size' is %R, expected a whole number or (height, width)", value);
+    }
+    Py_XDECREF(sides);
+    Py_DECREF(value);
+    return pair ? 0 : -1;
 }
 
-static PyObject *vit_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"config", "weights", "precision", "prefix", "device", NULL};
-    PyObject *config_object, *weights_object, *device = Py_None;
-    const char *precision_name = "float32", *prefix = "vision_model.";
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|ssO:Vit", names, &config_object, &weights_object,
-                                     &precision_name, &prefix, &device)) {
-        return NULL;
+static int read_pooling(PyObject *dict, qv_vit_config *config) {
+    static const char *const names[] = {"class", "mean", "mean_then_norm", "map"};
+    PyObject *value = qvpy_config_item(dict, "pooling");
+    bool known = value == NULL;
+    for (size_t i = 0; !known && i < sizeof names / sizeof names[0]; i++) {
+        known = PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, names[i]) == 0;
+        config->pooling = (qv_pooling)i;
     }
-    qv_vit_config config;
-    qv_precision precision;
-    const qv_ops *ops;
-    bool *integrated = NULL;
-    VitObject *self = NULL;
-    if (qvpy_precision(precision_name, &precision) < 0 || qvpy_device(device, &ops) < 0 ||
-        read_vit_config(config_object, &config, &integrated) < 0) {
-        goto done;
+    if (!known) {
+        PyErr_Format(PyExc_ValueError, "config: 'pooling' is %R, expected class, mean, mean_then_norm or map", value);
     }
-    self = (VitObject *)type->tp_alloc(type, 0);
-    if (self == NULL) {
-        goto done;
+    Py_XDECREF(value);
+    return known ? 0 : -1;
+}
+
+int qvpy_read_vision(PyObject *dict, qv_vit_config *config) {
+    static const qvpy_setting eps = QVPY_SETTING("layer_norm_eps", QVPY_FLOAT, qv_vit_config, eps), settings[] = {
+        QVPY_SETTING("patch_size", QVPY_REQUIRED_SIZE, qv_vit_config, patch_size),
+        QVPY_SETTING("hidden_size", QVPY_REQUIRED_SIZE, qv_vit_config, D),
+        QVPY_SETTING("num_attention_heads", QVPY_REQUIRED_SIZE, qv_vit_config, H),
+        QVPY_SETTING("num_hidden_layers", QVPY_REQUIRED_SIZE, qv_vit_config, L),
+        QVPY_SETTING("intermediate_size", QVPY_REQUIRED_SIZE, qv_vit_config, F),
+        QVPY_SETTING("instruction_dim", QVPY_SIZE, qv_vit_config, instruction_dim),
+        QVPY_SETTING("pre_norm_eps", QVPY_FLOAT, qv_vit_config, pre_norm_eps),
+        QVPY_SETTING("post_norm_eps", QVPY_FLOAT, qv_vit_config, post_norm_eps),
+        QVPY_SETTING("rope_theta", QVPY_FLOAT, qv_vit_config, rope_theta),
+        QVPY_SETTING("hidden_act", QVPY_ACTIVATION, qv_vit_config, activation),
+    };
+    if (qvpy_read_settings(config, dict, &eps, 1) < 0) {
+        return -1;
     }
-    PyObject_GC_UnTrack(self);
-    if (qvpy_weights_acquire(&self->weights, weights_object) < 0) {
-        Py_CLEAR(self);
-        goto done;
+    config->pre_norm_eps = config->post_norm_eps = config->eps;
+    return read_image_size(dict, config) < 0 || read_pooling(dict, config) < 0
+               ? -1
+               : qvpy_read_settings(config, dict, settings, sizeof settings / sizeof settings[0]);
+}
+
+static int read_config(PyObject *dict, void *out) {
+    vit_config *config = out;
+    config->core = (qv_vit_config){.eps = 1e-5f, .activation = QV_QUICK_GELU};
+    return qvpy_read_vision(dict, &config->core) < 0 ? -1 : read_integrated(dict, config);
+}
+
+static qv_status load(void **model, const void *config, qv_loader *loader) {
+    qv_vit *vit = qv_allocate(1, sizeof *vit);
+    if (vit == NULL) {
+        return qv_fail_memory(loader->err, "a vision transformer");
     }
-    Py_INCREF(device);
-    self->device = device;
-    qv_weights weights = {.tensors = self->weights.tensors, .count = self->weights.count};
-    qv_error err;
-    qv_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = qv_vit_init(&self->vit, &config, ops, precision, &weights, prefix, &err);
-    Py_END_ALLOW_THREADS
+    qv_status status = qv_vit_load(vit, &((const vit_config *)config)->core, loader);
     if (status != QV_OK) {
-        qvpy_raise(&err);
-        Py_CLEAR(self);
-        goto done;
+        qv_free(vit);
+        return status;
     }
-    self->ready = true;
-    PyObject_GC_Track(self);
-done:
-    PyMem_Free(integrated);
-    return (PyObject *)self;
+    *model = vit;
+    return QV_OK;
 }
 
-static int vit_traverse(VitObject *self, visitproc visit, void *arg) {
-    Py_VISIT(Py_TYPE(self));
-    return qvpy_weights_traverse(&self->weights, visit, arg);
-}
-
-static void vit_dealloc(VitObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (self->ready) {
-        qv_vit_free(&self->vit);
-    }
-    qvpy_weights_release(&self->weights);
-    Py_XDECREF(self->device);
-    type->tp_free(self);
-    Py_DECREF(type);
+static void free_model(void *vit) {
+    qv_vit_free(vit);
+    qv_free(vit);
 }
 
 /* ---- forward ---- */
 
-static const char *const output_names[] = {"last", "normed", "pooled"};
+static const char *const output_names[] = {"last", "normed", "pooled", "pool_attention"};
 
 /* The arrays of one call: inputs held, outputs made. The call alone refers to its outputs: whatever the collector knows of,
  * a dict or a list, another thread can find there and empty while the core writes. */
@@ -171,7 +166,12 @@ static void release_call(forward_call *c) {
 
 static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyObject *preprocessing) {
     if (preprocessing != Py_None) {
-        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.image_size) < 0) {
+        if (vit->config.height != vit->config.width) {
+            PyErr_Format(PyExc_ValueError, "pictures become square pixel values, this model takes %zu x %zu",
+                         vit->config.height, vit->config.width);
+            return -1;
+        }
+        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.height) < 0) {
             return -1;
         }
         c->request.pictures = c->pictures.views;
@@ -184,11 +184,11 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
         return -1;
     }
     const npy_intp *shape = PyArray_DIMS(c->images);
-    npy_intp size = (npy_intp)vit->config.image_size;
-    if (shape[1] != 3 || shape[2] != size || shape[3] != size) {
+    npy_intp height = (npy_intp)vit->config.height, width = (npy_intp)vit->config.width;
+    if (shape[1] != 3 || shape[2] != height || shape[3] != width) {
         PyErr_Format(PyExc_ValueError, "pixel_values has shape [%zd, %zd, %zd, %zd], expected [images, 3, %zd, %zd]",
                      (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], (Py_ssize_t)shape[3],
-                     (Py_ssize_t)size, (Py_ssize_t)size);
+                     (Py_ssize_t)height, (Py_ssize_t)width);
         return -1;
     }
     c->request.images = PyArray_DATA(c->images);
@@ -324,16 +324,21 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
 }
 
 static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
-    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled};
-    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D, tokens[3] = {B, vit->T, D}, pooled[2] = {B, D};
+    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled, &c->request.pool_attention};
+    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D;
+    const size_t shapes[][3] = {{B, vit->T, D}, {B, vit->T, D}, {B, D}, {B, vit->config.H, vit->T}};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, output_names[i]) == 0) {
+            if (slots[i] == &c->request.pool_attention && vit->config.pooling != QV_POOL_MAP) {
+                PyErr_SetString(PyExc_ValueError, "outputs: 'pool_attention' of a model that pools without attention");
+                return -1;
+            }
             bool one = slots[i] == &c->request.pooled;
-            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, one ? pooled : tokens);
+            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, shapes[i]);
             return *slots[i] == NULL ? -1 : 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed' or 'pooled'", item);
+    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed', 'pooled' or 'pool_attention'", item);
     return -1;
 }
 
@@ -396,26 +401,23 @@ static PyObject *build_result(const forward_call *c, size_t L) {
     return result;
 }
 
-static PyObject *vit_forward(VitObject *self, PyObject *arguments, PyObject *keywords) {
+static PyObject *forward(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"pixel_values", "pair_image", "instruct", "instruct_length",
                             "attention",    "hidden",     "outputs",  "preprocessing",   NULL};
     PyObject *images, *pair_image = Py_None, *instruct = Py_None, *instruct_length = Py_None;
     PyObject *attention = NULL, *hidden = NULL, *outputs = NULL, *preprocessing = Py_None, *result = NULL;
+    const qv_vit *vit = self->model;
     forward_call c = {0};
+    qvpy_call call;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOO:forward", names, &images, &pair_image, &instruct,
                                      &instruct_length, &attention, &hidden, &outputs, &preprocessing) ||
-        read_images(&c, &self->vit, images, preprocessing) < 0 ||
-        read_questions(&c, &self->vit, pair_image, instruct, instruct_length) < 0 ||
-        make_outputs(&c, &self->vit, attention, hidden, outputs) < 0) {
+        read_images(&c, vit, images, preprocessing) < 0 ||
+        read_questions(&c, vit, pair_image, instruct, instruct_length) < 0 ||
+        make_outputs(&c, vit, attention, hidden, outputs) < 0 || qvpy_begin(&call, self) < 0) {
         goto done;
     }
-    qv_error err;
-    qv_call call = {.ops = self->vit.ops, .lanes = qv_thread_count()};
-    qvpy_poll poll;
-    qvpy_release(&poll, &call);
-    qv_status status = qv_vit_forward(&self->vit, &call, &c.request, &err);
-    if (qvpy_acquire(&poll, status, &err) == 0) {
-        result = build_result(&c, self->vit.config.L);
+    if (qvpy_end(&call, qv_vit_forward(self->model, &call.core, &c.request, &call.err)) == 0) {
+        result = build_result(&c, vit->config.L);
     }
 done:
     release_call(&c);
@@ -424,17 +426,12 @@ done:
 
 /* ---- attributes and type ---- */
 
-static PyObject *get_size(VitObject *self, void *offset) {
-    size_t value;
-    memcpy(&value, (const char *)&self->vit + (size_t)(uintptr_t)offset, sizeof value);
-    return PyLong_FromSize_t(value);
-}
-
-static PyObject *get_integrated(VitObject *self, void *unused) {
+static PyObject *get_integrated(qvpy_model *self, void *unused) {
     (void)unused;
+    const qv_vit *vit = self->model;
     PyObject *list = PyList_New(0);
-    for (size_t i = 0; list != NULL && i < self->vit.config.L; i++) {
-        PyObject *number = self->vit.blocks[i].integrated ? PyLong_FromSize_t(i) : NULL;
+    for (size_t i = 0; list != NULL && i < vit->config.L; i++) {
+        PyObject *number = vit->blocks[i].integrated ? PyLong_FromSize_t(i) : NULL;
         if (number != NULL && PyList_Append(list, number) < 0) {
             Py_CLEAR(list);
         }
@@ -445,57 +442,52 @@ static PyObject *get_integrated(VitObject *self, void *unused) {
     return blocks;
 }
 
-#define SIZE(name, field, doc) {name, (getter)get_size, NULL, doc, (void *)(uintptr_t)offsetof(qv_vit, field)}
-
 static PyGetSetDef attributes[] = {
-    SIZE("image_size", config.image_size, "Side of the square input in pixels."),
-    SIZE("patch_size", config.patch_size, "Side of a patch in pixels."),
-    SIZE("hidden_size", config.D, "Width of a token."),
-    SIZE("heads", config.H, "Attention heads of a block."),
-    SIZE("blocks", config.L, "Number of blocks."),
-    SIZE("tokens", T, "1 + number of patches."),
-    SIZE("instruction_dim", config.instruction_dim, "Width of the question's states; 0: takes no question."),
+    QVPY_SIZE_OF(qv_vit, "image_size", config.height, "Height of the input in pixels; of a square one its width, too."),
+    QVPY_SIZE_OF(qv_vit, "image_width", config.width, "Width of the input in pixels."),
+    QVPY_SIZE_OF(qv_vit, "patch_size", config.patch_size, "Side of a patch in pixels."),
+    QVPY_SIZE_OF(qv_vit, "hidden_size", config.D, "Width of a token."),
+    QVPY_SIZE_OF(qv_vit, "heads", config.H, "Attention heads of a block."),
+    QVPY_SIZE_OF(qv_vit, "blocks", config.L, "Number of blocks."),
+    QVPY_SIZE_OF(qv_vit, "tokens", T, "Tokens of an image: prefix + patches."),
+    QVPY_SIZE_OF(qv_vit, "prefix", prefix, "Tokens in front of the patches: class, distillation, registers."),
+    QVPY_SIZE_OF(qv_vit, "instruction_dim", config.instruction_dim, "Width of the question's states; 0: takes no question."),
     {"integrated", (getter)get_integrated, NULL, "Blocks that take the question.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef methods[] = {
-    {"forward", (PyCFunction)(void (*)(void))vit_forward, METH_VARARGS | METH_KEYWORDS,
+    {"forward", QVPY_KEYWORDS(forward),
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
      "preprocessing=None)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
-     "{l: [B, T, D]}, and the named outputs. B counts images before the first integrated block, pairs from it on.\n"
+     "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], pool_attention [B, H, T].\n"
+     "B counts images before the first integrated block, pairs from it on.\n"
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot vit_slots[] = {
-    {Py_tp_new, (void *)vit_new},
-    {Py_tp_dealloc, (void *)vit_dealloc},
-    {Py_tp_traverse, (void *)vit_traverse},
-    {Py_tp_methods, methods},
-    {Py_tp_getset, attributes},
-    {Py_tp_doc, (void *)"Vit(config, weights, precision='float32', prefix='vision_model.', device=None)\n--\n\n"
-                        "A vision transformer over mapped weights."},
-    {0, NULL},
+static PyObject *create(PyTypeObject *type, PyObject *arguments, PyObject *keywords);
+
+static const qvpy_kind kind = {
+    .name = "qavit._core.Vit",
+    .doc = "Vit(config, weights, precision='float32', prefix='vision_model.', device=None)\n--\n\n"
+           "A vision transformer over mapped weights.",
+    .prefix = "vision_model.",
+    .config_size = sizeof(vit_config),
+    .read = read_config,
+    .load = load,
+    .free = free_model,
+    .create = create,
+    .methods = methods,
+    .attributes = attributes,
 };
 
-static PyType_Spec vit_spec = {
-    .name = "qavit._core.Vit",
-    .basicsize = sizeof(VitObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = vit_slots,
-};
+static PyObject *create(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    return qvpy_model_new(type, arguments, keywords, &kind);
+}
 
 int qvpy_add_vit(PyObject *module) {
-    PyObject *type = PyType_FromSpec(&vit_spec);
-    if (type == NULL) {
-        return -1;
-    }
-    if (PyModule_AddObject(module, "Vit", type) < 0) {
-        Py_DECREF(type);
-        return -1;
-    }
-    return 0;
+    return qvpy_add_model(module, &kind);
 }

@@ -1,6 +1,7 @@
 /* qavit._core_testing: module definition. Its threads and its state are its own, not qavit._core's. */
 #include "testing/testing.h"
 
+#include "base/cgroup.h"
 #include "base/threads.h"
 
 static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
@@ -19,7 +20,17 @@ static PyObject *set_num_threads(PyObject *module, PyObject *argument) {
     Py_RETURN_NONE;
 }
 
+static PyObject *cgroup_quota(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *membership, *mount;
+    if (!PyArg_ParseTuple(arguments, "ss", &membership, &mount)) {
+        return NULL;
+    }
+    return PyLong_FromSize_t(qv_cgroup_quota(membership, mount));
+}
+
 static PyMethodDef functions[] = {
+    {"cgroup_quota", cgroup_quota, METH_VARARGS, "cgroup_quota(membership, mount): see base/cgroup.h."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "The width of this module's own thread pool."},
     {"set_num_threads", set_num_threads, METH_O, "Set it, 1 to 256."},
     {NULL, NULL, 0, NULL},
@@ -30,12 +41,13 @@ static int add_threads(PyObject *module) {
 }
 
 static int execute(PyObject *module) {
-    static int (*const parts[])(PyObject *) = {add_threads, qvt_add_ops, qvt_add_ops_backward, NULL};
+    static int (*const parts[])(PyObject *) = {add_threads, qvt_add_ops, qvt_add_ops_backward, qvt_add_device_ops, NULL};
     return qvpy_start(module, parts);
 }
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
+    QVPY_ONE_INTERPRETER
     {0, NULL},
 };
 

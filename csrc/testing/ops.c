@@ -64,6 +64,14 @@ static int view_rows(PyObject *object, const char *argument, bool optional, bool
     return 0;
 }
 
+static qv_rows rows_of(const row_view *view) {
+    return (qv_rows){view->data, view->ld};
+}
+
+static qv_const_rows const_rows_of(const row_view *view) {
+    return (qv_const_rows){view->data, view->ld};
+}
+
 /* Scratch and lanes for one call. */
 static int start_call(qv_call *call, size_t rows, size_t depth, size_t keys, size_t head_width) {
     *call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
@@ -80,14 +88,14 @@ static void end_call(qv_call *call) {
 }
 
 typedef struct {
-    qv_linear_weight weight;
+    qv_linear linear;
     qvpy_weights source;
 } layer;
 
 static void free_layer(PyObject *capsule) {
     layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
     if (object != NULL) {
-        qv_cpu_ops.linear_free(&qv_cpu_ops, &object->weight);
+        qv_linear_free(&qv_cpu_ops, &object->linear);
         qvpy_weights_release(&object->source);
         PyMem_Free(object);
     }
@@ -95,7 +103,6 @@ static void free_layer(PyObject *capsule) {
 
 /* prepare(weights: dict, parts: int, precision, scale): parts named "0.weight", "0.bias", "0.add_weight", ... */
 static PyObject *prepare(PyObject *module, PyObject *arguments) {
-    (void)module;
     PyObject *weights;
     Py_ssize_t parts;
     const char *precision_name;
@@ -114,7 +121,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     if (object == NULL) {
         return PyErr_NoMemory();
     }
-    if (qvpy_weights_acquire(&object->source, weights) < 0) {
+    if (qvpy_weights_acquire(&object->source, weights, PyModule_GetState(module)) < 0) {
         PyMem_Free(object);
         return NULL;
     }
@@ -127,17 +134,17 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
     qv_weights set = {.tensors = object->source.tensors, .count = object->source.count};
     qv_linear_source sources[QV_MAX_PARTS];
     for (Py_ssize_t i = 0; i < parts; i++) {
-        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias"};
-        const qv_tensor *tensors[4];
-        for (size_t j = 0; j < 4; j++) {
+        static const char *const names[] = {"weight", "bias", "add_weight", "add_bias", "row_scale"};
+        const qv_tensor *tensors[5];
+        for (size_t j = 0; j < 5; j++) {
             char name[32];
             PyOS_snprintf(name, sizeof name, "%d.%s", (int)i, names[j]);
             tensors[j] = qv_weights_peek(&set, name);
         }
-        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale};
+        sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale, tensors[4]};
     }
     qv_error err;
-    if (qv_cpu_ops.linear_prepare(&qv_cpu_ops, &object->weight, sources, (size_t)parts, precision, &err) != QV_OK) {
+    if (qv_linear_prepare(&qv_cpu_ops, &object->linear, sources, (size_t)parts, precision, &err) != QV_OK) {
         Py_DECREF(capsule);
         return qvpy_raise(&err);
     }
@@ -145,11 +152,11 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
 }
 
 /* Whether columns first .. first + count are whole parts of the layer: all that the op can be asked for. */
-static bool are_parts(const qv_linear_weight *weight, Py_ssize_t first, Py_ssize_t count) {
+static bool are_parts(const qv_linear *linear, Py_ssize_t first, Py_ssize_t count) {
     Py_ssize_t column = 0, last = first + count;
     bool begins = first == 0, ends = last == 0;
-    for (size_t part = 0; part < weight->parts; part++) {
-        column += (Py_ssize_t)weight->part_columns[part];
+    for (size_t part = 0; part < linear->parts; part++) {
+        column += (Py_ssize_t)linear->part_columns[part];
         begins = begins || first == column;
         ends = ends || last == column;
     }
@@ -167,7 +174,7 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
     }
     layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
     row_view out, x, multiply, residual;
-    qv_epilogue epilogue = {QV_IDENTITY, NULL, 0, NULL, 0};
+    qv_epilogue epilogue = {.activation = QV_IDENTITY};
     if (object == NULL || view_rows(out_object, "out", false, true, &out) < 0 ||
         view_rows(x_object, "x", false, false, &x) < 0 ||
         view_rows(multiply_object, "multiply", true, false, &multiply) < 0 ||
@@ -175,24 +182,55 @@ static PyObject *linear(PyObject *module, PyObject *arguments) {
         qvpy_activation(activation, "activation", &epilogue.activation) < 0) {
         return NULL;
     }
-    if (x.columns != object->weight.depth || out.rows != x.rows || out.columns != (size_t)count ||
-        !are_parts(&object->weight, first, count) ||
+    if (x.columns != object->linear.depth || out.rows != x.rows || out.columns != (size_t)count ||
+        !are_parts(&object->linear, first, count) ||
         (multiply.data != NULL && (multiply.rows != out.rows || multiply.columns != out.columns)) ||
         (residual.data != NULL && (residual.rows != out.rows || residual.columns != out.columns))) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
         return NULL;
     }
-    epilogue.multiply = multiply.data;
-    epilogue.ld_multiply = multiply.ld;
-    epilogue.residual = residual.data;
-    epilogue.ld_residual = residual.ld;
+    epilogue.multiply = const_rows_of(&multiply);
+    epilogue.residual = const_rows_of(&residual);
     qv_call call;
     if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    qv_cpu_ops.linear(&call, out.data, out.ld, x.data, x.ld, &object->weight, (size_t)first, (size_t)count, &epilogue,
+    qv_cpu_ops.linear(&call, rows_of(&out), const_rows_of(&x), &object->linear, (size_t)first, (size_t)count, &epilogue,
                       x.rows);
+    Py_END_ALLOW_THREADS
+    end_call(&call);
+    Py_RETURN_NONE;
+}
+
+/* linear_backward(layer, dx, dy, first, count, accumulate): dx (+)= dy W[first : first + count] */
+static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *capsule, *dx_object, *dy_object;
+    Py_ssize_t first, count;
+    int accumulate;
+    if (!PyArg_ParseTuple(arguments, "OOOnnp", &capsule, &dx_object, &dy_object, &first, &count, &accumulate)) {
+        return NULL;
+    }
+    layer *object = PyCapsule_GetPointer(capsule, LAYER_CAPSULE);
+    row_view dx, dy;
+    if (object == NULL || view_rows(dx_object, "dx", false, true, &dx) < 0 ||
+        view_rows(dy_object, "dy", false, false, &dy) < 0) {
+        return NULL;
+    }
+    if (dx.columns != object->linear.depth || dx.rows != dy.rows || dy.columns != (size_t)count ||
+        !are_parts(&object->linear, first, count)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit the layer");
+        return NULL;
+    }
+    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, 0, 0, 0), 1);
+    if (call.scratch == NULL) {
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.linear_backward(&call, rows_of(&dx), const_rows_of(&dy), &object->linear, (size_t)first, (size_t)count,
+                               accumulate != 0, dy.rows);
     Py_END_ALLOW_THREADS
     end_call(&call);
     Py_RETURN_NONE;
@@ -270,13 +308,12 @@ static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
     size_t D = x->q.columns;
     const row_view *seen = &x->probabilities;
     return x->k.columns == D && is_none_or(&x->out, a->B, a->T, D) && is_none_or(&x->v, x->k.shape[0], a->S, D) &&
-           (a->v == NULL || x->v.ld == a->ld_kv) && is_none_or(&x->extra_k, a->B, a->M, D) &&
-           is_none_or(&x->extra_v, a->B, a->M, D) && (a->extra_v == NULL || x->extra_v.ld == a->ld_extra) &&
-           is_none_or(&x->bias, a->H, a->T, a->S) && is_none_or_dense(&x->bias) &&
+           is_none_or(&x->extra_k, a->B, a->M, D) && is_none_or(&x->extra_v, a->B, a->M, D) &&
+           is_none_or(&x->bias, a->H, a->T, a->S) &&
            array_is_none_or(x->extra_length, a->B, 0) && array_is_none_or(x->key_mask, a->B, a->S) &&
            array_is_none_or(x->q_index, a->B, 0) && array_is_none_or(x->kv_index, a->B, 0) &&
            sets_exist(a->q_index, a->B, x->q.shape[0]) && sets_exist(a->kv_index, a->B, x->k.shape[0]) &&
-           (a->out == NULL || (a->v != NULL && (a->M == 0 || a->extra_v != NULL))) &&
+           (a->out.at == NULL || (a->v.at != NULL && (a->M == 0 || a->extra_v.at != NULL))) &&
            (a->probabilities == NULL ||
             (seen->dims == 4 && is_none_or_dense(seen) && seen->shape[0] == a->B && seen->shape[1] == a->H &&
              a->first_row <= a->T && a->row_count <= a->T - a->first_row && a->first_column <= a->M + a->S &&
@@ -309,9 +346,10 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
         goto done;
     }
     a = (qv_attention){
-        .out = x.out.data, .ld_out = x.out.ld, .q = x.q.data, .ld_q = x.q.ld, .k = x.k.data, .v = x.v.data,
-        .ld_kv = x.k.ld, .extra_k = x.extra_k.data, .extra_v = x.extra_v.data, .ld_extra = x.extra_k.ld,
-        .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = x.bias.data,
+        .out = rows_of(&x.out), .q = const_rows_of(&x.q), .k = const_rows_of(&x.k), .v = const_rows_of(&x.v),
+        .extra_k = const_rows_of(&x.extra_k), .extra_v = const_rows_of(&x.extra_v),
+        .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = const_rows_of(&x.bias),
+        .bias_rows = x.q.shape[1],
         .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0, .scale = a.scale,
         .precision = a.precision, .probabilities = x.probabilities.data, .first_row = (size_t)first_row,
         .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
@@ -335,6 +373,27 @@ done:
     return result;
 }
 
+/* rotate(x [B, T, H d], angles [T - first, d], heads) */
+static PyObject *rotate(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *x_object, *angles_object;
+    Py_ssize_t heads;
+    row_view x, angles;
+    if (!PyArg_ParseTuple(arguments, "OOn", &x_object, &angles_object, &heads) ||
+        view_rows(x_object, "x", false, true, &x) < 0 || view_rows(angles_object, "angles", false, false, &angles) < 0) {
+        return NULL;
+    }
+    if (x.dims != 3 || angles.dims != 2 || !is_none_or_dense(&angles) || heads < 1 || angles.columns % 2 != 0 ||
+        x.columns != (size_t)heads * angles.columns || angles.rows > x.shape[1] || angles.rows == 0) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        return NULL;
+    }
+    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    qv_cpu_ops.rotate(&call, rows_of(&x), angles.data, x.shape[0], x.shape[1], x.shape[1] - angles.rows, (size_t)heads,
+                      angles.columns);
+    Py_RETURN_NONE;
+}
+
 /* norm(out, x, weight, bias, eps, rms) */
 static PyObject *norm(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -356,15 +415,16 @@ static PyObject *norm(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     qv_call call;
+    qv_norm parameters = {.kind = rms ? QV_RMS_NORM : QV_LAYER_NORM,
+                          .D = x.columns,
+                          .weight = {weight.data, NULL},
+                          .bias = {bias.data, NULL},
+                          .eps = eps};
     if (start_call(&call, x.rows, x.columns, 0, 0) < 0) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    if (rms) {
-        qv_cpu_ops.rms_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, eps, x.rows, x.columns);
-    } else {
-        qv_cpu_ops.layer_norm(&call, out.data, out.ld, x.data, x.ld, weight.data, bias.data, eps, x.rows, x.columns);
-    }
+    qv_cpu_ops.norm(&call, rows_of(&out), const_rows_of(&x), &parameters, x.rows);
     Py_END_ALLOW_THREADS
     end_call(&call);
     Py_RETURN_NONE;
@@ -390,7 +450,10 @@ static PyMethodDef functions[] = {
     {"prepare", prepare, METH_VARARGS, "A linear layer: prepare(weights, parts, precision, scale)."},
     {"linear", linear, METH_VARARGS,
      "linear(layer, out, x, first, count, activation, multiply, residual), written to out."},
+    {"linear_backward", linear_backward, METH_VARARGS,
+     "linear_backward(layer, dx, dy, first, count, accumulate), written or added to dx."},
     {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
+    {"rotate", rotate, METH_VARARGS, "rotate(x, angles, heads): the last rows of each sequence turn where they lie."},
     {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
     {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},
     {NULL, NULL, 0, NULL},

@@ -48,50 +48,16 @@ static int fail_shapes(void) {
     return -1;
 }
 
-/* linear_backward(dy [R, N], weight [N, K], dx [R, K] or None) -> dx, added to the one given */
-static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
-    (void)module;
-    PyObject *dy_object, *weight_object, *sum_object;
-    void *dy_data, *weight_data, *sum_data;
-    holder held = {.count = 0};
-    PyArrayObject *dx = NULL;
-    if (!PyArg_ParseTuple(arguments, "OOO", &dy_object, &weight_object, &sum_object)) {
-        return NULL;
-    }
-    PyArrayObject *dy = take(&held, dy_object, "dy", NPY_FLOAT32, 2, &dy_data);
-    PyArrayObject *weight = dy != NULL ? take(&held, weight_object, "weight", NPY_FLOAT32, 2, &weight_data) : NULL;
-    if (weight == NULL || take_optional(&held, sum_object, "dx", NPY_FLOAT32, 2, &sum_data) < 0) {
-        goto done;
-    }
-    size_t R = dim(dy, 0), N = dim(dy, 1), shape[2] = {R, dim(weight, 1)};
-    if (dim(weight, 0) != N ||
-        (sum_data != NULL && (dim(held.arrays[2], 0) != R || dim(held.arrays[2], 1) != shape[1]))) {
-        fail_shapes();
-        goto done;
-    }
-    dx = qvpy_new_floats(2, shape);
-    if (dx != NULL && sum_data != NULL && PyArray_CopyInto(dx, held.arrays[2]) < 0) {
-        Py_CLEAR(dx);
-    }
-    if (dx != NULL) {
-        qv_call call = new_call();
-        qv_cpu_ops.linear_backward(&call, PyArray_DATA(dx), shape[1], dy_data, N, weight_data, sum_data != NULL, R, N,
-                                   shape[1]);
-    }
-done:
-    release(&held);
-    return (PyObject *)dx;
-}
-
-/* layer_norm_backward(dy [R, D], x [R, D], weight [D], eps) -> dx */
-static PyObject *layer_norm_backward(PyObject *module, PyObject *arguments) {
+/* norm_backward(dy [R, D], x [R, D], weight [D], eps, rms) -> dx */
+static PyObject *norm_backward(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *dy_object, *x_object, *weight_object;
     void *dy_data, *x_data, *weight_data;
     float eps;
+    int rms;
     holder held = {.count = 0};
     PyArrayObject *dx = NULL;
-    if (!PyArg_ParseTuple(arguments, "OOOf", &dy_object, &x_object, &weight_object, &eps)) {
+    if (!PyArg_ParseTuple(arguments, "OOOfp", &dy_object, &x_object, &weight_object, &eps, &rms)) {
         return NULL;
     }
     PyArrayObject *dy = take(&held, dy_object, "dy", NPY_FLOAT32, 2, &dy_data);
@@ -108,7 +74,9 @@ static PyObject *layer_norm_backward(PyObject *module, PyObject *arguments) {
     dx = new_like(x);
     if (dx != NULL) {
         qv_call call = new_call();
-        qv_cpu_ops.layer_norm_backward(&call, PyArray_DATA(dx), D, dy_data, D, x_data, D, weight_data, eps, R, D);
+        const qv_norm norm = {rms ? QV_RMS_NORM : QV_LAYER_NORM, D, {weight_data, NULL}, {NULL, NULL}, eps};
+        qv_cpu_ops.norm_backward(&call, (qv_rows){PyArray_DATA(dx), D}, (qv_const_rows){dy_data, D},
+                                 (qv_const_rows){x_data, D}, &norm, R);
     }
 done:
     release(&held);
@@ -169,11 +137,10 @@ static int read_attention(holder *held, PyObject *const *objects, qv_attention_b
         return fail_shapes();
     }
     a->d = D / a->H;
-    a->q = q;
-    a->k = k;
-    a->v = v;
-    a->ld_q = a->ld_kv = a->ld_extra = w->ld_d_out = D;
-    w->d_out = d_out;
+    a->q = (qv_const_rows){q, D};
+    a->k = (qv_const_rows){k, D};
+    a->v = (qv_const_rows){v, D};
+    w->d_out = (qv_const_rows){d_out, D};
     size_t first = held->count;
     if (take_optional(held, objects[4], "extra_k", NPY_FLOAT32, 3, &extra_k) < 0 ||
         take_optional(held, objects[5], "extra_v", NPY_FLOAT32, 3, &extra_v) < 0) {
@@ -181,8 +148,8 @@ static int read_attention(holder *held, PyObject *const *objects, qv_attention_b
     }
     if (extra_k != NULL && extra_v != NULL) {
         a->M = dim(arrays[first], 1);
-        a->extra_k = extra_k;
-        a->extra_v = extra_v;
+        a->extra_k = (qv_const_rows){extra_k, D};
+        a->extra_v = (qv_const_rows){extra_v, D};
         if (dim(arrays[first], 0) != a->B || dim(arrays[first], 2) != D ||
             !PyArray_SAMESHAPE(arrays[first], arrays[first + 1])) {
             return fail_shapes();
@@ -199,7 +166,8 @@ static int read_attention(holder *held, PyObject *const *objects, qv_attention_b
     }
     a->extra_length = length;
     a->key_mask = mask;
-    a->bias = bias;
+    a->bias = (qv_const_rows){bias, a->S};
+    a->bias_rows = a->T;
     return 0;
 }
 
@@ -234,10 +202,9 @@ static PyObject *attention_backward(PyObject *module, PyObject *arguments) {
         PyErr_NoMemory();
         goto done;
     }
-    w.d_q = PyArray_DATA(d_q);
-    w.d_k = keys ? PyArray_DATA(d_k) : NULL;
-    w.d_v = keys ? PyArray_DATA(d_v) : NULL;
-    w.ld_d_q = w.ld_d_kv = w.ld_d_out;
+    w.d_q = (qv_rows){PyArray_DATA(d_q), w.d_out.ld};
+    w.d_k = (qv_rows){keys ? PyArray_DATA(d_k) : NULL, w.d_out.ld};
+    w.d_v = (qv_rows){keys ? PyArray_DATA(d_v) : NULL, w.d_out.ld};
     w.probabilities = PyArray_DATA(A);
     w.d_probabilities = PyArray_DATA(G);
     Py_BEGIN_ALLOW_THREADS
@@ -287,8 +254,7 @@ done:
 }
 
 static PyMethodDef functions[] = {
-    {"linear_backward", linear_backward, METH_VARARGS, "linear_backward(dy, weight, dx): dx (+=) dy weight."},
-    {"layer_norm_backward", layer_norm_backward, METH_VARARGS, "layer_norm_backward(dy, x, weight, eps)."},
+    {"norm_backward", norm_backward, METH_VARARGS, "norm_backward(dy, x, weight, eps, rms)."},
     {"activation", activation, METH_VARARGS, "activation(x, name), or with dy: dy act'(x)."},
     {"attention_backward", attention_backward, METH_VARARGS, "The gradients of attention; see ops_backward.c."},
     {"gradcam", gradcam, METH_VARARGS, "gradcam(A, G, first): the mean over heads of A max(G, 0)."},

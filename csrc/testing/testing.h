@@ -6,5 +6,6 @@
 
 int qvt_add_ops(PyObject *module);
 int qvt_add_ops_backward(PyObject *module);
+int qvt_add_device_ops(PyObject *module);
 
 #endif

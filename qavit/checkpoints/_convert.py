@@ -24,13 +24,13 @@ PathLike = Union[str, "os.PathLike[str]"]
 _FILES = {"config.json", "model.safetensors", "tokenizer.json"}
 #: Widths of panels that kernels read: 64 for AVX-512, 16 for AVX2.
 PANEL_WIDTHS = (16, 64)
-#: Matrices that go into panels: those of linear layers, but for BLIP's text half, whose gradients need them row-major.
+#: Matrices that go into panels: those of linear layers.
 _LAYERS = re.compile(
     r"^((vision|text)_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|instruct_dim_reduce\.[13])"
     r"|text_model\.encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
     r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
-    r"|visual_encoder\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
-    r"|text_encoder\.encoder\.layer\.\d+\.crossattention\.self\.(key|value))\.weight$"
+    r"|text_encoder\.encoder\.layer\.\d+\.((cross)?attention\.self\.(query|key|value)"
+    r"|((cross)?attention\.)?output\.dense|intermediate\.dense))\.weight$"
 )
 
 
@@ -107,10 +107,9 @@ def _stored_dtypes(weights: Weights, dtype: str | None, panels: int) -> dict[str
 def _goes_into_panels(name: str, shape: tuple[int, ...], dtype: str, panels: int, weights: Weights) -> bool:
     if not _LAYERS.match(name) or dtype == "float16" or (dtype == "bfloat16" and shape[1] % 2):
         return False
-    # BLIP's fused matrix is read as thirds; an integrated block adds its second projection to the first at load.
-    rows = shape[0] // 3 if name.endswith(".qkv.weight") else shape[0]
+    # An integrated block adds its second projection to the first at load.
     second = name.replace(".out_proj.", ".instruction_out_proj.")
-    return rows % panels == 0 and (second == name or second not in weights)
+    return shape[0] % panels == 0 and (second == name or second not in weights)
 
 
 def _config(source: ModelSource, dtypes: dict[str, str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
     panels: dict[tuple[int, str], int] = {}
     for name, (_, dtype, shape, _) in source.weights.items():
         part = name.split(".")[0]
-        part = {"vision_model": "vision", "visual_encoder": "vision", "text_model": "text", "text_encoder": "text"}.get(
+        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text"}.get(
             part, "heads"
         )
         size = math.prod(shape)

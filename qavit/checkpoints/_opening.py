@@ -33,7 +33,7 @@ from ._states import find_model, leave_out, without_wrappers
 from ._weights import Stored, Weights, named_panels, shape_of
 from .formats.reading import Content, open_folder, open_weights, weights_file
 from .towers import VISION_LAYOUTS
-from .towers.blip import _BLIP_LEFT_OUT, _blip, _blip_name
+from .towers.blip import _BLIP_LEFT_OUT, _blip
 from .towers.clip import BARE, _positions, _vision_options, clip_vision_config, clip_vision_shapes
 from .towers.names import BLIP, CLASS_EMBEDDING, VISION
 from .towers.openai_clip import is_openai, open_clip_vision, openai_options
@@ -520,7 +520,7 @@ def _open_blip(
     if what or not all(any(key.startswith(part) for key in found) for part in ("itm_head.", first)):
         told = f"it holds {what}" if what else "it lacks itm_head or cross-attention in its first block"
         raise ValueError(f"{name}: {told}, not BLIP image-text matching")
-    tensors = {_blip_name(key): tensor for key, tensor in found.items() if not _BLIP_LEFT_OUT.search(key)}
+    tensors = {key: tensor for key, tensor in found.items() if not _BLIP_LEFT_OUT.search(key)}
     tensors = merge_adapters(tensors, with_option(_adapter_of(folder), options.get("lora_alpha")), name)
     tensors.update(leave_out(others, asked.strict, name))
     vision = {**(config.get("vision_config") or {}), **_vision_options({"vision": options.get("vision")})}

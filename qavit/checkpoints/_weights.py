@@ -149,6 +149,40 @@ def dtype_of(tensor: Weight | StoredTensor) -> str:
     return tensor.dtype if isinstance(tensor, StoredTensor) else tensor[1]
 
 
+def row_views(tensor: Weight | StoredTensor, parts: int) -> list[Weight | StoredTensor]:
+    """Equal parts of a tensor's rows; nothing is copied, but where panels reach across a border."""
+    shape = shape_of(tensor)
+    rows = shape[0] // parts
+    if isinstance(tensor, MadeTensor):
+        tensor = tensor.weight()
+    if isinstance(tensor, StoredTensor):
+        step = rows * tensor.strides[0]
+        return [
+            StoredTensor(tensor.storage, tensor.dtype, (rows, *shape[1:]), tensor.strides, tensor.first + part * step)
+            for part in range(parts)
+        ]
+    buffer, dtype, _, offset = tensor
+    columns = panel_columns(dtype)
+    if columns and rows % columns:
+        buffer, dtype, _, offset = cast(tensor, base_dtype(dtype))
+    step = math.prod((rows, *shape[1:])) * ITEM_SIZES[base_dtype(dtype)]
+    return [(buffer, dtype, (rows, *shape[1:]), offset + part * step) for part in range(parts)]
+
+
+def without_leading_ones(tensor: Weight | StoredTensor, dims: int) -> Weight | StoredTensor:
+    """The tensor with sizes of 1 in front left out until it has ``dims`` of them."""
+    shape = shape_of(tensor)
+    extra = max(len(shape) - dims, 0)
+    if any(size != 1 for size in shape[:extra]):
+        return tensor
+    if isinstance(tensor, MadeTensor):
+        tensor = tensor.weight()
+    if isinstance(tensor, StoredTensor):
+        return StoredTensor(tensor.storage, tensor.dtype, shape[extra:], tensor.strides[extra:], tensor.first)
+    buffer, dtype, _, offset = tensor
+    return (buffer, dtype, shape[extra:], offset)
+
+
 def base_dtype(dtype: str) -> str:
     """What the items are, without the layout: "float32" of "float32@64"."""
     return dtype.partition("@")[0]

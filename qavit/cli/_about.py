@@ -17,7 +17,7 @@ def run_demo_command(options: argparse.Namespace) -> int:
     from .._demo import FOLDER, demo_entries, run_demo
     from ..metrics._pointing import attention_inside
 
-    asked = [part.strip() for part in (options.questions or "").split(";") if part.strip()] + options.question
+    asked = [*options.question, *(questions_alone(options.questions) if options.questions is not None else ())]
     truth = None if options.image or asked else demo_entries()
     result, files = run_demo(options.out, options.image, asked or None, options.block)
     if options.json:
@@ -37,6 +37,17 @@ def run_demo_command(options: argparse.Namespace) -> int:
     for path in files:
         print(f"wrote {path}")
     return OK
+
+
+def questions_alone(path: str) -> list[str]:
+    """The questions of a file, whatever pictures it names."""
+    from ..data._questions import open_questions
+
+    items = list(open_questions(path, image_name="any")[0])
+    for item in items:
+        if item.problem is not None:
+            raise ValueError(item.problem)
+    return list(dict.fromkeys(item.question for item in items))
 
 
 def run_convert(options: argparse.Namespace) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._base.arguments import one_line
 from .._base.files import make_folder, remove_leftovers, write_whole
 from .._base.progress import Progress
-from ._options import OK, SOME_FAILED, UsageError, load_model, logger
+from ..data._pictures import PICTURE_ENDINGS, ImageSource
+from ._options import OK, SOME_FAILED, UsageError, load_model, reading_arguments
 
 if TYPE_CHECKING:
     from .._result import HeatmapResult
 
 
-
 class Job(NamedTuple):
-    """One picture, its questions, and the stem of the files that are written for it."""
+    """One picture, what it is called, its questions, and the stem of the files that are written for it."""
 
+    source: ImageSource
     image: str
     questions: list[str]
     stem: str
@@ -54,7 +55,8 @@ def run_heatmap(options: argparse.Namespace) -> int:
             finished = record.is_file() and record.read_text(encoding="utf-8") == request
             if targets and finished and not options.again and not options.json and all(map(Path.exists, targets)):
                 ready += 1
-                logger.info("%s: done already", job.image)
+                for target in targets:
+                    going.say(str(target))
                 continue
             result = ask(model, job, options)
             for target in targets:
@@ -77,10 +79,10 @@ def run_heatmap(options: argparse.Namespace) -> int:
         else:
             for target in targets:
                 going.say(str(target))
-    if len(jobs) > 1:
-        counts = ((drawn, "done"), (ready, "done before"), (failed, "failed"))
+    if len(jobs) > 1 or ready:
+        counts = ((drawn, "done"), (ready, "there already (--again does them anew)"), (failed, "failed"))
         parts = ", ".join(f"{count} {what}" for count, what in counts if count)
-        print(f"{len(jobs)} pictures: {parts}", file=sys.stderr, flush=True)
+        print(f"{len(jobs)} picture{'s' if len(jobs) > 1 else ''}: {parts}", file=sys.stderr, flush=True)
     return SOME_FAILED if failed else OK
 
 
@@ -93,10 +95,7 @@ def check_request(model: Any, jobs: Sequence[Job], options: argparse.Namespace) 
         raise UsageError(f"{model.name} is plain CLIP, which takes no questions; leave -q and --questions out")
     if options.block is not None:
         model.check_block(options.block, "--block")
-    number = re.fullmatch(r"-?\d+", options.heads)
-    if not number and options.heads not in ("mean", "max"):
-        raise UsageError(f"--heads {options.heads!r}: expected mean, max or a number")
-    if number and not -model.num_heads <= int(options.heads) < model.num_heads:
+    if isinstance(options.heads, int) and not -model.num_heads <= options.heads < model.num_heads:
         raise ValueError(f"--heads: head {options.heads} does not exist; this model has heads 0 to {model.num_heads - 1}")
     if options.method is not None and options.method not in model.methods:
         raise UsageError(f"--method {options.method}: {model.name} has maps by {' and '.join(model.methods)}")
@@ -121,24 +120,26 @@ def look_of(target: Path, options: argparse.Namespace) -> dict[str, Any]:
 def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
     """A name for what is asked of a picture; with another question, model or look, a finished file is not finished."""
     try:
-        state = os.stat(job.image)
+        state = os.stat(job.source.path)
         file = [state.st_size, state.st_mtime_ns]
     except OSError:
         file = []  # reading it will say what is wrong
     look = [getattr(options, name) for name in ("block", "method", "heads", "kind", "cmap", "image_weight")]
-    asked = [repr(model), os.path.abspath(job.image), *file, job.questions, look]
+    asked = [repr(model), place_of(job.source), *file, job.questions, look]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def ask(model: Any, job: Job, options: argparse.Namespace) -> HeatmapResult:
     """The result of one picture."""
-    heads: Any = int(options.heads) if re.fullmatch(r"-?\d+", options.heads) else options.heads
-    arguments: dict[str, Any] = {"block": options.block} if options.block is not None else {}
-    if options.method is not None and model.kind != "blip_itm":
-        arguments["method"] = options.method
-    if heads != "mean":
-        arguments["heads"] = heads
-    result: HeatmapResult = model.heatmaps(job.image, job.questions or None, **arguments)
+    from ..images import MAX_PIXELS, load_image
+
+    picture = load_image(job.source.read(), max_pixels=MAX_PIXELS if options.max_pixels is None else options.max_pixels)
+    arguments: dict[str, Any] = {name: getattr(options, name) for name in ("block", "method") if getattr(options, name)}
+    if options.block is not None:
+        arguments["block"] = options.block
+    if options.heads != "mean":
+        arguments["heads"] = options.heads
+    result: HeatmapResult = model.heatmaps(picture, job.questions or None, **arguments)
     return result
 
 
@@ -154,35 +155,58 @@ def wanted_endings(options: argparse.Namespace) -> list[str]:
 
 def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
     """Pictures with their questions, those of a file grouped by picture; stems are different for different pictures."""
-    wanted: dict[str, tuple[str, list[str]]] = {}
+    wanted: dict[tuple[Any, ...], tuple[ImageSource, list[str]]] = {}
 
-    def of(image: str) -> list[str]:
+    def of(source: ImageSource) -> list[str]:
         # A file of questions may name a picture otherwise than the command line does.
-        return wanted.setdefault(os.path.abspath(image), (image, list(options.question)))[1]
+        return wanted.setdefault(place_of(source), (source, list(options.question)))[1]
 
-    for image in options.images:
-        of(image)
+    for image in options.pictures:
+        for path in expanded(image):
+            of(ImageSource(path, path))
     if options.questions is not None:
-        for image, question in read_questions(options.questions):
-            of(image).append(question)
+        for source, question in read_questions(options):
+            of(source).append(question)
     used: set[str] = set()
-    for image, questions in wanted.values():
-        stem = base = Path(image).stem or "picture"
-        number = 2
+    for number, (source, questions) in enumerate(wanted.values()):
+        name = source.name if source.data is not None or source.member or source.size else str(source.read())
+        stem = base = Path(name).stem or f"picture-{number}"
+        again = 2
         while stem in used:
-            stem, number = f"{base}-{number}", number + 1
+            stem, again = f"{base}-{again}", again + 1
         used.add(stem)
-        yield Job(image, list(dict.fromkeys(questions)), stem)
+        yield Job(source, name or stem, list(dict.fromkeys(questions)), stem)
 
 
-def read_questions(path: str) -> Iterator[tuple[str, str]]:
-    """(image, question) of each row of a file that ``qavit run`` reads too; every row must name a picture's file."""
+def expanded(image: str) -> list[str]:
+    """The pictures that an argument means: itself, those of a folder, or those that fit a pattern."""
+    if os.path.isdir(image):
+        names = sorted(name for name in os.listdir(image) if Path(name).suffix.lower()[1:] in PICTURE_ENDINGS)
+        if not names:
+            raise UsageError(f"{image}: no pictures lie in this folder; '{image}/**/*.jpg' takes its folders too")
+        return [os.path.join(image, name) for name in names]
+    if any(letter in image for letter in "*?[") and not os.path.exists(image):
+        found = sorted(path for path in glob.glob(image, recursive=True) if os.path.isfile(path))
+        if not found:
+            raise UsageError(f"{image}: no picture fits this pattern")
+        return found
+    return [image]
+
+
+def place_of(source: ImageSource) -> tuple[Any, ...]:
+    """Where a picture is, by whatever name."""
+    if source.data is not None:
+        return (hashlib.sha256(source.data).hexdigest(),)
+    if source.member or source.size:
+        return source.path, source.offset, source.member
+    return (os.path.abspath(str(source.read())),)
+
+
+def read_questions(options: argparse.Namespace) -> Iterator[tuple[ImageSource, str]]:
+    """(picture, question) of each row of a file that ``qavit run`` reads too; every row must be one."""
     from ..data._questions import open_questions
 
-    for item in open_questions(path)[0]:
+    for item in open_questions(options.questions, **reading_arguments(options))[0]:
         if item.problem is not None or item.image is None:
             raise ValueError(item.problem)
-        image = item.image.read() if not item.image.size else b""
-        if not isinstance(image, str):
-            raise ValueError(f"{path}: pictures inside of a file are for 'qavit run'; give a file that names pictures")
-        yield image, item.question
+        yield item.image, item.question

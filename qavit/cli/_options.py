@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..models._devices import PRECISIONS
 
@@ -19,6 +19,73 @@ class UsageError(Exception):
     """A command that cannot be meant, whatever the files hold."""
 
 
+#: What completion offers for an option: the conventions of shtab, which makes the scripts.
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end."""
+        self.exit(USAGE, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+
+def completed(action: argparse.Action, by: dict[str, str]) -> None:
+    """Let completion offer files or folders for an option."""
+    action.complete = by  # type: ignore[attr-defined]
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a file of questions is read, and where its pictures are."""
+    group = parser.add_argument_group("the questions' file")
+    completed(
+        group.add_argument(
+            "--images", dest="place", metavar="DIR",
+            help="where relative pictures lie: a folder, .zip or .tar (default: beside the questions)",
+        ), FILE,
+    )  # fmt: skip
+    group.add_argument("--image-name", metavar="FORMAT", help='a picture\'s name from its row, such as "{image_id}.jpg"')
+    group.add_argument(
+        "--columns", type=pairs, default={}, metavar="A=B,...",
+        help="where a row has its id, image and question, such as question=sentence,image=file_name",
+    )  # fmt: skip
+    group.add_argument("--encoding", metavar="NAME", help="of text, such as cp1252 (default: UTF-8, or what the file says)")
+    group.add_argument("--max-pixels", type=int, metavar="N", help="of the largest picture that is read (default: 89478485)")
+
+
+def pairs(text: str) -> dict[str, str]:
+    """From "a=b,c": {"a": "b", "c": "c"}."""
+    found = {}
+    for one in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, column = one.partition("=")
+        found[name.strip()] = column.strip() or name.strip()
+    return found
+
+
+def reading_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `qavit.data.open_questions` takes, the files apart."""
+    return {
+        "images": options.place, "image_name": options.image_name, "columns": options.columns, "encoding": options.encoding,
+    }  # fmt: skip
+
+
+def precision_name(text: str) -> str:
+    """A precision under the short name that others have for it too."""
+    return {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}.get(text.lower(), text)
+
+
+def heads_of(text: str) -> Any:
+    """mean, max, or a number."""
+    if text in ("mean", "max", "single"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected mean, max or a number") from None
+
+
 def add_model_options(
     parser: argparse.ArgumentParser,
     precision: bool = True,
@@ -26,16 +93,19 @@ def add_model_options(
 ) -> None:
     """The options that choose a model."""
     group = parser.add_argument_group("the model")
-    group.add_argument("--model", metavar="NAME", help=model)
-    group.add_argument("--checkpoint", metavar="FILE", help="a QA-ViT or BLIP-ITM checkpoint")
-    group.add_argument("--vision", metavar="DIR", help="a CLIP folder")
-    group.add_argument("--text", metavar="DIR", help="a text encoder's folder")
-    group.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json or vocab.txt")
-    group.add_argument("--config", metavar="JSON", help="what the files do not tell, as a JSON object or a file of one")
+    completed(group.add_argument("--model", metavar="NAME", help=model), FOLDER)
+    for name, metavar, by, said in (
+        ("--checkpoint", "FILE", FILE, "a QA-ViT or BLIP-ITM checkpoint"),
+        ("--vision", "DIR", FOLDER, "a CLIP folder"),
+        ("--text", "DIR", FOLDER, "a text encoder's folder"),
+        ("--tokenizer", "FILE", FILE, "tokenizer.json or vocab.txt"),
+        ("--config", "JSON", FILE, "what the files do not tell, as a JSON object or a file of one"),
+    ):
+        completed(group.add_argument(name, metavar=metavar, help=said), by)
     group.add_argument("--image-size", type=int, metavar="N", help="another input side than the model was trained at")
     if precision:
         group.add_argument(
-            "--precision", choices=PRECISIONS, default="float32",
+            "--precision", choices=PRECISIONS, default="float32", type=precision_name,
             help="of the products (default: float32; tf32 is for a GPU)",
         )
         group.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")

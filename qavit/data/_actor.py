@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, cast
 
 import numpy as np
 
 from .._base.arguments import is_pixel_values, one_line
 from .._base.files import PathLike
-from .._base.types import FloatArray
-from .._base.warnings import QuestionBlindWarning
+from .._base.pictures import MAX_PIXELS, load_image
+from .._base.types import FloatArray, Heads
+from .._base.warnings import warn_of
+from ..images import Region
 from ..models._load import load
-from ..models._question_vit import Heads
+from ..models._model import Model
+from ._pictures import ImageSource
 from ._plan import Group, Row
-from ._questions import ImageSource
 from ._rows import MapRow
 
 if TYPE_CHECKING:
-    from ..images import Seen
+    from .._result import HeatmapResult
 
 DTYPES = ("float32", "float16")
-MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
 FAILURES = (OSError, ValueError, TypeError)  # of a picture or a question; anything else ends the run
+
+
+class Found(NamedTuple):
+    """What the model says of a question: fields of `MapRow`."""
+
+    map: FloatArray
+    score: Optional[float] = None
+    region: Optional[tuple[float, float, float, float]] = None
+    notes: tuple[str, ...] = ()
+    answer: Optional[str] = None
+    answer_score: Optional[float] = None
 
 
 class HeatmapActor:
@@ -55,12 +66,14 @@ class HeatmapActor:
         Width of the core's thread pool; by default it is left as it is.
     decoders : int
         Threads that decode pictures while the model computes.
+    max_pixels : int
+        A larger picture is refused before it is decoded.
     **parts
         `checkpoint`, `vision`, `text`, `tokenizer`, `config`, `precision`, `device`, `image_size`, as for `qavit.load`.
 
     Attributes
     ----------
-    model : QAViT or BlipITM
+    model : Model
     method : str
     block : int
     grid : tuple of int
@@ -90,11 +103,12 @@ class HeatmapActor:
         images: Optional[PathLike] = None,
         threads: Optional[int] = None,
         decoders: int = 2,
+        max_pixels: int = MAX_PIXELS,
         **parts: Any,
     ) -> None:
         self._arguments = {
             "model": model, "method": method, "block": block, "heads": heads, "dtype": dtype,
-            "images": images, "threads": threads, "decoders": decoders, **parts,
+            "images": images, "threads": threads, "decoders": decoders, "max_pixels": max_pixels, **parts,
         }  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float16'")
@@ -105,38 +119,28 @@ class HeatmapActor:
 
             set_num_threads(threads)
         if model is not None and not isinstance(model, (str, os.PathLike)):
-            hint = "; it is loaded anew in every process" if hasattr(model, "heatmaps") else ""
+            hint = "; it is loaded anew in every process" if isinstance(model, Model) else ""
             raise TypeError(f"model: expected what qavit.load takes, got {type(model).__name__}{hint}")
-        self.model: Any = load(None if model is None else os.fspath(model), **parts)
+        self.model: Model = load(None if model is None else os.fspath(model), **parts)
         self.dtype = np.dtype(dtype)
         self.grid: tuple[int, int] = self.model.grid
         self._images = images
-        self._decoders = decoders
-        self._blip = self.model.kind == "blip_itm"
+        self._decoders, self._max_pixels = decoders, max_pixels
         self._choose(method, block, heads)
 
     def _choose(self, method: Optional[str], block: Optional[int], heads: Heads) -> None:
         """What is asked of the model, checked."""
         model = self.model
-        if method is not None and method not in model.methods:
-            raise ValueError(f"method: got {method!r}, expected {' or '.join(map(repr, model.methods))}")
-        self.takes_questions: bool = model.takes_questions
-        self.method: str = method or model.default_method
-        if self._blip and heads != "mean":
-            raise ValueError("heads: not for method 'gradcam', which is PnP-VQA's map as it is")
-        self.block: int = model.default_block if block is None else model.check_block(block)
-        self.heads = heads
-        self.at_once: Optional[int] = None  # questions a call; the core itself splits what the class token's map needs
-        if self.method == "question":
-            tokens = self.grid[0] * self.grid[1] + 1
-            row = 4 * model.num_heads * tokens * (tokens + model.max_tokens)
-            self.at_once = max(1, MAX_RAW_BYTES // row)
-        if self._blip or self.takes_questions:
+        self._request = model._request(cast("Any", method), block, heads)
+        self.takes_questions = model.takes_questions
+        self.method = self._request.method.name
+        (self.block,) = self._request.blocks
+        self.at_once = model._questions_at_once(self._request)
+        if self.takes_questions:
             # What is wrong with block, method or heads is wrong for every row: it shows here, once.
             side = model.image_size
-            self._ask(np.zeros((1, 3, side, side), np.float32), ["a"])
-        if not self._blip and self.takes_questions:
-            model._warn_if_blind(self.block, self.method, ["a"], stacklevel=4)
+            look = model._result(model._see(np.zeros((side, side, 3), np.uint8)), "a", self._request)
+            warn_of(note for note in look.notes if note.kind == "question_blind")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._arguments,)
@@ -168,49 +172,42 @@ class HeatmapActor:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, image: Any) -> Union[Seen, str]:
-        """What the model takes of a picture, or why it cannot be seen."""
-        from ..images import prepare
-
+    def _decode(self, image: Any) -> Any:
+        """The picture of a row, uint8 [H, W, 3] or pixel values, or the text of why it cannot be seen."""
         if image is None:
             return "image: none is named"
         try:
             if is_pixel_values(image):
-                pixels: FloatArray = self.model._pixels(image)
-                return pixels if len(pixels) == 1 else f"image: {len(pixels)} pictures, expected one"
-            source = image.read() if isinstance(image, ImageSource) else image
-            return prepare(source, self.model.preprocessing, self.model.device)[1]
+                return image
+            return load_image(image.read() if isinstance(image, ImageSource) else image, max_pixels=self._max_pixels)
         except FAILURES as error:
             return one_line(error)
 
     def _finish(self, group: Group, decoded: Future[Any]) -> list[MapRow]:
-        pixels = decoded.result()
+        picture = decoded.result()
         name = group.image.name if isinstance(group.image, ImageSource) else ""
         start = time.perf_counter()
         problems = [row.problem or self._problem(row.question) for row in group.rows]
-        if isinstance(pixels, str):
-            problems = [problem or pixels for problem in problems]
+        size = None
+        if isinstance(picture, str):
+            problems = [problem or picture for problem in problems]
+        elif not is_pixel_values(picture):
+            size = int(picture.shape[0]), int(picture.shape[1])
         asked = list(dict.fromkeys(row.question for row, problem in zip(group.rows, problems) if problem is None))
-        answers: dict[str, tuple[FloatArray, Optional[float]]] = {}
+        found: dict[str, Found] = {}
         failure: Optional[str] = None
         if asked:
             try:
-                maps, scores = self._ask(pixels, asked)
-                answers = dict(zip(asked, zip(maps, [None] * len(asked) if scores is None else scores)))
+                found = dict(zip(asked, self._ask(picture, asked)))
             except FAILURES as error:
                 failure = one_line(error)
-        count = max(1, sum(problem is None for problem in problems))
-        seconds = (time.perf_counter() - start) / count
-        return [self._row(row, name, problem or failure, answers, seconds) for row, problem in zip(group.rows, problems)]
-
-    def _row(
-        self, row: Row, name: str, problem: Optional[str], answers: Mapping[str, tuple[FloatArray, Optional[float]]],
-        seconds: float,
-    ) -> MapRow:  # fmt: skip
-        values, score = (None, None) if problem is not None else answers[row.question]
-        values = None if values is None else values.reshape(self.grid)
-        spent = 0.0 if problem is not None else seconds
-        return MapRow(row.id, name, row.question, self.block, self.grid, values, score, problem, spent)
+        seconds = (time.perf_counter() - start) / max(1, len(found))
+        rows = []
+        for row, problem in zip(group.rows, problems):
+            asked_of = row.id, name, row.question, self.block, self.grid
+            own = MapRow(*asked_of, None, None, problem or failure, 0.0, self.method, size)
+            rows.append(own if own.error is not None else own._replace(seconds=seconds, **found[row.question]._asdict()))
+        return rows
 
     def _problem(self, question: str) -> Optional[str]:
         """Why a question cannot be asked; a good one is now in the model's cache of encoded questions."""
@@ -218,33 +215,31 @@ class HeatmapActor:
             return None if not question else "question: this model takes none (plain CLIP)"
         if not question.strip():
             return "question: it is empty"
-        if self._blip:
-            return None
         try:
             # Alone, not with its neighbours: then its numbers are the same to the last bit wherever it is asked.
-            self.model.encode_questions(question)
+            self.model._prepare_question(question)
         except FAILURES as error:
             return one_line(error)
         return None
 
-    def _ask(self, pixels: Seen, questions: list[str]) -> tuple[FloatArray, Optional[list[float]]]:
-        """Maps [Q, P], and scores where there are some, of different questions about one picture."""
-        if self._blip:
-            maps, scores = self.model.maps_and_scores(pixels, questions, self.block)
-            return maps, [float(score) for score in scores]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", QuestionBlindWarning)
-            if not self.takes_questions:
-                return self._extract(pixels, None), None
-            step = self.at_once or len(questions)
-            chunks = [self._extract(pixels, questions[at : at + step]) for at in range(0, len(questions), step)]
-            return np.concatenate(chunks), None
+    def _ask(self, picture: Any, questions: list[str]) -> list[Found]:
+        """What the model says of different questions about one picture."""
+        shown = self.model._see(picture)
+        if not self.takes_questions:
+            return self._found(self.model._result(shown, None, self._request))
+        step = self.at_once or len(questions)
+        chunks = [questions[at : at + step] for at in range(0, len(questions), step)]
+        return [one for chunk in chunks for one in self._found(self.model._result(shown, chunk, self._request))]
 
-    def _extract(self, pixels: Seen, questions: Optional[list[str]]) -> FloatArray:
-        maps: FloatArray = self.model.extract_attention(
-            pixels, questions, blocks=(self.block,), heads=self.heads, method=self.method
-        )[:, 0]
-        return maps
+    def _found(self, result: HeatmapResult) -> list[Found]:
+        """A result question by question; matchers' maps stay on their own scale."""
+        found = []
+        for number, one in enumerate(result.maps if result.scores is None else result.raw):
+            notes = tuple(note.text for note in result.notes if note.question in (None, number))
+            answer, sure = result.answers[number][0] if result.answers else (None, None)
+            score = None if result.scores is None else float(result.scores[number])
+            found.append(Found(one, score, _corners(result.seen), notes, answer, sure))
+        return found
 
     # ---- batches: what others call ----
 
@@ -322,6 +317,10 @@ class HeatmapActor:
 
     def __repr__(self) -> str:
         return f"HeatmapActor({self.model!r}, method={self.method!r}, block={self.block})"
+
+
+def _corners(region: Region) -> tuple[float, float, float, float]:
+    return region.left, region.top, region.right, region.bottom
 
 
 def _text(question: Any) -> str:

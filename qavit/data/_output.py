@@ -1,8 +1,10 @@
 """A run's folder: a manifest, parts that are there whole or not at all, and what has been read of the input.
 
-- OUT/manifest.json: what was asked, of which model, about which input
+- OUT/_manifest.json: what was asked, of which model, about which input
 - OUT/parts/FFFFF-NNNNNN.parquet: part N of input file F, one row group
-- OUT/input-FFFFF.json: written when input file F was read to its end: how many parts and rows it has
+- OUT/_input-FFFFF.json: written when input file F was read to its end: how many parts and rows it has
+
+Names that begin with "_" are not looked at by what reads folders of Parquet: pandas, pyarrow, DuckDB, datasets.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,40 +21,52 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.extras import require
-from .._base.files import PathLike, whole_file
+from .._base.files import PathLike, remove_leftovers, whole_file
 from .._base.small_files import read_json
 from ._plan import Part, Shard
 from ._rows import MapRow, scale_maps
+from ._tables import storable
 
 FORMAT, VERSION = "qavit-maps", 1
+MANIFEST = "_manifest.json"
 PART_NAME = re.compile(r"(\d{5,})-(\d{6,})\.parquet")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 MODEL_ENDINGS = frozenset({".json", ".safetensors", ".bin", ".pt", ".pth", ".txt"})
 
 
-def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike) -> Any:
-    """The columns of a part."""
+def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] = ()) -> Any:
+    """The columns of a part; `keep` are those of the input, as text."""
     pa = require("pyarrow", "data")
     value = pa.from_numpy_dtype(np.dtype(dtype))
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("image", pa.string(), nullable=False),
-            pa.field("question", pa.string(), nullable=False),
-            pa.field("block", pa.int16(), nullable=False),
-            pa.field("grid", pa.list_(pa.int32(), 2), nullable=False),
-            pa.field("map", pa.list_(value, grid[0] * grid[1])),
-            pa.field("scale", pa.float32(), nullable=False),
-            pa.field("score", pa.float32()),
-            pa.field("error", pa.string()),
-            pa.field("seconds", pa.float64(), nullable=False),
-        ]
-    )
+    needed = [("id", pa.string()), ("image", pa.string()), ("question", pa.string()), ("method", pa.string()),
+              ("block", pa.int16()), ("grid", pa.list_(pa.int32(), 2))]  # fmt: skip
+    fields = [pa.field(name, kind, nullable=False) for name, kind in needed]
+    fields += [
+        pa.field("map", pa.list_(value, grid[0] * grid[1])),
+        pa.field("scale", pa.float32(), nullable=False),
+        pa.field("score", pa.float32()),
+        pa.field("answer", pa.string()),
+        pa.field("answer_score", pa.float32()),
+        pa.field("picture_size", pa.list_(pa.int32())),
+        pa.field("region", pa.list_(pa.float64())),
+        pa.field("notes", pa.list_(pa.string()), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ]
+    return pa.schema([*fields, *(pa.field(name, pa.string()) for name in keep)])
 
 
-def table_of(rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike) -> Any:
+def check_keep(keep: Sequence[str]) -> None:
+    """ValueError where a column that is kept would be called as one of the run's own."""
+    for name in keep:
+        if name in schema_of((1, 1), "float32").names:
+            raise ValueError(f"keep: {name!r} is a column of the run's own; give it another name: input_{name}={name}")
+
+
+def table_of(rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] = ()) -> Any:
     """Rows as a pyarrow table."""
     pa = require("pyarrow", "data")
+    schema = schema_of(grid, dtype, keep)
     patches = grid[0] * grid[1]
     flat = np.zeros((len(rows), patches), np.float32)
     for place, row in enumerate(rows):
@@ -60,25 +74,26 @@ def table_of(rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike
             flat[place] = row.map.reshape(-1)
     maps, scale = scale_maps(flat, dtype)
     missing = pa.array([row.map is None for row in rows], pa.bool_())
-    columns = [
-        pa.array([row.id for row in rows], pa.string()),
-        pa.array([row.image for row in rows], pa.string()),
-        pa.array([row.question for row in rows], pa.string()),
-        pa.array([row.block for row in rows], pa.int16()),
-        pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array(grid, np.int32), len(rows))), 2),
-        pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), patches, mask=missing),
-        pa.array(scale),
-        pa.array([row.score for row in rows], pa.float32()),
-        pa.array([row.error for row in rows], pa.string()),
-        pa.array([row.seconds for row in rows], pa.float64()),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema_of(grid, dtype))
+    made = {
+        "grid": pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array(grid, np.int32), len(rows))), 2),
+        "map": pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), patches, mask=missing),
+        "scale": pa.array(scale),
+    }
+
+    def column(name: str) -> Any:
+        values = [row.kept.get(name) if name in keep else getattr(row, name) for row in rows]
+        return pa.array([storable(value) if isinstance(value, str) else value for value in values], schema.field(name).type)
+
+    columns = [made[name] if name in made else column(name) for name in schema.names]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
-def write_part(path: PathLike, rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike) -> None:
+def write_part(
+    path: PathLike, rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] = ()
+) -> None:
     """One part, as one row group; when this returns, the disk holds it."""
     parquet = require("pyarrow.parquet", "data")
-    table = table_of(rows, grid, dtype)
+    table = table_of(rows, grid, dtype, keep)
     with whole_file(path, durable=True) as file:
         parquet.write_table(table, file, row_group_size=len(rows), compression="zstd", compression_level=1)
 
@@ -135,11 +150,12 @@ class PartFolder:
 
     def finished_input(self, file: int) -> Optional[dict[str, int]]:
         """How many parts and rows an input file has, where it has been read to its end."""
-        return read_json(self.path / f"input-{file:05d}.json", may_lack=True)
+        counts: Optional[dict[str, int]] = read_json(self.path / f"_input-{file:05d}.json", may_lack=True)
+        return counts
 
     def finish_input(self, file: int, parts: int, rows: int) -> None:
         """Remember how many parts and rows an input file has."""
-        with whole_file(self.path / f"input-{file:05d}.json", durable=True) as target:
+        with whole_file(self.path / f"_input-{file:05d}.json", durable=True) as target:
             target.write(json.dumps({"parts": parts, "rows": rows}).encode())
 
 
@@ -155,41 +171,54 @@ class OutputFolder(PartFolder):
     shard : Shard
     files : int
         How many input files there are.
-    resume : bool
-        Whether parts may be there already.
+    again : bool
+        Whether this share's parts are made anew.
+    retry_errors : bool
+        Whether parts that have rows with an error are made anew.
 
     Attributes
     ----------
     done : set of str
-        Names of the parts of any share that were there at the start.
+        Names of the parts of any share that were there at the start and stay.
 
     Raises
     ------
     ValueError
-        The folder holds a run with other options or another input, a run of this share and `resume` is False, or another
-        process is writing this share.
+        The folder holds a run with other options or another input, or another process is writing this share.
     """
 
     def __init__(
-        self, path: PathLike, manifest: Mapping[str, Any], shard: Shard, files: int, resume: bool
+        self,
+        path: PathLike,
+        manifest: Mapping[str, Any],
+        shard: Shard,
+        files: int,
+        again: bool = False,
+        retry_errors: bool = False,
     ) -> None:
         super().__init__(path)
         self._shard, self._files = shard, files
         self.parts.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
         try:
-            known = read_manifest(self.path) if (self.path / "manifest.json").exists() else None
-            if known is not None:
+            names = [name[: -len(".parquet")] for name in os.listdir(self.parts) if PART_NAME.fullmatch(name)]
+            old_ones = [name for name in names if again and self._is_mine(name)]
+            names = [name for name in names if name not in set(old_ones)]
+            known = read_manifest(self.path) if (self.path / MANIFEST).exists() else None
+            # Without a part of anybody's, what an earlier run was is of no account.
+            fresh = known is None or (not names and self._is_alone())
+            if known is not None and not fresh:
                 self._compare(known, dict(manifest))
-            self.done = {name[: -len(".parquet")] for name in os.listdir(self.parts) if PART_NAME.fullmatch(name)}
-            if not resume and any(self._is_mine(name) for name in self.done):
-                raise ValueError(
-                    f"out: {str(self.path)!r} holds parts of this run already; resume it (--resume) or choose another folder"
-                )
-            self.remove_leftovers()
-            if known is None:
-                with whole_file(self.path / "manifest.json", durable=True) as file:
+            self.remove(old_ones)
+            if fresh:
+                for old in self.path.glob("_input-*.json"):
+                    old.unlink(missing_ok=True)
+                with whole_file(self.path / MANIFEST, durable=True) as file:
                     file.write(json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1).encode())
+            self.done = set(names)
+            if retry_errors:
+                self.done -= {name for name in names if self._is_mine(name) and self._failed(name)[1]}
+            remove_leftovers(self.parts)
         except BaseException:
             self.close()
             raise
@@ -208,6 +237,19 @@ class OutputFolder(PartFolder):
             pass
         return lock
 
+    def _is_alone(self) -> bool:
+        """Whether no other share is being written."""
+        import fcntl
+
+        for path in self.path.glob(".lock-*"):
+            if path.name != os.path.basename(self._lock.name):
+                with open(path, "w") as lock:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except OSError:
+                        return False
+        return True
+
     def _compare(self, known: Mapping[str, Any], manifest: dict[str, Any]) -> None:
         manifest = json.loads(json.dumps(manifest))
         for key, value in manifest.items():
@@ -216,31 +258,29 @@ class OutputFolder(PartFolder):
                 theirs, ours = (one if len(one) < 100 else "others" for one in shown)
                 raise ValueError(
                     f"out: {str(self.path)!r} was made with {key} {theirs}, this run has {ours}; "
-                    "a run is taken up with the input and options that it began with"
+                    "a run goes on with the input and options that it began with: choose another folder, or again (--again)"
                 )
 
     def _is_mine(self, name: str) -> bool:
         file, number = (int(piece) for piece in name.split("-"))
         return self._shard.has_part(Part(file, number), self._files)
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed run of this share left half-written."""
-        for name in os.listdir(self.parts):
-            found = re.fullmatch(r"\.(\d+-\d+)\.parquet\.[0-9a-f-]+\.part", name)
-            if found and self._is_mine(found.group(1)):
-                (self.parts / name).unlink(missing_ok=True)
+    def remove(self, names: Iterable[str]) -> None:
+        """Take parts away again."""
+        for name in names:
+            self.part_path(name).unlink(missing_ok=True)
+
+    def _failed(self, name: str) -> tuple[int, int]:
+        """How many rows a part has, and how many of them failed."""
+        about = require("pyarrow.parquet", "data").read_metadata(self.part_path(name))
+        place = next(number for number in range(about.num_columns) if about.schema.column(number).path == "error")
+        groups = [about.row_group(number) for number in range(about.num_row_groups)]
+        return about.num_rows, sum(group.num_rows - group.column(place).statistics.null_count for group in groups)
 
     def count(self) -> tuple[int, int]:
         """Rows of this share that were there at the start, and how many of them had failed."""
-        parquet = require("pyarrow.parquet", "data")
-        rows = errors = 0
-        for name in filter(self._is_mine, self.done):
-            about = parquet.read_metadata(self.part_path(name))
-            place = about.schema.names.index("error")
-            groups = [about.row_group(number) for number in range(about.num_row_groups)]
-            rows += about.num_rows
-            errors += sum(group.num_rows - group.column(place).statistics.null_count for group in groups)
-        return rows, errors
+        counts = [self._failed(name) for name in filter(self._is_mine, self.done)]
+        return sum(rows for rows, _ in counts), sum(errors for _, errors in counts)
 
     def close(self) -> None:
         """Let others write this share."""
@@ -257,13 +297,13 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
     ValueError
         It is not one that this version reads.
     """
-    path = Path(folder) / "manifest.json"
+    path = Path(folder) / MANIFEST
     try:
         manifest = read_json(path, may_lack=True)
     except ValueError as error:
         raise ValueError(f"{path}: not a manifest: {error}") from None
     if manifest is None:
-        raise FileNotFoundError(f"there is no run in {os.fspath(folder)!r}: no manifest.json")
+        raise FileNotFoundError(f"there is no run in {os.fspath(folder)!r}: no {MANIFEST}")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: not a manifest of qavit run")
     if manifest.get("version") != VERSION:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 from .._base.arguments import whole_number
 from .._base.extras import require
-from .._base.files import PathLike, absolute_paths
-from ..models._question_vit import Heads
+from .._base.files import PathLike, absolute_paths, remove_leftovers
+from .._base.progress import RunProgress
+from .._base.types import Heads
 from ._actor import HeatmapActor
 from ._local import run_here, run_processes, usable_cpus
-from ._output import OutputFolder, PartFolder, file_identity, model_identity
+from ._output import OutputFolder, PartFolder, check_keep, file_identity, model_identity
 from ._plan import ENGINES, PART_ROWS, WINDOW, Part, Shard, plan_file
-from ._progress import RunProgress
 from ._questions import QuestionFile, open_questions
 from ._worker import PartDone, Settings
 
@@ -81,6 +81,9 @@ def run(
     *,
     images: Optional[PathLike] = None,
     image_name: Optional[str] = None,
+    columns: Optional[Mapping[str, str]] = None,
+    keep: Union[Mapping[str, str], Sequence[str]] = (),
+    encoding: Optional[str] = None,
     model: Optional[PathLike] = None,
     method: Optional[str] = None,
     block: Optional[int] = None,
@@ -93,7 +96,9 @@ def run(
     shard: Union[str, Shard, None] = None,
     window: int = WINDOW,
     part_rows: int = PART_ROWS,
-    resume: bool = False,
+    again: bool = False,
+    retry_errors: bool = False,
+    keep_going: bool = False,
     events: bool = False,
     **parts: Any,
 ) -> RunSummary:
@@ -101,14 +106,10 @@ def run(
 
     Parameters
     ----------
-    questions : path or list of paths
-        .jsonl, .csv, .tsv, .parquet, .json (VQAv2) or .tar (webdataset), read as a stream.
+    questions, images, image_name, columns, keep, encoding
+        As for `open_questions`.
     out : path
-        The folder to write.
-    images : path, optional
-        The folder that relative pictures lie in; by default the question file's own, then the working directory.
-    image_name : str, optional
-        A picture's name from the columns of its row, such as ``"{image_id}.jpg"``.
+        The folder to write. A run that is there already, whole or not, is gone on with: its parts are not done again.
     model, method, block, heads, dtype
         As for `HeatmapActor`.
     engine : {"local", "ray"}
@@ -125,12 +126,17 @@ def run(
         Rows looked at together: questions of one picture share its work when they stand in the same window.
     part_rows : int
         The most rows of a file of output, and what a worker that is killed has to do again.
-    resume : bool
-        Go on with a run that was interrupted; parts that are there are not done again.
+    again : bool
+        Do everything anew, whatever is there already.
+    retry_errors : bool
+        Do parts anew that have rows with an error.
+    keep_going : bool
+        Go on where every row of the first part failed, which is mostly a wrong folder or name.
     events : bool
         JSON events on standard output in place of progress on standard error.
     **parts
-        `checkpoint`, `vision`, `text`, `tokenizer`, `config`, `precision`, `device`, `image_size`, as for `qavit.load`.
+        `max_pixels` and `decoders`, as for `HeatmapActor`; `checkpoint`, `vision`, `text`, `tokenizer`, `config`,
+        `precision`, `device`, `image_size`, as for `qavit.load`.
 
     Returns
     -------
@@ -139,9 +145,9 @@ def run(
     Raises
     ------
     ValueError, TypeError, FileNotFoundError
-        An argument is wrong, the input cannot be read, or `out` holds another run.
+        An argument is wrong, the input cannot be read, `out` holds another run, or every row of the first part failed.
     ImportError
-        pyarrow, ijson or Ray is not installed; the message names the extra.
+        pyarrow or Ray is not installed; the message names the extra.
     OSError
         `out` cannot be written: a full disk, for one. Parts that are there are whole.
 
@@ -150,18 +156,14 @@ def run(
     Rows depend on the input, the model, `window` and `part_rows`, not on engine, workers, threads or interruptions. On CPUs
     of another kind the last bits may differ.
     """
-    for name, number in (("workers", workers), ("window", window), ("part_rows", part_rows)):
-        if whole_number(number, name) < 1:
-            raise ValueError(f"{name}: got {number}, expected at least 1")
-    if engine not in ENGINES:
-        raise ValueError(f"engine: got {engine!r}, expected 'local' or 'ray'")
-    require("pyarrow", "data")
-    if engine == "ray":
-        require("ray", "ray")
-    share = shard if isinstance(shard, Shard) else Shard.parse(shard) if shard is not None else Shard()
-    sources = open_questions(questions, images, image_name)
-    if threads is None:
-        threads = max(1, usable_cpus() // workers) if engine == "local" and workers > 1 else 1 if engine == "ray" else None
+    share = _check_numbers(engine, workers, window, part_rows, shard)
+    sources = open_questions(questions, images, image_name, columns, keep, encoding)
+    kept = tuple(keep)
+    check_keep(kept)
+    if threads is None and engine == "ray":
+        threads = 1
+    elif threads is None and workers > 1:
+        threads = max(1, usable_cpus() // workers)
     if model is None and not (parts.get("checkpoint") or parts.get("vision")):
         model = "demo"
     asked = {"model": model, "method": method, "block": block, "heads": heads, "dtype": dtype, **parts}
@@ -175,14 +177,17 @@ def run(
         "grid": list(actor.grid),
         "questions": [[os.path.basename(source.path), file_identity(source.path)] for source in sources],
         "image_name": image_name,
+        "columns": dict(columns or {}),
+        "keep": dict(keep) if isinstance(keep, Mapping) else {name: name for name in keep},
+        "encoding": encoding,
         "window": window,
         "part_rows": part_rows,
         "about": {"model": repr(actor.model), "qavit": _version()},
     }
-    folder = OutputFolder(out, manifest, share, len(sources), resume)
+    folder = OutputFolder(out, manifest, share, len(sources), again, retry_errors)
     try:
         plan = Plan(sources, window, part_rows, share, frozenset(folder.done))
-        settings = Settings({**asked, **absolute_paths(asked), "threads": threads}, os.path.abspath(folder.parts))
+        settings = Settings({**asked, **absolute_paths(asked), "threads": threads}, os.path.abspath(folder.parts), kept)
         left = plan.files(folder)
         sizes = [source.size if share.has_file(file, len(sources)) else 0 for file, source in enumerate(sources)]
         progress = RunProgress(sizes, [file not in left for file in range(len(sources))], events)
@@ -196,19 +201,42 @@ def run(
 
             results = run_ray(settings, plan, left, PartFolder(os.path.abspath(out)), workers, gpus, progress.tick)
         del actor  # workers have models of their own
-        return _follow(results, folder, progress)
+        return _follow(results, folder, progress, keep_going)
     finally:
-        folder.remove_leftovers()
+        remove_leftovers(folder.parts)
         folder.close()
 
 
-def _follow(results: Generator[PartDone, None, None], folder: OutputFolder, progress: RunProgress) -> RunSummary:
+def _check_numbers(engine: str, workers: int, window: int, part_rows: int, shard: Union[str, Shard, None]) -> Shard:
+    """The share of the work that is asked for; ValueError, TypeError or ImportError where a run cannot be."""
+    for name, number in (("workers", workers), ("window", window), ("part_rows", part_rows)):
+        if whole_number(number, name) < 1:
+            raise ValueError(f"{name}: got {number}, expected at least 1")
+    if engine not in ENGINES:
+        raise ValueError(f"engine: got {engine!r}, expected 'local' or 'ray'")
+    require("pyarrow", "data")
+    if engine == "ray":
+        require("ray", "ray")
+    return shard if isinstance(shard, Shard) else Shard.parse(shard) if shard is not None else Shard()
+
+
+def _follow(
+    results: Generator[PartDone, None, None], folder: OutputFolder, progress: RunProgress, keep_going: bool
+) -> RunSummary:
     """Go through an engine's results, stopping it when something is wrong."""
     images = rows = errors = 0
     seconds = 0.0
     try:
         for result in results:
-            progress.part(result)
+            told = {"name": result.name, "images": result.images}
+            progress.part(result.file, result.position, result.rows, result.errors, result.problem, **told)
+            first = rows == 0 and not folder.done and result.position < 1.0
+            if first and result.errors == result.rows and not keep_going:
+                folder.remove([result.name])
+                raise ValueError(
+                    f"every row of the first part failed, the first by {result.problem}; when that is mended, the same call "
+                    "begins anew; keep_going (--keep-going) goes on all the same"
+                )
             images += result.images
             rows += result.rows
             errors += result.errors
@@ -226,7 +254,7 @@ def _begun(plan: Plan, files: Sequence[int], folder: PartFolder, progress: RunPr
     """The parts of some input files; `progress` hears of the first, since what lies before it was done earlier."""
     for file in files:
         for part in plan.parts(file, folder):
-            progress.start(part)
+            progress.start(part.file, part.start)
             yield part
 
 

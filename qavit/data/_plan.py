@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Optional
 
-from ._questions import ImageSource, Item, QuestionFile
+from ._pictures import ImageSource
+from ._questions import Item, QuestionFile
 
 ENGINES = ("local", "ray")
 WINDOW, PART_ROWS = 8192, 512
@@ -13,11 +16,12 @@ MAX_WINDOW_BYTES = 1 << 28  # of pictures that the input itself holds
 
 
 class Row(NamedTuple):
-    """One question of a group; `problem` says why it cannot be asked."""
+    """One question of a group; `problem` says why it cannot be asked, `kept` are texts of columns that are kept."""
 
     id: str
     question: str
     problem: Optional[str]
+    kept: tuple[Optional[str], ...] = ()
 
 
 class Group(NamedTuple):
@@ -105,11 +109,19 @@ def plan_file(source: QuestionFile, file: int, window: int, part_rows: int) -> I
     """
     number, start = 0, 0.0
     for items in _windows(source, window):
+        _warn_of_twins(source, items)
         each = (source.position - start) / len(items)
         for groups in _filled(_grouped(items, part_rows), part_rows):
             end = start + each * sum(len(group.rows) for group in groups)
             yield Part(file, number, groups, start, end)
             number, start = number + 1, end
+
+
+def _warn_of_twins(source: QuestionFile, items: list[Item]) -> None:
+    """Say it where rows of a window have one id: each gets its map, and none can be found by that id."""
+    if len({item.id for item in items}) < len(items):
+        twin, count = Counter(item.id for item in items).most_common(1)[0]
+        warnings.warn(f"{source.path}: {count} rows have the same id {twin!r}; no map can be found by it", stacklevel=2)
 
 
 def _filled(groups: Iterable[Group], most: int) -> Iterator[list[Group]]:
@@ -143,7 +155,7 @@ def _grouped(items: list[Item], most: int) -> Iterator[Group]:
     """Items by picture, pictures in the order of their first appearance, no group of more than `most` rows."""
     by_image: dict[Optional[ImageSource], list[Row]] = {}
     for item in items:
-        by_image.setdefault(item.image, []).append(Row(item.id, item.question, item.problem))
+        by_image.setdefault(item.image, []).append(Row(item.id, item.question, item.problem, item.kept))
     for image, rows in by_image.items():
         for start in range(0, len(rows), most):
             yield Group(image, rows[start : start + most])

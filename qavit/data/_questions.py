@@ -1,62 +1,50 @@
-"""Questions in: JSON lines, CSV, Parquet, VQAv2's JSON and webdataset tar files, read as streams."""
+"""Questions in: tables, JSON in the layouts of public data sets and webdataset tar files, read as streams."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from .._base.extras import require
 from .._base.files import PathLike
+from .._base.pictures import picture_in_text
+from ._pictures import PICTURE_ENDINGS, ImageSource, Pictures
+from ._tables import (
+    JsonScanner,
+    Row,
+    Stream,
+    delimited_names,
+    parquet_names,
+    read_delimited,
+    read_lines,
+    read_parquet,
+    row_of_json,
+    row_of_value,
+    spoiled,
+    storable,
+)
 
 VQA_IMAGE_NAME = "COCO_{data_subtype}_{image_id:012d}.jpg"
 """How VQAv2 names the picture of a question."""
 KINDS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",
-    ".json": "json", ".tar": "tar",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".parquet": "parquet",
+    ".pq": "parquet", ".json": "json", ".tar": "tar",
 }  # fmt: skip
-PICTURE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
-ID_KEYS = ("id", "question_id")
-QUESTION_KEYS = ("question", "text_input")
+KEYS = {
+    "id": ("id", "question_id"),
+    "image": ("image", "image_path", "file_name"),
+    "question": ("question", "text_input", "text", "caption"),
+}
+"""What is looked for in a row, under the names that public data sets have for it, the first first."""
+LISTS = {"questions": VQA_IMAGE_NAME, "data": "{image_id}.jpg", "annotations": None}
+"""Lists of questions in an object of JSON (VQAv2, TextVQA, COCO's captions), and how they name pictures."""
+GQA_IMAGE_NAME = "{imageId}.jpg"
 MAX_TEXT_BYTES = 1 << 24  # of the text beside a picture in a tar file
-
-
-class ImageSource(NamedTuple):
-    """Where a picture is; nothing of it is read before :meth:`read`. Equal sources are the same picture.
-
-    Attributes
-    ----------
-    name : str
-        As the input names it; what rows of output are called by.
-    path : str
-        The file that it is, or that it is in.
-    offset, size : int
-        Where in that file, for a picture in a tar file; `size` 0 is the whole file.
-    data : bytes or None
-        The picture file itself, where the input holds it.
-    """
-
-    name: str
-    path: str = ""
-    offset: int = 0
-    size: int = 0
-    data: Optional[bytes] = None
-
-    def read(self) -> Union[str, bytes]:
-        """What `qavit.images.load_image` takes: a path, or a file's bytes."""
-        if self.data is not None:
-            return self.data
-        if self.size:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                return file.read(self.size)
-        return self.path if os.path.exists(self.path) or not os.path.exists(self.name) else self.name
 
 
 class Item(NamedTuple):
@@ -71,28 +59,58 @@ class Item(NamedTuple):
     question : str
     problem : str or None
         Why the row cannot be asked.
+    kept : tuple of (str or None)
+        Texts of the columns that are kept.
     """
 
     id: str
     image: Optional[ImageSource]
     question: str
     problem: Optional[str] = None
+    kept: tuple[Optional[str], ...] = ()
+
+
+class Reading(NamedTuple):
+    """How question files are read; the arguments of `open_questions`, checked."""
+
+    image_name: Optional[str] = None
+    columns: Mapping[str, str] = {}
+    keep: Mapping[str, str] = {}
+    encoding: Optional[str] = None
+
+    def column(self, role: str) -> tuple[str, ...]:
+        """Where a row has its id, image or question."""
+        return (self.columns[role],) if role in self.columns else KEYS[role]
 
 
 def open_questions(
-    paths: Union[PathLike, Sequence[PathLike]], images: Optional[PathLike] = None, image_name: Optional[str] = None
+    paths: Union[PathLike, Sequence[PathLike]],
+    images: Optional[PathLike] = None,
+    image_name: Optional[str] = None,
+    columns: Optional[Mapping[str, str]] = None,
+    keep: Union[Mapping[str, str], Sequence[str]] = (),
+    encoding: Optional[str] = None,
 ) -> list[QuestionFile]:
     """Question files, ready to be iterated over as often as wanted.
 
     Parameters
     ----------
     paths : path or list of paths
-        .jsonl, .csv, .tsv, .parquet, .json (VQAv2's questions, or an array of objects) or .tar (webdataset).
+        .jsonl, .csv, .tsv, .parquet, .json (VQAv2's, TextVQA's or GQA's questions, COCO's captions, or an array of objects,
+        LLaVA's conversations among them) or .tar (webdataset); all but the last two also as .gz, or alone in a .zip.
     images : path, optional
-        The folder that relative pictures lie in; by default the question file's own, then the working directory.
+        The folder, zip or tar archive that relative pictures lie in; by default the question file's own folder, then the
+        working directory.
     image_name : str, optional
         The name of a picture from the columns of its row, as a `str.format` template:
-        ``"COCO_{data_subtype}_{image_id:012d}.jpg"`` is what VQAv2's questions have when none is given.
+        ``"COCO_{data_subtype}_{image_id:012d}.jpg"`` is what VQAv2's questions have when none is given. Text keeps its
+        leading zeros, unless the template asks for a number (``d``).
+    columns : dict, optional
+        Where a row has its "id", "image" and "question", for names that are not known: ``{"question": "sentence"}``.
+    keep : sequence of str, or dict
+        Columns that go along with their rows, as they are called or as ``{new name: column}``.
+    encoding : str, optional
+        Of text files without a byte order mark; by default UTF-8, or UTF-16 where the text looks like it.
 
     Returns
     -------
@@ -108,15 +126,16 @@ def open_questions(
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not listed:
         raise ValueError("questions: no file given")
-    if images is not None and not os.path.isdir(images):
-        raise FileNotFoundError(f"images: there is no folder {os.fspath(images)!r}")
+    unknown = sorted(set(columns or ()) - set(KEYS))
+    if unknown:
+        raise ValueError(f"columns: there is no {unknown[0]!r} in a question; expected id, image or question")
+    kept = dict(keep) if isinstance(keep, Mapping) else {name: name for name in keep}
+    reading = Reading(image_name, dict(columns or {}), kept, encoding)
     names = [Path(path).name for path in listed]
     if len(set(names)) < len(names):
         raise ValueError("questions: two files have the same name; rows without an id would have the same number")
     several = len(listed) > 1
-    return [
-        QuestionFile(path, images, image_name, f"{Path(path).stem}:" if several else "") for path in listed
-    ]
+    return [QuestionFile(path, images, reading, f"{Path(path).stem}:" if several else "") for path in listed]
 
 
 class QuestionFile:
@@ -132,197 +151,319 @@ class QuestionFile:
         How much of the file has been read, from 0 to 1.
     """
 
-    def __init__(self, path: PathLike, images: Optional[PathLike], image_name: Optional[str], prefix: str) -> None:
+    def __init__(self, path: PathLike, images: Optional[PathLike], reading: Reading, prefix: str) -> None:
         self.path = os.path.abspath(path)
-        ending = Path(self.path).suffix.lower()
         if not os.path.isfile(self.path):
             raise FileNotFoundError(f"questions: there is no file {self.path!r}")
-        if ending not in KINDS:
-            hint = "; unpack it first, so that pictures can be read where they lie" if ".tar" in self.path else ""
-            raise ValueError(f"questions: {self.path!r} is none of {', '.join(sorted(KINDS))}{hint}")
-        self.kind = KINDS[ending]
+        self._reading, self._prefix = reading, prefix
+        self.kind = self._kind()
         self.position = 0.0
-        self._folder = os.path.dirname(self.path) if images is None else os.path.abspath(images)
-        self._image_name = image_name
-        self._prefix = prefix
+        self._pictures = Pictures(images, os.path.dirname(self.path))
         self.size = max(1, os.path.getsize(self.path))
-        self._read: Callable[[], Iterator[Item]] = getattr(self, f"_read_{self.kind}")
-        if self.kind in ("csv", "parquet"):
-            self._check_columns()
+        self._rows: Callable[[], Iterator[Row]] = getattr(self, f"_read_{self.kind}")
+        if self.kind == "csv":
+            with Stream(self.path) as stream:
+                self._columns(delimited_names(stream, reading.encoding))
+        elif self.kind == "parquet":
+            self._columns(parquet_names(self.path))
+
+    def _kind(self) -> str:
+        with Stream(self.path) as stream:
+            ending = Path(stream.name).suffix.lower()
+            packed = stream.name != os.path.basename(self.path)
+            if ending not in KINDS or (packed and KINDS[ending] in ("tar", "parquet")):
+                hint = "; unpack it first, so that it can be read where it lies" if packed or ".tar" in self.path else ""
+                raise ValueError(f"questions: {self.path!r} is none of {', '.join(sorted(KINDS))}{hint}")
+            kind = KINDS[ending]
+            if kind not in ("json", "jsonl"):
+                return kind
+            # Either ending is found on both: several objects, a line each, or one value.
+            with stream.named_errors(), stream.text(self._reading.encoding) as text:
+                first = text.read(1 << 20).lstrip("\ufeff \t\r\n")
+            line, end, rest = first.partition("\n")
+            if first.startswith("[") and kind == "jsonl" and not (line.rstrip().endswith("]") and rest.strip()):
+                return "json"
+            if kind == "json" and first.startswith("{") and end and rest.lstrip().startswith("{") and _is_json(line):
+                return "jsonl"
+            return kind
 
     def __iter__(self) -> Iterator[Item]:
         self.position = 0.0
-        yield from self._read()
+        for number, item in enumerate(item for row in self._rows() for item in self._items(row)):
+            yield item if item.id else item._replace(id=f"{self._prefix}{number}")
         self.position = 1.0
 
     # ---- rows ----
 
-    def _item(self, number: int, row: Any, where: str) -> Item:
-        """What a row of any format says."""
-        own = f"{self._prefix}{number}"
-        if not isinstance(row, Mapping):
-            return Item(own, None, "", f"{where}: expected an object with image and question, got {type(row).__name__}")
-        given = next((row[key] for key in ID_KEYS if row.get(key) is not None), None)
-        identity = own if given is None else str(given)
-        question = next((row[key] for key in QUESTION_KEYS if row.get(key) is not None), "")
-        if not isinstance(question, str):
-            return Item(identity, None, "", f"{where}: the question is {type(question).__name__}, expected text")
-        try:
-            image = self._image(row)
-        except ValueError as error:
-            return Item(identity, None, question, f"{where}: {error}")
-        return Item(identity, image, question)
+    def _items(self, row: Row) -> Iterator[Item]:
+        """The questions of a row: one, or those of a list or a conversation. An id of "" is the row's number."""
+        if row.problem is not None:
+            problem = row.problem if row.where in row.problem else f"{row.where}: {row.problem}"
+            question = self._value(row.values, "question")
+            said = storable(question) if isinstance(question, str) else ""
+            yield Item(self._spare_id(row.values), None, said, problem, self._kept(row.values))
+            return
+        asked = self._asked(row.values)
+        for turn, question in enumerate(asked):
+            yield self._item(row, question, f":{turn}" if len(asked) > 1 else "")
 
-    def _image(self, row: Mapping[str, Any]) -> ImageSource:
-        image = row.get("image")
+    def _spare_id(self, values: Mapping[str, Any]) -> str:
+        """The id of a row that is broken; "" where it has none that can be told."""
+        try:
+            return storable(_identity(self._value(values, "id")))
+        except ValueError:
+            return ""
+
+    def _item(self, row: Row, question: Any, turn: str) -> Item:
+        """What a row of any format says."""
+        identity, said, image = self._spare_id(row.values), "", None
+        try:
+            given = _identity(self._value(row.values, "id"))
+            identity = storable(given) + turn if given else ""
+            if not isinstance(question, str):
+                raise ValueError(f"the question is {type(question).__name__}, expected text")
+            said = question
+            for what, text in (("id", given), ("question", question)):
+                if problem := spoiled(text):
+                    raise ValueError(f"the {what}: {problem}")
+            image = self._image(row.values)
+            return Item(identity, image, question, None, self._kept(row.values))
+        except ValueError as error:
+            return Item(identity, image, storable(said), f"{row.where}: {error}", self._kept(row.values))
+
+    def _value(self, values: Mapping[str, Any], role: str) -> Any:
+        return next((values[key] for key in self._reading.column(role) if values.get(key) is not None), None)
+
+    def _asked(self, values: Mapping[str, Any]) -> list[Any]:
+        question = self._value(values, "question")
+        if question is None and isinstance(values.get("conversations"), list):  # LLaVA's: what the person says
+            turns = [turn for turn in values["conversations"] if isinstance(turn, Mapping)]
+            question = [turn.get("value") for turn in turns if turn.get("from") in ("human", "user")]
+            question = [_without_marks(text) for text in question]
+        if isinstance(question, list):
+            return question or [""]
+        return ["" if question is None else question]
+
+    def _kept(self, values: Mapping[str, Any]) -> tuple[Optional[str], ...]:
+        return tuple(_as_text(values.get(column)) for column in self._reading.keep.values())
+
+    def _image(self, values: Mapping[str, Any]) -> ImageSource:
+        image, name = self._value(values, "image"), ""
+        if isinstance(image, ImageSource):
+            return image
+        if isinstance(image, list) and len(image) == 1:
+            image = image[0]
         if isinstance(image, Mapping):  # as the datasets library stores pictures
             data, name = image.get("bytes"), str(image.get("path") or "")
             image = name if data is None else data
-        else:
-            name = ""
         if isinstance(image, bytes):
             return ImageSource(name, data=image)
-        if image is None and self._image_name is not None:
-            try:
-                image = self._image_name.format(**{key: _number(value) for key, value in row.items()})
-            except (KeyError, IndexError, ValueError) as error:
-                raise ValueError(f"the picture's name {self._image_name!r} does not fit the row: {error!r}") from None
+        if image is None:
+            image = self._named(values)
         if not isinstance(image, str) or not image:
-            raise ValueError("no image is named" if not image else f"image is {type(image).__name__}, expected text")
-        return ImageSource(image, os.path.join(self._folder, image))
+            hint = "" if self._reading.image_name else "; say how pictures are named by image_name (--image-name)"
+            raise ValueError(f"no image is named{hint}" if not image else f"image is {type(image).__name__}, expected text")
+        if problem := spoiled(image):
+            raise ValueError(f"image: {problem}")
+        data = picture_in_text(image)
+        return self._pictures.find(image) if data is None else ImageSource("", data=data)
 
-    def _number_rows(self, rows: Iterable[Any], unit: str, first: int = 0) -> Iterator[Item]:
-        for number, row in enumerate(rows):
-            yield self._item(number, row, f"{self.path}, {unit} {number + first}")
-
-    # ---- formats ----
-
-    def _read_jsonl(self) -> Iterator[Item]:
-        number, done = 0, 0
-        with open(self.path, "rb") as file:
-            for place, line in enumerate(file, 1):
-                done += len(line)
-                if not line.strip():
-                    continue
-                self.position = done / self.size
-                where = f"{self.path}, line {place}"
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:  # of the encoding too
-                    yield Item(f"{self._prefix}{number}", None, "", f"{where}: not JSON: {error}")
-                else:
-                    yield self._item(number, row, where)
-                number += 1
-
-    def _read_csv(self) -> Iterator[Item]:
-        with open(self.path, "rb") as file, io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="") as text:
-
-            def rows() -> Iterator[Any]:
-                for row in self._csv(text):
-                    self.position = file.tell() / self.size
-                    yield row
-
-            yield from self._number_rows(rows(), "row", 1)
-
-    def _csv(self, text: Iterable[str]) -> csv.DictReader[str]:
-        return csv.DictReader(text, delimiter="\t" if self.path.lower().endswith(".tsv") else ",")
-
-    def _read_parquet(self) -> Iterator[Item]:
-        with require("pyarrow.parquet", "data").ParquetFile(self.path) as file:
-            total = max(1, file.metadata.num_rows)
-            columns = self._columns(file.schema_arrow.names)
-
-            def rows() -> Iterator[Any]:
-                done = 0
-                for batch in file.iter_batches(batch_size=256, columns=columns):
-                    for row in batch.to_pylist():
-                        done += 1
-                        self.position = done / total
-                        yield row
-
-            yield from self._number_rows(rows(), "row")
+    def _named(self, values: Mapping[str, Any]) -> Optional[str]:
+        """The picture's name by the template of the caller or of the layout."""
+        template = self._reading.image_name
+        if template is None:
+            return None
+        try:
+            fields = {key: _Text(value) if isinstance(value, str) else value for key, value in values.items()}
+            return template.format(**fields)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"the picture's name {template!r} does not fit the row: {error!r}") from None
 
     def _columns(self, names: Sequence[str]) -> list[str]:
         """The columns of a table that are needed; ValueError when there is no picture or no question among them."""
-        fields = [] if self._image_name is None else re.findall(r"\{(\w+)", self._image_name)
-        if "image" not in names and not (fields and set(fields) <= set(names)):
-            raise ValueError(f"questions: {self.path!r} has columns {', '.join(names)}, but no column 'image'")
-        if not set(QUESTION_KEYS) & set(names):
-            raise ValueError(f"questions: {self.path!r} has columns {', '.join(names)}, but no column 'question'")
-        wanted = {"image", *ID_KEYS, *QUESTION_KEYS, *fields}
+        reading = self._reading
+        fields = [] if reading.image_name is None else re.findall(r"\{(\w+)", reading.image_name)
+        said = f"questions: {self.path!r} has columns {', '.join(map(storable, names))}, but no column"
+        hint = "; name it by columns (--columns {}=NAME)".format
+        for column in [*reading.columns.values(), *reading.keep.values()]:
+            if column not in names:
+                raise ValueError(f"{said} {column!r}")
+        if not set(reading.column("image")) & set(names) and not (reading.image_name and set(fields) <= set(names)):
+            raise ValueError(f"{said} 'image'{hint('image')}")
+        if not {*reading.column("question"), "conversations"} & set(names):
+            raise ValueError(f"{said} 'question'{hint('question')}")
+        wanted = {"conversations", *fields, *reading.keep.values()}.union(*(reading.column(role) for role in KEYS))
         return [name for name in names if name in wanted]
 
-    def _check_columns(self) -> None:
-        if self.kind == "csv":
-            with open(self.path, encoding="utf-8-sig", errors="replace", newline="") as text:
-                self._columns(list(self._csv(text).fieldnames or ()))
-        else:
-            with require("pyarrow.parquet", "data").ParquetFile(self.path) as file:
-                self._columns(file.schema_arrow.names)
+    # ---- formats ----
 
-    def _read_json(self) -> Iterator[Item]:
-        ijson = require("ijson", "data")
-        broken = (ijson.JSONError, UnicodeDecodeError)
-        shared: dict[str, Any] = {}
-        prefix = ""
-        with open(self.path, "rb") as file:
-            try:
-                for prefix, event, value in ijson.parse(file):
-                    if event == "start_array" and prefix in ("", "questions"):
-                        break
-                    if prefix in ("data_subtype", "data_type", "task_type"):
-                        shared[prefix] = value
-                else:
-                    raise ValueError(f"questions: {self.path!r} holds no list of questions")
-            except broken as error:
-                raise ValueError(f"questions: {self.path!r} is not JSON: {error}") from None
-        if prefix == "questions":
-            self._image_name = self._image_name or VQA_IMAGE_NAME
-            found = re.search(r"(train|val|test)(-dev)?\d{4}", str(shared.get("data_subtype", "")) or Path(self.path).name)
-            shared["data_subtype"] = found.group(0).replace("-dev", "") if found else shared.get("data_subtype", "")
-        with open(self.path, "rb") as file:
+    def _followed(self, stream: Stream, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            self.position = stream.position
+            yield row
 
-            def rows() -> Iterator[Any]:
-                try:
-                    for row in ijson.items(file, f"{prefix}.item" if prefix else "item", use_float=True):
-                        self.position = file.tell() / self.size
-                        yield {**shared, **row} if isinstance(row, dict) else row
-                except broken as error:
-                    raise ValueError(f"questions: {self.path!r} is not JSON: {error}") from None
+    def _read_jsonl(self) -> Iterator[Row]:
+        with Stream(self.path) as stream:
+            yield from self._followed(stream, read_lines(stream, self._reading.encoding))
 
-            yield from self._number_rows(rows(), "question")
+    def _read_csv(self) -> Iterator[Row]:
+        with Stream(self.path) as stream:
+            yield from self._followed(stream, read_delimited(stream, self._reading.encoding))
 
-    def _read_tar(self) -> Iterator[Item]:
-        name = os.path.basename(self.path)
-        number = 0
+    def _read_parquet(self) -> Iterator[Row]:
+        def tell(position: float) -> None:
+            self.position = position
+
+        yield from read_parquet(self.path, self._columns(parquet_names(self.path)), tell)
+
+    def _read_json(self) -> Iterator[Row]:
+        layout = self._layout()
+        if self._reading.image_name is None and layout.image_name is not None:
+            self._reading = self._reading._replace(image_name=layout.image_name)
+        with Stream(self.path) as stream, stream.named_errors(), stream.text(self._reading.encoding) as text:
+            yield from self._followed(stream, layout.rows(JsonScanner(text, self.path), self.path))
+
+    def _layout(self) -> Layout:
+        with Stream(self.path) as stream, stream.named_errors(), stream.text(self._reading.encoding) as text:
+            return find_layout(JsonScanner(text, self.path), self.path)
+
+    def _read_tar(self) -> Iterator[Row]:
         try:
             with tarfile.open(self.path, "r:") as archive:
                 for key, files in _samples(archive):
-                    self.position = archive.offset / self.size
-                    endings = {ending: member for ending, member in files.items() if ending.lower() in PICTURE_ENDINGS}
-                    member = next(iter(endings.values()), None)
-                    image = None
-                    if member is not None:
-                        image = ImageSource(f"{name}/{member.name}", self.path, member.offset_data, member.size)
-                    for row in _texts(archive, files):
-                        yield self._tar_item(number, key, row, image)
-                        number += 1
+                    self.position = min(1.0, archive.offset / self.size)
+                    member = next((files[end] for end in files if end.lower() in PICTURE_ENDINGS), None)
+                    where = f"{self.path}, sample {key}"
+                    for row in _texts(archive, files, where):
+                        if row.problem is None and (member is None or member.size == 0):
+                            row = row._replace(problem="no image is there")
+                        if row.problem is None and member is not None:
+                            name = f"{os.path.basename(self.path)}/{member.name}"
+                            source = ImageSource(name, self.path, member.offset_data, member.size)
+                            row = row._replace(values={**row.values, self._reading.column("image")[0]: source})
+                        yield row
         except tarfile.TarError as error:
             raise ValueError(f"questions: {self.path!r} is not a whole tar file: {error}") from None
 
-    def _tar_item(self, number: int, key: str, row: Any, image: Optional[ImageSource]) -> Item:
-        where = f"{self.path}, sample {key}"
-        item = self._item(number, {**row, "image": b""} if isinstance(row, Mapping) else row, where)
-        if item.problem is not None:
-            return item
-        if image is None or image.size == 0:
-            return item._replace(image=None, problem=f"{where}: no image is there")
-        return item._replace(image=image)
+
+class Layout(NamedTuple):
+    """How a JSON file holds its questions.
+
+    Attributes
+    ----------
+    list_name : str
+        The list of questions in the file's object; "": the file is a list; "*": each member of the object is a question.
+    image_name : str or None
+        How the layout names pictures.
+    shared : dict
+        What the file says of all questions.
+    files : dict
+        COCO: the file name of each picture's id.
+    """
+
+    list_name: str = ""
+    image_name: Optional[str] = None
+    shared: Mapping[str, Any] = {}
+    files: Mapping[str, str] = {}
+
+    def rows(self, scanner: JsonScanner, path: str) -> Iterator[Row]:
+        """The questions, from the beginning of the file."""
+        if self.list_name == "*":
+            for name in scanner.members():
+                if scanner.peek() == "{":
+                    yield Row(f"{path}, line {scanner.line}, question {name}", {"id": name, **scanner.value()})
+                else:
+                    yield row_of_value(scanner.value(), f"{path}, line {scanner.line}, question {name}")
+            return
+        if self.list_name:
+            for name in scanner.members():
+                if name == self.list_name:
+                    break
+                scanner.skip()
+        for number, (line, value) in enumerate(scanner.items()):
+            row = row_of_value(value, f"{path}, line {line}, question {number}")
+            if self.files and "file_name" not in row.values:
+                row = row._replace(values={**row.values, "file_name": self.files.get(str(row.values.get("image_id")))})
+            yield row._replace(values={**self.shared, **row.values})
+        if not self.list_name and scanner.peek():
+            raise scanner.error("there is more after the list")
 
 
-def _number(value: Any) -> Any:
-    """Digits as the number that a name's format expects."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+def find_layout(scanner: JsonScanner, path: str) -> Layout:
+    """How a JSON file holds its questions. ValueError where it holds none."""
+    if scanner.peek() == "[":
+        return Layout()
+    if scanner.peek() != "{":
+        raise scanner.error("expected a list or an object")
+    shared: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    lists = []
+    for name in scanner.members():
+        ahead = scanner.peek()
+        if ahead == "[":
+            lists.append(name)
+            if name == "questions" and "data_subtype" in shared:
+                break  # what comes later changes nothing
+            for _, value in scanner.items():
+                if name == "images" and isinstance(value, Mapping) and isinstance(value.get("file_name"), str):
+                    files[str(value.get("id"))] = value["file_name"]
+            continue
+        value = scanner.value()
+        if ahead != "{":
+            shared[name] = value
+        elif any(key in value for key in KEYS["question"]):
+            return Layout("*", GQA_IMAGE_NAME)
+    found = next((name for name in LISTS if name in lists), None)
+    if found is None:
+        raise ValueError(f"questions: {path!r} holds no list of questions")
+    template = LISTS[found]
+    if found == "questions":
+        said = shared.get("data_subtype")
+        known = re.search(r"(train|val|test)(-dev)?\d{4}", str(said or "") or Path(path).name)
+        subtype = known.group(0).replace("-dev", "") if known else said
+        if subtype is None:
+            template = None
+        else:
+            shared["data_subtype"] = subtype
+    shared = {name: value for name, value in shared.items() if name in ("data_subtype", "data_type", "task_type")}
+    return Layout(found, template, shared, files)
+
+
+class _Text(str):
+    """Text that a template may also ask for as a number: "000123" is 000123 by itself and 123 as a number."""
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec) if spec.endswith("d") and self.isdecimal() else super().__format__(spec)
+
+
+def _identity(given: Any) -> str:
+    """An id as text, "" for none. ValueError for what is none."""
+    if given is None or isinstance(given, str):
+        return given or ""
+    if isinstance(given, float) and given.is_integer():  # as tables with gaps hold whole numbers
+        return str(int(given))
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return str(given)
+    raise ValueError(f"the id is {type(given).__name__}, expected text or a number")
+
+
+def _as_text(value: Any) -> Optional[str]:
+    """A value of a kept column: text as it is, anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _without_marks(text: Any) -> Any:
+    """What a person says in a conversation, without the picture's mark."""
+    return re.sub(r"\s*<image>\s*", "", text) if isinstance(text, str) else text
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -344,25 +485,24 @@ def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.
         yield current, files
 
 
-def _texts(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo]) -> Iterator[Any]:
+def _texts(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], where: str) -> Iterator[Row]:
     """The questions of a sample: .json with question or a list of questions, else .txt."""
-
-    def content(ending: str) -> bytes:
-        if files[ending].size > MAX_TEXT_BYTES:
-            return b""
-        file = archive.extractfile(files[ending])
-        return b"" if file is None else file.read()
-
-    if "json" in files:
-        try:
-            row = json.loads(content("json"))
-        except (ValueError, RecursionError):
-            yield "text that is not JSON"
-            return
-        if isinstance(row, dict) and isinstance(row.get("questions"), list):
-            for question in row["questions"]:
-                yield question if isinstance(question, Mapping) else {"question": question}
-        else:
-            yield row
+    ending = next((one for one in ("json", "txt") if one in files), None)
+    if ending is None:
+        yield Row(where, {}, "no text is there")
         return
-    yield {"question": content("txt").decode("utf-8", "replace").strip() if "txt" in files else ""}
+    if files[ending].size > MAX_TEXT_BYTES:
+        yield Row(where, {}, f"its .{ending} is larger than {MAX_TEXT_BYTES} bytes")
+        return
+    content = (archive.extractfile(files[ending]) or io.BytesIO()).read()
+    if ending == "txt":
+        yield Row(where, {"question": content.decode("utf-8", "surrogateescape").strip()})
+        return
+    row = row_of_json(content, where)
+    questions = row.values.get("questions")
+    if not isinstance(questions, list):
+        yield row
+        return
+    shared = {name: value for name, value in row.values.items() if name not in ("questions", "id", "question_id")}
+    for question in questions:
+        yield Row(where, {**shared, **(question if isinstance(question, Mapping) else {"question": question})})

@@ -78,7 +78,7 @@ class MapReader:
             number = int(file.name.partition("-")[0])
             counts[number] = counts.get(number, 0) + 1
         for number in range(len(self.manifest["questions"])):
-            finished = read_json(self.path / f"input-{number:05d}.json", may_lack=True)
+            finished = read_json(self.path / f"_input-{number:05d}.json", may_lack=True)
             if finished is None or finished["parts"] != counts.get(number, 0):
                 return False
         return True
@@ -89,10 +89,14 @@ class MapReader:
     def __iter__(self) -> Iterator[MapRow]:
         for table in self.tables():
             maps, there = self._maps(table)
-            columns = [table.column(name).to_pylist() for name in ("id", "image", "question", "score", "error", "seconds")]
-            for place, (identity, image, question, score, error, seconds) in enumerate(zip(*columns)):
+            kept = [name for name in table.column_names if name not in MapRow._fields and name != "scale"]
+            plain = table.drop_columns(["map", "scale", "grid"])
+            for place, row in enumerate(plain.to_pylist()):
                 values = maps[place].copy() if there[place] else None
-                yield MapRow(identity, image, question, self.block, self.grid, values, score, error, seconds)
+                own = {name: row[name] for name in plain.column_names if name not in kept}
+                for name in ("picture_size", "region", "notes"):
+                    own[name] = None if own[name] is None else tuple(own[name])
+                yield MapRow(**own, grid=self.grid, map=values, kept={name: row[name] for name in kept})
 
     def tables(self, columns: Optional[Sequence[str]] = None) -> Iterator[Any]:
         """The parts one after another, as pyarrow tables; only `columns` of them, where given."""
@@ -135,10 +139,12 @@ class MapReader:
         Parameters
         ----------
         columns : sequence of str, optional
-            Of id, image, question, map, score, error, seconds; all by default. `map` holds float32 arrays [gh, gw], or None.
+            By default id, image, question, map, score, answer, notes, error, seconds and what was kept of the input; there
+            are method, block, grid, answer_score, picture_size and region too. `map` holds float32 [gh, gw], or None.
         """
         pandas = require("pandas", "data")
-        wanted = ["id", "image", "question", "map", "score", "error", "seconds"] if columns is None else list(columns)
+        usual = ["id", "image", "question", "map", "score", "answer", "notes", "error", "seconds"]
+        wanted = [*usual, *self.manifest.get("keep", ())] if columns is None else list(columns)
         stored = [*wanted, "scale"] if "map" in wanted else wanted
         frames = []
         for table in self.tables(stored):
@@ -171,7 +177,7 @@ class MapReader:
         Raises
         ------
         KeyError
-            There is no such row, or it failed; the message says which, and why.
+            There is no such row, or it failed, or several rows have the id; the message says which, and why.
         """
         wanted = [str(identity.item() if hasattr(identity, "item") else identity) for identity in ids]
         places = self._index()
@@ -181,6 +187,8 @@ class MapReader:
         maps = np.empty((len(wanted), *self.grid), np.float32)
         for place, identity in enumerate(wanted):
             file, row = places[identity]
+            if file < 0:
+                raise KeyError(f"{self.path}: several rows have the id {identity!r}; read them one by one")
             values, there = self._part(file)
             if not there[row]:
                 errors = self._parquet.read_table(self.files[file], columns=["error"], partitioning=None).column(0)
@@ -190,11 +198,11 @@ class MapReader:
 
     def _index(self) -> dict[str, tuple[int, int]]:
         if self._places is None:
-            self._places = {
-                identity: (file, row)
-                for file, table in enumerate(self.tables(("id",)))
-                for row, identity in enumerate(table.column("id").to_pylist())
-            }
+            places: dict[str, tuple[int, int]] = {}
+            for file, table in enumerate(self.tables(("id",))):
+                for row, identity in enumerate(table.column("id").to_pylist()):
+                    places[identity] = (file, row) if identity not in places else (-1, -1)
+            self._places = places
         return self._places
 
     def _part(self, file: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -32,6 +33,18 @@ class MapRow(NamedTuple):
         Why there is no map; None when all is well.
     seconds : float
         The row's share of the time in the model.
+    method : str
+        How the map was read.
+    picture_size : tuple of int or None
+        (height, width) of the picture in pixels; None where it could not be read.
+    region : tuple of float or None
+        What the model saw of the picture, in its pixels: (left, top, right, bottom). The map covers it evenly.
+    notes : tuple of str
+        What a reader of the map ought to know: a question that was cut, a picture that was cropped.
+    answer, answer_score : str or None, float or None
+        The model's answer, and how sure of it the model is, where it answers.
+    kept : mapping of str to (str or None)
+        The columns of the input that were asked for by `keep`, as text.
     """
 
     id: str
@@ -43,6 +56,15 @@ class MapRow(NamedTuple):
     score: Optional[float]
     error: Optional[str]
     seconds: float
+    method: str = ""
+    picture_size: Optional[tuple[int, int]] = None
+    region: Optional[tuple[float, float, float, float]] = None
+    notes: tuple[str, ...] = ()
+    answer: Optional[str] = None
+    answer_score: Optional[float] = None
+    kept: Mapping[str, Optional[str]] = {}
+
+
 HALF_RANGE = (2.0**-10, 2.0**15)  # of a map's largest value: what float16 keeps well as it is
 
 

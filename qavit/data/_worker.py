@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional
 from ._actor import HeatmapActor
 from ._output import write_part
 from ._plan import Part
+from ._rows import MapRow
 
 Tick = Callable[[int, int, int], None]
 """Told of images, questions and errors as they are done."""
@@ -23,10 +24,13 @@ class Settings(NamedTuple):
         Arguments of `HeatmapActor`.
     folder : str
         Where parts are written.
+    keep : tuple of str
+        What the columns that are kept are called.
     """
 
     actor: Mapping[str, Any]
     folder: str
+    keep: tuple[str, ...] = ()
 
 
 class PartDone(NamedTuple):
@@ -68,7 +72,7 @@ class PartWorker:
 
     def __init__(self, settings: Settings, actor: Optional[HeatmapActor] = None) -> None:
         self._actor = HeatmapActor(**settings.actor) if actor is None else actor
-        self._folder = Path(settings.folder)
+        self._folder, self._keep = Path(settings.folder), settings.keep
 
     def __call__(self, part: Part, tick: Optional[Tick] = None) -> PartDone:
         """Compute a part and write it; when this returns, the disk holds it.
@@ -78,12 +82,12 @@ class PartWorker:
         OSError
             The file cannot be written. Nothing of it is left.
         """
-        rows = []
-        for found in self._actor.compute(part.groups):
-            rows += found
+        rows: list[MapRow] = []
+        for group, found in zip(part.groups, self._actor.compute(part.groups)):
+            rows += [row._replace(kept=dict(zip(self._keep, asked.kept))) for asked, row in zip(group.rows, found)]
             if tick is not None:
                 tick(1, len(found), sum(row.error is not None for row in found))
-        write_part(self._folder / f"{part.name}.parquet", rows, self._actor.grid, self._actor.dtype)
+        write_part(self._folder / f"{part.name}.parquet", rows, self._actor.grid, self._actor.dtype, self._keep)
         failed = [row for row in rows if row.error is not None]
         return PartDone(
             part.name,

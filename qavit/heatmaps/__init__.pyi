@@ -1,3 +1,4 @@
+from ._distribution import to_distribution as to_distribution
 from ._grid import NORMALIZATIONS as NORMALIZATIONS
 from ._grid import RESAMPLINGS as RESAMPLINGS
 from ._grid import Box as Box
@@ -18,4 +19,5 @@ __all__ = [
     "normalize_maps",
     "output_size",
     "resample_map",
+    "to_distribution",
 ]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Optional, TypedDict, Union
+from typing import Any, NamedTuple, Optional, TypedDict, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import finite_numbers, real_number, whole_number
 from .._base.resampling import Kernel, grid_weights
-from .._base.types import FloatArray
+from .._base.types import FloatArray, Normalization, Resampling
 from ..images import Region
-from ..methods.attention import to_distribution
+from ._distribution import to_distribution
 
-Normalization = Literal["minmax", "sum", "max"]
-Resampling = Literal["bicubic", "bilinear", "nearest"]
 NORMALIZATIONS = (None, "minmax", "sum", "max")
 RESAMPLINGS = ("bicubic", "bilinear", "nearest")
 _KERNELS: dict[str, Kernel] = {"bicubic": "cubic", "bilinear": "linear", "nearest": "nearest"}

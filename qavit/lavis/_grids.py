@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ from .._base.arguments import finite_numbers, whole_number
 from .._base.resampling import grid_weights
 from .._base.tensors import to_numpy
 from .._base.types import FloatArray
+from .._base.warnings import QavitWarning, warn
 from ..images import CLIP_MEAN, CLIP_STD
 
 _FLOOR = 1e-9  # of a map's largest value: what an entry of zero becomes, so that it can still be drawn
@@ -60,11 +60,7 @@ def drawable(maps: npt.ArrayLike) -> FloatArray:
     largest = array.max(axis=1, keepdims=True)
     empty = np.flatnonzero(largest[:, 0] <= 0)
     if empty.size:
-        warnings.warn(
-            f"maps {empty.tolist()} of the batch are zero everywhere; patches will be drawn uniformly",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(QavitWarning, f"maps {empty.tolist()} of the batch are zero everywhere; patches will be drawn uniformly")
         array[empty] = 1.0 / array.shape[1]
         largest[empty] = 1.0 / array.shape[1]
     least = np.maximum(largest * np.float32(_FLOOR), np.finfo(np.float32).tiny)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .._base.arguments import whole_number
 from .._base.tensors import as_kind
+from ..methods.class_token import read_class
 from ..models._question_vit import QAViT
 
 
@@ -80,8 +81,11 @@ class VisionOutputs:
         if missing:
             if self._maps:
                 missing = [block for block in range(self._model.num_blocks) if block not in self._maps]
-            maps = self._model._maps(self._images, self._states, self._mask, missing, "class", "mean", None)
-            self._maps.update((block, maps[:, i]) for i, block in enumerate(missing))
+            taps = [(block, "class") for block in sorted(missing)]
+            run = self._model._run(self._images, self._states, self._mask, taps)["attentions"]
+            tokens = 0 if self._mask is None else self._mask.shape[1]
+            for block in missing:
+                self._maps[block] = read_class(run[block], tokens if block in self._model.integrated else 0)
         return np.stack([self._maps[block] for block in blocks], axis=1)
 
     def _output(self, name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._base.tensors import as_kind, to_numpy, torch_of
+from .._base.types import Precision
 
 if TYPE_CHECKING:
     from ..checkpoints._weights import Weight
@@ -62,7 +63,7 @@ def compute_gradcam(
     return [as_kind(stack, torch) for stack in maps], as_kind(logits, torch)
 
 
-def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: str = "float32") -> BlipITM:
+def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precision = "float32") -> BlipITM:
     """A matcher with the weights of a live torch module, without a file in between.
 
     Parameters

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from types import EllipsisType
@@ -15,9 +14,11 @@ import numpy as np
 from .._base.arguments import PNP_VQA_BLOCK, read_samples
 from .._base.files import PathLike
 from .._base.tensors import as_kind, to_numpy, torch_of
-from .._base.warnings import QuestionBlindWarning
-from ..methods.attention import read_class
+from .._base.warnings import QuestionBlindWarning, warn_of
+from ..methods.class_token import METHOD as CLASS_TOKEN
+from ..methods.class_token import read_class
 from ..models._load import load
+from ..models._model import Model
 from ..models._outputs import EncodedQuestions
 from ..models._question_vit import QAViT
 from ._config import Config, to_mapping
@@ -267,7 +268,7 @@ class PNPVQAWithQAViT:
             The class token cannot know the question yet at this block.
         """
         block = self._block(block_num)
-        self.qavit._warn_if_blind(block, "class", [], stacklevel=_frames_to_caller() + 1)
+        warn_of(self.qavit._blind_notes([block], CLASS_TOKEN))
         if isinstance(vision_outputs, VisionOutputs):
             return as_kind(vision_outputs.class_maps([block])[:, 0], vision_outputs.torch)
         attention = vision_outputs.attentions[block]
@@ -349,7 +350,7 @@ def _model_of(model: Any, sources: dict[str, Any], image_size: int | None, devic
         return model.to(model.device if device is None else device, offload_model=offload or None)
     path = None if model is ... else model
     if path is not None and not isinstance(path, str) and not hasattr(path, "__fspath__"):
-        hint = "; a BlipITM has forward_itm itself, and qavit.lavis for PnP-VQA" if hasattr(model, "itm") else ""
+        hint = "; a BlipITM has forward_itm itself, and qavit.lavis for PnP-VQA" if isinstance(model, Model) else ""
         raise TypeError(f"model: expected a QAViT, 'demo' or a folder, got {type(model).__name__}{hint}")
     where = "cpu" if device is None else str(device)
     loaded = load(path, image_size=image_size, device=where, offload_model=offload, **sources)
@@ -364,12 +365,3 @@ def _model_of(model: Any, sources: dict[str, Any], image_size: int | None, devic
 def _check_agrees(name: str, wanted: Any, has: Any) -> None:
     if wanted is not None and wanted != has:
         raise ValueError(f"{name}: got {wanted!r}, but the model's weights are made for {has!r}")
-
-
-def _frames_to_caller() -> int:
-    """The stacklevel with which our caller would warn in the first frame outside this package."""
-    package = __name__.partition(".")[0] + "."
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(package):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -1,15 +1,19 @@
-from .attention import apply_method as apply_method
+from ._look import Look as Look
+from ._look import Readable as Readable
 from .attention import merge_heads as merge_heads
-from .attention import read_class as read_class
-from .attention import read_question as read_question
-from .attention import read_words as read_words
-from .attention import to_distribution as to_distribution
+from .base import Method as Method
+from .class_token import read_class as read_class
+from .custom import read_custom as read_custom
+from .question_tokens import read_question as read_question
+from .words import read_words as read_words
 
 __all__ = [
-    "apply_method",
+    "Look",
+    "Method",
+    "Readable",
     "merge_heads",
     "read_class",
+    "read_custom",
     "read_question",
     "read_words",
-    "to_distribution",
 ]

@@ -2,6 +2,7 @@ from ._blip_itm import BlipITM as BlipITM
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
 from ._load import load as load
+from ._model import Model as Model
 from ._outputs import BlockAttentions as BlockAttentions
 from ._outputs import EncodedQuestions as EncodedQuestions
 from ._outputs import VisionOutput as VisionOutput
@@ -11,6 +12,7 @@ __all__ = [
     "BlipITM",
     "BlockAttentions",
     "EncodedQuestions",
+    "Model",
     "QAViT",
     "VisionOutput",
     "extract_attention",

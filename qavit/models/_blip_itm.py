@@ -2,62 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number
-from .._base.types import FloatArray
-from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins, release_pages
-from ._devices import Placement, place, same_device
-from ._model import LoadedModel
+from .._base.types import FloatArray, Heads, ImageLike, PixelValues, Precision
+from .._base.warnings import warn_of
+from ..checkpoints._weights import check_unchanged, release_pages
+from ..text import words_with_tokens
+from ._devices import Placement
+from ._model import Model, ModelLook
+from ._notes import question_notes
 
 if TYPE_CHECKING:
-    from .._result import HeatmapResult
     from ..checkpoints._source import ModelSource
-    from ..images import Preprocessing, Seen
+    from ..images import Seen
+    from ..text import TokenBatch
 
 
 class _Tokens(NamedTuple):
-    """Texts as the core takes them, and which of their tokens make which word."""
+    """Texts as the core takes them."""
 
     ids: npt.NDArray[np.int32]
     mask: npt.NDArray[np.uint8]
-    words: list[list[str]]
-    word_of: list[list[int]]
+    batch: TokenBatch
 
 
-class BlipITM(LoadedModel):
-    """BLIP image-text matching, with PnP-VQA's GradCAM. Made by :func:`qavit.load`.
+class BlipITM(Model):
+    """BLIP image-text matching, with PnP-VQA's GradCAM: a :class:`Model`.
 
-    Immutable: one object may be used from many threads at once, and after a fork. It keeps no image between calls; within
-    a call, each different picture goes through the vision half once, whatever the number of questions on it.
+    Within a call, each different picture goes through the vision half once, whatever the number of questions on it.
+    `usable_blocks` are all but the last, from which only the first token reaches the head; `default_block` is 7, as in
+    PnP-VQA, or the last usable one of a smaller model.
 
     Attributes
     ----------
-    image_size, patch_size : int
-        In pixels.
-    grid : tuple of int
-        Rows and columns of patches, (gh, gw).
-    kind, takes_questions, methods, default_method
-        As of :class:`QAViT`: "blip_itm", which takes questions and has maps by "gradcam".
-    num_blocks, num_heads : int
-        Of the text half, whose cross-attention the maps are read from.
-    usable_blocks : tuple of int
-        The blocks that have a map: all but the last, from which only the first token reaches the head.
-    default_block : int
-        7, as in PnP-VQA, or the last usable block of a smaller model.
-    preprocessing : Preprocessing
-        How a picture becomes pixel values.
     max_tokens : int
         A longer text is cut, its closing token kept.
     """
 
+    kind = "blip_itm"
+    takes_questions = True
+    default_method = "gradcam"
+    reads = frozenset({"gradcam"})
+
     def __init__(
-        self, source: ModelSource, *, precision: str = "float32", device: Any = "cpu", offload_model: bool = False
+        self, source: ModelSource, *, precision: Precision = "float32", device: Any = "cpu", offload_model: bool = False
     ) -> None:
         from ..images import Preprocessing
         from ..text import Tokenizer
@@ -66,25 +60,14 @@ class BlipITM(LoadedModel):
             raise ValueError(
                 f"{source.name}: BLIP needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt"
             )
-        self._files = origins(source.weights)
-        placement = place(device, precision, offload_model)
-        self._source = source
-        self._core = self._load_core(placement)
-        self.name = source.name
-        self.precision = precision
-        self.device = placement.name
-        self.offload_model = bool(offload_model)
-        self.image_size: int = self._core.image_size
-        self.patch_size: int = self._core.patch_size
+        super().__init__(source, precision, device, offload_model)
+        self.image_size, self.patch_size = self._core.image_size, self._core.patch_size
         side = self.image_size // self.patch_size
-        self.grid: tuple[int, int] = (side, side)
-        self.num_blocks: int = self._core.blocks
-        self.num_heads: int = self._core.heads
-        self.usable_blocks: tuple[int, ...] = tuple(range(self.num_blocks - 1))
-        self.kind, self.takes_questions = "blip_itm", True
-        self.methods, self.default_method = ("gradcam",), "gradcam"
+        self.grid = (side, side)
+        self.num_blocks, self.num_heads = self._core.blocks, self._core.heads
+        self.usable_blocks = tuple(range(self.num_blocks - 1))
         self.default_block = min(PNP_VQA_BLOCK, max(0, self.num_blocks - 2))
-        self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
+        self.preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_tokens = min(int(source.questions.get("max_tokens", 35)), self._core.max_tokens)
         self._tokenizer = Tokenizer(source.tokenizer, self._core.vocab_size)
         first = self._tokenizer.id_of("[ENC]")
@@ -92,32 +75,11 @@ class BlipITM(LoadedModel):
             raise ValueError(f"{source.name}: the tokenizer has no [ENC] token, which starts a text to be matched")
         self._first_token = first
 
-    def _load_core(self, placement: Placement) -> _core.BlipItm:
+    def _load_core(self, placement: Placement) -> None:
         source = self._source
         config = {"vision": dict(source.vision), "text": dict(source.text or {})}
-        core = _core.BlipItm(config, source.weights, placement.precision, device=placement.device)
+        self._core = _core.BlipItm(config, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
-        return core
-
-    # ---- devices ----
-
-    def to(self, device: Any, *, offload_model: bool | None = None) -> BlipITM:
-        """Move the model to another device, in place: see :meth:`QAViT.to`."""
-        offload = self.offload_model if offload_model is None else bool(offload_model)
-        name = str(device)
-        if not same_device(name, self.device) or (offload != self.offload_model and name != "cpu"):
-            placement = place(device, self.precision, offload)
-            self._core, self.device = self._load_core(placement), placement.name
-        self.offload_model = offload
-        return self
-
-    def cpu(self) -> BlipITM:
-        """As ``to("cpu")``."""
-        return self.to("cpu")
-
-    def cuda(self) -> BlipITM:
-        """As ``to("cuda")``."""
-        return self.to("cuda")
 
     # ---- arguments ----
 
@@ -149,7 +111,7 @@ class BlipITM(LoadedModel):
         ids = batch.ids.copy()
         if matching:
             ids[:, 0] = self._first_token
-        return _Tokens(ids, batch.mask, batch.words, batch.word_of)
+        return _Tokens(ids, batch.mask, batch)
 
     def _encode(self, seen: Seen) -> _core.BlipImage:
         """A batch of one, encoded."""
@@ -159,30 +121,14 @@ class BlipITM(LoadedModel):
 
     # ---- maps ----
 
-    def forward_itm(self, samples: Any, block_num: int = PNP_VQA_BLOCK) -> FloatArray:
+    def forward_itm(self, samples: Mapping[str, Any], block_num: int = PNP_VQA_BLOCK) -> FloatArray:
         """PnP-VQA's GradCAM map of each picture and question of a batch, with LAVIS's numbers.
 
         With A the cross-attention of block `block_num` and G the gradient of the matching logit with respect to it, a
         token's map is the mean over heads of A max(G, 0) over the patches, and a question's the mean over its words' tokens.
         A question's ``?`` are dropped at both ends. A question without words ("", "?") has its [ENC] token's map.
         Equal pictures, and equal questions on them, are computed once; a pair's map does not depend on its batch.
-
-        Parameters
-        ----------
-        samples : mapping
-            ``image``, float [B, 3, S, S] (NumPy or torch, normalised), and ``text_input``, B questions.
-        block_num : int
-            One of `usable_blocks`; negative numbers count from the end.
-
-        Returns
-        -------
-        ndarray of float32, [B, P]
-            Not negative, on LAVIS's own scale (a gradient's).
-
-        Raises
-        ------
-        ValueError
-            A shape does not fit, or `block_num` has no map.
+        Parameters, shapes and errors are those of :meth:`Model.forward_itm`.
 
         Notes
         -----
@@ -219,13 +165,14 @@ class BlipITM(LoadedModel):
             The probability of a match, by the matching head.
         """
         number = self.check_block(self.default_block if block is None else block)
-        _, pixels, _ = self._picture(image)
+        shown = self._see(image)
+        warn_of(shown.notes)
         tokens = self._tokenize([question.strip("?") for question in question_list(questions)])
-        maps, logits = self._core.gradcam(self._encode(pixels), tokens.ids, tokens.mask, number)[:2]
+        maps, logits = self._core.gradcam(self._encode(shown.pixels), tokens.ids, tokens.mask, number)[:2]
         return self._finite(maps), _match_probability(self._finite(logits))
 
     def gradcam_tokens(
-        self, pixel_values: Any, texts: str | Sequence[str], block_num: int = 6
+        self, pixel_values: PixelValues, texts: Union[str, Sequence[str]], block_num: int = 6
     ) -> tuple[list[FloatArray], FloatArray]:
         """The map of every token, as LAVIS's ``compute_gradcam`` lists them.
 
@@ -267,80 +214,14 @@ class BlipITM(LoadedModel):
                 flat[2 : 1 + len(per_text[text])] = per_text[text][1:]
         return [self._finite(stack) for stack in maps], self._finite(logits)
 
-    def heatmaps(self, image: Any, questions: str | Sequence[str], block: int | None = None) -> HeatmapResult:
-        """Where the picture speaks for each question: GradCAM of the text half's cross-attention.
-
-        Parameters
-        ----------
-        image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
-            One picture.
-        questions : str or list of str
-            At least one; ``?`` at the ends does not count. One without words has its [ENC] token's map.
-        block : int, optional
-            One of `usable_blocks`; None: `default_block`.
-
-        Returns
-        -------
-        HeatmapResult
-            ``maps`` float32 [Q, gh, gw], the values of :meth:`forward_itm`; a map for each word (the mean over its tokens);
-            ``block_maps`` for every block, zero for the last.
-        """
-        from .._result import HeatmapResult
-        from ..text import words_with_tokens
-
-        number = self.check_block(self.default_block if block is None else block)
-        asked = question_list(questions)
-        picture, pixels, region = self._picture(image)
-        tokens = self._tokenize([question.strip("?") for question in asked])
-        gh, gw = self.grid
-        state = self._encode(pixels)
-        maps, _, every = self._core.gradcam(state, tokens.ids, tokens.mask, number, True)
-        words, word_maps = [], []
-        per_question = np.split(self._finite(every), np.cumsum(tokens.mask.sum(axis=1))[:-1])
-        for row, names, word_of in zip(per_question, tokens.words, tokens.word_of):
-            names, word_of = words_with_tokens(names, word_of)
-            stack = [row[[i for i, word in enumerate(word_of) if word == one]].mean(axis=0) for one in range(len(names))]
-            words.append(names)
-            word_maps.append(np.array(stack, np.float32).reshape(len(names), gh, gw))
-
-        def block_maps() -> FloatArray:
-            again = self._encode(pixels)
-            every_block = np.zeros((self.num_blocks, len(asked), gh * gw), np.float32)
-            for one in self.usable_blocks:
-                every_block[one] = self._core.gradcam(again, tokens.ids, tokens.mask, one)[0]
-            return every_block.reshape(self.num_blocks, len(asked), gh, gw)
-
-        return HeatmapResult(
-            maps=self._finite(maps).reshape(-1, gh, gw),
-            questions=asked,
-            picture=picture,
-            region=region,
-            block=number,
-            method="gradcam",
-            words=words,
-            word_maps=word_maps,
-            block_maps=block_maps,
-        )
+    def _look(self, pixels: Seen, questions: Optional[list[str]]) -> GradCAMLook:
+        return GradCAMLook(self, pixels, questions or [])
 
     # ---- scores ----
 
-    def itm(self, image: Any, texts: str | Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """Whether texts match a picture, by the matching head.
-
-        Parameters
-        ----------
-        image : picture, or float [B, 3, S, S] normalised
-            One picture for all texts, or one a text.
-        texts : str or list of str
-            Taken as they are.
-
-        Returns
-        -------
-        logits : ndarray of float32, [B, 2]
-            No match, match.
-        probabilities : ndarray of float32, [B]
-            Of a match.
-        """
+    def itm(
+        self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]
+    ) -> tuple[FloatArray, FloatArray]:
         asked = question_list(texts, "texts")
         pixels = self._batch(image, len(asked), "texts")
         logits = np.empty((len(asked), 2), np.float32)
@@ -350,25 +231,7 @@ class BlipITM(LoadedModel):
         self._finite(logits)
         return logits, _match_probability(logits)
 
-    def itc(self, image: Any, texts: str | Sequence[str]) -> FloatArray:
-        """How alike pictures and texts are, by the contrastive heads.
-
-        Parameters
-        ----------
-        image : picture, or float [I, 3, S, S] normalised
-        texts : str or list of str
-            Taken as they are.
-
-        Returns
-        -------
-        ndarray of float32, [I, number of texts]
-            Cosines.
-
-        Raises
-        ------
-        ValueError
-            The weights have no contrastive heads.
-        """
+    def itc(self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]) -> FloatArray:
         if self._core.projection == 0:
             raise ValueError(f"{self.name}: these weights have no contrastive heads (text_proj, vision_proj)")
         tokens = self._tokenize(question_list(texts, "texts"), matching=False)
@@ -395,17 +258,68 @@ class BlipITM(LoadedModel):
             back = [place.setdefault(texts[int(row)], len(place)) for row in rows]
             yield self._encode(image), rows, list(place), back
 
-    def _finite(self, array: FloatArray) -> FloatArray:
-        check_unchanged(self._files)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{self.name}: the result is not finite: {NOT_FINITE}")
-        return array
-
     def __repr__(self) -> str:
         return (
             f"BlipITM({self.name!r}: {self.num_blocks} text blocks, {self.grid[0]}x{self.grid[1]} patches of "
             f"{self.image_size}x{self.image_size}, {self.precision})"
         )
+
+
+class GradCAMLook(ModelLook):
+    """GradCAM of a :class:`BlipITM` for one picture and its questions."""
+
+    question_mask = None
+
+    def __init__(self, model: BlipITM, pixels: Seen, questions: list[str]) -> None:
+        self._model, self._pixels = model, pixels
+        self._tokens = model._tokenize([question.strip("?") for question in questions])
+        batch = self._tokens.batch
+        # A text without words is asked on purpose: it has its [ENC] token's map.
+        known = [known or not words for known, words in zip(batch.known, batch.words)]
+        self.notes = question_notes(questions, batch.unknown, batch.cut, known)
+        self._words = [words_with_tokens(*parts) for parts in zip(batch.words, batch.word_of)]
+        self.words = [names for names, _ in self._words]
+        self._image: Any = None
+        self._found: dict[int, tuple[FloatArray, FloatArray, FloatArray]] = {}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self._model.grid
+
+    def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
+        raise TypeError("attention: this model has maps by 'gradcam' alone")
+
+    def question_tokens(self, block: int) -> int:
+        return 0
+
+    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
+        return {block: self._of(block)[0] for block in blocks}
+
+    def _of(self, block: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """A block's maps [Q, P], logits [Q, 2], and every token's map, texts one behind the other."""
+        if block not in self._found:
+            model, tokens = self._model, self._tokens
+            if self._image is None:
+                self._image = model._encode(self._pixels)
+            maps, logits, every = model._core.gradcam(self._image, tokens.ids, tokens.mask, block, True)
+            self._found[block] = model._finite(maps), model._finite(logits), model._finite(every)
+        return self._found[block]
+
+    def scores(self) -> Optional[FloatArray]:
+        _, logits, _ = next(iter(self._found.values()))
+        return _match_probability(logits)
+
+    def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
+        """The mean over each word's tokens."""
+        every = np.mean([self._of(block)[2] for block in blocks], axis=0, dtype=np.float64).astype(np.float32)
+        maps = []
+        for rows, (names, word_of) in zip(np.split(every, np.cumsum(self._tokens.mask.sum(axis=1))[:-1]), self._words):
+            own = [rows[[i for i, word in enumerate(word_of) if word == one]].mean(axis=0) for one in range(len(names))]
+            maps.append(np.array(own, np.float32).reshape(len(names), *self.grid))
+        return maps
+
+    def release(self) -> None:
+        self._image = None
 
 
 def _different(batch: Seen) -> tuple[list[Seen], npt.NDArray[np.int32]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .. import _core
+from .._base.types import Precision
 
 #: Of the products. "tf32" is for GPUs: float32 whose factors are rounded to 10 bits.
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -25,7 +26,7 @@ class Placement(NamedTuple):
 
     name: str
     device: Any
-    precision: str
+    precision: Precision
 
 
 def check_device(device: Any) -> None:
@@ -54,7 +55,7 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision: expected 'float32', 'bfloat16' or, on a GPU, 'tf32', got {precision!r}")
 
 
-def place(device: Any, precision: str, offload_model: bool = False) -> Placement:
+def place(device: Any, precision: Precision, offload_model: bool = False) -> Placement:
     """Open a device for one model.
 
     Raises
@@ -72,6 +73,13 @@ def place(device: Any, precision: str, offload_model: bool = False) -> Placement
         return Placement(name, None, precision)
     opened = _core.Device(name, tf32=precision == "tf32", offload=bool(offload_model))
     return Placement(name, opened, "float32" if precision == "tf32" else precision)
+
+
+def computing_precision(precision: Precision, device: str) -> Precision:
+    """What computes where a precision was asked for: float32 where a CPU has no bfloat16 products."""
+    kernels = _core.build_info()["kernels"]
+    without = device == "cpu" and kernels["bfloat16"] == kernels["float32"]
+    return "float32" if precision == "bfloat16" and without else precision
 
 
 def same_device(one: str, other: str) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._base.types import Precision
 from ._devices import check_device, check_precision
-from ._question_vit import QAViT
 
 if TYPE_CHECKING:
-    from ._blip_itm import BlipITM
+    from ._model import Model
 
+#: Where models of each architecture are made; one line a kind.
+MODELS = {"qavit": ("._question_vit", "QAViT"), "clip": ("._question_vit", "QAViT"), "blip_itm": ("._blip_itm", "BlipITM")}
 
 
 def load(
@@ -21,14 +24,14 @@ def load(
     text: str | Path | None = None,
     tokenizer: str | Path | None = None,
     config: dict[str, Any] | None = None,
-    precision: str = "float32",
+    precision: Precision = "float32",
     device: str = "cpu",
     image_size: int | None = None,
     offload_model: bool = False,
     hub: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
-) -> QAViT | BlipITM:
+) -> Model:
     """Load a model.
 
     Parameters
@@ -47,7 +50,7 @@ def load(
     config : dict, optional
         What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
     precision : {"float32", "bfloat16", "tf32"}
-        Of the products. Where the CPU has no bfloat16 products, float32 is used (``qavit.build_info()`` tells). "tf32" is
+        Of the products. Where the CPU has no bfloat16 products, float32 computes, with a `PrecisionWarning`. "tf32" is
         for GPUs: float32 with factors rounded to 10 bits.
     device : {"cpu", "cuda", "cuda:N"} or torch.device
         Where to run. A GPU needs a build with CUDA, see docs/CUDA.md.
@@ -65,8 +68,8 @@ def load(
 
     Returns
     -------
-    QAViT or BlipITM
-        By what the files hold.
+    Model
+        Of the kind that the files hold; its attribute `kind` says which.
 
     Raises
     ------
@@ -88,13 +91,9 @@ def load(
         path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size,
         hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
-    model: QAViT | BlipITM
-    if source.architecture == "blip_itm":
-        from ._blip_itm import BlipITM
-
-        model = BlipITM(source, precision=precision, device=device, offload_model=offload_model)
-    else:
-        model = QAViT(source, precision=precision, device=device, offload_model=offload_model)
+    module, name = MODELS[source.architecture]
+    kind = getattr(importlib.import_module(module, __package__), name)
+    model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
     others = {"config": config, "image_size": image_size, "precision": precision}
     places = {"hub": hub, "revision": revision, "local_files_only": local_files_only}
     model._remember({**files, **others, **places}, _load_again)

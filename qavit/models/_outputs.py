@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, overload
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -27,46 +27,41 @@ class EncodedQuestions(NamedTuple):
     mask: npt.NDArray[np.uint8]
 
 
-class BlockAttentions(Sequence[FloatArray]):
-    """Attention probabilities by block: ``attentions[7]`` is block 7's, [B, h, T, M + T] (M = 0 before questions enter).
+class BlockAttentions(Mapping[int, FloatArray]):
+    """Attention probabilities of the blocks that were asked for: ``attentions[7]`` is block 7's, [B, h, T, M + T].
 
-    Only the blocks that were computed are there; asking for another is an IndexError that says which are.
+    M = 0 before questions enter. Its keys are blocks; a negative one counts from the model's last, and asking for a block
+    that was not computed is a KeyError that says which were.
     """
 
     def __init__(self, by_block: dict[int, FloatArray], num_blocks: int) -> None:
-        self._by_block = by_block
+        self._by_block = dict(sorted(by_block.items()))
         self._num_blocks = num_blocks
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """The blocks that are there."""
-        return tuple(sorted(self._by_block))
+        return tuple(self._by_block)
+
+    def __getitem__(self, block: int) -> FloatArray:
+        number = whole_number(block, "attentions")
+        number += self._num_blocks if number < 0 else 0
+        if number not in self._by_block:
+            raise KeyError(f"attention of block {block} was not computed; there are blocks {list(self.blocks)}")
+        return self._by_block[number]
 
     def __len__(self) -> int:
-        return self._num_blocks
+        return len(self._by_block)
 
-    @overload
-    def __getitem__(self, index: int) -> FloatArray: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[FloatArray, ...]: ...
-    def __getitem__(self, index: int | slice) -> FloatArray | tuple[FloatArray, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(self._num_blocks)))
-        index = whole_number(index, "attentions")
-        block = index + self._num_blocks if index < 0 else index
-        if block not in self._by_block:
-            raise IndexError(f"attention of block {index} was not computed; there are blocks {list(self.blocks)}")
-        return self._by_block[block]
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._by_block)
 
     def __repr__(self) -> str:
         return f"BlockAttentions(blocks {list(self.blocks)} of {self._num_blocks})"
 
-    def __iter__(self) -> Iterator[FloatArray]:
-        return (self._by_block[block] for block in self.blocks)
-
 
 class VisionOutput(NamedTuple):
-    """What :meth:`qavit.QAViT.vision` returns; a part that was not asked for is None.
+    """What :meth:`qavit.Model.vision` returns; a part that was not asked for is None.
 
     Attributes
     ----------
@@ -74,13 +69,13 @@ class VisionOutput(NamedTuple):
         What leaves the last block.
     pooler_output : ndarray of float32, [B, D], or None
         The normed class token.
-    attentions : BlockAttentions or None
-        By block, [B, h, T, M + T].
+    attentions : tuple of ndarray, BlockAttentions or None
+        [B, h, T, M + T] of every block, or by block of those that were asked for.
     hidden_states : tuple of ndarray of float32, [B, T, D], or None
         What enters block 0, then what leaves each block.
     """
 
     last_hidden_state: FloatArray | None
     pooler_output: FloatArray | None
-    attentions: BlockAttentions | None
+    attentions: Union[tuple[FloatArray, ...], BlockAttentions, None]
     hidden_states: tuple[FloatArray, ...] | None

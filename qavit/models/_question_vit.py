@@ -1,130 +1,143 @@
-"""Loaded models: what a picture and questions go into, and maps come out of."""
+"""QA-ViT, and CLIP's vision tower: class token's attention, question tokens' attention."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number, whole_numbers
+from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
-from .._base.types import FloatArray
-from .._base.warnings import QuestionBlindWarning, UnknownWordsWarning
-from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins, release_pages
+from .._base.types import Fit, FloatArray, Heads, ImageLike, PixelValues, Precision
+from .._base.warnings import Note, warn_of
+from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
+from ..heatmaps._distribution import to_distribution
+from ..methods._registry import MethodLike, method_of
+from ..methods.words import read_words
 from ._answer_head import AnswerHead
-from ._devices import Placement, place, same_device
-from ._model import LoadedModel
+from ._capabilities import Questions
+from ._devices import Placement
+from ._model import Model, ModelLook, Request
+from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
 
 if TYPE_CHECKING:
-    from .._result import HeatmapResult
     from ..checkpoints._source import ModelSource
-    from ..images import Preprocessing, Seen
+    from ..images import Seen
 
-Method = Union[str, Callable[[FloatArray], Any]]
-Heads = Union[str, int, None]
 TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
+PARTS = 4
+MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
 
 
-class QAViT(LoadedModel):
-    """A vision transformer and, where it takes questions, its text encoder and tokenizer.
+class Encoded(NamedTuple):
+    """Encoded questions, their words with the tokens that make them, and what is to be said of them."""
 
-    Made by :func:`load`. Immutable: one object may be used from many threads at once, and after a fork.
+    states: FloatArray
+    mask: npt.NDArray[np.uint8]
+    words: list[tuple[list[str], list[int]]]
+    notes: list[Note]
+
+
+class _Entry(NamedTuple):
+    """One encoded question, as it is remembered."""
+
+    states: FloatArray
+    words: list[str]
+    word_of: list[int]
+    known: bool
+    unknown: list[str]
+    cut: list[str]
+
+
+class QAViT(Model):
+    """A vision transformer and, where it takes questions, its text encoder and tokenizer: a :class:`Model`.
 
     Attributes
     ----------
-    image_size, patch_size, num_blocks, num_heads, hidden_size, instruction_dim : int
+    hidden_size, instruction_dim : int
         Sizes; `instruction_dim` is 0 for plain CLIP.
-    grid : tuple of int
-        Rows and columns of patches, (gh, gw).
-    kind : str
-        "qavit", or "clip" where no block attends to a question.
-    takes_questions : bool
-    methods : tuple of str
-        What ``heatmaps(method=)`` takes by name.
-    default_method : str
     integrated : tuple of int
         The blocks that attend to the question.
     integration_point : str or None
         "all", "early", "late", ... as the model's configuration names it.
     first_question_aware_block : int or None
         The first block whose class token has seen the question.
-    default_block : int
-        What ``heatmaps(block=None)`` uses.
-    answer_names : list of str or None
-        What :meth:`answer` chooses from.
+    max_words, max_tokens : int
+        A longer question is cut.
     """
 
     def __init__(
-        self, source: ModelSource, *, precision: str = "float32", device: Any = "cpu", offload_model: bool = False
+        self, source: ModelSource, *, precision: Precision = "float32", device: Any = "cpu", offload_model: bool = False
     ) -> None:
         from ..checkpoints.towers.question_blocks import integrated_blocks
         from ..images import Preprocessing
+        from ..text import QuestionCache
 
         vision = dict(source.vision)
         point = vision.get("integration_point")
         if point is not None:
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
-        self._files = origins(source.weights)
-        placement = place(device, precision, offload_model)
-        self._source, self._vision = source, vision
-        self._vit = _core.Vit(vision, source.weights, placement.precision, device=placement.device)
-        release_pages(source.weights)
+        self._vision = vision
         self._text: Any = None
         self._tokenizer: Any = None
-        self._cache: Any = None
-        self.name = source.name
-        self.precision = precision
-        self.device = placement.name
-        self.offload_model = bool(offload_model)
-        self.image_size: int = self._vit.image_size
-        self.patch_size: int = self._vit.patch_size
-        self.num_blocks: int = self._vit.blocks
-        self.num_heads: int = self._vit.heads
-        self.hidden_size: int = self._vit.hidden_size
-        self.instruction_dim: int = self._vit.instruction_dim
-        self.integrated: tuple[int, ...] = self._vit.integrated
-        self.integration_point: str | None = point
+        self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
+        super().__init__(source, precision, device, offload_model)
+        vit = self._vit
+        self.image_size, self.patch_size = vit.image_size, vit.patch_size
+        self.num_blocks, self.num_heads = vit.blocks, vit.heads
+        self.hidden_size: int = vit.hidden_size
+        self.instruction_dim: int = vit.instruction_dim
+        self.integrated: tuple[int, ...] = vit.integrated
+        self.question_blocks = self.integrated
+        self.integration_point: Optional[str] = point
         side = self.image_size // self.patch_size
-        self.grid: tuple[int, int] = (side, side)
+        self.grid = (side, side)
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
-        self.first_question_aware_block: int | None = None
+        self.takes_questions = bool(self.integrated)
+        self.kind = "qavit" if self.integrated else "clip"
+        self.reads = frozenset({"attention", "question_attention"} if self.integrated else {"attention"})
+        self.first_question_aware_block: Optional[int] = None
         if self.integrated:
-            self._load_text(source, placement)
+            self._check_text()
             aware = self.integrated[0] + 1
             self.first_question_aware_block = aware if aware < self.num_blocks else None
-        self.kind = "qavit" if self.integrated else "clip"
-        self.takes_questions = bool(self.integrated)
-        self.methods = ("class", "question") if self.integrated else ("class",)
         self.default_block = self._choose_block(source.defaults.get("block"))
         self.default_method = str(source.defaults.get("method", "class"))
-        self.answer_names: list[str] | None = None
+        self.usable_blocks = method_of(self.default_method, self).blocks(self)
         if source.answers:
             self._answer_head = AnswerHead(source, self.hidden_size)
             self.answer_names = self._answer_head.answer_names
 
     # ---- construction ----
 
-    def _load_text(self, source: ModelSource, placement: Placement) -> None:
-        from ..text import QuestionCache, Tokenizer
-
-        if source.text is None or source.tokenizer is None:
-            raise ValueError(
-                f"{source.name}: blocks {list(self.integrated)} take a question, so the model needs a text encoder and a "
-                "tokenizer; give text= a folder"
-            )
-        kind = str(source.text.get("model_type", ""))
-        if kind not in TEXT_ENCODERS:
-            raise ValueError(f"text encoder of type {kind!r}; expected one of {sorted(TEXT_ENCODERS)}")
-        self._text = self._text_encoder(placement)
+    def _load_core(self, placement: Placement) -> None:
+        source = self._source
+        vit = _core.Vit(self._vision, source.weights, placement.precision, device=placement.device)
+        text: Any = None
+        if vit.integrated:
+            if source.text is None or source.tokenizer is None:
+                raise ValueError(
+                    f"{source.name}: blocks {list(vit.integrated)} take a question, so the model needs a text encoder and a "
+                    "tokenizer; give text= a folder"
+                )
+            kind = str(source.text.get("model_type", ""))
+            if kind not in TEXT_ENCODERS:
+                raise ValueError(f"text encoder of type {kind!r}; expected one of {sorted(TEXT_ENCODERS)}")
+            encoder = getattr(_core, TEXT_ENCODERS[kind])
+            text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
+        self._vit, self._text = vit, text
+
+    def _check_text(self) -> None:
+        from ..text import Tokenizer
+
         if self._text.width != self.instruction_dim:
             raise ValueError(
                 f"the text encoder is {self._text.width} wide, but the vision model takes questions of width "
@@ -132,56 +145,7 @@ class QAViT(LoadedModel):
             )
         if self._text.max_tokens:
             self.max_tokens = min(self.max_tokens, self._text.max_tokens)
-        self._tokenizer = Tokenizer(source.tokenizer, self._text.vocab_size)
-        self._cache = QuestionCache(CACHED_QUESTIONS)
-
-    def _text_encoder(self, placement: Placement) -> Any:
-        text = self._source.text or {}
-        encoder = getattr(_core, TEXT_ENCODERS[str(text.get("model_type", ""))])
-        return encoder(text, self._source.weights, placement.precision, device=placement.device)
-
-    # ---- devices ----
-
-    def to(self, device: Any, *, offload_model: bool | None = None) -> QAViT:
-        """Move the model to another device, in place.
-
-        The weights are read again from where they were loaded from. Calls that run meanwhile end where they began.
-
-        Parameters
-        ----------
-        device : {"cpu", "cuda", "cuda:N"} or torch.device
-        offload_model : bool, optional
-            As for :func:`load`; None: as it is.
-
-        Returns
-        -------
-        QAViT
-            The model itself.
-
-        Raises
-        ------
-        ValueError, RuntimeError
-            There is no such device; the message says what is missing.
-        """
-        offload = self.offload_model if offload_model is None else bool(offload_model)
-        name = str(device)
-        if same_device(name, self.device) and (offload == self.offload_model or name == "cpu"):
-            self.offload_model = offload
-            return self
-        placement = place(device, self.precision, offload)
-        vit = _core.Vit(self._vision, self._source.weights, placement.precision, device=placement.device)
-        text = self._text_encoder(placement) if self._text is not None else None
-        release_pages(self._source.weights)
-        self._vit, self._text, self.device, self.offload_model = vit, text, placement.name, offload
-        return self
-
-    def cpu(self) -> QAViT:
-        """As ``to("cpu")``."""
-        return self.to("cpu")
-
-    def cuda(self) -> QAViT:
-        """As ``to("cuda")``."""
-        return self.to("cuda")
+        self._tokenizer = Tokenizer(self._source.tokenizer or "", self._text.vocab_size)
 
     def _choose_block(self, configured: Any) -> int:
         """A block whose class token has seen the question for a while: three quarters up; for plain CLIP the last."""
@@ -191,24 +155,9 @@ class QAViT(LoadedModel):
             return self.num_blocks - 1
         return max(self.first_question_aware_block, min(self.num_blocks - 1, (3 * self.num_blocks) // 4))
 
-    def check_block(self, block: int, argument: str = "block") -> int:
-        """`block` as a number from 0, counting negative ones from the end; ValueError when there is no such block."""
-        block = whole_number(block, argument)
-        number = block + self.num_blocks if block < 0 else block
-        if not 0 <= number < self.num_blocks:
-            raise ValueError(f"{argument}: block {block} does not exist; this model has blocks 0 to {self.num_blocks - 1}")
-        return number
-
-    def check_blocks(self, blocks: Iterable[int]) -> list[int]:
-        """Several blocks as numbers from 0: see :meth:`check_block`."""
-        numbers = [self.check_block(block, "blocks") for block in whole_numbers(blocks, "blocks")]
-        if not numbers:
-            raise ValueError("blocks: expected at least one block, got none")
-        return numbers
-
     # ---- questions ----
 
-    def encode_questions(self, questions: str | Sequence[str]) -> EncodedQuestions:
+    def encode_questions(self, questions: Union[str, Sequence[str]]) -> EncodedQuestions:
         """Encode questions for the vision model.
 
         A question is lower-cased, freed of ``. ! " ( ) * # : ; ~``, cut to 50 words and tokenized to at most 30 tokens,
@@ -224,14 +173,15 @@ class QAViT(LoadedModel):
         EncodedQuestions
             states float32 [B, M, Dt] and mask uint8 [B, M]; M is the longest question's length.
         """
-        states, mask, _ = self._encode(question_list(questions))
-        return EncodedQuestions(states, mask)
+        encoded = self._encode(question_list(questions))
+        warn_of(encoded.notes)
+        return EncodedQuestions(encoded.states, encoded.mask)
 
-    def _encode(self, questions: list[str]) -> tuple[FloatArray, npt.NDArray[np.uint8], list[Any]]:
-        """States, mask, and each question's words with the tokens that make them."""
+    def _encode(self, questions: list[str]) -> Encoded:
+        """Encoded questions; silent."""
         if self._text is None:
-            raise ValueError("this model takes no questions: none of its blocks has instruct weights (plain CLIP)")
-        from ..text import clean_question, words_with_tokens
+            raise ValueError(f"this model takes no questions: {self._why_no_questions()}")
+        from ..text import clean_question
 
         cleaned = [clean_question(question, self.max_words) for question in questions]
         for question, clean in zip(questions, cleaned):
@@ -239,88 +189,78 @@ class QAViT(LoadedModel):
                 raise ValueError(f"questions: {question!r} has no words")
         # One look-up each: another thread's questions may push an entry out between two.
         entries = {clean: self._cache.get(clean) for clean in cleaned}
-        missing = [clean for clean, entry in entries.items() if entry is None]
-        if missing:
-            check_unchanged(self._files)
-            batch = self._tokenizer.encode(missing, self.max_tokens)
-            if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
-                raise ValueError(
-                    f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
-                    "this is another model's tokenizer"
-                )
-            lengths = batch.mask.sum(axis=1)
-            for length in np.unique(lengths):
-                # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
-                rows = np.flatnonzero(lengths == length)
-                states = self._text.encode(batch.ids[rows, :length])
-                check_unchanged(self._files)
-                if not np.isfinite(states).all():
-                    raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
-                for row, own in zip(rows, states):
-                    words = words_with_tokens(batch.words[row], batch.word_of[row])
-                    entry = (own.copy(), *words, batch.known[row])
-                    entry[0].setflags(write=False)
-                    self._cache.put(missing[row], entry)
-                    entries[missing[row]] = entry
-        found = [entries[clean] for clean in cleaned]
-        for question, entry in zip(questions, found):
-            if not entry[3]:
-                warnings.warn(
-                    f"the model knows no word of {question!r}: its map says nothing about the question",
-                    UnknownWordsWarning, stacklevel=3,
-                )  # fmt: skip
-        longest = max(len(entry[0]) for entry in found)
-        all_states = np.zeros((len(found), longest, self.instruction_dim), np.float32)
+        entries.update(self._encode_new([clean for clean, entry in entries.items() if entry is None]))
+        found = [entry for clean in cleaned if (entry := entries[clean]) is not None]
+        longest = max(len(entry.states) for entry in found)
+        states = np.zeros((len(found), longest, self.instruction_dim), np.float32)
         mask = np.zeros((len(found), longest), np.uint8)
-        for i, entry in enumerate(found):
-            all_states[i, : len(entry[0])] = entry[0]
-            mask[i, : len(entry[0])] = 1
-        return all_states, mask, [(entry[1], entry[2]) for entry in found]
+        cut = []
+        for i, (question, clean, entry) in enumerate(zip(questions, cleaned, found)):
+            states[i, : len(entry.states)] = entry.states
+            mask[i, : len(entry.states)] = 1
+            # What was cut off by words is behind what was cut off by tokens.
+            every = clean_question(question, len(question) + 1).split()
+            cut.append(every[len(clean.split()) - len(entry.cut) :])
+        notes = question_notes(questions, [entry.unknown for entry in found], cut, [entry.known for entry in found])
+        return Encoded(states, mask, [(entry.words, entry.word_of) for entry in found], notes)
+
+    def _encode_new(self, questions: list[str]) -> dict[str, _Entry]:
+        """Cleaned questions, encoded and remembered."""
+        from ..text import words_with_tokens
+
+        if not questions:
+            return {}
+        check_unchanged(self._files)
+        batch = self._tokenizer.encode(questions, self.max_tokens)
+        if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
+            raise ValueError(
+                f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
+                "this is another model's tokenizer"
+            )
+        new = {}
+        lengths = batch.mask.sum(axis=1)
+        for length in np.unique(lengths):
+            # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
+            rows = np.flatnonzero(lengths == length)
+            states = self._text.encode(batch.ids[rows, :length])
+            check_unchanged(self._files)
+            if not np.isfinite(states).all():
+                raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
+            for row, own in zip(rows, states):
+                words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
+                entry = _Entry(own.copy(), words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
+                entry.states.setflags(write=False)
+                self._cache.put(questions[row], entry)
+                new[questions[row]] = entry
+        return new
 
     # ---- the vision model ----
 
     def vision(
         self,
-        pixel_values: Any,
+        pixel_values: PixelValues,
         instruct_states: Any = None,
         instruct_mask: Any = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        blocks: Iterable[int] | None = None,
+        blocks: Optional[Iterable[int]] = None,
     ) -> VisionOutput:
-        """Run the vision model.
-
-        Parameters
-        ----------
-        pixel_values : array-like, [B, 3, S, S] or [3, S, S]
-            Normalised pictures, NumPy or torch.
-        instruct_states : EncodedQuestions or array-like, [B, M, Dt], optional
-            One question a picture, from :meth:`encode_questions`. Needed as soon as an integrated block is.
-        instruct_mask : array-like, [B, M], optional
-            1 for tokens that count; padding never does. EncodedQuestions brings its own.
-        output_attentions, output_hidden_states : bool
-            Whether to return them.
-        blocks : iterable of int, optional
-            Return the attention of these blocks only, and compute no further than the last of them needs.
-
-        Returns
-        -------
-        VisionOutput
-            With `blocks`, only attentions; else also last_hidden_state and pooler_output.
-        """
         images = self._pixels(pixel_values)
         states, mask = self._instruct(instruct_states, instruct_mask, len(images))
         wanted = None if blocks is None else self.check_blocks(blocks)
-        attention = [(block, "raw") for block in (wanted if wanted is not None else range(self.num_blocks))]
-        if wanted is None and not output_attentions:
-            attention = []
-        attention = sorted(set(attention))
+        read = wanted if wanted is not None else range(self.num_blocks) if output_attentions else ()
         hidden = list(range(self.num_blocks + 1)) if output_hidden_states else []
-        result = self._run(images, states, mask, attention, hidden, () if wanted is not None else ("last", "pooled"))
+        taps = [(block, "raw") for block in sorted(set(read))]
+        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else ("last", "pooled"))
+        attentions: Union[tuple[FloatArray, ...], BlockAttentions, None] = None
+        if wanted is not None:
+            attentions = BlockAttentions(result["attentions"], self.num_blocks)
+        elif output_attentions:
+            attentions = tuple(result["attentions"][block] for block in range(self.num_blocks))
         return VisionOutput(
             result.get("last"),
             result.get("pooled"),
-            BlockAttentions(result["attentions"], self.num_blocks) if output_attentions or wanted is not None else None,
+            attentions,
             tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,
         )
 
@@ -426,257 +366,72 @@ class QAViT(LoadedModel):
 
     # ---- maps ----
 
-    def heatmaps(
-        self,
-        image: Any,
-        questions: str | Sequence[str] | None = None,
-        block: int | None = None,
-        method: Method | None = None,
-        heads: Heads = "mean",
-    ) -> HeatmapResult:
-        """Where the model looks for each question.
+    def _look(self, pixels: Seen, questions: Optional[list[str]]) -> AttentionLook:
+        if questions is None:
+            return AttentionLook(self, pixels, None, None)
+        encoded = self._encode(questions)
+        pairs = np.zeros(len(questions), np.int32)
+        look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
+        look.words = [list(words) for words, _ in encoded.words]
+        look.notes = encoded.notes
+        return look
 
-        Parameters
-        ----------
-        image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
-            One picture.
-        questions : str or list of str, optional
-            None for plain CLIP only.
-        block : int, optional
-            Whose attention; None chooses a block that knows the question well (see `default_block`).
-        method : {"class", "question"} or callable, optional
-            "class": what the class token attends to; "question": how much each patch attends to the question; a callable
-            takes the raw attention [Q, h, T, M + T] and returns [Q, P] or [Q, gh, gw]. None: the model's default.
-        heads : {"mean", "max"} or int
-            How heads become one map.
+    def _prepare_question(self, question: str) -> None:
+        if self.integrated:
+            self._encode([question])
 
-        Returns
-        -------
-        HeatmapResult
-            ``maps`` float32 [Q, gh, gw], each summing to 1.
+    def _questions_at_once(self, request: Request) -> Optional[int]:
+        if request.method.name == "class":
+            return None
+        tokens = self.grid[0] * self.grid[1] + 1
+        return max(1, MAX_RAW_BYTES // (4 * self.num_heads * tokens * (tokens + self.max_tokens)))
 
-        Warns
-        -----
-        QuestionBlindWarning
-            The map cannot know the question.
-        """
-        from .._result import HeatmapResult
-
-        picture, pixels, region = self._picture(image)
-        asked = None if questions is None else question_list(questions)
-        states = mask = None
-        words: list[Any] = []
-        if asked is not None:
-            states, mask, words = self._encode(asked)
-        elif self.integrated:
-            raise ValueError("questions: this model takes questions; give at least one")
-        if heads is None:
-            raise ValueError("heads: None is for extract_attention, which keeps all; expected 'mean', 'max' or a number")
-        number = self.default_block if block is None else self.check_block(block)
-        chosen: Method = self.default_method if method is None else method
-        self._warn_if_blind(number, chosen, asked, stacklevel=3)
-        pairs = None if states is None else np.zeros(len(states), np.int32)
-        answering = self.answer_names is not None and asked is not None
-        taps = self._taps([number], chosen)
-        run = self._run(pixels, states, mask, taps, outputs=("pooled",) if answering else (), pair_image=pairs)
-        maps = self._read_maps(run["attentions"], mask, [number], chosen, heads)
-        gh, gw = self.grid
-        word_lists = [list(entry[0]) for entry in words] if words else None
-
-        def word_maps() -> list[FloatArray]:
-            return self._word_maps(pixels, states, mask, words, number, heads, pairs)
-
-        def block_maps() -> FloatArray:
-            blocks = list(range(self.num_blocks))
-            if chosen == "question":
-                blocks = [i for i in blocks if i in self.integrated]
-            every = self._maps(pixels, states, mask, blocks, chosen, heads, pairs)
-            full = np.zeros((self.num_blocks, every.shape[0], gh, gw), np.float32)
-            full[blocks] = every.transpose(1, 0, 2).reshape(len(blocks), -1, gh, gw)
-            return full
-
-        return HeatmapResult(
-            maps=maps[:, 0].reshape(-1, gh, gw),
-            questions=asked if asked is not None else [""],
-            picture=picture,
-            region=region,
-            block=number,
-            method=chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "custom"),
-            words=word_lists,
-            word_maps=word_maps if words else None,
-            answers=self._answer_head.rank(run["pooled"]) if answering else None,
-            block_maps=block_maps,
-        )
-
-    def forward_itm(self, samples: Any, block_num: int = PNP_VQA_BLOCK) -> FloatArray:
-        """The map of each picture and question of a batch, as PnP-VQA's image-question matching call gives it.
-
-        Parameters
-        ----------
-        samples : mapping
-            ``image`` [B, 3, S, S] (NumPy or torch, normalised) and ``text_input``, B questions.
-        block_num : int
-            Whose attention.
-
-        Returns
-        -------
-        ndarray of float32, [B, P]
-            The class token's attention over the patches, mean over heads; each row sums to 1.
-        """
+    def forward_itm(self, samples: Mapping[str, Any], block_num: int = PNP_VQA_BLOCK) -> FloatArray:
         image, questions = read_samples(samples)
-        block_num = self.check_block(block_num, "block_num")
-        return self.extract_attention(image, questions, blocks=(block_num,), _stacklevel=4)[:, 0]
+        block = self.check_block(block_num, "block_num")
+        return self.extract_attention(image, questions, blocks=(block,), method="class")[:, 0]
 
     def extract_attention(
         self,
-        image: Any,
-        questions: str | Sequence[str] | None = None,
-        blocks: Iterable[int] = (3, 7, 11),
-        heads: Heads = "mean",
-        method: Method = "class",
-        *,
-        _stacklevel: int = 3,
+        image: Union[ImageLike, PixelValues],
+        questions: Questions = None,
+        blocks: Optional[Iterable[int]] = None,
+        heads: Optional[Heads] = "mean",
+        method: Optional[MethodLike] = None,
+        fit: Optional[Fit] = None,
     ) -> FloatArray:
-        """Maps of several blocks.
-
-        Parameters
-        ----------
-        image : picture, or array-like [B, 3, S, S]
-            One picture for all questions, or one a question.
-        questions : str or list of str, optional
-            None for plain CLIP only.
-        blocks : iterable of int
-            Which blocks, in the order wanted.
-        heads : {"mean", "max"}, int or None
-            None keeps the head axis.
-        method : {"class", "question"} or callable
-            As in :meth:`heatmaps`.
-
-        Returns
-        -------
-        ndarray of float32, [B, len(blocks), P] or [B, len(blocks), h, P]
-            Each map sums to 1.
-        """
-        numbers = self.check_blocks(blocks)
+        chosen = method_of(self.default_method if method is None else method, self)
+        if heads is not None:
+            self._check_heads(heads, chosen)
+        if blocks is None:
+            usable = chosen.blocks(self) or (chosen.default(self),)
+            places = np.linspace(0, len(usable) - 1, min(PARTS, len(usable)))
+            numbers = [usable[int(place)] for place in np.rint(places)]
+        else:
+            numbers = self.check_blocks(blocks)
+        chosen.check(self, numbers)
         asked = None if questions is None else question_list(questions)
-        images = self._batch(image, None if asked is None else len(asked))
-        states = mask = pair_image = None
+        images = self._batch(image, None if asked is None else len(asked), fit=fit)
+        encoded = pairs = None
         if asked is not None:
-            states, mask, _ = self._encode(asked)
-            if len(images) == 1:
-                pair_image = np.zeros(len(asked), np.int32)
+            encoded = self._encode(asked)
+            warn_of([*encoded.notes, *self._blind_notes(numbers, chosen)])
+            pairs = np.zeros(len(asked), np.int32) if len(images) == 1 else None
         elif self.integrated and max(numbers) >= self.integrated[0]:
             raise ValueError("questions: the asked blocks take questions; give one a picture")
-        for number in numbers:
-            self._warn_if_blind(number, method, asked, stacklevel=_stacklevel)
-        return self._maps(images, states, mask, numbers, method, heads, pair_image)
+        look = AttentionLook(self, images, encoded, pairs)
+        return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
 
-    def answer(self, image: Any, question: str) -> list[tuple[str, float]]:
-        """The answers the model knows, likeliest first, with their probabilities.
-
-        Raises
-        ------
-        ValueError
-            The model has no answer head.
-        """
+    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
         if self.answer_names is None:
             raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        _, pixels, _ = self._picture(image)
+        shown = self._see(image)
         if not isinstance(question, str):
             raise TypeError(f"question: expected a str, got {type(question).__name__}")
-        states, mask, _ = self._encode(question_list(question, "question"))
-        run = self._run(pixels, states, mask, (), outputs=("pooled",), pair_image=np.zeros(1, np.int32))
-        return self._answer_head.rank(run["pooled"])[0]
-
-    def _maps(
-        self,
-        images: Seen,
-        states: FloatArray | None,
-        mask: npt.NDArray[np.uint8] | None,
-        blocks: list[int],
-        method: Method,
-        heads: Heads,
-        pair_image: npt.NDArray[np.int32] | None,
-    ) -> FloatArray:
-        """[B, len(blocks), P] (or [B, len(blocks), h, P]), each map normalised to sum 1."""
-        result = self._run(images, states, mask, self._taps(blocks, method), pair_image=pair_image)
-        return self._read_maps(result["attentions"], mask, blocks, method, heads)
-
-    def _taps(self, blocks: list[int], method: Method) -> list[tuple[int, str]]:
-        """What of the blocks' attention a method needs; ValueError for a block that it cannot read."""
-        if method == "question":
-            blind = [block for block in blocks if block not in self.integrated]
-            if blind:
-                raise ValueError(
-                    f"method 'question': block {blind[0]} does not attend to the question; blocks "
-                    f"{list(self.integrated)} do"
-                )
-        kind = "class" if method == "class" else "raw"
-        return [(block, kind) for block in sorted(set(blocks))]
-
-    def _read_maps(
-        self,
-        attentions: dict[int, FloatArray],
-        mask: npt.NDArray[np.uint8] | None,
-        blocks: list[int],
-        method: Method,
-        heads: Heads,
-    ) -> FloatArray:
-        """[B, len(blocks), P] (or [B, len(blocks), h, P]) from the attention that :meth:`_taps` asked for."""
-        from ..methods.attention import apply_method
-
-        maps = []
-        for block in blocks:
-            takes_question = mask is not None and block in self.integrated
-            tokens = mask.shape[1] if mask is not None and takes_question else 0
-            attention = attentions[block]
-            maps.append(apply_method(method, attention, tokens, heads, mask if takes_question else None, self.grid))
-        stacked = np.ascontiguousarray(np.stack(maps, axis=1), np.float32)
-        if not np.isfinite(stacked).all():
-            raise ValueError(f"{self.name}: the map is not finite: {NOT_FINITE}")
-        return stacked
-
-    def _word_maps(
-        self,
-        pixels: Seen,
-        states: FloatArray | None,
-        mask: npt.NDArray[np.uint8] | None,
-        words: list[Any],
-        block: int,
-        heads: Heads,
-        pair_image: npt.NDArray[np.int32] | None,
-    ) -> list[FloatArray]:
-        """A question each [words, gh, gw]: how much each patch attends to the word, at the next integrated block."""
-        assert states is not None
-        assert mask is not None
-        from ..methods.attention import read_words
-
-        block = min((i for i in self.integrated if i >= block), default=self.integrated[-1])
-        gh, gw = self.grid
-        maps = []
-        for row, (names, word_of) in enumerate(words):
-            # One question at a time: all rows of the attention are needed, and they are large.
-            one = slice(row, row + 1)
-            pair = None if pair_image is None else pair_image[one]
-            attention = self._run(pixels, states[one], mask[one], [(block, "raw")], pair_image=pair)["attentions"][block]
-            tokens = attention.shape[3] - attention.shape[2]
-            maps.append(read_words(attention, [word_of[:tokens]], tokens, heads)[0].reshape(-1, gh, gw)[: len(names)])
-        return maps
-
-    def _warn_if_blind(self, block: int, method: Method, questions: list[str] | None, stacklevel: int) -> None:
-        if questions is None or method != "class" or not self.integrated or block > self.integrated[0]:
-            return
-        hint = (
-            f"blocks {self.first_question_aware_block} to {self.num_blocks - 1} do"
-            if self.first_question_aware_block is not None
-            else "no block does; use method='question'"
-        )
-        warnings.warn(
-            f"the class token of block {block} has not seen the question (it enters in block {self.integrated[0]}): "
-            f"what each of its heads looks at is the same for every question; {hint}",
-            QuestionBlindWarning,
-            stacklevel=stacklevel,
-        )
+        encoded = self._encode(question_list(question, "question"))
+        warn_of([*shown.notes, *encoded.notes])
+        look = AttentionLook(self, shown.pixels, encoded, np.zeros(1, np.int32), answering=True)
+        return (look.answers() or [])[0]
 
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "plain CLIP"
@@ -684,3 +439,76 @@ class QAViT(LoadedModel):
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
             f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
         )
+
+
+class AttentionLook(ModelLook):
+    """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
+
+    def __init__(
+        self,
+        model: QAViT,
+        pixels: Seen,
+        encoded: Optional[Encoded],
+        pair_image: Optional[npt.NDArray[np.int32]],
+        answering: bool = False,
+    ) -> None:
+        self._model, self._pixels, self._encoded, self._pair_image = model, pixels, encoded, pair_image
+        self._answering = answering
+        self._pooled: Optional[FloatArray] = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self._model.grid
+
+    @property
+    def question_mask(self) -> Optional[npt.NDArray[np.uint8]]:
+        return None if self._encoded is None else self._encoded.mask
+
+    def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
+        kind = "class" if class_row else "raw"
+        return self._run([(block, kind) for block in sorted(set(blocks))])
+
+    def question_tokens(self, block: int) -> int:
+        if self._encoded is None or block not in self._model.integrated:
+            return 0
+        return int(self._encoded.mask.shape[1])
+
+    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
+        raise TypeError("gradcam: this model has no text half with cross-attention")
+
+    def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
+        states, mask = (None, None) if self._encoded is None else self._encoded[:2]
+        outputs = ("pooled",) if self._answering and self._pooled is None else ()
+        result = self._model._run(self._pixels, states, mask, taps, outputs=outputs, pair_image=self._pair_image)
+        if outputs:
+            self._pooled = result["pooled"]
+        attentions: dict[int, FloatArray] = result["attentions"]
+        return attentions
+
+    def answers(self) -> Optional[list[list[tuple[str, float]]]]:
+        if not self._answering:
+            return None
+        if self._pooled is None:
+            self._run([])
+        assert self._pooled is not None
+        return self._model._answer_head.rank(self._pooled)
+
+    def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
+        """How much each patch attends to each word, at the first block from the last asked one on that can."""
+        encoded, model = self._encoded, self._model
+        assert encoded is not None
+        block = min((i for i in model.integrated if i >= max(blocks)), default=model.integrated[-1])
+        maps = []
+        for row, (names, word_of) in enumerate(encoded.words):
+            # One question at a time: all rows of the attention are needed, and they are large.
+            one = slice(row, row + 1)
+            pair = None if self._pair_image is None else self._pair_image[one]
+            run = model._run(self._pixels, encoded.states[one], encoded.mask[one], [(block, "raw")], pair_image=pair)
+            attention = run["attentions"][block]
+            tokens = attention.shape[3] - attention.shape[2]
+            found = read_words(attention, [word_of[:tokens]], tokens, heads)[0]
+            maps.append(found.reshape(-1, *self.grid)[: len(names)])
+        return maps
+
+    def release(self) -> None:
+        self._pooled = None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy.typing as npt
 
 from .._base.files import PathLike, write_whole
-from ..heatmaps._grid import Resampling
-from ._protocol import CMAP, Cmap, Heatmaps, Kind, PanelKind, Picture
+from .._base.types import Resampling
+from ._protocol import CMAP, Cmap, Heatmaps, Kind, Look, PanelKind, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +54,10 @@ class Drawing:
         uint8 array [height, width, 3]
             The part that the model did not see is faded, not coloured.
         """
-        from ._pixels import overlay
+        from ._pixels import overlay, scale_of
 
-        return overlay(
-            self, question, cmap=cmap, image_weight=image_weight, size=size, resampling=resampling, vmin=vmin, vmax=vmax
-        )
+        values = self.maps[self.number_of(question)]
+        return overlay(self, values, scale_of(self.maps, vmin, vmax), cmap, image_weight, size, resampling)
 
     def plot(
         self: Heatmaps,
@@ -100,10 +98,7 @@ class Drawing:
         """
         from ._figures import plot
 
-        return plot(
-            self, ax, question=question, kind=kind, cmap=cmap, image_weight=image_weight, vmin=vmin, vmax=vmax,
-            boxes=boxes, colorbar=colorbar, title=title,
-        )  # fmt: skip
+        return plot(self, ax, question, kind, Look(cmap, image_weight, vmin, vmax, boxes=boxes, colorbar=colorbar), title)
 
     def figure(
         self: Heatmaps,
@@ -151,10 +146,8 @@ class Drawing:
         """
         from ._figures import make_figure
 
-        return make_figure(
-            self, kind, cmap=cmap, image_weight=image_weight, vmin=vmin, vmax=vmax, shared=shared, top=top, boxes=boxes,
-            columns=columns, blocks=blocks, colorbar=colorbar, caption=caption,
-        )  # fmt: skip
+        look = Look(cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption)
+        return make_figure(self, kind, look)
 
     def save(
         self: Heatmaps,
@@ -198,21 +191,17 @@ class Drawing:
         """
         target = Path(path)
         ending = target.suffix.lower()
-        colours: dict[str, Any] = {"cmap": cmap, "vmin": vmin, "vmax": vmax, "shared": shared}
-        others: dict[str, Any] = {
-            "kind": kind, "dpi": dpi, "image_weight": image_weight, "top": top, "boxes": boxes, "columns": columns,
-            "blocks": blocks, "colorbar": colorbar, "caption": caption,
-        }  # fmt: skip
+        look = Look(cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption)
+        given = look.changed() | ({"kind"} if kind is not None else set()) | ({"dpi"} if dpi is not None else set())
         if ending in {".npy", ".npz"}:
-            _refuse({**colours, **others}, target)
+            _refuse(given, target)
             return write_whole(target, self._as_bytes(ending))
         if ending in {".html", ".htm"}:
-            _refuse(others, target)
+            _refuse(given - {"cmap", "vmin", "vmax", "shared"}, target)
             return Drawing.to_html(self, target, cmap=cmap, vmin=vmin, vmax=vmax, shared=shared)
         from ._figures import make_figure, save_figure
 
-        del others["dpi"]
-        return save_figure(make_figure(self, **colours, **others), target, 150 if dpi is None else dpi)
+        return save_figure(make_figure(self, kind, look), target, 150 if dpi is None else dpi)
 
     def to_html(
         self: Heatmaps,
@@ -264,28 +253,17 @@ class Drawing:
         caption: Optional[str] = None,
     ) -> None:
         """Show a figure: in a notebook as a picture, elsewhere in a window of pyplot. All is as for `figure`."""
-        from ._figures import make_figure, show
+        from ._figures import show
 
-        show(
-            partial(
-                make_figure, self, kind, cmap=cmap, image_weight=image_weight, vmin=vmin, vmax=vmax, shared=shared, top=top,
-                boxes=boxes, columns=columns, blocks=blocks, colorbar=colorbar, caption=caption,
-            )
-        )  # fmt: skip
+        show(self, kind, Look(cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption))
 
     def _repr_png_(self: Heatmaps) -> bytes:
         from ._figures import make_figure, render
 
-        return render(make_figure(self), "png", dpi=100)
+        return render(make_figure(self, None, Look()), "png", dpi=100)
 
 
-def _refuse(options: dict[str, Any], target: Path) -> None:
-    """Raise for options that are not what they are by default: they mean nothing to a file of this kind."""
-    defaults = {"cmap": CMAP, "shared": True, "top": 5, "colorbar": True}
-    given = [
-        name
-        for name, value in options.items()
-        if value is not defaults.get(name) and (name not in defaults or value != defaults[name])
-    ]
+def _refuse(given: set[str], target: Path) -> None:
+    """Raise for options that mean nothing to a file of this kind."""
     if given:
-        raise ValueError(f"{', '.join(given)}: for figures alone, and {target.name!r} is not one")
+        raise ValueError(f"{', '.join(sorted(given))}: for figures alone, and {target.name!r} is not one")

@@ -6,7 +6,7 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -24,14 +24,14 @@ from .._base.files import PathLike, write_whole
 from .._base.types import FloatArray
 from .._base.warnings import QavitWarning, warn
 from . import _labels as labels
-from ._panels import DRAWS, FAINT, INK, Cell, Look, answers_in_words, heading, panels_of
+from ._panels import DRAWS, FAINT, INK, Cell, Panels, answers_in_words, heading, panels_of
 from ._pixels import check_weight, colormap, scale_of
 from ._protocol import (
-    CMAP,
     KINDS,
     Cmap,
     Heatmaps,
     Kind,
+    Look,
     PanelKind,
     are_distributions,
     how_read,
@@ -43,7 +43,7 @@ from ._protocol import (
 TITLE_SIZE, NOTE_SIZE, SMALL_SIZE = 10.0, 9.0, 8.0
 TITLE_LINE, NOTE_LINE, SMALL_LINE = 0.185, 0.165, 0.145  # their pitches in inches
 TITLE_LETTER, NOTE_LETTER, SMALL_LETTER = 0.079, 0.071, 0.062  # their widths
-SMALL_LINES = 8  # the most lines of small print at one place
+MOST_LINES = 8  # of one text
 GAP, MARGIN, BETWEEN_ROWS = 0.16, 0.14, 0.22  # inches
 _WITHOUT_WINDOWS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
@@ -55,73 +55,37 @@ class HeatmapFigure(Figure):
         return render(self, "png", dpi=100)
 
 
-def make_figure(
-    result: Heatmaps,
-    kind: Optional[Kind] = None,
-    *,
-    cmap: Cmap = CMAP,
-    image_weight: Optional[float] = None,
-    vmin: Optional[float] = None,
-    vmax: Optional[float] = None,
-    shared: bool = True,
-    top: int = 5,
-    boxes: Optional[float] = None,
-    columns: Optional[int] = None,
-    blocks: Optional[Sequence[int]] = None,
-    colorbar: bool = True,
-    caption: Optional[str] = None,
-    figure: Optional[Figure] = None,
-) -> Figure:
-    """Draw a result; all but `figure` is as for `HeatmapResult.figure`.
-
-    Parameters
-    ----------
-    result : HeatmapResult
-    kind, cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption
-        As for `HeatmapResult.figure`.
-    figure : matplotlib Figure, optional
-        An empty figure to draw on, which is resized; by default a new one, outside pyplot.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+def make_figure(result: Heatmaps, kind: Optional[Kind], look: Look, figure: Optional[Figure] = None) -> Figure:
+    """Draw a result, on an empty figure, which is resized, or on a new one; see `HeatmapResult.figure`."""
     kind = kind or ("panels" if len(result) == 1 else "questions")
     if kind not in KINDS:
         raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, KINDS))}")
-    check_weight(image_weight)
-    if columns is not None and whole_number(columns, "columns") < 1:
-        raise ValueError(f"columns: got {columns}, expected at least 1")
-    if whole_number(top, "top") < 1:
-        raise ValueError(f"top: got {top}, expected at least 1")
-    panels = panels_of(result, kind, Look(cmap, image_weight, vmin, vmax, shared, top, boxes), blocks)
-    scale = scale_of(panels.maps, vmin, vmax)
-    lines = [_caption(result, kind, panels.some_of, panels.maps, shared) if caption is None else caption]
-    lines += notes_of(result, None)
-    bar = None if kind == "original" or not colorbar else scale if shared else (0.0, 1.0)
-    return _lay_out(result, panels.cells, columns or panels.per_row, panels.maps, cmap, bar, shared, lines, figure)
+    check_weight(look.image_weight)
+    if look.columns is not None and whole_number(look.columns, "columns") < 1:
+        raise ValueError(f"columns: got {look.columns}, expected at least 1")
+    if whole_number(look.top, "top") < 1:
+        raise ValueError(f"top: got {look.top}, expected at least 1")
+    panels = panels_of(result, kind, look)
+    bar = None
+    if kind != "original" and look.colorbar:
+        bar = scale_of(panels.maps, look.vmin, look.vmax) if look.shared else (0.0, 1.0)
+    lines = [_caption(result, kind, panels, look.shared) if look.caption is None else look.caption]
+    return _lay_out(result, panels, look, bar, lines + notes_of(result, None), figure)
 
 
 def plot(
     result: Heatmaps,
-    ax: Union[Axes, Sequence[Axes], npt.NDArray[Any], None] = None,
-    *,
-    question: Union[int, str, None] = None,
-    kind: PanelKind = "overlay",
-    cmap: Cmap = CMAP,
-    image_weight: Optional[float] = None,
-    vmin: Optional[float] = None,
-    vmax: Optional[float] = None,
-    boxes: Optional[float] = None,
-    colorbar: bool = True,
-    title: Optional[str] = None,
+    ax: Union[Axes, Sequence[Axes], npt.NDArray[Any], None],
+    question: Union[int, str, None],
+    kind: PanelKind,
+    look: Look,
+    title: Optional[str],
 ) -> Any:
     """Draw maps on axes, one each; see `HeatmapResult.plot`."""
     if kind not in DRAWS:
         raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, DRAWS))}")
-    check_weight(image_weight)
-    scale = scale_of(result.maps, vmin, vmax)
-    look = Look(cmap, image_weight, vmin, vmax, boxes=boxes)
+    check_weight(look.image_weight)
+    scale = scale_of(result.maps, look.vmin, look.vmax)
     numbers = list(range(len(result))) if question is None else [result.number_of(question)]
     given = [] if ax is None else [ax] if isinstance(ax, Axes) else list(np.asarray(ax, dtype=object).ravel())
     if ax is not None and len(given) != len(numbers):
@@ -140,8 +104,8 @@ def plot(
         axes.set_title(labels.plain(lines), fontfamily=labels.families(lines), fontsize=TITLE_SIZE)
         small = _small_print(own + general if given else own, width)
         axes.set_xlabel(labels.plain(small), fontfamily=labels.families(small), fontsize=SMALL_SIZE, color=FAINT)
-    if colorbar and kind != "original":
-        _dress_bar(figure.colorbar(_mappable(cmap, scale), ax=every), result.maps, True)
+    if look.colorbar and kind != "original":
+        _dress_bar(figure.colorbar(_mappable(look.cmap, scale), ax=every), result.maps, True)
     if isinstance(ax, Axes) or (ax is None and len(every) == 1):
         return every[0]
     drawn = np.empty(len(every), dtype=object)
@@ -183,19 +147,19 @@ def save_figure(figure: Figure, path: PathLike, dpi: float = 150) -> Path:
     return write_whole(target, render(figure, ending, dpi))
 
 
-def show(make: Callable[..., Figure]) -> None:
-    """Show a figure in a notebook, or in a window of pyplot; `make` makes it, on one that is given as figure=."""
+def show(result: Heatmaps, kind: Optional[Kind], look: Look) -> None:
+    """Show a figure in a notebook, or in a window of pyplot."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and hasattr(shell, "kernel"):
         from IPython.display import Image, display  # type: ignore[import-not-found, unused-ignore]
 
-        display(Image(render(make(), "png", dpi=100)))  # type: ignore[no-untyped-call, unused-ignore]
+        display(Image(render(make_figure(result, kind, look), "png", dpi=100)))  # type: ignore[no-untyped-call, unused-ignore]
         return
     from matplotlib import pyplot
 
     figure = pyplot.figure()
     try:
-        make(figure=figure)
+        make_figure(result, kind, look, figure)
     except BaseException:
         pyplot.close(figure)
         raise
@@ -238,20 +202,19 @@ def _small_print(texts: list[str], width: float) -> str:
 
 def _lay_out(
     result: Heatmaps,
-    cells: list[Cell],
-    per_row: int,
-    maps: FloatArray,
-    cmap: Cmap,
+    panels: Panels,
+    look: Look,
     bar: Optional[tuple[float, float]],
-    shared: bool,
     caption: list[str],
     figure: Optional[Figure],
 ) -> Figure:
     """Place panels in rows, in inches, so that pictures of any shape sit without gaps; bar right, caption below."""
-    per_row = min(per_row, len(cells))
-    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
+    cells = panels.cells
     aspect = result.picture_size[0] / result.picture_size[1]
-    room = 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
+    strip = aspect < 0.34 and look.columns is None  # too wide to stand beside others
+    per_row = 1 if strip else min(look.columns or panels.per_row, len(cells))
+    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
+    room = 7.2 if strip else 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
     width = min(room, 1.45 * room / aspect)
     height = max(width * aspect, 0.3)
     cell_width = max(width, 1.5)
@@ -293,7 +256,7 @@ def _lay_out(
         middle = min(max((first + last) / 2, MARGIN + 0.1 + tall / 2), total_height - MARGIN - 0.1 - tall / 2)
         place = (total_width - right + 0.14, middle - tall / 2, 0.13, tall)
         axes = figure.add_axes(_fractions(place, total))
-        _dress_bar(figure.colorbar(_mappable(cmap, bar), cax=axes), maps, shared, tall)
+        _dress_bar(figure.colorbar(_mappable(look.cmap, bar), cax=axes), panels.maps, look.shared, tall)
     for number, line in enumerate(reversed(small)):
         _write(figure, line, (MARGIN, MARGIN * 0.8 + SMALL_LINE * number), total, SMALL_SIZE, FAINT, "left")
     return figure
@@ -301,7 +264,7 @@ def _lay_out(
 
 def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tuple[str, float, float]]]:
     """A panel's lines above it, and those below it, each with its size and pitch."""
-    above = [line for part in cell.title.split("\n") for line in labels.wrap(part, max(12, int(width / TITLE_LETTER)))]
+    above = [line for part in cell.title.split("\n") for line in _fitted(part, width, TITLE_LETTER)]
     span = min(cell.span, per_row)
     wide = width * span + GAP * (span - 1)
     below = [(line, NOTE_SIZE, NOTE_LINE) for line in (_fitted(cell.note, wide, NOTE_LETTER) if cell.note else [])]
@@ -311,7 +274,7 @@ def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tupl
 
 def _fitted(text: str, width: float, letter: float) -> list[str]:
     """A text in lines of a width in inches, with letters of another."""
-    return labels.wrap(text, max(12, int(width / letter)), SMALL_LINES)
+    return labels.wrap(text, max(12, int(width / letter)), MOST_LINES)
 
 
 def _write(
@@ -334,7 +297,7 @@ def _dress_bar(bar: Any, maps: FloatArray, shared: bool, tall: float = 3.0) -> N
         return
     bar.ax.yaxis.set_major_locator(MaxNLocator(5 if tall > 1.2 else 3))
     if are_distributions(maps):
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if bar.vmax > 0.125 else None))
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if bar.vmax > 0.125 else 1 if bar.vmax > 0.0125 else None))
         text = "share of attention, each patch" if tall > 1.8 else "share"
     else:
         text = "value of each patch" if tall > 1.2 else "value"
@@ -349,16 +312,17 @@ def _mappable(cmap: Cmap, scale: tuple[float, float]) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high if high > low else low + max(abs(low) * 1e-3, 1e-6)), colormap(cmap))
 
 
-def _caption(result: Heatmaps, kind: Kind, some_of: str, maps: FloatArray, shared: bool) -> str:
+def _caption(result: Heatmaps, kind: Kind, panels: Panels, shared: bool) -> str:
     """How the maps of a figure were read, how far they stand out, and what its panels share."""
     parts = []
     if kind != "original":
-        which = some_of[:1].upper() + some_of[1:] if kind == "blocks" else f"Block {result.block}"
         how = "which patches look at each word" if kind == "words" else how_read(result.method)
-        panels = kind if kind in ("blocks", "words") else "questions"
-        parts = [f"{which}: {how}", peaks_in_words(maps)]
-        if shared and (len(result) > 1 or panels != "questions"):
-            parts.append(f"one colour scale for all {panels}")
+        compared = kind if kind in ("blocks", "words") else "questions"
+        parts = [f"{panels.which or f'Block {result.block}'}: {how}", peaks_in_words(panels.maps)]
+        if shared and (len(result) > 1 or compared != "questions"):
+            parts.append(f"one colour scale for all {compared}")
+        elif not shared:
+            parts.append("each map on a colour scale of its own")
     if is_cropped(result):
         parts.append("dashed: what the model saw")
     return "; ".join(part for part in parts if part)

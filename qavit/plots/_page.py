@@ -77,17 +77,18 @@ def render(
 
 def _content(result: Heatmaps, cmap: Cmap, blocks: bool) -> dict[str, Any]:
     """What the page's script reads."""
+    own = result.block_numbers[-1]
     if blocks and result.block_maps is not None:
-        every = np.array(result.all_block_maps())
-        numbers = spread_blocks(len(every), result.block, max(2, COARSE // max(1, every[0].size)))
-        if 0 <= result.block < len(every):
-            every[result.block] = result.maps
+        every = np.array(result.block_maps)
+        numbers = spread_blocks(len(every), own, max(2, COARSE // max(1, every[0].size)))
+        if 0 <= own < len(every):
+            every[own] = result.maps
         maps = every[numbers]
     else:
-        maps, numbers = result.maps[None], [result.block]
+        maps, numbers = result.maps[None], [own]
     flat = maps.reshape(-1, *result.grid)
     words = result.words
-    word_maps = result.maps_of_words()
+    word_maps = result.word_maps
     questions: list[dict[str, Any]] = []
     first = 0
     for index, text in enumerate(result.questions):
@@ -106,7 +107,7 @@ def _content(result: Heatmaps, cmap: Cmap, blocks: bool) -> dict[str, Any]:
         "size": [height, width],
         "region": [seen.left, seen.top, seen.right, seen.bottom],
         "questions": questions,
-        "block": result.block,
+        "block": own,
         "blocks": numbers,
         "distribution": are_distributions(result.maps),
         "notes": notes_of(result, None),

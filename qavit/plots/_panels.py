@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .._base.arguments import whole_numbers
 from .._base.types import FloatArray
-from ..heatmaps._grid import boxes_of, largest_patches, output_size
+from ..heatmaps._grid import boxes_of, largest_patches
 from . import _labels as labels
 from ._pixels import Scale, colorize, overlay, scale_of, to_unit
-from ._protocol import CMAP, Cmap, Heatmaps, Kind, Picture, is_cropped, likely_answers, notes_of, spread_blocks
+from ._protocol import CMAP, Heatmaps, Kind, Look, Picture, is_cropped, likely_answers, notes_of, spread_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,19 +22,6 @@ NO_BREAK = "\u00a0"  # a space at which no line ends
 INK, FAINT = "#1c1c1e", "#5f5f66"
 DRAWN_SIDE = 900  # the longer side, in pixels, at which a picture goes into a figure
 MOST_BLOCKS = 8
-
-
-@dataclass(frozen=True)
-class Look:
-    """What all panels of a figure have in common; see `make_figure`."""
-
-    cmap: Cmap = CMAP
-    image_weight: Optional[float] = None
-    vmin: Optional[float] = None
-    vmax: Optional[float] = None
-    shared: bool = True
-    top: int = 5
-    boxes: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -50,18 +37,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Panels:
-    """The panels of a figure, how many go in a row, the maps that they show, and of how many blocks those are some."""
+    """The panels of a figure, how many go in a row, the maps that they show, and of which blocks if not of the result's."""
 
     cells: list[Cell]
     per_row: int
     maps: FloatArray
-    some_of: str = ""
+    which: str = ""
 
 
-def panels_of(result: Heatmaps, kind: Kind, look: Look, blocks: Optional[Sequence[int]]) -> Panels:
+def panels_of(result: Heatmaps, kind: Kind, look: Look) -> Panels:
     """What a kind of figure shows."""
     if kind == "blocks":
-        return _block_panels(result, look, blocks)
+        return _block_panels(result, look)
     if kind == "words":
         return _word_panels(result, look)
     maps = result.maps
@@ -92,14 +79,16 @@ def panels_of(result: Heatmaps, kind: Kind, look: Look, blocks: Optional[Sequenc
     return Panels(cells, min(len(cells), 4 if len(cells) != 5 else 3), maps)
 
 
-def _block_panels(result: Heatmaps, look: Look, blocks: Optional[Sequence[int]]) -> Panels:
+def _block_panels(result: Heatmaps, look: Look) -> Panels:
     """A row of blocks for each question."""
-    every = result.all_block_maps()
+    every = result.block_maps
+    if every is None:
+        raise ValueError("kind: 'blocks' needs maps of other blocks, which this result does not have nor can compute")
     count = len(every)
-    if blocks is None:
-        chosen = spread_blocks(count, result.block, MOST_BLOCKS)
+    if look.blocks is None:
+        chosen = spread_blocks(count, result.block_numbers[-1], MOST_BLOCKS)
     else:
-        asked = whole_numbers(blocks, "blocks")
+        asked = whole_numbers(look.blocks, "blocks")
         if not asked or not all(-count <= block < count for block in asked):
             raise ValueError(f"blocks: got {asked}, expected numbers from 0 to {count - 1}")
         chosen = [block % count for block in asked]
@@ -115,12 +104,12 @@ def _block_panels(result: Heatmaps, look: Look, blocks: Optional[Sequence[int]])
         for position, block in enumerate(chosen)
     ]
     per_row = len(chosen) if len(result) > 1 else min(len(chosen), 4)
-    return Panels(cells, per_row, shown, f"{len(chosen)} of {count} blocks" if len(chosen) < count else "each block")
+    return Panels(cells, per_row, shown, f"{len(chosen)} of {count} blocks" if len(chosen) < count else "Each block")
 
 
 def _word_panels(result: Heatmaps, look: Look) -> Panels:
     """The picture under its question, then a map for each of its words."""
-    maps_of_words = result.maps_of_words()
+    maps_of_words = result.word_maps
     if result.words is None or maps_of_words is None:
         raise ValueError("kind: 'words' needs maps of words, which this result does not have")
     there = [values for values in maps_of_words if len(values)]
@@ -159,12 +148,7 @@ def _draw_heatmap(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale
 
 def _draw_overlay(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale, look: Look) -> None:
     """The map, smooth, over the picture."""
-    size = output_size(DRAWN_SIDE, result.picture_size)
-    vmin, vmax = scale if scale[0] < scale[1] else (scale[0], scale[0] + 1.0)
-    pixels = overlay(
-        result, cmap=look.cmap, image_weight=look.image_weight, size=size, values=values, vmin=vmin, vmax=vmax
-    )
-    _draw_pixels(axes, result, pixels)
+    _draw_pixels(axes, result, overlay(result, values, scale, look.cmap, look.image_weight, DRAWN_SIDE))
     _draw_boxes(axes, result, values, look)
 
 
@@ -235,7 +219,7 @@ def _frame(axes: Axes, result: Heatmaps) -> None:
 
 def _faded(result: Heatmaps) -> Picture:
     """The picture at drawing size, faded where the model did not look."""
-    return overlay(result, image_weight=1.0, size=output_size(DRAWN_SIDE, result.picture_size))
+    return overlay(result, result.maps[0], (0.0, 1.0), CMAP, 1.0, DRAWN_SIDE)
 
 
 def heading(result: Heatmaps, index: int) -> str:

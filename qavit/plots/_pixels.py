@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from .._base.arguments import finite_numbers, real_number
+from .._base.arguments import real_number
 from .._base.tensors import detached
-from .._base.types import FloatArray
-from ..heatmaps._grid import Resampling, output_size, resample_map
+from .._base.types import FloatArray, Resampling
+from ..heatmaps._grid import output_size, resample_map
 from ._protocol import CMAP, Cmap, Heatmaps, Picture
 
 if TYPE_CHECKING:
@@ -44,39 +44,18 @@ def colorize(values: npt.ArrayLike, cmap: Cmap = CMAP) -> Picture:
 
 def overlay(
     result: Heatmaps,
-    question: Union[int, str] = 0,
-    *,
-    cmap: Cmap = CMAP,
-    image_weight: Optional[float] = None,
-    size: Union[int, tuple[int, int], None] = None,
+    values: FloatArray,
+    scale: Scale,
+    cmap: Cmap,
+    image_weight: Optional[float],
+    size: Union[int, tuple[int, int], None],
     resampling: Resampling = "bicubic",
-    vmin: Optional[float] = None,
-    vmax: Optional[float] = None,
-    values: Optional[npt.ArrayLike] = None,
 ) -> Picture:
-    """The picture with one map over it, as pixels; see `HeatmapResult.overlay`.
-
-    Parameters
-    ----------
-    result : HeatmapResult
-    question, cmap, image_weight, size, resampling, vmin, vmax
-        As for `HeatmapResult.overlay`.
-    values : array [gh, gw], optional
-        Another map of the same picture, in place of the result's.
-
-    Returns
-    -------
-    uint8 array [height, width, 3]
-        The part that the model did not see is faded, not coloured.
-    """
+    """The picture with one map [gh, gw] over it, as pixels; see `HeatmapResult.overlay`."""
     check_weight(image_weight)
     shape = output_size(size, result.picture_size)
-    chosen = result.maps[result.number_of(question)] if values is None else finite_numbers(values, "values")
-    if chosen.ndim != 2:
-        raise ValueError(f"values: shape {chosen.shape}, expected [gh, gw]")
-    unit = to_unit(chosen, scale_of(result.maps, vmin, vmax))
-    heat = resample_map(unit, result.seen, result.picture_size, shape, resampling)
-    inside = resample_map(np.ones(result.grid), result.seen, result.picture_size, shape, "nearest")[..., None] > 0
+    heat = resample_map(to_unit(values, scale), result.seen, result.picture_size, shape, resampling)
+    inside = resample_map(np.ones(values.shape), result.seen, result.picture_size, shape, "nearest")[..., None] > 0
     base = _resize(result.picture, shape).astype(np.float32)
     part = 1.0 - 0.85 * heat[..., None] ** 0.7 if image_weight is None else np.float32(image_weight)
     mixed = part * base + (1.0 - part) * colorize(heat, cmap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, Optional, Protocol, Union, get_args
 
 import numpy as np
@@ -23,6 +24,28 @@ Picture = npt.NDArray[np.uint8]
 CMAP = "viridis"  # even in brightness, also for the colour-blind
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a figure looks; see `HeatmapResult.figure`."""
+
+    cmap: Cmap = CMAP
+    image_weight: Optional[float] = None
+    vmin: Optional[float] = None
+    vmax: Optional[float] = None
+    shared: bool = True
+    top: int = 5
+    boxes: Optional[float] = None
+    columns: Optional[int] = None
+    blocks: Optional[Sequence[int]] = None
+    colorbar: bool = True
+    caption: Optional[str] = None
+
+    def changed(self) -> set[str]:
+        """The names of what is not as it is by default."""
+        pairs = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name for name, (value, usual) in pairs.items() if value is not usual and (usual is None or value != usual)}
+
+
 class Heatmaps(Protocol):
     """Maps of one picture, one for each question; `qavit.HeatmapResult` is what fits. See there for what each part is."""
 
@@ -39,7 +62,9 @@ class Heatmaps(Protocol):
     @property
     def grid(self) -> tuple[int, int]: ...
     @property
-    def block(self) -> int: ...
+    def block(self) -> Union[int, tuple[int, ...]]: ...
+    @property
+    def block_numbers(self) -> tuple[int, ...]: ...
     @property
     def method(self) -> str: ...
     @property
@@ -49,11 +74,11 @@ class Heatmaps(Protocol):
     @property
     def notes(self) -> Sequence[Note]: ...
     @property
-    def block_maps(self) -> object: ...
+    def block_maps(self) -> Optional[FloatArray]: ...
+    @property
+    def word_maps(self) -> Optional[Sequence[FloatArray]]: ...
     def __len__(self) -> int: ...
     def number_of(self, question: Union[int, str]) -> int: ...
-    def all_block_maps(self) -> FloatArray: ...
-    def maps_of_words(self) -> Optional[Sequence[FloatArray]]: ...
     def _as_bytes(self, ending: str) -> bytes: ...
 
 

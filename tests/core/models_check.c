@@ -3,7 +3,7 @@
 #include "base/blas.h"
 #include "base/threads.h"
 #include "check.h"
-#include "models/gradcam.h"
+#include "models/blip_itm.h"
 #include "models/t5.h"
 #include "models/vit.h"
 
@@ -111,12 +111,15 @@ typedef struct {
 static void load_qavit(qavit_model *model, qv_weights *cases, qv_precision precision) {
     const bool integrated[BLOCKS] = {false, false, false, true, true, true};
     const qv_t5_config text = {.max_distance = 16, .activation = QV_GELU_TANH, .gated = true, .eps = 1e-6f};
-    const qv_vit_config vision = {.layout = QV_VIT_CLIP, .image_size = 70, .patch_size = 14, .D = 64, .H = 4,
-                                  .L = BLOCKS, .F = 160, .eps = 1e-5f, .activation = QV_QUICK_GELU,
+    const qv_vit_config vision = {.height = 70, .width = 70, .patch_size = 14, .D = 64, .H = 4, .L = BLOCKS, .F = 160,
+                                  .eps = 1e-5f, .pre_norm_eps = 1e-5f, .post_norm_eps = 1e-5f,
+                                  .activation = QV_QUICK_GELU,
                                   .instruction_dim = 48, .integrated = integrated};
     qv_error err;
-    check_status(qv_t5_load(&model->text, &text, cases, "text_model.", precision, &qv_cpu_ops, &err), &err);
-    check_status(qv_vit_init(&model->vision, &vision, &qv_cpu_ops, precision, cases, "vision_model.", &err), &err);
+    qv_loader loader = {.weights = cases, .prefix = "text_model.", .ops = &qv_cpu_ops, .precision = precision, .err = &err};
+    check_status(qv_t5_load(&model->text, &text, &loader), &err);
+    loader.prefix = "vision_model.";
+    check_status(qv_vit_load(&model->vision, &vision, &loader), &err);
 }
 
 static void ask_qavit(const qavit_model *model, const qv_weights *cases, size_t q, double tolerance) {
@@ -202,11 +205,12 @@ static void ask_blip(const qv_blip *model, const qv_weights *cases, size_t q, do
 
 static void check_blip(qv_weights *cases, qv_precision precision, size_t questions, double tolerance) {
     qv_blip_config config = {.H = 12, .text_blocks = 0, .eps = 1e-12f, .activation = QV_GELU};
-    config.vision = (qv_vit_config){.layout = QV_VIT_BLIP, .image_size = 384, .patch_size = 16, .D = 32, .H = 4, .L = 3,
-                                    .F = 128, .eps = 1e-6f, .activation = QV_GELU};
+    config.vision = (qv_vit_config){.height = 384, .width = 384, .patch_size = 16, .D = 32, .H = 4, .L = 3, .F = 128,
+                                    .eps = 1e-6f, .post_norm_eps = 1e-6f, .activation = QV_GELU};
     qv_blip model;
     qv_error err;
-    check_status(qv_blip_init(&model, &config, &qv_cpu_ops, precision, cases, &err), &err);
+    qv_loader loader = {.weights = cases, .prefix = "blip.", .ops = &qv_cpu_ops, .precision = precision, .err = &err};
+    check_status(qv_blip_load(&model, &config, &loader), &err);
     for (size_t q = 0; q < questions; q++) {
         ask_blip(&model, cases, q, tolerance);
     }

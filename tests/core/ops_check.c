@@ -61,15 +61,15 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     qv_tensor weights = {.name = "weight", .dtype = QV_FLOAT32, .dims = 2, .shape = {N, K}, .data = weight};
     qv_tensor biases = {.name = "bias", .dtype = QV_FLOAT32, .dims = 1, .shape = {N}, .data = bias};
     qv_linear_source source = {.weight = &weights, .bias = &biases};
-    qv_linear_weight layer;
+    qv_linear layer;
     qv_error err;
-    if (qv_cpu_ops.linear_prepare(&qv_cpu_ops, &layer, &source, 1, precision, &err) != QV_OK) {
+    if (qv_linear_prepare(&qv_cpu_ops, &layer, &source, 1, precision, &err) != QV_OK) {
         puts(err.message);
         exit(2);
     }
-    qv_epilogue epilogue = {activation, multiply, N, residual, N};
+    qv_epilogue epilogue = {activation, {multiply, N}, {residual, N}};
     qv_call call = begin_call(R, K, 1, 1);
-    qv_cpu_ops.linear(&call, out, N, x, K, &layer, 0, N, &epilogue, R);
+    qv_cpu_ops.linear(&call, (qv_rows){out, N}, (qv_const_rows){x, K}, &layer, 0, N, &epilogue, R);
     for (size_t r = 0; r < R; r++) {
         for (size_t n = 0; n < N; n++) {
             double sum = (double)bias[n];
@@ -85,7 +85,7 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     snprintf(what, sizeof what, "linear %zu x %zu x %zu, activation %d%s", R, N, K, (int)activation,
              low ? ", bfloat16" : "");
     compare(what, out, expected, R * N, low ? 2e-2 : 4e-6);
-    qv_cpu_ops.linear_free(&qv_cpu_ops, &layer);
+    qv_linear_free(&qv_cpu_ops, &layer);
     void *memory[] = {weight, bias, x, multiply, residual, out, expected, call.scratch};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
         qv_free(memory[i]);
@@ -106,10 +106,10 @@ static void plain_attention(const qv_attention *a, double *expected, double *exp
         size_t b = row / (a->H * a->T), h = row / a->T % a->H, t = row % a->T;
         double *p = expected + row * keys, top = -INFINITY, sum = 0.0;
         for (size_t s = 0; s < keys; s++) {
-            const float *k = s < a->M ? a->extra_k + (b * a->M + s) * D : a->k + (b * a->S + s - a->M) * D;
+            const float *k = s < a->M ? a->extra_k.at + (b * a->M + s) * D : a->k.at + (b * a->S + s - a->M) * D;
             double score = 0.0;
             for (size_t i = 0; i < a->d; i++) {
-                score += (double)a->q[(b * a->T + t) * D + h * a->d + i] * (double)k[h * a->d + i];
+                score += (double)a->q.at[(b * a->T + t) * D + h * a->d + i] * (double)k[h * a->d + i];
             }
             score *= (double)a->scale;
             if (s >= a->M) {
@@ -130,7 +130,7 @@ static void plain_attention(const qv_attention *a, double *expected, double *exp
             expected_out[(b * a->T + t) * D + h * a->d + i] = 0.0;
         }
         for (size_t s = 0; s < keys; s++) {
-            const float *v = s < a->M ? a->extra_v + (b * a->M + s) * D : a->v + (b * a->S + s - a->M) * D;
+            const float *v = s < a->M ? a->extra_v.at + (b * a->M + s) * D : a->v.at + (b * a->S + s - a->M) * D;
             p[s] /= sum;
             for (size_t i = 0; i < a->d; i++) {
                 expected_out[(b * a->T + t) * D + h * a->d + i] += p[s] * (double)v[h * a->d + i];
@@ -150,8 +150,8 @@ static void check_attention(const attention_case *c) {
         mask[i] = i % c->S == 0 || next_float() > 0.0f;
     }
     double *expected = take(rows * keys, sizeof *expected), *expected_out = take(c->B * c->T * D, sizeof *expected_out);
-    qv_attention a = {.out = out, .ld_out = D, .q = q, .ld_q = D, .k = k, .v = v, .ld_kv = D, .extra_k = extra_k,
-                      .extra_v = extra_v, .ld_extra = D, .key_mask = c->masked ? mask : NULL,
+    qv_attention a = {.out = {out, D}, .q = {q, D}, .k = {k, D}, .v = {v, D}, .extra_k = {extra_k, D},
+                      .extra_v = {extra_v, D}, .key_mask = c->masked ? mask : NULL,
                       .bias = c->masked ? bias : NULL, .causal = c->causal, .scale = 0.3f,
                       .probabilities = probabilities, .row_count = c->T, .column_count = keys,
                       .B = c->B, .H = c->H, .T = c->T, .S = c->S, .M = c->M, .d = c->d};
@@ -190,8 +190,10 @@ static void check_layer_norm(size_t R, size_t D) {
     double *expected = take(R * D, sizeof *expected), *gradient = take(R * D, sizeof *gradient);
     double *up = take(D, sizeof *up), *down = take(D, sizeof *down);
     qv_call call = begin_call(R, D, 1, 1);
-    qv_cpu_ops.layer_norm(&call, out, D, x, D, weight, bias, 1e-5f, R, D);
-    qv_cpu_ops.layer_norm_backward(&call, dx, D, dy, D, x, D, weight, 1e-5f, R, D);
+    const qv_norm norm = {QV_LAYER_NORM, D, {weight, NULL}, {bias, NULL}, 1e-5f};
+    qv_const_rows in = {x, D};
+    qv_cpu_ops.norm(&call, (qv_rows){out, D}, in, &norm, R);
+    qv_cpu_ops.norm_backward(&call, (qv_rows){dx, D}, (qv_const_rows){dy, D}, in, &norm, R);
     for (size_t r = 0; r < R; r++) {
         float *row = x + r * D;
         plain_norm(row, weight, bias, expected + r * D, D);

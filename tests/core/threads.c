@@ -6,7 +6,7 @@
  * Every result must be what one thread got before. Exit status 0: all was well. */
 #include "base/blas.h"
 #include "base/threads.h"
-#include "models/gradcam.h"
+#include "models/blip_itm.h"
 #include "models/t5.h"
 #include "models/vit.h"
 
@@ -134,22 +134,11 @@ static void add_t5(weight_set *set) {
     }
 }
 
+/* The text half: the vision half is that of the other model, without its questions. */
 static void add_blip(weight_set *set) {
-    const char *parts[] = {"query", "key", "value"}, *vision = "visual_encoder.", *text = "text_encoder.embeddings.";
-    add(set, 3, (size_t[]){1, 1, D}, "visual_encoder.cls_token");
-    add(set, 3, (size_t[]){1, T, D}, "visual_encoder.pos_embed");
-    add(set, 4, (size_t[]){D, 3, PATCH, PATCH}, "visual_encoder.patch_embed.proj.weight");
-    add_vector(set, vision, "patch_embed.proj.bias", D);
-    add_layer(set, vision, "norm", D, 0);
+    const char *parts[] = {"query", "key", "value"}, *text = "text_encoder.embeddings.";
     for (size_t i = 0; i < BLOCKS; i++) {
         char block[64];
-        snprintf(block, sizeof block, "visual_encoder.blocks.%zu.", i);
-        add_layer(set, block, "norm1", D, 0);
-        add_layer(set, block, "norm2", D, 0);
-        add_layer(set, block, "attn.qkv", 3 * D, D);
-        add_layer(set, block, "attn.proj", D, D);
-        add_layer(set, block, "mlp.fc1", F, D);
-        add_layer(set, block, "mlp.fc2", D, F);
         snprintf(block, sizeof block, "text_encoder.encoder.layer.%zu.", i);
         for (size_t part = 0; part < 3; part++) {
             char name[64];
@@ -190,19 +179,23 @@ typedef struct {
 
 static void make_models(models *made, const weight_set *set) {
     const bool integrated[BLOCKS] = {false, true, true};
-    const qv_vit_config vision = {.layout = QV_VIT_CLIP, .image_size = IMAGE, .patch_size = PATCH, .D = D, .H = HEADS,
-                                  .L = BLOCKS, .F = F, .eps = 1e-5f, .activation = QV_QUICK_GELU,
+    const qv_vit_config vision = {.height = IMAGE, .width = IMAGE, .patch_size = PATCH, .D = D, .H = HEADS,
+                                  .L = BLOCKS, .F = F, .eps = 1e-5f, .pre_norm_eps = 1e-5f, .post_norm_eps = 1e-5f,
+                                  .activation = QV_QUICK_GELU,
                                   .instruction_dim = DT, .integrated = integrated};
     const qv_t5_config text = {.num_heads = HEADS, .max_distance = 128, .activation = QV_RELU, .eps = 1e-6f};
     qv_blip_config blip = {.vision = vision, .H = HEADS, .text_blocks = BLOCKS, .eps = 1e-12f, .activation = QV_GELU};
-    blip.vision.layout = QV_VIT_BLIP;
     blip.vision.instruction_dim = 0;
     blip.vision.integrated = NULL;
     qv_weights weights = {.tensors = set->tensors, .count = set->count};
     qv_error err;
-    check(qv_vit_init(&made->vit, &vision, &qv_cpu_ops, QV_PRECISION_FLOAT32, &weights, "vision_model.", &err), &err);
-    check(qv_t5_load(&made->t5, &text, &weights, "text_model.", QV_PRECISION_FLOAT32, &qv_cpu_ops, &err), &err);
-    check(qv_blip_init(&made->blip, &blip, &qv_cpu_ops, QV_PRECISION_BFLOAT16, &weights, &err), &err);
+    qv_loader loader = {.weights = &weights, .prefix = "vision_model.", .ops = &qv_cpu_ops, .err = &err};
+    check(qv_vit_load(&made->vit, &vision, &loader), &err);
+    loader.prefix = "text_model.";
+    check(qv_t5_load(&made->t5, &text, &loader), &err);
+    loader.prefix = "";
+    loader.precision = QV_PRECISION_BFLOAT16;
+    check(qv_blip_load(&made->blip, &blip, &loader), &err);
 }
 
 static void free_models(models *made) {

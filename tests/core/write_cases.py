@@ -34,7 +34,11 @@ def collect() -> dict[str, Any]:
             config={"text": facts["med_config"], "vision": facts["vit"]},
         ),
     )
-    tensors = {name: float_array(weight) for source in sources for name, weight in source.weights.items()}
+    tensors = {
+        prefix + name: float_array(weight)
+        for prefix, source in zip(("", "blip."), sources)
+        for name, weight in source.weights.items()
+    }
     for name, array in np.load(late / "golden.npz").items():
         tensors["late." + name] = array
     with np.load(blip / "golden.npz") as golden:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .._weights import Stored, Weights, shape_of
+from .._weights import Stored, Weights, row_views, shape_of, without_leading_ones
 from .bert import bert_shapes
-from .clip import _positions
+from .clip import _clip_block, _positions
 from .sizes import (
     MAX_IMAGE_SIZE,
     Shapes,
@@ -28,15 +28,15 @@ def blip_configs(
     tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], image_size: int | None, what: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Hugging Face's keys for both halves of BLIP image-text matching; ``text`` may be LAVIS's med_config."""
-    width, channels, patch, patch2 = need(tensors, "visual_encoder.patch_embed.proj.weight", 4, what)
+    width, channels, patch, patch2 = need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, what)
     if channels != 3 or patch != patch2:
         raise ValueError(f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches")
-    side = _grid(need(tensors, "visual_encoder.pos_embed", 3, what)[1] - 1, what)
+    side = _grid(need(tensors, "vision_model.embeddings.position_embedding.weight", 2, what)[0] - 1, what)
     vision_sizes = {
         "hidden_size": width,
         "patch_size": patch,
-        "num_hidden_layers": count_blocks(tensors, "visual_encoder.blocks."),
-        "intermediate_size": need(tensors, "visual_encoder.blocks.0.mlp.fc1.weight", 2, what)[0],
+        "num_hidden_layers": count_blocks(tensors, "vision_model.encoder.layers."),
+        "intermediate_size": need(tensors, "vision_model.encoder.layers.0.mlp.fc1.weight", 2, what)[0],
     }
     settle(vision, vision_sizes, what + ": vision")
     own = vision.get("image_size", side * patch)
@@ -80,23 +80,17 @@ def blip_configs(
 
 
 def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
-    """The tensors of BLIP image-text matching, by LAVIS's names."""
-    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    """The tensors of BLIP image-text matching: the vision half's by the core's names, the others by LAVIS's."""
+    width, patch = vision["hidden_size"], vision["patch_size"]
     shapes: Shapes = {
-        "visual_encoder.cls_token": (1, 1, width),
-        "visual_encoder.pos_embed": (1, tokens, width),
-        "visual_encoder.patch_embed.proj.weight": (width, 3, patch, patch),
-        "visual_encoder.patch_embed.proj.bias": (width,),
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.position_embedding.weight": (tokens, width),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_model.embeddings.patch_embedding.bias": (width,),
     }
-    _affine(shapes, "visual_encoder.norm", width)
+    _affine(shapes, "vision_model.post_layernorm", width)
     for number in range(vision["num_hidden_layers"]):
-        block = f"visual_encoder.blocks.{number}."
-        _affine(shapes, block + "norm1", width)
-        _affine(shapes, block + "norm2", width)
-        _affine(shapes, block + "attn.qkv", 3 * width, width)
-        _affine(shapes, block + "attn.proj", width, width)
-        _affine(shapes, block + "mlp.fc1", inner, width)
-        _affine(shapes, block + "mlp.fc2", width, inner)
+        _clip_block(shapes, f"vision_model.encoder.layers.{number}.", width, vision["intermediate_size"])
     shapes.update(bert_shapes(text, "text_encoder.", width))
     _affine(shapes, "itm_head", 2, text["hidden_size"])
     if "projection_dim" in text:
@@ -107,15 +101,18 @@ _BLIP_LEFT_OUT = re.compile(
     r"^(visual_encoder_m|text_encoder_m|vision_proj_m|text_proj_m|text_decoder|combined_.*)\."
     r"|^(image_queue|text_queue|queue_ptr|ptr_queue|idx_queue|temp|logit_scale)$"
 )
+#: LAVIS's names (and those of timm), then Hugging Face's, as the core's.
 _BLIP_NAMES = (
-    (r"^vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
-    (r"^vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
-    (r"^vision_model\.post_layernorm\.", "visual_encoder.norm."),
-    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"visual_encoder.blocks.\1.attn.qkv."),
-    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
-    (r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.", r"visual_encoder.blocks.\1.norm\2."),
-    (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
+    (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_model.encoder.layers.\1.layer_norm\2."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision_model.encoder.layers.\1.self_attn.qkv."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision_model.encoder.layers.\1.self_attn.out_proj."),
+    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
+    (r"^vision_model\.embeddings\.position_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^(vision_model\.encoder\.layers\.\d+\.self_attn)\.projection\.", r"\1.out_proj."),
 )
 
 
@@ -127,11 +124,30 @@ def _blip_name(name: str) -> str:
     return name
 
 
+def _core_names(tensors: Stored) -> Stored:
+    """The vision half by the core's names: q, k and v are thirds of the fused matrix, tables have no size of 1 in front."""
+    result: Stored = {}
+    for original, tensor in tensors.items():
+        name = _blip_name(original)
+        stem, fused, kind = name.rpartition(".self_attn.qkv.")
+        if fused and shape_of(tensor) and shape_of(tensor)[0] % 3 == 0:
+            for part, view in zip("qkv", row_views(tensor, 3)):
+                result[f"{stem}.self_attn.{part}_proj.{kind}"] = view
+        elif name == "vision_model.embeddings.class_embedding":
+            result[name] = without_leading_ones(tensor, 1)
+        elif name == "vision_model.embeddings.position_embedding.weight":
+            result[name] = without_leading_ones(tensor, 2)
+        else:
+            result[name] = tensor
+    return result
+
+
 def _blip(
     tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], size: int | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
+    positions = "vision_model.embeddings.position_embedding.weight"
+    tensors = _core_names(tensors)
     complete, text_config = blip_configs(tensors, vision, text, size, name)
-    tokens = shape_of(tensors["visual_encoder.pos_embed"])[1]
-    weights = take(tensors, blip_shapes(complete, text_config, tokens), name)
-    weights["visual_encoder.pos_embed"] = _positions(weights["visual_encoder.pos_embed"], complete)
+    weights = take(tensors, blip_shapes(complete, text_config, shape_of(tensors[positions])[0]), name)
+    weights[positions] = _positions(weights[positions], complete)
     return complete, text_config, weights

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .._weights import ITEM_SIZES, Stored, Weight, base_dtype, dtype_of, float_array, from_array, shape_of, weight_of
+from .._weights import Stored, float_array, from_array, row_views, shape_of, weight_of
 
 _HEAD_WIDTH = 64
 #: What stands behind ``visual.`` here, and behind ``vision_model.`` in the core's names.
@@ -54,8 +54,11 @@ def rename(tensors: Stored) -> Stored:
         fused = _FUSED.match(rest)
         if fused:
             block = f"{outer}vision_model.encoder.layers.{fused[1]}.self_attn."
-            for number, name in enumerate("qkv"):
-                result[f"{block}{name}_proj.{fused[2]}"] = _third(tensor, number)
+            shape = shape_of(tensor)
+            if not shape or shape[0] % 3:
+                raise ValueError(f"{original} has shape {list(shape)}, expected queries, keys and values of one size")
+            for name, view in zip("qkv", row_views(tensor, 3)):
+                result[f"{block}{name}_proj.{fused[2]}"] = view
         elif rest == "proj":
             result[outer + "visual_projection.weight"] = from_array(float_array(weight_of(tensor)).T)
         else:
@@ -65,19 +68,6 @@ def rename(tensors: Stored) -> Stored:
                     break
             result[outer + "vision_model." + rest] = tensor
     return result
-
-
-def _third(tensor: Any, number: int) -> Weight:
-    """A third of a tensor's rows."""
-    shape = shape_of(tensor)
-    if not shape or shape[0] % 3:
-        raise ValueError(f"a fused projection of shape {list(shape)}, expected three times as many rows as it is wide")
-    buffer, dtype, _, offset = weight_of(tensor)
-    rows = shape[0] // 3
-    size = rows * ITEM_SIZES[base_dtype(dtype_of(tensor))]
-    for length in shape[1:]:
-        size *= length
-    return (buffer, dtype, (rows, *shape[1:]), offset + number * size)
 
 
 def openai_options(tensors: Stored, what: str) -> dict[str, Any]:

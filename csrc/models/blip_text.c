@@ -1,0 +1,199 @@
+#include "models/blip_text.h"
+
+#include "models/planned.h"
+#include "models/text_encoder.h"
+
+/* Rows of text that go through a layer together. */
+#define CHUNK_ROWS ((size_t)512)
+
+/* ---- questions ---- */
+
+qv_status qv_blip_check_questions(const qv_blip *model, const qv_blip_questions *questions, qv_error *err) {
+    for (size_t q = 0; q < questions->Q; q++) {
+        size_t tokens = questions->start[q + 1] - questions->start[q];
+        if (tokens == 0 || tokens > model->config.positions) {
+            return qv_fail(err, QV_ERR_VALUE, "question %zu has %zu tokens, expected 1 to %zu", q, tokens,
+                           model->config.positions);
+        }
+        for (size_t i = questions->start[q]; i < questions->start[q + 1]; i++) {
+            if (questions->ids[i] < 0 || (size_t)questions->ids[i] >= model->config.vocabulary) {
+                return qv_fail(err, QV_ERR_VALUE, "question %zu: token id %d, expected 0 to %zu", q,
+                               (int)questions->ids[i], model->config.vocabulary - 1);
+            }
+        }
+    }
+    return QV_OK;
+}
+
+size_t qv_blip_chunk_end(const qv_blip_questions *questions, size_t from) {
+    size_t to = from + 1;
+    while (to < questions->Q && questions->start[to + 1] - questions->start[from] <= CHUNK_ROWS) {
+        to++;
+    }
+    return to;
+}
+
+qv_blip_questions qv_blip_chunk(const qv_blip_questions *questions, size_t from) {
+    size_t to = qv_blip_chunk_end(questions, from);
+    return (qv_blip_questions){to - from, questions->ids, questions->start + from};
+}
+
+void qv_blip_chunk_sizes(const qv_blip_questions *questions, size_t *Q, size_t *R) {
+    *Q = 0;
+    *R = 0;
+    for (size_t from = 0, to; from < questions->Q; from = to) {
+        to = qv_blip_chunk_end(questions, from);
+        size_t rows = questions->start[to] - questions->start[from];
+        *Q = to - from > *Q ? to - from : *Q;
+        *R = rows > *R ? rows : *R;
+    }
+}
+
+/* ---- the text half ---- */
+
+qv_blip_text_plan qv_blip_plan_text(qv_arena *arena, const qv_blip *model, size_t Q, size_t R, size_t keep_from) {
+    size_t D = model->config.D, L = model->config.L;
+    qv_blip_text_plan plan;
+    plan.blocks = qv_arena_take_host(arena, L, sizeof *plan.blocks);
+    plan.positions = qv_arena_take_host(arena, R, sizeof *plan.positions);
+    plan.h = qv_arena_floats(arena, R * D);
+    plan.class_rows = qv_arena_floats(arena, Q * D);
+    qv_block_activations shared = qv_block_plan(arena, &model->kind, R, 0);
+    for (size_t l = 0; l < L; l++) {
+        qv_block_activations block = shared;
+        if (l >= keep_from) {
+            block = qv_block_plan_kept(arena, &model->kind, &shared, R, l + 1 == L ? Q : R);
+        }
+        if (plan.blocks != NULL) {
+            plan.blocks[l] = block;
+        }
+    }
+    return plan;
+}
+
+size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t R) {
+    size_t keys = model->vision.T > model->config.positions ? model->vision.T : model->config.positions;
+    /* The gradient of keys and values is as wide as both. */
+    size_t depth = qv_block_depth(&model->kind), both = 2 * model->config.D;
+    return model->ops->scratch_bytes(call->lanes, R, depth > both ? depth : both, keys, model->kind.d);
+}
+
+qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *image, size_t l) {
+    qv_cross_states cross = {NULL, 0};
+    if (image != NULL) {
+        cross = (qv_cross_states){image->cross + l * image->S * 2 * model->config.D, image->S};
+    }
+    return cross;
+}
+
+qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool last) {
+    return (qv_sequences){.B = questions->Q, .start = questions->start, .one_query = last};
+}
+
+/* h = the embeddings of all tokens */
+static void embed(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_questions *questions,
+                  size_t R) {
+    size_t D = model->config.D, first = questions->start[0];
+    const qv_tensor *tables[] = {&model->words, &model->positions};
+    const int32_t *ids[] = {questions->ids + first, plan->positions};
+    const qv_rows h = {plan->h, D};
+    for (size_t q = 0; q < questions->Q; q++) {
+        for (size_t i = questions->start[q]; i < questions->start[q + 1]; i++) {
+            plan->positions[i - first] = (int32_t)(i - questions->start[q]);
+        }
+    }
+    qv_text_embed(call, plan->h, plan->blocks[0].normed, tables, ids, 2, R, D);
+    call->ops->norm(call, h, qv_as_const(h), &model->embedding_norm, R);
+}
+
+/* class_rows [Q, D] = token 0 of each question in h */
+static void gather_first(qv_call *call, const qv_blip_text_plan *plan, const qv_blip_questions *questions, size_t D) {
+    for (size_t q = 0; q < questions->Q; q++) {
+        const float *row = plan->h + (questions->start[q] - questions->start[0]) * D;
+        call->ops->copy(call, (qv_rows){plan->class_rows + q * D, D}, (qv_const_rows){row, D}, 1, D);
+    }
+}
+
+void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_image *image,
+                      const qv_blip_questions *questions) {
+    size_t D = model->config.D, Q = questions->Q, R = questions->start[Q] - questions->start[0];
+    size_t end = image != NULL ? model->config.L : model->config.text_blocks;
+    embed(model, call, plan, questions, R);
+    if (end == 0) {
+        gather_first(call, plan, questions, D);
+    }
+    for (size_t l = 0; l < end; l++) {
+        bool last = l + 1 == end;
+        if (last) {
+            gather_first(call, plan, questions, D);
+        }
+        const qv_block_rows rows = {{plan->h, D}, R, {last ? plan->class_rows : plan->h, D}, last ? Q : R};
+        const qv_sequences sequences = qv_blip_sequences(questions, last);
+        const qv_cross_states cross = qv_blip_cross_of(model, image, l);
+        qv_block_run(call, &model->kind, &model->blocks[l], &plan->blocks[l], &rows, &sequences, &cross);
+    }
+}
+
+/* ---- heads ---- */
+
+/* class_rows of every question by chunks, each through `head` [N, D], to unit length where `unit`. */
+typedef struct {
+    const qv_blip *model;
+    const qv_blip_image *image; /* NULL: text alone */
+    const qv_blip_questions *questions;
+    const qv_linear *head;
+    size_t N;
+    bool unit;
+    float *out; /* [Q, N] */
+    size_t Q, R; /* of the largest chunk */
+    qv_blip_text_plan text;
+    qv_output rows;
+} head_pass;
+
+static void plan_head(void *state, qv_call *call, qv_arena *arena) {
+    head_pass *pass = state;
+    const qv_blip *model = pass->model;
+    pass->text = qv_blip_plan_text(arena, model, pass->Q, pass->R, model->config.L);
+    pass->rows = qv_output_lay_out(arena, model->ops, pass->out, pass->Q * pass->N);
+    qv_plan_scratch(call, arena, qv_blip_scratch_bytes(model, call, pass->R));
+}
+
+static qv_status run_head(void *state, qv_call *call, qv_error *err) {
+    const head_pass *pass = state;
+    size_t N = pass->N, D = pass->model->config.D;
+    (void)err;
+    for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
+        const qv_blip_questions chunk = qv_blip_chunk(pass->questions, from);
+        qv_output rows = qv_output_part(&pass->rows, from * N, chunk.Q * N);
+        qv_blip_run_text(pass->model, call, &pass->text, pass->image, &chunk);
+        call->ops->linear(call, (qv_rows){rows.at, N}, (qv_const_rows){pass->text.class_rows, D}, pass->head, 0, N, NULL,
+                          chunk.Q);
+        if (pass->unit) {
+            call->ops->unit_length(call, rows.at, chunk.Q, N);
+        }
+        qv_output_take(call, &rows);
+        from += chunk.Q;
+    }
+    return QV_OK;
+}
+
+static qv_status run_heads(head_pass *pass, qv_call *call, qv_error *err) {
+    static const qv_planned planned = {"the questions' activations", plan_head, run_head};
+    qv_blip_chunk_sizes(pass->questions, &pass->Q, &pass->R);
+    return qv_run_planned(call, (qv_arena_cache *)&pass->model->arenas, &planned, pass, err);
+}
+
+qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_image *image,
+                        const qv_blip_questions *questions, qv_error *err) {
+    head_pass pass = {.model = model, .image = image, .questions = questions, .head = &model->itm_head, .N = 2,
+                      .out = logits};
+    return run_heads(&pass, call, err);
+}
+
+qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_questions *questions,
+                                qv_error *err) {
+    head_pass pass = {.model = model, .questions = questions, .head = &model->text_projection, .N = model->projection,
+                      .unit = true, .out = out};
+    qv_status status = qv_blip_need_projection(model, err);
+    return status == QV_OK ? run_heads(&pass, call, err) : status;
+}

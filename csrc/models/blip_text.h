@@ -1,0 +1,36 @@
+/* The text half of BLIP image-text matching, as its heads and its gradient run it. */
+#ifndef QV_MODELS_BLIP_TEXT_H
+#define QV_MODELS_BLIP_TEXT_H
+
+#include "models/blip_itm.h"
+
+/* Memory of one pass of the text half. Blocks from keep_from on keep what their backward pass reads; the others share one
+ * set. */
+typedef struct {
+    qv_block_activations *blocks; /* [L] */
+    float *h;                     /* [R, D], between blocks */
+    float *class_rows;            /* [Q, D]: token 0 of each question, into and out of the last block */
+    int32_t *positions;           /* [R] */
+} qv_blip_text_plan;
+
+/* Questions [from, to) that go through the text half together: `to` for a given `from`. */
+size_t qv_blip_chunk_end(const qv_blip_questions *questions, size_t from);
+/* The questions of one chunk. */
+qv_blip_questions qv_blip_chunk(const qv_blip_questions *questions, size_t from);
+/* The largest Q and R over those chunks. */
+void qv_blip_chunk_sizes(const qv_blip_questions *questions, size_t *Q, size_t *R);
+
+/* For passes of at most Q questions and R tokens in all. */
+qv_blip_text_plan qv_blip_plan_text(qv_arena *arena, const qv_blip *model, size_t Q, size_t R, size_t keep_from);
+/* Scratch of ops->linear and ops->attention in the text half. */
+size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t R);
+
+/* What block l attends to in an image; nothing where image is NULL. */
+qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *image, size_t l);
+/* The questions as a block takes them; in the last block only token 0 of each is a query. */
+qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool last);
+/* Run the text half on an image, or on its own (NULL); class_rows holds each question's last state of token 0. */
+void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_image *image,
+                      const qv_blip_questions *questions);
+
+#endif

@@ -1,0 +1,236 @@
+#include "models/block.h"
+
+#include <stdio.h>
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static size_t inner_width(const qv_block_kind *kind) {
+    return kind->H * kind->d;
+}
+
+/* ---- loading ---- */
+
+const qv_tensor *qv_block_row_scale(qv_loader *loader, const char *stem, const char *name, size_t D) {
+    return name != NULL && qv_load_has(loader, stem, name) ? qv_load_tensor(loader, stem, name, D, 0) : NULL;
+}
+
+/* A layer back into the residual stream, and the scale of its rows. */
+static void load_scaled(qv_loader *loader, qv_linear *layer, const char *stem, const char *name, const char *scale,
+                        size_t columns, size_t depth, qv_bias_rule bias) {
+    qv_linear_source source = qv_load_source(loader, stem, name, columns, depth, bias);
+    source.row_scale = qv_block_row_scale(loader, stem, scale, columns);
+    qv_load_layer(loader, layer, &source, 1);
+}
+
+void qv_block_load(qv_loader *loader, qv_block *block, const qv_block_kind *kind, const qv_block_names *names,
+                   const char *stem) {
+    size_t D = kind->D, F = kind->F, inner = inner_width(kind);
+    qv_load_next_block(loader);
+    qv_load_norm(loader, &block->norm1, stem, names->norm1, kind->norm, D, kind->eps);
+    qv_load_linear(loader, &block->qkv, stem, names->qkv, 3, inner, D, names->qkv_bias);
+    if (names->out != NULL) {
+        load_scaled(loader, &block->out, stem, names->out, names->scale1, D, inner, names->bias);
+    }
+    if (kind->cross_width != 0) {
+        qv_load_norm(loader, &block->cross_norm, stem, names->cross_norm, kind->norm, D, kind->eps);
+        qv_load_linear(loader, &block->cross_q, stem, &names->cross_q, 1, inner, D, names->bias);
+        qv_load_linear(loader, &block->cross_kv, stem, names->cross_kv, 2, inner, kind->cross_width, names->bias);
+        qv_load_linear(loader, &block->cross_out, stem, &names->cross_out, 1, D, inner, names->bias);
+    }
+    qv_load_norm(loader, &block->norm2, stem, names->norm2, kind->norm, D, kind->eps);
+    qv_load_linear(loader, &block->hidden, stem, names->hidden, kind->gated ? 2 : 1, F, D, names->bias);
+    load_scaled(loader, &block->output, stem, names->output, names->scale2, D, F, names->bias);
+}
+
+void qv_block_free(const qv_ops *ops, qv_block *block) {
+    qv_norm *norms[] = {&block->norm1, &block->cross_norm, &block->norm2};
+    qv_linear *layers[] = {&block->qkv,       &block->out,    &block->cross_q, &block->cross_kv,
+                           &block->cross_out, &block->hidden, &block->output};
+    for (size_t i = 0; i < sizeof norms / sizeof norms[0]; i++) {
+        qv_norm_free(ops, norms[i]);
+    }
+    for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
+        qv_linear_free(ops, layers[i]);
+    }
+}
+
+/* ---- memory ---- */
+
+size_t qv_block_depth(const qv_block_kind *kind) {
+    return larger(larger(kind->D, inner_width(kind)), kind->F);
+}
+
+/* q k v, then the query of cross-attention, then the hidden layer (and its gate) take turns with one stretch of memory;
+ * norm first, what is attended to takes the place of what was normed. */
+qv_block_activations qv_block_plan(qv_arena *arena, const qv_block_kind *kind, size_t R, size_t columns) {
+    size_t inner = inner_width(kind), rest = larger(kind->gated ? 2 * kind->F : kind->F, columns);
+    float *wide = qv_arena_take(arena, R, larger(3 * inner, rest) * sizeof(float));
+    float *normed = qv_arena_take(arena, R, larger(kind->D, kind->norm_first ? inner : 0) * sizeof(float));
+    float *attended = kind->norm_first ? normed : qv_arena_take(arena, R, inner * sizeof(float));
+    if (wide == NULL) {
+        return (qv_block_activations){.normed = NULL};
+    }
+    return (qv_block_activations){
+        .q = {wide, 3 * inner},
+        .kv = {wide + inner, 3 * inner},
+        .normed = normed,
+        .attended = attended,
+        .hidden = wide,
+        .gate = kind->gated ? wide + R * kind->F : NULL,
+        .cross_q = wide,
+    };
+}
+
+qv_block_activations qv_block_plan_kept(qv_arena *arena, const qv_block_kind *kind, const qv_block_activations *shared,
+                                        size_t R, size_t queries) {
+    size_t inner = inner_width(kind), D = kind->D;
+    qv_block_activations a = *shared;
+    a.q = (qv_rows){qv_arena_take(arena, queries, inner * sizeof(float)), inner};
+    a.kv = (qv_rows){qv_arena_take(arena, R, 2 * inner * sizeof(float)), 2 * inner};
+    a.cross_q = qv_arena_take(arena, queries, inner * sizeof(float));
+    a.sum1 = qv_arena_take(arena, queries, D * sizeof(float));
+    a.cross_sum = qv_arena_take(arena, queries, D * sizeof(float));
+    a.sum2 = qv_arena_take(arena, queries, D * sizeof(float));
+    a.before = qv_arena_take(arena, queries, kind->F * sizeof(float));
+    return a;
+}
+
+/* ---- running ---- */
+
+/* What a part of the block reads of h [count, D]. */
+static qv_const_rows enter(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a, const qv_norm *norm,
+                           qv_rows h, size_t count) {
+    qv_rows normed = {a->normed, kind->D};
+    if (!kind->norm_first) {
+        return qv_as_const(h);
+    }
+    call->ops->norm(call, normed, qv_as_const(h), norm, count);
+    return qv_as_const(normed);
+}
+
+/* h + layer(y), and where it is: norm first in the sum that is kept, or in `out`; norm last, normed, in `out`. */
+static qv_rows leave(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a, const qv_linear *layer,
+                     const qv_norm *norm, qv_const_rows y, qv_rows h, float *kept, qv_rows out, size_t count) {
+    size_t D = kind->D;
+    const qv_epilogue add = {.residual = qv_as_const(h)};
+    qv_rows sum = kept != NULL ? (qv_rows){kept, D} : kind->norm_first ? out : (qv_rows){a->normed, D};
+    call->ops->linear(call, sum, y, layer, 0, D, &add, count);
+    if (kind->norm_first) {
+        return sum;
+    }
+    call->ops->norm(call, out, qv_as_const(sum), norm, count);
+    return out;
+}
+
+void qv_block_project(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                      const qv_block_rows *rows, bool values) {
+    size_t inner = inner_width(kind), keys = values ? 2 * inner : inner;
+    qv_const_rows from = enter(call, kind, a, &block->norm1, rows->x, rows->R), queries = qv_as_const(rows->queries);
+    if (rows->queries.at == rows->x.at && rows->count == rows->R && a->kv.at == a->q.at + inner && a->kv.ld == a->q.ld) {
+        call->ops->linear(call, a->q, from, &block->qkv, 0, inner + keys, NULL, rows->R);
+        return;
+    }
+    if (kind->norm_first) {
+        queries.at = from.at + (queries.at - rows->x.at); /* normed rows lie as those of x */
+    }
+    call->ops->linear(call, a->q, queries, &block->qkv, 0, inner, NULL, rows->count);
+    call->ops->linear(call, a->kv, from, &block->qkv, inner, keys, NULL, rows->R);
+}
+
+qv_attention qv_block_attention(const qv_block_kind *kind, const qv_block_activations *a) {
+    size_t inner = inner_width(kind);
+    return (qv_attention){
+        .out = {a->attended, inner},
+        .q = qv_as_const(a->q),
+        .k = qv_as_const(a->kv),
+        .v = {a->kv.at + inner, a->kv.ld},
+        .causal = kind->causal,
+        .scale = kind->scale,
+        .H = kind->H,
+        .d = kind->d,
+    };
+}
+
+void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
+                     const qv_sequences *sequences) {
+    const size_t *start = sequences->start;
+    for (size_t b = 0, next; b < sequences->B; b = next) {
+        /* Neighbours of one length go together. */
+        size_t length = start[b + 1] - start[b], row = start[b] - start[0], query = sequences->one_query ? b : row;
+        for (next = b + 1; next < sequences->B && start[next + 1] - start[next] == length; next++) {
+        }
+        qv_attention attention = qv_block_attention(kind, a);
+        attention.out.at += query * attention.out.ld;
+        attention.q.at += query * attention.q.ld;
+        attention.k.at += row * attention.k.ld;
+        attention.v.at += row * attention.v.ld;
+        attention.key_mask = sequences->key_mask != NULL ? sequences->key_mask + row : NULL;
+        attention.bias = sequences->bias;
+        attention.bias_rows = sequences->bias_rows;
+        attention.B = next - b;
+        attention.T = sequences->one_query ? 1 : length;
+        attention.S = length;
+        call->ops->attention(call, &attention);
+    }
+}
+
+qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_activations *a,
+                                      const qv_cross_states *cross, size_t count) {
+    size_t inner = inner_width(kind);
+    return (qv_attention){
+        .out = {a->attended, inner},
+        .q = {a->cross_q, inner},
+        .k = {cross->kv, 2 * inner},
+        .v = {cross->kv + inner, 2 * inner},
+        .scale = kind->scale,
+        .B = 1,
+        .H = kind->H,
+        .T = count,
+        .S = cross->S,
+        .d = kind->d,
+    };
+}
+
+void qv_block_feed_forward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                           const qv_block_activations *a, qv_rows h, qv_rows out, size_t count) {
+    size_t F = kind->F;
+    qv_rows hidden = {a->hidden, F}, gate = {a->gate, F}, before = {a->before, F};
+    qv_const_rows from = enter(call, kind, a, &block->norm2, h, count);
+    qv_epilogue activate = {.activation = kind->activation};
+    if (kind->gated) {
+        call->ops->linear(call, gate, from, &block->hidden, F, F, NULL, count);
+        activate.multiply = qv_as_const(gate);
+    }
+    if (before.at != NULL) {
+        call->ops->linear(call, before, from, &block->hidden, 0, F, NULL, count);
+        call->ops->activation(call, hidden.at, before.at, kind->activation, count * F);
+    } else {
+        call->ops->linear(call, hidden, from, &block->hidden, 0, F, &activate, count);
+    }
+    leave(call, kind, a, &block->output, &block->norm2, qv_as_const(hidden), h, a->sum2, out, count);
+}
+
+void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                     qv_const_rows attended, qv_rows rows, size_t count, const qv_cross_states *cross) {
+    size_t inner = inner_width(kind);
+    qv_rows h = leave(call, kind, a, &block->out, &block->norm1, attended, rows, a->sum1, rows, count);
+    if (cross != NULL && cross->kv != NULL) {
+        qv_const_rows from = enter(call, kind, a, &block->cross_norm, h, count);
+        call->ops->linear(call, (qv_rows){a->cross_q, inner}, from, &block->cross_q, 0, inner, NULL, count);
+        qv_attention attention = qv_block_cross_attention(kind, a, cross, count);
+        call->ops->attention(call, &attention);
+        h = leave(call, kind, a, &block->cross_out, &block->cross_norm, qv_as_const(attention.out), h, a->cross_sum,
+                  rows, count);
+    }
+    qv_block_feed_forward(call, kind, block, a, h, rows, count);
+}
+
+void qv_block_run(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                  const qv_block_rows *rows, const qv_sequences *sequences, const qv_cross_states *cross) {
+    qv_block_project(call, kind, block, a, rows, true);
+    qv_block_attend(call, kind, a, sequences);
+    qv_block_finish(call, kind, block, a, (qv_const_rows){a->attended, inner_width(kind)}, rows->queries, rows->count,
+                    cross);
+}

@@ -1,0 +1,158 @@
+"""Results as .npz files: plain arrays, texts as JSON, the picture as PNG; no pickle."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.files import PathLike
+from .._base.pictures import load_image
+from .._base.warnings import Note
+from ..images import Region
+from ._maps import Maps
+
+FORMAT = 1
+MAX_BYTES = 1 << 30
+"""Of all arrays of a file that is read."""
+
+
+def archive_of(result: Maps) -> bytes:
+    """The .npz file of a result: maps of blocks are in it where they were computed before."""
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.fromarray(result.picture).save(png, "PNG")
+    seen = result.seen
+    arrays: dict[str, Any] = {
+        "qavit_heatmaps": np.array(FORMAT),
+        "maps": result.maps,
+        "raw": result.raw,
+        "picture": np.frombuffer(png.getvalue(), np.uint8),
+        "picture_size": np.array(result.picture_size),
+        "region": np.array([seen.left, seen.top, seen.right, seen.bottom]),
+        "block": np.array(result.block),
+        "method": np.array(result.method),
+        "questions": np.array(_json(result.questions)),
+        "notes": np.array(_json(result.notes)),
+    }
+    for name in ("words", "answers"):
+        if getattr(result, name) is not None:
+            arrays[name] = np.array(_json(getattr(result, name)))
+    if result.scores is not None:
+        arrays["scores"] = result.scores
+    for index, values in enumerate(result.word_maps or ()):
+        arrays[f"word_maps_{index}"] = values
+    for name in ("block_maps", "block_raw"):
+        values = result.__dict__[f"_{name}"]
+        if values is not None and not callable(values):
+            arrays[name], arrays["blocks"] = values, np.array(result.blocks)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def parts_of(path: PathLike) -> dict[str, Any]:
+    """What a result is made of, from a file that :func:`archive_of` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no such file, or a broken one.
+    """
+    try:
+        with zipfile.ZipFile(Path(path)) as archive:
+            return _parts(_Members(archive))
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path}: not a file of heatmaps: no zip archive") from None
+    except (LookupError, TypeError, ValueError, EOFError, SyntaxError, RuntimeError, OverflowError, zlib.error) as error:
+        raise ValueError(f"{path}: not a file of heatmaps that HeatmapResult.save wrote: {error}") from None
+
+
+class _Members:
+    """The arrays of an .npz archive, read one by one, never more than `MAX_BYTES` together."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        self.names = {name.removesuffix(".npy") for name in archive.namelist()}
+        self.left = MAX_BYTES
+
+    def __call__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self.names:
+            raise ValueError(f"{name} is missing")
+        info = self.archive.getinfo(f"{name}.npy")
+        self.left -= info.file_size
+        if self.left < 0:
+            raise ValueError(f"its arrays take more than {MAX_BYTES} bytes")
+        data = io.BytesIO(self.archive.read(info))
+        version = np.lib.format.read_magic(data)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} is an array file of version {version}, expected 1 or 2")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(data)
+        body = data.read()
+        count = 1
+        for side in shape:
+            count *= side
+        if dtype.kind not in "fiuU" or fortran or count < 0 or count * dtype.itemsize != len(body):
+            raise ValueError(f"{name} is {dtype} of shape {shape} in {len(body)} bytes")
+        return np.frombuffer(body, dtype).reshape(shape) if count else np.zeros(shape, dtype)
+
+    def json(self, name: str) -> Any:
+        return json.loads(str(self(name)[()]))
+
+
+def _parts(read: _Members) -> dict[str, Any]:
+    version = int(read("qavit_heatmaps"))
+    if version != FORMAT:
+        raise ValueError(f"its format is {version}, this qavit reads {FORMAT}")
+    picture = load_image(read("picture").tobytes(), exif=False)
+    if picture.shape[:2] != tuple(read("picture_size")):
+        raise ValueError(f"its picture has {picture.shape[:2]} pixels, expected {tuple(read('picture_size'))}")
+    block = read("block")
+    left, top, right, bottom = (float(edge) for edge in read("region"))
+    questions = read.json("questions")
+    parts: dict[str, Any] = {
+        "maps": read("maps"),
+        "raw": read("raw"),
+        "questions": [_text(question) for question in questions],
+        "picture": picture,
+        "seen": Region(left, top, right, bottom),
+        "block": int(block) if block.ndim == 0 else tuple(int(one) for one in block),
+        "method": str(read("method")),
+        "notes": tuple(_note(*note) for note in read.json("notes")),
+    }
+    if "words" in read.names:
+        parts["words"] = [[_text(word) for word in words] for words in read.json("words")]
+        if "word_maps_0" in read.names:
+            parts["word_maps"] = [read(f"word_maps_{index}") for index in range(len(questions))]
+    if "answers" in read.names:
+        parts["answers"] = [[(_text(answer), float(p)) for answer, p in ranked] for ranked in read.json("answers")]
+    if "scores" in read.names:
+        parts["scores"] = read("scores")
+    for name in ("block_maps", "block_raw"):
+        if name in read.names:
+            parts[name], parts["blocks"] = read(name), tuple(int(one) for one in read("blocks"))
+    return parts
+
+
+def _note(kind: Any, text: Any, question: Any) -> Note:
+    return Note(_text(kind), _text(text), None if question is None else int(question))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is {type(value).__name__}")
+    return value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

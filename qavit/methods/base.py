@@ -1,0 +1,71 @@
+"""What a method is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Optional
+
+import numpy as np
+
+from .._base.types import FloatArray, Heads
+from ._look import Look, Readable
+
+
+class Method(ABC):
+    """One way of reading a map.
+
+    Attributes
+    ----------
+    name : str
+        What ``method=`` calls it.
+    takes_heads : bool
+        Whether ``heads=`` means something to it.
+    """
+
+    name: str
+    takes_heads: ClassVar[bool] = True
+
+    @abstractmethod
+    def suits(self, model: Readable) -> bool:
+        """Whether the model has what this method reads."""
+
+    @abstractmethod
+    def blocks(self, model: Readable) -> tuple[int, ...]:
+        """The blocks that have a map by this method that can know the question."""
+
+    @abstractmethod
+    def by_block(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
+        """The method's own numbers, one map a block: float32 [Q, len(blocks), P]; [Q, len(blocks), h, P] for heads=None."""
+
+    def default(self, model: Readable) -> int:
+        """The block that is read when none is named."""
+        usable = self.blocks(model)
+        if model.default_block in usable or not usable:
+            return model.default_block
+        return min(usable, key=lambda block: (abs(block - model.default_block), -block))
+
+    def check(self, model: Readable, blocks: Sequence[int]) -> None:
+        """Raise ValueError for a block that has no map by this method."""
+        del model, blocks  # any has one
+
+    def blind(self, model: Readable, block: int) -> bool:
+        """Whether the map of a block that can be read cannot know the question."""
+        return False
+
+    def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
+        """One map a question, float32 [Q, P]: of several blocks, their mean."""
+        values = self.by_block(look, blocks, heads)
+        return values[:, 0] if len(blocks) == 1 else np.asarray(values.mean(axis=1, dtype=np.float64), np.float32)
+
+
+def checked_numbers(values: Any, shape: tuple[int, ...], what: str) -> FloatArray:
+    """What foreign code gave for maps, as float32 of a shape; ValueError where it is no such thing."""
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.number) or np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"method: {what} returned {array.dtype}, expected real numbers")
+    with np.errstate(over="ignore"):
+        array = array.reshape(shape).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"method: {what} returned NaN or infinity, expected finite numbers")
+    return array

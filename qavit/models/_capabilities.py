@@ -1,0 +1,186 @@
+"""What not every kind of model has: each refuses here, and names the kinds that have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Optional, Union
+
+from .._base.arguments import PNP_VQA_BLOCK
+from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues
+from ..methods._registry import MethodLike
+
+if TYPE_CHECKING:
+    from ._outputs import EncodedQuestions, VisionOutput
+
+#: One question, several, or None for a model that takes none.
+Questions = Union[str, Sequence[str], None]
+
+
+class Capabilities:
+    """Calls that some kinds of model answer; the others raise TypeError."""
+
+    kind: Kind
+
+    #: For what not every kind has, by the method's name: the kinds that have it.
+    HAVE: ClassVar[dict[str, str]] = {
+        "forward_itm": "a QA-ViT and a BLIP-ITM have it",
+        "extract_attention": "a QA-ViT and plain CLIP have it",
+        "vision": "a QA-ViT and plain CLIP have it",
+        "encode_questions": "a QA-ViT has it",
+        "answer": "a QA-ViT with a list of answers has it, as the bundled model",
+        "itm": "a BLIP-ITM has it",
+        "itc": "a BLIP-ITM has it",
+        "gradcam_tokens": "a BLIP-ITM has it",
+    }
+
+    def _lacks(self, what: str) -> NoReturn:
+        raise TypeError(f"{what}: a model of kind {self.kind!r} has none; {self.HAVE[what]}")
+
+    def forward_itm(self, samples: Mapping[str, Any], block_num: int = PNP_VQA_BLOCK) -> FloatArray:
+        """The map of each picture and question of a batch, as PnP-VQA's image-question matching call gives it.
+
+        Parameters
+        ----------
+        samples : mapping
+            ``image``, float [B, 3, S, S] (NumPy or torch, normalised), and ``text_input``, B questions.
+        block_num : int
+            Whose attention; negative numbers count from the end.
+
+        Returns
+        -------
+        ndarray of float32, [B, P]
+            Of a QA-ViT, the class token's attention, mean over heads; each row sums to 1. Of a BLIP-ITM, PnP-VQA's GradCAM
+            with LAVIS's numbers, on a gradient's scale.
+
+        Raises
+        ------
+        ValueError
+            A shape does not fit, or the block has no map.
+        TypeError
+            The model takes no questions.
+        """
+        self._lacks("forward_itm")
+
+    def extract_attention(
+        self,
+        image: Union[ImageLike, PixelValues],
+        questions: Questions = None,
+        blocks: Optional[Iterable[int]] = None,
+        heads: Optional[Heads] = "mean",
+        method: Optional[MethodLike] = None,
+        fit: Optional[Fit] = None,
+    ) -> FloatArray:
+        """Maps of several blocks.
+
+        Parameters
+        ----------
+        image : picture, or array-like [B, 3, S, S]
+            One picture for all questions, or one a question.
+        questions : str or list of str, optional
+            None for plain CLIP only.
+        blocks : iterable of int, optional
+            Which blocks, in the order wanted. None: four, evenly spread over those that have a map that knows the question.
+        heads : {"mean", "max"}, int or None
+            None keeps the head axis.
+        method, fit
+            As in :meth:`heatmaps`.
+
+        Returns
+        -------
+        ndarray of float32, [B, len(blocks), P] or [B, len(blocks), h, P]
+            Each map sums to 1.
+        """
+        self._lacks("extract_attention")
+
+    def vision(
+        self,
+        pixel_values: PixelValues,
+        instruct_states: Any = None,
+        instruct_mask: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        blocks: Optional[Iterable[int]] = None,
+    ) -> VisionOutput:
+        """Run the vision model.
+
+        Parameters
+        ----------
+        pixel_values : array-like, [B, 3, S, S] or [3, S, S]
+            Normalised pictures, NumPy or torch.
+        instruct_states : EncodedQuestions or array-like, [B, M, Dt], optional
+            One question a picture, from :meth:`encode_questions`. Needed as soon as a block that attends to it is.
+        instruct_mask : array-like, [B, M], optional
+            1 for tokens that count; padding never does. EncodedQuestions brings its own.
+        output_attentions, output_hidden_states : bool
+            Whether to return them.
+        blocks : iterable of int, optional
+            Return the attention of these blocks only, and compute no further than the last of them needs.
+
+        Returns
+        -------
+        VisionOutput
+            With `blocks`, only attentions; else also last_hidden_state and pooler_output.
+        """
+        self._lacks("vision")
+
+    def encode_questions(self, questions: Union[str, Sequence[str]]) -> EncodedQuestions:
+        """Encode questions for the vision model; see :meth:`QAViT.encode_questions`."""
+        self._lacks("encode_questions")
+
+    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
+        """The answers the model knows, likeliest first, with their probabilities.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The model does not answer.
+        """
+        self._lacks("answer")
+
+    def itm(
+        self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Whether texts match a picture, by the matching head.
+
+        Parameters
+        ----------
+        image : picture, or float [B, 3, S, S] normalised
+            One picture for all texts, or one a text.
+        texts : str or list of str
+            Taken as they are.
+
+        Returns
+        -------
+        logits : ndarray of float32, [B, 2]
+            No match, match.
+        probabilities : ndarray of float32, [B]
+            Of a match.
+        """
+        self._lacks("itm")
+
+    def itc(self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]) -> FloatArray:
+        """How alike pictures and texts are, by the contrastive heads.
+
+        Parameters
+        ----------
+        image : picture, or float [I, 3, S, S] normalised
+        texts : str or list of str
+            Taken as they are.
+
+        Returns
+        -------
+        ndarray of float32, [I, number of texts]
+            Cosines.
+
+        Raises
+        ------
+        ValueError
+            The weights have no contrastive heads.
+        """
+        self._lacks("itc")
+
+    def gradcam_tokens(
+        self, pixel_values: PixelValues, texts: Union[str, Sequence[str]], block_num: int = 6
+    ) -> tuple[list[FloatArray], FloatArray]:
+        """The map of every token, as LAVIS's ``compute_gradcam`` lists them; see :meth:`BlipITM.gradcam_tokens`."""
+        self._lacks("gradcam_tokens")
