@@ -31,7 +31,7 @@ FORMAT, VERSION = "qavit-maps", 1
 MANIFEST = "_manifest.json"
 PART_NAME = re.compile(r"(\d{5,})-(\d{6,})\.parquet")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
-MODEL_ENDINGS = frozenset({".json", ".safetensors", ".bin", ".pt", ".pth", ".txt"})
+MODEL_ENDINGS = frozenset({".json", ".safetensors", ".bin", ".pt", ".pth", ".txt", ".model"})
 
 
 def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] = ()) -> Any:
