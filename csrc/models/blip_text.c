@@ -1,3 +1,11 @@
+/* The text half of BLIP image-text matching (Li et al., arXiv 2201.12086): BERT whose blocks also attend to the image.
+ *
+ * 1. h [R, D] = layer_norm(word[ids] + position), of all questions one after another without padding, so that a question's
+ *    numbers do not depend on its neighbours
+ * 2. L blocks (models/block.h), norms last; all queries of all questions attend to the image in one call, since they share
+ *    its keys; in the last block only token 0 of each question is a query
+ * 3. a head on token 0: itm_head, two logits; or text_proj, a unit vector, of a pass without the image that stops after
+ *    text_blocks blocks */
 #include "models/blip_text.h"
 
 #include "models/planned.h"

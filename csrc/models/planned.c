@@ -9,7 +9,7 @@ qv_status qv_run_planned(qv_call *call, qv_arena_cache *cache, const qv_planned 
     }
     planned->plan(state, call, &arena);
     qv_arena_check(&arena, &measured);
-    qv_status status = qv_call_begin(call, err);
+    qv_status status = arena.overflow ? qv_fail_memory(err, planned->what) : qv_call_begin(call, err);
     if (status == QV_OK) {
         status = qv_call_end(call, planned->run(state, call, err), err);
     }

@@ -7,7 +7,8 @@
 
 typedef struct {
     const char *what; /* whose memory it is, for an error */
-    /* Lay everything out, call->scratch too; the pointers are NULL while it is measured. */
+    /* Lay everything out, call->scratch too; the pointers are NULL while it is measured. What sizes depend on (call->lanes)
+     * is settled before. */
     void (*plan)(void *state, qv_call *call, qv_arena *arena);
     /* The ops, and what the caller gets; whether they were told to stop is asked once, behind it. */
     qv_status (*run)(void *state, qv_call *call, qv_error *err);

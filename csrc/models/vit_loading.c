@@ -1,3 +1,10 @@
+/* From named tensors to a vision tower: which steps of models/vit.c it has is told by which tensors there are.
+ *
+ * 1. class, distillation and register tokens, with their positions added, are rows in front of the patches
+ * 2. the table of positions is of them and the patches, or of the patches alone; angles of rotary positions are made here
+ * 3. blocks, each with its layer scales folded into its two output projections, and the second output projection of an
+ *    integrated block into the first
+ * 4. the norms before and behind them, and the attention head */
 #include "models/vit.h"
 
 #include <math.h>
