@@ -19,7 +19,7 @@ from .heatmaps._grid import MapStatistics, map_statistics
 from .images import load_image, preprocess
 from .lavis._pnpvqa import PNPVQAWithQAViT
 from .models._question_vit import QAViT
-from .plots._protocol import Kind
+from .plots._look import Kind
 
 _log = logging.getLogger(__name__)
 _FIGURES: tuple[Kind, ...] = ("original", "heatmap", "overlay", "patches")

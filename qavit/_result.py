@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
-import numpy as np
-
 from ._base.files import PathLike
-from .heatmaps._archive import archive_of, parts_of
-from .heatmaps._maps import Maps
+from .heatmaps._archive import parts_of
 from .plots._drawing import Drawing
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class HeatmapResult(Maps, Drawing):
+class HeatmapResult(Drawing):
     """Heatmaps of one picture: one for each question, on one scale.
 
     `result[0]`, `result[1:3]` and `result["where is the star?"]` are results of those questions alone; `result.at(7)` is the
@@ -72,11 +68,3 @@ class HeatmapResult(Maps, Drawing):
             It is no such file, or a broken one.
         """
         return cls(**parts_of(path))
-
-    def _as_bytes(self, ending: str) -> bytes:
-        """The result as a file: the maps as .npy, all of it as .npz."""
-        if ending == ".npz":
-            return archive_of(self)
-        buffer = io.BytesIO()
-        np.save(buffer, self.maps)
-        return buffer.getvalue()

@@ -10,7 +10,8 @@ folder=$root/build/asan
 
 mkdir -p "$folder"
 echo "building with sanitizers"
-QAVIT_SANITIZE=1 QAVIT_DEBUG=1 QAVIT_TESTING=1 "$python" setup.py -q build_ext --build-temp "$folder/temp" --build-lib "$folder/lib" \
+# Without warnings as errors: what the compiler knows of values is less where it checks them.
+QAVIT_WERROR=0 QAVIT_SANITIZE=1 QAVIT_DEBUG=1 QAVIT_TESTING=1 "$python" setup.py -q build_ext --build-temp "$folder/temp" --build-lib "$folder/lib" \
     >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
 # The package around the instrumented module, which pytest's pythonpath puts in front of the checkout's.
 find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp --parents {} "$folder/lib" \;

@@ -18,7 +18,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 echo "installing the old libraries"
 "$venv/bin/python" -m pip install -q --no-compile "numpy==1.23.5" "matplotlib==3.7.5" "tokenizers==0.13.3" "transformers==4.26.1" \
-    "torch==2.13.0" "pytest>=7" PyYAML
+    "torch==2.13.0" "pytest>=7" PyYAML safetensors
 echo "building the wheel"
 if [ -n "${BUILD_PYTHON:-}" ]; then
     "$BUILD_PYTHON" -m pip wheel -q --no-build-isolation --no-deps -w "$work" "$root"

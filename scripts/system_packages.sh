@@ -21,7 +21,7 @@ if [ "$wanted" = test ]; then
     need make command -v make
     need ccache command -v ccache
     need clang command -v clang
-    need libclang-rt-14-dev sh -c 'ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer*'
+    need libclang-rt-dev sh -c 'ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer*'
     need valgrind command -v valgrind
     need chromium sh -c 'command -v chromium || command -v google-chrome'
     need fonts-noto-cjk sh -c 'ls /usr/share/fonts/opentype/noto/*CJK*'

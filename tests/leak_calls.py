@@ -65,8 +65,8 @@ from qavit.methods import attention as methods
 from qavit.metrics import _pointing as metrics_pointing
 from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
+from qavit.plots import _look as plots_look
 from qavit.plots import _page as html
-from qavit.plots import _protocol as plots_protocol
 
 # ---- what the calls are made on ----
 
@@ -620,7 +620,7 @@ def drawing(kind: str) -> Callable[[], Any]:
     return lambda: one().figure(kind, top=1, colorbar=False)
 
 
-FIGURES = [kind for kind in plots_protocol.KINDS if kind not in ("panels", "blocks")]
+FIGURES = [kind for kind in plots_look.KINDS if kind not in ("panels", "blocks")]
 
 #: name -> (call, how many times fewer)
 FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {

@@ -261,6 +261,35 @@ def test_a_signal_handler_that_returns_lets_the_call_go_on() -> None:
     assert (states == expected).all()
 
 
+def many_layers(count: int) -> dict[str, Any]:
+    """A T5 whose layers share their weights, of which packing makes one each."""
+    weights = t5_weights(layers=1, D=256, d=64, F=1024)
+    first = {name: value for name, value in weights.items() if ".block.0." in name and "bias" not in name}
+    return weights | {name.replace(".0.", f".{n}.", 1): value for n in range(1, count) for name, value in first.items()}
+
+
+def test_signals_are_heard_while_a_model_is_loaded() -> None:
+    """A timer of processor time: between two bytecodes its handler runs once, however often the signal came."""
+    weights, heard = many_layers(64), []
+
+    def stop(*_: Any) -> None:
+        raise InterruptedError
+
+    def load_by(handler: Any) -> None:
+        before = signal.signal(signal.SIGPROF, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0.002, 0.002)
+        try:
+            _core.T5Encoder(CONFIG, weights)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
+
+    load_by(lambda *_: heard.append(1))
+    assert len(heard) >= 3
+    with pytest.raises(InterruptedError):
+        load_by(stop)
+
+
 def test_a_second_copy_of_the_module_has_its_own_types() -> None:
     spec = importlib.util.spec_from_file_location("qavit._core", _core.__file__)
     assert spec is not None and spec.loader is not None  # noqa: PT018

@@ -332,7 +332,7 @@ def test_an_actor_can_be_sent_to_another_process(actor: HeatmapActor, tmp_path: 
 def test_arguments_of_an_actor_are_checked(model_folder: Path) -> None:
     for options, message in (
         ({"dtype": "int8"}, "dtype"), ({"method": "magic"}, "method"), ({"block": 99}, "block 99"), ({"heads": 5}, "head"),
-        ({"method": "gradcam"}, "expected 'class' or 'question'"), ({"decoders": 0}, "decoders"),
+        ({"method": "gradcam"}, "this model has 'class', 'question'"), ({"decoders": 0}, "decoders"),
         ({"block": 0, "method": "question"}, "does not attend"),
     ):  # fmt: skip
         with pytest.raises((ValueError, IndexError), match=message):
@@ -471,5 +471,5 @@ def test_plain_clip_takes_pictures_alone(tmp_path: Path) -> None:
     assert np.array_equal(rows["map"][0], expected.reshape(-1))
     asked = actor({"image": [str(tmp_path / name)], "question": ["where?"]})
     assert "takes none" in asked["error"][0]
-    with pytest.raises(ValueError, match="got 'question', expected 'class'"):
+    with pytest.raises(ValueError, match="got 'question'; this model has 'class'"):
         HeatmapActor(vision=vision, method="question")

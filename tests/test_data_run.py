@@ -17,7 +17,9 @@ import dying
 import numpy as np
 import pytest
 from data_sets import make_rows, same_rows, write_lines, write_model, write_pictures
+from PIL import Image
 
+import qavit
 import qavit.data
 from qavit._base.files import _HERE
 from qavit.cli import _main as cli_main
@@ -175,6 +177,131 @@ def test_stored_maps_feed_pnp_vqa(data: DataSet, tmp_path: Path) -> None:
     numbered = write_lines(data.questions.parent / "numbered.jsonl", rows)
     qavit.data.run(numbered, tmp_path, model=data.model)
     assert gradcams_from(tmp_path).maps(torch.tensor([262148000])).shape == (1, 9)
+
+
+# ---- what rows say ----
+
+
+def test_rows_say_where_the_map_lies_and_what_there_is_to_know(tmp_path: Path) -> None:
+    Image.new("RGB", (90, 40), "white").save(tmp_path / "wide.png")
+    long = "what color is the star " + "that you can see in this picture " * 6 + "?"
+    rows = [{"id": "a", "image": "wide.png", "question": "where is the star?", "answers": ["red"], "n": 3},
+            {"id": "b", "image": "wide.png", "question": long},
+            {"id": "c", "image": "no.png", "question": "where?"}]  # fmt: skip
+    questions = write_lines(tmp_path / "q.jsonl", rows)
+    qavit.data.run(questions, tmp_path / "out", keep={"answers": "answers", "number": "n"})
+    first, second, failed = qavit.data.read_maps(tmp_path / "out")
+    model = qavit.load("demo")
+    with pytest.warns(qavit.QavitWarning):
+        result = model.heatmaps(tmp_path / "wide.png", ["where is the star?", long])
+    for row, number in ((first, 0), (second, 1)):
+        np.testing.assert_allclose(row.map, result.maps[number], atol=1e-6)
+        assert row.picture_size == result.picture_size == (40, 90)
+        assert row.region == (result.seen.left, result.seen.top, result.seen.right, result.seen.bottom)
+        assert (row.method, row.block) == (result.method, result.block)
+        assert row.notes == tuple(note.text for note in result.notes if note.question in (None, number))
+        assert (row.answer, row.answer_score) == pytest.approx(result.answers[number][0], abs=1e-6)
+    assert first.kept == {"answers": '["red"]', "number": "3"}
+    assert second.kept == {"answers": None, "number": None}
+    assert len(second.notes) > len(first.notes) > 0
+    assert (failed.map, failed.picture_size, failed.region, failed.notes, failed.answer) == (None, None, None, (), None)
+    qavit.data.run(questions, tmp_path / "stretched", fit="stretch")
+    assert next(iter(qavit.data.read_maps(tmp_path / "stretched"))).region == (0, 0, 90, 40)
+    with pytest.raises(ValueError, match="made with fit null, this run has"):
+        qavit.data.run(questions, tmp_path / "out", keep={"answers": "answers", "number": "n"}, fit="pad")
+    with pytest.raises(ValueError, match="'answer' is a column of the run's own"):
+        qavit.data.run(questions, tmp_path / "kept", keep=["answer"])
+
+
+def test_text_that_no_file_can_hold_is_written_as_escapes(data: DataSet, tmp_path: Path) -> None:
+    lines = ['{"image": "0.png", "question": "where?", "note": "\\ud83d"}', '{"image": "0.png", "question": "\\ud83d?"}']
+    questions = data.questions.parent / "surrogates.jsonl"
+    questions.write_text("\n".join(lines))
+    qavit.data.run(questions, tmp_path, model=data.model, keep=["note"])
+    first, second = qavit.data.read_maps(tmp_path)
+    assert first.kept == {"note": "\\ud83d"}
+    assert first.map is not None
+    assert second.question == "\\ud83d?"
+    assert "surrogates.jsonl, line 2: the question: a lone surrogate" in str(second.error)
+
+
+def test_rows_of_one_id_are_not_mistaken_for_each_other(data: DataSet, tmp_path: Path) -> None:
+    rows = [{"id": 7, "image": f"{number}.png", "question": "where?"} for number in range(2)]
+    rows.append({"id": 8, "image": "0.png", "question": "where?"})
+    questions = write_lines(data.questions.parent / "twins.jsonl", rows)
+    with pytest.warns(UserWarning, match=r"twins\.jsonl: 2 rows have the same id '7'"):
+        qavit.data.run(questions, tmp_path, model=data.model)
+    reader = qavit.data.read_maps(tmp_path)
+    assert sorted(row.id for row in reader) == ["7", "7", "8"]
+    with pytest.raises(KeyError, match="several rows have the id '7'"):
+        reader.gather([8, 7])
+    assert reader.gather([8]).shape == (1, 3, 3)
+
+
+def test_other_libraries_open_the_folder(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.dataset
+
+    monkeypatch.chdir(tmp_path)
+    go(data, tmp_path / "maps")
+    assert pyarrow.dataset.dataset("maps").count_rows() == 120
+    page = (ROOT / "docs" / "SCALE.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"```python\n(import (?:pandas|duckdb|datasets)\b.*?)```()", page, re.S))
+    assert len(blocks) == 3
+    for code in blocks:
+        pytest.importorskip(code.split()[1])
+        names: dict[str, Any] = {}
+        exec(code, names)
+        assert len(names["frame"]) == 120
+        assert set(names["frame"]["id"]) == {f"q{number}" for number in range(120)}
+        assert sum(error is None or error != error for error in names["frame"]["error"]) == 117
+
+
+# ---- going on, and stopping ----
+
+
+def test_parts_with_errors_are_done_again_when_asked(data: DataSet, tmp_path: Path) -> None:
+    go(data, tmp_path)
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    Image.new("RGB", (30, 30)).save(data.questions.parent / "missing.png")
+    try:
+        assert go(data, tmp_path).rows == 0
+        summary = go(data, tmp_path, retry_errors=True)
+    finally:
+        (data.questions.parent / "missing.png").unlink()
+    assert (summary.rows, summary.errors, summary.before) == (9, 2, 111)
+    changed = [path.name for path, time in parts.items() if path.stat().st_mtime_ns != time]
+    assert len(changed) == 3
+    reader = qavit.data.read_maps(tmp_path)
+    assert reader.complete
+    assert {identity for identity, _ in reader.errors()} == {"q20", "q30"}
+
+
+def test_again_begins_anew(data: DataSet, tmp_path: Path) -> None:
+    go(data, tmp_path)
+    with pytest.raises(ValueError, match=r"made with dtype .*again \(--again\)"):
+        go(data, tmp_path, dtype="float16")
+    assert go(data, tmp_path, dtype="float16", again=True).rows == 120
+    assert qavit.data.read_maps(tmp_path).manifest["dtype"] == "float16"
+    go(data, tmp_path / "shares", shard="0/2")
+    go(data, tmp_path / "shares", shard="1/2")
+    with pytest.raises(ValueError, match="made with dtype"):  # the other share is as it was
+        go(data, tmp_path / "shares", shard="0/2", dtype="float16", again=True)
+    assert len(qavit.data.read_maps(tmp_path / "shares")) == 120
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_whose_first_part_fails_whole_stops(data: DataSet, tmp_path: Path, workers: int) -> None:
+    rows = make_rows([f"{number}.png" for number in range(8)], 3)
+    questions = write_lines(tmp_path / "q.jsonl", rows)
+    wrong = data._replace(questions=questions)
+    with pytest.raises(ValueError, match=r"every row of the first part failed, the first by q\d+: .*\.png.*--keep-going"):
+        go(wrong, tmp_path / "out", workers=workers)
+    # What was wrong may have been an option: the run has not begun.
+    summary = go(wrong, tmp_path / "out", images=data.questions.parent, image_name="{image}", workers=workers)
+    assert (summary.rows, summary.errors, summary.before) == (24, 0, 0)
+    assert go(wrong, tmp_path / "all", keep_going=True, workers=workers).errors == 24
+    one = write_lines(tmp_path / "one.jsonl", rows[:2])
+    assert go(data._replace(questions=one), tmp_path / "one").errors == 2  # nothing is left to be spared
 
 
 # ---- taking up again ----

@@ -189,6 +189,17 @@ def test_in_a_browser_notes_and_units_are_said(browser: Browser, tmp_path: Path)
     assert ends == ["10%", "50%"]
 
 
+def test_in_a_browser_the_cursor_stays_on_a_padded_picture(browser: Browser, tmp_path: Path) -> None:
+    # 120 high and 240 wide, padded to a square: the first row of patches ends 20 pixels above the picture.
+    browser.open(result(seen=Region(0, -60, 240, 180)).to_html(tmp_path / "page.html"))
+    browser.run("document.querySelector('#view').focus()")
+    browser.press("ArrowDown")
+    place = "(s => [s.left, s.top, s.width, s.height].map(parseFloat))(document.querySelector('#cursor').style)"
+    assert browser.run(place) == pytest.approx([100 / 6, 20 / 1.2, 100 / 6, 40 / 1.2], abs=0.01)
+    browser.press("ArrowUp")
+    assert browser.run(place) == pytest.approx([100 / 6, 0, 100 / 6, 20 / 1.2], abs=0.01)
+
+
 def test_in_a_browser_a_flat_map_is_pale(browser: Browser, tmp_path: Path) -> None:
     maps = np.random.default_rng(0).uniform(0.99, 1.01, (1, 6, 6))
     one = HeatmapResult(maps / maps.sum(), ["q"], np.full((60, 60, 3), 128, np.uint8))

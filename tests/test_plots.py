@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,34 @@ from qavit.plots import _pixels as plots_pixels
 ROOT = Path(__file__).parent.parent
 
 
-def result(count: int = 2, size: tuple[int, int] = (60, 90), questions: list[str] | None = None) -> HeatmapResult:
+def result(
+    count: int = 2, size: tuple[int, int] = (60, 90), questions: list[str] | None = None, **changes: Any
+) -> HeatmapResult:
     """Maps with one hot patch each: patch 5 for question 0, patch 6 for question 1, ..."""
     maps = np.full((count, 3, 4), 0.01, np.float32)
     for index in range(count):
         maps[index, 1, 1 + index % 3] = 1.0
+    maps /= maps.sum(axis=(1, 2), keepdims=True)
     height, width = size
-    return HeatmapResult(
-        maps / maps.sum(axis=(1, 2), keepdims=True),
-        questions or [f"question {index}?" for index in range(count)],
-        np.full((height, width, 3), 128, np.uint8),
-        Region((width - height) / 2, 0, (width + height) / 2, height) if width > height else None,
-        block=2,
-        words=[["a", "b"]] * count,
-        word_maps=[np.ones((2, 3, 4), np.float32)] * count,
-        answers=[[("yes", 0.9), ("no", 0.1)]] * count,
-        block_maps=lambda: np.stack([maps / maps.sum(axis=(1, 2), keepdims=True)] * 3),
-    )
+    parts: dict[str, Any] = {
+        "maps": maps,
+        "questions": questions or [f"question {index}?" for index in range(count)],
+        "picture": np.full((height, width, 3), 128, np.uint8),
+        "seen": Region((width - height) / 2, 0, (width + height) / 2, height) if width > height else None,
+        "block": 2,
+        "words": [["a", "b"]] * count,
+        "word_maps": [np.ones((2, 3, 4), np.float32)] * count,
+        "answers": [[("yes", 0.9), ("no", 0.1)]] * count,
+        "block_maps": lambda: np.stack([maps] * 3),
+    }
+    return HeatmapResult(**{**parts, **changes})
+
+
+@pytest.fixture(autouse=True)
+def no_figures_are_left() -> Iterator[None]:
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def written(figure: Any) -> list[str]:
@@ -142,6 +153,7 @@ def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
 def test_show_is_pyplots(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
+    pyplot.close("all")  # of other tests
     shown = []
     monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.get_fignums()))
     with pytest.warns(UserWarning, match="no display.*result.save") as caught:
@@ -182,7 +194,7 @@ def test_notes_stand_under_the_map_that_they_concern() -> None:
         Note("question_cut", "The end of the question was left out.", 1),
         Note("picture_cropped", "Half of the picture was not seen.", None),
     )
-    one = replace(result(), notes=notes)
+    one = result(notes=notes)
     for kind, options in (("overlay", {}), ("questions", {"caption": ""}), ("panels", {}), ("blocks", {}), ("words", {})):
         figure = one.figure(kind, **options)  # type: ignore[arg-type]
         places = {text.get_text(): text.get_position() for text in figure.texts}
@@ -339,8 +351,7 @@ def test_the_blocks_of_a_figure() -> None:
 
 
 def test_an_answer_is_not_broken_in_two() -> None:
-    one = result(1)
-    one.answers = [[("middle left", 0.5), ("top center", 0.23), ("top left", 0.16)]]
+    one = result(1, answers=[[("middle left", 0.5), ("top center", 0.23), ("top left", 0.16)]])
     lines = [text.get_text().replace("\u00a0", " ") for text in one.figure("overlay").texts]
     assert "middle left 50%  ·  top center" not in " ".join(lines)
     assert any(line.startswith(("top left 16%", "top center 23%")) for line in lines)
@@ -348,8 +359,7 @@ def test_an_answer_is_not_broken_in_two() -> None:
 
 
 def test_the_bar_begins_with_a_number() -> None:
-    one = result(1)
-    one.maps = one.maps / one.maps.sum() * (1 - 12e-6) + 1e-6
+    one = result(1, maps=result(1).maps * (1 - 12e-6) + 1e-6)
     ticks = [tick.get_text() for tick in one.figure("overlay").axes[-1].get_yticklabels()]
     assert "0%" in ticks
 

@@ -6,10 +6,23 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 
 from .._base.about import build_info
 from .._base.progress import Progress
-from ._options import OK, UsageError, load_model, model_arguments
+from .._base.warnings import QavitWarning
+from ._options import FILE, OK, UsageError, add_model_options, add_out, add_questions, completed, load_model, model_arguments
+
+
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``qavit demo``."""
+    add_out(parser)
+    completed(
+        parser.add_argument("--image", metavar="IMAGE", help="your own picture (default: the model's own scene)"), FILE
+    )
+    add_questions(parser)
+    parser.add_argument("--block", type=int, metavar="N", help="whose attention (default: the one that points best)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run_demo_command(options: argparse.Namespace) -> int:
@@ -50,6 +63,20 @@ def questions_alone(path: str) -> list[str]:
     return list(dict.fromkeys(item.question for item in items))
 
 
+def add_convert_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``qavit convert``."""
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights (default: as they are)"
+    )
+    parser.add_argument(
+        "--panels", type=int, choices=(0, 16, 64), metavar="N",
+        help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_model_options(parser, precision=False, model="demo, a model's folder, or a hub name")
+
+
 def run_convert(options: argparse.Namespace) -> int:
     """One folder from files in other layouts."""
     from ..checkpoints._convert import convert
@@ -65,6 +92,13 @@ def run_convert(options: argparse.Namespace) -> int:
         print(description_text(described))
         print(f"wrote {folder}")
     return OK
+
+
+def add_info_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``qavit info``."""
+    parser.add_argument("folder", nargs="?", metavar="NAME", help="as --model; without either, this build")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_model_options(parser, precision=False, model="demo, a model's folder, or a hub name")
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -91,6 +125,15 @@ def run_info(options: argparse.Namespace) -> int:
     return OK
 
 
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``qavit bench``."""
+    parser.add_argument("--number", type=int, default=3, metavar="Q", help="questions on one picture (default: 3)")
+    parser.add_argument("--repeat", type=int, default=10, metavar="N", help="runs, whose median is told (default: 10)")
+    parser.add_argument("--block", type=int, metavar="N", help="whose attention; later ones take longer")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_model_options(parser)
+
+
 def run_bench(options: argparse.Namespace) -> int:
     """Median milliseconds of maps of one picture."""
     import numpy as np
@@ -107,7 +150,9 @@ def run_bench(options: argparse.Namespace) -> int:
     block = model.default_block if options.block is None else model.check_block(options.block, "--block")
     for _ in Progress(range(options.repeat + 1), "runs"):
         start = time.perf_counter()
-        model.heatmaps(picture, questions, block=block)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", QavitWarning)  # of a picture of noise
+            model.heatmaps(picture, questions, block=block)
         times.append(time.perf_counter() - start)
     about = {
         "model": model.name,

@@ -16,10 +16,24 @@ from .._base.arguments import one_line
 from .._base.files import make_folder, remove_leftovers, write_whole
 from .._base.progress import Progress
 from ..data._pictures import PICTURE_ENDINGS, ImageSource
-from ._options import OK, SOME_FAILED, UsageError, load_model, reading_arguments
+from ._options import (
+    FILE,
+    OK,
+    SOME_FAILED,
+    UsageError,
+    add_input_options,
+    add_map_options,
+    add_model_options,
+    add_out,
+    add_questions,
+    completed,
+    load_model,
+    reading_arguments,
+)
 
 if TYPE_CHECKING:
     from .._result import HeatmapResult
+    from ..models._model import Model
 
 
 class Job(NamedTuple):
@@ -29,6 +43,34 @@ class Job(NamedTuple):
     image: str
     questions: list[str]
     stem: str
+
+
+def add_heatmap_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``qavit heatmap``."""
+    from ..plots._look import KINDS
+
+    completed(
+        parser.add_argument("pictures", nargs="*", metavar="IMAGE", help="pictures, folders, or patterns: 'a/*.jpg'"),
+        FILE,
+    )
+    add_questions(parser)
+    add_out(parser)
+    add_map_options(parser)
+    parser.add_argument(
+        "--kind", choices=KINDS, metavar="KIND",
+        help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
+    )  # fmt: skip
+    parser.add_argument("--cmap", default="viridis", metavar="NAME", help="a matplotlib colormap (default: viridis)")
+    parser.add_argument(
+        "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
+    )
+    parser.add_argument("--maps", choices=("npz", "npy"), help="write the maps too")
+    parser.add_argument("--html", action="store_true", help="write a page that can be shared")
+    parser.add_argument("--no-figures", action="store_true", help="no PNG")
+    parser.add_argument("--json", action="store_true", help="one JSON object a picture on standard output")
+    parser.add_argument("--again", action="store_true", help="do pictures again whose files are there")
+    add_input_options(parser)
+    add_model_options(parser)
 
 
 def run_heatmap(options: argparse.Namespace) -> int:
@@ -86,21 +128,14 @@ def run_heatmap(options: argparse.Namespace) -> int:
     return SOME_FAILED if failed else OK
 
 
-def check_request(model: Any, jobs: Sequence[Job], options: argparse.Namespace) -> None:
+def check_request(model: Model, jobs: Sequence[Job], options: argparse.Namespace) -> None:
     """What is wrong for every picture is said once, before the first."""
     silent = [job.image for job in jobs if not job.questions]
     if model.takes_questions and silent:
         raise UsageError(f'{silent[0]}: no question; give some with -q "..." or --questions FILE')
     if not model.takes_questions and len(silent) < len(jobs):
         raise UsageError(f"{model.name} is plain CLIP, which takes no questions; leave -q and --questions out")
-    if options.block is not None:
-        model.check_block(options.block, "--block")
-    if isinstance(options.heads, int) and not -model.num_heads <= options.heads < model.num_heads:
-        raise ValueError(f"--heads: head {options.heads} does not exist; this model has heads 0 to {model.num_heads - 1}")
-    if options.method is not None and options.method not in model.methods:
-        raise UsageError(f"--method {options.method}: {model.name} has maps by {' and '.join(model.methods)}")
-    if model.kind == "blip_itm" and options.heads != "mean":
-        raise UsageError(f"{model.name} is a BLIP model, whose maps are GradCAM's: --heads is not for it")
+    model._request(options.method, options.block, options.heads)
     if not options.no_figures or options.html:
         from ..plots._pixels import check_weight, colormap
 
@@ -124,23 +159,19 @@ def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
         file = [state.st_size, state.st_mtime_ns]
     except OSError:
         file = []  # reading it will say what is wrong
-    look = [getattr(options, name) for name in ("block", "method", "heads", "kind", "cmap", "image_weight")]
+    look = [getattr(options, name) for name in ("block", "method", "heads", "fit", "kind", "cmap", "image_weight")]
     asked = [repr(model), place_of(job.source), *file, job.questions, look]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def ask(model: Any, job: Job, options: argparse.Namespace) -> HeatmapResult:
+def ask(model: Model, job: Job, options: argparse.Namespace) -> HeatmapResult:
     """The result of one picture."""
     from ..images import MAX_PIXELS, load_image
 
     picture = load_image(job.source.read(), max_pixels=MAX_PIXELS if options.max_pixels is None else options.max_pixels)
-    arguments: dict[str, Any] = {name: getattr(options, name) for name in ("block", "method") if getattr(options, name)}
-    if options.block is not None:
-        arguments["block"] = options.block
-    if options.heads != "mean":
-        arguments["heads"] = options.heads
-    result: HeatmapResult = model.heatmaps(picture, job.questions or None, **arguments)
-    return result
+    return model.heatmaps(
+        picture, job.questions or None, block=options.block, method=options.method, heads=options.heads, fit=options.fit
+    )
 
 
 def wanted_endings(options: argparse.Namespace) -> list[str]:

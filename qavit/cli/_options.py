@@ -9,8 +9,6 @@ from typing import Any, NoReturn
 
 from ..models._devices import PRECISIONS
 
-#: What --method takes; which of them a model has, it says itself.
-METHODS = ("class", "question", "gradcam")
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 logger = logging.getLogger("qavit")
 
@@ -64,6 +62,19 @@ def pairs(text: str) -> dict[str, str]:
     return found
 
 
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """-q and --questions, which mean the same in every command."""
+    parser.add_argument("-q", "--question", action="append", default=[], help="a question; may be given many times")
+    completed(
+        parser.add_argument("--questions", metavar="FILE", help="a file of questions, as qavit run reads it"), FILE
+    )
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """-o."""
+    completed(parser.add_argument("-o", "--out", default="out", metavar="DIR", help="where to write (default: out)"), FOLDER)
+
+
 def reading_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """What `qavit.data.open_questions` takes, the files apart."""
     return {
@@ -74,6 +85,26 @@ def reading_arguments(options: argparse.Namespace) -> dict[str, Any]:
 def precision_name(text: str) -> str:
     """A precision under the short name that others have for it too."""
     return {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}.get(text.lower(), text)
+
+
+def add_map_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which map is read, and of how much of the picture."""
+    parser.add_argument("--method", metavar="NAME", help="how a map is read, such as class (default: the model's)")
+    parser.add_argument("--block", type=blocks_of, metavar="N,...", help="whose attention (default: the method's)")
+    parser.add_argument("--heads", type=heads_of, default="mean", help="mean, max or a number (default: mean)")
+    parser.add_argument(
+        "--fit", choices=("crop", "stretch", "pad"),
+        help="what of the picture is seen: its middle, all of it out of shape, all of it within bars (default: the model's)",
+    )  # fmt: skip
+
+
+def blocks_of(text: str) -> Any:
+    """The number of a block, or several with commas between them."""
+    try:
+        numbers = [int(one) for one in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the number of a block, or several: 6,7,8") from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def heads_of(text: str) -> Any:

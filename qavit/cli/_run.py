@@ -9,13 +9,13 @@ from typing import Any
 from ._options import (
     FILE,
     FOLDER,
-    METHODS,
     OK,
     SOME_FAILED,
     UsageError,
     add_input_options,
+    add_map_options,
+    add_model_options,
     completed,
-    heads_of,
     model_arguments,
     pairs,
     reading_arguments,
@@ -25,8 +25,8 @@ EXAMPLE = "qavit run v2_OpenEnded_mscoco_val2014_questions.json --images val2014
 SUMMARY = "maps for every question of a data set, as Parquet files"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``qavit run`` but those that choose the model."""
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``qavit run``."""
     from ..data._plan import ENGINES, PART_ROWS, WINDOW
 
     completed(
@@ -39,9 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", type=pairs, default={}, metavar="A,B=C", help="columns that go along with their rows, C under the name B"
     )
-    parser.add_argument("--method", choices=METHODS, help="how a map is read (default: the model's)")
-    parser.add_argument("--block", type=int, metavar="N", help="whose attention (default: the model's)")
-    parser.add_argument("--heads", type=heads_of, default="mean", help="mean, max or a number (default: mean)")
+    add_map_options(parser)
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the maps (default: float32)")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster (default: local)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes or actors, a model each (default: 1)")
@@ -60,6 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-going", action="store_true", help="go on where every row of the first part failed")
     parser.add_argument("--json", action="store_true", help="events on standard output, one JSON object a line")
     add_input_options(parser)
+    add_model_options(parser)
 
 
 def _shard(text: str) -> Any:
@@ -91,6 +90,7 @@ def run_data_set(options: argparse.Namespace) -> int:
         method=options.method,
         block=options.block,
         heads=options.heads,
+        fit=options.fit,
         dtype=options.dtype,
         engine=options.engine,
         workers=options.workers,

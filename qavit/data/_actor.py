@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union, cast
 
 import numpy as np
 
 from .._base.arguments import is_pixel_values, one_line
 from .._base.files import PathLike
 from .._base.pictures import MAX_PIXELS, load_image
-from .._base.types import FloatArray, Heads
+from .._base.types import Fit, FloatArray, Heads
 from .._base.warnings import warn_of
 from ..images import Region
 from ..models._load import load
@@ -25,6 +25,7 @@ from ._rows import MapRow
 
 if TYPE_CHECKING:
     from .._result import HeatmapResult
+    from ..models._model import Shown
 
 DTYPES = ("float32", "float16")
 FAILURES = (OSError, ValueError, TypeError)  # of a picture or a question; anything else ends the run
@@ -54,8 +55,8 @@ class HeatmapActor:
     method : {"class", "question", "gradcam"}, optional
         How a map is read, one of the model's `methods`; None: its default. BLIP's "gradcam" is on its own scale, the others'
         maps sum to 1.
-    block : int, optional
-        Whose attention; None: the model's default.
+    block : int or sequence of int, optional
+        Whose attention; None: the method's default.
     heads : {"mean", "max"} or int
         How heads become one map; not for "gradcam".
     dtype : {"float32", "float16"}
@@ -68,6 +69,8 @@ class HeatmapActor:
         Threads that decode pictures while the model computes.
     max_pixels : int
         A larger picture is refused before it is decoded.
+    fit : {"crop", "stretch", "pad"}, optional
+        What of a picture is seen; None: as the model was trained.
     **parts
         `checkpoint`, `vision`, `text`, `tokenizer`, `config`, `precision`, `device`, `image_size`, as for `qavit.load`.
 
@@ -75,7 +78,7 @@ class HeatmapActor:
     ----------
     model : Model
     method : str
-    block : int
+    block : int or tuple of int
     grid : tuple of int
         (gh, gw).
 
@@ -97,18 +100,19 @@ class HeatmapActor:
         model: Optional[PathLike] = None,
         *,
         method: Optional[str] = None,
-        block: Optional[int] = None,
+        block: Union[int, Sequence[int], None] = None,
         heads: Heads = "mean",
         dtype: str = "float32",
         images: Optional[PathLike] = None,
         threads: Optional[int] = None,
         decoders: int = 2,
         max_pixels: int = MAX_PIXELS,
+        fit: Optional[Fit] = None,
         **parts: Any,
     ) -> None:
         self._arguments = {
             "model": model, "method": method, "block": block, "heads": heads, "dtype": dtype,
-            "images": images, "threads": threads, "decoders": decoders, "max_pixels": max_pixels, **parts,
+            "images": images, "threads": threads, "decoders": decoders, "max_pixels": max_pixels, "fit": fit, **parts,
         }  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float16'")
@@ -125,21 +129,22 @@ class HeatmapActor:
         self.dtype = np.dtype(dtype)
         self.grid: tuple[int, int] = self.model.grid
         self._images = images
-        self._decoders, self._max_pixels = decoders, max_pixels
+        self._decoders, self._max_pixels, self._fit = decoders, max_pixels, fit
         self._choose(method, block, heads)
 
-    def _choose(self, method: Optional[str], block: Optional[int], heads: Heads) -> None:
+    def _choose(self, method: Optional[str], block: Union[int, Sequence[int], None], heads: Heads) -> None:
         """What is asked of the model, checked."""
         model = self.model
         self._request = model._request(cast("Any", method), block, heads)
         self.takes_questions = model.takes_questions
         self.method = self._request.method.name
-        (self.block,) = self._request.blocks
+        blocks = tuple(self._request.blocks)
+        self.block: Union[int, tuple[int, ...]] = blocks if len(blocks) > 1 else blocks[0]
         self.at_once = model._questions_at_once(self._request)
         if self.takes_questions:
             # What is wrong with block, method or heads is wrong for every row: it shows here, once.
             side = model.image_size
-            look = model._result(model._see(np.zeros((side, side, 3), np.uint8)), "a", self._request)
+            look = model._result(model._see(np.zeros((side, side, 3), np.uint8), self._fit), "a", self._request)
             warn_of(note for note in look.notes if note.kind == "question_blind")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -172,33 +177,33 @@ class HeatmapActor:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, image: Any) -> Any:
-        """The picture of a row, uint8 [H, W, 3] or pixel values, or the text of why it cannot be seen."""
+    def _decode(self, image: Any) -> Union[Shown, str]:
+        """The picture of a row as the model sees it, or why it cannot."""
         if image is None:
             return "image: none is named"
         try:
-            if is_pixel_values(image):
-                return image
-            return load_image(image.read() if isinstance(image, ImageSource) else image, max_pixels=self._max_pixels)
+            if not is_pixel_values(image):
+                image = load_image(image.read() if isinstance(image, ImageSource) else image, max_pixels=self._max_pixels)
+            return self.model._see(image, self._fit)
         except FAILURES as error:
             return one_line(error)
 
     def _finish(self, group: Group, decoded: Future[Any]) -> list[MapRow]:
-        picture = decoded.result()
+        shown = decoded.result()
         name = group.image.name if isinstance(group.image, ImageSource) else ""
         start = time.perf_counter()
         problems = [row.problem or self._problem(row.question) for row in group.rows]
         size = None
-        if isinstance(picture, str):
-            problems = [problem or picture for problem in problems]
-        elif not is_pixel_values(picture):
-            size = int(picture.shape[0]), int(picture.shape[1])
+        if isinstance(shown, str):
+            problems = [problem or shown for problem in problems]
+        else:
+            size = int(shown.picture.shape[0]), int(shown.picture.shape[1])
         asked = list(dict.fromkeys(row.question for row, problem in zip(group.rows, problems) if problem is None))
         found: dict[str, Found] = {}
         failure: Optional[str] = None
         if asked:
             try:
-                found = dict(zip(asked, self._ask(picture, asked)))
+                found = dict(zip(asked, self._ask(shown, asked)))
             except FAILURES as error:
                 failure = one_line(error)
         seconds = (time.perf_counter() - start) / max(1, len(found))
@@ -222,9 +227,8 @@ class HeatmapActor:
             return one_line(error)
         return None
 
-    def _ask(self, picture: Any, questions: list[str]) -> list[Found]:
+    def _ask(self, shown: Shown, questions: list[str]) -> list[Found]:
         """What the model says of different questions about one picture."""
-        shown = self.model._see(picture)
         if not self.takes_questions:
             return self._found(self.model._result(shown, None, self._request))
         step = self.at_once or len(questions)
@@ -295,7 +299,7 @@ class HeatmapActor:
         errors[:] = [row.error or "" for row in rows]
         return {
             **batch,
-            "block": np.full(len(rows), self.block, np.int32),
+            "block": np.tile(np.array(self.block, np.int32), (len(rows),) + (1,) * isinstance(self.block, tuple)),
             "grid": np.tile(np.array(self.grid, np.int32), (len(rows), 1)),
             "map": maps,
             "scale": scale,

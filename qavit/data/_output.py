@@ -38,9 +38,10 @@ def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] =
     pa = require("pyarrow", "data")
     value = pa.from_numpy_dtype(np.dtype(dtype))
     needed = [("id", pa.string()), ("image", pa.string()), ("question", pa.string()), ("method", pa.string()),
-              ("block", pa.int16()), ("grid", pa.list_(pa.int32(), 2))]  # fmt: skip
+              ("grid", pa.list_(pa.int32(), 2))]  # fmt: skip
     fields = [pa.field(name, kind, nullable=False) for name, kind in needed]
     fields += [
+        pa.field("block", pa.int16()),
         pa.field("map", pa.list_(value, grid[0] * grid[1])),
         pa.field("scale", pa.float32(), nullable=False),
         pa.field("score", pa.float32()),
@@ -77,6 +78,8 @@ def table_of(rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike
         "grid": pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array(grid, np.int32), len(rows))), 2),
         "map": pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), patches, mask=missing),
         "scale": pa.array(scale),
+        # Several blocks stand in the manifest.
+        "block": pa.array([row.block if isinstance(row.block, int) else None for row in rows], pa.int16()),
     }
 
     def column(name: str) -> Any:
@@ -266,6 +269,11 @@ class OutputFolder(PartFolder):
         """Take parts away again."""
         for name in names:
             self.part_path(name).unlink(missing_ok=True)
+
+    def remove_new(self) -> None:
+        """Take away what this share has written since it began."""
+        names = (name[: -len(".parquet")] for name in os.listdir(self.parts) if PART_NAME.fullmatch(name))
+        self.remove(name for name in names if name not in self.done and self._is_mine(name))
 
     def _failed(self, name: str) -> tuple[int, int]:
         """How many rows a part has, and how many of them failed."""

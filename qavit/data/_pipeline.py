@@ -10,7 +10,7 @@ from .._base.arguments import whole_number
 from .._base.extras import require
 from .._base.files import PathLike, absolute_paths, remove_leftovers
 from .._base.progress import RunProgress
-from .._base.types import Heads
+from .._base.types import Fit, Heads
 from ._actor import HeatmapActor
 from ._local import run_here, run_processes, usable_cpus
 from ._output import OutputFolder, PartFolder, check_keep, file_identity, model_identity
@@ -86,8 +86,9 @@ def run(
     encoding: Optional[str] = None,
     model: Optional[PathLike] = None,
     method: Optional[str] = None,
-    block: Optional[int] = None,
+    block: Union[int, Sequence[int], None] = None,
     heads: Heads = "mean",
+    fit: Optional[Fit] = None,
     dtype: str = "float32",
     engine: str = "local",
     workers: int = 1,
@@ -110,7 +111,7 @@ def run(
         As for `open_questions`.
     out : path
         The folder to write. A run that is there already, whole or not, is gone on with: its parts are not done again.
-    model, method, block, heads, dtype
+    model, method, block, heads, fit, dtype
         As for `HeatmapActor`.
     engine : {"local", "ray"}
         Worker processes of this machine, or actors of a Ray cluster, whose machines all see `out` and the input.
@@ -166,13 +167,14 @@ def run(
         threads = max(1, usable_cpus() // workers)
     if model is None and not (parts.get("checkpoint") or parts.get("vision")):
         model = "demo"
-    asked = {"model": model, "method": method, "block": block, "heads": heads, "dtype": dtype, **parts}
+    asked = {"model": model, "method": method, "block": block, "heads": heads, "fit": fit, "dtype": dtype, **parts}
     actor = HeatmapActor(**asked, threads=threads if engine == "local" else None)
     manifest = {
         "model": model_identity({"model": model, **parts}),
         "method": actor.method,
         "block": actor.block,
         "heads": heads,
+        "fit": fit,
         "dtype": dtype,
         "grid": list(actor.grid),
         "questions": [[os.path.basename(source.path), file_identity(source.path)] for source in sources],
@@ -232,7 +234,8 @@ def _follow(
             progress.part(result.file, result.position, result.rows, result.errors, result.problem, **told)
             first = rows == 0 and not folder.done and result.position < 1.0
             if first and result.errors == result.rows and not keep_going:
-                folder.remove([result.name])
+                results.close()
+                folder.remove_new()
                 raise ValueError(
                     f"every row of the first part failed, the first by {result.problem}; when that is mended, the same call "
                     "begins anew; keep_going (--keep-going) goes on all the same"

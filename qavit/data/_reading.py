@@ -7,7 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class MapReader:
         What the run is.
     grid : tuple of int
         (gh, gw).
-    block : int
+    block : int or tuple of int
     method : str
     """
 
@@ -61,7 +61,8 @@ class MapReader:
         self.path = Path(out)
         self.manifest = read_manifest(out)
         self.grid: tuple[int, int] = (int(self.manifest["grid"][0]), int(self.manifest["grid"][1]))
-        self.block = int(self.manifest["block"])
+        block = self.manifest["block"]
+        self.block: Union[int, tuple[int, ...]] = tuple(block) if isinstance(block, list) else int(block)
         self.method = str(self.manifest["method"])
         self._parquet = require("pyarrow.parquet", "data")
         names = sorted(name for name in os.listdir(self.path / "parts") if PART_NAME.fullmatch(name))
@@ -89,13 +90,13 @@ class MapReader:
         for table in self.tables():
             maps, there = self._maps(table)
             kept = [name for name in table.column_names if name not in MapRow._fields and name != "scale"]
-            plain = table.drop_columns(["map", "scale", "grid"])
+            plain = table.drop_columns(["map", "scale", "grid", "block"])
             for place, row in enumerate(plain.to_pylist()):
                 values = maps[place].copy() if there[place] else None
                 own = {name: row[name] for name in plain.column_names if name not in kept}
                 for name in ("picture_size", "region", "notes"):
                     own[name] = None if own[name] is None else tuple(own[name])
-                yield MapRow(**own, grid=self.grid, map=values, kept={name: row[name] for name in kept})
+                yield MapRow(**own, grid=self.grid, block=self.block, map=values, kept={name: row[name] for name in kept})
 
     def tables(self, columns: Optional[Sequence[str]] = None) -> Iterator[Any]:
         """The parts one after another, as pyarrow tables; only `columns` of them, where given."""

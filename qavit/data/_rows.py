@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,8 @@ class MapRow(NamedTuple):
     image : str
         The picture, as the input names it.
     question : str
-    block : int
-        The block that was read.
+    block : int or tuple of int
+        The block that was read, or several.
     grid : tuple of int
         Rows and columns of patches, (gh, gw).
     map : ndarray of float32, [gh, gw], or None
@@ -50,7 +50,7 @@ class MapRow(NamedTuple):
     id: str
     image: str
     question: str
-    block: int
+    block: Union[int, tuple[int, ...]]
     grid: tuple[int, int]
     map: Optional[FloatArray]
     score: Optional[float]

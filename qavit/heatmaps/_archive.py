@@ -23,6 +23,13 @@ MAX_BYTES = 1 << 30
 """Of all arrays of a file that is read."""
 
 
+def array_of(result: Maps) -> bytes:
+    """The .npy file of a result's maps."""
+    buffer = io.BytesIO()
+    np.save(buffer, result.maps)
+    return buffer.getvalue()
+
+
 def archive_of(result: Maps) -> bytes:
     """The .npz file of a result: maps of blocks are in it where they were computed before."""
     from PIL import Image

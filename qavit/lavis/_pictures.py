@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import finite_numbers
+from .._base.pictures import Picture
 from .._base.resampling import grid_weights
 from .._base.tensors import detached
 from .._base.types import FloatArray
+from ..plots._look import Cmap
 from ..plots._pixels import check_weight, colorize, colormap
-from ..plots._protocol import Cmap, Picture
 
 
 def show_cam_on_image(

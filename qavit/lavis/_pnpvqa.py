@@ -22,7 +22,7 @@ from ..models._model import Model
 from ..models._outputs import EncodedQuestions
 from ..models._question_vit import QAViT
 from ._config import Config, to_mapping
-from ._lazy_outputs import VisionOutputs
+from ._lazy_outputs import LazyVisionOutput
 
 _log = logging.getLogger(__name__)
 _SOURCES = ("checkpoint", "vision", "text", "tokenizer", "config", "precision")
@@ -216,7 +216,7 @@ class PNPVQAWithQAViT:
         instruct_mask: Any = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-    ) -> VisionOutputs:
+    ) -> LazyVisionOutput:
         """Run the vision tower on images and encoded questions.
 
         Nothing is computed that is not looked at: each part of the outputs is worked out when it is first read.
@@ -234,7 +234,7 @@ class PNPVQAWithQAViT:
 
         Returns
         -------
-        VisionOutputs
+        LazyVisionOutput
         """
         pair = instruct_states if isinstance(instruct_states, tuple) else (instruct_states,)
         torch = torch_of(pixel_values, *pair)
@@ -243,7 +243,7 @@ class PNPVQAWithQAViT:
         # The parts are computed later: what the caller does to the arrays until then must not show.
         states = None if states is None else states.copy()
         mask = None if mask is None else mask.copy()
-        return VisionOutputs(self.qavit, images.copy(), states, mask, output_attentions, output_hidden_states, torch)
+        return LazyVisionOutput(self.qavit, images.copy(), states, mask, output_attentions, output_hidden_states, torch)
 
     def extract_qavit_attention(self, vision_outputs: Any, block_num: int | None = None) -> Any:
         """Where the class token looks at a block: its attention to the patches, averaged over heads.
@@ -253,7 +253,7 @@ class PNPVQAWithQAViT:
 
         Parameters
         ----------
-        vision_outputs : VisionOutputs, or any object with ``attentions[block_num]`` [B, h, T, M + T]
+        vision_outputs : LazyVisionOutput, or any object with ``attentions[block_num]`` [B, h, T, M + T]
         block_num : int, optional
             None: the model's `block_num`, which is 7 unless set.
 
@@ -269,7 +269,7 @@ class PNPVQAWithQAViT:
         """
         block = self._block(block_num)
         warn_of(self.qavit._blind_notes([block], CLASS_TOKEN))
-        if isinstance(vision_outputs, VisionOutputs):
+        if isinstance(vision_outputs, LazyVisionOutput):
             return as_kind(vision_outputs.class_maps([block])[:, 0], vision_outputs.torch)
         attention = vision_outputs.attentions[block]
         return as_kind(read_class(to_numpy(attention, "attentions")), torch_of(attention))
@@ -288,7 +288,7 @@ class PNPVQAWithQAViT:
         float32 [len(blocks), B, num_patches]
         """
         numbers = self.qavit.check_blocks(blocks)
-        if isinstance(vision_outputs, VisionOutputs):
+        if isinstance(vision_outputs, LazyVisionOutput):
             vision_outputs.class_maps(numbers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", QuestionBlindWarning)

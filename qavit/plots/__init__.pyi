@@ -1,5 +1,5 @@
+from ._look import KINDS as KINDS
 from ._pixels import colorize as colorize
-from ._protocol import KINDS as KINDS
 
 __all__ = [
     "KINDS",

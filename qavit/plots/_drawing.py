@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy.typing as npt
 
 from .._base.files import PathLike, write_whole
+from .._base.pictures import Picture
 from .._base.types import Resampling
-from ._protocol import CMAP, Cmap, Heatmaps, Kind, Look, PanelKind, Picture
+from ..heatmaps._archive import archive_of, array_of
+from ..heatmaps._maps import Maps
+from ._look import CMAP, Cmap, Kind, Look, PanelKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-class Drawing:
+class Drawing(Maps):
     """The drawing half of `qavit.HeatmapResult`."""
 
     def overlay(
-        self: Heatmaps,
+        self,
         question: Union[int, str] = 0,
         *,
         cmap: Cmap = CMAP,
@@ -60,7 +63,7 @@ class Drawing:
         return overlay(self, values, scale_of(self.maps, vmin, vmax), cmap, image_weight, size, resampling)
 
     def plot(
-        self: Heatmaps,
+        self,
         ax: Union[Axes, Sequence[Axes], npt.NDArray[Any], None] = None,
         *,
         question: Union[int, str, None] = None,
@@ -101,7 +104,7 @@ class Drawing:
         return plot(self, ax, question, kind, Look(cmap, image_weight, vmin, vmax, boxes=boxes, colorbar=colorbar), title)
 
     def figure(
-        self: Heatmaps,
+        self,
         kind: Optional[Kind] = None,
         *,
         cmap: Cmap = CMAP,
@@ -150,7 +153,7 @@ class Drawing:
         return make_figure(self, kind, look)
 
     def save(
-        self: Heatmaps,
+        self,
         path: PathLike,
         kind: Optional[Kind] = None,
         *,
@@ -195,16 +198,16 @@ class Drawing:
         given = look.changed() | ({"kind"} if kind is not None else set()) | ({"dpi"} if dpi is not None else set())
         if ending in {".npy", ".npz"}:
             _refuse(given, target)
-            return write_whole(target, self._as_bytes(ending))
+            return write_whole(target, archive_of(self) if ending == ".npz" else array_of(self))
         if ending in {".html", ".htm"}:
             _refuse(given - {"cmap", "vmin", "vmax", "shared"}, target)
-            return Drawing.to_html(self, target, cmap=cmap, vmin=vmin, vmax=vmax, shared=shared)
+            return self.to_html(target, cmap=cmap, vmin=vmin, vmax=vmax, shared=shared)
         from ._figures import make_figure, save_figure
 
         return save_figure(make_figure(self, kind, look), target, 150 if dpi is None else dpi)
 
     def to_html(
-        self: Heatmaps,
+        self,
         path: PathLike,
         *,
         title: Optional[str] = None,
@@ -237,7 +240,7 @@ class Drawing:
         return write_whole(path, page.encode("utf-8"))
 
     def show(
-        self: Heatmaps,
+        self,
         kind: Optional[Kind] = None,
         *,
         cmap: Cmap = CMAP,
@@ -257,7 +260,7 @@ class Drawing:
 
         show(self, kind, Look(cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption))
 
-    def _repr_png_(self: Heatmaps) -> bytes:
+    def _repr_png_(self) -> bytes:
         from ._figures import make_figure, render
 
         return render(make_figure(self, None, Look()), "png", dpi=100)

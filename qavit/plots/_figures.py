@@ -23,22 +23,11 @@ from .._base.arguments import real_number, whole_number
 from .._base.files import PathLike, write_whole
 from .._base.types import FloatArray
 from .._base.warnings import QavitWarning, warn
+from ..heatmaps._maps import Maps
 from . import _labels as labels
+from ._look import KINDS, Cmap, Kind, Look, PanelKind, are_distributions, how_read, is_cropped, notes_of, peaks_in_words
 from ._panels import DRAWS, FAINT, INK, Cell, Panels, answers_in_words, heading, panels_of
 from ._pixels import check_weight, colormap, scale_of
-from ._protocol import (
-    KINDS,
-    Cmap,
-    Heatmaps,
-    Kind,
-    Look,
-    PanelKind,
-    are_distributions,
-    how_read,
-    is_cropped,
-    notes_of,
-    peaks_in_words,
-)
 
 TITLE_SIZE, NOTE_SIZE, SMALL_SIZE = 10.0, 9.0, 8.0
 TITLE_LINE, NOTE_LINE, SMALL_LINE = 0.185, 0.165, 0.145  # their pitches in inches
@@ -55,7 +44,7 @@ class HeatmapFigure(Figure):
         return render(self, "png", dpi=100)
 
 
-def make_figure(result: Heatmaps, kind: Optional[Kind], look: Look, figure: Optional[Figure] = None) -> Figure:
+def make_figure(result: Maps, kind: Optional[Kind], look: Look, figure: Optional[Figure] = None) -> Figure:
     """Draw a result, on an empty figure, which is resized, or on a new one; see `HeatmapResult.figure`."""
     kind = kind or ("panels" if len(result) == 1 else "questions")
     if kind not in KINDS:
@@ -74,7 +63,7 @@ def make_figure(result: Heatmaps, kind: Optional[Kind], look: Look, figure: Opti
 
 
 def plot(
-    result: Heatmaps,
+    result: Maps,
     ax: Union[Axes, Sequence[Axes], npt.NDArray[Any], None],
     question: Union[int, str, None],
     kind: PanelKind,
@@ -147,7 +136,7 @@ def save_figure(figure: Figure, path: PathLike, dpi: float = 150) -> Path:
     return write_whole(target, render(figure, ending, dpi))
 
 
-def show(result: Heatmaps, kind: Optional[Kind], look: Look) -> None:
+def show(result: Maps, kind: Optional[Kind], look: Look) -> None:
     """Show a figure in a notebook, or in a window of pyplot."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and hasattr(shell, "kernel"):
@@ -201,7 +190,7 @@ def _small_print(texts: list[str], width: float) -> str:
 
 
 def _lay_out(
-    result: Heatmaps,
+    result: Maps,
     panels: Panels,
     look: Look,
     bar: Optional[tuple[float, float]],
@@ -312,7 +301,7 @@ def _mappable(cmap: Cmap, scale: tuple[float, float]) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high if high > low else low + max(abs(low) * 1e-3, 1e-6)), colormap(cmap))
 
 
-def _caption(result: Heatmaps, kind: Kind, panels: Panels, shared: bool) -> str:
+def _caption(result: Maps, kind: Kind, panels: Panels, shared: bool) -> str:
     """How the maps of a figure were read, how far they stand out, and what its panels share."""
     parts = []
     if kind != "original":

@@ -17,21 +17,12 @@ from typing import Any, Optional
 
 import numpy as np
 
+from .._base.pictures import Picture
 from .._base.types import FloatArray
 from ..heatmaps._grid import output_size
+from ..heatmaps._maps import Maps
+from ._look import CMAP, Cmap, are_distributions, how_read, is_cropped, likely_answers, notes_of, spread_blocks
 from ._pixels import REACH, colorize, colormap, scale_of
-from ._protocol import (
-    CMAP,
-    Cmap,
-    Heatmaps,
-    Picture,
-    are_distributions,
-    how_read,
-    is_cropped,
-    likely_answers,
-    notes_of,
-    spread_blocks,
-)
 
 COLORMAPS = ("viridis", "turbo", "jet", "inferno", "magma", "gray")
 PICTURE_SIDE = 1100  # the longer side of the picture in the page, in pixels
@@ -39,7 +30,7 @@ FINE, COARSE = 120_000, 150_000  # the most bytes of maps stored with 16 bits a 
 
 
 def render(
-    result: Heatmaps,
+    result: Maps,
     *,
     title: Optional[str] = None,
     cmap: Cmap = CMAP,
@@ -75,7 +66,7 @@ def render(
     return re.sub("@[A-Z_]+@", lambda mark: parts[mark.group()], page)
 
 
-def _content(result: Heatmaps, cmap: Cmap, blocks: bool) -> dict[str, Any]:
+def _content(result: Maps, cmap: Cmap, blocks: bool) -> dict[str, Any]:
     """What the page's script reads."""
     own = result.block_numbers[-1]
     if blocks and result.block_maps is not None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._base.arguments import whole_numbers
+from .._base.pictures import Picture
 from .._base.types import FloatArray
 from ..heatmaps._grid import boxes_of, largest_patches
+from ..heatmaps._maps import Maps
 from . import _labels as labels
+from ._look import CMAP, Kind, Look, is_cropped, likely_answers, notes_of, spread_blocks
 from ._pixels import Scale, colorize, overlay, scale_of, to_unit
-from ._protocol import CMAP, Heatmaps, Kind, Look, Picture, is_cropped, likely_answers, notes_of, spread_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +47,7 @@ class Panels:
     which: str = ""
 
 
-def panels_of(result: Heatmaps, kind: Kind, look: Look) -> Panels:
+def panels_of(result: Maps, kind: Kind, look: Look) -> Panels:
     """What a kind of figure shows."""
     if kind == "blocks":
         return _block_panels(result, look)
@@ -79,7 +81,7 @@ def panels_of(result: Heatmaps, kind: Kind, look: Look) -> Panels:
     return Panels(cells, min(len(cells), 4 if len(cells) != 5 else 3), maps)
 
 
-def _block_panels(result: Heatmaps, look: Look) -> Panels:
+def _block_panels(result: Maps, look: Look) -> Panels:
     """A row of blocks for each question."""
     every = result.block_maps
     if every is None:
@@ -107,7 +109,7 @@ def _block_panels(result: Heatmaps, look: Look) -> Panels:
     return Panels(cells, per_row, shown, f"{len(chosen)} of {count} blocks" if len(chosen) < count else "Each block")
 
 
-def _word_panels(result: Heatmaps, look: Look) -> Panels:
+def _word_panels(result: Maps, look: Look) -> Panels:
     """The picture under its question, then a map for each of its words."""
     maps_of_words = result.word_maps
     if result.words is None or maps_of_words is None:
@@ -125,18 +127,18 @@ def _word_panels(result: Heatmaps, look: Look) -> Panels:
     return Panels(cells, min(len(cells), 5), every)
 
 
-def _draws(kind: str, result: Heatmaps, values: FloatArray, every: FloatArray, look: Look) -> Callable[[Axes], None]:
+def _draws(kind: str, result: Maps, values: FloatArray, every: FloatArray, look: Look) -> Callable[[Axes], None]:
     """What draws a panel of one map among others."""
     draw = DRAWS.get(kind, _draw_overlay)
     return lambda axes: draw(axes, result, values, scale_of(every if look.shared else values, look.vmin, look.vmax), look)
 
 
-def _draw_original(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale, look: Look) -> None:
+def _draw_original(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
     """The picture alone, the part that the model did not see faded."""
     _draw_pixels(axes, result, _faded(result))
 
 
-def _draw_heatmap(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale, look: Look) -> None:
+def _draw_heatmap(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
     """The map's own patches, over the part that the model saw."""
     axes.set_facecolor("#f2f2f4")
     seen = result.seen
@@ -146,13 +148,13 @@ def _draw_heatmap(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale
     _frame(axes, result)
 
 
-def _draw_overlay(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale, look: Look) -> None:
+def _draw_overlay(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
     """The map, smooth, over the picture."""
     _draw_pixels(axes, result, overlay(result, values, scale, look.cmap, look.image_weight, DRAWN_SIDE))
     _draw_boxes(axes, result, values, look)
 
 
-def _draw_patches(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale, look: Look) -> None:
+def _draw_patches(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
     """The borders of the patches, and those with the most numbered."""
     from matplotlib.collections import LineCollection
     from matplotlib.patheffects import withStroke
@@ -170,7 +172,7 @@ def _draw_patches(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale
         axes.text(
             (patch.left + patch.right) / 2, (patch.top + patch.bottom) / 2, str(rank), color="white",
             fontsize=8, fontweight="bold", ha="center", va="center_baseline", fontfamily=[labels.BASE],
-            path_effects=[withStroke(linewidth=2, foreground="black")],
+            path_effects=[withStroke(linewidth=2, foreground="black")], clip_on=True,
         )  # fmt: skip
     _draw_boxes(axes, result, values, look)
     _frame(axes, result)
@@ -179,7 +181,7 @@ def _draw_patches(axes: Axes, result: Heatmaps, values: FloatArray, scale: Scale
 DRAWS = {"original": _draw_original, "heatmap": _draw_heatmap, "overlay": _draw_overlay, "patches": _draw_patches}
 
 
-def _draw_boxes(axes: Axes, result: Heatmaps, values: FloatArray, look: Look) -> None:
+def _draw_boxes(axes: Axes, result: Maps, values: FloatArray, look: Look) -> None:
     """What stands out in the map, framed."""
     for box in [] if look.boxes is None else boxes_of(values, result.seen, look.boxes):
         _outline(axes, box.left, box.top, box.right, box.bottom, "none")
@@ -195,7 +197,7 @@ def _outline(axes: Axes, left: float, top: float, right: float, bottom: float, c
         )
 
 
-def _draw_pixels(axes: Axes, result: Heatmaps, pixels: Picture) -> None:
+def _draw_pixels(axes: Axes, result: Maps, pixels: Picture) -> None:
     """Pixels over the whole picture's extent."""
     height, width = result.picture_size
     smooth = max(pixels.shape[:2]) >= 300
@@ -203,7 +205,7 @@ def _draw_pixels(axes: Axes, result: Heatmaps, pixels: Picture) -> None:
     _frame(axes, result)
 
 
-def _frame(axes: Axes, result: Heatmaps) -> None:
+def _frame(axes: Axes, result: Maps) -> None:
     """No ticks, the whole picture in view, a thin line round what the model saw where that is not all."""
     from matplotlib.patches import Rectangle
 
@@ -217,17 +219,17 @@ def _frame(axes: Axes, result: Heatmaps) -> None:
         axes.add_patch(Rectangle(*box, facecolor="none", edgecolor=INK, linewidth=0.8, linestyle=(0, (4, 3))))
 
 
-def _faded(result: Heatmaps) -> Picture:
+def _faded(result: Maps) -> Picture:
     """The picture at drawing size, faded where the model did not look."""
     return overlay(result, result.maps[0], (0.0, 1.0), CMAP, 1.0, DRAWN_SIDE)
 
 
-def heading(result: Heatmaps, index: int) -> str:
+def heading(result: Maps, index: int) -> str:
     """What stands over a map."""
     return result.questions[index] or f"No question (block {result.block})"
 
 
-def answers_in_words(result: Heatmaps, index: int) -> str:
+def answers_in_words(result: Maps, index: int) -> str:
     """The model's answers in one line."""
     pairs = likely_answers(result, index, 3)
     listed = "  ·  ".join(f"{answer} {chance:.0%}".replace(" ", NO_BREAK) for answer, chance in pairs)

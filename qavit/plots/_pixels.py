@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import real_number
+from .._base.pictures import Picture
 from .._base.tensors import detached
 from .._base.types import FloatArray, Resampling
 from ..heatmaps._grid import output_size, resample_map
-from ._protocol import CMAP, Cmap, Heatmaps, Picture
+from ..heatmaps._maps import Maps
+from ._look import CMAP, Cmap
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -43,7 +45,7 @@ def colorize(values: npt.ArrayLike, cmap: Cmap = CMAP) -> Picture:
 
 
 def overlay(
-    result: Heatmaps,
+    result: Maps,
     values: FloatArray,
     scale: Scale,
     cmap: Cmap,

@@ -144,11 +144,14 @@
     const rank = 1 + map.reduce((count, other) => count + (other > value), 0);
     const what = data.distribution ? " of the attention" : "";
     $("reading").textContent = `Row ${row + 1}, column ${column + 1}: ${number(value)}${what}, number ${rank} of ${patches}`;
-    const style = cursor.style, w = (right - left) / columns / width, h = (bottom - top) / rows / height;
-    style.left = `${100 * (left / width + column * w)}%`;
-    style.top = `${100 * (top / height + row * h)}%`;
-    style.width = `${100 * w}%`;
-    style.height = `${100 * h}%`;
+    // Where the picture was padded, a patch may lie in part outside of it.
+    const within = (value) => 100 * Math.max(0, Math.min(1, value));
+    const w = (right - left) / columns, h = (bottom - top) / rows, style = cursor.style;
+    const x = within((left + column * w) / width), y = within((top + row * h) / height);
+    style.left = `${x}%`;
+    style.top = `${y}%`;
+    style.width = `${within((left + (column + 1) * w) / width) - x}%`;
+    style.height = `${within((top + (row + 1) * h) / height) - y}%`;
   };
 
   const update = () => {

@@ -1,17 +1,15 @@
-"""What drawing needs to know of a result, and the names of what can be drawn."""
+"""What can be drawn and how, and what is said of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, Optional, Protocol, Union, get_args
+from typing import TYPE_CHECKING, Literal, Optional, Union, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from .._base.types import FloatArray
-from .._base.warnings import Note
-from ..images import Region
+from ..heatmaps._maps import Maps
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -20,7 +18,6 @@ PanelKind = Literal["original", "heatmap", "overlay", "patches"]
 Kind = Literal["questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Cmap = Union[str, "Colormap"]
-Picture = npt.NDArray[np.uint8]
 CMAP = "viridis"  # even in brightness, also for the colour-blind
 
 
@@ -46,43 +43,7 @@ class Look:
         return {name for name, (value, usual) in pairs.items() if value is not usual and (usual is None or value != usual)}
 
 
-class Heatmaps(Protocol):
-    """Maps of one picture, one for each question; `qavit.HeatmapResult` is what fits. See there for what each part is."""
-
-    @property
-    def maps(self) -> FloatArray: ...
-    @property
-    def questions(self) -> Sequence[str]: ...
-    @property
-    def picture(self) -> Picture: ...
-    @property
-    def picture_size(self) -> tuple[int, int]: ...
-    @property
-    def seen(self) -> Region: ...
-    @property
-    def grid(self) -> tuple[int, int]: ...
-    @property
-    def block(self) -> Union[int, tuple[int, ...]]: ...
-    @property
-    def block_numbers(self) -> tuple[int, ...]: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def words(self) -> Optional[Sequence[Sequence[str]]]: ...
-    @property
-    def answers(self) -> Optional[Sequence[Sequence[tuple[str, float]]]]: ...
-    @property
-    def notes(self) -> Sequence[Note]: ...
-    @property
-    def block_maps(self) -> Optional[FloatArray]: ...
-    @property
-    def word_maps(self) -> Optional[Sequence[FloatArray]]: ...
-    def __len__(self) -> int: ...
-    def number_of(self, question: Union[int, str]) -> int: ...
-    def _as_bytes(self, ending: str) -> bytes: ...
-
-
-def likely_answers(result: Heatmaps, question: int, most: int) -> list[tuple[str, float]]:
+def likely_answers(result: Maps, question: int, most: int) -> list[tuple[str, float]]:
     """The likeliest answers to a question, those with at least one percent; none where there are no answers."""
     if result.answers is None:
         return []
@@ -99,9 +60,9 @@ def spread_blocks(count: int, own: int, most: int) -> list[int]:
     return sorted(chosen)
 
 
-def notes_of(result: Heatmaps, question: Optional[int]) -> list[str]:
-    """The notes on one question; for None those on all of them."""
-    return [note.text for note in result.notes if note.question == question]
+def notes_of(result: Maps, question: Optional[int]) -> list[str]:
+    """The notes on one question; for None those on all of them. They begin as sentences do."""
+    return [note.text[:1].upper() + note.text[1:] for note in result.notes if note.question == question]
 
 
 def how_read(method: str) -> str:
@@ -130,7 +91,7 @@ def peaks_in_words(maps: FloatArray) -> str:
     return f"peak {high} × {unit}" if low == high else f"peaks {low} to {high} × {unit}"
 
 
-def is_cropped(result: Heatmaps) -> bool:
+def is_cropped(result: Maps) -> bool:
     """Whether the model saw less than the whole picture."""
     height, width = result.picture_size
     seen = result.seen
