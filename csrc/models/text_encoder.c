@@ -8,6 +8,7 @@
  * Rows of tokens lie one after another without padding, so a row's numbers do not depend on its neighbours. */
 #include "models/text_encoder.h"
 
+#include "base/threads.h"
 #include "models/planned.h"
 
 #include <inttypes.h>
