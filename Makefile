@@ -54,7 +54,8 @@ $(STAMPS)/docs: pyproject.toml $(STAMPS)/build
 ready: $(STAMPS)/lint $(STAMPS)/test $(STAMPS)/docs ## set up everything that the other targets need, and do nothing else
 
 demo: $(STAMPS)/build ## draw heatmaps of three questions (IMAGE=picture.jpg QUESTIONS="where is it?;what is it?" for your own)
-	@$(BIN)/qavit demo -o $(OUT) $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUESTIONS),--questions "$(QUESTIONS)")
+	@asked="$(QUESTIONS)"; set -f; IFS=';'; set --; for one in $$asked; do set -- "$$@" -q "$${one# }"; done; \
+		$(BIN)/qavit demo -o $(OUT) $(if $(IMAGE),--image "$(IMAGE)") "$$@"
 
 test: $(STAMPS)/test levels ## run the whole test suite, PyTorch comparisons included; what takes long is left to nightly
 	@$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -20,6 +20,7 @@ import pickle
 import random
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -43,10 +44,12 @@ if "--guided" in sys.argv:
     import atheris
 with nullcontext() if atheris is None else atheris.instrument_imports(include=["qavit"]):
     from qavit import text
+    from qavit._base import sentencepiece
     from qavit.checkpoints import _convert as checkpoints_convert
     from qavit.checkpoints import _opening as checkpoints_opening
+    from qavit.checkpoints import _pictures as pictures
     from qavit.checkpoints import _weights as weights
-    from qavit.checkpoints.formats import safetensors_files, torch_files
+    from qavit.checkpoints.formats import reading, safetensors_files
     from qavit.lavis import _config as config
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -87,8 +90,7 @@ for encoding in ("cp437", "latin1", "utf-16", "utf-32", "raw_unicode_escape"):
 
 
 def read_torch(path: Path) -> None:
-    tensors, _ = torch_files.state_dict(torch_files.read_torch_file(path), path)
-    for tensor in tensors.values():
+    for tensor in reading.open_weights(path).tensors.values():
         weights.raw_array(weights.weight_of(tensor))
 
 
@@ -152,6 +154,56 @@ def folder_reader(folder: Path, file: str) -> Callable[[Path], None]:
     return read
 
 
+def read_sentencepiece(path: Path) -> None:
+    """The model and its normaliser's table by themselves, then the tokenizer that is built of it."""
+    model = sentencepiece.read_sentencepiece(path.read_bytes(), str(path))
+    if model.charsmap:
+        sentencepiece.CharsMap(model.charsmap).replace("where is\u3000the \ufb01re cafe\u0301?")
+    read_tokenizer(path)
+
+
+def small_sentencepiece() -> list[bytes]:
+    """A model of a few pieces, with a table that turns a into b and ab into nothing."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def piece(text: str, kind: int, score: float = 0.0) -> bytes:
+        content = field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([0x18, kind])
+        return field(1, content)
+
+    pieces = piece("<pad>", 3) + piece("</s>", 3) + piece("<unk>", 2)
+    pieces += b"".join(piece(text, 1, -1.0 - n) for n, text in enumerate(("\u2581", "a", "b", "\u2581a", "ab", "<0x41>")))
+    units = [0] * 256
+    units[0] = 1 << 10
+    units[1 ^ 0x61] = 0x61 | 1 << 8 | (0x70 ^ (1 ^ 0x61)) << 10
+    units[0x70] = 1 << 31
+    table = struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + b"b\0\0"
+    normalizer = b"\x12" + bytes([len(table) & 0x7F | 0x80, len(table) >> 7]) + table + b"\x18\x01\x20\x01\x28\x01"
+    size = bytes([len(normalizer) & 0x7F | 0x80, len(normalizer) >> 7])
+    return [pieces, pieces + b"\x12\x02\x18\x02", pieces + b"\x1a" + size + normalizer]
+
+
+def settings_reader(folder: Path, file: str) -> Callable[[Path], None]:
+    """Reads a folder whose settings of pictures, tokenizer or adapter are the damaged ones."""
+
+    def read(path: Path) -> None:
+        shutil.copyfile(path, folder / file)
+        if file.endswith(("processor_config.json", "preprocessor_config.json", "open_clip_config.json")):
+            pictures.folder_preprocessing(folder, "clip", 224, None, {})
+        else:
+            text.Tokenizer.from_folder(folder).encode(["where is the red car?"], 30)
+
+    return read
+
+
+def settings_folder(folder: Path, name: str) -> Path:
+    made = folder / name
+    made.mkdir()
+    shutil.copy(GOLDEN / "blip_itm" / "vocab.txt", made)
+    return made
+
+
 def pairs_reader(folder: Path) -> Callable[[Path], None]:
     vocabulary = json.dumps({name: n for n, name in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "\u0120"])})
 
@@ -183,6 +235,22 @@ def kinds(folder: Path) -> dict[str, tuple[list[bytes], str, Callable[[Path], No
         "config": ([(converted / "config.json").read_bytes()], "x.json", folder_reader(converted, "config.json")),
         "tokenizer": ([(late / "t5" / "tokenizer.json").read_bytes()], "tokenizer.json", read_tokenizer),
         "vocab.txt": ([(GOLDEN / "blip_itm" / "vocab.txt").read_bytes()], "vocab.txt", read_tokenizer),
+        "sentencepiece": (small_sentencepiece(), "spiece.model", read_sentencepiece),
+        "processor": (
+            [(late / "clip" / "preprocessor_config.json").read_bytes(), b'{"size": 224, "image_mean": 0.5, "do_pad": true}'],
+            "x.json", settings_reader(settings_folder(folder, "processor"), "preprocessor_config.json"),
+        ),
+        "open_clip": (
+            [b'{"model_cfg": {}, "preprocess_cfg": {"size": 224, "mean": [0.5, 0.5, 0.5], "resize_mode": "squash"}}'],
+            "x.json", settings_reader(settings_folder(folder, "open_clip"), "open_clip_config.json"),
+        ),
+        "tokenizer_config": (
+            [
+                b'{"do_lower_case": false, "strip_accents": true, "unk_token": "[UNK]", "model_max_length": 512}',
+                b'{"added_tokens_decoder": {"3": {"content": "[SEP]", "special": true}}, "never_split": ["where"]}',
+            ],
+            "x.json", settings_reader(settings_folder(folder, "tokenizer_config"), "tokenizer_config.json"),
+        ),
         "vocab.json": ([vocabulary.encode(), b"#version: 0.2\na b\n"], "x", pairs_reader(pairs)),
         "settings": (
             [
@@ -286,7 +354,7 @@ def main() -> int:
     return 1 if failures else 0
 
 
-WATCHED = ("torch", "safetensors", "index", "tokenizer", "vocab.txt")
+WATCHED = ("torch", "safetensors", "index", "tokenizer", "vocab.txt", "sentencepiece")
 
 
 def kept_files(kind: str) -> list[bytes]:

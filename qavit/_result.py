@@ -15,7 +15,7 @@ class HeatmapResult(Drawing):
 
     `result[0]`, `result[1:3]` and `result["where is the star?"]` are results of those questions alone; `result.at(7)` is the
     same read at block 7; `np.asarray(result)` is `maps`. A notebook shows a result as a picture. It cannot be changed, and
-    arrays in it cannot be written to. It can be pickled, and kept with `save` and
+    arrays in it cannot be written to: `dataclasses.replace` makes another. It can be pickled, and kept with `save` and
     `load`.
 
     Attributes

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import re
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union
@@ -16,13 +16,13 @@ from typing import Any, Generic, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from ._base.small_files import parse_json, read_bytes
+from ._base.sentencepiece import CharsMap, charsmap_of, without_charsmap
+from ._base.vocabularies import read_tokenizer, refusals
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 MAX_TEXT = 1 << 20
-_CLIP_PIECES = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def clean_question(text: str, max_words: int = 50) -> str:
@@ -94,17 +94,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-@contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Failures of the tokenizers library as ValueError; its panics, which are no Exception, too."""
-    try:
-        yield
-    except BaseException as err:
-        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
-            raise
-        raise ValueError(f"tokenizer: {what}: {err}") from None
-
-
 class Tokenizer:
     """A tokenizer of the tokenizers library (0.13 or later), safe to use from many threads.
 
@@ -119,9 +108,20 @@ class Tokenizer:
     def __init__(self, json_text: str, vocabulary: int | None = None) -> None:
         import tokenizers
 
-        with _refusals("not a tokenizer.json that this tokenizers library reads"):
+        self._json = json_text
+        self._charsmap: CharsMap | None = None
+        with refusals("not a tokenizer.json that this tokenizers library reads"):
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(json_text)
+            if "Precompiled" in json_text:
+                content = json.loads(json_text)
+                self._charsmap = charsmap_of(content)
+                if self._charsmap is not None:
+                    content = without_charsmap(content)
+                    self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
             self._tokenizer.encode("a")  # some faults show only here
+        padding, truncation = self._tokenizer.padding, self._tokenizer.truncation
+        self.max_tokens: int | None = truncation["max_length"] if truncation else None
+        self._side = truncation["direction"] if truncation else "right"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._lock = threading.Lock()
@@ -130,6 +130,8 @@ class Tokenizer:
         table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(table.values(), default=-1) + 1
         self.pad = next((table[name] for name in ("<pad>", "[PAD]", "<|endoftext|>") if name in table), 0)
+        if padding and table.get(padding["pad_token"]) == padding["pad_id"]:
+            self.pad = padding["pad_id"]
         self._unknown = {table.get(name) for name in _UNKNOWN}
         if vocabulary is not None and self.size > vocabulary:
             raise ValueError(
@@ -139,33 +141,14 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: PathLike, vocabulary: int | None = None) -> Tokenizer:
-        """From a folder with tokenizer.json, vocab.txt (BERT) or vocab.json and merges.txt (RoBERTa, CLIP); or from one
-        of these files.
+        """From a folder with tokenizer.json, vocab.txt (BERT), vocab.json and merges.txt (RoBERTa, CLIP) or a SentencePiece
+        model (T5, CamemBERT, XLM-RoBERTa), or from one of these files; settings beside it are obeyed.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"tokenizer: there is no file or folder {str(path)!r}")
-        if path.is_dir():
-            for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
-                if (path / name).is_file():
-                    path = path / name
-                    break
-            else:
-                raise FileNotFoundError(
-                    f"tokenizer: {path} holds neither tokenizer.json, nor vocab.txt, nor vocab.json and merges.txt"
-                )
-        if path.name == "vocab.json":
-            return cls(_byte_pairs(path, path.with_name("merges.txt")), vocabulary)
-        if path.suffix == ".txt":
-            return cls(_word_pieces(path), vocabulary)
-        return cls(_decode(read_bytes(path), path), vocabulary)
+        return cls(read_tokenizer(Path(path)), vocabulary)
 
     def to_json(self) -> str:
         """The content of a tokenizer.json."""
-        with self._lock:
-            self._tokenizer.no_truncation()
-            self._limit = None
-            return str(self._tokenizer.to_str())
+        return self._json
 
     def id_of(self, token: str) -> int | None:
         """A token's number, or None."""
@@ -179,7 +162,7 @@ class Tokenizer:
         ----------
         texts : list of str
         max_tokens : int
-            Special tokens included.
+            Special tokens included; fewer where the tokenizer's own settings say so (`max_tokens`).
 
         Returns
         -------
@@ -192,7 +175,12 @@ class Tokenizer:
                 raise TypeError(f"texts: expected a list of str, got a {type(text).__name__} in it")
         if max_tokens < 3:
             raise ValueError(f"max_tokens: {max_tokens}, expected at least 3")
-        encodings = self._encode(texts, max_tokens)
+        most = max_tokens if self.max_tokens is None else max(3, min(max_tokens, self.max_tokens))
+        mapped: list[tuple[str, Sequence[int]]] = [(text, range(len(text))) for text in texts]
+        if self._charsmap is not None:
+            with refusals("it fails on this text"):
+                mapped = [self._charsmap.replace(text) for text in texts]
+        encodings = self._encode([text for text, _ in mapped], most)
         length = max((len(encoding.ids) for encoding in encodings), default=0)
         ids = np.full((len(encodings), length), self.pad, np.int32)
         mask = np.zeros((len(encodings), length), np.uint8)
@@ -200,7 +188,7 @@ class Tokenizer:
             ids[row, : len(encoding.ids)] = encoding.ids
             mask[row, : len(encoding.ids)] = 1
         words = [text.split() for text in texts]
-        word_of = [_words_of(text, encoding) for text, encoding in zip(texts, encodings)]
+        word_of = [_words_of(text, encoding, origin) for text, encoding, (_, origin) in zip(texts, encodings, mapped)]
         tokens = [list(encoding.tokens) for encoding in encodings]
         read = [_words_read(*parts) for parts in zip(encodings, words, word_of)]
         known = [_known_words(*parts, self._unknown) for parts in zip(encodings, word_of)]
@@ -211,10 +199,10 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:
         with self._lock:
             if self._limit != max_tokens:
-                self._tokenizer.enable_truncation(max_tokens)
+                self._tokenizer.enable_truncation(max_tokens, direction=self._side)
                 self._limit = max_tokens
             # One at a time: encode_batch starts threads of its own, which do not survive a fork.
-            with _refusals("it fails on this text"):
+            with refusals("it fails on this text"):
                 return [self._tokenizer.encode(text) for text in texts]
 
 
@@ -249,8 +237,11 @@ def words_with_tokens(words: Sequence[str], word_of: Sequence[int]) -> tuple[lis
     return [words[number] for number in numbers], [among.get(number, -1) for number in word_of]
 
 
-def _words_of(text: str, encoding: Any) -> list[int]:
-    """For each token the number of the white-space separated word that its characters lie in."""
+def _words_of(text: str, encoding: Any, origin: Sequence[int]) -> list[int]:
+    """For each token the number of the white-space separated word that its characters lie in.
+
+    ``origin``: the character of the text that each of what was tokenized comes from.
+    """
     word_at: list[int] = []
     word, inside = -1, False
     for character in text:
@@ -261,109 +252,13 @@ def _words_of(text: str, encoding: Any) -> list[int]:
         word += not inside
         inside = True
         word_at.append(word)
+    word_at = [word_at[place] for place in origin]
     found = []
     for (start, end), special in zip(encoding.offsets, encoding.special_tokens_mask):
         # A piece that is only the mark of a word's beginning belongs to the word behind it.
         characters = () if special else (*word_at[start:end], *word_at[end : end + 1])
         found.append(next((number for number in characters if number >= 0), -1))
     return found
-
-
-def _decode(data: bytes, path: Path) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as err:
-        raise ValueError(f"{path}: not UTF-8 text: {err}") from None
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    settings = parse_json(read_bytes(path), str(path)) if path.is_file() else {}
-    return settings if isinstance(settings, dict) else {}
-
-
-def _word_pieces(path: Path) -> str:
-    """The tokenizer of a BERT vocab.txt (a token a line)."""
-    import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers, processors
-
-    lines = _decode(read_bytes(path), path).split("\n")
-    if lines and lines[-1] == "":
-        lines.pop()
-    vocabulary = {line.rstrip("\r"): number for number, line in enumerate(lines)}
-    for token in ("[CLS]", "[SEP]", "[UNK]"):
-        if token not in vocabulary:
-            raise ValueError(f"{path}: not a BERT vocabulary: {token} is missing")
-    lower = _settings(path.parent).get("do_lower_case", True) is not False
-    result = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocabulary]
-    result.add_special_tokens(special)
-    result.normalizer = normalizers.BertNormalizer(lowercase=lower)
-    result.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    result.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    return str(result.to_str())
-
-
-def _byte_pairs(vocab_path: Path, merges_path: Path) -> str:
-    """The tokenizer of a vocab.json with merges.txt: RoBERTa's, or CLIP's where the vocabulary has CLIP's marks."""
-    import tokenizers
-    from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
-
-    if not merges_path.is_file():
-        raise FileNotFoundError(f"tokenizer: {vocab_path} needs merges.txt beside it")
-    vocabulary = parse_json(read_bytes(vocab_path), str(vocab_path))
-    if not isinstance(vocabulary, dict) or not all(
-        isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 1 << 31 for number in vocabulary.values()
-    ):
-        raise ValueError(f"{vocab_path}: expected an object of token numbers")
-    merges = []
-    for line in _decode(read_bytes(merges_path), merges_path).split("\n"):
-        pair = line.rstrip("\r").split(" ")
-        if line.startswith("#version") or line.strip() == "":
-            continue
-        if len(pair) != 2:
-            raise ValueError(f"{merges_path}: {line[:80]!r} is not a pair of pieces")
-        if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
-            raise ValueError(f"{merges_path}: {line[:80]!r} joins or makes a piece that {vocab_path.name} lacks")
-        merges.append((pair[0], pair[1]))
-    clip = "<|startoftext|>" in vocabulary
-    first, last = ("<|startoftext|>", "<|endoftext|>") if clip else ("<s>", "</s>")
-    for token in (first, last):
-        if token not in vocabulary:
-            raise ValueError(f"{vocab_path}: neither RoBERTa's nor CLIP's vocabulary: {token} is missing")
-    unknown = last if clip else "<unk>"
-    with _refusals(f"{vocab_path} and {merges_path.name} do not fit together"):
-        model = models.BPE(
-            vocab=vocabulary,
-            merges=merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>" if clip else "",
-            fuse_unk=False,
-            unk_token=unknown if unknown in vocabulary else None,
-        )
-    result = tokenizers.Tokenizer(model)
-    prefix_space = _settings(vocab_path.parent).get("add_prefix_space") is True
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    if clip:
-        result.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        pieces = pre_tokenizers.Split(Regex(_CLIP_PIECES), behavior="removed", invert=True)
-        result.pre_tokenizer = pre_tokenizers.Sequence([pieces, byte_level])
-    else:
-        result.pre_tokenizer = byte_level
-    result.add_special_tokens([token for token in (first, last, "<pad>", "<unk>", "<mask>") if token in vocabulary])
-    result.post_processor = processors.RobertaProcessing(
-        (last, vocabulary[last]),
-        (first, vocabulary[first]),
-        trim_offsets=not clip,
-        add_prefix_space=prefix_space,
-    )
-    return str(result.to_str())
 
 
 def with_blip_tokens(json_text: str) -> str:

@@ -445,11 +445,12 @@ def use_config() -> None:
 def use_attentions() -> None:
     seen = small().vision(floats(1, 3, 14, 14), floats(1, 4, 12), output_attentions=True, output_hidden_states=True)
     assert seen.hidden_states is not None
-    attentions = seen.attentions
-    assert attentions is not None
-    assert attentions.blocks == (0, 1, 2)
-    assert (len(attentions), repr(attentions)) == (3, "BlockAttentions(blocks [0, 1, 2] of 3)")
-    for values in [*attentions, attentions[-1], *attentions[1:]]:
+    assert isinstance(seen.attentions, tuple)
+    own = small().vision(floats(1, 3, 14, 14), floats(1, 4, 12), blocks=(1, 2)).attentions
+    assert isinstance(own, qavit.BlockAttentions)
+    assert own.blocks == (1, 2)
+    assert (len(own), repr(own)) == (2, "BlockAttentions(blocks [1, 2] of 3)")
+    for values in [*own.values(), own[-1], *seen.attentions[1:]]:
         assert values.shape[-1] >= 5
 
 
@@ -463,6 +464,25 @@ def use_result() -> None:
     result.to_dict()
     np.asarray(result)
     repr(result), result.picture_size, result.grid, result.seen
+
+
+def use_file_of_result() -> None:
+    path = place() / "result.npz"
+    made().save(path)
+    qavit.HeatmapResult.load(path)
+
+
+def use_what_kinds_lack() -> None:
+    values = floats(1, 3, 14, 14)
+    small().methods, blip().methods
+    asked: list[Callable[[], Any]] = [
+        lambda: small().itm(values, "a"), lambda: small().itc(values, "a"), lambda: small().gradcam_tokens(values, "a"),
+        lambda: blip().vision(values), lambda: blip().extract_attention(values), lambda: blip().encode_questions("a"),
+        lambda: blip().answer(photo(), "a"), lambda: qavit.Model.forward_itm(small(), {}),
+    ]  # fmt: skip
+    for call in asked:
+        with contextlib.suppress(TypeError):
+            call()
 
 
 def use_region() -> None:
@@ -648,6 +668,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
     "demo heatmaps": (lambda: demo_once().heatmaps(photo(), QUESTIONS), 1),
+    "stream": (lambda: [*small().stream([photo(), photo()], QUESTIONS, fit="pad")], 1),
+    "another block": (lambda: small().heatmaps(photo(), QUESTIONS).at(2), 1),
     "word maps": (lambda: small().heatmaps(photo(), QUESTIONS).word_maps, 1),
     "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "maps_and_scores": (lambda: blip().maps_and_scores(floats(1, 3, 32, 32), QUESTIONS, 1), 1),
@@ -674,6 +696,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "gradcams_from, another grid": (lambda: use_stored(grid=(3, 3)), 1),
     # results
     "result": (use_result, 1),
+    "file of a result": (use_file_of_result, 1),
+    "what kinds lack": (use_what_kinds_lack, 1),
     "result, no such question": (refused(lambda: made()["who"]), 1),
     "result, asked for": (lambda: QUESTIONS[0] in made(), 1),
     "result, pickled": (lambda: pickle.loads(pickle.dumps(made())), 1),

@@ -24,6 +24,8 @@ def documented() -> set[str]:
 
 def own_code(value: Any) -> Any:
     """The code of a function or property that is written in qavit/; None for others, as what dataclass makes."""
+    if getattr(value, "__isabstractmethod__", False):
+        return None  # nothing to run
     value = value.fget if isinstance(value, property) else getattr(value, "func", value)
     value = inspect.unwrap(getattr(value, "__func__", value))
     code = getattr(value, "__code__", None)
@@ -36,6 +38,8 @@ def public_code() -> dict[str, Any]:
     for name in documented():
         module, _, last = name.rpartition(".")
         value = getattr(importlib.import_module(module), last)
+        if getattr(value, "_is_protocol", False):
+            continue
         if inspect.isclass(value):
             members = {each: part for kind in reversed(value.__mro__) for each, part in vars(kind).items()}
             public = (each for each in members if not each.startswith("_") or each in ("__init__", "__call__"))

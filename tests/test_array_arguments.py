@@ -28,7 +28,7 @@ from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
 from qavit.heatmaps import _grid as heatmaps_grid
-from qavit.heatmaps._distribution import to_distribution
+from qavit.heatmaps import to_distribution
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _grids as lavis_grids
 from qavit.lavis import _pictures as lavis_pictures
@@ -116,7 +116,7 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "BLIP gradcam_tokens": (lambda: floats(2, 3, 32, 32), lambda a: blip().gradcam_tokens(a, QUESTIONS, 1)),
     "BLIP itm": (lambda: floats(2, 3, 32, 32), lambda a: blip().itm(a, QUESTIONS)),
     "BLIP itc": (lambda: floats(2, 3, 32, 32), lambda a: blip().itc(a, QUESTIONS)),
-    "BLIP heatmaps": (lambda: floats(3, 32, 32), lambda a: blip().heatmaps(a, QUESTIONS, 1).maps),
+    "BLIP heatmaps": (lambda: floats(3, 32, 32), lambda a: blip().heatmaps(a, QUESTIONS, block=1).maps),
     "PNPVQA forward_itm": (
         lambda: floats(2, 3, SIDE, SIDE), lambda a: pnpvqa().forward_itm({"image": a, "text_input": QUESTIONS})),
     "PNPVQA vision model": (
@@ -430,8 +430,8 @@ def test_what_is_not_meant_is_named() -> None:
         (lambda: images.preprocess(picture(), 14), TypeError, "preprocessing: expected a Preprocessing, got int"),
         (lambda: convert("demo", "somewhere"), TypeError, "source: expected what qavit.checkpoints.open_model"),
         (lambda: describe("demo"), TypeError, "source: .* got str"),
-        (lambda: qavit.forward_itm("demo", {}), TypeError, "model: expected a QAViT or a BlipITM, got str"),
-        (lambda: qavit.extract_attention(blip(), picture(), "what"), TypeError, "model: expected a QAViT, got BlipITM"),
+        (lambda: qavit.forward_itm("demo", {}), TypeError, "model: expected a model of qavit.load, got str"),
+        (lambda: qavit.extract_attention(blip(), picture(), "what"), TypeError, "of kind 'blip_itm' has none"),
         (lambda: lavis_replace.replace_forward_itm(blip(), blip(), grid=5), ValueError, "grid: expected"),
         (lambda: methods.read_words(unit(1, 3, 5, 7), [[0, 0.5]]), TypeError, "word_of: .* got float"),
     ):

@@ -466,12 +466,15 @@ def test_text_encoders(kind, hugging_face, late_tensors, tmp_path):
         (tmp_path / "text" / "model.safetensors").unlink()
         torch.save({"bert." + name: tensor for name, tensor in state.items()}, tmp_path / "text" / "pytorch_model.bin")
     checkpoint = qavit_for(tmp_path, 40, late_tensors)
-    source = open_model(checkpoint=checkpoint, vision=GOLDEN / "qavit_official_late" / "clip", text=tmp_path / "text")
+    clip = GOLDEN / "qavit_official_late" / "clip"
+    with pytest.raises(FileNotFoundError, match=r"text: .* holds no tokenizer: none of tokenizer\.json, .*spiece\.model"):
+        open_model(checkpoint=checkpoint, vision=clip, text=tmp_path / "text")
+    shutil.copy(GOLDEN / "qavit_official_late" / "t5" / "tokenizer.json", tmp_path / "text")
+    source = open_model(checkpoint=checkpoint, vision=clip, text=tmp_path / "text")
     assert source.architecture == "qavit"
     family = kind.split()[0]
     expected = {"t5": "t5", "mt5": "t5", "bert": "bert", "clip": "clip_text_model"}.get(family, "roberta")
     assert source.text["model_type"] == expected
-    assert source.tokenizer is None
     state = model.state_dict()
     for name, weight in source.weights.items():
         if name.startswith("text_model."):
@@ -597,10 +600,17 @@ def test_preprocessing_is_the_folders(tmp_path):
     assert read(size=70)["resize"] == "shortest_edge"
     exact = read(size={"height": 70, "width": 70}, do_center_crop=None)
     assert (exact["resize"], exact["crop"]) == ("exact", False)
-    assert read(do_center_crop=False)["crop"] is False
+    larger = read(size={"shortest_edge": 90}, resample=2, rescale_factor=1 / 127.5)
+    assert (larger["resize_to"], larger["filter"], larger["rescale"]) == (90, "bilinear", 1 / 127.5)
     for changes, message in (
-        ({"resample": 2}, "resample 2; only 3"),
-        ({"rescale_factor": 1 / 127.5}, "only 1 / 255 is known"),
+        ({"do_center_crop": False}, "'shortest_edge' without crop leaves pictures that are not square"),
+        ({"crop_size": {"height": 70, "width": 60}}, "crop_size is 70 x 60, the model takes 70 x 70 pixels"),
+        ({"resample": 6}, "resample is 6, expected 0 to 5"),
+        ({"rescale_offset": 0.5}, "rescale_offset 0.5 is not known, so it cannot be obeyed"),
+        ({"do_pad": True, "pad_size": {"height": 90, "width": 90}}, "do_pad is true"),
+        ({"do_resize": "yes"}, "do_resize is 'yes', expected true or false"),
+        ({"size": {"longest_edge": 70}}, "size is {'longest_edge': 70}, expected height and width"),
+        ({"image_processor_type": "OwlImageProcessor", "image_mean": None}, "'Owl' is not known, .*about image_mean"),
         ({"image_mean": [0.5]}, "mean is .*expected three numbers"),
         ({"image_std": [0.5, 0, "x"]}, "std is .*expected three numbers"),
     ):
@@ -659,7 +669,7 @@ def test_files_that_are_something_else_are_named(tmp_path):
     shutil.copytree(clip, tmp_path / "clip")
     (tmp_path / "clip" / "model.safetensors").write_bytes(pointer)
     for arguments, message in (
-        ({"checkpoint": tmp_path / "page.pth"}, r"page\.pth: neither a file of torch\.save nor safetensors"),
+        ({"checkpoint": tmp_path / "page.pth"}, r"page\.pth: a web page, not weights"),
         ({"checkpoint": tmp_path / "pointer.pth"}, r"pointer\.pth: a pointer of Git LFS.* git lfs pull"),
         ({"vision": tmp_path / "clip"}, r"model\.safetensors: a pointer of Git LFS"),
         ({"checkpoint": tmp_path / "clip"}, "checkpoint: .* is a folder, expected a file"),
@@ -669,12 +679,13 @@ def test_files_that_are_something_else_are_named(tmp_path):
 
 
 def test_the_kind_of_a_folder_is_checked(tmp_path):
-    for name in ("siglip_vision_model", "vit"):
-        with pytest.raises(ValueError, match=f"path: .* holds a model of type '{name}', expected CLIP, BLIP or a converted"):
+    for name, what in (("siglip_vision_model", "SigLIP"), ("vit", "a ViT classifier")):
+        message = rf"path: .* holds a model of type '{name}' \({what}\), expected CLIP, BLIP or a converted"
+        with pytest.raises(ValueError, match=message):
             open_model(wrong_clip(tmp_path / name, model_type=name))
     with pytest.raises(ValueError, match=r"vision: .* holds a model of type 'blip', expected CLIP"):
         open_model(vision=wrong_clip(tmp_path / "blip", model_type="blip"))
-    with pytest.raises(ValueError, match="holds a model of type 'vit', expected CLIP"):
+    with pytest.raises(ValueError, match=r"holds a model of type 'vit' .*, expected CLIP"):
         open_model(vision=wrong_clip(tmp_path / "clip", model_type="vit"))
     text = tmp_path / "text"
     shutil.copytree(GOLDEN / "qavit_official_late" / "t5", text)
@@ -698,8 +709,8 @@ def test_options_of_the_wrong_kind_are_named(tmp_path):
     clip = GOLDEN / "qavit_official_late" / "clip"
     for config, message in (
         ({"preprocessing": {"size": 71}}, "preprocessing.size is 71, the model takes images of 70"),
-        ({"preprocessing": {"resize": "bilinear"}}, "expected resize 'shortest_edge' or 'exact'"),
-        ({"preprocessing": {"crop": 1}}, "and crop true or false"),
+        ({"preprocessing": {"resize": "bilinear"}}, "resize is 'bilinear', expected one of 'none', 'exact'"),
+        ({"preprocessing": {"crop": 1}}, "crop is 1, expected true or false"),
     ):
         with pytest.raises(ValueError, match=message):
             open_model(vision=clip, config=config)
@@ -743,7 +754,7 @@ def test_lora_factors_that_do_not_fit_are_refused(late_tensors, tmp_path):
     both = {**late_tensors, stem + ".base_layer.weight": late_tensors[stem + ".weight"]}
     with pytest.raises(ValueError, match="is there twice, with and without base_layer"):
         open_variant(save_variant(tmp_path / "y.pth", both, config=CONFIG))
-    twice = {**late_tensors, "module." + stem + ".weight": late_tensors[stem + ".weight"]}
+    twice = {**late_tensors, "module." + stem + ".weight": late_tensors[stem + ".weight"] + 1}
     with pytest.raises(ValueError, match="is there twice"):
         open_variant(save_variant(tmp_path / "z.pth", twice, config=CONFIG))
 
@@ -887,15 +898,16 @@ HUB = """
 import sys
 import qavit
 from qavit.checkpoints import open_model
-source = open_model(vision="openai/tiny-clip")
+source = open_model(vision="hf://openai/tiny-clip")
 print(source.architecture, source.vision["num_hidden_layers"], len(source.weights))
-model = qavit.load(checkpoint=sys.argv[1], vision="openai/tiny-clip", text="google/tiny-t5")
-print(qavit.load("openai/tiny-clip").num_blocks, model.encode_questions("where is the car?").states.shape[2])
-for name in ("openai/absent", "openai/tiny-clip/extra"):
+model = qavit.load(checkpoint=sys.argv[1], vision="hf://openai/tiny-clip", text="hf://google/tiny-t5")
+again = qavit.load("openai/tiny-clip", hub=True, revision="main")
+print(again.num_blocks, model.encode_questions("where is the car?").states.shape[2])
+for name in ("hf://openai/absent", "hf://openai/tiny-clip/extra", "openai/tiny-clip", "openai/typed/wrong"):
     try:
         open_model(vision=name)
-    except FileNotFoundError as err:
-        print(err)
+    except (FileNotFoundError, ValueError) as err:
+        print(type(err).__name__, err)
 """
 
 
@@ -915,12 +927,34 @@ def test_hub_names_through_a_local_cache(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0] == "clip 6 103", done.stderr
     assert lines[1] == "6 48"
-    assert "the Hugging Face hub gave no such model" in lines[2]
+    assert "FileNotFoundError vision: no model 'openai/absent' from the Hugging Face hub" in lines[2]
     assert "Download https://huggingface.co/openai/absent and give its folder" in lines[2]
-    assert "there is no folder 'openai/tiny-clip/extra'" in lines[3]
+    assert "ValueError vision: 'hf://openai/tiny-clip/extra' is not a name on the Hugging Face hub" in lines[3]
+    assert "FileNotFoundError vision: there is no folder 'openai/tiny-clip'; " in lines[4]
+    assert "say 'hf://openai/tiny-clip'" in lines[4]
+    assert "there is no folder 'openai/typed/wrong'" in lines[5]
 
 
 def test_hub_names_without_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(FileNotFoundError, match=r"install huggingface_hub \(pip install 'qavit\[hub\]'\)"):
-        open_model(vision="openai/clip-vit-base-patch32")
+    with pytest.raises(FileNotFoundError, match=r"to fetch 'openai/clip-vit-base-patch32' .*, install huggingface_hub"):
+        open_model(vision="hf://openai/clip-vit-base-patch32")
+
+
+def test_a_hub_that_does_not_answer(tmp_path):
+    """A server that takes no connection, and one that is no host, say so within five seconds."""
+    root = Path(__file__).parent.parent
+    for endpoint in ("http://127.0.0.1:9", "http://hub.invalid"):
+        environment = {
+            **os.environ, "PYTHONPATH": str(root), "HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "NO_PROXY": "*",
+            "HF_HUB_OFFLINE": "0",
+        }  # fmt: skip
+        code = (
+            "import time, huggingface_hub\nfrom qavit.checkpoints import open_model\nbegan = time.monotonic()\n"
+            "try: open_model('hf://openai/absent')\n"
+            "except FileNotFoundError as err: print(round(time.monotonic() - began, 1), err)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        seconds, _, text = done.stdout.partition(" ")
+        assert float(seconds) < 5, done.stderr
+        assert f"{endpoint} cannot be reached, and the model is not in the cache" in text

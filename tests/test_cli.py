@@ -367,6 +367,20 @@ def test_folders_and_patterns(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert said in capsys.readouterr().err
 
 
+def test_what_there_is_to_know_is_said_and_stands_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (200, 40), "white").save(tmp_path / "wide.png")
+    arguments = ["heatmap", str(tmp_path / "wide.png"), "-q", "where is the unicorn?", "--json", "--no-figures"]
+    assert cli_main.main(arguments) == cli_options.OK
+    said = capsys.readouterr()
+    notes = {note["kind"]: note["text"] for note in json.loads(said.out)["notes"]}
+    assert {"picture_cropped", "unknown_words"} <= set(notes)
+    assert all(f"qavit: warning: {text}\n" in said.err for text in notes.values())
+    for fit, region in (("stretch", [0, 0, 200, 40]), ("crop", [80, 0, 120, 40]), ("pad", [0, -80, 200, 120])):
+        assert cli_main.main([*arguments, "--fit", fit]) == cli_options.OK
+        # A row of the model's input is 2 of the picture's, and bars are whole rows.
+        assert json.loads(capsys.readouterr().out)["region"] == pytest.approx(region, abs=8)
+
+
 def test_called_again_it_says_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["heatmap", str(SCENE), "-q", "where is the star?", "--no-figures", "--maps", "npy", "-o", str(tmp_path)]
     assert cli_main.main(arguments) == cli_options.OK

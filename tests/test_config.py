@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import qavit
 from qavit import Config
 from qavit.lavis._config import to_mapping
 
@@ -89,7 +90,8 @@ def test_the_example_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_the_example_at_the_top_is_the_one_in_the_package():
     door = ROOT / "qavit_config_example.yaml"
-    assert door.read_text(encoding="utf-8") == (ROOT / "qavit" / "lavis" / door.name).read_text(encoding="utf-8")
+    bundled = Path(qavit.__file__).parent / "lavis" / door.name
+    assert door.read_text(encoding="utf-8") == bundled.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def test_bad_folders_are_refused_by_name(late, tmp_path):
         (lambda c: c["text"].update(model_type="gpt2"), "model_type 'gpt2'"),
         (lambda c: c["text"].update(feed_forward_proj="relu"), "the weights have wi_0 and wi_1"),
         (lambda c: c["preprocessing"].update(size=96), "preprocessing.size is 96"),
-        (lambda c: c["preprocessing"].update(std=[1, 0, 1]), "std is .*expected three numbers"),
+        (lambda c: c["preprocessing"].update(std=[1, 0, 1]), "std is .*expected three finite numbers"),
         (lambda c: c["questions"].update(max_tokens=0), "max_tokens is 0"),
         (lambda c: c.update(answers=["red"]), "1 answers are listed, answer_head.weight has 0 rows"),
     ):

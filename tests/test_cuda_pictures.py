@@ -206,8 +206,9 @@ def test_what_is_computed_later_is_of_the_picture_that_was_given(name: str) -> N
     picture = noise(70, 80)
     model = qavit.load("demo", device=name)
     expected = qavit.load("demo").heatmaps(picture, QUESTIONS)
-    found = model.heatmaps(picture, QUESTIONS)
-    found.picture[:] = 0
+    given = picture.copy()
+    found = model.heatmaps(given, QUESTIONS)
+    given[:] = 0
     close(found.block_maps, expected.block_maps, 20 * TOLERANCE[name])
     # On another device than where it began:
     moved = model.heatmaps(picture, QUESTIONS)
@@ -263,7 +264,9 @@ def test_whole_data_sets_decode_on_the_cpu_and_resize_on_the_device(name: str) -
     here, there = HeatmapActor("demo"), HeatmapActor("demo", device=name)
     pictures = [noise(60, 50), noise(60, 50), noise(31, 200), np.zeros((2, 2, 7), np.uint8)]
     batch = {"image": pictures, "question": [*QUESTIONS, QUESTIONS[0], QUESTIONS[1]]}
-    assert isinstance(there._decode(pictures[0]), DevicePicture)
+    decoded = there._decode(pictures[0])
+    assert isinstance(decoded, np.ndarray)
+    assert isinstance(prepare(decoded, there.model.preprocessing, there.model.device)[1], DevicePicture)
     expected, found = here(batch), there(batch)
     assert list(found["error"]) == list(expected["error"])
     assert [bool(error) for error in found["error"]] == [False, False, False, True]

@@ -62,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_readme(place: Path) -> None:
-    five_lines, public_weights, pnp_vqa, numbers = python("README.md")
+    five_lines, public_weights, pnp_vqa, stream, numbers = python("README.md")
     names: dict[str, Any] = {}
     run(five_lines, names)
     assert names["result"].maps.shape == (2, *names["model"].grid)
@@ -73,6 +73,8 @@ def test_readme(place: Path) -> None:
     # The model that stands in has six blocks.
     run(public_weights, names, {"blocks=(13, 18, 23)": "blocks=(4, 5)"})
     assert names["maps"].shape == (1, 2, 25)
+    run(stream, names)
+    assert qavit.HeatmapResult.load("cat.jpg.npz").questions == ["where is the car?"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", qavit.QuestionBlindWarning)
         assert qavit.load(vision="clip-vit-base-patch16/").heatmaps("cat.jpg").maps.shape == (1, 5, 5)

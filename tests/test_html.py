@@ -18,6 +18,7 @@ from qavit import HeatmapResult
 from qavit._base.warnings import Note
 from qavit.images import Region
 from qavit.plots import _page as html
+from qavit.plots._look import Look
 
 HOSTILE = "</script><script>window.broken=1</script><img src=x onerror='window.broken=1'>&amp;\u2028"
 
@@ -88,7 +89,7 @@ def test_a_page_without_blocks_words_and_answers() -> None:
 
 def test_a_colormap_that_is_no_name() -> None:
     magma = colormaps["magma"]
-    assert data_of(html.render(result(), cmap=magma)) == data_of(html.render(result(), cmap="magma"))
+    assert data_of(html.render(result(), look=Look(cmap=magma))) == data_of(html.render(result(), look=Look(cmap="magma")))
 
 
 def test_texts_stay_data() -> None:

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -433,3 +434,32 @@ def test_parquet_that_is_broken(tmp_path: Path) -> None:
     assert asked(items) == ["where?", None]
     assert "spoiled.parquet, row 1: column 'question' is not UTF-8" in problems(items)[0]
     assert [item.id for item in items] == ["1", "2"]
+
+
+TABLES = {
+    "csv": b'image,question,id\na.jpg,"is it ""red"", or\nblue?",7\nb.jpg,x,8\n',
+    "tsv": b'image\tquestion\na.jpg\t"x\nb.jpg\ty\n',
+    "json": b'{"data_subtype":"val2014","questions":[{"image_id":1,"question":"q"},{"image_id":3,"question":"\\ud83d"}]}',
+    "jsonl": b'{"image":"a.jpg","question":"q"}\n{"image":{"bytes":null,"path":"x"},"question":["a","b"]}\n',
+}
+PIECES = [b'"', b",", b"\t", b"\n", b"\r", b"\0", b"\xff", b"[", b"{", b"}", b"\\u", b"\xef\xbb\xbf", b"\xff\xfe"]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.sampled_from(sorted(TABLES)), st.lists(st.tuples(st.integers(0, 120), st.sampled_from(PIECES)), max_size=4))
+def test_a_changed_table_gives_rows_or_an_error_that_names_it(ending: str, changes: list[tuple[int, bytes]]) -> None:
+    data = bytearray(TABLES[ending])
+    for at, piece in changes:
+        data[at : at + (at % 3)] = piece
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"q.{ending}"
+        path.write_bytes(data)
+        items, problem = [], f"q.{ending}"
+        try:
+            items = list(open_questions(path)[0])
+        except ValueError as error:
+            problem = str(error)
+    assert f"q.{ending}" in problem
+    for item in items:
+        (item.id + item.question + (item.problem or "")).encode()
+        assert item.problem is None or f"q.{ending}" in item.problem

@@ -216,6 +216,8 @@ def _named_kind(data: bytes) -> Optional[str]:
     if data[4:8] == b"ftyp":
         brands = [data[8:12], *(data[at : at + 4] for at in range(16, min(64, int.from_bytes(data[:4], "big")), 4))]
         said = next((_FTYP_KINDS[brand] for brand in brands if brand in _FTYP_KINDS), _VIDEO)
+        if "AVIF" in said and importlib.import_module("PIL.features").check("avif"):
+            return None
         if "pillow-heif" in said:
             with contextlib.suppress(ImportError):
                 importlib.import_module("pillow_heif").register_heif_opener()

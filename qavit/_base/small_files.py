@@ -33,9 +33,22 @@ def parse_json(text: bytes, what: str) -> Any:
         raise ValueError(f"{what}: not the JSON that was expected: {err}") from None
 
 
-def read_json(path: Path_, limit: int = MAX_JSON_BYTES) -> Any:
-    """A JSON file of at most ``limit`` bytes."""
-    return parse_json(read_bytes(path, limit), str(path))
+def read_json(path: Path_, limit: int = MAX_JSON_BYTES, *, may_lack: bool = False) -> Any:
+    """A JSON file of at most ``limit`` bytes; where it ``may_lack`` and there is none, None."""
+    try:
+        return parse_json(read_bytes(path, limit), str(path))
+    except FileNotFoundError:
+        if may_lack:
+            return None
+        raise
+
+
+def read_json_object(path: Path_) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def refuse_pointer(data: bytes | mmap.mmap, path: Path_) -> None:

@@ -1,86 +1,90 @@
-"""Models by their name on the Hugging Face hub, through huggingface_hub where it is installed."""
+"""Models by their name on the Hugging Face hub, through huggingface_hub."""
 
 from __future__ import annotations
 
 import importlib
-import re
+import socket
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
-_SMALL = (
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+_SMALL = ["*.json", "*.txt", "*.model", "adapter_model.*"]
+#: Forms of the weights; the first that is there is fetched.
 _WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+    "model*.safetensors", "open_clip_model*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model*.bin", "*.pt",
+)  # fmt: skip
+_SECONDS = 4.0
 
 
-def looks_like_name(text: str) -> bool:
-    """Whether a text can be a name on the hub (``owner/model``) rather than a path."""
-    return "/" in text and _NAME.match(text) is not None
+@dataclass(frozen=True)
+class Hub:
+    """Whether and how names may be looked up on the Hugging Face hub: only ``hf://owner/name``, or where it is ``asked``."""
+
+    asked: bool = False
+    revision: str | None = None
+    local_files_only: bool = False
 
 
-def model_folder(name: str, argument: str) -> Path:
-    """The local folder of a model on the hub: from the cache, downloaded where the hub is reachable.
+NO_HUB = Hub()
 
-    Only what `qavit.load` reads is downloaded: configurations, tokenizer, and one form of the weights.
+
+def model_folder(name: str, argument: str, hub: Hub) -> Path:
+    """The local folder of a model on the hub: settings, tokenizer, and its weights in one form.
 
     Raises
     ------
     FileNotFoundError
-        Where huggingface_hub is not installed, or the model is neither cached nor reachable; says what to do.
+        Where the model is neither cached nor to be had, after a few seconds; says what to do.
     """
     try:
         client: Any = importlib.import_module("huggingface_hub")
-        utilities: Any = importlib.import_module("huggingface_hub.utils")
+        constants: Any = importlib.import_module("huggingface_hub.constants")
     except ImportError:
         raise FileNotFoundError(
-            f"{argument}: there is no folder {name!r}. To fetch it from the Hugging Face hub, install huggingface_hub "
-            f"(pip install 'qavit[hub]'), or download https://huggingface.co/{name} and give its folder"
+            f"{argument}: to fetch {name!r} from the Hugging Face hub, install huggingface_hub, or download "
+            f"https://huggingface.co/{name} and give its folder"
         ) from None
-
-    def get(file: str) -> Path:
-        return Path(client.hf_hub_download(name, file))
-
-    def try_get(file: str) -> Path | None:
-        try:
-            return get(file)
-        except utilities.EntryNotFoundError:
-            return None
-
+    options: dict[str, Any] = {"revision": hub.revision, "local_files_only": hub.local_files_only}
+    if constants.HF_HUB_OFFLINE or not (hub.local_files_only or _reachable(constants.ENDPOINT)):
+        options["local_files_only"] = True
     try:
-        folder = get("config.json").parent
-        for file in _SMALL:
-            try_get(file)
-        for file in _WEIGHTS:
-            found = try_get(file)
-            if found is None:
-                continue
-            if file.endswith(".index.json"):
-                from .formats.safetensors_files import index_files
-
-                for shard in index_files(found):
-                    get(shard)
-            break
+        folder = Path(client.snapshot_download(name, allow_patterns=_SMALL, ignore_patterns=["*/*"], **options))
+        for form in _WEIGHTS:
+            client.snapshot_download(name, allow_patterns=[form], ignore_patterns=["*/*"], **options)
+            if any(folder.glob(form)):
+                break
     except Exception as err:
-        raise _explain(err, name, argument) from err
+        reason = str(err).strip().split("\n")[0][:300]
+        if options["local_files_only"] and not hub.local_files_only:
+            reason = f"{constants.ENDPOINT} cannot be reached, and the model is not in the cache"
+        raise FileNotFoundError(
+            f"{argument}: no model {name!r} from the Hugging Face hub: {reason}. Download https://huggingface.co/{name} and "
+            "give its folder"
+        ) from err
     return folder
 
 
-def _explain(err: Exception, name: str, argument: str) -> Exception:
-    """A short reason in place of the hub client's own exceptions, which differ between its versions."""
-    reason: Any = str(err).strip().split("\n")[0][:300]
-    return FileNotFoundError(
-        f"{argument}: there is no folder {name!r}, and the Hugging Face hub gave no such model: {reason}. "
-        f"Download https://huggingface.co/{name} and give its folder"
-    )
+def _reachable(endpoint: str) -> bool:
+    """Whether anything answers there, or at the proxy on the way; asked first, as the hub's client tries for long."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(endpoint)
+    proxy = getproxies().get(parts.scheme)
+    if proxy and parts.hostname and not proxy_bypass(parts.hostname):
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), _SECONDS).close()
+        except (OSError, ValueError):
+            return
+        answered.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a host's name has no limit of its own
+    asking.start()
+    asking.join(_SECONDS)
+    return bool(answered)

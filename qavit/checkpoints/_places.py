@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Union
 
-from .._base.small_files import read_json
-from ._weights import Stored
-from .formats.safetensors_files import open_safetensors, open_safetensors_index
-from .formats.torch_files import open_torch_index, open_torch_weights
+from .._base.small_files import read_json_object
+from ._hub import NO_HUB, Hub, model_folder
 
 PathLike = Union[str, "os.PathLike[str]"]
 #: The model that comes with the package.
@@ -24,18 +23,36 @@ def _path(path: PathLike, argument: str) -> Path:
     return Path(path)
 
 
-def _folder(path: PathLike, argument: str) -> Path:
-    folder = _path(path, argument)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"{argument}: {str(path)!r} is a file, expected a folder")
-    from . import _hub as hub
+_HUB_MARK = "hf://"
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")
 
-    if isinstance(path, str) and hub.looks_like_name(path):
-        return hub.model_folder(path, argument)
-    hint = "" if argument != "path" else "; 'demo' is the bundled model, 'owner/name' one of the Hugging Face hub"
+
+def _folder(path: PathLike, argument: str, hub: Hub = NO_HUB) -> Path:
+    folder = _path(path, argument)
+    text = str(path) if isinstance(path, str) else ""
+    marked = text.startswith(_HUB_MARK)
+    if not marked and folder.is_dir():
+        return folder
+    if not marked and folder.exists():
+        raise ValueError(f"{argument}: {str(path)!r} is a file, expected a folder")
+    name = text.removeprefix(_HUB_MARK)
+    if marked and not _HUB_NAME.match(name):
+        raise ValueError(f"{argument}: {text!r} is not a name on the Hugging Face hub, expected 'hf://owner/name'")
+    if _HUB_NAME.match(name):
+        if marked or hub.asked:
+            return model_folder(name, argument, hub)
+        hint = f"; if it is one of the Hugging Face hub, say 'hf://{name}'"
+    else:
+        hint = "; 'demo' is the bundled model, 'hf://owner/name' one of the Hugging Face hub" if argument == "path" else ""
     raise FileNotFoundError(f"{argument}: there is no folder {str(path)!r}{hint}")
+
+
+def hub_folder(value: Any, argument: str, hub: Hub) -> Path | None:
+    """The folder of a model that is meant to be one of the hub's; None for a path."""
+    text = value if isinstance(value, str) else ""
+    if not text.startswith(_HUB_MARK) and (not hub.asked or Path(text).exists() or not _HUB_NAME.match(text)):
+        return None
+    return _folder(value, argument, hub)
 
 
 def _file(path: PathLike, argument: str) -> Path:
@@ -47,34 +64,7 @@ def _file(path: PathLike, argument: str) -> Path:
     return file
 
 
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _folder_config(folder: Path, argument: str) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{argument}: {folder} holds no config.json")
-    return _object(folder / "config.json")
-
-
-def _folder_weights(folder: Path, argument: str) -> Stored:
-    """The weights of a folder in any of Hugging Face's forms, mapped."""
-    if (folder / "model.safetensors").is_file():
-        return dict(open_safetensors(folder / "model.safetensors"))
-    if (folder / "model.safetensors.index.json").is_file():
-        return open_safetensors_index(folder / "model.safetensors.index.json")
-    if (folder / "pytorch_model.bin").is_file():
-        return open_torch_weights(folder / "pytorch_model.bin")
-    if (folder / "pytorch_model.bin.index.json").is_file():
-        return open_torch_index(folder / "pytorch_model.bin.index.json")
-    raise FileNotFoundError(
-        f"{argument}: {folder} holds no weights (model.safetensors, pytorch_model.bin, or an index of shards)"
-    )
-
-
-def _has_weights(folder: Path) -> bool:
-    names = ("model.safetensors", "pytorch_model.bin")
-    return any((folder / (name + end)).is_file() for name in names for end in ("", ".index.json"))
+    return read_json_object(folder / "config.json")

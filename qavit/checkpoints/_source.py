@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._base.small_files import read_bytes
-from ..images import CLIP_MEAN, CLIP_STD
-from ._places import PathLike, _object
+from .._base.vocabularies import read_tokenizer, tokenizer_file
+from ..images import Preprocessing
+from ._places import PathLike
 from ._weights import Weights
 
 QUESTIONS = {"max_words": 50, "max_tokens": 30}
@@ -29,6 +29,9 @@ _OPTIONS = (
     "questions",
     "answers",
     "defaults",
+    "state",
+    "strict",
+    "base",
 )
 
 
@@ -83,7 +86,6 @@ def _source(
         for key in found:
             if layer.get(key) is not None:
                 found[key] = layer[key]
-    preprocessing = {**preprocessing, **(options.get("preprocessing") or {})}
     for key in ("questions", "defaults"):
         if not isinstance(found[key], Mapping):
             raise ValueError(f"{name}: {key!r} is {type(found[key]).__name__}, expected an object")
@@ -105,79 +107,31 @@ def _source(
     )
 
 
-def _default_preprocessing(architecture: str, vision: Mapping[str, Any]) -> dict[str, Any]:
-    blip = architecture == "blip_itm"
-    return {
-        "size": vision["image_size"],
-        "resize": "exact" if blip else "shortest_edge",
-        "crop": not blip,
-        "mean": list(CLIP_MEAN),
-        "std": list(CLIP_STD),
-    }
-
-
-def _folder_preprocessing(folder: Path | None, architecture: str, vision: Mapping[str, Any]) -> dict[str, Any]:
-    """A Hugging Face folder's preprocessor_config.json as ours, for the model's image size."""
-    result = _default_preprocessing(architecture, vision)
-    if folder is None or not (folder / "preprocessor_config.json").is_file():
-        return result
-    path = folder / "preprocessor_config.json"
-    config = _object(path)
-    if config.get("resample", 3) not in (3, "bicubic"):
-        raise ValueError(f"{path}: resample {config['resample']!r}; only 3 (bicubic) is known")
-    factor = config.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-6:
-        raise ValueError(f"{path}: rescale_factor {factor!r}; only 1 / 255 is known")
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if config.get(theirs) is not None:
-            result[ours] = config[theirs]
-    if config.get("do_normalize") is False:
-        result["mean"], result["std"] = [0.0] * 3, [1.0] * 3
-    size = config.get("size")
-    if isinstance(size, Mapping) and "shortest_edge" not in size:
-        result["resize"], result["crop"] = "exact", False
-    elif isinstance(config.get("do_center_crop"), bool):
-        result["crop"] = config["do_center_crop"]
-        if not result["crop"]:
-            result["resize"] = "exact"
-    return result
-
-
 def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: int, name: str) -> None:
-    label = f"{name}: preprocessing"
     if preprocessing.get("size") != image_size:
-        raise ValueError(f"{label}.size is {preprocessing.get('size')!r}, the model takes images of {image_size}")
-    if preprocessing.get("resize") not in ("shortest_edge", "exact") or not isinstance(preprocessing.get("crop"), bool):
-        raise ValueError(f"{label}: expected resize 'shortest_edge' or 'exact', and crop true or false")
-    for key in ("mean", "std"):
-        values = preprocessing.get(key)
-        if (
-            not isinstance(values, (list, tuple))
-            or len(values) != 3
-            or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-            or not all(abs(value) < 1e6 and (key == "mean" or value > 0) for value in values)
-        ):
-            raise ValueError(f"{label}.{key} is {values!r}, expected three numbers")
+        size = preprocessing.get("size")
+        raise ValueError(f"{name}: preprocessing.size is {size!r}, the model takes images of {image_size}")
+    try:
+        Preprocessing.from_dict(preprocessing)
+    except ValueError as err:
+        raise ValueError(f"{name}: {err}") from None
 
 
-def _read_tokenizer(given: PathLike | None, folder: Path | None, text: Mapping[str, Any] | None) -> str | None:
-    """The tokenizer of a text half, as JSON text; None where there is no text half or no tokenizer."""
+def _read_tokenizer(
+    given: PathLike | None, folder: Path | None, text: Mapping[str, Any] | None, needed: str | None = None
+) -> str | None:
+    """The tokenizer of a text half, as JSON text; None where there is none, and none is ``needed`` (by that argument)."""
     if text is None:
         return None
     path = Path(given) if given is not None else folder
-    if path is None:
+    if path is None or (given is None and needed is None and tokenizer_file(path) is None):
         return None
-    if given is not None and not path.exists():
-        raise FileNotFoundError(f"tokenizer: there is no file or folder {str(given)!r}")
-    if path.is_dir() and (path / "tokenizer.json").is_file():
-        path = path / "tokenizer.json"
-    if path.suffix == ".json" and path.name != "vocab.json":
-        return read_bytes(path).decode("utf-8")
-    if path.is_dir() and given is None and not any((path / file).is_file() for file in ("vocab.txt", "vocab.json")):
-        return None
-    from ..text import Tokenizer
-
-    return Tokenizer.from_folder(path).to_json()
+    try:
+        return read_tokenizer(path)
+    except FileNotFoundError as err:
+        if needed is None or given is not None:
+            raise
+        raise FileNotFoundError(f"{needed}: {str(err).removeprefix('tokenizer: ')}; or give tokenizer=") from None
 
 
 def _known_options(options: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import math
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple, Union
 
 import numpy as np
@@ -42,8 +43,8 @@ NOT_FINITE = "the weights hold NaN, infinity or too large values, or the picture
 #: The end of the name, in a converted folder, of a matrix in panels.
 PANELS = ".panels"
 MAX_PANEL_COLUMNS = 4096
-_RAW = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 Array = NDArray[Any]
+_RAW = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
 class StoredTensor:
@@ -96,6 +97,39 @@ class StoredTensor:
             flat, self.shape, tuple(stride * size for stride in self.strides), writeable=False
         )
         return (np.ascontiguousarray(view), self.dtype, self.shape, 0)
+
+
+class MadeTensor(StoredTensor):
+    """A float32 tensor that is computed of others when its items are asked for.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    make : callable
+        Gives an array of this shape.
+    """
+
+    __slots__ = ("make",)
+
+    def __init__(self, shape: tuple[int, ...], make: Callable[[], Array]) -> None:
+        super().__init__(None, "float32", shape, (0,) * len(shape), 0)
+        self.make = make
+
+    def weight(self) -> Weight:
+        """The tensor as the core takes it, computed anew each time."""
+        return from_array(self.make())
+
+
+class UnreadTensor:
+    """A tensor of a kind that is not read: what it is, and its shape."""
+
+    __slots__ = ("shape", "what")
+
+    def __init__(self, what: str, shape: tuple[int, ...] = ()) -> None:
+        self.what = what
+        self.shape = shape
+
+
 #: What a reader of files hands on.
 Stored = dict[str, Union[Weight, StoredTensor]]
 
@@ -119,6 +153,8 @@ def row_views(tensor: Weight | StoredTensor, parts: int) -> list[Weight | Stored
     """Equal parts of a tensor's rows; nothing is copied, but where panels reach across a border."""
     shape = shape_of(tensor)
     rows = shape[0] // parts
+    if isinstance(tensor, MadeTensor):
+        tensor = tensor.weight()
     if isinstance(tensor, StoredTensor):
         step = rows * tensor.strides[0]
         return [
@@ -139,6 +175,8 @@ def without_leading_ones(tensor: Weight | StoredTensor, dims: int) -> Weight | S
     extra = max(len(shape) - dims, 0)
     if any(size != 1 for size in shape[:extra]):
         return tensor
+    if isinstance(tensor, MadeTensor):
+        tensor = tensor.weight()
     if isinstance(tensor, StoredTensor):
         return StoredTensor(tensor.storage, tensor.dtype, shape[extra:], tensor.strides[extra:], tensor.first)
     buffer, dtype, _, offset = tensor

@@ -74,7 +74,7 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
         help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    add_model_options(parser, precision=False, model="demo, a model's folder, or a hub name")
+    add_model_options(parser, precision=False, model="demo, a model's folder, or hf://owner/name on the hub")
 
 
 def run_convert(options: argparse.Namespace) -> int:
@@ -98,7 +98,7 @@ def add_info_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``qavit info``."""
     parser.add_argument("folder", nargs="?", metavar="NAME", help="as --model; without either, this build")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    add_model_options(parser, precision=False, model="demo, a model's folder, or a hub name")
+    add_model_options(parser, precision=False, model="demo, a model's folder, or hf://owner/name on the hub")
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -156,7 +156,7 @@ def run_bench(options: argparse.Namespace) -> int:
         times.append(time.perf_counter() - start)
     about = {
         "model": model.name,
-        "precision": options.precision,
+        "precision": model.precision,
         "threads": build_info()["threads"],
         "questions": options.number if questions else 0,
         "block": block,

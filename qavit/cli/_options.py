@@ -120,7 +120,7 @@ def heads_of(text: str) -> Any:
 def add_model_options(
     parser: argparse.ArgumentParser,
     precision: bool = True,
-    model: str = "demo (the default), a model's folder, or a hub name",
+    model: str = "demo (the default), a model's folder, or hf://owner/name on the hub",
 ) -> None:
     """The options that choose a model."""
     group = parser.add_argument_group("the model")

@@ -51,7 +51,7 @@ class HeatmapActor:
     Parameters
     ----------
     model : str or path, optional
-        As for `qavit.load`: "demo" (also when no other part is given), a folder, or a hub name.
+        As for `qavit.load`: "demo" (also when no other part is given), a folder, or "hf://owner/name".
     method : {"class", "question", "gradcam"}, optional
         How a map is read, one of the model's `methods`; None: its default. BLIP's "gradcam" is on its own scale, the others'
         maps sum to 1.
@@ -136,6 +136,8 @@ class HeatmapActor:
         """What is asked of the model, checked."""
         model = self.model
         self._request = model._request(cast("Any", method), block, heads)
+        if self._fit is not None:
+            model.preprocessing.fitted(self._fit)
         self.takes_questions = model.takes_questions
         self.method = self._request.method.name
         blocks = tuple(self._request.blocks)

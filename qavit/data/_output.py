@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from .._base.extras import require
 from .._base.files import PathLike, remove_leftovers, whole_file
+from .._base.small_files import read_json
 from ._plan import Part, Shard
 from ._rows import MapRow, scale_maps
 from ._tables import storable
@@ -30,7 +31,7 @@ FORMAT, VERSION = "qavit-maps", 1
 MANIFEST = "_manifest.json"
 PART_NAME = re.compile(r"(\d{5,})-(\d{6,})\.parquet")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
-MODEL_ENDINGS = frozenset({".json", ".safetensors", ".bin", ".pt", ".pth", ".txt"})
+MODEL_ENDINGS = frozenset({".json", ".safetensors", ".bin", ".pt", ".pth", ".txt", ".model"})
 
 
 def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] = ()) -> Any:
@@ -113,8 +114,10 @@ def file_identity(path: PathLike) -> str:
 
 def model_identity(parts: Mapping[str, Any]) -> str:
     """A name for what `qavit.load` is given: the files, wherever they lie, and the options."""
-    from ..checkpoints._hub import looks_like_name, model_folder
+    from ..checkpoints._hub import Hub
+    from ..checkpoints._places import hub_folder
 
+    hub = Hub(bool(parts.get("hub")), parts.get("revision"), bool(parts.get("local_files_only")))
     said: dict[str, Any] = {}
     for name, value in sorted(parts.items()):
         if value is None or (name, value) in (("precision", "float32"), ("device", "cpu")):
@@ -123,8 +126,7 @@ def model_identity(parts: Mapping[str, Any]) -> str:
             said[name] = value
             continue
         place = Path(__file__).parents[1] / "demo_model" if name == "model" and value == "demo" else Path(value)
-        if not place.exists() and looks_like_name(str(value)):
-            place = model_folder(str(value), name)
+        place = hub_folder(value, name, hub) or place
         files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place]
         if place.is_dir():
             files = [path for path in files if path.suffix in MODEL_ENDINGS]
@@ -151,7 +153,8 @@ class PartFolder:
 
     def finished_input(self, file: int) -> Optional[dict[str, int]]:
         """How many parts and rows an input file has, where it has been read to its end."""
-        return read_json(self.path / f"_input-{file:05d}.json")
+        counts: Optional[dict[str, int]] = read_json(self.path / f"_input-{file:05d}.json", may_lack=True)
+        return counts
 
     def finish_input(self, file: int, parts: int, rows: int) -> None:
         """Remember how many parts and rows an input file has."""
@@ -292,14 +295,6 @@ class OutputFolder(PartFolder):
         self._lock.close()
 
 
-def read_json(path: Path) -> Optional[Any]:
-    """A JSON file's content, or None where there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
 def read_manifest(folder: PathLike) -> dict[str, Any]:
     """The manifest of a run's folder.
 
@@ -312,7 +307,7 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     try:
-        manifest = read_json(path)
+        manifest = read_json(path, may_lack=True)
     except ValueError as error:
         raise ValueError(f"{path}: not a manifest: {error}") from None
     if manifest is None:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from .._base.extras import require
 from .._base.files import PathLike
+from .._base.small_files import read_json
 from .._base.types import FloatArray
-from ._output import PART_NAME, read_json, read_manifest
+from ._output import PART_NAME, read_manifest
 from ._rows import MapRow
 
 CACHED_PARTS = 8
@@ -78,7 +79,7 @@ class MapReader:
             number = int(file.name.partition("-")[0])
             counts[number] = counts.get(number, 0) + 1
         for number in range(len(self.manifest["questions"])):
-            finished = read_json(self.path / f"_input-{number:05d}.json")
+            finished = read_json(self.path / f"_input-{number:05d}.json", may_lack=True)
             if finished is None or finished["parts"] != counts.get(number, 0):
                 return False
         return True

@@ -46,7 +46,7 @@ def archive_of(result: Maps) -> bytes:
         "region": np.array([seen.left, seen.top, seen.right, seen.bottom]),
         "block": np.array(result.block),
         "method": np.array(result.method),
-        "questions": np.array(_json(result.questions)),
+        "questions": np.array(result.questions),
         "notes": np.array(_json(result.notes)),
     }
     for name in ("words", "answers"):
@@ -126,11 +126,13 @@ def _parts(read: _Members) -> dict[str, Any]:
         raise ValueError(f"its picture has {picture.shape[:2]} pixels, expected {tuple(read('picture_size'))}")
     block = read("block")
     left, top, right, bottom = (float(edge) for edge in read("region"))
-    questions = read.json("questions")
+    questions = read("questions")
+    if questions.ndim != 1 or questions.dtype.kind != "U":
+        raise ValueError(f"questions are {questions.dtype} of shape {questions.shape}")
     parts: dict[str, Any] = {
         "maps": read("maps"),
         "raw": read("raw"),
-        "questions": [_text(question) for question in questions],
+        "questions": [str(question) for question in questions],
         "picture": picture,
         "seen": Region(left, top, right, bottom),
         "block": int(block) if block.ndim == 0 else tuple(int(one) for one in block),

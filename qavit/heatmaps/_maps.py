@@ -51,8 +51,11 @@ class Maps:
     method: str
     raw: FloatArray
     words: Optional[list[list[str]]]
+    word_maps: Optional[list[FloatArray]]
     answers: Optional[list[list[tuple[str, float]]]]
     scores: Optional[FloatArray]
+    block_maps: Optional[FloatArray]
+    block_raw: Optional[FloatArray]
     blocks: tuple[int, ...]
     notes: tuple[Note, ...]
 
@@ -102,29 +105,13 @@ class Maps:
             if keep[place] is not None and not callable(keep[place]):
                 keep[place] = self._checked(place, keep[place])
 
-    @property
-    def word_maps(self) -> Optional[list[FloatArray]]:
-        """One map a word, [words, gh, gw] for each question, computed when first read; None where the model gives none."""
-        found: Optional[list[FloatArray]] = self._computed("_word_maps")
-        return found
-
-    @property
-    def block_maps(self) -> Optional[FloatArray]:
-        """The maps of every block, [L, Q, gh, gw], computed when first read; zero for a block that is not in `blocks`."""
-        found: Optional[FloatArray] = self._computed("_block_maps")
-        return found
-
-    @property
-    def block_raw(self) -> Optional[FloatArray]:
-        """The same in the method's own numbers."""
-        found: Optional[FloatArray] = self._computed("_block_raw")
-        return found
-
     def _computed(self, place: str) -> Any:
         """A part that may have been given as a function: called once, its result checked and kept."""
         value = self.__dict__[place]
         if callable(value):
             value = self.__dict__[place] = self._checked(place, value())
+            if place == "_block_maps":
+                self._computed("_block_raw")  # they come of it, and travel together
         return value
 
     def _checked(self, place: str, value: Any) -> Any:
@@ -443,6 +430,20 @@ class Maps:
             "notes": [{"kind": note.kind, "question": note.question, "text": note.text} for note in self.notes],
             "questions": entries,
         }
+
+
+class _Computed:
+    """A field that may have been given as a function: its value, once it is read."""
+
+    def __init__(self, name: str) -> None:
+        self.place = f"_{name}"
+
+    def __get__(self, instance: Optional[Maps], owner: type) -> Any:
+        return self if instance is None else instance._computed(self.place)
+
+
+for _name in ("word_maps", "block_maps", "block_raw"):
+    setattr(Maps, _name, _Computed(_name))  # behind the dataclass's back, for whom they are fields like others
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

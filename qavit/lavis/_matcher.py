@@ -89,7 +89,7 @@ def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precis
     ValueError
         Weights are missing or mis-shaped, or no tokenizer is there.
     """
-    from ..checkpoints._opening import _open_blip
+    from ..checkpoints._opening import open_blip_tensors
     from ..models._blip_itm import BlipITM
     from ..text import Tokenizer, with_blip_tokens
 
@@ -104,7 +104,7 @@ def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precis
     config = {} if lavis else blip_itm_module.config.to_dict()
     options = _lavis_options(blip_itm_module) if lavis else {}
     name = type(blip_itm_module).__name__
-    source = _open_blip(dict(weights), config, None, None, options, None, name)
+    source = open_blip_tensors(dict(weights), config, options, name)
     if tokenizer is not None:
         vocabulary = Tokenizer.from_folder(tokenizer).to_json()
     else:

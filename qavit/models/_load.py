@@ -28,13 +28,17 @@ def load(
     device: str = "cpu",
     image_size: int | None = None,
     offload_model: bool = False,
+    hub: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> Model:
     """Load a model.
 
     Parameters
     ----------
     path : str or Path, optional
-        ``"demo"``, the bundled model (also when nothing at all is given); a converted folder; or a hub name.
+        ``"demo"``, the bundled model (also when nothing at all is given); a folder; or ``"hf://owner/name"``, a model on the
+        Hugging Face hub (that works for `vision` and `text` as well).
     checkpoint : str or Path, optional
         A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`), or a LAVIS BLIP-ITM one
         (with `tokenizer`).
@@ -55,6 +59,12 @@ def load(
     offload_model : bool
         On a GPU: keep the weights in the host's memory and stream them through two buffers, a block at a time, so that a
         model larger than the GPU's free memory runs. On the CPU it changes nothing.
+    hub : bool
+        Take ``"owner/name"`` that is no folder here for a model on the hub; without it nothing is asked of the network.
+    revision : str, optional
+        The hub's branch, tag or commit.
+    local_files_only : bool
+        Of the hub's models only what is in the cache already.
 
     Returns
     -------
@@ -77,11 +87,16 @@ def load(
     from ..checkpoints._opening import open_model
 
     files = {"path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer}
-    source = open_model(**files, config=config, image_size=image_size)
+    source = open_model(
+        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size,
+        hub=hub, revision=revision, local_files_only=local_files_only,
+    )  # fmt: skip
     module, name = MODELS[source.architecture]
     kind = getattr(importlib.import_module(module, __package__), name)
     model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
-    model._remember({**files, "config": config, "image_size": image_size, "precision": precision}, _load_again)
+    others = {"config": config, "image_size": image_size, "precision": precision}
+    places = {"hub": hub, "revision": revision, "local_files_only": local_files_only}
+    model._remember({**files, **others, **places}, _load_again)
     return model
 
 

@@ -236,7 +236,7 @@ class Drawing(Maps):
         """
         from ._page import render
 
-        page = render(self, title=title, cmap=cmap, vmin=vmin, vmax=vmax, shared=shared, blocks=blocks)
+        page = render(self, title, Look(cmap, vmin=vmin, vmax=vmax, shared=shared), blocks)
         return write_whole(path, page.encode("utf-8"))
 
     def show(

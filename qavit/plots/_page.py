@@ -21,7 +21,7 @@ from .._base.pictures import Picture
 from .._base.types import FloatArray
 from ..heatmaps._grid import output_size
 from ..heatmaps._maps import Maps
-from ._look import CMAP, Cmap, are_distributions, how_read, is_cropped, likely_answers, notes_of, spread_blocks
+from ._look import Cmap, Look, are_distributions, how_read, is_cropped, likely_answers, notes_of, spread_blocks
 from ._pixels import REACH, colorize, colormap, scale_of
 
 COLORMAPS = ("viridis", "turbo", "jet", "inferno", "magma", "gray")
@@ -29,17 +29,8 @@ PICTURE_SIDE = 1100  # the longer side of the picture in the page, in pixels
 FINE, COARSE = 120_000, 150_000  # the most bytes of maps stored with 16 bits a value, and with 8
 
 
-def render(
-    result: Maps,
-    *,
-    title: Optional[str] = None,
-    cmap: Cmap = CMAP,
-    vmin: Optional[float] = None,
-    vmax: Optional[float] = None,
-    shared: bool = True,
-    blocks: bool = True,
-) -> str:
-    """The page of a result; options as for `HeatmapResult.to_html`.
+def render(result: Maps, title: Optional[str] = None, look: Optional[Look] = None, blocks: bool = True) -> str:
+    """The page of a result, see `HeatmapResult.to_html`; of a look, colours, ends and whether they are shared count.
 
     Returns
     -------
@@ -52,9 +43,10 @@ def render(
     script = (folder / "page.js").read_text(encoding="utf-8")
     page = (folder / "page.html").read_text(encoding="utf-8")
     heading = title or "Where the model looks"
-    scale_of(result.maps, vmin, vmax)  # refuses ends that are none
-    content = _content(result, cmap, blocks)
-    content.update(vmin=vmin, vmax=vmax, shared=shared, reach=REACH)
+    look = look or Look()
+    scale_of(result.maps, look.vmin, look.vmax)  # refuses ends that are none
+    content = _content(result, look.cmap, blocks)
+    content.update(vmin=look.vmin, vmax=look.vmax, shared=look.shared, reach=REACH)
     parts = {
         "@STYLE_HASH@": _hash(style),
         "@SCRIPT_HASH@": _hash(script),

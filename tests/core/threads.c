@@ -235,7 +235,7 @@ static void ask(const models *made, const questions *asked, results *out) {
     qv_error err;
     qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count(), .poll = keep_going};
     check(qv_vit_forward(&made->vit, &call, &request, &err), &err);
-    call = (qv_call){.poll = keep_going};
+    call = (qv_call){.lanes = qv_thread_count(), .poll = keep_going};
     check(qv_text_encode(made->t5, &call, out->states, asked->ids, NULL, ROWS, LENGTH, &err), &err);
     qv_blip_image image;
     check(qv_blip_image_allocate(&image, &made->blip, &err), &err);

@@ -1,251 +1,35 @@
 """Pickles of torch.save, read by an interpreter that can build tensors and plain containers and nothing else.
 
 No class is looked up and no function of the file's choosing is called: names that a pickle mentions are looked up in
-the tables below, and a name that is not there is refused. What is built is dicts, lists, tuples, sets, numbers, text,
-and `StoredTensor`.
+the tables of `pickle_names`, and a name that is not there is refused.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from .._weights import ITEM_SIZES, StoredTensor
-
-#: Bounds on what a pickle may ask for.
-MAX_PICKLE_BYTES = 64 << 20
-MAX_DEPTH = 100
-MAX_DIMS = 16
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8",
-}
-_TORCH_DTYPES = {
-    **{name: name for name in ITEM_SIZES},
-    "float": "float32",
-    "double": "float64",
-    "half": "float16",
-    "long": "int64",
-    "int": "int32",
-    "short": "int16",
-}
-
-
-class Record:
-    """An object of a class that is known to be a plain holder of values: its name, and its attributes as a dict."""
-
-    __slots__ = ("items", "name", "state")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state: dict[str, Any] = {}
-        self.items: list[Any] = []
-
-
-class _Global:
-    """A name that a pickle mentions; only the interpreter knows what it stands for."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+from .._weights import StoredTensor, UnreadTensor
+from .pickle_names import (
+    BUILDERS,
+    MAX_DEPTH,
+    MAX_PICKLE_BYTES,
+    NAMES,
+    STORAGES,
+    Global,
+    Record,
+    as_key,
+    is_count,
+    is_record,
+)
 
 
 class _Mark:
     __slots__ = ()
+
+
 _MARK = _Mark()
-
-
-def is_count(value: object) -> bool:
-    """Whether a value can be a number of items."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
-
-
-def _tensor(storage: Any, first: Any, shape: Any, strides: Any, dtype: str | None = None) -> StoredTensor:
-    if not isinstance(storage, Storage):
-        raise ValueError("a tensor whose storage is not a storage")
-    shape, strides = tuple(shape), tuple(strides)
-    if len(shape) != len(strides) or len(shape) > MAX_DIMS:
-        raise ValueError(f"a tensor with {len(shape)} sizes and {len(strides)} strides")
-    if not all(is_count(number) for number in (first, *shape, *strides)):
-        raise ValueError(
-            f"a tensor of shape ({_numbers(shape)}), strides ({_numbers(strides)}) and offset {_numbers((first,))}: "
-            "expected whole numbers from 0"
-        )
-    if dtype is not None and storage.swap and ITEM_SIZES[dtype] > 1:
-        raise ValueError("an untyped storage in the other byte order")
-    dtype = dtype or storage.dtype
-    available = storage.bytes // ITEM_SIZES[dtype]
-    if 0 not in shape:
-        last = first + sum((size - 1) * stride for size, stride in zip(shape, strides))
-        if last >= available:
-            raise ValueError(f"a tensor of shape {shape} reaches item {last} of a storage of {available}")
-        if math.prod(shape) > max(available, 1 << 20):
-            raise ValueError(f"a tensor of shape {shape} repeats the {available} items of its storage")
-    elif math.prod(size for size in shape if size) >= 1 << 62:
-        raise ValueError(f"a tensor of shape {shape}: the sizes overflow")
-    return StoredTensor(storage, dtype, shape, strides, first)
-
-
-def _numbers(values: tuple[Any, ...]) -> str:
-    """For messages: printing other values than numbers could take for ever, where containers share their parts."""
-    return ", ".join(str(value) if isinstance(value, (int, float)) else type(value).__name__ for value in values)
-
-
-def _rebuild_tensor(arguments: tuple[Any, ...]) -> StoredTensor:
-    if len(arguments) < 4:
-        raise ValueError("a tensor without storage, offset, size and stride")
-    return _tensor(*arguments[:4])
-
-
-def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> StoredTensor:
-    if len(arguments) < 7 or not isinstance(arguments[6], _Global):
-        raise ValueError("a tensor without storage, offset, size, stride and dtype")
-    dtype = _TORCH_DTYPES.get(arguments[6].name.replace("torch.", "", 1))
-    if dtype is None:
-        raise ValueError(f"a tensor of type {arguments[6].name}")
-    return _tensor(arguments[0], arguments[1], arguments[2], arguments[3], dtype)
-
-
-def _rebuild_parameter(arguments: tuple[Any, ...]) -> StoredTensor:
-    if not arguments or not isinstance(arguments[0], StoredTensor):
-        raise ValueError("a parameter that is not made of a tensor")
-    return arguments[0]
-
-
-def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
-    if len(arguments) < 3 or not isinstance(arguments[0], _Global) or not isinstance(arguments[2], tuple):
-        raise ValueError("a tensor subclass that is not made of a tensor")
-    build = _BUILDERS.get(arguments[0].name)
-    if build not in (_rebuild_tensor, _rebuild_tensor_v3, _rebuild_parameter):
-        raise ValueError(f"a tensor subclass made by {arguments[0].name}")
-    return build(arguments[2])
-
-
-def _pairs(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    result: dict[Any, Any] = {}
-    for pair in _one(arguments, (list, tuple), ()):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError("an ordered dict made of something that is not pairs")
-        result[_key(pair[0])] = pair[1]
-    return result
-
-
-def _one(arguments: tuple[Any, ...], kinds: tuple[type, ...], default: Any) -> Any:
-    if not arguments:
-        return default
-    if len(arguments) != 1 or not isinstance(arguments[0], kinds):
-        raise ValueError(f"expected one argument of {kinds[0].__name__}")
-    return arguments[0]
-
-
-def _encode(arguments: tuple[Any, ...]) -> bytes:
-    if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] != "latin1":
-        raise ValueError("bytes in an encoding that is not latin1")
-    return arguments[0].encode("latin1")
-
-
-def _numpy_dtype(arguments: tuple[Any, ...]) -> Record:
-    code = arguments[0] if arguments else None
-    if (
-        not isinstance(code, str)
-        or len(code) != 2
-        or code not in {"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u1", "b1"}
-    ):
-        raise ValueError(f"a NumPy number of type {code[:20] if isinstance(code, str) else type(code).__name__}")
-    record = Record("numpy.dtype")
-    record.items = [code]
-    return record
-
-
-def _numpy_scalar(arguments: tuple[Any, ...]) -> Any:
-    if len(arguments) != 2 or not isinstance(arguments[0], Record) or not isinstance(arguments[1], bytes):
-        raise ValueError("a NumPy number without its type and bytes")
-    dtype = np.dtype("<" + arguments[0].items[0])
-    if len(arguments[1]) != dtype.itemsize:
-        raise ValueError("a NumPy number of the wrong length")
-    return np.frombuffer(arguments[1], dtype)[0].item()
-
-
-def _text(arguments: tuple[Any, ...]) -> str:
-    if not all(isinstance(part, str) for part in arguments):
-        raise ValueError("a name that is not text")
-    return "/".join(arguments)
-_BUILDERS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
-    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "torch.Size": lambda arguments: tuple(_one(arguments, (list, tuple), ())),
-    "torch.device": lambda arguments: ":".join(str(part) for part in arguments if isinstance(part, (str, int))),
-    "torch.serialization._get_layout": lambda arguments: _one(arguments, (str,), ""),
-    "collections.OrderedDict": _pairs,
-    "collections.defaultdict": lambda arguments: {},  # its factory, if any, is a name
-    "_codecs.encode": _encode,
-    "numpy.dtype": _numpy_dtype,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-}
-for _module in ("builtins", "__builtin__"):
-    _BUILDERS[_module + ".set"] = lambda arguments: {_key(item) for item in _one(arguments, (list, tuple), ())}
-    _BUILDERS[_module + ".frozenset"] = _BUILDERS[_module + ".set"]
-    _BUILDERS[_module + ".list"] = lambda arguments: list(_one(arguments, (list, tuple), ()))
-    _BUILDERS[_module + ".tuple"] = lambda arguments: tuple(_one(arguments, (list, tuple), ()))
-    _BUILDERS[_module + ".dict"] = _pairs
-    _BUILDERS[_module + ".bytearray"] = lambda arguments: bytes(_one(arguments, (bytes,), b""))
-for _class in ("PosixPath", "WindowsPath", "Path", "PurePosixPath", "PureWindowsPath"):
-    _BUILDERS["pathlib." + _class] = _text
-    _BUILDERS["pathlib._local." + _class] = _text
-#: Classes whose objects become plain dicts of their attributes: what configurations in checkpoints are made of.
-_RECORDS = {
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path")),
-}
-_PLAIN_TYPES = ("int", "long", "float", "str", "unicode", "bool", "bytes", "dict", "list", "tuple", "set")
-#: Names that may be mentioned and stand for nothing more.
-_NAMES = {
-    "typing.Any",
-    *(f"torch.{name}" for name in (*_TORCH_DTYPES, "strided", "contiguous_format", "preserve_format", "cfloat")),
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _PLAIN_TYPES),
-    *(f"torch.{name}" for name in _STORAGES),
-    *(f"torch.cuda.{name}" for name in _STORAGES),
-    "torch.storage.UntypedStorage",
-    "torch.Tensor",
-    "torch.nn.parameter.Parameter",
-}
-
-
-def _key(value: Any) -> Any:
-    """A dict's or set's key: a plain value (hashing a deep tuple could exhaust the stack)."""
-    if value is None or isinstance(value, (str, int, float, bytes)):
-        return value
-    if isinstance(value, tuple) and len(value) <= 16 and all(isinstance(part, (str, int, float)) for part in value):
-        return value
-    if isinstance(value, _Global) and value.name in _NAMES:
-        return value.name
-    raise ValueError(f"a dict key of type {type(value).__name__}")
 
 
 class _Interpreter:
@@ -336,14 +120,14 @@ class _Interpreter:
         if len(items) % 2 or not isinstance(target, dict):
             raise ValueError(f"entries for something that is not a dict: {_kind(target)}")
         for key, value in zip(items[::2], items[1::2]):
-            target[_key(key)] = value
+            target[as_key(key)] = value
 
     def add(self) -> None:
         items = self.pop_mark()
         target = self.top()
         if not isinstance(target, set):
             raise ValueError(f"items for something that is not a set: {_kind(target)}")
-        target.update(_key(item) for item in items)
+        target.update(as_key(item) for item in items)
 
     def make_dict(self) -> None:
         items = self.pop_mark()
@@ -356,11 +140,11 @@ class _Interpreter:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name that is not text")
         full = f"{module}.{name}"
-        if full not in _BUILDERS and full not in _RECORDS and full not in _NAMES:
+        if full not in BUILDERS and full not in NAMES and not is_record(full):
             raise ValueError(
                 f"it asks for {full[:200]}, which is neither a tensor nor a plain container: refused, nothing was run"
             )
-        self.stack.append(_Global(full))
+        self.stack.append(Global(full))
 
     def stack_name(self) -> None:
         name = self.pop()
@@ -369,12 +153,12 @@ class _Interpreter:
     def call(self, new: bool = False) -> None:
         arguments = self.pop()
         function = self.pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise ValueError("a call of something that is not a name")
-        build = _BUILDERS.get(function.name)
+        build = BUILDERS.get(function.name)
         if build is not None:
             self.stack.append(build(arguments))
-        elif function.name in _RECORDS and not arguments:
+        elif is_record(function.name) and not arguments:
             self.stack.append(Record(function.name))
         else:
             raise ValueError(f"a call of {function.name}")
@@ -394,7 +178,7 @@ class _Interpreter:
                 if not isinstance(state, dict):
                     raise ValueError(f"{target.name} without a dict of attributes")
                 target.state = state
-        elif not isinstance(target, (StoredTensor, dict)):
+        elif not isinstance(target, (StoredTensor, UnreadTensor, dict)):
             raise ValueError(f"attributes for {_kind(target)}")
         # The attributes of a tensor or of an ordered dict (torch puts a state dict's _metadata there) are not needed.
 
@@ -403,7 +187,7 @@ class _Interpreter:
 
 
 def _kind(value: Any) -> str:
-    return value.name if isinstance(value, (_Global, Record)) else type(value).__name__
+    return value.name if isinstance(value, (Global, Record)) else type(value).__name__
 
 
 def _long(machine: _Interpreter, width: int) -> int:
@@ -469,7 +253,7 @@ def _operations() -> dict[int, Callable[[_Interpreter], Any]]:
         "s": lambda machine: machine.update([machine.pop(), machine.pop()][::-1]),
         "u": lambda machine: machine.update(machine.pop_mark()),
         "\x90": lambda machine: machine.add(),
-        "\x91": push(lambda machine: {_key(item) for item in machine.pop_mark()}),
+        "\x91": push(lambda machine: {as_key(item) for item in machine.pop_mark()}),
         "t": push(lambda machine: tuple(machine.pop_mark())),
         "\x85": lambda machine: _tuple(machine, 1),
         "\x86": lambda machine: _tuple(machine, 2),
@@ -500,7 +284,7 @@ def plain(root: Any) -> Any:
     open_: set[int] = set()
 
     def convert(value: Any, depth: int) -> Any:
-        if isinstance(value, _Global):
+        if isinstance(value, Global):
             return value.name
         if not isinstance(value, (dict, list, tuple, Record)):
             return value
@@ -538,34 +322,10 @@ def _content(record: Record) -> Any:
     return record.state
 
 
-class Storage:
-    """A run of bytes in a file; ``fetch`` gives them when they are needed, as (buffer, offset)."""
-
-    __slots__ = ("_found", "bytes", "dtype", "fetch", "swap")
-
-    def __init__(self, dtype: str, size: int, fetch: Callable[[], tuple[Any, int]], swap: bool) -> None:
-        self.dtype = dtype
-        self.bytes = size
-        self.fetch = fetch
-        self.swap = swap
-        self._found: tuple[Any, int] | None = None
-
-    def buffer(self) -> tuple[Any, int]:
-        """The bytes, and the offset of the storage's first."""
-        if self._found is None:
-            buffer, offset = self.fetch()
-            width = ITEM_SIZES[self.dtype] // (2 if self.dtype.startswith("complex") else 1)
-            if self.swap and width > 1:
-                items = np.frombuffer(buffer, f"u{width}", self.bytes // width, offset)
-                buffer, offset = items.byteswap(), 0
-            self._found = (buffer, offset)
-        return self._found
-
-
 def storage_dtype(kind: Any) -> str:
     """The dtype of a storage class that a pickle names."""
     name = _kind(kind)
-    dtype = _STORAGES.get(name.rsplit(".", 1)[-1]) if isinstance(kind, _Global) else None
+    dtype = STORAGES.get(name.rsplit(".", 1)[-1]) if isinstance(kind, Global) else None
     if dtype is None:
         raise ValueError(f"a storage of type {name[:80]}")
     return dtype

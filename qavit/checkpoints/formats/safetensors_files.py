@@ -7,7 +7,6 @@ import math
 import mmap
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -64,13 +63,17 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def parse_header(header: bytes, data_bytes: int, what: str = "header") -> dict[str, tuple[str, tuple[int, ...], int]]:
+Header = dict[str, tuple[str, tuple[int, ...], int]]
+
+
+def parse_header(header: bytes, data_bytes: int, what: str = "header") -> Header:
     """Check a safetensors header against the number of bytes that follow it.
 
     Returns
     -------
     dict
-        name -> (dtype, shape, byte offset from the end of the header), in the order in which the data lies.
+        name -> (dtype, shape, byte offset from the end of the header), in the order in which the data lies; names that the
+        metadata calls other names of a tensor (as safetensors' save_model writes of tied ones) come behind.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def parse_header(header: bytes, data_bytes: int, what: str = "header") -> dict[s
     table = parse_json(header, what)
     if not isinstance(table, dict):
         raise ValueError(f"{what}: expected a JSON object, got {type(table).__name__}")
-    table.pop("__metadata__", None)
+    metadata = table.pop("__metadata__", None)
     found: list[tuple[int, int, str, str, tuple[int, ...]]] = []
     for name, entry in table.items():
         label = f"{what}: tensor {name[:120]!r}"
@@ -97,7 +100,8 @@ def parse_header(header: bytes, data_bytes: int, what: str = "header") -> dict[s
             raise ValueError(f"{label}: data_offsets {str(offsets)[:80]} are not two positions")
         start, end = offsets
         if start > end or end > data_bytes:
-            raise ValueError(f"{label}: bytes {start} to {end} do not lie inside the file's {data_bytes} bytes of data")
+            raise ValueError(f"{label}: bytes {start} to {end} do not lie inside the file's {data_bytes} bytes of data; "
+                             "is the download unfinished?")
         if math.prod(shape) * ITEM_SIZES[dtype] != end - start:
             raise ValueError(f"{label}: {end - start} bytes do not hold {dtype} of shape {tuple(shape)}")
         found.append((start, end, name, dtype, tuple(shape)))
@@ -110,7 +114,11 @@ def parse_header(header: bytes, data_bytes: int, what: str = "header") -> dict[s
         position = end
     if position != data_bytes:
         raise ValueError(f"{what}: the tensors end at byte {position} of {data_bytes}; the file is cut short or too long")
-    return {name: (dtype, shape, start) for start, _, name, dtype, shape in found}
+    result = {name: (dtype, shape, start) for start, _, name, dtype, shape in found}
+    for alias, name in (metadata if isinstance(metadata, dict) else {}).items():
+        if isinstance(name, str) and name in table and alias not in table:
+            result[alias] = result[name]
+    return result
 
 
 def open_safetensors(path: Path_) -> Weights:
@@ -159,15 +167,9 @@ def join_shards(path: Path_, shards: Iterable[tuple[str, list[str], Stored]]) ->
             if tensor not in tensors:
                 raise ValueError(f"{path}: {name} does not hold {tensor[:120]!r}, which the index puts there")
             joined[tensor] = tensors[tensor]
+        for tensor, weight in tensors.items():  # other names of tied ones, which an index leaves out
+            joined.setdefault(tensor, weight)
     return joined
-
-
-def open_safetensors_index(path: Path_) -> Stored:
-    """Map the shards that a ``model.safetensors.index.json`` names."""
-    folder = Path(path).parent
-    return join_shards(
-        path, ((name, names, dict(open_safetensors(folder / name))) for name, names in index_files(path).items())
-    )
 
 
 def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) -> None:

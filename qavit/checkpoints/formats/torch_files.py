@@ -13,16 +13,14 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..._base.small_files import Path_
-from .._weights import ITEM_SIZES, Stored, StoredTensor, from_array
-from .pickles import MAX_PICKLE_BYTES, Storage, is_count, plain, read_pickle, storage_dtype, storage_identity
-from .safetensors_files import index_files, join_shards, map_file
+from .._weights import ITEM_SIZES
+from .pickle_names import MAX_PICKLE_BYTES, Storage, is_count
+from .pickles import plain, read_pickle, storage_dtype, storage_identity
+from .safetensors_files import map_file
 
 #: A compressed archive may grow to this many times the file's size (or to 64 MiB, where that is more).
 MAX_INFLATION = 32
@@ -49,8 +47,6 @@ class _Archive:
             if info.filename in self.members:
                 raise ValueError(f"the archive holds {info.filename[:120]!r} twice")
             self.members[info.filename] = info
-        if self.root + "constants.pkl" in self.members:
-            raise ValueError("a TorchScript archive, which holds a program: save its state_dict() instead")
         self.starts = {name: self.data_start(info) for name, info in self.members.items()}
         spans = sorted((self.starts[name], info.compress_size) for name, info in self.members.items())
         for (start, size), (following, _) in itertools.pairwise(spans):
@@ -258,51 +254,3 @@ def read_torch_file(path: Path_) -> Any:
         raise ValueError(f"{path}: {err}") from None
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, UnicodeError, RecursionError) as err:
         raise ValueError(f"{path}: not a whole file of torch.save: {err}") from None
-
-
-def state_dict(content: Any, path: Path_) -> tuple[Stored, dict[str, Any]]:
-    """The tensors of a checkpoint, and what else it holds.
-
-    Parameters
-    ----------
-    content : object
-        What `read_torch_file` gave: a dict of tensors, or a dict that has one under 'model', 'state_dict' or 'module'.
-
-    Returns
-    -------
-    (dict, dict)
-        name -> tensor; the entries beside them (config, epoch ...).
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
-    others: dict[str, Any] = {}
-    for key in ("model", "state_dict", "module", "model_state_dict"):
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and any(isinstance(value, StoredTensor) for value in inner.values()):
-            others = {str(name): value for name, value in content.items() if name != key}
-            content = inner
-            break
-    tensors: Stored = {}
-    for name, value in content.items():
-        if isinstance(value, StoredTensor):
-            tensors[str(name)] = value
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and isinstance(name, str) and "." in name:
-            tensors[name] = from_array(np.asarray(value, np.float32))
-        else:
-            others.setdefault(str(name), value)
-    if not tensors:
-        raise ValueError(
-            f"{path}: it holds no tensors (its entries: {', '.join(str(key)[:80] for key in list(content)[:8])})"
-        )
-    return tensors, others
-
-
-def open_torch_weights(path: Path_) -> Stored:
-    """The tensors of a ``pytorch_model.bin``."""
-    return state_dict(read_torch_file(path), path)[0]
-
-
-def open_torch_index(path: Path_) -> Stored:
-    """The tensors of the shards that a ``pytorch_model.bin.index.json`` names."""
-    folder = Path(path).parent
-    return join_shards(path, ((name, names, open_torch_weights(folder / name)) for name, names in index_files(path).items()))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from .._positions import resize_positions
 from .._weights import Stored, Weight, float_array, from_array
-from .names import _VISION, _unwrap
 from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
 
 
@@ -36,6 +36,8 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
             f"image_size: got {image_size}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}"
         )
     default = 12 if width % 12 == 0 and config else None
+    if config.get("num_channels", 3) != 3:
+        raise ValueError(f"{what}: num_channels {config['num_channels']!r}, expected 3")
     result = {
         "image_size": image_size or own,
         **sizes,
@@ -116,17 +118,25 @@ def clip_text_shapes(config: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
-def _vision_names(tensors: Stored) -> Stored:
-    """A Hugging Face CLIP folder's vision tower; the text half and training's scale are left out."""
+#: Names of a tower that begin at ``embeddings.``.
+BARE = re.compile(
+    r"^(embeddings\.(class_embedding|patch_embedding|position_embedding)|pre_layrnorm|post_layernorm|encoder\.layers\.\d+)(\.|$)"
+)
+
+
+def full_names(tensors: Stored) -> Stored:
+    """The tensors with towers whose names begin at ``embeddings.`` (transformers 5) under ``vision_model.``."""
+    towers = [
+        name[: -len("embeddings.class_embedding")] for name in tensors
+        if name.endswith("embeddings.class_embedding") and not name.endswith("vision_model.embeddings.class_embedding")
+    ]  # fmt: skip
     result: Stored = {}
-    bare = "embeddings.class_embedding" in tensors  # transformers 5 leaves the prefix out
     for original, tensor in tensors.items():
-        name = "vision_model." + original if bare else _unwrap(original)
-        match = _VISION.search(name)
-        if match:
-            result[match[1]] = tensor
-        elif not name.startswith(("text_model.", "text_projection.", "logit_scale")) and "position_ids" not in name:
-            result[name] = tensor
+        name = original
+        for prefix in towers:
+            if original.startswith(prefix) and BARE.match(original[len(prefix) :]):
+                name = f"{prefix}vision_model.{original[len(prefix) :]}"
+        result[name] = tensor
     return result
 
 

@@ -1,15 +1,16 @@
-"""Prefixes in front of the names that a checkpoint gives its tensors."""
+"""What the tensors of each layout are called; the core's own names are Hugging Face's of CLIP and LAVIS's of BLIP."""
 
 from __future__ import annotations
 
 import re
 
-#: Wrappers around a model, which put their name before every tensor's.
-_WRAPPERS = ("module.", "base_model.model.", "base_model.", "_orig_mod.")
-
-
-def _unwrap(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name[next(len(wrapper) for wrapper in _WRAPPERS if name.startswith(wrapper)) :]
-    return name
-_VISION = re.compile(r"(?:^|\.)(vision_model\.(?:embeddings|pre_layrnorm|encoder|post_layernorm)[\w.]*)$")
+#: A CLIP vision tower behind any prefix, with what stands beside it.
+VISION = re.compile(
+    r"^(.*?\.)??(vision_model\.(?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+"
+    r"|visual_projection\.weight|answer_head\.(?:weight|bias))$"
+)
+#: T5's encoder behind any prefix, or any text encoder that is called so already.
+TEXT = re.compile(r"^(.*?\.)??((?:shared|encoder\.(?:block|embed_tokens|final_layer_norm))\..+|text_model\..+)$")
+#: BLIP's halves and heads.
+BLIP = re.compile(r"^(.*?\.)??((?:visual_encoder|vision_model|text_encoder|itm_head|vision_proj|text_proj)\..+)$")
+CLASS_EMBEDDING = "vision_model.embeddings.class_embedding"

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-from .._weights import Stored, float_array, weight_of
-from .names import _VISION, _unwrap
-
 #: Which blocks of L take the question, by the name of the integration point.
 INTEGRATION_POINTS = ("all", "early", "late", "late2", "late3", "sparse")
 
@@ -60,40 +53,3 @@ def _ranges(blocks: tuple[int, ...]) -> str:
         else:
             parts.append([block, block])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
-
-
-def _sort_names(tensors: Stored, name: str) -> Stored:
-    """A QA-ViT state dict's tensors by our names; what belongs to the language model's other half is left out."""
-    result: Stored = {}
-    duplicate: Stored = {}
-    for original, tensor in tensors.items():
-        plain = _unwrap(original)
-        vision = _VISION.search(plain)
-        if vision:
-            ours = vision[1]
-        elif plain.startswith(("decoder.", "lm_head.")) or "translation_mlp" in plain.split("."):
-            continue
-        elif plain.startswith("instruction_embedder."):
-            duplicate["text_model.shared." + plain[len("instruction_embedder.") :]] = tensor
-            continue
-        elif plain.startswith(("shared.", "encoder.")):
-            ours = "text_model." + plain
-        elif plain.endswith("visual_projection.weight"):
-            ours = "visual_projection.weight"
-        else:
-            ours = plain
-        if ours in result:
-            raise ValueError(f"{name}: {ours} is there twice ({original!r} is one of its names)")
-        result[ours] = tensor
-    for ours, tensor in duplicate.items():
-        if ours in result and not _same(result[ours], tensor):
-            raise ValueError(f"{name}: instruction_embedder and shared are not the same table ({ours})")
-        result.setdefault(ours, tensor)
-    return result
-
-
-def _same(a: Any, b: Any) -> bool:
-    one, two = weight_of(a), weight_of(b)
-    if one[0] is two[0] and one[1:] == two[1:]:
-        return True
-    return one[1:3] == two[1:3] and np.array_equal(float_array(one), float_array(two), equal_nan=True)
