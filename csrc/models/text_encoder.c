@@ -8,7 +8,6 @@
  * Rows of tokens lie one after another without padding, so a row's numbers do not depend on its neighbours. */
 #include "models/text_encoder.h"
 
-#include "base/threads.h"
 #include "models/planned.h"
 
 #include <inttypes.h>
@@ -141,6 +140,9 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     const qv_text_encoder *encoder = c->encoder;
     const qv_ops *ops = encoder->ops;
     size_t R = c->tokens, depth = qv_block_depth(&encoder->kind);
+    if (R * encoder->width * depth < WORTH_A_LANE) {
+        call->lanes = 1; /* the pool's width may change at any time: else those that the call began with */
+    }
     qv_plan_scratch(call, arena, ops->scratch_bytes(call->lanes, R, depth, c->longest, encoder->kind.d));
     c->pass.start = qv_arena_take_host(arena, c->rows + 1, sizeof *c->pass.start);
     c->pass.column = qv_arena_take_host(arena, c->rows, sizeof *c->pass.column);
@@ -236,9 +238,7 @@ qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *id
         c.tokens = tokens > c.tokens ? tokens : c.tokens;
         c.longest = longest > c.longest ? longest : c.longest;
     }
-    size_t width = encoder->width, depth = qv_block_depth(&encoder->kind);
     call->ops = encoder->ops;
-    call->lanes = c.tokens * width * depth < WORTH_A_LANE ? 1 : qv_thread_count(); /* which may change while the call runs */
     return qv_run_planned(call, &encoder->arenas, &planned, &c, err);
 }
 
