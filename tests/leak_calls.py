@@ -50,7 +50,8 @@ from qavit.checkpoints import _source as checkpoints_source
 from qavit.checkpoints import _weights as weights
 from qavit.checkpoints import convert, describe, open_model
 from qavit.checkpoints._describe import description_text
-from qavit.checkpoints.formats import safetensors_files, torch_files
+from qavit.checkpoints.formats import safetensors_files
+from qavit.checkpoints.formats.reading import open_folder, open_weights
 from qavit.checkpoints.towers import bert, clip
 from qavit.cli import _main as cli_main
 from qavit.data import _local as local
@@ -213,19 +214,20 @@ def broken_pickle() -> bytes:
 
 
 @cache
-def shards() -> Path:
-    """Two .bin files and two .safetensors files, each pair with an index."""
-    target = place() / "shards"
+def shards(stem: str, ending: str) -> Path:
+    """Two files of weights with an index."""
+    target = place() / f"shards, {ending}"
     target.mkdir()
     names = {"a": "1", "b": "2"}
     for name, number in names.items():
-        (target / f"{number}.bin").write_bytes(hostile.archive(hostile.entries(**{name: hostile.tensor()})))
+        if ending == "bin":
+            (target / f"{number}.bin").write_bytes(hostile.archive(hostile.entries(**{name: hostile.tensor()})))
+            continue
         with open(target / f"{number}.safetensors", "wb") as file:
             made_up = {name: weights.from_array(np.ones(3, np.float32))}
             safetensors_files.write_safetensors(file, made_up, {name: "float32"})
-    for stem, ending in (("pytorch_model.bin", "bin"), ("model.safetensors", "safetensors")):
-        table = {name: f"{number}.{ending}" for name, number in names.items()}
-        (target / f"{stem}.index.json").write_text(json.dumps({"weight_map": table}))
+    table = {name: f"{number}.{ending}" for name, number in names.items()}
+    (target / f"{stem}.{ending}.index.json").write_text(json.dumps({"weight_map": table}))
     return target
 
 
@@ -562,22 +564,16 @@ def use_tokenizer() -> None:
 def use_hub() -> None:
     """A hub that has CLIP's files and nothing else."""
 
-    class EntryNotFoundError(Exception):
-        pass
+    def download(name: str, **_: Any) -> str:
+        return str(LATE / "clip")
 
-    def download(name: str, file: str) -> str:
-        path = LATE / "clip" / file
-        if not path.exists():
-            raise EntryNotFoundError(file)
-        return str(path)
-
-    utilities = SimpleNamespace(EntryNotFoundError=EntryNotFoundError)
-    assert hub.looks_like_name("a/b")
-    client = SimpleNamespace(hf_hub_download=download, utils=utilities)
-    with mock.patch.dict(sys.modules, {"huggingface_hub": client, "huggingface_hub.utils": utilities}):
-        assert hub.model_folder("a/b", "path") == LATE / "clip"
+    asked = hub.Hub(asked=True, local_files_only=True)
+    constants = SimpleNamespace(ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE=True)
+    client = SimpleNamespace(snapshot_download=download, constants=constants)
+    with mock.patch.dict(sys.modules, {"huggingface_hub": client, "huggingface_hub.constants": constants}):
+        assert hub.model_folder("a/b", "path", asked) == LATE / "clip"
     with mock.patch.dict(sys.modules, {"huggingface_hub": None}):
-        refused(lambda: hub.model_folder("a/b", "path"))()
+        refused(lambda: hub.model_folder("a/b", "path", asked))()
 
 
 def draw_axes() -> None:
@@ -747,18 +743,17 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "convert, refused": (refused(lambda: convert(open_model(folder()), place() / "converted", "int8")), 1),
     "describe": (lambda: description_text(describe(open_model(folder()))), 1),
     "read_torch_file, an archive": (
-        lambda: torch_files.open_torch_weights(torch_file("archive.pth", hostile.archive(pickled()))), 1),
+        lambda: open_weights(torch_file("archive.pth", hostile.archive(pickled()))), 1),
     "read_torch_file, compressed": (
-        lambda: torch_files.open_torch_weights(
+        lambda: open_weights(
             torch_file("compressed.pth", hostile.archive(pickled(), compression=zipfile.ZIP_DEFLATED))), 1),
     "read_torch_file, before 1.6": (
-        lambda: torch_files.open_torch_weights(
+        lambda: open_weights(
             torch_file("legacy.pth", hostile.legacy(pickled(), {"0": (4, struct.pack("<4f", 1, 2, 3, 4))}))), 1),
     "read_torch_file, refused": (
-        refused(lambda: torch_files.open_torch_weights(torch_file("hostile.pth", hostile.archive(broken_pickle())))), 1),
-    "shards, torch": (lambda: torch_files.open_torch_index(shards() / "pytorch_model.bin.index.json"), 1),
-    "shards, safetensors": (
-        lambda: safetensors_files.open_safetensors_index(shards() / "model.safetensors.index.json"), 1),
+        refused(lambda: open_weights(torch_file("hostile.pth", hostile.archive(broken_pickle())))), 1),
+    "shards, torch": (lambda: open_folder(shards("pytorch_model", "bin"), "path"), 1),
+    "shards, safetensors": (lambda: open_folder(shards("model", "safetensors"), "path"), 1),
     "open_safetensors, refused": (refused(lambda: safetensors_files.open_safetensors(photo())), 1),
     "Tokenizer, vocab.txt": (lambda: text.Tokenizer.from_folder(vocabulary()).encode(QUESTIONS, 9), 1),
     "Tokenizer, vocab.json": (lambda: text.Tokenizer.from_folder(pairs()).encode(["ab a"], 9), 1),

@@ -265,8 +265,7 @@ def test_whole_data_sets_decode_on_the_cpu_and_resize_on_the_device(name: str) -
     pictures = [noise(60, 50), noise(60, 50), noise(31, 200), np.zeros((2, 2, 7), np.uint8)]
     batch = {"image": pictures, "question": [*QUESTIONS, QUESTIONS[0], QUESTIONS[1]]}
     decoded = there._decode(pictures[0])
-    assert isinstance(decoded, np.ndarray)
-    assert isinstance(prepare(decoded, there.model.preprocessing, there.model.device)[1], DevicePicture)
+    assert isinstance(prepare(decoded.picture, there.model.preprocessing, there.model.device)[1], DevicePicture)
     expected, found = here(batch), there(batch)
     assert list(found["error"]) == list(expected["error"])
     assert [bool(error) for error in found["error"]] == [False, False, False, True]

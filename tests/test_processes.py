@@ -361,7 +361,7 @@ def test_a_signal_handler_that_raises_is_what_the_call_raises(model: QAViT) -> N
 SHUTDOWN_SCRIPT = """
 import threading, time
 import test_processes as t
-vit = t.vit_of_width(64, 2, 4)
+vit = t._core.Vit(*t.vit_parts(64, 2, 4))
 encoder = t._core.T5Encoder(t.CONFIG, t.t5_weights(layers=4, D=256, d=64, F=512))
 pixels, ids = t.np.zeros((40, 3, 56, 56), t.np.float32), t.batch(64, 256)
 def maps():
