@@ -45,7 +45,7 @@ SOURCES = {
     TESTING: ("base/*.c", "ops/*.c", "image/*.c", "cuda/*.c", "python/convert.c", "python/start.c", "testing/*.c"),
 }
 # Files that need CUDA's headers; the rest of csrc/cuda also runs its kernels on the host and is in every build.
-GPU_FILES = {"csrc/cuda/gpu_driver.c", "csrc/cuda/gpu_products.c"}
+GPU_FILES = {"csrc/cuda/gpu_check.c", "csrc/cuda/gpu_driver.c", "csrc/cuda/gpu_products.c"}
 WARNINGS = [
     "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith",
     "-Wformat=2", "-Wvla",

@@ -13,17 +13,6 @@ typedef struct {
     qv_gpu_products *products;
 } gpu_state;
 
-qv_status qv_gpu_check(cudaError_t code, const char *what, qv_error *err) {
-    if (code == cudaSuccess) {
-        return QV_OK;
-    }
-    (void)cudaGetLastError(); /* an error that can be got over is not told twice */
-    if (code == cudaErrorMemoryAllocation) {
-        return qv_fail(err, QV_ERR_MEMORY, "out of memory on the GPU: %s", what);
-    }
-    return qv_fail(err, QV_ERR_UNSUPPORTED, "CUDA: %s: %s (%s)", what, cudaGetErrorString(code), cudaGetErrorName(code));
-}
-
 qv_status qv_cuda_count(size_t *count, qv_error *err) {
     int found = 0, version = 0;
     cudaError_t code = cudaGetDeviceCount(&found);

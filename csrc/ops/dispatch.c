@@ -1,5 +1,6 @@
-/* Which kernels this CPU uses. */
+/* Which kernels this CPU uses, and how its lanes are set to work. */
 #include "base/cpu.h"
+#include "ops/cpu_ops.h"
 #include "ops/kernels.h"
 
 const qv_kernels *qv_kernels_here(void) {
@@ -39,4 +40,10 @@ const char *qv_cpu_kernels(qv_precision precision) {
 size_t qv_cpu_panel_columns(void) {
     const qv_product *product = qv_product_here(QV_PRECISION_FLOAT32);
     return product->packs_layers ? product->panel_columns : 0;
+}
+
+void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context) {
+    if (!qv_call_stopped(call)) {
+        qv_parallel(lanes, tasks, run, context);
+    }
 }

@@ -100,14 +100,6 @@ PyObject *qvpy_get_size(PyObject *self, void *offset) {
     return PyLong_FromSize_t(value);
 }
 
-PyTypeObject *qvpy_add_type(PyObject *module, PyType_Spec *spec) {
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
-    if (type != NULL && PyModule_AddObject(module, strrchr(spec->name, '.') + 1, type) < 0) {
-        Py_CLEAR(type);
-    }
-    return (PyTypeObject *)type;
-}
-
 int qvpy_add_model(PyObject *module, const qvpy_kind *kind) {
     PyType_Slot slots[] = {
         {Py_tp_new, (void *)kind->create},

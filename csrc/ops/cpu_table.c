@@ -25,12 +25,6 @@ static void move(qv_call *call, void *out, const void *x, size_t bytes) {
     memcpy(out, x, bytes);
 }
 
-void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context) {
-    if (!qv_call_stopped(call)) {
-        qv_parallel(lanes, tasks, run, context);
-    }
-}
-
 const qv_ops qv_cpu_ops = {
     .name = "cpu",
     .chunk_rows = 1200, /* more would leave the cache */
