@@ -668,7 +668,6 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "another block": (lambda: small().heatmaps(photo(), QUESTIONS).at(2), 1),
     "word maps": (lambda: small().heatmaps(photo(), QUESTIONS).word_maps, 1),
     "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
-    "maps_and_scores": (lambda: blip().maps_and_scores(floats(1, 3, 32, 32), QUESTIONS, 1), 1),
     "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
     "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),

@@ -8,6 +8,7 @@ import re
 import resource
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,21 @@ def test_heatmaps(model: BlipITM, images: Array, cases: dict[str, Any]) -> None:
     assert not every[8].any()
     with pytest.raises(ValueError, match=r"block: block 8 is the last"):
         model.heatmaps(picture, questions, block=8)
+
+def test_a_text_that_fits_less_than_no_text_at_all_is_told(model: BlipITM) -> None:
+    picture = np.random.default_rng(3).integers(0, 255, (40, 40, 3), np.uint8)
+    texts = ["the dog", "a red car", "where is the cat", "left", "blue", ""]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = model.heatmaps(picture, texts)
+        bar = model.heatmaps(picture, [""]).scores[0]
+    low = [number for number, (text, score) in enumerate(zip(texts, result.scores)) if text and score < bar]
+    told = [note for note in result.notes if note.kind == "low_score"]
+    assert [note.question for note in told] == low
+    assert 0 < len(low) < len(texts) - 1
+    assert all(f"no text at all with {bar:.2g}" in note.text for note in told)
+    with pytest.warns(qavit.LowScoreWarning, match="matches this text with probability"):
+        model.heatmaps(picture, [texts[low[0]]])
 
 
 def test_words_maps_are_their_tokens_means(model: BlipITM, images: Array) -> None:

@@ -299,8 +299,11 @@ def test_the_bundled_model_says_so_on_a_photograph(demo: qavit.Model, clip: qavi
 
 
 def test_words_of_blip(blip: qavit.Model) -> None:
-    assert told(blip, SCENE, ["a red bus", "?", "where is it?"]) == []
-    assert told(blip, SCENE, ["a red 星 bus", "a red bus " * 20]) == [("unknown_words", 0), ("question_cut", 1)]
+    def of_words(questions: list[str]) -> list[tuple[str, int | None]]:
+        return [note for note in told(blip, SCENE, questions) if note[0] != "low_score"]  # the weights are random
+
+    assert of_words(["a red bus", "?", "where is it?"]) == []
+    assert of_words(["a red 星 bus", "a red bus " * 20]) == [("unknown_words", 0), ("question_cut", 1)]
 
 
 def test_precision_is_what_computes() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images, whole_number
 from .._base.types import FloatArray, Heads, ImageLike, PixelValues, Precision
-from .._base.warnings import warn_of
+from .._base.warnings import LowScoreWarning, Note, note_of
 from ..checkpoints._weights import check_unchanged, release_pages
 from ..text import words_with_tokens
 from ._devices import Placement
@@ -144,32 +144,6 @@ class BlipITM(Model):
             tokens = self._tokenize(texts)
             maps[rows] = self._core.gradcam(state, tokens.ids, tokens.mask, block)[0][back]
         return self._finite(maps)
-
-    def maps_and_scores(
-        self, image: Any, questions: str | Sequence[str], block: int | None = None
-    ) -> tuple[FloatArray, FloatArray]:
-        """:meth:`forward_itm`'s maps for questions about one picture, and how well they match it, in one pass.
-
-        Parameters
-        ----------
-        image : picture, or float [3, S, S] or [1, 3, S, S] normalised
-        questions : str or list of str
-            At least one; ``?`` at the ends does not count.
-        block : int, optional
-            One of `usable_blocks`; None: `default_block`.
-
-        Returns
-        -------
-        maps : ndarray of float32, [Q, P]
-        scores : ndarray of float32, [Q]
-            The probability of a match, by the matching head.
-        """
-        number = self.check_block(self.default_block if block is None else block)
-        shown = self._see(image)
-        warn_of(shown.notes)
-        tokens = self._tokenize([question.strip("?") for question in question_list(questions)])
-        maps, logits = self._core.gradcam(self._encode(shown.pixels), tokens.ids, tokens.mask, number)[:2]
-        return self._finite(maps), _match_probability(self._finite(logits))
 
     def gradcam_tokens(
         self, pixel_values: PixelValues, texts: Union[str, Sequence[str]], block_num: int = 6
@@ -308,6 +282,24 @@ class GradCAMLook(ModelLook):
     def scores(self) -> Optional[FloatArray]:
         _, logits, _ = next(iter(self._found.values()))
         return _match_probability(logits)
+
+    def score_notes(self) -> list[Note]:
+        scores = self.scores()
+        if scores is None or self._image is None:
+            return []
+        empty = self._model._tokenize([""])
+        logits = self._model._finite(self._model._core.match(self._image, empty.ids, empty.mask))
+        bar = float(_match_probability(logits)[0])
+        return [
+            note_of(
+                LowScoreWarning,
+                f"the picture matches this text with probability {score:.2g}, no text at all with {bar:.2g}: the map shows "
+                "where the model looks, not that it finds what is asked",
+                number,
+            )
+            for number, (score, words) in enumerate(zip(scores, self.words or []))
+            if words and score < bar
+        ]
 
     def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
         """The mean over each word's tokens."""

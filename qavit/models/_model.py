@@ -63,6 +63,10 @@ class ModelLook(Look, ABC):
         """How well the picture fits each text; None where nothing says so."""
         return None
 
+    def score_notes(self) -> Sequence[Note]:
+        """What the scores say against the maps, before `release`."""
+        return ()
+
     def answers(self) -> Optional[list[list[tuple[str, float]]]]:
         """Ranked answers; None where there are none."""
         return None
@@ -371,6 +375,7 @@ class Model(Capabilities, ABC):
         word_maps: Any = None
         if look.words is not None:
             word_maps = _Once(lambda: look.word_maps(blocks, heads))
+        blind = self._blind_notes(blocks, method) if asked is not None else ()
         shown.picture.setflags(write=False)
         result = HeatmapResult(
             maps=to_distribution(raw, axes=2),
@@ -387,7 +392,7 @@ class Model(Capabilities, ABC):
             block_maps=lambda: _shares(every(), usable),
             block_raw=every,
             blocks=usable,
-            notes=(*shown.notes, *look.notes, *(self._blind_notes(blocks, method) if asked is not None else ())),
+            notes=(*shown.notes, *look.notes, *look.score_notes(), *blind),
         )
         look.release()
         return result
