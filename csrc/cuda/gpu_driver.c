@@ -214,10 +214,8 @@ static qv_status gpu_multiply(void *state, const qv_cuda_product *product, qv_er
     bare.bias = NULL;
     bare.activation = QV_IDENTITY;
     status = qv_gpu_multiply(gpu->products, &bare, stream, err);
-    qvk_elements rest = {.out = product->out,
-                         .ld_out = product->ld_out,
-                         .x = product->out,
-                         .ld_x = product->ld_out,
+    qvk_elements rest = {.out = {product->out, product->ld_out},
+                         .x = {product->out, product->ld_out},
                          .bias = product->bias,
                          .activation = (int)product->activation,
                          .D = product->N,
