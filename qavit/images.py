@@ -322,13 +322,19 @@ def as_pixel_values(values: Any, name: str = "pixel_values") -> FloatArray:
     return result
 
 
-def picture_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> Picture:
-    """The picture uint8 [H, W, 3] that normalised pixel values float32 [3, H, W] show."""
+def levels_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """The levels uint8 [3, H, W] that normalised pixel values float32 [3, H, W] stand for."""
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
     with np.errstate(over="ignore"):
         levels = np.rint((pixel_values * std + mean) / np.float32(preprocessing.rescale))
-    return np.ascontiguousarray(np.clip(levels, 0.0, 255.0).astype(np.uint8).transpose(1, 2, 0))
+    clipped: npt.NDArray[np.uint8] = np.clip(levels, 0.0, 255.0).astype(np.uint8)
+    return clipped
+
+
+def picture_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> Picture:
+    """The picture uint8 [H, W, 3] that normalised pixel values float32 [3, H, W] show."""
+    return np.ascontiguousarray(levels_of(pixel_values, preprocessing).transpose(1, 2, 0))
 
 
 def _edge(value: Any, name: str) -> int:

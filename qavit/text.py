@@ -11,13 +11,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._base.sentencepiece import CharsMap, charsmap_of, without_charsmap
-from ._base.vocabularies import read_tokenizer, refusals
+from ._base.refusals import refusals
+
+if TYPE_CHECKING:
+    from ._base.sentencepiece import CharsMap
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -113,6 +115,8 @@ class Tokenizer:
         with refusals("not a tokenizer.json that this tokenizers library reads"):
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(json_text)
             if "Precompiled" in json_text:
+                from ._base.sentencepiece import charsmap_of, without_charsmap
+
                 content = json.loads(json_text)
                 self._charsmap = charsmap_of(content)
                 if self._charsmap is not None:
@@ -144,6 +148,8 @@ class Tokenizer:
         """From a folder with tokenizer.json, vocab.txt (BERT), vocab.json and merges.txt (RoBERTa, CLIP) or a SentencePiece
         model (T5, CamemBERT, XLM-RoBERTa), or from one of these files; settings beside it are obeyed.
         """
+        from ._base.vocabularies import read_tokenizer
+
         return cls(read_tokenizer(Path(path)), vocabulary)
 
     def to_json(self) -> str:

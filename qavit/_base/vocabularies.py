@@ -6,12 +6,12 @@ tokenizer.model (T5, CamemBERT, XLM-RoBERTa). Beside them tokenizer_config.json,
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .refusals import refusals
 from .sentencepiece import CONTROL, NORMAL, UNKNOWN, Piece, SentencePieceModel, build_tokenizer, read_sentencepiece
 from .small_files import parse_json, read_bytes
 
@@ -22,17 +22,6 @@ _CLIP_PIECES = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: Lengths that mean no limit.
 _NO_LENGTH = 1 << 24
-
-
-@contextlib.contextmanager
-def refusals(what: str) -> Iterator[None]:
-    """Failures of the tokenizers library as ValueError; its panics, which are no Exception, too."""
-    try:
-        yield
-    except BaseException as err:
-        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
-            raise
-        raise ValueError(f"tokenizer: {what}: {err}") from None
 
 
 def tokenizer_file(folder: Path) -> Path | None:

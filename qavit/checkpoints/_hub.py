@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +67,7 @@ def model_folder(name: str, argument: str, hub: Hub) -> Path:
 
 def _reachable(endpoint: str) -> bool:
     """Whether anything answers there, or at the proxy on the way; asked first, as the hub's client tries for long."""
+    import socket
     from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(endpoint)

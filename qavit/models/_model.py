@@ -354,7 +354,8 @@ class Model(Capabilities, ABC):
             picture, seen, region = images.prepare(image, fitted, self.device)
             shown = Shown(picture, seen, region, crop_notes(picture, region))
         if self._bundled:
-            shown.notes.extend(bundled_notes(picture, fitted))
+            known = shown.pixels if isinstance(shown.pixels, np.ndarray) else images.preprocess(picture, fitted)
+            shown.notes.extend(bundled_notes(known[0], fitted))
         return shown
 
     def _result(self, shown: Shown, questions: Questions, request: Request) -> HeatmapResult:

@@ -17,7 +17,7 @@ from .._base.warnings import (
     UnknownWordsWarning,
     note_of,
 )
-from ..images import Preprocessing, Region, picture_of, preprocess
+from ..images import Preprocessing, Region, levels_of
 
 #: Of the picture; less of it than this unseen is no matter.
 MAX_HIDDEN = 0.2
@@ -57,25 +57,26 @@ def crop_notes(picture: Picture, seen: Region) -> list[Note]:
     return [note_of(PictureCroppedWarning, text)]
 
 
-def bundled_notes(picture: Picture, preprocessing: Preprocessing) -> list[Note]:
-    """Whether a picture is none of the drawn scenes that the bundled model knows."""
-    if _looks_drawn(picture, preprocessing):
+def bundled_notes(pixel_values: FloatArray, preprocessing: Preprocessing) -> list[Note]:
+    """Whether pixel values [3, S, S] are of none of the drawn scenes that the bundled model knows."""
+    if _looks_drawn(pixel_values, preprocessing):
         return []
     text = "the bundled model knows drawn shapes alone: on photographs its maps and answers mean nothing"
     return [note_of(BundledModelWarning, text)]
 
 
-def _looks_drawn(picture: Picture, preprocessing: Preprocessing) -> bool:
+def _looks_drawn(pixel_values: FloatArray, preprocessing: Preprocessing) -> bool:
     """Whether a picture has the plain areas of drawn shapes, by the neighbours that have exactly one colour.
 
     In what the model sees of a scene (96 x 96), some colour stands beside itself at 100 places or more; in a photograph
     equal neighbours are few and of many colours, but for black and white. Of 2,100 scenes one was taken for a photograph,
     of 13 colour photographs 11 were told. A grey picture is no scene.
     """
-    seen = picture_of(preprocess(picture, preprocessing)[0], preprocessing).astype(np.int64)
-    if (np.ptp(seen, axis=2) <= 2).mean() > 0.99:
+    red, green, blue = levels_of(pixel_values, preprocessing).astype(np.int32)
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    if np.count_nonzero(spread <= 2) > 0.99 * spread.size:
         return False
-    colour = (seen[..., 0] << 16) | (seen[..., 1] << 8) | seen[..., 2]
+    colour = (red << 16) | (green << 8) | blue
     across, down = colour[:, 1:], colour[1:]
     twins = np.concatenate([across[across == colour[:, :-1]], down[down == colour[:-1]]])
     found, counts = np.unique(twins, return_counts=True)

@@ -12,7 +12,6 @@ import numpy as np
 from .._weights import Stored, StoredTensor, UnreadTensor, from_array
 from .kinds import file_kind
 from .safetensors_files import index_files, join_shards, open_safetensors
-from .torch_files import read_torch_file
 
 #: How many entries of nested dicts a checkpoint may have.
 MAX_ENTRIES = 1_000_000
@@ -53,6 +52,8 @@ def open_weights(path: Path) -> Content:
         return Content(dict(open_safetensors(path)))
     if kind.refusal and kind.name != "unknown":
         raise ValueError(f"{path}: {kind.refusal}")
+    from .torch_files import read_torch_file  # with the reader of pickles, which safetensors do without
+
     return state_dict(read_torch_file(path), path)
 
 
