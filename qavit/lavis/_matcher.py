@@ -114,9 +114,10 @@ def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precis
 
 def _matcher_of(model: Any) -> BlipITM:
     """The matcher itself, or the one made of a torch module's present weights."""
-    if callable(getattr(model, "gradcam_tokens", None)):
-        matcher: BlipITM = model
-        return matcher
+    from ..models._blip_itm import BlipITM
+
+    if isinstance(model, BlipITM):
+        return model
     if not callable(getattr(model, "parameters", None)):
         raise TypeError(f"model: expected a BlipITM or LAVIS's torch module, got {type(model).__name__}")
     state = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
