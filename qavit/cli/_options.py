@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..models._devices import PRECISIONS
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-logger = logging.getLogger("qavit")
 
 
 class UsageError(Exception):
