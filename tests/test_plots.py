@@ -243,8 +243,10 @@ def test_contours_lie_where_the_map_is_high() -> None:
     assert len(lines) == 1
     points = np.concatenate([path.vertices for path in lines[0].get_paths()])
     box = shown.top_patches(1)[0][0]
-    assert (points[:, 0] > box.left - 10).all() and (points[:, 0] < box.right + 10).all()
-    assert (points[:, 1] > box.top - 10).all() and (points[:, 1] < box.bottom + 10).all()
+    assert (points[:, 0] > box.left - 10).all()
+    assert (points[:, 0] < box.right + 10).all()
+    assert (points[:, 1] > box.top - 10).all()
+    assert (points[:, 1] < box.bottom + 10).all()
     assert any("a quarter, a half and three quarters" in text.get_text() for text in figure.texts)
     pale = np.full((1, 3, 4), 1 / 12, np.float32)
     flat = result(1, maps=pale, word_maps=None, words=None, block_maps=None).figure("overlay", contours=True)
