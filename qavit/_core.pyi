@@ -71,6 +71,9 @@ class BlipItm(_Model):
     blocks: int
     vocab_size: int
     max_tokens: int
+    cross_first: int
+    cross_step: int
+    queries: int
     projection: int
     def encode_image(
         self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...

@@ -184,7 +184,9 @@ static void make_models(models *made, const weight_set *set) {
                                   .activation = QV_QUICK_GELU,
                                   .instruction_dim = DT, .integrated = integrated};
     const qv_t5_config text = {.num_heads = HEADS, .max_distance = 128, .activation = QV_RELU, .eps = 1e-6f};
-    qv_blip_config blip = {.vision = vision, .H = HEADS, .text_blocks = BLOCKS, .eps = 1e-12f, .activation = QV_GELU};
+    qv_blip_config blip = {
+        .vision = vision, .H = HEADS, .text_blocks = BLOCKS, .closing = 1, .eps = 1e-12f, .activation = QV_GELU,
+    };
     blip.vision.instruction_dim = 0;
     blip.vision.integrated = NULL;
     qv_weights weights = {.tensors = set->tensors, .count = set->count};
