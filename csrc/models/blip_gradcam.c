@@ -1,8 +1,9 @@
 /* GradCAM of BLIP's cross-attention: where the image speaks for the match, a map for each token of a question.
  *
  * 1. the text half forward, keeping what the blocks from the asked one on leave behind
- * 2. the gradient of logits[:, 1], from the head down through those blocks (models/block_backward.c); the image's keys and
- *    values are constants, as they do not depend on the text, and nothing below them is asked for
+ * 2. the gradient of logits[:, 1] from the head (of a question encoder's states: as its decoder gives it) down through
+ *    those blocks (models/block_backward.c); the image's keys and values are constants, as they do not depend on the
+ *    text, and nothing below them is asked for
  * 3. at the asked block A and G = dA of the cross-attention; a token's map is the mean over heads of A max(G, 0)
  *
  * Source: Tiong et al., arXiv 2210.08773; code salesforce/LAVIS, which has it from ALBEF (Li et al., arXiv 2107.07651). */
@@ -15,6 +16,7 @@ typedef struct {
     const qv_blip_questions *questions;
     qv_gradcam_maps out;
     size_t block;
+    const float *d_states; /* [R of all, D], of a question encoder */
     size_t Q, R; /* of the largest chunk */
     qv_blip_text_plan text;
     qv_block_gradients gradients;
@@ -55,15 +57,25 @@ static void mean_over_words(qv_call *call, float *maps, const float *tokens, con
     }
 }
 
+/* d_x of what leaves the last block: logits[:, 1] = class_rows match[1] + bias[1], or as it is given. */
+static void begin_gradient(const gradcam_pass *pass, qv_call *call, const qv_blip_questions *questions, size_t R) {
+    const qv_blip *model = pass->model;
+    size_t D = model->config.D, row = questions->start[0] - pass->questions->start[0];
+    if (pass->d_states != NULL) {
+        call->ops->give(call, pass->gradients.d_x, pass->d_states + row * D, R * D * sizeof(float));
+    } else {
+        call->ops->copy(call, (qv_rows){pass->gradients.d_x, D}, (qv_const_rows){model->match.data + D, 0}, questions->Q, D);
+    }
+}
+
 /* A and G of the asked block's cross-attention. */
 static void differentiate(const gradcam_pass *pass, qv_call *call, const qv_blip_questions *questions) {
     const qv_blip *model = pass->model;
-    size_t D = model->config.D, L = model->config.L, R = questions->start[questions->Q] - questions->start[0];
+    size_t L = model->config.L, R = questions->start[questions->Q] - questions->start[0];
     const qv_block_gradients *g = &pass->gradients;
-    /* logits[:, 1] = class_rows match[1] + bias[1] */
-    call->ops->copy(call, (qv_rows){g->d_x, D}, (qv_const_rows){model->match.data + D, 0}, questions->Q, D);
+    begin_gradient(pass, call, questions, R);
     for (size_t l = L - 1; l > pass->block; l--) {
-        const qv_sequences sequences = qv_blip_sequences(questions, l + 1 == L);
+        const qv_sequences sequences = qv_blip_sequences(questions, qv_blip_one_query(model, l, L));
         const qv_cross_states cross = qv_blip_cross_of(model, pass->image, l);
         qv_block_backward(call, &model->kind, &model->blocks[l], &pass->text.blocks[l], g, &sequences, &cross);
     }
@@ -89,8 +101,10 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         qv_output tokens = qv_output_part(&pass->tokens, row * P, R * P);
         float *map = tokens.host != NULL ? tokens.at : pass->own_tokens;
         qv_blip_run_text(model, call, &pass->text, pass->image, &chunk);
-        call->ops->linear(call, (qv_rows){logits.at, 2}, (qv_const_rows){pass->text.class_rows, D}, &model->itm_head, 0, 2,
-                          NULL, chunk.Q);
+        if (logits.host != NULL) {
+            call->ops->linear(call, (qv_rows){logits.at, 2}, (qv_const_rows){pass->text.class_rows, D}, &model->itm_head, 0,
+                              2, NULL, chunk.Q);
+        }
         differentiate(pass, call, &chunk);
         call->ops->gradcam(call, map, pass->probabilities, pass->d_probabilities, model->vision.prefix, model->kind.H, R, S);
         mean_over_words(call, maps.at, map, &chunk, P);
@@ -103,10 +117,10 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
 }
 
 qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
-                          const qv_blip_questions *questions, size_t block, qv_error *err) {
+                          const qv_blip_questions *questions, size_t block, const float *d_states, qv_error *err) {
     static const qv_planned planned = {"the activations of the questions and their gradients", plan, run};
-    size_t L = model->config.L, last = L < 2 ? 0 : L - 2;
-    if (block + 1 == L) {
+    size_t L = model->config.L, last = model->config.question_encoder ? L - 1 : L < 2 ? 0 : L - 2;
+    if (block + 1 == L && !model->config.question_encoder) {
         return qv_fail(err, QV_ERR_VALUE,
                        "block %zu is the last: only the first token reaches the head from there, so the words' maps "
                        "would be zero; blocks 0 to %zu can be used", block, last);
@@ -114,7 +128,8 @@ qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_
     if (block >= L) {
         return qv_fail(err, QV_ERR_VALUE, "block %zu does not exist; blocks 0 to %zu can be used", block, last);
     }
-    gradcam_pass pass = {.model = model, .image = image, .questions = questions, .out = *out, .block = block};
+    gradcam_pass pass = {.model = model, .image = image, .questions = questions, .out = *out, .block = block,
+                         .d_states = d_states};
     qv_blip_chunk_sizes(questions, &pass.Q, &pass.R);
     return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);
 }
