@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional, Protocol
+from typing import NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
 
-from .._base.types import FloatArray
+from .._base.types import FloatArray, Score
+
+
+class Options(NamedTuple):
+    """What a method may be told beside blocks and heads.
+
+    Attributes
+    ----------
+    score : "cosine" or "softmax"
+        What a gradient is of.
+    corrected : bool
+        Whether patches that the empty text points at are taken out.
+    empty : str or float32 [1, E], optional
+        The text that counts as empty; None: the method's own.
+    """
+
+    score: Score = "cosine"
+    corrected: bool = True
+    empty: Union[str, FloatArray, None] = None
 
 
 class Readable(Protocol):
@@ -47,7 +65,11 @@ class Look(Protocol):
         (gh, gw), P = gh * gw.
     question_mask : uint8 [Q, M] or None
         Which question tokens count.
+    options : Options
+        Those that the method takes; the others are at their defaults.
     """
+
+    options: Options
 
     @property
     def grid(self) -> tuple[int, int]: ...
