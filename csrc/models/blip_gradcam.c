@@ -2,8 +2,9 @@
  * front of it (qformer.c).
  *
  * 1. the text half forward, keeping what the blocks from the asked one on leave behind
- * 2. the gradient of logits[:, 1], from the head down through those blocks (models/block_backward.c); the image's keys and
- *    values are constants, as they do not depend on the text, and nothing below them is asked for
+ * 2. the gradient of logits[:, 1] from the head (of a question encoder's states: as its decoder gives it) down through
+ *    those blocks (models/block_backward.c); the image's keys and values are constants, as they do not depend on the
+ *    text, and nothing below them is asked for
  * 3. at the asked block A and G = dA of the cross-attention; a token's map is the mean over heads of A max(G, 0)
  *
  * Source: Tiong et al., arXiv 2210.08773; code salesforce/LAVIS, which has it from ALBEF (Li et al., arXiv 2107.07651). */
@@ -17,8 +18,9 @@ typedef struct {
     const qv_blip_questions *questions;
     qv_gradcam_maps out;
     size_t block;
-    size_t Q, R;  /* of the largest chunk */
-    size_t rows;  /* that attend to the image: R, or its queries */
+    const float *d_states; /* [R of all, D], of a question encoder */
+    size_t Q, R; /* of the largest chunk */
+    size_t rows; /* that attend to the image: R, or its queries */
     qv_blip_text_plan text;
     qv_block_gradients gradients;
     float *probabilities;   /* [H, rows, S] */
@@ -65,15 +67,25 @@ static size_t rows_of(const qv_blip *model, size_t Q, size_t R) {
     return model->queries != 0 ? Q * model->queries : R;
 }
 
+/* d_x of what leaves the last block: logits[:, 1] = class_rows match + bias[1], or as it is given. */
+static void begin_gradient(const gradcam_pass *pass, qv_call *call, const qv_blip_questions *questions, size_t R) {
+    const qv_blip *model = pass->model;
+    size_t D = model->config.D, row = questions->start[0] - pass->questions->start[0];
+    if (pass->d_states != NULL) {
+        call->ops->give(call, pass->gradients.d_x, pass->d_states + row * D, R * D * sizeof(float));
+    } else {
+        call->ops->copy(call, (qv_rows){pass->gradients.d_x, D}, (qv_const_rows){model->match.data, 0}, questions->Q, D);
+    }
+}
+
 /* From the logits down to the asked block's cross-attention. */
 static qv_attention_backward differentiate(const gradcam_pass *pass, qv_call *call, const qv_blip_questions *questions) {
     const qv_blip *model = pass->model;
-    size_t D = model->config.D, L = model->config.L, R = questions->start[questions->Q] - questions->start[0];
+    size_t L = model->config.L, R = questions->start[questions->Q] - questions->start[0];
     const qv_block_gradients *g = &pass->gradients;
-    /* logits[:, 1] = class_rows match + bias[1] */
-    call->ops->copy(call, (qv_rows){g->d_x, D}, (qv_const_rows){model->match.data, 0}, questions->Q, D);
+    begin_gradient(pass, call, questions, R);
     for (size_t l = L - 1; l > pass->block; l--) {
-        const qv_sequences sequences = qv_blip_sequences(questions, l + 1 == L);
+        const qv_sequences sequences = qv_blip_sequences(questions, qv_blip_one_query(model, l, L));
         const qv_cross_states cross = qv_blip_cross_of(model, pass->image, l);
         qv_block_backward(call, &model->kind, &model->blocks[l], &pass->text.blocks[l], g, &sequences, &cross);
     }
@@ -97,8 +109,10 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         qv_output tokens = qv_output_part(&pass->tokens, row * P, rows * P);
         float *map = tokens.host != NULL ? tokens.at : pass->own_tokens;
         qv_blip_run_text(model, call, &pass->text, pass->image, &chunk);
-        call->ops->linear(call, (qv_rows){logits.at, 2}, (qv_const_rows){pass->text.class_rows, D}, &model->itm_head, 0, 2,
-                          NULL, chunk.Q);
+        if (logits.host != NULL) {
+            call->ops->linear(call, (qv_rows){logits.at, 2}, (qv_const_rows){pass->text.class_rows, D}, &model->itm_head, 0,
+                              2, NULL, chunk.Q);
+        }
         qv_attention_backward attention =
             model->queries != 0 ? qv_qformer_differentiate(model, call, &pass->text, &pass->gradients, pass->image, &chunk,
                                                            pass->block)
@@ -118,23 +132,25 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
 }
 
 qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
-                          const qv_blip_questions *questions, size_t block, qv_error *err) {
+                          const qv_blip_questions *questions, size_t block, const float *d_states, qv_error *err) {
     static const qv_planned planned = {"the activations of the questions and their gradients", plan, run};
-    size_t L = model->config.L, first = model->cross_first, last = L < 2 ? 0 : L - 2;
-    if (model->queries == 0 && block + 1 == L) {
+    size_t L = model->config.L, first = model->cross_first;
+    bool last_too = model->queries != 0 || model->config.question_encoder;
+    size_t last = last_too ? L - 1 : L < 2 ? 0 : L - 2;
+    if (block + 1 == L && !last_too) {
         return qv_fail(err, QV_ERR_VALUE,
                        "block %zu is the last: only the first token reaches the head from there, so the words' maps "
                        "would be zero; blocks %zu to %zu can be used", block, first, last);
     }
     if (block >= L) {
-        return qv_fail(err, QV_ERR_VALUE, "block %zu does not exist; blocks %zu to %zu can be used", block, first,
-                       model->queries == 0 ? last : L - 1);
+        return qv_fail(err, QV_ERR_VALUE, "block %zu does not exist; blocks %zu to %zu can be used", block, first, last);
     }
     if (!qv_blip_attends(model, block)) {
         return qv_fail(err, QV_ERR_VALUE, "block %zu does not attend to the image; from %zu on, every %zu. block does", block,
                        first, model->cross_step);
     }
-    gradcam_pass pass = {.model = model, .image = image, .questions = questions, .out = *out, .block = block};
+    gradcam_pass pass = {.model = model, .image = image, .questions = questions, .out = *out, .block = block,
+                         .d_states = d_states};
     qv_blip_chunk_sizes(model, questions, &pass.Q, &pass.R);
     pass.rows = rows_of(model, pass.Q, pass.R);
     return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);

@@ -7,7 +7,9 @@
  * 4. L blocks (models/block.h), norms last: self-attention, cross-attention to the image (ALBEF: from block "fusion_layer"
  *    on), feed-forward; the contrastive pass leaves the cross-attention out and stops after "fusion_layer" blocks; in the
  *    last block only token 0 is a query
- * 5. itm_head on token 0: two logits; or text_proj and vision_proj on token 0, each to unit length */
+ * 5. itm_head on token 0: two logits; or text_proj and vision_proj on token 0, each to unit length
+ *
+ * BLIP-VQA's question encoder is the same without step 5: what its last block leaves of all tokens is read by a decoder. */
 #include "models/blip_itm.h"
 
 #include "models/bert.h"
@@ -99,6 +101,9 @@ static void load_match(qv_blip *model, qv_loader *loader) {
 static void load_heads(qv_blip *model, qv_loader *loader) {
     static const char *const itm = "itm_head", *const text = "text_proj", *const vision = "vision_proj";
     size_t D = model->config.D, width = model->queries != 0 ? D : model->vision.config.D;
+    if (model->config.question_encoder) {
+        return;
+    }
     qv_load_linear(loader, &model->itm_head, "", &itm, 1, 2, D, QV_BIAS);
     load_match(model, loader);
     model->projection = qv_load_size(loader, "", "text_proj.weight", 0);

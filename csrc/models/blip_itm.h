@@ -14,6 +14,7 @@ typedef struct {
     size_t text_blocks; /* blocks of the contrastive pass, "fusion_layer"; SIZE_MAX: those in front of the first with
                            cross-attention, and all where that is the first */
     size_t closing;     /* tokens behind a question's words: 1, its [SEP], or 0 */
+    bool question_encoder; /* BLIP-VQA's question encoder: no heads, and the states of all tokens leave the last block */
     float eps;
     qv_activation activation;
 } qv_blip_config;
@@ -89,6 +90,9 @@ qv_status qv_blip_check_questions(const qv_blip *model, const qv_blip_questions 
 /* logits [Q, 2]: no match, match */
 qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_image *image,
                         const qv_blip_questions *questions, qv_error *err);
+/* Of a question encoder, the states of all tokens: out [R, D] */
+qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
+                                   const qv_blip_questions *questions, qv_error *err);
 /* The contrastive head's unit vectors: out [Q, projection] */
 qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_questions *questions,
                                 qv_error *err);
@@ -98,16 +102,17 @@ qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out,
 typedef struct {
     float *maps;   /* [Q, P]: the mean over a question's words, or queries */
     float *tokens; /* [R, P]: each token's own, or [Q queries, P]: each query's; or NULL */
-    float *logits; /* [Q, 2] */
+    float *logits; /* [Q, 2], or NULL: a question encoder has none */
 } qv_gradcam_maps;
 
 /* With A the cross-attention probabilities of `block` [H, R, S] and G the gradient of logits[:, 1] with respect to them:
  * a token's map is the mean over heads of A max(G, 0) over the patches; a question's is the mean over its words, the
  * tokens behind the first and in front of the closing one, or over the queries in their place. A question without words has
  * its first token's map.
- * QV_ERR_VALUE where there is no such block or no cross-attention in it, and without queries for the last one: only token 0
- * reaches the head from there. */
+ * Of a question encoder G is what follows from d_states [R, D], the gradient of the states that leave the last block.
+ * QV_ERR_VALUE where there is no such block or no cross-attention in it, and for the last one of a matcher without queries:
+ * only token 0 reaches the head from there. */
 qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
-                          const qv_blip_questions *questions, size_t block, qv_error *err);
+                          const qv_blip_questions *questions, size_t block, const float *d_states, qv_error *err);
 
 #endif

@@ -6,7 +6,7 @@
  * 2. L blocks (models/block.h), norms last; all queries of all questions attend to the image in one call, since they share
  *    its keys; in the last block only token 0 of each question is a query
  * 3. a head on token 0: itm_head, two logits; or text_proj, a unit vector, of a pass without the image that stops after
- *    text_blocks blocks */
+ *    text_blocks blocks; a question encoder has none, and all its tokens are queries in the last block, too */
 #include "models/blip_text.h"
 
 #include "models/planned.h"
@@ -78,7 +78,8 @@ qv_blip_text_plan qv_blip_plan_text(qv_arena *arena, const qv_blip *model, size_
     for (size_t l = 0; l < L; l++) {
         qv_block_activations block = passing;
         if (l >= keep_from) {
-            block = qv_block_plan_kept(arena, &model->kind, &plan.shared, rows, l + 1 < L ? rows : queries != 0 ? queries : Q);
+            size_t own = queries != 0 ? queries : Q; /* of a last block: what reaches the head */
+            block = qv_block_plan_kept(arena, &model->kind, &plan.shared, rows, qv_blip_one_query(model, l, L) ? own : rows);
         }
         if (plan.blocks != NULL) {
             plan.blocks[l] = block;
@@ -103,8 +104,12 @@ qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *imag
     return cross;
 }
 
-qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool last) {
-    return (qv_sequences){.B = questions->Q, .start = questions->start, .queries = last ? 1 : 0};
+qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool one_query) {
+    return (qv_sequences){.B = questions->Q, .start = questions->start, .queries = one_query ? 1 : 0};
+}
+
+bool qv_blip_one_query(const qv_blip *model, size_t l, size_t end) {
+    return l + 1 == end && !model->config.question_encoder;
 }
 
 void qv_blip_embed_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, float *x, float *spare,
@@ -144,15 +149,54 @@ void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_pl
         gather_first(call, plan, questions, D);
     }
     for (size_t l = 0; l < end; l++) {
-        bool last = l + 1 == end;
-        if (last) {
+        bool one = qv_blip_one_query(model, l, end);
+        if (one) {
             gather_first(call, plan, questions, D);
         }
-        const qv_block_rows rows = {{plan->h, D}, R, {last ? plan->class_rows : plan->h, D}, last ? Q : R};
-        const qv_sequences sequences = qv_blip_sequences(questions, last);
+        const qv_block_rows rows = {{plan->h, D}, R, {one ? plan->class_rows : plan->h, D}, one ? Q : R};
+        const qv_sequences sequences = qv_blip_sequences(questions, one);
         const qv_cross_states cross = qv_blip_cross_of(model, image, l);
         qv_block_run(call, &model->kind, &model->blocks[l], &plan->blocks[l], &rows, &sequences, &cross);
     }
+}
+
+/* ---- the question encoder ---- */
+
+typedef struct {
+    const qv_blip *model;
+    const qv_blip_image *image;
+    const qv_blip_questions *questions;
+    float *out;  /* [R of all, D] */
+    size_t Q, R; /* of the largest chunk */
+    qv_blip_text_plan text;
+} states_pass;
+
+static void plan_states(void *state, qv_call *call, qv_arena *arena) {
+    states_pass *pass = state;
+    pass->text = qv_blip_plan_text(arena, pass->model, pass->Q, pass->R, pass->model->config.L);
+    qv_plan_scratch(call, arena, qv_blip_scratch_bytes(pass->model, call, pass->Q, pass->R));
+}
+
+static qv_status run_states(void *state, qv_call *call, qv_error *err) {
+    const states_pass *pass = state;
+    size_t D = pass->model->config.D;
+    (void)err;
+    for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
+        const qv_blip_questions chunk = qv_blip_chunk(pass->model, pass->questions, from);
+        size_t row = chunk.start[0] - pass->questions->start[0], R = chunk.start[chunk.Q] - chunk.start[0];
+        qv_blip_run_text(pass->model, call, &pass->text, pass->image, &chunk);
+        qv_take_floats(call, pass->out + row * D, pass->text.h, R * D);
+        from += chunk.Q;
+    }
+    return QV_OK;
+}
+
+qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
+                                   const qv_blip_questions *questions, qv_error *err) {
+    static const qv_planned planned = {"the questions' activations", plan_states, run_states};
+    states_pass pass = {.model = model, .image = image, .questions = questions, .out = out};
+    qv_blip_chunk_sizes(model, questions, &pass.Q, &pass.R);
+    return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);
 }
 
 /* ---- heads ---- */

@@ -31,9 +31,12 @@ void qv_blip_embed_text(const qv_blip *model, qv_call *call, const qv_blip_text_
 
 /* What block l attends to in an image; nothing where image is NULL, or in a block without cross-attention. */
 qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *image, size_t l);
-/* The questions as a block takes them; in the last block only token 0 of each is a query. */
-qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool last);
-/* Run the text half on an image, or on its own (NULL); class_rows holds each question's last state of token 0. */
+/* The questions as a block takes them: all tokens are queries, or token 0 of each alone. */
+qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool one_query);
+/* Whether block l, the last of `end`, has one query a question. */
+bool qv_blip_one_query(const qv_blip *model, size_t l, size_t end);
+/* Run the text half on an image, or on its own (NULL). class_rows holds each question's last state of token 0; of a
+ * question encoder, h those of all tokens. */
 void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_image *image,
                       const qv_blip_questions *questions);
 

@@ -194,7 +194,7 @@ static void ask_blip(const qv_blip *model, const qv_weights *cases, size_t q, do
     check_status(qv_blip_cross_attend(model, &call, &image, &err), &err);
     const qv_blip_questions question = {1, tokens, start};
     const qv_gradcam_maps out = {map, NULL, logits};
-    check_status(qv_blip_gradcam(model, &call, &out, &image, &question, GRADCAM_BLOCK, &err), &err);
+    check_status(qv_blip_gradcam(model, &call, &out, &image, &question, GRADCAM_BLOCK, NULL, &err), &err);
     compare_part("BLIP, embeddings of image", q, found, embeddings, q * embedded, embedded, tolerance);
     compare_part("BLIP, logits of question", q, logits, get(cases, "blip.itm_logits"), 2 * q, 2, tolerance);
     compare_part("BLIP, GradCAM of question", q, map, expected, q * P, P, tolerance);

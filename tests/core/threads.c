@@ -246,7 +246,7 @@ static void ask(const models *made, const questions *asked, results *out) {
     check(qv_blip_cross_attend(&made->blip, &call, &image, &err), &err);
     const qv_blip_questions texts = {2, asked->tokens, starts};
     const qv_gradcam_maps maps = {out->maps, NULL, out->logits};
-    check(qv_blip_gradcam(&made->blip, &call, &maps, &image, &texts, 0, &err), &err);
+    check(qv_blip_gradcam(&made->blip, &call, &maps, &image, &texts, 0, NULL, &err), &err);
     qv_blip_image_free(&image, &made->blip);
 }
 
