@@ -106,7 +106,7 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "load_image": (picture, images.load_image),
     "heatmaps of a picture": (picture, lambda a: small().heatmaps(a, QUESTIONS).maps),
     "heatmaps of pixel values": (lambda: floats(3, SIDE, SIDE), lambda a: small().heatmaps(a, QUESTIONS).maps),
-    "preprocess_image": (picture, lambda a: _core.preprocess_image(a, 8, Preprocessing(8).core_arguments())),
+    "preprocess_image": (picture, lambda a: _core.preprocess_image(a, (8, 8), Preprocessing(8).core_arguments())),
     "resize_image": (picture, lambda a: _core.resize_image(a, 5, 7)),
     "as_pixel_values": (lambda: floats(2, 3, 4, 5), images.as_pixel_values),
     "forward_itm": (

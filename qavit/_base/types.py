@@ -16,6 +16,8 @@ FloatArray = npt.NDArray[np.float32]
 Heads = Union[Literal["mean", "max", "single"], int]
 #: What a gradient is of: a text's cosine, or its share among the call's texts.
 Score = Literal["cosine", "softmax"]
+#: Of a model's input in pixels: a square's side, or (height, width).
+ImageSize = Union[int, tuple[int, int]]
 Precision = Literal["float32", "bfloat16", "tf32"]
 Normalization = Literal["minmax", "sum", "max"]
 Resampling = Literal["bicubic", "bilinear", "nearest"]

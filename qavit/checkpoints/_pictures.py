@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._base.arguments import height_and_width
 from .._base.small_files import read_json_object
+from .._base.types import ImageSize
 from ..images import CLIP_MEAN, CLIP_STD, FILTERS, Preprocessing
 
 OPEN_CLIP = "open_clip_config.json"
@@ -40,15 +42,15 @@ _OBEYED = {
 }  # fmt: skip
 
 
-def default_preprocessing(architecture: str, size: int) -> dict[str, Any]:
+def default_preprocessing(architecture: str, size: ImageSize) -> dict[str, Any]:
     """What a model of this kind was trained with, where nothing is said."""
     return from_image_processor({}, size, architecture)
 
 
 def folder_preprocessing(
-    folder: Path | None, architecture: str, own: int, asked: int | None, given: Mapping[str, Any]
+    folder: Path | None, architecture: str, own: ImageSize, asked: ImageSize | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A folder's picture settings for a model of ``own`` x ``own`` pixels, or the size that was ``asked`` for instead.
+    """A folder's picture settings for a model of the size ``own``, or the size that was ``asked`` for instead.
 
     Parameters
     ----------
@@ -73,15 +75,11 @@ def folder_preprocessing(
             except ValueError as err:
                 raise ValueError(f"{path}: {err}") from None
     if asked is not None and asked != own:
-        result["size"] = asked
-        if result["resize_to"] is not None:  # as much larger than the model's square as before
-            pair = isinstance(result["resize_to"], list)
-            lengths = [max(1, round(one * asked / own)) for one in (result["resize_to"] if pair else [result["resize_to"]])]
-            result["resize_to"] = lengths if pair else lengths[0]
+        result = Preprocessing.from_dict(result).resized(asked).to_dict()
     return {**result, **given}
 
 
-Reader = Callable[[Mapping[str, Any], int, str], dict[str, Any]]
+Reader = Callable[[Mapping[str, Any], ImageSize, str], dict[str, Any]]
 
 
 def _settings_file(folder: Path) -> tuple[Path, Mapping[str, Any], Reader] | None:
@@ -100,8 +98,8 @@ def _settings_file(folder: Path) -> tuple[Path, Mapping[str, Any], Reader] | Non
     return None
 
 
-def from_image_processor(settings: Mapping[str, Any], size: int, architecture: str = "clip") -> dict[str, Any]:
-    """Settings of transformers' image processors as `Preprocessing`'s dict, for a model of size x size pixels."""
+def from_image_processor(settings: Mapping[str, Any], size: ImageSize, architecture: str = "clip") -> dict[str, Any]:
+    """Settings of transformers' image processors as `Preprocessing`'s dict, for a model that takes pictures of a size."""
     defaults = _processor_defaults(settings, architecture)
 
     def say(key: str, default: Any = None) -> Any:
@@ -117,21 +115,22 @@ def from_image_processor(settings: Mapping[str, Any], size: int, architecture: s
     for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"):
         if not isinstance(say(key, True), bool):
             raise ValueError(f"{key} is {settings[key]!r:.40}, expected true or false")
+    edges = height_and_width(size)
     result: dict[str, Any] = {"size": size, "resize": "none", "crop": bool(say("do_center_crop", False))}
     if say("do_resize", True):
         square = say("default_to_square", True)
-        wanted = say("size", {"height": size, "width": size} if square else {"shortest_edge": size})
+        wanted = say("size", {"height": edges[0], "width": edges[1]} if square else {"shortest_edge": min(edges)})
         result.update(_resize_of(wanted, square is not False))
         result["filter"] = _filter_of(say("resample", 3))
     if result["crop"]:
-        height, width = _pair(say("crop_size", size), "crop_size")
-        if (height, width) != (size, size):
-            raise ValueError(f"crop_size is {height} x {width}, the model takes {size} x {size} pixels")
-    elif result["resize"] == "exact" and tuple(result["resize_to"]) != (size, size):
+        height, width = _pair(say("crop_size", edges), "crop_size")
+        if (height, width) != edges:
+            raise ValueError(f"crop_size is {height} x {width}, the model takes {edges[0]} x {edges[1]} pixels")
+    elif result["resize"] == "exact" and tuple(result["resize_to"]) != edges:
         height, width = result["resize_to"]
-        raise ValueError(f"size is {height} x {width}, the model takes {size} x {size} pixels")
+        raise ValueError(f"size is {height} x {width}, the model takes {edges[0]} x {edges[1]} pixels")
     if say("do_pad", False):
-        _refuse_padding(result, settings, size)
+        _refuse_padding(result, settings, edges)
     result["rescale"] = say("rescale_factor", 1 / 255) if say("do_rescale", True) else 1.0
     normalize = say("do_normalize", True)
     result["mean"] = say("image_mean", CLIP_MEAN) if normalize else 0.0
@@ -139,10 +138,10 @@ def from_image_processor(settings: Mapping[str, Any], size: int, architecture: s
     return _checked(result)
 
 
-def _refuse_padding(result: Mapping[str, Any], settings: Mapping[str, Any], size: int) -> None:
-    """do_pad does nothing to pictures that all are the model's square; to others it would."""
+def _refuse_padding(result: Mapping[str, Any], settings: Mapping[str, Any], edges: tuple[int, int]) -> None:
+    """do_pad does nothing to pictures that all are as large as the model's input; to others it would."""
     target = settings.get("pad_size")
-    if not (result["crop"] or result["resize"] == "exact") or (target and _pair(target, "pad_size") != (size, size)):
+    if not (result["crop"] or result["resize"] == "exact") or (target and _pair(target, "pad_size") != edges):
         raise ValueError("do_pad is true: pictures padded behind their last row and column are not known")
 
 
@@ -213,14 +212,14 @@ def _filter_of(value: Any) -> str:
 def _checked(result: dict[str, Any]) -> dict[str, Any]:
     """In one spelling: lengths that are the model's own are left out."""
     size = result["size"]
-    if result.get("resize_to") in (size, [size, size]) and result["resize"] in ("shortest_edge", "exact"):
+    if result.get("resize_to") in (size, list(height_and_width(size))) and result["resize"] in ("shortest_edge", "exact"):
         result["resize_to"] = None
     if result["resize"] == "exact" and result.get("resize_to") is None:
         result["crop"] = False
     return Preprocessing.from_dict(result).to_dict()
 
 
-def from_open_clip(settings: Mapping[str, Any], size: int, architecture: str = "clip") -> dict[str, Any]:
+def from_open_clip(settings: Mapping[str, Any], size: ImageSize, architecture: str = "clip") -> dict[str, Any]:
     """open_clip's preprocess_cfg, which OpenAI's own settings stand behind, as `Preprocessing`'s dict."""
     known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
     unknown = sorted(str(key) for key in settings.keys() - known if settings[key] is not None)
@@ -228,8 +227,9 @@ def from_open_clip(settings: Mapping[str, Any], size: int, architecture: str = "
         raise ValueError(f"preprocess_cfg: {', '.join(unknown[:4])} is not known, so it cannot be obeyed")
     if settings.get("mode", "RGB") != "RGB":
         raise ValueError(f"preprocess_cfg: mode is {settings['mode']!r:.40}, expected 'RGB'")
-    if settings.get("size") is not None and _pair(settings["size"], "preprocess_cfg: size") != (size, size):
-        raise ValueError(f"preprocess_cfg: size is {settings['size']!r:.40}, the model takes {size} x {size} pixels")
+    height, width = height_and_width(size)
+    if settings.get("size") is not None and _pair(settings["size"], "preprocess_cfg: size") != (height, width):
+        raise ValueError(f"preprocess_cfg: size is {settings['size']!r:.40}, the model takes {height} x {width} pixels")
     mode = settings.get("resize_mode") or "shortest"
     resizes = {
         "shortest": {"resize": "shortest_edge", "crop": True},
