@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._base.arguments import height_and_width
 from ._base.pictures import MAX_FILE_BYTES as MAX_FILE_BYTES
 from ._base.pictures import MAX_PIXELS as MAX_PIXELS
 from ._base.pictures import Picture as Picture
 from ._base.pictures import load_image as load_image
-from ._base.arguments import height_and_width
 from ._base.tensors import to_numpy
 from ._base.types import ImageSize
 
