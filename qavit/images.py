@@ -297,8 +297,8 @@ Seen = Union[FloatArray, DevicePicture]
 def prepare(image: Any, preprocessing: Preprocessing, device: str) -> tuple[Picture, Seen, Region]:
     """A picture, what a model on `device` takes of it (a batch of one), and which part of it that is.
 
-    On the CPU that is pixel values float32 [1, 3, height, width], made here once for all passes. A GPU is given the picture and makes
-    them itself, with the same bits. `image` is what `load_image` takes, or a `DevicePicture`.
+    On the CPU that is pixel values float32 [1, 3, height, width], made here once for all passes. A GPU is given the picture
+    and makes them itself, with the same bits. `image` is what `load_image` takes, or a `DevicePicture`.
     """
     if isinstance(image, DevicePicture):
         return image.picture, image, seen_region(image.picture, preprocessing)

@@ -20,6 +20,8 @@ Score = Literal["cosine", "softmax"]
 ImageSize = Union[int, tuple[int, int]]
 Precision = Literal["float32", "bfloat16", "tf32"]
 Normalization = Literal["minmax", "sum", "max"]
+#: What the packages of these methods make of a map.
+PackageNormalization = Literal["legrad", "gem", "chefer", "surgery", "legrad_siglip", "gradcam"]
 Resampling = Literal["bicubic", "bilinear", "nearest"]
 Fit = Literal["crop", "stretch", "pad"]
 Kind = Literal[
