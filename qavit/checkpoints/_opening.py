@@ -133,18 +133,14 @@ def _open_folder(path: PathLike, text: PathLike | None, asked: Asked) -> ModelSo
     return _open_family(family, given)
 
 
-def _open_checkpoint(
-    checkpoint: PathLike, vision: PathLike | None, text: PathLike | None, asked: Asked
-) -> ModelSource:
+def _open_checkpoint(checkpoint: PathLike, vision: PathLike | None, text: PathLike | None, asked: Asked) -> ModelSource:
     place = _path(checkpoint, "checkpoint")
     if place.is_dir() and (place / CONFIG).is_file():  # an adapter, on the vision folder's weights
         adapter, settings, _ = open_adapter(place)
         content = Content(plain_names(adapter.tensors), adapter.unread, adapter.others)
         if vision is None:
             content = folder_content(place, "checkpoint", asked, asked.options.get("base"))
-        return _open_family(
-            HALVES, Given(place.name, asked, checkpoint=content, vision=vision, text=text, adapter=settings)
-        )
+        return _open_family(HALVES, Given(place.name, asked, checkpoint=content, vision=vision, text=text, adapter=settings))
     file = _file(checkpoint, "checkpoint")
     given = Given(file.name, asked, checkpoint=open_weights(file), vision=vision, text=text)
     family = family_of_names(given.content.tensors)
