@@ -122,6 +122,8 @@ def _open_folder(path: PathLike, text: PathLike | None, asked: Asked) -> ModelSo
             raise ValueError(f"text: the converted folder {folder} has its own text encoder")
         return _open_converted(folder, config, asked)
     given.config = config
+    if "model_type" not in config and "pretrained_cfg" in config:  # timm's
+        return _open_family(family_of_names(given.content.tensors) or HALVES, given)
     families = families_of_type(str(config.get("model_type", "clip")))
     opened = [family for family in families if family.opened_by is not None]
     if not opened:

@@ -18,13 +18,7 @@ _BLIP = {**_CLIP, "default_to_square": True, "do_center_crop": False}
 _SIGLIP = {**_BLIP, "image_mean": _HALF, "image_std": _HALF, "default_to_square": False}
 _VIT = {**_SIGLIP, "resample": 2, "default_to_square": True}
 _BIT = {**_CLIP, "size": {"shortest_edge": 224}}
-_DINO = {
-    **_CLIP,
-    "image_mean": _IMAGENET[0],
-    "image_std": _IMAGENET[1],
-    "size": {"shortest_edge": 256},
-    "crop_size": 224,
-}
+_DINO = {**_CLIP, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "size": {"shortest_edge": 256}}
 _DINO3 = {**_VIT, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]}
 _DEIT = {
     **_VIT, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "resample": 3, "do_center_crop": True,
@@ -36,6 +30,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
 _OWN = {"blip_itm": _BLIP, "vit": _VIT, "deit": _DEIT, "dinov2": _DINO, "dinov3": _DINO3, "timm": _VIT}
+#: The side in pixels that lengths among those defaults belong to.
+_MADE_FOR = {"dinov2": 224, "deit": 224}
 #: Said about other things than the pixels of an RGB picture.
 _SILENT = {
     "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "auto_map", "default_to_square",
@@ -51,6 +47,8 @@ _OBEYED = {
 
 def default_preprocessing(architecture: str, size: int) -> dict[str, Any]:
     """What a model of this kind was trained with, where nothing is said."""
+    if architecture in _MADE_FOR:
+        return _at_size(from_image_processor({}, _MADE_FOR[architecture], architecture), size)
     return from_image_processor({}, size, architecture)
 
 
@@ -82,12 +80,18 @@ def folder_preprocessing(
             except ValueError as err:
                 raise ValueError(f"{path}: {err}") from None
     if asked is not None and asked != own:
-        result["size"] = asked
-        if result["resize_to"] is not None:  # as much larger than the model's square as before
-            pair = isinstance(result["resize_to"], list)
-            lengths = [max(1, round(one * asked / own)) for one in (result["resize_to"] if pair else [result["resize_to"]])]
-            result["resize_to"] = lengths if pair else lengths[0]
+        result = _at_size(result, asked)
     return {**result, **given}
+
+
+def _at_size(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The same for a model of another size: resized to as much more than its square as before."""
+    lengths, own = settings["resize_to"], settings["size"]
+    if isinstance(lengths, list):
+        lengths = [max(1, round(length * size / own)) for length in lengths]
+    elif lengths is not None:
+        lengths = max(1, round(lengths * size / own))
+    return {**settings, "size": size, "resize_to": lengths}
 
 
 def folder_size(folder: Path, usual: int) -> int:

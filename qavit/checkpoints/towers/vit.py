@@ -124,8 +124,8 @@ def _settings(config: Mapping[str, Any], kind: str, gated: bool) -> dict[str, An
     else:
         known = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
         result.update({key: config[key] for key in (*known, "hidden_act") if config.get(key) is not None})
-    if gated and kind != "dinov3_vit":
-        result["hidden_act"] = "silu"  # SwiGLU, whatever the configuration says
+    if gated and (kind != "dinov3_vit" or "hidden_act" not in result):
+        result["hidden_act"] = "silu"  # SwiGLU; of DINOv2 whatever the configuration says
     if kind == "dinov3_vit":
         rope = config.get("rope_parameters")
         theta = rope.get("rope_theta") if isinstance(rope, Mapping) else config.get("rope_theta")
