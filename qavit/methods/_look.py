@@ -83,9 +83,12 @@ class Look(Protocol):
     inputs : dict
         What the tower's entries take of the picture, and of a QA-ViT's questions, by the names of `_core.Vit.forward`:
         pixel_values, preprocessing, pair_image, instruct, instruct_length.
+    image : float32 [N, E] or None
+        The pictures' unit embeddings, from whoever ran the tower: what the scores are made of then, without another pass.
     """
 
     options: Options
+    image: Optional[FloatArray]
 
     @property
     def texts(self) -> FloatArray: ...

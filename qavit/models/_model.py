@@ -55,6 +55,7 @@ class ModelLook(Look, ABC):
 
     questions: list[str]
     options = Options()
+    image: Optional[FloatArray] = None
     words: Optional[list[list[str]]] = None
     notes: Sequence[Note] = ()
 
@@ -198,8 +199,11 @@ class Model(Capabilities, ABC):
         """Raise for a question that cannot be asked; keep it encoded, where the model remembers questions."""
 
     def _questions_at_once(self, request: Request) -> Optional[int]:
-        """How many questions of a picture to ask together; None: any number, the core itself bounds its memory."""
-        return None
+        """How many questions of a picture to ask together; None: any number, the core itself bounds its memory.
+
+        One, where a map depends on what else is asked: a data set's row is of its own question alone.
+        """
+        return 1 if request.method.compares(request.options) else None
 
     def _remember(self, arguments: Mapping[str, Any], load_again: Callable[[dict[str, Any]], Any]) -> None:
         """Keep what :func:`qavit.load` was called with, files by their absolute paths, and what loads by that again."""

@@ -398,8 +398,9 @@ class QAViT(Model):
             self._encode([question])
 
     def _questions_at_once(self, request: Request) -> Optional[int]:
-        if request.method.name == "class":
-            return None
+        alone = super()._questions_at_once(request)
+        if request.method.name == "class" or alone is not None:
+            return alone
         tokens = self._vit.tokens
         return max(1, MAX_RAW_BYTES // (4 * self.num_heads * tokens * (tokens + self.max_tokens)))
 
