@@ -15,6 +15,7 @@ from .._source import ModelSource, _known_options, _source
 from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, float_array, from_array, shape_of
 from .clip import _vision_options
+from .families import told_by_names
 from .sizes import (
     MAX_IMAGE_SIZE,
     Shapes,
@@ -75,6 +76,10 @@ def open_files(given: Given) -> ModelSource:
     if given.text is not None:
         raise ValueError(f"{name}: text= was given, but such a vision transformer knows no text")
     found, rest = find_model(without_wrappers(given.content.tensors, name), ROOT, asked.state, name)
+    if not any("patch_embed" in key for key in found):
+        told = told_by_names([*found, *rest])
+        holds = f": it holds {told}" if told else ""
+        raise ValueError(f"{name}: no patch embedding of ViT, DeiT, DINOv2, DINOv3 or timm among its tensors{holds}")
     kind = _kind_of(config, found)
     heads = {key: found.pop(key) for key in list(found) if key.startswith(("classifier.", "cls_classifier.", "head."))}
     pairs = {key: found.pop(key) for key in list(found) if key.startswith(("distillation_classifier.", "head_dist."))}
