@@ -84,6 +84,13 @@ class ModelLook(Look, ABC):
         raise TypeError("tower: this model's vision tower cannot be asked")
 
     @property
+    def registers(self) -> int:
+        return 0
+
+    def pool_attention(self) -> FloatArray:
+        raise TypeError("pool_attention: this model's vision tower has no attention head")
+
+    @property
     def inputs(self) -> dict[str, Any]:
         raise TypeError("inputs: this model's vision tower cannot be asked")
 
@@ -354,9 +361,7 @@ class Model(Capabilities, ABC):
             pictures, questions, lambda image: self._see(image, fit), lambda seen, own: self._result(seen, own, request)
         )
 
-    def _request(
-        self, method: Optional[MethodLike], block: Any, heads: Any, options: Optional[Options] = None
-    ) -> Request:
+    def _request(self, method: Optional[MethodLike], block: Any, heads: Any, options: Optional[Options] = None) -> Request:
         """What is asked, checked, before any picture is looked at."""
         chosen = method_of(self.default_method if method is None else method, self)
         if heads is None:
@@ -460,9 +465,7 @@ class Model(Capabilities, ABC):
             return False
         return True
 
-    def _every_block(
-        self, look: ModelLook, method: Method, usable: tuple[int, ...], heads: Heads, count: int
-    ) -> FloatArray:
+    def _every_block(self, look: ModelLook, method: Method, usable: tuple[int, ...], heads: Heads, count: int) -> FloatArray:
         """The method's numbers of every block, [L, Q, gh, gw]; zero where there are none."""
         every = np.zeros((self.num_blocks, count, *self.grid), np.float32)
         values = method.by_block(look, usable, heads)
@@ -544,7 +547,7 @@ class Model(Capabilities, ABC):
         return array
 
     def _why_no_questions(self) -> str:
-        return "none of its blocks has instruct weights (plain CLIP)"
+        return "it knows no text"
 
 
 class _Once:
