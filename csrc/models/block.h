@@ -139,6 +139,10 @@ qv_block_gradients qv_block_plan_gradients(qv_arena *arena, const qv_block_kind 
 qv_attention_backward qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                                                  const qv_block_activations *a, const qv_block_gradients *g,
                                                  const qv_cross_states *cross, size_t count);
+/* From d_q, that of the cross-attention's queries, down to d_x of the block's input. */
+void qv_block_backward_from_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                  const qv_block_activations *a, const qv_block_gradients *g,
+                                  const qv_sequences *sequences);
 /* The whole block: d_x of its output becomes that of its input, in which the queries are the first rows of the sequences
  * where they are not all. */
 void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,

@@ -1,5 +1,5 @@
 /* The gradients of what goes into a block whose norms come last, from those of what comes out; weights are constants, and
- * so are the keys and values of the cross-attention.
+ * so are the keys and values of the cross-attention, unless the caller differentiates that itself.
  *
  * Forward (models/block.c):                          Backward, in reverse:
  *   sum1 = x + out(self_attention(x))                  d_x         = d_sum1 + d_q Wq + d_k Wk + d_v Wv
@@ -72,16 +72,14 @@ static void attention_backward(qv_call *call, const qv_block_kind *kind, const q
     }
 }
 
-void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
-                       const qv_block_gradients *g, const qv_sequences *sequences, const qv_cross_states *cross) {
+void qv_block_backward_from_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                  const qv_block_activations *a, const qv_block_gradients *g,
+                                  const qv_sequences *sequences) {
     const qv_ops *ops = call->ops;
     size_t D = kind->D, inner = kind->H * kind->d, B = sequences->B, R = sequences->start[B] - sequences->start[0];
     size_t count = sequences->one_query ? B : R;
     qv_rows d_rows = {g->d_rows, D}, d_x = {g->d_x, D}, d_q = {g->d_q, inner}, d_kv = {g->d_kv, 2 * inner};
     qv_rows d_attended = {g->d_attended, inner};
-    qv_attention_backward attention = qv_block_backward_to_cross(call, kind, block, a, g, cross, count);
-    attention.d_q = d_q;
-    ops->attention_backward(call, &attention);
     ops->linear_backward(call, d_rows, qv_as_const(d_q), &block->cross_q, 0, inner, true, count);
     norm_backward(call, kind, g, g->d_rows, a->sum1, &block->norm1, count);
     ops->linear_backward(call, d_attended, qv_as_const(d_rows), &block->out, 0, D, false, count);
@@ -94,4 +92,13 @@ void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block 
     if (!sequences->one_query) {
         ops->add(call, g->d_x, g->d_rows, R, D);
     }
+}
+
+void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                       const qv_block_gradients *g, const qv_sequences *sequences, const qv_cross_states *cross) {
+    size_t B = sequences->B, count = sequences->one_query ? B : sequences->start[B] - sequences->start[0];
+    qv_attention_backward attention = qv_block_backward_to_cross(call, kind, block, a, g, cross, count);
+    attention.d_q = (qv_rows){g->d_q, kind->H * kind->d};
+    call->ops->attention_backward(call, &attention);
+    qv_block_backward_from_cross(call, kind, block, a, g, sequences);
 }
