@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from .._positions import resize_positions
 from .._weights import Stored, Weight, float_array, from_array
+from .names import BARE
 from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
 
 
@@ -116,12 +116,6 @@ def clip_text_shapes(config: Mapping[str, Any]) -> Shapes:
         _clip_block(shapes, f"text_model.encoder.layers.{number}.", width, config["intermediate_size"])
     _affine(shapes, "text_model.final_layer_norm", width)
     return shapes
-
-
-#: Names of a tower that begin at ``embeddings.``.
-BARE = re.compile(
-    r"^(embeddings\.(class_embedding|patch_embedding|position_embedding)|pre_layrnorm|post_layernorm|encoder\.layers\.\d+)(\.|$)"
-)
 
 
 def full_names(tensors: Stored) -> Stored:
