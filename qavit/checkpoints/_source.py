@@ -42,7 +42,7 @@ class ModelSource:
     Attributes
     ----------
     architecture : str
-        "qavit", "clip" (vision alone) or "blip_itm".
+        "qavit", "clip" (vision alone), "blip_itm" or "blip_vqa".
     vision, text : dict
         Hugging Face's configuration keys; ``vision`` is empty where no picture is looked at, ``text`` None where there is
         no text half.
