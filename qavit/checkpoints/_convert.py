@@ -27,7 +27,8 @@ PANEL_WIDTHS = (16, 64)
 #: Matrices that go into panels: those of linear layers.
 _LAYERS = re.compile(
     r"^((vision|text)_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|instruct_dim_reduce\.[13])"
-    r"|text_model\.encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
+    r"|text_model\.(en|de)coder\.block\.\d+\.layer\.\d\.((Self|EncDec)Attention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
+    r"|text_model\.translation_mlp\.layers\.[01]"
     r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
     r"|text_(encoder|decoder\.bert)\.encoder\.layer\.\d+\.((cross)?attention\.self\.(query|key|value)"
     r"|((cross)?attention\.)?output\.dense|intermediate\.dense))\.weight$"

@@ -22,7 +22,8 @@ from .names import CLASS_EMBEDDING, VISION
 from .openai_clip import is_openai, open_clip_vision, openai_options, rename
 from .question_blocks import integration_point
 from .sizes import Shapes, count_blocks, need, settle, take
-from .text import _text_config, _text_names, checkpoint_text, text_shapes
+from .t5 import TRANSLATION, t5_answer_shapes
+from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text, text_shapes
 
 #: Layouts of the vision tower: each gives the tensors with the towers that it knows under ``vision_model.``, behind the
 #: prefix that they had.
@@ -47,8 +48,9 @@ def open_files(given: Given) -> ModelSource:
     if is_openai(stored):
         vision_config.update(openai_options(stored, name))
     tensors, rest = _vision_half(stored, asked.state, name)
+    answering, rest = checkpoint_answer(rest, asked.state, name)
     found_text, rest = checkpoint_text(rest, asked.state, name)
-    tensors.update(found_text)
+    tensors.update({**answering, **found_text})
     if vision_folder is not None:
         vision_config.update(_vision_settings(vision_folder, argument))
         adapter = adapter or adapter_of(vision_folder)
@@ -246,6 +248,8 @@ def complete(
                 "(instruction_dim)"
             )
         expected.update(text_shapes(text_config))
+        if TRANSLATION in tensors:
+            expected.update(t5_answer_shapes(tensors, text_config, text, width, f"{name}: text"))
         if "projection_dim" in text_config:
             optional["text_projection.weight"] = (text_config["projection_dim"], text_width)
     weights = take(tensors, expected, name, optional)

@@ -11,6 +11,10 @@ VISION = re.compile(
 )
 #: T5's encoder behind any prefix, or any text encoder that is called so already.
 TEXT = re.compile(r"^(.*?\.)??((?:shared|encoder\.(?:block|embed_tokens|final_layer_norm))\..+|text_model\..+)$")
+#: What QA-ViT answers with, beside its T5's encoder: a way in for pictures, T5's decoder and its head.
+ANSWER = re.compile(
+    r"^(.*?\.)??((?:decoder\.(?:block|embed_tokens|final_layer_norm)|lm_head|translation_mlp\.layers)\..+)$"
+)
 #: BLIP's halves and heads.
 BLIP = re.compile(
     r"^(.*?\.)??((?:visual_encoder|vision_model|text_encoder|text_decoder|itm_head|vision_proj|text_proj)\..+)$"
