@@ -57,6 +57,13 @@ class Vit(_Model):
         outputs: Sequence[str] = ...,
         preprocessing: _Preprocessing | None = ...,
     ) -> dict[str, Any]: ...
+    def dense(
+        self,
+        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
+        method: str,
+        first: int | None = ...,
+        preprocessing: _Preprocessing | None = ...,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
 
 class BlipImage:
     @property
@@ -72,6 +79,9 @@ class BlipItm(_Model):
     blocks: int
     vocab_size: int
     max_tokens: int
+    cross_first: int
+    cross_step: int
+    queries: int
     projection: int
     def encode_image(
         self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...

@@ -1,5 +1,5 @@
-/* _core.BlipItm: BLIP image-text matching over mapped weights; _core.BlipQuestionEncoder: BLIP-VQA's question encoder;
- * _core.BlipImage: what the questions on an image share. */
+/* _core.BlipItm: image-text matching of BLIP, ALBEF and BLIP-2 over mapped weights; _core.BlipQuestionEncoder: BLIP-VQA's
+ * question encoder; _core.BlipImage: what the questions on an image share. */
 #include "python/binding.h"
 
 #include "models/blip_itm.h"
@@ -23,11 +23,13 @@ static int read_text(PyObject *dict, qv_blip_config *config) {
         QVPY_SETTING("vocab_size", QVPY_SIZE, qv_blip_config, vocabulary),
         QVPY_SETTING("max_position_embeddings", QVPY_SIZE, qv_blip_config, positions),
         QVPY_SETTING("fusion_layer", QVPY_SIZE, qv_blip_config, text_blocks),
+        QVPY_SETTING("closing_tokens", QVPY_SIZE, qv_blip_config, closing),
         QVPY_SETTING("layer_norm_eps", QVPY_FLOAT, qv_blip_config, eps),
         QVPY_SETTING("hidden_act", QVPY_ACTIVATION, qv_blip_config, activation),
     };
     config->eps = 1e-12f;
     config->text_blocks = SIZE_MAX;
+    config->closing = 1;
     config->activation = QV_GELU;
     return qvpy_read_settings(config, dict, settings, sizeof settings / sizeof settings[0]);
 }
@@ -297,8 +299,8 @@ static const qv_blip_image *image_of(qvpy_model *self, PyObject *object) {
 /* Maps and, where there are such, logits and tokens' maps; else None. d_states: of a question encoder. */
 static PyObject *run_gradcam(qvpy_model *self, const qv_blip_image *image, const packed_questions *packed, Py_ssize_t block,
                              bool want_tokens, const float *d_states) {
-    size_t Q = packed->questions.Q, P = vision_of(self)->P;
-    size_t map_shape[2] = {Q, P}, token_shape[2] = {packed->start[Q], P}, logit_shape[2] = {Q, 2};
+    size_t Q = packed->questions.Q, P = vision_of(self)->P, n = ((const qv_blip *)self->model)->queries;
+    size_t map_shape[2] = {Q, P}, token_shape[2] = {n != 0 ? Q * n : packed->start[Q], P}, logit_shape[2] = {Q, 2};
     PyArrayObject *maps = qvpy_new_floats(2, map_shape), *tokens = NULL, *logits = NULL;
     PyObject *result = NULL;
     if (maps == NULL || (want_tokens && (tokens = qvpy_new_floats(2, token_shape)) == NULL) ||
@@ -437,7 +439,8 @@ static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
         return NULL;
     }
     const qv_blip *model = self->model;
-    PyArrayObject *out = qvpy_new_floats(1, &model->projection);
+    size_t shape[2] = {model->queries, model->projection};
+    PyArrayObject *out = model->queries != 0 ? qvpy_new_floats(2, shape) : qvpy_new_floats(1, &model->projection);
     qvpy_call call;
     /* Small as it is, without the GIL: on a device it waits for the call that is running, which may be waiting for it. */
     if (out == NULL || qvpy_begin(&call, self) < 0 ||
@@ -462,6 +465,9 @@ static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
 
 static PyGetSetDef itm_attributes[] = {
     ATTRIBUTES,
+    QVPY_SIZE_OF(qv_blip, "cross_first", cross_first, "The first text block that attends to the image."),
+    QVPY_SIZE_OF(qv_blip, "cross_step", cross_step, "From there on, one block in so many does."),
+    QVPY_SIZE_OF(qv_blip, "queries", queries, "Learned queries in front of a text; 0: there are none."),
     QVPY_SIZE_OF(qv_blip, "projection", projection, "Width of the contrastive heads' joint space; 0: there are none."),
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -480,13 +486,15 @@ static PyMethodDef itm_methods[] = {
      "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."},
     {"gradcam", QVPY_KEYWORDS(itm_gradcam),
      "gradcam(image, ids, mask, block, tokens=False)\n--\n\nMaps [Q, P], logits [Q, 2] and, where asked for, the maps\n"
-     "of all tokens that count, [R, P], one question after another; else None. ids int32, mask uint8 [Q, M]."},
+     "of all tokens that count, [R, P], one question after another, or of all queries, [Q * queries, P]; else None.\n"
+     "ids int32, mask uint8 [Q, M]."},
     {"match", (PyCFunction)(void (*)(void))itm_match, METH_VARARGS,
      "match(image, ids, mask)\n--\n\nLogits [Q, 2]: no match, match."},
     {"text_features", (PyCFunction)(void (*)(void))itm_text_features, METH_VARARGS,
      "text_features(ids, mask)\n--\n\nUnit vectors [Q, projection] of the contrastive text head."},
     {"image_features", (PyCFunction)(void (*)(void))itm_image_features, METH_O,
-     "image_features(image)\n--\n\nThe unit vector [projection] of the contrastive image head."},
+     "image_features(image)\n--\n\nThe unit vector [projection] of the contrastive image head; of each query, where there are\n"
+     "any: [queries, projection]."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -507,7 +515,7 @@ static PyObject *create_question_encoder(PyTypeObject *type, PyObject *arguments
 static const qvpy_kind kind = {
     .name = "qavit._core.BlipItm",
     .doc = "BlipItm(config, weights, precision='float32', prefix='', device=None)\n--\n\n"
-           "BLIP image-text matching over mapped weights.",
+           "Image-text matching of BLIP, ALBEF and BLIP-2 over mapped weights.",
     .prefix = "",
     .config_size = sizeof(qv_blip_config),
     .read = read_config,
