@@ -72,7 +72,8 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     if panels not in (0, *PANEL_WIDTHS):
         raise ValueError(f"panels: expected one of 0, {', '.join(map(str, PANEL_WIDTHS))}, got {panels!r}")
     _check_source(source)
-    dtypes = _stored_dtypes(source.weights, dtype, panels)
+    weights = source.every_weight()
+    dtypes = _stored_dtypes(weights, dtype, panels)
     target = Path(os.path.realpath(folder))
     _check_target(target)
     if source.tokenizer is not None and source.text is not None:
@@ -82,7 +83,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     _remove_leftovers(target)
     with _partial_folder(target) as partial:
         with _new_file(partial / "model.safetensors") as file:
-            write_safetensors(file, source.weights, dtypes)
+            write_safetensors(file, weights, dtypes)
         check_unchanged(origins(source.weights))
         if source.tokenizer is not None:
             with _new_file(partial / "tokenizer.json") as file:

@@ -13,7 +13,7 @@ VISION = re.compile(
 TEXT = re.compile(r"^(.*?\.)??((?:shared|encoder\.(?:block|embed_tokens|final_layer_norm))\..+|text_model\..+)$")
 #: What QA-ViT answers with, beside its T5's encoder: a way in for pictures, T5's decoder and its head.
 ANSWER = re.compile(
-    r"^(.*?\.)??((?:decoder\.(?:block|embed_tokens|final_layer_norm)|lm_head|translation_mlp\.layers)\..+)$"
+    r"^(.*?\.)??((?:decoder\.(?:block|embed_tokens|final_layer_norm)|translation_mlp\.layers)\..+|lm_head\.weight)$"
 )
 #: BLIP's halves and heads.
 BLIP = re.compile(

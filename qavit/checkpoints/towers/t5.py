@@ -67,24 +67,30 @@ def t5_shapes(config: Mapping[str, Any]) -> Shapes:
 TRANSLATION = "text_model.translation_mlp.layers.0.weight"
 
 
-def t5_answer_shapes(
-    tensors: Stored, config: dict[str, Any], stated: Mapping[str, Any], picture_width: int, what: str
-) -> Shapes:
-    """The tensors that a T5 answers with about pictures; ``config`` gains its decoder's size."""
+
+
+def t5_picture_shapes(config: Mapping[str, Any], picture_width: int, what: str) -> Shapes:
+    """The tensors of a T5's encoder, beside its own, by which it takes pictures."""
     if config["model_type"] != "t5":
         raise ValueError(f"{what}: the checkpoint answers by T5, the configuration says {config['model_type']!r}")
+    width = config["d_model"]
+    shapes: Shapes = {"text_model.encoder.embed_tokens.weight": (config["vocab_size"], width)}
+    _affine(shapes, "text_model.translation_mlp.layers.0", width, picture_width)
+    _affine(shapes, "text_model.translation_mlp.layers.1", width, width)
+    return shapes
+
+
+def t5_decoder_shapes(tensors: Stored, config: dict[str, Any], stated: Mapping[str, Any], what: str) -> Shapes:
+    """The tensors of a T5's decoder and its head; ``config`` gains its number of blocks."""
     blocks = count_blocks(tensors, "text_model.decoder.block.")
     settle(stated, {"num_decoder_layers": blocks}, what)
     config["num_decoder_layers"] = blocks
     width, inner, hidden = config["d_model"], config["d_kv"] * config["num_heads"], config["d_ff"]
     shapes: Shapes = {
-        "text_model.encoder.embed_tokens.weight": (config["vocab_size"], width),
         "text_model.decoder.embed_tokens.weight": (config["vocab_size"], width),
         "text_model.decoder.final_layer_norm.weight": (width,),
         "text_model.lm_head.weight": (config["vocab_size"], width),
     }
-    _affine(shapes, "text_model.translation_mlp.layers.0", width, picture_width)
-    _affine(shapes, "text_model.translation_mlp.layers.1", width, width)
     for number in range(blocks):
         block = f"text_model.decoder.block.{number}.layer."
         for layer, attention in enumerate(("SelfAttention", "EncDecAttention")):
