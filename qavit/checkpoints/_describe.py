@@ -119,6 +119,7 @@ def description_text(description: dict[str, Any]) -> str:
         "clip": "CLIP vision transformer (takes no questions)",
         "blip_itm": "BLIP image-text matching",
         "blip_vqa": "BLIP visual question answering",
+        "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]
     lines = [

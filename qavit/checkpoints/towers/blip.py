@@ -185,9 +185,7 @@ def complete_blip(
     return vision_config, text_config, weights
 
 
-def open_blip_tensors(
-    tensors: Stored, config: Mapping[str, Any], options: dict[str, Any], name: str
-) -> ModelSource:
+def open_blip_tensors(tensors: Stored, config: Mapping[str, Any], options: dict[str, Any], name: str) -> ModelSource:
     """BLIP image-text matching of tensors in memory, by LAVIS's names or Hugging Face's; without a tokenizer."""
     return open_files(Given(name, Asked(options=options), config=config, checkpoint=Content(tensors)))
 
