@@ -15,9 +15,21 @@ def resize_image(picture: npt.NDArray[np.uint8], height: int, width: int, filter
 def preprocess_image(
     picture: npt.NDArray[np.uint8], size: int, preprocessing: _Preprocessing
 ) -> npt.NDArray[np.float32]: ...
-def place_picture(
-    height: int, width: int, size: int, preprocessing: _Preprocessing, /
-) -> tuple[int, int, int, int]: ...
+def place_picture(height: int, width: int, size: int, preprocessing: _Preprocessing, /) -> tuple[int, int, int, int]: ...
+
+_Sampling = tuple[float, int, int, float, int, float]
+_Keys = npt.NDArray[np.uint64]
+
+def process_logits(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, /
+) -> npt.NDArray[np.float32]: ...
+def next_tokens(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, keys: _Keys | None = ..., /
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def best_tokens(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, count: int, /
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def random_uniforms(keys: _Keys, count: int, /) -> npt.NDArray[np.float64]: ...
 
 class Device:
     name: str
@@ -43,6 +55,7 @@ class Vit(_Model):
     blocks: int
     tokens: int
     prefix: int
+    projection_dim: int
     instruction_dim: int
     integrated: tuple[int, ...]
     def forward(
@@ -56,6 +69,13 @@ class Vit(_Model):
         outputs: Sequence[str] = ...,
         preprocessing: _Preprocessing | None = ...,
     ) -> dict[str, Any]: ...
+    def dense(
+        self,
+        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
+        method: str,
+        first: int | None = ...,
+        preprocessing: _Preprocessing | None = ...,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
 
 class BlipImage:
     @property
@@ -71,6 +91,9 @@ class BlipItm(_Model):
     blocks: int
     vocab_size: int
     max_tokens: int
+    cross_first: int
+    cross_step: int
+    queries: int
     projection: int
     def encode_image(
         self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
@@ -90,6 +113,32 @@ class BlipItm(_Model):
     def text_features(self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]: ...
     def image_features(self, image: BlipImage, /) -> npt.NDArray[np.float32]: ...
 
+class BlipQuestionEncoder(_Model):
+    image_size: int
+    patch_size: int
+    image_tokens: int
+    image_width: int
+    width: int
+    heads: int
+    blocks: int
+    vocab_size: int
+    max_tokens: int
+    def encode_image(
+        self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
+    ) -> BlipImage: ...
+    def encode_questions(
+        self, image: BlipImage, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
+    ) -> npt.NDArray[np.float32]: ...
+    def gradcam(
+        self,
+        image: BlipImage,
+        ids: npt.NDArray[np.int32],
+        mask: npt.NDArray[np.uint8],
+        block: int,
+        d_states: npt.NDArray[np.float32],
+        /,
+    ) -> tuple[npt.NDArray[np.float32], None, npt.NDArray[np.float32]]: ...
+
 class _TextEncoder(_Model):
     width: int
     vocab_size: int
@@ -98,7 +147,12 @@ class _TextEncoder(_Model):
         self, ids: npt.NDArray[np.integer[Any]], mask: npt.NDArray[np.integer[Any]] | None = ...
     ) -> npt.NDArray[np.float32]: ...
 
-class T5Encoder(_TextEncoder): ...
+class T5Encoder(_TextEncoder):
+    picture_width: int
+    def encode_picture(
+        self, picture: npt.NDArray[np.float32], ids: npt.NDArray[np.integer[Any]], /
+    ) -> npt.NDArray[np.float32]: ...
+
 class BertEncoder(_TextEncoder): ...
 
 class ClipTextEncoder(_TextEncoder):
@@ -109,3 +163,46 @@ class ClipTextEncoder(_TextEncoder):
         mask: npt.NDArray[np.integer[Any]] | None = ...,
         project: bool = ...,
     ) -> npt.NDArray[np.float32]: ...
+
+class DecoderMemory:
+    @property
+    def absorbed(self) -> bool: ...
+
+class DecoderCache:
+    @property
+    def lengths(self) -> npt.NDArray[np.intp]: ...
+
+class Decoder(_Model):
+    vocab_size: int
+    width: int
+    cross_width: int
+    layers: int
+    max_tokens: int
+    def read(
+        self,
+        states: npt.NDArray[np.float32],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+        tokens: int = ...,
+    ) -> DecoderMemory: ...
+    def begin(
+        self,
+        memory: DecoderMemory | Sequence[DecoderMemory],
+        rows: int,
+        capacity: int,
+        memory_of: npt.NDArray[np.int32] | None = ...,
+        tokens: npt.NDArray[np.int32] | None = ...,
+    ) -> DecoderCache: ...
+    def step(
+        self,
+        cache: DecoderCache,
+        ids: npt.NDArray[np.integer[Any]],
+        all: bool = ...,
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+    ) -> npt.NDArray[np.float32]: ...
+    def attend(
+        self,
+        cache: DecoderCache,
+        ids: npt.NDArray[np.integer[Any]],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+    ) -> npt.NDArray[np.float32]: ...
+    def reorder(self, cache: DecoderCache, parents: npt.NDArray[np.int32], /) -> None: ...

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from .._positions import resize_positions
 from .._weights import Stored, Weight, float_array, from_array
+from .names import BARE
 from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
 
 
@@ -32,9 +32,7 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     if not isinstance(own, int) or own // patch != side:
         raise ValueError(f"{what}: the configuration says image_size {own!r}, the weights have {side}x{side} patches")
     if image_size is not None and (not patch <= image_size <= MAX_IMAGE_SIZE or image_size % patch):
-        raise ValueError(
-            f"image_size: got {image_size}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}"
-        )
+        raise ValueError(f"image_size: got {image_size}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
     default = 12 if width % 12 == 0 and config else None
     if config.get("num_channels", 3) != 3:
         raise ValueError(f"{what}: num_channels {config['num_channels']!r}, expected 3")
@@ -118,12 +116,6 @@ def clip_text_shapes(config: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
-#: Names of a tower that begin at ``embeddings.``.
-BARE = re.compile(
-    r"^(embeddings\.(class_embedding|patch_embedding|position_embedding)|pre_layrnorm|post_layernorm|encoder\.layers\.\d+)(\.|$)"
-)
-
-
 def full_names(tensors: Stored) -> Stored:
     """The tensors with towers whose names begin at ``embeddings.`` (transformers 5) under ``vision_model.``."""
     towers = [
@@ -165,5 +157,6 @@ def _positions(weight: Weight, config: Mapping[str, Any]) -> Weight:
     shape = weight[2]
     if shape[-2] == 1 + side * side:
         return weight
-    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), side)
+    own = _grid(shape[-2] - 1, "positions")
+    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), (own, own), (side, side))
     return from_array(resized.reshape(*shape[:-2], *resized.shape))
