@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from qavit import _core
 
-# Of the largest logit. The largest difference seen is 1e-5, of a T5: its scores are not divided by sqrt(d).
-TOLERANCE = 3e-5
+# Of the largest logit. Large scores magnify what is rounded: of such a T5, transformers itself is 6.6e-5 from its float64.
+TOLERANCE = 1e-4
 FEW = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 
 
