@@ -30,7 +30,7 @@ _LAYERS = re.compile(
     r"|text_model\.encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
     r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
     r"|text_encoder\.encoder\.layer\.\d+\.((cross)?attention\.self\.(query|key|value)"
-    r"|((cross)?attention\.)?output\.dense|intermediate\.dense))\.weight$"
+    r"|((cross)?attention\.)?output\.dense|output_query\.dense|intermediate(_query)?\.dense))\.weight$"
 )
 
 

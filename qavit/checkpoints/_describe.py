@@ -39,7 +39,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
     panels: dict[tuple[int, str], int] = {}
     for name, (_, dtype, shape, _) in source.weights.items():
         part = name.split(".")[0]
-        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text"}.get(
+        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text", "query_tokens": "text"}.get(
             part, "heads"
         )
         size = math.prod(shape)
@@ -117,6 +117,8 @@ def description_text(description: dict[str, Any]) -> str:
         "qavit": "QA-ViT (question-aware vision transformer)",
         "clip": "CLIP vision transformer (takes no questions)",
         "blip_itm": "BLIP image-text matching",
+        "albef": "ALBEF image-text matching",
+        "blip2_itm": "BLIP-2 image-text matching (Q-Former)",
     }
     rows, columns = vision["grid"]
     lines = [

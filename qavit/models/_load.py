@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from ._model import Model
 
 #: Where models of each architecture are made; one line a kind.
-MODELS = {"qavit": ("._question_vit", "QAViT"), "clip": ("._question_vit", "QAViT"), "blip_itm": ("._blip_itm", "BlipITM")}
+MODELS = {
+    "qavit": ("._question_vit", "QAViT"),
+    "clip": ("._question_vit", "QAViT"),
+    "blip_itm": ("._blip_itm", "BlipITM"),
+    "albef": ("._albef", "ALBEF"),
+    "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
+}
 
 
 def load(
