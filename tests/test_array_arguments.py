@@ -27,6 +27,7 @@ from qavit import BlipITM, QAViT, _core, images, methods
 from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
+from qavit.generation import process_logits
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.heatmaps import to_distribution
 from qavit.images import Preprocessing, Region
@@ -50,6 +51,13 @@ def small() -> QAViT:
         model = qavit.load(write_qavit(Path(name) / "model", blocks=3, image_size=SIDE, patch=7, width=8))
     assert isinstance(model, QAViT)
     return model
+
+
+@cache
+def plain_tower() -> Any:
+    """A vision tower without questions."""
+    source = small()._source
+    return _core.Vit(dict(source.vision), source.weights)
 
 
 @cache
@@ -101,6 +109,8 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "heatmaps of pixel values": (lambda: floats(3, SIDE, SIDE), lambda a: small().heatmaps(a, QUESTIONS).maps),
     "preprocess_image": (picture, lambda a: _core.preprocess_image(a, 8, Preprocessing(8).core_arguments())),
     "resize_image": (picture, lambda a: _core.resize_image(a, 5, 7)),
+    "process_logits, logits": (lambda: floats(2, 30), lambda a: np.exp(process_logits(a, ids(), top_k=9))),
+    "process_logits, ids": (ids, lambda a: process_logits(floats(2, 30), a, repetition_penalty=1.2)),
     "as_pixel_values": (lambda: floats(2, 3, 4, 5), images.as_pixel_values),
     "forward_itm": (
         lambda: floats(2, 3, SIDE, SIDE), lambda a: qavit.forward_itm(small(), {"image": a, "text_input": QUESTIONS}, 2)),
@@ -159,6 +169,7 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "Vit.forward, instruct_length": (
         lambda: LENGTH.copy(),
         lambda a: small()._vit.forward(floats(2, 3, SIDE, SIDE), INDEX, floats(2, 4, 12), a, outputs=("last",))),
+    "Vit.dense": (lambda: floats(2, 3, SIDE, SIDE), lambda a: plain_tower().dense(a, "gem")),
     "T5Encoder.encode, ids": (ids, lambda a: small()._text.encode(a)),
     "T5Encoder.encode, mask": (lambda: np.array([[1, 1, 1, 0, 0, 0], [1] * 6]), lambda a: small()._text.encode(ids(), a)),
     "BlipItm.encode_image": (lambda: floats(3, 32, 32), lambda a: blip()._core.encode_image(a).embeddings),

@@ -53,9 +53,7 @@ def settings(name: str) -> dict[str, Any]:
 def load(name: str, file: Path | None = None, **options: Any) -> Any:
     config = {**settings(name), **options.pop("config", {})}
     folder = GOLDEN / name
-    return qavit.load(
-        checkpoint=file or folder / "checkpoint.pth", tokenizer=folder / "vocab.txt", config=config, **options
-    )
+    return qavit.load(checkpoint=file or folder / "checkpoint.pth", tokenizer=folder / "vocab.txt", config=config, **options)
 
 
 def pixels_of(name: str) -> Array:

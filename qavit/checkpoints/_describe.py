@@ -119,6 +119,7 @@ def description_text(description: dict[str, Any]) -> str:
         "blip_itm": "BLIP image-text matching",
         "albef": "ALBEF image-text matching",
         "blip2_itm": "BLIP-2 image-text matching (Q-Former)",
+        "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]
     lines = [

@@ -201,9 +201,7 @@ class Matcher(Model):
 
     # ---- scores ----
 
-    def itm(
-        self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]
-    ) -> tuple[FloatArray, FloatArray]:
+    def itm(self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]) -> tuple[FloatArray, FloatArray]:
         asked = question_list(texts, "texts")
         pixels = self._batch(image, len(asked), "texts")
         logits = np.empty((len(asked), 2), np.float32)

@@ -142,8 +142,9 @@ static void ask_qavit(const qavit_model *model, const qv_weights *cases, size_t 
                                .column_count = keys, .hidden = take(T * D, sizeof(float))};
     }
     const size_t pair_image[] = {0}, lengths[] = {M};
-    const qv_vit_request request = {.images = (const float *)image->data + q * qv_tensor_count(image) / QUESTIONS,
-                                    .image_count = 1, .pair_image = pair_image, .pair_count = 1, .instruct = states,
+    const qv_vit_request request = {.images = {.pixels = (const float *)image->data + q * qv_tensor_count(image) / QUESTIONS,
+                                               .count = 1},
+                                    .pair_image = pair_image, .pair_count = 1, .instruct = states,
                                     .instruct_length = lengths, .M = M, .taps = taps, .pooled = pooled};
     call = (qv_call){.ops = &qv_cpu_ops, .lanes = LANES};
     check_status(qv_vit_forward(&model->vision, &call, &request, &err), &err);

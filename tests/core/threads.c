@@ -231,7 +231,7 @@ static void ask(const models *made, const questions *asked, results *out) {
     static const size_t pair_image[PAIRS] = {0, 0, 1, 2, 2}, lengths[PAIRS] = {6, 2, 6, 1, 4}, starts[] = {0, 4, 11};
     qv_vit_tap taps[BLOCKS] = {{0}};
     taps[2] = (qv_vit_tap){.attention = out->attention, .row_count = T, .column_count = M + T};
-    const qv_vit_request request = {.images = asked->images, .image_count = IMAGES, .pair_image = pair_image,
+    const qv_vit_request request = {.images = {.pixels = asked->images, .count = IMAGES}, .pair_image = pair_image,
                                     .pair_count = PAIRS, .instruct = asked->instruct, .instruct_length = lengths,
                                     .M = M, .taps = taps, .pooled = out->pooled};
     qv_error err;
