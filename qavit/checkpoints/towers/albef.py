@@ -9,7 +9,7 @@ from .._given import Given
 from .._source import ModelSource
 from .._weights import Stored, Weights, shape_of
 from .bert import bert_shapes
-from .blip import LAYERS, POSITIONS, Matcher, core_names, finish, head_shapes, open_matcher, text_config, vision_config
+from .blip import LAYERS, POSITIONS, Kind, core_names, finish, head_shapes, open_kind, text_config, vision_config
 from .blip import vision_shapes as _vision_shapes
 from .sizes import count_blocks, need
 
@@ -54,7 +54,7 @@ def _lacks(tensors: Stored) -> str | None:
     return None if any(".crossattention." in name for name in tensors) else "it lacks cross-attention"
 
 
-KIND = Matcher(
+KIND = Kind(
     "albef", "ALBEF", _lacks, complete, options=("embed_dim", "max_txt_len", "sep"), max_tokens=30
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def open_files(given: Given) -> ModelSource:
     options = given.asked.options
     if not isinstance(options.get("sep", True), bool):
         raise TypeError(f"config['sep']: expected a bool, got {type(options['sep']).__name__}")
-    source = open_matcher(given, KIND, _plain)
+    source = open_kind(given, KIND, _plain)
     if source.text is not None and not options.get("sep", True):
         source.text["closing_tokens"] = 0
     return source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from .._adapters import merge_adapters, with_option
 from .._given import Asked, Given, adapter_of, unread_named
@@ -31,9 +31,14 @@ from .sizes import (
     take,
 )
 
+Complete = Callable[
+    [Stored, Mapping[str, Any], Optional[Mapping[str, Any]], Optional[int], str],
+    tuple[dict[str, Any], dict[str, Any], Weights],
+]
 
-class Matcher(NamedTuple):
-    """What the kinds of image-text matching differ in.
+
+class Kind(NamedTuple):
+    """What the models of BLIP's halves differ in.
 
     Attributes
     ----------
@@ -49,15 +54,18 @@ class Matcher(NamedTuple):
         Of a text, where nothing is said.
     roots : pattern
         Names of the model's tensors behind any prefix.
+    keeps : tuple of str
+        How names begin that are kept although they are other models' to leave out.
     """
 
     architecture: str
     called: str
     lacks: Callable[[Stored], str | None]
-    complete: Callable[..., tuple[dict[str, Any], dict[str, Any], Weights]]
+    complete: Complete
     options: tuple[str, ...] = ("embed_dim", "max_txt_len")
     max_tokens: int = 35
     roots: re.Pattern[str] = BLIP
+    keeps: tuple[str, ...] = ()
 
 
 def vision_config(
@@ -139,6 +147,11 @@ def vision_shapes(vision: Mapping[str, Any], tokens: int) -> Shapes:
     return shapes
 
 
+def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
+    """The tensors of both halves of BLIP: the vision half's by the core's names, the text half's by LAVIS's."""
+    return {**vision_shapes(vision, tokens), **bert_shapes(text, "text_encoder.", vision["hidden_size"])}
+
+
 def head_shapes(text: Mapping[str, Any], image_width: int) -> Shapes:
     """The matching head's tensors, and the contrastive heads', where there are any."""
     shapes: Shapes = {}
@@ -149,6 +162,7 @@ def head_shapes(text: Mapping[str, Any], image_width: int) -> Shapes:
     return shapes
 
 
+#: A family's `complete`.
 _BLIP_LEFT_OUT = re.compile(
     r"^(visual_encoder_m|text_encoder_m|vision_proj_m|text_proj_m|text_decoder|combined_.*)\."
     r"|^(image_queue|text_queue|queue_ptr|ptr_queue|idx_queue|temp|logit_scale)$"
@@ -206,22 +220,31 @@ def finish(
     return weights
 
 
+def _matching_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
+    return {**blip_shapes(vision, text, tokens), **head_shapes(text, vision["hidden_size"])}
+
+
 def complete(
     tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights, and exactly the tensors that they call for."""
+    return complete_blip(tensors, vision, text, size, name, _matching_shapes)
+
+
+def complete_blip(
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str,
+    shapes: Callable[[Mapping[str, Any], Mapping[str, Any], int], Shapes],
+) -> tuple[dict[str, Any], dict[str, Any], Weights]:  # fmt: skip
+    """The same for any model of BLIP's halves; `shapes` of (vision, text, tokens) are those of its tensors."""
     if text is None:
         raise ValueError(f"{name}: config.json has no 'text'")
     tensors = core_names(tensors)
     vision = vision_config(tensors, vision, size, name)
-    attends, width = range(max(1, count_blocks(tensors, LAYERS))), vision["hidden_size"]
-    told = text_config(tensors, text, attends, width, name)
+    told = text_config(tensors, text, range(max(1, count_blocks(tensors, LAYERS))), vision["hidden_size"], name)
     if text.get("fusion_layer") is not None:
         # LAVIS: the blocks that a text goes through on its own, for the contrastive head; all where nothing is said.
         told["fusion_layer"] = text["fusion_layer"]
-    expected = {**vision_shapes(vision, shape_of(tensors[POSITIONS])[0]), **head_shapes(told, width)}
-    expected.update(bert_shapes(told, "text_encoder.", width, attends))
-    return vision, told, finish(tensors, vision, expected, name)
+    return vision, told, finish(tensors, vision, shapes(vision, told, shape_of(tensors[POSITIONS])[0]), name)
 
 
 def open_tensors(tensors: Stored, config: Mapping[str, Any], options: dict[str, Any], name: str) -> ModelSource:
@@ -229,21 +252,22 @@ def open_tensors(tensors: Stored, config: Mapping[str, Any], options: dict[str, 
     return open_files(Given(name, Asked(options=options), config=config, checkpoint=Content(tensors)))
 
 
-def _lacks(tensors: Stored) -> str | None:
-    """What is missing of a text half whose blocks all attend to the image."""
-    needed = ("itm_head.", LAYERS + "0.crossattention.")
-    there = all(any(key.startswith(part) for key in tensors) for part in needed)
-    return None if there else "it lacks itm_head or cross-attention in its first block"
-
-
-BLIP_ITM = Matcher("blip_itm", "BLIP image-text matching", _lacks, complete)
-
-
 def open_files(given: Given) -> ModelSource:
     """BLIP image-text matching of a folder, or of a LAVIS checkpoint."""
+    return open_blip(given, "blip_itm", "BLIP image-text matching", "itm_head", complete)
+
+
+def open_blip(given: Given, architecture: str, called: str, head: str, complete: Complete) -> ModelSource:
+    """Any model of BLIP's halves, of a folder or of a LAVIS checkpoint; ``head`` tells it, and has to be there."""
     if given.vision is not None or given.text is not None:
         raise ValueError("vision= and text= do not go with a BLIP checkpoint, which holds both halves; give tokenizer=")
-    source = open_matcher(given, BLIP_ITM)
+    needed = (head + ".", LAYERS + "0.crossattention.")
+
+    def lacks(tensors: Stored) -> str | None:
+        there = all(any(key.startswith(part) for key in tensors) for part in needed)
+        return None if there else f"it lacks {head} or cross-attention in its first block"
+
+    source = open_kind(given, Kind(architecture, called, lacks, complete, keeps=(head + ".",)))
     if source.tokenizer is not None:
         from ...text import with_blip_tokens
 
@@ -251,8 +275,8 @@ def open_files(given: Given) -> ModelSource:
     return source
 
 
-def open_matcher(given: Given, kind: Matcher, plain: Callable[[Stored], Stored] = dict) -> ModelSource:
-    """A matcher of a folder or of a checkpoint; ``plain`` gives the found tensors BLIP's names."""
+def open_kind(given: Given, kind: Kind, plain: Callable[[Stored], Stored] = dict) -> ModelSource:
+    """A model of a folder or of a checkpoint; ``plain`` gives the found tensors BLIP's names."""
     asked, folder, config, name = given.asked, given.folder, given.config, given.name
     options, content = asked.options, given.content
     unknown = [str(key) for key in options if key not in (*_OPTIONS, *kind.options)]
@@ -265,7 +289,8 @@ def open_matcher(given: Given, kind: Matcher, plain: Callable[[Stored], Stored] 
             raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")
     stored = without_wrappers(content.tensors, name)
     found, others = find_model(stored, kind.roots, asked.state, name)
-    found = plain({key: tensor for key, tensor in found.items() if not _BLIP_LEFT_OUT.search(key)})
+    kept = {key: one for key, one in found.items() if key.startswith(kind.keeps) or not _BLIP_LEFT_OUT.search(key)}
+    found = plain(kept)
     family = family_of_names(stored)
     told = None if family is None or kind.called == family.called else f"it holds {family.called}"
     told = told or kind.lacks(found)
@@ -279,7 +304,7 @@ def open_matcher(given: Given, kind: Matcher, plain: Callable[[Stored], Stored] 
         text.setdefault("encoder_width", text["encoder_hidden_size"])
     for half in (vision, text):
         half.pop("projection_dim", None)
-    if folder is not None and kind is BLIP_ITM:  # what transformers takes where a configuration says nothing
+    if folder is not None and "qformer_config" not in config:  # what transformers takes where a configuration says nothing
         vision = {"num_attention_heads": 12, "layer_norm_eps": 1e-5, **vision}
         text = {"num_attention_heads": 8, **text}
     own_size = vision.get("image_size")

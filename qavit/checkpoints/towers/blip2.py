@@ -14,7 +14,7 @@ from .._states import without_wrappers
 from .._weights import Stored, Weights, shape_of, without_leading_ones
 from ..formats.reading import Content, open_weights
 from .bert import bert_shapes
-from .blip import LAYERS, POSITIONS, Matcher, core_names, finish, head_shapes, open_matcher, text_config, vision_config
+from .blip import LAYERS, POSITIONS, Kind, core_names, finish, head_shapes, open_kind, text_config, vision_config
 from .blip import vision_shapes as _vision_shapes
 from .sizes import _affine, _epsilon, count_blocks, need
 
@@ -88,7 +88,7 @@ def _lacks(tensors: Stored) -> str | None:
     return None
 
 
-KIND = Matcher(
+KIND = Kind(
     "blip2_itm", "BLIP-2 image-text matching", _lacks, complete, max_tokens=32,
     roots=re.compile(
         r"^(.*?\.)??((?:visual_encoder|vision_model|ln_vision|Qformer|qformer|embeddings|itm_head"
@@ -128,10 +128,10 @@ def open_files(given: Given) -> ModelSource:
     if given.folder is not None:
         if given.vision is not None:
             raise ValueError("vision= does not go with a folder of BLIP-2, which holds its vision half")
-        return open_matcher(given, KIND, _plain)
+        return open_kind(given, KIND, _plain)
     # LAVIS's norm behind the vision half is its own, with PyTorch's epsilon.
     config = given.config or {"vision_config": {"post_norm_eps": 1e-5}}
-    return open_matcher(replace(given, checkpoint=_with_vision(given), config=config), KIND, _plain)
+    return open_kind(replace(given, checkpoint=_with_vision(given), config=config), KIND, _plain)
 
 
 def open_tensors(tensors: Stored, config: Mapping[str, Any], options: dict[str, Any], name: str) -> ModelSource:
