@@ -17,6 +17,8 @@ from ._demo import demo_scene as demo_scene
 from ._result import HeatmapResult as HeatmapResult
 from .lavis._config import Config as Config
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
+from .models._albef import ALBEF as ALBEF
+from .models._blip2_itm import BLIP2ITM as BLIP2ITM
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
@@ -28,6 +30,8 @@ from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
 
 __all__ = [
+    "ALBEF",
+    "BLIP2ITM",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",

@@ -178,6 +178,24 @@ def load_blip() -> Any:
 
 
 @cache
+def matcher(name: str) -> Any:
+    """ALBEF or BLIP-2."""
+    facts = json.loads((GOLDEN / name / "cases.json").read_text())
+    config = {"vision": facts["vision"], "text": facts.get("qformer") or facts["bert"]}
+    folder, size = GOLDEN / name, 2 * facts["vision"]["patch_size"]
+    checkpoint, tokenizer = folder / "checkpoint.pth", folder / "vocab.txt"
+    return qavit.load(checkpoint=checkpoint, tokenizer=tokenizer, image_size=size, config=config)
+
+
+def use_matcher(name: str) -> None:
+    model = matcher(name)
+    model.heatmaps(photo(), QUESTIONS)
+    model.itm(photo(), QUESTIONS)
+    model.itc(photo(), QUESTIONS)
+    repr((model, getattr(model, "num_queries", 0)))
+
+
+@cache
 def vocabulary() -> Path:
     path = place() / "vocabulary" / "vocab.txt"
     path.parent.mkdir()
@@ -683,6 +701,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
     "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).block_maps, 1),
+    "ALBEF": (lambda: use_matcher("albef_itm"), 1),
+    "BLIP-2": (lambda: use_matcher("blip2_itm"), 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
     "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
     # PnP-VQA and LAVIS

@@ -237,6 +237,11 @@ static PyMethodDef decoder_methods[] = {
      "the mean over blocks and heads, each token's sum 1."},
     {"reorder", (PyCFunction)(void (*)(void))decoder_reorder, METH_VARARGS,
      "reorder(cache, parents)\n--\n\nRow r becomes what row parents[r] was; parents int32 [rows']."},
+    {"gradient", (PyCFunction)(void (*)(void))qvpy_decoder_gradient, METH_VARARGS,
+     "gradient(states, lengths, ids, ids_lengths)\n--\n\n"
+     "Of texts, the first ids_lengths[t] of ids [T, n], start token first, each reading its own lengths[t] of states\n"
+     "[S, cross_width]: the log-probabilities of all tokens behind the first, one text after another, and the gradient\n"
+     "[S, cross_width] of each text's sum with respect to its states. Of a BERT decoder."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -23,14 +23,14 @@ class Capabilities:
 
     #: For what not every kind has, by the method's name: the kinds that have it.
     HAVE: ClassVar[dict[str, str]] = {
-        "forward_itm": "a QA-ViT and a BLIP-ITM have it",
+        "forward_itm": "a QA-ViT and a matcher (BLIP, BLIP-2, ALBEF) have it",
         "extract_attention": "a QA-ViT and plain CLIP have it",
         "vision": "a QA-ViT and plain CLIP have it",
         "encode_questions": "a QA-ViT has it",
         "answer": "a QA-ViT with a list of answers has it, as the bundled model",
-        "itm": "a BLIP-ITM has it",
-        "itc": "a BLIP-ITM has it",
-        "gradcam_tokens": "a BLIP-ITM has it",
+        "itm": "a matcher (BLIP, BLIP-2, ALBEF) has it",
+        "itc": "a matcher (BLIP, BLIP-2, ALBEF) has it",
+        "gradcam_tokens": "a matcher (BLIP, BLIP-2, ALBEF) has it",
     }
 
     def _lacks(self, what: str) -> NoReturn:
@@ -167,8 +167,8 @@ class Capabilities:
 
         Returns
         -------
-        ndarray of float32, [I, number of texts]
-            Cosines.
+        ndarray of float32, [number of texts], or of several pictures [I, number of texts]
+            Cosines. Of BLIP-2, that of the query that is most alike.
 
         Raises
         ------

@@ -18,6 +18,8 @@ MODELS = {
     "clip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
+    "albef": ("._albef", "ALBEF"),
+    "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
 }
 
 
