@@ -1,5 +1,6 @@
 from ._base.about import __version__ as __version__
 from ._base.about import build_info as build_info
+from ._base.config import Config as Config
 from ._base.warnings import BundledModelWarning as BundledModelWarning
 from ._base.warnings import LowScoreWarning as LowScoreWarning
 from ._base.warnings import Note as Note
@@ -13,7 +14,6 @@ from ._base.warnings import UnknownWordsWarning as UnknownWordsWarning
 from ._core import get_num_threads as get_num_threads
 from ._core import set_num_threads as set_num_threads
 from ._result import HeatmapResult as HeatmapResult
-from .lavis._config import Config as Config
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention

@@ -1,0 +1,94 @@
+"""How long a run will take, told before it begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Optional
+
+from ._actor import HeatmapActor
+from ._plan import Group, Part
+
+MEASURED_SECONDS, MEASURED_GROUPS = 1.0, 4  # whichever is first ends the measuring
+WORTH_SECONDS = 10.0  # a run that takes no longer is not measured closer
+
+
+class Estimate(NamedTuple):
+    """About what a run has to do.
+
+    Attributes
+    ----------
+    rows : int
+        That are left to do, told from how much of the input the first of them takes.
+    seconds : float or None
+        By the clock; None where no row of the first part could be computed.
+    each : float or None
+        Seconds a row, in this process.
+    measured : int
+        Rows that it was measured on.
+    """
+
+    rows: int
+    seconds: Optional[float]
+    each: Optional[float]
+    measured: int
+
+
+def rows_left(part: Part, sizes: Sequence[int], left: Sequence[int], share: float) -> int:
+    """About how many rows there are from a part on, itself among them.
+
+    Parameters
+    ----------
+    part : Part
+        The first that is to be done.
+    sizes : sequence of int
+        Of the input files, in bytes.
+    left : sequence of int
+        The files that something is left to do for, the part's first.
+    share : float
+        Of these files' parts, how much is to be done here.
+    """
+    taken = max(part.position - part.start, 1e-9) * sizes[part.file]
+    bytes_left = (1.0 - part.start) * sizes[part.file] + sum(sizes[file] for file in left if file != part.file)
+    return max(part.rows, round(part.rows * bytes_left / taken * share))
+
+
+def measure(actor: HeatmapActor, part: Part, rows: int, speed: float) -> Estimate:
+    """Compute a little of a part, and conclude how long so many rows take.
+
+    Parameters
+    ----------
+    actor : HeatmapActor
+    part : Part
+    rows : int
+    speed : float
+        How much faster the run's workers are together than this process.
+    """
+    first: Optional[float] = None
+    spent, done = 0.0, 0
+    for groups in _samples(part):
+        start = time.perf_counter()
+        well = sum(row.error is None for found in actor.compute(groups) for row in found)
+        took = time.perf_counter() - start
+        if well == 0:
+            continue
+        if first is None:
+            first = took / well
+            if took >= MEASURED_SECONDS or first * rows < WORTH_SECONDS:
+                break
+        else:  # by now weights are read
+            spent, done = spent + took, done + well
+            if spent >= MEASURED_SECONDS:
+                break
+    each = spent / done if done else first
+    return Estimate(rows, None if each is None else each * rows / speed, each, done or int(first is not None))
+
+
+def _samples(part: Part) -> Iterator[list[Group]]:
+    """One question, then pictures with all of theirs."""
+    groups = [group for group in part.groups if any(row.problem is None for row in group.rows)]
+    if groups:
+        row = next(row for row in groups[0].rows if row.problem is None)
+        yield [Group(groups[0].image, [row])]
+    for group in groups[1 : 1 + MEASURED_GROUPS]:
+        yield [group]
