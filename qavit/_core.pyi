@@ -43,6 +43,7 @@ class Vit(_Model):
     blocks: int
     tokens: int
     prefix: int
+    projection_dim: int
     instruction_dim: int
     integrated: tuple[int, ...]
     def forward(

@@ -78,6 +78,16 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
+def held(out: Path, parts: int) -> dict[str, str]:
+    """The environment of a run that waits once so many parts are there, until a file called "gate" is beside its folder."""
+    python_path = os.pathsep.join([str(ROOT / "tests" / "held"), str(ROOT)])
+    return environment(PYTHONPATH=python_path, HELD_PARTS=str(parts), HELD_GATE=str(gate_of(out)))
+
+
+def gate_of(out: Path) -> Path:
+    return out.with_name(out.name + ".gate")
+
+
 def wait_for_parts(out: Path, count: int) -> None:
     deadline = time.monotonic() + 300
     while len(list((out / "parts").glob("*.parquet"))) < count:
@@ -396,12 +406,13 @@ def test_kill_9_at_any_moment(data: DataSet, tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_is_replaced(data: DataSet, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(data, tmp_path, "--workers", "2", "--json"), env=environment(), stdout=subprocess.PIPE, text=True
+        command(data, tmp_path, "--workers", "2", "--json"), env=held(tmp_path, 1), stdout=subprocess.PIPE, text=True
     )
     wait_for_parts(tmp_path, 1)
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(workers[0], signal.SIGKILL)
+    gate_of(tmp_path).touch()
     out, _ = process.communicate(timeout=300)
     assert process.returncode == cli_options.SOME_FAILED
     events = [json.loads(line) for line in out.splitlines()]
@@ -429,7 +440,8 @@ def test_a_part_that_kills_its_workers_ends_the_run(data: DataSet, tmp_path: Pat
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_path: Path, workers: str) -> None:
-    process = subprocess.Popen(command(data, tmp_path, "--workers", workers), env=environment(), stderr=subprocess.PIPE)
+    run = command(data, tmp_path, "--workers", workers)
+    process = subprocess.Popen(run, env=held(tmp_path, 2), stderr=subprocess.PIPE)
     wait_for_parts(tmp_path, 2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
@@ -437,8 +449,8 @@ def test_ctrl_c_and_a_killed_parent_leave_whole_files_only(data: DataSet, tmp_pa
     assert b"Traceback" not in errors
     assert b"interrupted; the same command goes on where it stopped" in errors
     assert only_whole_files(tmp_path)
-    process = subprocess.Popen(command(data, tmp_path, "--workers", workers), env=environment())
-    wait_for_parts(tmp_path, 3)
+    process = subprocess.Popen(run, env=held(tmp_path, 5))
+    wait_for_parts(tmp_path, 5)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()

@@ -169,6 +169,48 @@ def test_a_method_of_ones_own_is_an_object(demo: qavit.Model) -> None:
     assert (result.method, result.block, result.maps.shape) == ("last", 3, (1, 12, 12))
 
 
+def test_a_method_chooses_its_blocks_and_says_which_options_it_takes(demo: qavit.Model) -> None:
+    class Largest(methods.Method):
+        name = "largest"
+        own_heads = frozenset({"single"})
+
+        def suits(self, model: methods.Readable) -> bool:
+            return True
+
+        def options(self, model: methods.Readable) -> frozenset[str]:
+            return frozenset({"score"})
+
+        def blocks(self, model: methods.Readable) -> tuple[int, ...]:
+            return (3, 5)
+
+        def default(self, model: methods.Readable) -> tuple[int, ...]:
+            return (5, 3)
+
+        def by_block(self, look: methods.Look, blocks: Any, heads: Any) -> Any:
+            told = {"cosine": 1, "softmax": 2}[look.options.score] + (heads == "single")
+            one = np.arange(144, dtype=np.float32) * told
+            return np.stack([one * block for block in blocks], axis=0)[None]
+
+        def read(self, look: methods.Look, blocks: Any, heads: Any) -> Any:
+            return self.by_block(look, blocks, heads).max(axis=1)
+
+    asked: dict[str, Any] = {"questions": "where is the star?", "method": Largest()}
+    result = demo.heatmaps(SCENE, **asked)
+    assert (result.block, result.raw.max()) == ((5, 3), 143 * 5)
+    assert demo.heatmaps(SCENE, block=3, **asked).raw.max() == 143 * 3
+    assert demo.heatmaps(SCENE, block=3, score="softmax", heads="single", **asked).raw.max() == 143 * 9
+    assert next(demo.stream([SCENE], score="softmax", **asked)).raw.max() == 143 * 10
+    for options, message in (
+        ({"corrected": False}, "corrected: method 'largest' does not take it"),
+        ({"empty": np.zeros((1, 4), np.float32)}, "empty: method 'largest' does not take it"),
+        ({"score": "logit"}, "score: 'logit' is unknown; expected 'cosine' or 'softmax'"),
+        ({"score": "softmax", "method": "class"}, "score: method 'class' does not take it"),
+        ({"heads": "single", "method": "class"}, "heads: method 'class' does not take 'single'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            demo.heatmaps(SCENE, **{**asked, **options})
+
+
 # ---- streams ----
 
 

@@ -154,10 +154,7 @@ void qv_blip_image_free(qv_blip_image *image, const qv_blip *model) {
 
 qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
                               const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err) {
-    qv_vit_request request = {.images = pixels,
-                              .pictures = pixels == NULL ? picture : NULL,
-                              .preprocessing = how,
-                              .image_count = 1,
+    qv_vit_request request = {.images = {pixels, pixels == NULL ? picture : NULL, how, 1},
                               .embeddings = image->embeddings};
     return qv_vit_forward(&model->vision, call, &request, err);
 }

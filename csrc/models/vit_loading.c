@@ -4,7 +4,7 @@
  * 2. the table of positions is of them and the patches, or of the patches alone; angles of rotary positions are made here
  * 3. blocks, each with its layer scales folded into its two output projections, and the second output projection of an
  *    integrated block into the first
- * 4. the norms before and behind them, and the attention head */
+ * 4. the norms before and behind them, the attention head, and the projection into the space of texts */
 #include "models/vit.h"
 
 #include <math.h>
@@ -273,6 +273,7 @@ qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loade
     if (config->pooling == QV_POOL_MAP) {
         load_head(vit, loader);
     }
+    qv_load_beside(loader, &vit->projection, "vision_model.", "visual_projection", config->D);
     vit->config.integrated = NULL;
     qv_status status = qv_load_finish(loader, what);
     if (status != QV_OK) {
@@ -295,6 +296,7 @@ void qv_vit_free(qv_vit *vit) {
     vit->blocks = NULL;
     qv_block_free(vit->ops, &vit->head);
     qv_linear_free(vit->ops, &vit->patch_embedding);
+    qv_linear_free(vit->ops, &vit->projection);
     qv_norm_free(vit->ops, &vit->pre_norm);
     qv_norm_free(vit->ops, &vit->post_norm);
     qv_vector *vectors[] = {&vit->prefix_rows, &vit->positions, &vit->angles, &vit->probe};

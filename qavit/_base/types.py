@@ -11,8 +11,11 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
-#: How heads become one map: their mean, their largest, or one of them by its number.
-Heads = Union[Literal["mean", "max"], int]
+#: How heads become one map: their mean, their largest, or one of them by its number. "single" is Grad-ECLIP's own: the block
+#: runs with one head.
+Heads = Union[Literal["mean", "max", "single"], int]
+#: What a gradient is of: a text's cosine, or its share among the call's texts.
+Score = Literal["cosine", "softmax"]
 Precision = Literal["float32", "bfloat16", "tf32"]
 Normalization = Literal["minmax", "sum", "max"]
 Resampling = Literal["bicubic", "bilinear", "nearest"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Optional
 import numpy as np
 
 from .._base.types import FloatArray, Heads
-from ._look import Look, Readable
+from ._look import Look, Options, Readable
 
 
 class Method(ABC):
@@ -21,10 +21,13 @@ class Method(ABC):
         What ``method=`` calls it.
     takes_heads : bool
         Whether ``heads=`` means something to it.
+    own_heads : frozenset of str
+        What ``heads=`` may be for this method alone.
     """
 
     name: str
     takes_heads: ClassVar[bool] = True
+    own_heads: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def suits(self, model: Readable) -> bool:
@@ -38,12 +41,24 @@ class Method(ABC):
     def by_block(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """The method's own numbers, one map a block: float32 [Q, len(blocks), P]; [Q, len(blocks), h, P] for heads=None."""
 
-    def default(self, model: Readable) -> int:
-        """The block that is read when none is named."""
+    def default(self, model: Readable) -> tuple[int, ...]:
+        """The blocks that are read when none is named."""
         usable = self.blocks(model)
         if model.default_block in usable or not usable:
-            return model.default_block
-        return min(usable, key=lambda block: (abs(block - model.default_block), -block))
+            return (model.default_block,)
+        return (min(usable, key=lambda block: (abs(block - model.default_block), -block)),)
+
+    def options(self, model: Readable) -> frozenset[str]:
+        """The fields of `Options` that mean something to it."""
+        return frozenset()
+
+    def check_options(self, model: Readable, options: Options) -> None:
+        """Raise ValueError for an option that is set and means nothing to it."""
+        taken, defaults = self.options(model), Options()
+        for name in Options._fields:
+            value, default = getattr(options, name), getattr(defaults, name)
+            if name not in taken and value is not default and (default is None or value != default):
+                raise ValueError(f"{name}: method {self.name!r} does not take it")
 
     def check(self, model: Readable, blocks: Sequence[int]) -> None:
         """Raise ValueError for a block that has no map by this method."""
@@ -54,7 +69,7 @@ class Method(ABC):
         return False
 
     def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
-        """One map a question, float32 [Q, P]: of several blocks, their mean."""
+        """One map a question, float32 [Q, P]; of several blocks, what the method makes of them together: their mean."""
         values = self.by_block(look, blocks, heads)
         return values[:, 0] if len(blocks) == 1 else np.asarray(values.mean(axis=1, dtype=np.float64), np.float32)
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, TypeVar, Union
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core
 from .._base.arguments import is_pixel_values, question_list, whole_number, whole_numbers
 from .._base.files import absolute_paths
-from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, Precision
+from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, Precision, Score
 from .._base.warnings import Note, PrecisionWarning, QuestionBlindWarning, note_of, warn, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins
 from ..heatmaps._distribution import to_distribution
-from ..methods._look import Look
+from ..methods._look import Look, Options
 from ..methods._registry import MethodLike, method_of, methods_of
 from ..methods.base import Method
 from ._capabilities import Capabilities, Questions
@@ -46,18 +47,47 @@ class Request(NamedTuple):
     method: Method
     blocks: list[int]
     heads: Heads
+    options: Options
 
 
 class ModelLook(Look, ABC):
     """What a model gives methods to read, and what else a result is made of."""
 
     questions: list[str]
+    options = Options()
     words: Optional[list[list[str]]] = None
     notes: Sequence[Note] = ()
 
     @abstractmethod
     def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
         """A question each [words, gh, gw]."""
+
+    @property
+    def texts(self) -> FloatArray:
+        raise TypeError("texts: this model has no embeddings of texts in its pictures' space")
+
+    @property
+    def logit_scale(self) -> float:
+        return 1.0
+
+    @property
+    def logit_bias(self) -> float:
+        return 0.0
+
+    @property
+    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
+        return None
+
+    @property
+    def tower(self) -> _core.Vit:
+        raise TypeError("tower: this model's vision tower cannot be asked")
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        raise TypeError("inputs: this model's vision tower cannot be asked")
+
+    def empty(self, text: str) -> FloatArray:
+        raise TypeError("empty: this model has no embeddings of texts in its pictures' space")
 
     def scores(self) -> Optional[FloatArray]:
         """How well the picture fits each text; None where nothing says so."""
@@ -234,6 +264,9 @@ class Model(Capabilities, ABC):
         block: Union[int, Sequence[int], None] = None,
         heads: Heads = "mean",
         fit: Optional[Fit] = None,
+        score: Score = "cosine",
+        corrected: bool = True,
+        empty: Union[str, FloatArray, None] = None,
     ) -> HeatmapResult:
         """Where the model looks for each question.
 
@@ -248,13 +281,19 @@ class Model(Capabilities, ABC):
             patch attends to the question; "gradcam": PnP-VQA's, of BLIP. A function takes the raw attention
             [Q, h, T, M + T] of a block and returns [Q, P] or [Q, gh, gw].
         block : int or sequence of int, optional
-            Whose attention, negative numbers counting from the end; of several, the mean. None: one that knows the question
-            well.
+            Whose attention, negative numbers counting from the end; of several, what the method makes of them together, the
+            mean for most. None: the method's own choice.
         heads : {"mean", "max"} or int
             How heads become one map; "gradcam" and functions take none.
         fit : {"crop", "stretch", "pad"}, optional
             What of the picture is seen: the middle square; all of it, its ratio lost; all of it with black around it. None:
             as the model was trained.
+        score : {"cosine", "softmax"}
+            What the gradient of "gradcam" is of: a text's cosine, or its share among the call's texts.
+        corrected : bool
+            SigLIP's "legrad": whether patches that stand out for the empty text, too, are taken out.
+        empty : str or float32 [1, E], optional
+            What counts as the empty text, for methods that compare with it.
 
         Returns
         -------
@@ -266,7 +305,7 @@ class Model(Capabilities, ABC):
         QavitWarning
             By a class of its own for each thing that a reader ought to know; they are the result's `notes`, too.
         """
-        request = self._request(method, block, heads)
+        request = self._request(method, block, heads, Options(score, corrected, empty))
         result = self._result(self._see(image, fit), questions, request)
         warn_of(result.notes)
         return result
@@ -280,6 +319,9 @@ class Model(Capabilities, ABC):
         block: Union[int, Sequence[int], None] = None,
         heads: Heads = "mean",
         fit: Optional[Fit] = None,
+        score: Score = "cosine",
+        corrected: bool = True,
+        empty: Union[str, FloatArray, None] = None,
     ) -> Iterator[HeatmapResult]:
         """:meth:`heatmaps` of many pictures, one result after another.
 
@@ -290,7 +332,7 @@ class Model(Capabilities, ABC):
             ahead of the one that is computed, and no result is kept.
         questions : str or list of str, optional
             Those of every picture; None where pairs bring their own, or where the model takes none.
-        method, block, heads, fit
+        method, block, heads, fit, score, corrected, empty
             As for :meth:`heatmaps`.
 
         Yields
@@ -303,23 +345,29 @@ class Model(Capabilities, ABC):
             A picture cannot be read, or its questions cannot be asked: the message begins with its number, as
             ``pictures[3]``.
         """
-        request = self._request(method, block, heads)
+        request = self._request(method, block, heads, Options(score, corrected, empty))
         return stream(
             pictures, questions, lambda image: self._see(image, fit), lambda seen, own: self._result(seen, own, request)
         )
 
-    def _request(self, method: Optional[MethodLike], block: Any, heads: Any) -> Request:
+    def _request(
+        self, method: Optional[MethodLike], block: Any, heads: Any, options: Optional[Options] = None
+    ) -> Request:
         """What is asked, checked, before any picture is looked at."""
         chosen = method_of(self.default_method if method is None else method, self)
         if heads is None:
             raise ValueError("heads: None is for extract_attention, which keeps all; expected 'mean', 'max' or a number")
         self._check_heads(heads, chosen)
         if block is None:
-            blocks = [chosen.default(self)]
+            blocks = list(chosen.default(self))
         else:
             blocks = self.check_blocks(block, "block") if isinstance(block, Iterable) else [self.check_block(block)]
         chosen.check(self, blocks)
-        return Request(chosen, blocks, heads)
+        options = Options() if options is None else options
+        if options.score not in ("cosine", "softmax"):
+            raise ValueError(f"score: {options.score!r} is unknown; expected 'cosine' or 'softmax'")
+        chosen.check_options(self, options)
+        return Request(chosen, blocks, heads, options)
 
     def _check_heads(self, heads: Any, method: Method) -> None:
         """TypeError or ValueError for heads that do not exist, or that the method does not take."""
@@ -331,9 +379,11 @@ class Model(Capabilities, ABC):
                 raise TypeError(f"heads: expected 'mean', 'max' or the number of a head, got {kind}") from None
             if not -self.num_heads <= number < self.num_heads:
                 raise ValueError(f"heads: head {number} does not exist; this model has heads 0 to {self.num_heads - 1}")
-        elif heads not in ("mean", "max"):
+        elif heads not in ("mean", "max", *method.own_heads):
+            if heads == "single":
+                raise ValueError(f"heads: method {method.name!r} does not take 'single'")
             raise ValueError(f"heads: {heads!r} is unknown; expected 'mean', 'max' or the number of a head")
-        if heads != "mean" and not method.takes_heads:
+        if heads not in ("mean", *method.own_heads) and not method.takes_heads:
             raise ValueError(f"heads: method {method.name!r} does not take it")
 
     def _see(self, image: Any, fit: Optional[str] = None) -> Shown:
@@ -367,9 +417,10 @@ class Model(Capabilities, ABC):
             raise ValueError("questions: this model takes questions; give at least one")
         if asked is not None and not self.takes_questions:
             raise ValueError(f"questions: this model takes no questions: {self._why_no_questions()}")
-        method, blocks, heads = request
+        method, blocks, heads, options = request
         shape = (-1, *self.grid)
         look = self._look(shown.pixels, asked)
+        look.options = options
         raw = self._finite_map(method.read(look, blocks, heads)).reshape(shape)
         usable = tuple(block for block in range(self.num_blocks) if self._has_map(method, block))
         every = _Once(lambda: self._every_block(look, method, usable, heads, len(raw)))

@@ -404,7 +404,7 @@ class QAViT(Model):
         if heads is not None:
             self._check_heads(heads, chosen)
         if blocks is None:
-            usable = chosen.blocks(self) or (chosen.default(self),)
+            usable = chosen.blocks(self) or chosen.default(self)
             places = np.linspace(0, len(usable) - 1, min(PARTS, len(usable)))
             numbers = [usable[int(place)] for place in np.rint(places)]
         else:
