@@ -116,7 +116,7 @@ class Pipeline:
         Parameters
         ----------
         samples : dict
-            'text_input': B questions; 'captions': B lists of texts. 'question_captions', what the reader is given, is put in.
+            'text_input': B questions; 'captions': B lists of texts. What the reader is given is put in as 'question_captions'.
         num_beams : int
             1: greedy.
         max_len, min_len : int

@@ -13,7 +13,6 @@ from .._base.pictures import load_image
 from .._base.types import FloatArray, ImageLike
 from .._base.warnings import warn_of
 from ..images import preprocess
-from ..models._model import Model
 from ..text import clean_question
 from ._captions import Caption, CaptionSettings
 from ._explanation import Explanation, drawn_patches

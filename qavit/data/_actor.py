@@ -169,16 +169,18 @@ class HeatmapActor:
 
     def _check_answering(self) -> None:
         """What is wrong with the way of answering is wrong for every row: it shows here, once."""
-        side = self.model.image_size
-        blank = np.zeros((side, side, 3), np.uint8)
         if self._pnp_vqa is not None:
             if self.method != self.model.default_method or self._fit != "stretch" or self._request.heads != "mean":
                 raise ValueError("method, heads, fit: PnP-VQA draws patches by its matcher's own map; leave them out")
             self._pnp_vqa.check_options(**self._answering)
             return
+        if self.model.answer_names is not None and not self._answering:
+            return  # answers come with the maps
+        model: Any = self.model
+        blank = np.zeros((model.image_size, model.image_size, 3), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", QavitWarning)  # of a black picture
-            self.model.answer(blank, ["a"], **self._answering)
+            model.answer(blank, ["a"], **self._answering)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._arguments,)
@@ -267,7 +269,8 @@ class HeatmapActor:
         found = self._looked(shown, questions)
         if not self._answers or all(one.answer is not None for one in found):
             return found
-        generated = self.model.answer(shown.picture, questions, **self._answering)
+        model: Any = self.model
+        generated = model.answer(shown.picture, questions, **self._answering)
         return [
             one._replace(answer=said.text, answer_score=math.exp(said.score)) for one, said in zip(found, generated)
         ]

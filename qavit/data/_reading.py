@@ -141,7 +141,8 @@ class MapReader:
         ----------
         columns : sequence of str, optional
             By default id, image, question, map, score, answer, notes, error, seconds and what was kept of the input; there
-            are method, block, grid, answer_score, captions, picture_size and region too. `map` holds float32 [gh, gw], or None.
+            are method, block, grid, answer_score, captions, picture_size and region too. `map` holds float32
+            [gh, gw], or None.
         """
         pandas = require("pandas", "data")
         usual = ["id", "image", "question", "map", "score", "answer", "notes", "error", "seconds"]
