@@ -16,6 +16,8 @@ from ._core import set_num_threads as set_num_threads
 from ._demo import DemoScene as DemoScene
 from ._demo import demo_scene as demo_scene
 from ._result import HeatmapResult as HeatmapResult
+from .answers._explanation import Explanation as Explanation
+from .answers._pnpvqa import PNPVQA as PNPVQA
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
@@ -28,12 +30,14 @@ from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
 
 __all__ = [
+    "PNPVQA",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",
     "Config",
     "DemoScene",
     "EncodedQuestions",
+    "Explanation",
     "HeatmapResult",
     "LowScoreWarning",
     "Model",

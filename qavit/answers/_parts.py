@@ -116,8 +116,9 @@ def load_arguments(name: str, block: Any) -> dict[str, Any]:
     if values:
         raise ValueError(f"unknown settings {', '.join(sorted(values))}; expected LAVIS's, or {', '.join(LOADED)}")
     if "checkpoint" in found and "tokenizer" not in found:
-        beside = [Path(found["checkpoint"]).with_name(one) for one in ("tokenizer.json", "vocab.txt")]
-        found.update({"tokenizer": str(path) for path in beside if path.is_file()})
+        beside = (Path(found["checkpoint"]).with_name(one) for one in ("vocab.txt", "tokenizer.json"))
+        tokenizer = next((path for path in beside if path.is_file()), None)
+        found.update({} if tokenizer is None else {"tokenizer": str(tokenizer)})
     return found
 
 

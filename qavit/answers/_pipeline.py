@@ -116,7 +116,7 @@ class Pipeline:
         Parameters
         ----------
         samples : dict
-            'text_input': B questions; 'captions': B lists of texts. What the reader is given is put in as 'question_captions'.
+            'text_input': B questions; 'captions': B lists of texts. 'question_captions', the reader's input, is put in.
         num_beams : int
             1: greedy.
         max_len, min_len : int
@@ -226,9 +226,19 @@ class Pipeline:
         image, questions = read_samples(samples)
         pixels = fit_images(to_numpy(image, "samples['image']"), self.matcher)
         block = self.matcher.default_block if block_num is None else block_num
-        maps: FloatArray = self.matcher.forward_itm({"image": pixels, "text_input": questions}, block_num=block)
+        alone = self._asks_alone()
+        parts = [slice(row, row + 1) for row in range(len(questions))] if alone else [slice(None)]
+        pairs = [{"image": pixels[one], "text_input": questions[one]} for one in parts]
+        maps: FloatArray = np.concatenate([self.matcher.forward_itm(pair, block_num=block) for pair in pairs])
         samples["gradcams"] = as_kind(self._on_captioners_grid(maps), torch_of(image))
         return maps
+
+    def _asks_alone(self) -> bool:
+        """Whether each question is to be asked by itself, so that its map is the same to the last bit beside any other.
+
+        Where questions go through the tower, a longer one changes the last bits of others.
+        """
+        return bool(self.matcher.question_blocks)
 
     def _on_captioners_grid(self, maps: FloatArray) -> FloatArray:
         """Maps [B, P], each patch's share where the patch lies."""

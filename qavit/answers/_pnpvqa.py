@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .._base.arguments import question_list, whole_number
-from .._base.pictures import load_image
+from .._base.pictures import Picture, load_image
 from .._base.types import FloatArray, ImageLike
 from .._base.warnings import warn_of
 from ..images import preprocess
@@ -199,16 +199,24 @@ class PNPVQA(Pipeline):
             if not text.strip("? "):
                 raise ValueError(f"question: {question!r} has no words")
         picture = load_image(image)
-        matcher = self.matcher
-        result = matcher._result(matcher._see(picture, "stretch"), cleaned, matcher._request(None, block, "mean"))
-        warn_of(result.notes)
         pixels, _ = preprocess(picture, self.captioner.preprocessing.fitted("stretch"))
-        maps = self._on_captioners_grid(result.raw.reshape(len(asked), -1))
+        looked = self._looked(picture, cleaned, block)
+        maps = self._on_captioners_grid(np.stack([one.raw.reshape(-1) for one in looked]))
         captions = self._captions(np.repeat(pixels[None], len(asked), axis=0), cleaned, maps, how.captions)
         return [
-            self._read(result[row]._with(questions=[question]), cleaned[row], captions[row], how)
-            for row, question in enumerate(asked)
+            self._read(one._with(questions=[question]), cleaned[row], captions[row], how)
+            for row, (question, one) in enumerate(zip(asked, looked))
         ]
+
+    def _looked(self, picture: Picture, questions: Sequence[str], block: int | None) -> list[HeatmapResult]:
+        """The matcher's map of each question."""
+        matcher = self.matcher
+        shown, request = matcher._see(picture, "stretch"), matcher._request(None, block, "mean")
+        calls = [[question] for question in questions] if self._asks_alone() else [list(questions)]
+        results = [matcher._result(shown, some, request) for some in calls]
+        for result in results:
+            warn_of(result.notes)
+        return [result[row] for result in results for row in range(len(result))]
 
     def _read(self, result: HeatmapResult, question: str, captions: list[Caption], how: Options) -> Explanation:
         """The answer to one question out of its captions."""
@@ -226,7 +234,7 @@ class PNPVQA(Pipeline):
         Options(**options).checked()
 
     def to(self, device: Any) -> PNPVQA:
-        """Move all three to a device, in place; see :meth:`Model.to`."""
+        """Move all three to a device, in place; see :meth:`qavit.Model.to`."""
         for part in (self.matcher, self.captioner, self.reader):
             part.to(device)
         return self

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
+from .._base.progress import duration
 from ._actor import HeatmapActor
 from ._plan import Group, Part
 
@@ -32,6 +33,18 @@ class Estimate(NamedTuple):
     seconds: Optional[float]
     each: Optional[float]
     measured: int
+
+    def text(self) -> str:
+        """As a person says it."""
+        rows = f"about {self.rows:,} question{'' if self.rows == 1 else 's'}"
+        if self.seconds is None or self.each is None:
+            return f"{rows}; how long they take could not be told by the first ones, which failed"
+        return f"{rows}, {duration(self.seconds)}: {self.each:.2g} s each, measured on {self.measured}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the first event."""
+        seconds = None if self.seconds is None else round(self.seconds, 3)
+        return {"rows_estimated": self.rows, "seconds_estimated": seconds}
 
 
 def rows_left(part: Part, sizes: Sequence[int], left: Sequence[int], share: float) -> int:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from .._base.arguments import whole_number
 from .._base.extras import require
-from .._base.files import PathLike, absolute_paths, remove_leftovers
+from .._base.files import PathLike, absolute_paths, make_folder, remove_leftovers
 from .._base.progress import RunProgress
 from .._base.types import Fit, Heads
+from .._core import get_num_threads
 from ._actor import HeatmapActor
+from ._estimate import Estimate, measure, rows_left
 from ._local import run_here, run_processes, usable_cpus
 from ._output import OutputFolder, PartFolder, check_keep, file_identity, model_identity
 from ._plan import ENGINES, PART_ROWS, WINDOW, Part, Shard, plan_file
 from ._questions import QuestionFile, open_questions
+from ._reading import MapReader
+from ._results import LAYOUTS, ResultLayout, write_results
+from ._sample import Sample, draw_sample
 from ._worker import PartDone, Settings
 
 
@@ -50,11 +56,12 @@ class Plan(NamedTuple):
     part_rows: int
     shard: Shard
     done: frozenset[str]
+    sample: Optional[Sample] = None
 
     def parts(self, file: int, out: PartFolder) -> Iterator[Part]:
         """The parts of one input file that are to be done."""
         count = rows = 0
-        for part in plan_file(self.sources[file], file, self.window, self.part_rows):
+        for part in plan_file(self.sources[file], file, self.window, self.part_rows, self.sample):
             count += 1
             rows += part.rows
             if part.name not in self.done and self.shard.has_part(part, len(self.sources)):
@@ -89,6 +96,10 @@ def run(
     block: Union[int, Sequence[int], None] = None,
     heads: Heads = "mean",
     fit: Optional[Fit] = None,
+    answers: Optional[PathLike] = None,
+    layout: Optional[ResultLayout] = None,
+    answering: Optional[Mapping[str, Any]] = None,
+    sample: Optional[int] = None,
     dtype: str = "float32",
     engine: str = "local",
     workers: int = 1,
@@ -111,8 +122,16 @@ def run(
         As for `open_questions`.
     out : path
         The folder to write. A run that is there already, whole or not, is gone on with: its parts are not done again.
-    model, method, block, heads, fit, dtype
+    model, method, block, heads, fit, answering, dtype
         As for `HeatmapActor`.
+    answers : path, optional
+        The file that the model's answers are written to when every row of `out` is there, in the layout that the data set's
+        scorer takes; a row that failed has the answer "".
+    layout : {"vqa", "gqa"}, optional
+        ``[{"question_id": int, "answer": str}]``, or ``[{"questionId": str, "prediction": str}]``; None: as the questions
+        have it.
+    sample : int, optional
+        Only so many rows, drawn at random: which they are depends on the input alone.
     engine : {"local", "ray"}
         Worker processes of this machine, or actors of a Ray cluster, whose machines all see `out` and the input.
     workers : int
@@ -158,6 +177,12 @@ def run(
     of another kind the last bits may differ.
     """
     share = _check_numbers(engine, workers, window, part_rows, shard)
+    if answers is None and (layout or answering):
+        raise ValueError("layout, answering: they are for answers; name the file that they go to (answers, --answers)")
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout: got {layout!r}, expected {' or '.join(map(repr, LAYOUTS))}")
+    if sample is not None and whole_number(sample, "sample") < 1:
+        raise ValueError(f"sample: got {sample}, expected at least 1")
     sources = open_questions(questions, images, image_name, columns, keep, encoding)
     kept = tuple(keep)
     check_keep(kept)
@@ -168,6 +193,9 @@ def run(
     if model is None and not (parts.get("checkpoint") or parts.get("vision")):
         model = "demo"
     asked = {"model": model, "method": method, "block": block, "heads": heads, "fit": fit, "dtype": dtype, **parts}
+    if answers is not None:
+        make_folder(Path(answers).absolute().parent, "answers")
+        asked.update(answers=True, answering=dict(answering or {}))
     actor = HeatmapActor(**asked, threads=threads if engine == "local" else None)
     manifest = {
         "model": model_identity({"model": model, **parts}),
@@ -184,16 +212,22 @@ def run(
         "encoding": encoding,
         "window": window,
         "part_rows": part_rows,
+        "answers": None if answers is None else dict(answering or {}),
+        "sample": sample,
         "about": {"model": repr(actor.model), "qavit": _version()},
     }
     folder = OutputFolder(out, manifest, share, len(sources), again, retry_errors)
     try:
-        plan = Plan(sources, window, part_rows, share, frozenset(folder.done))
+        drawn = None if sample is None else draw_sample(sources, sample)
+        plan = Plan(sources, window, part_rows, share, frozenset(folder.done), drawn)
         settings = Settings({**asked, **absolute_paths(asked), "threads": threads}, os.path.abspath(folder.parts), kept)
         left = plan.files(folder)
         sizes = [source.size if share.has_file(file, len(sources)) else 0 for file, source in enumerate(sources)]
+        estimate = _estimate(actor, plan, left, folder, sizes, workers, threads)
         progress = RunProgress(sizes, [file not in left for file in range(len(sources))], events)
-        progress.begin(out=str(folder.path), engine=engine, workers=workers, shard=str(share), model=repr(actor.model))
+        about: dict[str, Any] = {"engine": engine, "workers": workers, "shard": str(share), "model": repr(actor.model)}
+        about.update({} if estimate is None else estimate.to_dict())
+        progress.begin(None if estimate is None else estimate.text(), out=str(folder.path), **about)
         if engine == "local" and workers == 1:
             results = run_here(actor, settings, _begun(plan, left, folder, progress), progress.tick)
         elif engine == "local":
@@ -203,10 +237,33 @@ def run(
 
             results = run_ray(settings, plan, left, PartFolder(os.path.abspath(out)), workers, gpus, progress.tick)
         del actor  # workers have models of their own
-        return _follow(results, folder, progress, keep_going)
+        summary = _follow(results, folder, progress, keep_going)
+        reader = MapReader(out)
+        if answers is not None and reader.complete:
+            write_results(reader, answers, layout or ("gqa" if all(source.is_gqa for source in sources) else "vqa"))
+        return summary
     finally:
         remove_leftovers(folder.parts)
         folder.close()
+
+
+def _estimate(
+    actor: HeatmapActor,
+    plan: Plan,
+    left: Sequence[int],
+    folder: PartFolder,
+    sizes: Sequence[int],
+    workers: int,
+    threads: Optional[int],
+) -> Optional[Estimate]:
+    """How long the run will take; None where nothing is left to do."""
+    for place, file in enumerate(left):
+        part = next(plan.parts(file, folder), None)
+        if part is not None:
+            share = 1.0 if len(plan.sources) >= plan.shard.total else 1.0 / plan.shard.total
+            own = get_num_threads()
+            return measure(actor, part, rows_left(part, sizes, left[place:], share), workers * (threads or own) / own)
+    return None
 
 
 def _check_numbers(engine: str, workers: int, window: int, part_rows: int, shard: Union[str, Shard, None]) -> Shard:
