@@ -87,7 +87,9 @@ class Explanation:
         """
         from ..plots._answers import answer_figure
 
-        return answer_figure(self.result, self.draws, self.question, self.answer.text, self.ranked_captions()[:top])
+        heading = "Captions" if self.attended is None else "Captions that the answer attended to most"
+        texts = self.ranked_captions()[:top]
+        return answer_figure(self.result, self.draws, self.question, self.answer.text, texts, heading)
 
     def save(self, path: PathLike, *, top: int = 8, dpi: float = 150) -> Path:
         """Save as the file name's ending says: .json holds `to_dict`, .png, .jpg, .webp, .pdf or .svg the figure.

@@ -14,6 +14,7 @@ from ._options import (
     OK,
     SOME_FAILED,
     UsageError,
+    add_answering,
     add_input_options,
     add_map_options,
     add_model_options,
@@ -22,6 +23,7 @@ from ._options import (
     pairs,
     reading_arguments,
 )
+from ._score import score_of, score_text
 
 EXAMPLE = "qavit run v2_OpenEnded_mscoco_val2014_questions.json --images val2014/ --model qavit-base2/ -o maps/ --workers 2"
 SUMMARY = "maps, and answers, for every question of a data set"
@@ -72,26 +74,12 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """The options that are for answers."""
     group = parser.add_argument_group("answers")
     completed(
-        group.add_argument("--answers", metavar="FILE", help="answer, too, and write the result file that scorers take"), FILE
+        group.add_argument("--answers", metavar="FILE", help="answer, too, and write the file that scorers take"), FILE
     )
     group.add_argument("--layout", choices=("vqa", "gqa"), help="of that file (default: as the questions have it)")
-    group.add_argument(
-        "--answering", type=numbers, default={}, metavar="A=N,...",
-        help="how, such as num_captions=50,seed=1 of PnP-VQA, or num_beams=3",
-    )  # fmt: skip
+    add_answering(group)
     group.add_argument("--sample", type=int, metavar="N", help="only N questions, drawn at random; also without --answers")
     completed(group.add_argument("--annotations", metavar="FILE", help="score the answers by these at the end"), FILE)
-
-
-def numbers(text: str) -> dict[str, Any]:
-    """From "a=1,b=0.5": {"a": 1, "b": 0.5}."""
-    found: dict[str, Any] = {}
-    for name, value in pairs(text).items():
-        try:
-            found[name] = int(value) if value.lstrip("-").isdecimal() else float(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{name}={value}: expected a number, as in num_captions=50") from None
-    return found
 
 
 def _shard(text: str) -> Any:

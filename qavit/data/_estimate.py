@@ -10,6 +10,7 @@ from .._base.progress import duration
 from ._actor import HeatmapActor
 from ._plan import Group, Part
 
+COUNTED_BYTES = 64 << 20  # of input whose rows are counted; of more, how many there are is told from the first part
 MEASURED_SECONDS, MEASURED_GROUPS = 1.0, 4  # whichever is first ends the measuring
 WORTH_SECONDS = 10.0  # a run that takes no longer is not measured closer
 
@@ -20,7 +21,7 @@ class Estimate(NamedTuple):
     Attributes
     ----------
     rows : int
-        That are left to do, told from how much of the input the first of them takes.
+        That are left to do.
     seconds : float or None
         By the clock; None where no row of the first part could be computed.
     each : float or None

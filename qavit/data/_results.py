@@ -13,6 +13,13 @@ ResultLayout = Literal["vqa", "gqa"]
 LAYOUTS: tuple[ResultLayout, ...] = ("vqa", "gqa")
 
 
+def write_finished(out: PathLike, path: PathLike, layout: ResultLayout) -> None:
+    """:func:`write_results`, where every row of the run's folder is there; else nothing, for another share does it."""
+    reader = MapReader(out)
+    if reader.complete:
+        write_results(reader, path, layout)
+
+
 def write_results(reader: MapReader, path: PathLike, layout: ResultLayout) -> int:
     """All answers of a run, in the order of its input; how many rows failed.
 

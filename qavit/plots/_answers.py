@@ -19,7 +19,12 @@ BAR = "#b9c7e4"
 
 
 def answer_figure(
-    result: Maps, draws: Optional[Maps], question: str, answer: str, captions: Sequence[tuple[str, Optional[float]]]
+    result: Maps,
+    draws: Optional[Maps],
+    question: str,
+    answer: str,
+    texts: Sequence[tuple[str, Optional[float]]],
+    heading: str,
 ) -> Figure:
     """Where the model looked, which patches were drawn how often (where any were), and what was answered, out of what.
 
@@ -27,8 +32,8 @@ def answer_figure(
     ----------
     result, draws : Maps
         Of one question each.
-    captions : sequence of (str, float or None)
-        With the share of the answer's attention, where it is known.
+    texts : sequence of (str, float or None)
+        With their shares, where they are known; `heading` says what they are.
     """
     panels = [(result, "Where the model looks")]
     if draws is not None:
@@ -41,12 +46,12 @@ def answer_figure(
     )  # fmt: skip
     for place, (maps, title) in enumerate(panels):
         plot(maps, figure.add_subplot(grid[place]), None, "overlay", Look(colorbar=False), title)
-    _write(figure.add_subplot(grid[len(panels)]), question, answer, captions)
+    _write(figure.add_subplot(grid[len(panels)]), question, answer, texts, heading)
     return figure
 
 
-def _write(axes: Any, question: str, answer: str, captions: Sequence[tuple[str, Optional[float]]]) -> None:
-    """The question, the answer, and below them captions over bars of their shares."""
+def _write(axes: Any, question: str, answer: str, texts: Sequence[tuple[str, Optional[float]]], heading: str) -> None:
+    """The question, the answer, and below them texts over bars of their shares."""
     axes.set_axis_off()
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.0)
@@ -63,13 +68,12 @@ def _write(axes: Any, question: str, answer: str, captions: Sequence[tuple[str, 
 
     line(question, TITLE_SIZE, FAINT)
     line(answer or "(no answer)", TITLE_SIZE + 4, INK, "bold")
-    if not captions:
+    if not texts:
         return
-    known = [share for _, share in captions if share is not None]
     height -= 0.03
-    line("Captions that the answer attended to most" if known else "Captions", SMALL_SIZE, FAINT)
-    most = max(known, default=0.0)
-    for text, share in captions:
+    line(heading, SMALL_SIZE, FAINT)
+    most = max((share for _, share in texts if share is not None), default=0.0)
+    for text, share in texts:
         if height < 0.03:
             break
         top = height
