@@ -51,6 +51,7 @@ SETTINGS = [
     {"temperature": 0.7},
     {"temperature": 2.5, "top_k": 5},
     {"top_k": 1},
+    {"top_k": 300},
     {"top_k": 100000},
     {"top_p": 0.9},
     {"top_p": 0.02},

@@ -15,6 +15,10 @@
 
 /* Rows between two questions whether to stop. */
 #define ROWS_AT_ONCE ((size_t)64)
+/* Side by side where the largest is looked for. */
+#define LANES ((size_t)16)
+/* Up to so many, the largest are kept in a heap. */
+#define HEAP_MOST ((size_t)256)
 
 /* ---- one row ---- */
 
@@ -83,11 +87,23 @@ static void sort_heap(float *heap, int32_t *ids, size_t count) {
 }
 
 static float find_largest(const float *x, size_t n) {
-    float best = x[0];
-    for (size_t i = 1; i < n; i++) {
-        best = x[i] > best ? x[i] : best;
+    float best[LANES], all = x[0];
+    size_t i = 0;
+    for (size_t lane = 0; lane < LANES; lane++) {
+        best[lane] = x[0];
     }
-    return best;
+    for (; i + LANES <= n; i += LANES) {
+        for (size_t lane = 0; lane < LANES; lane++) {
+            best[lane] = x[i + lane] > best[lane] ? x[i + lane] : best[lane];
+        }
+    }
+    for (; i < n; i++) {
+        all = x[i] > all ? x[i] : all;
+    }
+    for (size_t lane = 0; lane < LANES; lane++) {
+        all = best[lane] > all ? best[lane] : all;
+    }
+    return all;
 }
 
 /* row->scores and row->log_sum; false for a row with NaN or INFINITY, or without anything finite. */
@@ -130,6 +146,10 @@ static void keep_from(candidate_row *row, float least, size_t V) {
     row->n = overflow ? 0 : kept;
 }
 
+/* ---- the edge of what stays ---- */
+
+#define BUCKETS ((size_t)2048)
+
 /* The float's bits in an order that is that of the floats. */
 static uint32_t ordered_bits(float x) {
     uint32_t bits;
@@ -138,7 +158,39 @@ static uint32_t ordered_bits(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-#define BUCKETS ((size_t)2048)
+static float float_of(uint32_t ordered) {
+    uint32_t bits = ordered & 0x80000000u ? ordered & 0x7FFFFFFFu : ~ordered;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Scores [n] sorted from the smallest up: the one, by its ordered bits, at which the sum of weights (NULL: all 1) up to and with
+ * it passes `limit`; the largest if none does. *below = the sum before it. It is found by its bits, 11, 11 and 10 of them at a
+ * time, so that nothing has to be sorted. masses [BUCKETS] is scratch. */
+static uint32_t find_edge(double *below, double *masses, const float *scores, const float *weights, size_t n, double limit) {
+    static const int shifts[] = {21, 10, 0}, known[] = {32, 21, 10};
+    uint32_t prefix = 0;
+    *below = 0.0;
+    for (size_t level = 0; level < 3; level++) {
+        const size_t buckets = level == 2 ? BUCKETS / 2 : BUCKETS;
+        size_t last = 0, bucket = 0;
+        memset(masses, 0, BUCKETS * sizeof *masses);
+        for (size_t i = 0; i < n; i++) {
+            uint32_t bits = ordered_bits(scores[i]);
+            if (level == 0 || bits >> known[level] == prefix) {
+                size_t own = (bits >> shifts[level]) & (buckets - 1);
+                masses[own] += weights != NULL ? (double)weights[i] : 1.0;
+                last = own > last ? own : last;
+            }
+        }
+        for (; bucket < last && *below + masses[bucket] <= limit; bucket++) {
+            *below += masses[bucket];
+        }
+        prefix = (level == 0 ? 0 : prefix << (known[level] - shifts[level])) | (uint32_t)bucket;
+    }
+    return prefix;
+}
 
 /* What is above the edge, and of what lies on it those behind a mass of `left`; at least the last. */
 static void keep_above(candidate_row *row, uint32_t edge, double left) {
@@ -166,38 +218,27 @@ static void keep_above(candidate_row *row, uint32_t edge, double left) {
     row->n = kept;
 }
 
-/* Sorted from the smallest up, candidates go as long as the mass up to and with them is at most (1 - p) of all. The score
- * where that ends is found by its bits, 11, 11 and 10 of them at a time; so no row has to be sorted. */
+/* Sorted from the smallest up, candidates go as long as the mass up to and with them is at most (1 - p) of all. */
 static void keep_top_p(candidate_row *row, double p) {
+    double below, total = 0.0;
     memcpy(row->weights, row->scores, row->n * sizeof *row->scores);
     qv_product_here(QV_PRECISION_FLOAT32)->exponentiate(row->weights, 1.0f, row->n);
-    static const int shifts[] = {21, 10, 0};
-    double below = 0.0, total = 0.0;
-    uint32_t prefix = 0;
-    for (size_t level = 0; level < 3; level++) {
-        const int shift = shifts[level], known = level == 0 ? 32 : shifts[level - 1];
-        const size_t buckets = level == 2 ? BUCKETS / 2 : BUCKETS;
-        memset(row->masses, 0, BUCKETS * sizeof *row->masses);
-        size_t last = 0;
-        for (size_t i = 0; i < row->n; i++) {
-            uint32_t bits = ordered_bits(row->scores[i]);
-            if (level == 0 || bits >> known == prefix) {
-                size_t bucket = (bits >> shift) & (buckets - 1);
-                row->masses[bucket] += (double)row->weights[i];
-                last = bucket > last ? bucket : last;
-            }
-        }
-        for (size_t b = 0; level == 0 && b < buckets; b++) {
-            total += row->masses[b];
-        }
-        const double limit = total * (1.0 - p);
-        size_t bucket = 0;
-        for (; bucket < last && below + row->masses[bucket] <= limit; bucket++) {
-            below += row->masses[bucket];
-        }
-        prefix = (level == 0 ? 0 : prefix << (known - shift)) | (uint32_t)bucket;
+    for (size_t i = 0; i < row->n; i++) {
+        total += (double)row->weights[i];
     }
-    keep_above(row, prefix, total * (1.0 - p) - below);
+    const double limit = total * (1.0 - p);
+    uint32_t edge = find_edge(&below, row->masses, row->scores, row->weights, row->n, limit);
+    keep_above(row, edge, limit - below);
+}
+
+/* The k-th largest of scores [V], k < V. */
+static float find_least(candidate_row *row, size_t k, size_t V) {
+    if (k <= HEAP_MOST) {
+        take_best(row->weights, row->ids, k, row->scores, NULL, V);
+        return row->weights[0];
+    }
+    double below;
+    return float_of(find_edge(&below, row->masses, row->scores, NULL, V, (double)(V - k)));
 }
 
 /* Everything up to the candidates. `before` are the scores that the penalty reads. */
@@ -206,8 +247,7 @@ static void find_candidates(candidate_row *row, const float *before, const int64
     change_scores(row->scores, before, ids, in, how);
     float least = -INFINITY;
     if (how->top_k != 0 && how->top_k < in->V) {
-        take_best(row->weights, row->ids, how->top_k, row->scores, NULL, in->V);
-        least = row->weights[0];
+        least = find_least(row, how->top_k, in->V);
     }
     keep_from(row, least, in->V);
     if (how->top_p < 1.0 && row->n > 1) {
@@ -217,11 +257,12 @@ static void find_candidates(candidate_row *row, const float *before, const int64
 
 /* The place of the best candidate, of equals the first. */
 static size_t best_of(const candidate_row *row) {
-    size_t best = 0;
-    for (size_t i = 1; i < row->n; i++) {
-        best = row->scores[i] > row->scores[best] ? i : best;
+    const float best = find_largest(row->scores, row->n);
+    size_t place = 0;
+    while (row->scores[place] < best) {
+        place++;
     }
-    return best;
+    return place;
 }
 
 /* A candidate's place by its share of the softmax: where the sum of weights passes a random part of all of it. */
