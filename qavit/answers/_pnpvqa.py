@@ -204,7 +204,7 @@ class PNPVQA(Pipeline):
         maps = self._on_captioners_grid(np.stack([one.raw.reshape(-1) for one in looked]))
         captions = self._captions(np.repeat(pixels[None], len(asked), axis=0), cleaned, maps, how.captions)
         return [
-            self._read(one._with(questions=[question]), cleaned[row], captions[row], how)
+            self._read(one._with(questions=[question], answers=None), cleaned[row], captions[row], how)
             for row, (question, one) in enumerate(zip(asked, looked))
         ]
 
