@@ -10,6 +10,7 @@ from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues
 from ..methods._registry import MethodLike
 
 if TYPE_CHECKING:
+    from ..generation._generated import Generated
     from ._outputs import EncodedQuestions, VisionOutput
 
 #: One question, several, or None for a model that takes none.
@@ -127,8 +128,29 @@ class Capabilities:
         """Encode questions for the vision model; see :meth:`QAViT.encode_questions`."""
         self._lacks("encode_questions")
 
-    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
-        """The answers the model knows, likeliest first, with their probabilities.
+    def answer(
+        self,
+        image: ImageLike,
+        questions: Union[str, Sequence[str]],
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        return_logits: bool = False,
+    ) -> list[Generated]:
+        """An answer to each question about a picture.
+
+        Parameters
+        ----------
+        image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
+        questions : str or list of str
+        max_new_tokens, min_new_tokens, num_beams, return_logits
+            Of models that write their answers; one that chooses from a list (`answer_names`) takes none of them.
+
+        Returns
+        -------
+        list of Generated
+            One a question. `ranked` holds all answers of a list, the likeliest first; `result` is the map.
 
         Raises
         ------
