@@ -159,5 +159,6 @@ def _positions(weight: Weight, config: Mapping[str, Any]) -> Weight:
     shape = weight[2]
     if shape[-2] == 1 + side * side:
         return weight
-    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), side)
+    own = _grid(shape[-2] - 1, "positions")
+    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), (own, own), (side, side))
     return from_array(resized.reshape(*shape[:-2], *resized.shape))
