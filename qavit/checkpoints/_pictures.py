@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": _CLIP, "ChineseCLIP": _CLIP, "Blip": _BLIP, "ViT": _VIT, "DeiT": _DEIT, "Siglip": _SIGLIP, "Bit": _BIT,
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
-_OWN = {"blip_itm": _BLIP}
+_OWN = {"blip_itm": _BLIP, "siglip": {**_SIGLIP, "default_to_square": True}}
 #: Said about other things than the pixels of an RGB picture.
 _SILENT = {
     "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "auto_map", "default_to_square",
