@@ -182,6 +182,9 @@ void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *back
 void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                      size_t H, size_t T, size_t S);
 void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D);
+void qv_cuda_row_lengths(qv_call *call, float *out, qv_const_rows x, size_t R, size_t D);
+void qv_cuda_head_lengths(qv_call *call, qv_rows out, qv_const_rows x, const float *lengths, float factor, size_t B, size_t T,
+                          size_t H, size_t d);
 void qv_cuda_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
 
 #endif

@@ -73,6 +73,8 @@ static const qv_ops table = {
     .attention_backward = qv_cuda_attention_backward,
     .gradcam = qv_cuda_gradcam,
     .unit_length = qv_cuda_unit_length,
+    .row_lengths = qv_cuda_row_lengths,
+    .head_lengths = qv_cuda_head_lengths,
     .mean_rows = qv_cuda_mean_rows,
 };
 

@@ -59,12 +59,6 @@ static size_t at_least(size_t wanted, size_t limit) {
     return wanted > limit ? wanted : limit;
 }
 
-/* `n` items in chunks of at most `limit`, as even as can be. */
-static size_t even_chunk(size_t n, size_t limit) {
-    size_t chunks = (n + limit - 1) / limit;
-    return chunks == 0 ? 0 : (n + chunks - 1) / chunks;
-}
-
 static const qv_vit_tap *tap_of(const qv_vit_request *request, size_t block) {
     static const qv_vit_tap none = {.attention = NULL};
     return request->taps != NULL ? &request->taps[block] : &none;
@@ -102,8 +96,8 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     vit_pass *pass = state;
     const qv_vit *vit = pass->vit;
     size_t T = vit->T, D = vit->config.D, p = vit->config.patch_size, M = pass->request->M;
-    size_t limit = at_least(vit->ops->chunk_rows / T, 1), dim = vit->config.instruction_dim;
-    pass->images = even_chunk(pass->request->images.count, limit);
+    size_t dim = vit->config.instruction_dim, limit = at_least(vit->ops->chunk_rows / T, 1);
+    pass->images = qv_vit_chunk(vit, pass->request->images.count);
     pass->pairs = at_most(pass->request->pair_count, limit);
     size_t sequences = at_least(pass->images, pass->pairs), tokens = qv_plan_product(arena, pass->pairs, M);
     size_t rows = qv_plan_product(arena, sequences, T), image_rows = qv_plan_product(arena, pass->images, T);
@@ -186,14 +180,12 @@ static void embed_instruct(const vit_pass *pass, qv_call *call, const qv_vit_blo
 static void project(const vit_pass *pass, qv_call *call, const qv_vit_block *block, const qv_block_activations *a,
                     const sequences *s, row_set queries, bool values) {
     const qv_vit *vit = pass->vit;
-    size_t D = vit->config.D, T = vit->T, H = vit->config.H;
-    const qv_block_rows rows = {{s->x, D}, s->B * T, {s->x, queries.step * D}, queries.count};
+    size_t D = vit->config.D;
+    const qv_block_rows rows = {{s->x, D}, s->B * vit->T, {s->x, queries.step * D}, queries.count};
     qv_block_project(call, &vit->kind, &block->block, a, &rows, values);
-    if (vit->angles.data != NULL) {
-        call->ops->rotate(call, a->kv, vit->angles.data, s->B, T, vit->prefix, H, vit->kind.d);
-        if (queries.step == 1) {
-            call->ops->rotate(call, a->q, vit->angles.data, s->B, T, vit->prefix, H, vit->kind.d);
-        }
+    qv_vit_rotate(vit, call, a->kv, s->B);
+    if (queries.step == 1) {
+        qv_vit_rotate(vit, call, a->q, s->B);
     }
 }
 
@@ -366,6 +358,7 @@ static qv_status run_images(const vit_pass *pass, qv_call *call, size_t first, s
 
 static qv_status run(void *state, qv_call *call, qv_error *err) {
     const vit_pass *pass = state;
+    const qv_vit *vit = pass->vit;
     const qv_vit_request *request = pass->request;
     size_t pair = 0;
     for (size_t first = 0; first < request->images.count && !call->stopped; first += pass->images) {
@@ -377,10 +370,10 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         while (end < request->pair_count && request->pair_image[end] < first + B) {
             end++;
         }
-        if (pass->blocks <= pass->vit->first_integrated) {
+        if (pass->blocks <= vit->first_integrated) {
             continue;
         }
-        size_t chunk = even_chunk(end - pair, pass->pairs);
+        size_t chunk = qv_vit_chunk(vit, end - pair);
         for (; pair < end; pair += at_most(end - pair, chunk)) {
             run_pairs(pass, call, first, pair, at_most(end - pair, chunk));
         }

@@ -2,6 +2,13 @@
 
 #include "models/planned.h"
 
+size_t qv_vit_chunk(const qv_vit *vit, size_t count) {
+    size_t limit = vit->ops->chunk_rows / vit->T, chunks;
+    limit = limit == 0 ? 1 : limit;
+    chunks = count / limit + (count % limit != 0 ? 1 : 0);
+    return chunks == 0 ? 0 : count / chunks + (count % chunks != 0 ? 1 : 0); /* as even as can be */
+}
+
 /* ---- in front of the blocks ---- */
 
 static size_t image_items(const qv_vit *vit) {
@@ -52,6 +59,12 @@ qv_status qv_vit_embed(const qv_vit *vit, qv_call *call, const qv_vit_images *im
         ops->norm(call, (qv_rows){x, D}, (qv_const_rows){x, D}, &vit->pre_norm, B * T);
     }
     return QV_OK;
+}
+
+void qv_vit_rotate(const qv_vit *vit, qv_call *call, qv_rows x, size_t B) {
+    if (vit->angles.data != NULL) {
+        call->ops->rotate(call, x, vit->angles.data, B, vit->T, vit->prefix, vit->kind.H, vit->kind.d);
+    }
 }
 
 /* ---- behind them ---- */

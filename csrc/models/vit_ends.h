@@ -1,8 +1,12 @@
-/* What stands in front of a vision tower's blocks and behind them, for every pass through it. */
+/* What every pass through a vision tower needs beside its blocks: what stands in front of them and behind, and positions that
+ * turn. */
 #ifndef QV_MODELS_VIT_ENDS_H
 #define QV_MODELS_VIT_ENDS_H
 
 #include "models/vit.h"
+
+/* How many of `count` sequences to send through the blocks together; all but the last such chunk are of that size. */
+size_t qv_vit_chunk(const qv_vit *vit, size_t count);
 
 /* A place for the pixel values of `count` images at a time, where they are made of pictures, or the ops cannot read the
  * caller's; else NULL. */
@@ -10,6 +14,9 @@ float *qv_vit_plan_pixels(qv_arena *arena, const qv_vit *vit, const qv_vit_image
 /* x [B, T, D], what enters block 0, of images `first` to first + B; `pixels` as planned, `patches` [P, 3 p p] is scratch. */
 qv_status qv_vit_embed(const qv_vit *vit, qv_call *call, const qv_vit_images *images, size_t first, size_t B, float *pixels,
                        float *patches, float *x, qv_error *err);
+
+/* x [B, T], queries or keys of all tokens, turned by the patches' positions, where these are rotary. */
+void qv_vit_rotate(const qv_vit *vit, qv_call *call, qv_rows x, size_t B);
 
 typedef struct {
     float *rows;   /* [B, D], for whom what is pooled is only on the way */

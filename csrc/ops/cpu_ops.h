@@ -52,6 +52,9 @@ void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const
 void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S);
 void qv_cpu_unit_length(qv_call *call, float *x, size_t R, size_t D);
+void qv_cpu_row_lengths(qv_call *call, float *out, qv_const_rows x, size_t R, size_t D);
+void qv_cpu_head_lengths(qv_call *call, qv_rows out, qv_const_rows x, const float *lengths, float factor, size_t B, size_t T,
+                         size_t H, size_t d);
 void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
 
 /* One head of one b: where its rows lie. Where attention has no v or no extra tokens, none. */

@@ -51,6 +51,8 @@ const qv_ops qv_cpu_ops = {
     .attention_backward = qv_cpu_attention_backward,
     .gradcam = qv_cpu_gradcam,
     .unit_length = qv_cpu_unit_length,
+    .row_lengths = qv_cpu_row_lengths,
+    .head_lengths = qv_cpu_head_lengths,
     .mean_rows = qv_cpu_mean_rows,
     .copy = qv_cpu_copy,
 };

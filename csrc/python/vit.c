@@ -141,8 +141,8 @@ static const char *const output_names[] = {"last", "normed", "pooled", "projecte
 /* The arrays of one call: inputs held, outputs made. The call alone refers to its outputs: whatever the collector knows of,
  * a dict or a list, another thread can find there and empty while the core writes. */
 typedef struct {
-    PyArrayObject *images, *instruct, *pair_image, *instruct_length;
-    qvpy_pictures pictures; /* in place of images */
+    qvpy_images images;
+    PyArrayObject *instruct, *pair_image, *instruct_length;
     size_t *indices; /* [2 N]: pair_image, instruct_length */
     qv_vit_tap *taps; /* [L] */
     PyArrayObject **outputs; /* [L] attentions, [L + 1] hidden states, one for each of output_names; NULL: not asked for */
@@ -151,8 +151,7 @@ typedef struct {
 } forward_call;
 
 static void release_call(forward_call *c) {
-    Py_XDECREF(c->images);
-    qvpy_pictures_release(&c->pictures);
+    qvpy_images_release(&c->images);
     Py_XDECREF(c->instruct);
     Py_XDECREF(c->pair_image);
     Py_XDECREF(c->instruct_length);
@@ -165,34 +164,10 @@ static void release_call(forward_call *c) {
 }
 
 static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyObject *preprocessing) {
-    if (preprocessing != Py_None) {
-        if (vit->config.height != vit->config.width) {
-            PyErr_Format(PyExc_ValueError, "pictures become square pixel values, this model takes %zu x %zu",
-                         vit->config.height, vit->config.width);
-            return -1;
-        }
-        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.height) < 0) {
-            return -1;
-        }
-        c->request.images.pictures = c->pictures.views;
-        c->request.images.preprocessing = &c->pictures.how;
-        c->request.images.count = c->pictures.count;
-        return 0;
-    }
-    c->images = qvpy_float_array(object, "pixel_values", 4);
-    if (c->images == NULL) {
+    if (qvpy_images_acquire(&c->images, vit, object, preprocessing) < 0) {
         return -1;
     }
-    const npy_intp *shape = PyArray_DIMS(c->images);
-    npy_intp height = (npy_intp)vit->config.height, width = (npy_intp)vit->config.width;
-    if (shape[1] != 3 || shape[2] != height || shape[3] != width) {
-        PyErr_Format(PyExc_ValueError, "pixel_values has shape [%zd, %zd, %zd, %zd], expected [images, 3, %zd, %zd]",
-                     (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], (Py_ssize_t)shape[3],
-                     (Py_ssize_t)height, (Py_ssize_t)width);
-        return -1;
-    }
-    c->request.images.pixels = PyArray_DATA(c->images);
-    c->request.images.count = (size_t)shape[0];
+    c->request.images = c->images.core;
     return 0;
 }
 
@@ -472,6 +447,7 @@ static PyMethodDef methods[] = {
      "B counts images before the first integrated block, pairs from it on.\n"
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes."},
+    {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
     {NULL, NULL, 0, NULL},
 };
 
