@@ -298,7 +298,6 @@ static PyObject *encode_pooled(qvpy_model *self, PyObject *arguments, PyObject *
      "encode(ids, mask=None)\n--\n\nThe last hidden states, float32 [B, M, width], of integer ids [B, M].\n"    \
      "Where mask [B, M] is 0 is padding: it is never attended to, and its states are zero."}
 
-static PyGetSetDef attributes[] = {ATTRIBUTES, {NULL, NULL, NULL, NULL, NULL}};
 static PyGetSetDef pooled_attributes[] = {
     ATTRIBUTES,
     QVPY_SIZE_OF(qv_text_encoder, "projection_dim", projection.columns,
@@ -312,7 +311,6 @@ static PyGetSetDef t5_attributes[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyMethodDef methods[] = {ENCODE, {NULL, NULL, 0, NULL}};
 static PyMethodDef t5_methods[] = {
     ENCODE,
     {"encode_picture", (PyCFunction)(void (*)(void))encode_picture, METH_VARARGS,
