@@ -358,7 +358,8 @@ def test_openais_names(clip, tmp_path):
     assert source.preprocessing["margin"] == "even"
     prefixed = {"state_dict": {"module.clip." + name: tensor for name, tensor in whole.items()}}
     same(opened(saved(tmp_path / "nested.pt", prefixed)), with_projection(clip, names))
-    clipa = open_model(checkpoint=saved(tmp_path / "clipa.pt", {name: one for name, one in whole.items() if "ln_pre" not in name}))
+    without = {name: one for name, one in whole.items() if "ln_pre" not in name}
+    clipa = open_model(checkpoint=saved(tmp_path / "clipa.pt", without))
     assert clipa.vision["pooling"] == "mean_then_norm"
     assert (clipa.preprocessing["resize"], clipa.preprocessing["filter"]) == ("exact", "bilinear")
 

@@ -165,9 +165,7 @@ def _told_heads(tensors: Stored) -> dict[str, Any]:
     return {"num_attention_heads": shape[-1] // 64} if shape and shape[-1] % 64 == 0 else {}
 
 
-def _joined(
-    tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str
-) -> tuple[Stored, dict[str, Any] | None]:
+def _joined(tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str) -> tuple[Stored, dict[str, Any] | None]:
     """Of a tower that takes no question, the text half only where both halves lead into one space.
 
     Raises
