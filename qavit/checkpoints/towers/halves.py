@@ -13,7 +13,7 @@ from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
 from .._places import _folder, _folder_config
-from .._source import ModelSource, _known_options, _read_tokenizer, _source
+from .._source import QUESTIONS, ModelSource, _known_options, _read_tokenizer, _source
 from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, shape_of
 from ..formats.reading import Content
@@ -29,6 +29,7 @@ from .text import _text_config, _text_names, checkpoint_text, text_shapes
 #: Layouts of the vision tower: each gives the tensors with the towers that it knows under ``vision_model.``, behind the
 #: prefix that they had.
 _LAYOUTS = (full_names, rename, siglip.rename)
+_CHINESE_CLIP_TOKENS = 52
 #: What belongs to a text half and stands beside it.
 _BESIDE_TEXT = re.compile(r"^(text_projection\.(weight|bias)|logit_scale|logit_bias)$")
 #: How pictures of CLIPA are made, where no file says it.
@@ -115,7 +116,18 @@ def open_files(given: Given) -> ModelSource:
     if vision_folder is None and openai:
         picture = {**(_CLIPA if vision_config.get("pooling") else {}), "margin": "even", **picture}
     preprocessing = folder_preprocessing(vision_folder, architecture, own_size, vision_config["image_size"], picture)
-    return _source(architecture, vision_config, text_config, weights, json_text, preprocessing, {}, options, name)
+    return _source(
+        architecture, vision_config, text_config, weights, json_text, preprocessing,
+        _texts_read(text_config, architecture), options, name,
+    )  # fmt: skip
+
+
+def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
+    """How long a text may be: what the positions are for; ChineseCLIP's BERT has more than it was shown."""
+    if text is None or architecture == "qavit":
+        return {}
+    tokens = _CHINESE_CLIP_TOKENS if text["model_type"] == "bert" else text["max_position_embeddings"]
+    return {"questions": {**QUESTIONS, "max_tokens": min(tokens, text["max_position_embeddings"])}}
 
 
 def _has_tower(tensors: Stored) -> bool:
