@@ -98,9 +98,7 @@ class PNPVQA(Pipeline):
 
     def __init__(self, matcher: Any, captioner: Any, reader: Any, *, offload_model: bool = False) -> None:
         for name, part in (("matcher", matcher), ("captioner", captioner), ("reader", reader)):
-            missing = [need for need in NEEDED[name] if not hasattr(part, need)]
-            if missing:
-                raise TypeError(f"{name}: expected a model with {', '.join(NEEDED[name])}, got {type(part).__name__}")
+            check_part(name, part)
         if not matcher.takes_questions:
             raise ValueError(f"matcher: {matcher.name} takes no questions, so its map cannot depend on one")
         self.matcher, self.captioner, self.reader = matcher, captioner, reader
@@ -250,6 +248,12 @@ class PNPVQA(Pipeline):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.matcher!r}, {self.captioner!r}, {self.reader!r})"
+
+
+def check_part(name: str, part: Any) -> None:
+    """TypeError where a part lacks what it is needed for."""
+    if not all(hasattr(part, need) for need in NEEDED[name]):
+        raise TypeError(f"{name}: expected a model with {', '.join(NEEDED[name])}, got {type(part).__name__}")
 
 
 def attended(reader: Any, contexts: Sequence[str], answer: Generated) -> FloatArray | None:
