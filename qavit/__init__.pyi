@@ -19,9 +19,12 @@ from ._result import HeatmapResult as HeatmapResult
 from .answers._explanation import Explanation as Explanation
 from .answers._pnpvqa import PNPVQA as PNPVQA
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
+from .models._albef import ALBEF as ALBEF
+from .models._blip2_itm import BLIP2ITM as BLIP2ITM
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
+from .models._dual_encoder import DualEncoder as DualEncoder
 from .models._load import load as load
 from .models._model import Model as Model
 from .models._outputs import BlockAttentions as BlockAttentions
@@ -30,12 +33,15 @@ from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
 
 __all__ = [
+    "ALBEF",
+    "BLIP2ITM",
     "PNPVQA",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",
     "Config",
     "DemoScene",
+    "DualEncoder",
     "EncodedQuestions",
     "Explanation",
     "HeatmapResult",

@@ -180,6 +180,24 @@ def load_blip() -> Any:
 
 
 @cache
+def matcher(name: str) -> Any:
+    """ALBEF or BLIP-2."""
+    facts = json.loads((GOLDEN / name / "cases.json").read_text())
+    config = {"vision": facts["vision"], "text": facts.get("qformer") or facts["bert"]}
+    folder, size = GOLDEN / name, 2 * facts["vision"]["patch_size"]
+    checkpoint, tokenizer = folder / "checkpoint.pth", folder / "vocab.txt"
+    return qavit.load(checkpoint=checkpoint, tokenizer=tokenizer, image_size=size, config=config)
+
+
+def use_matcher(name: str) -> None:
+    model = matcher(name)
+    model.heatmaps(photo(), QUESTIONS)
+    model.itm(photo(), QUESTIONS)
+    model.itc(photo(), QUESTIONS)
+    repr((model, getattr(model, "num_queries", 0)))
+
+
+@cache
 def vocabulary() -> Path:
     path = place() / "vocabulary" / "vocab.txt"
     path.parent.mkdir()
@@ -250,7 +268,7 @@ def encoder(kind: str) -> Any:
         make = _core.ClipTextEncoder
     else:
         config = {**common, "hidden_act": "gelu", "type_vocab_size": 2, "pad_token_id": 0}
-        shapes = bert.bert_shapes(config)
+        shapes = {**bert.bert_shapes(config), "text_projection.weight": (4, 8)}
         make = _core.BertEncoder
     stored = {name: weights.from_array(np.full(shape, 0.1, np.float32)) for name, shape in shapes.items()}
     sizes = clip.clip_text_config if kind == "clip_text_model" else bert.bert_config
@@ -699,6 +717,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "BertEncoder": (lambda: encoder("bert").encode(ids()), 1),
     "BertEncoder, RoBERTa": (lambda: encoder("roberta").encode(ids()), 1),
     "ClipTextEncoder": (lambda: encoder("clip_text_model").encode(ids()), 1),
+    "BertEncoder.encode_pooled": (lambda: encoder_once("bert").encode_pooled(np.array([[1, 2, 29]])), 1),
     "ClipTextEncoder.encode_pooled": (lambda: encoder_once("clip_text_model").encode_pooled(np.array([[1, 2, 29]])), 1),
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
@@ -709,6 +728,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
     "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).block_maps, 1),
+    "ALBEF": (lambda: use_matcher("albef_itm"), 1),
+    "BLIP-2": (lambda: use_matcher("blip2_itm"), 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
     "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
     # PnP-VQA and LAVIS

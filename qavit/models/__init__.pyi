@@ -1,6 +1,9 @@
+from ._albef import ALBEF as ALBEF
+from ._blip2_itm import BLIP2ITM as BLIP2ITM
 from ._blip_itm import BlipITM as BlipITM
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
+from ._dual_encoder import DualEncoder as DualEncoder
 from ._load import load as load
 from ._model import Model as Model
 from ._outputs import BlockAttentions as BlockAttentions
@@ -9,8 +12,11 @@ from ._outputs import VisionOutput as VisionOutput
 from ._question_vit import QAViT as QAViT
 
 __all__ = [
+    "ALBEF",
+    "BLIP2ITM",
     "BlipITM",
     "BlockAttentions",
+    "DualEncoder",
     "EncodedQuestions",
     "Model",
     "QAViT",
