@@ -18,7 +18,6 @@ def preprocess_image(
 def place_picture(
     height: int, width: int, size: tuple[int, int], preprocessing: _Preprocessing, /
 ) -> tuple[int, int, int, int]: ...
-def place_picture(height: int, width: int, size: int, preprocessing: _Preprocessing, /) -> tuple[int, int, int, int]: ...
 
 _Sampling = tuple[float, int, int, float, int, float]
 _Keys = npt.NDArray[np.uint64]
