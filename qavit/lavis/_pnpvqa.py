@@ -21,6 +21,7 @@ from .._base.warnings import QuestionBlindWarning, warn_of
 from ..answers._grids import fit_images
 from ..answers._parts import load_block
 from ..answers._pipeline import Pipeline
+from ..answers._pnpvqa import check_part
 from ..methods.class_token import METHOD as CLASS_TOKEN
 from ..methods.class_token import read_class
 from ..models._load import load
@@ -141,8 +142,10 @@ class PNPVQAWithQAViT(Pipeline):
         self.gradient_checkpointing = bool(gradient_checkpointing)
         if image_captioning_model is not None:
             self.captioner = load_block("image_captioning_model", image_captioning_model)
+            check_part("captioner", self.captioner)
         if question_answering_model is not None:
             self.reader = load_block("question_answering_model", question_answering_model)
+            check_part("reader", self.reader)
         if offload_model and self.device == "cpu":
             _log.info("offload_model changes nothing: weights are mapped from disk, there is nothing to move away")
         if gradient_checkpointing:
