@@ -241,6 +241,7 @@ def test_log_probabilities_are_those_of_the_logits() -> None:
     want = torch.log_softmax(torch.from_numpy(logits).double(), dim=1).numpy()
     tokens, found = _core.next_tokens(logits, ids, settings.packed(), Draws.of(1, logits).keys(np.arange(6)))
     np.testing.assert_allclose(found, want[np.arange(6), tokens], atol=2e-6)
+    assert np.array_equal(_core.token_log_probabilities(logits, tokens[:, None]), found)
     scores, tokens, found = _core.best_tokens(logits, ids, Sampling(1.4, 9, EOS).packed(), 11)
     np.testing.assert_allclose(found, np.take_along_axis(want, tokens, axis=1), atol=2e-6)
     processed = expected_scores(want.astype(np.float32), ids, repetition_penalty=1.4, min_length=9)
@@ -282,6 +283,10 @@ def test_the_core_refuses_what_does_not_fit() -> None:
         _core.process_logits(logits, ids, (1.0, 0, -1, 1.0, -1, 1.0))
     with pytest.raises(TypeError, match="settings"):
         _core.process_logits(logits, ids, [1.0, 0, -1, 1.0, 0, 1.0])
+    with pytest.raises(ValueError, match="ids: 2 a row, expected 1"):
+        _core.token_log_probabilities(logits, np.zeros((2, 2), np.int64))
+    with pytest.raises(ValueError, match="ids: 5 is outside"):
+        _core.token_log_probabilities(logits, np.full((2, 1), 5))
     with pytest.raises(ValueError, match="negative"):
         _core.random_uniforms(np.zeros((1, 4), np.uint64), -1)
 
