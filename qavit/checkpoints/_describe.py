@@ -120,6 +120,7 @@ def description_text(description: dict[str, Any]) -> str:
         "blip_itm": "BLIP image-text matching",
         "vit": "vision transformer (takes no questions)",
         "blip_vqa": "BLIP visual question answering",
+        "blip_caption": "BLIP captioner",
     }
     rows, columns = vision["grid"]
     lines = [

@@ -18,6 +18,7 @@ MODELS = {
     "clip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
+    "blip_caption": ("._captioner", "BlipCaptioner"),
 }
 
 

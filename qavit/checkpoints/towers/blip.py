@@ -33,9 +33,10 @@ from .sizes import (
 
 
 def blip_configs(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], image_size: int | None, what: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Hugging Face's keys for both halves of BLIP image-text matching; ``text`` may be LAVIS's med_config."""
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], image_size: int | None, what: str,
+    stem: str = "text_encoder.",
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Hugging Face's keys for both halves of BLIP; ``text``, the half behind ``stem``, may be LAVIS's med_config."""
     width, channels, patch, patch2 = need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, what)
     if channels != 3 or patch != patch2:
         raise ValueError(f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches")
@@ -51,14 +52,14 @@ def blip_configs(
     size = image_size if image_size is not None else own
     if not isinstance(size, int) or not patch <= size <= MAX_IMAGE_SIZE or size % patch:
         raise ValueError(f"image_size {size!r}: expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
-    vocabulary, text_width = need(tensors, "text_encoder.embeddings.word_embeddings.weight", 2, what)
+    vocabulary, text_width = need(tensors, stem + "embeddings.word_embeddings.weight", 2, what)
     text_sizes = {
         "vocab_size": vocabulary,
         "hidden_size": text_width,
-        "num_hidden_layers": count_blocks(tensors, "text_encoder.encoder.layer."),
-        "intermediate_size": need(tensors, "text_encoder.encoder.layer.0.intermediate.dense.weight", 2, what)[0],
-        "max_position_embeddings": need(tensors, "text_encoder.embeddings.position_embeddings.weight", 2, what)[0],
-        "encoder_width": need(tensors, "text_encoder.encoder.layer.0.crossattention.self.key.weight", 2, what)[1],
+        "num_hidden_layers": count_blocks(tensors, stem + "encoder.layer."),
+        "intermediate_size": need(tensors, stem + "encoder.layer.0.intermediate.dense.weight", 2, what)[0],
+        "max_position_embeddings": need(tensors, stem + "embeddings.position_embeddings.weight", 2, what)[0],
+        "encoder_width": need(tensors, stem + "encoder.layer.0.crossattention.self.key.weight", 2, what)[1],
     }
     settle(text, text_sizes, what + ": text")
     if text_sizes["encoder_width"] != width:
@@ -89,6 +90,11 @@ def blip_configs(
 
 def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
     """The tensors of both halves of BLIP: the vision half's by the core's names, the text half's by LAVIS's."""
+    return {**blip_vision_shapes(vision, tokens), **bert_shapes(text, "text_encoder.", vision["hidden_size"])}
+
+
+def blip_vision_shapes(vision: Mapping[str, Any], tokens: int) -> Shapes:
+    """The tensors of the vision half."""
     width, patch = vision["hidden_size"], vision["patch_size"]
     shapes: Shapes = {
         "vision_model.embeddings.class_embedding": (width,),
@@ -99,7 +105,6 @@ def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int)
     _affine(shapes, "vision_model.post_layernorm", width)
     for number in range(vision["num_hidden_layers"]):
         _clip_block(shapes, f"vision_model.encoder.layers.{number}.", width, vision["intermediate_size"])
-    shapes.update(bert_shapes(text, "text_encoder.", width))
     return shapes
 
 
@@ -172,14 +177,14 @@ def complete(
 
 def complete_blip(
     tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str,
-    shapes: Callable[[Mapping[str, Any], Mapping[str, Any], int], Shapes],
+    shapes: Callable[[Mapping[str, Any], Mapping[str, Any], int], Shapes], stem: str = "text_encoder.",
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:  # fmt: skip
     """The same for any model of BLIP's halves; `shapes` of (vision, text, tokens) are those of its tensors."""
     if text is None:
         raise ValueError(f"{name}: config.json has no 'text'")
     positions = "vision_model.embeddings.position_embedding.weight"
     tensors = _core_names(tensors)
-    vision_config, text_config = blip_configs(tensors, vision, text, size, name)
+    vision_config, text_config = blip_configs(tensors, vision, text, size, name, stem)
     weights = take(tensors, shapes(vision_config, text_config, shape_of(tensors[positions])[0]), name)
     weights[positions] = _positions(weights[positions], vision_config)
     return vision_config, text_config, weights
@@ -195,13 +200,20 @@ def open_files(given: Given) -> ModelSource:
     return open_blip(given, "blip_itm", "BLIP image-text matching", "itm_head", complete)
 
 
-def open_blip(given: Given, architecture: str, called: str, head: str, complete: Complete) -> ModelSource:
-    """Any model of BLIP's halves, of a folder or of a LAVIS checkpoint; ``head`` tells it, and has to be there."""
+def open_blip(
+    given: Given, architecture: str, called: str, head: str, complete: Complete, *, stem: str = "text_encoder.",
+    defaults: Mapping[str, Any] | None = None,
+) -> ModelSource:  # fmt: skip
+    """Any model of BLIP's halves, of a folder or of a LAVIS checkpoint; ``head`` tells it, and has to be there.
+
+    ``stem``: what the half that reads the picture is called; ``defaults``: options of this model alone, and what they are.
+    """
     asked, folder, config, name = given.asked, given.folder, given.config, given.name
     if given.vision is not None or given.text is not None:
         raise ValueError("vision= and text= do not go with a BLIP checkpoint, which holds both halves; give tokenizer=")
     options, content = asked.options, given.content
-    unknown = [str(key) for key in options if key not in (*_OPTIONS, "embed_dim", "max_txt_len")]
+    own = {key: options.get(key, default) for key, default in (defaults or {}).items()}
+    unknown = [str(key) for key in options if key not in (*_OPTIONS, "embed_dim", "max_txt_len", *own)]
     if unknown:
         raise ValueError(
             f"config: {', '.join(map(repr, unknown))} not known; expected 'vision' and 'text' with what files cannot tell"
@@ -212,7 +224,7 @@ def open_blip(given: Given, architecture: str, called: str, head: str, complete:
     stored = without_wrappers(content.tensors, name)
     found, others = find_model(stored, BLIP, asked.state, name)
     family = family_of_names(stored)
-    first = "text_encoder.encoder.layer.0.crossattention."
+    first = stem + "encoder.layer.0.crossattention."
     told = None if family is None or architecture in family.architectures else f"it holds {family.called}"
     if told is None and not all(any(key.startswith(part) for key in found) for part in (head + ".", first)):
         told = f"it lacks {head} or cross-attention in its first block"
@@ -244,6 +256,5 @@ def open_blip(given: Given, architecture: str, called: str, head: str, complete:
     said = options.get("preprocessing") or {}
     preprocessing = folder_preprocessing(folder, architecture, own_size if isinstance(own_size, int) else size, size, said)
     questions = {"max_words": 50, "max_tokens": int(options.get("max_txt_len", 35))}
-    return _source(
-        architecture, vision_config, text_config, weights, json_text, preprocessing, {"questions": questions}, options, name
-    )
+    facts = {"questions": questions, "defaults": own}
+    return _source(architecture, vision_config, text_config, weights, json_text, preprocessing, facts, options, name)

@@ -48,7 +48,10 @@ FAMILIES = (
     Family("BLIP-2 or InstructBLIP (it has a Q-Former)", r"(Qformer|qformer)\."),
     Family("Segment Anything", r"mask_decoder\."),
     Family("a diffusion model", r"model\.diffusion_model\.|(^|\.)down_blocks\.\d"),
-    Family("a BLIP captioner", r"text_decoder\.", r"text_encoder\.", ("blip",)),
+    Family(
+        "a BLIP captioner", r"text_decoder\.", r"text_encoder\.", ("blip",), opened_by="blip_caption",
+        architectures=("blip_caption",),
+    ),
     Family(
         "BLIP-VQA", r"text_decoder\.", r"itm_head\.", ("blip",), opened_by="blip_vqa", architectures=("blip_vqa",)
     ),
