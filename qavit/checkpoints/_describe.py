@@ -118,9 +118,9 @@ def description_text(description: dict[str, Any]) -> str:
         "qavit": "QA-ViT (question-aware vision transformer)",
         "clip": "CLIP vision transformer (takes no questions)",
         "blip_itm": "BLIP image-text matching",
-        "vit": "vision transformer (takes no questions)",
         "blip_vqa": "BLIP visual question answering",
         "blip_caption": "BLIP captioner",
+        "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]
     lines = [
