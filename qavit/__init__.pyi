@@ -18,6 +18,7 @@ from ._result import HeatmapResult as HeatmapResult
 from .lavis._config import Config as Config
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
 from .models._blip_itm import BlipITM as BlipITM
+from .models._captioner import BlipCaptioner as BlipCaptioner
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
 from .models._load import load as load
@@ -28,6 +29,7 @@ from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
 
 __all__ = [
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",

@@ -1,4 +1,5 @@
 from ._blip_itm import BlipITM as BlipITM
+from ._captioner import BlipCaptioner as BlipCaptioner
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
 from ._load import load as load
@@ -9,6 +10,7 @@ from ._outputs import VisionOutput as VisionOutput
 from ._question_vit import QAViT as QAViT
 
 __all__ = [
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "EncodedQuestions",

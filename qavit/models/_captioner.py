@@ -151,7 +151,9 @@ class BlipCaptioner(Model):
     def _is_states(self, image: Any) -> bool:
         """Whether this is what `image_states` gives, rather than a picture or its pixels."""
         shape = tuple(getattr(image, "shape", ()))
-        return is_pixel_values(image) and len(shape) in (2, 3) and shape[-2:] == (self.image_tokens, self._decoder.cross_width)
+        return (
+            is_pixel_values(image) and len(shape) in (2, 3) and shape[-2:] == (self.image_tokens, self._decoder.cross_width)
+        )
 
     def _checked_states(self, states: Any) -> FloatArray:
         array = np.asarray(detached(states))
@@ -228,14 +230,10 @@ class BlipCaptioner(Model):
             raise ValueError(f"states: of {pictures} pictures for {rows} texts; expected 1 or {rows}")
         of = np.arange(rows) if pictures > 1 else np.zeros(rows)
         seen = None if tokens is None else self._rows_of(tokens, rows)
-        cache = self._decoder.begin(
-            self._read(checked), rows, array.shape[1], memory_of=of.astype(np.int32), tokens=seen
-        )
+        cache = self._decoder.begin(self._read(checked), rows, array.shape[1], memory_of=of.astype(np.int32), tokens=seen)
         return self._finite(self._decoder.step(cache, np.ascontiguousarray(array, np.int64), all=True))
 
-    def score(
-        self, image: Any, captions: Union[str, Sequence[str]], tokens: Any = None
-    ) -> npt.NDArray[np.float64]:
+    def score(self, image: Any, captions: Union[str, Sequence[str]], tokens: Any = None) -> npt.NDArray[np.float64]:
         """How likely the model is to write captions about a picture.
 
         Parameters
@@ -366,9 +364,7 @@ class BlipCaptioner(Model):
         )  # fmt: skip
         found = [one[0] for one in texts] if rows == num_captions else texts[0][:num_captions]
         check_unchanged(self._files)
-        return [
-            self._generated(one, given, heatmaps, None if seen is None else seen[row]) for row, one in enumerate(found)
-        ]
+        return [self._generated(one, given, heatmaps, None if seen is None else seen[row]) for row, one in enumerate(found)]
 
     def _drawn(
         self, count: int, tokens: Any, weights: Any, num_patches: Optional[int], keys: npt.NDArray[np.uint64]
@@ -389,9 +385,7 @@ class BlipCaptioner(Model):
         whole = self._tokenizer.decode([*self._prompt_ids.tolist(), *ids])
         return whole[len(self.prompt) :]
 
-    def _generated(
-        self, one: Decoded, given: _Given, heatmaps: bool, tokens: Optional[npt.NDArray[np.int32]]
-    ) -> Generated:
+    def _generated(self, one: Decoded, given: _Given, heatmaps: bool, tokens: Optional[npt.NDArray[np.int32]]) -> Generated:
         text = self._text_of(one.ids.tolist())
         result = None
         if heatmaps and given.shown is not None:
