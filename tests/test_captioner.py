@@ -302,7 +302,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "tw
 def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A random model and its folder; its texts end now and then."""
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(3)
+    torch.manual_seed(4)
     text = {
         "hidden_size": 48, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 32,
         "encoder_hidden_size": 36, "max_position_embeddings": 40, "bos_token_id": 15, "sep_token_id": 3,
@@ -317,6 +317,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
             else:
                 fan = parameter.shape[-1] if parameter.dim() > 1 else 4 * parameter.numel()
                 parameter.copy_(torch.randn(parameter.shape) * 1.2 * fan**-0.5)
+        model.text_decoder.cls.predictions.bias[3] += 1.5
     folder = tmp_path_factory.mktemp("captioner")
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
