@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from qavit import _core
 
-# Of the largest logit. The largest difference seen is 1e-5, of a T5: its scores are not divided by sqrt(d).
-TOLERANCE = 3e-5
+# Of the largest logit. Large scores magnify what is rounded: of such a T5, transformers itself is 6.6e-5 from its float64.
+TOLERANCE = 1e-4
 FEW = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 
 
@@ -144,8 +144,9 @@ def test_t5_matches_transformers(
     rows: int, length: int, states: int, tokens: int, seed: int,
 ) -> None:  # fmt: skip
     t5 = T5(
-        seed, d_model=d_model, d_kv=d_kv, num_heads=heads, d_ff=d_ff, num_decoder_layers=layers, feed_forward_proj=projection,
-        tie_word_embeddings=tied, relative_attention_num_buckets=buckets, relative_attention_max_distance=reach,
+        seed, d_model=d_model, d_kv=d_kv, num_heads=heads, d_ff=d_ff, num_decoder_layers=layers,
+        feed_forward_proj=projection, tie_word_embeddings=tied,
+        relative_attention_num_buckets=buckets, relative_attention_max_distance=reach,
     )  # fmt: skip
     assert_decodes(t5, states_of(t5, states, seed), ids_of(t5, rows, length, seed), tokens=tokens)
 
@@ -349,7 +350,7 @@ def test_a_step_that_fails_leaves_the_cache_as_it_was(pair: Pair) -> None:
             decoder.step(cache, bad)
         with pytest.raises(kind, match=message):
             decoder.attend(cache, bad)
-    for lengths, message in (([1], "lengths has 1 items, expected 2"), ([1, 3], "3 tokens in row 1"), ([0, 1], "0 tokens in")):
+    for lengths, message in (([1], "lengths has 1 items, expected 2"), ([1, 3], "3 tokens in row 1"), ([0, 1], "0 tokens")):
         with pytest.raises(ValueError, match=message):
             decoder.step(cache, ids[:, :2], lengths=lengths)
     for parents, message in (([], "0 rows"), ([0, 2], "row 1 is 2, expected 0 to 1"), ([-1], "row 0 is -1")):
@@ -431,18 +432,18 @@ def test_missing_weights_are_listed(pair: Pair) -> None:
         _core.Decoder(options, weights_of(pair.model, names[-1]))
 
 
-def test_tied_heads_may_be_left_out_of_the_file() -> None:
-    states = np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32)
-    t5, bert = T5(), Bert(encoder_hidden_size=24)
-    for pair, model_type, names in (
-        (t5, "t5", ["lm_head.weight", "decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]),
-        (bert, "bert", ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]),
-    ):
-        decoder = _core.Decoder({**pair.config.to_dict(), "model_type": model_type}, weights_of(pair.model, *names))
-        ids = ids_of(pair, 1, 4)
-        words = "shared.weight" if pair is t5 else "bert.embeddings.word_embeddings.weight"
-        if np.array_equal(weights_of(pair.model)[names[0]][0], weights_of(pair.model)[words][0]):
-            assert_close(decoder.step(decoder.begin(decoder.read(states), 1, 4), ids, all=True)[0], pair.logits(states, ids[0]))
+def test_tied_heads_may_be_left_out_of_the_file(pair: Pair) -> None:
+    states, ids = states_of(pair, 5), ids_of(pair, 1, 4)
+    if isinstance(pair, T5):
+        head, words = ["lm_head.weight", "decoder.embed_tokens.weight", "encoder.embed_tokens.weight"], "shared.weight"
+    else:
+        head, words = ["cls.predictions.decoder.weight"], "bert.embeddings.word_embeddings.weight"
+    weights = weights_of(pair.model, *head)
+    config = {**pair.config.to_dict(), "model_type": type(pair).__name__.lower()}
+    decoder = _core.Decoder(config, weights)
+    pair.model.get_output_embeddings().weight = torch.nn.Parameter(torch.tensor(weights[words][0]))
+    logits = decoder.step(decoder.begin(decoder.read(states), 1, 4), ids, all=True)
+    assert_close(logits[0], pair.logits(states, ids[0]))
 
 
 def test_caches_and_memories_keep_what_they_need(pair: Pair) -> None:

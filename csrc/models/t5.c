@@ -100,16 +100,6 @@ qv_status qv_t5_complete_config(qv_loader *loader, qv_t5_config *c, const qv_t5_
     return status;
 }
 
-static void load_picture(qv_loader *loader, qv_text_encoder *t5, const qv_t5_config *c) {
-    static const char in[] = "translation_mlp.layers.0", *const names[] = {in, "translation_mlp.layers.1"};
-    t5->picture_width = qv_load_size(loader, in, ".weight", 1);
-    if (t5->picture_width != 0) {
-        qv_load_table(loader, &t5->input_words, "encoder.embed_tokens.weight", c->vocab_size, c->d_model);
-        qv_load_linear(loader, &t5->picture_in, "", &names[0], 1, c->d_model, t5->picture_width, QV_BIAS);
-        qv_load_linear(loader, &t5->picture_out, "", &names[1], 1, c->d_model, c->d_model, QV_BIAS);
-    }
-}
-
 qv_block_kind qv_t5_block_kind(const qv_t5_config *c) {
     return (qv_block_kind){
         .D = c->d_model, .H = c->num_heads, .d = c->d_kv, .F = c->d_ff, .norm_first = true, .gated = c->gated,
@@ -121,6 +111,16 @@ qv_block_names qv_t5_block_names(const qv_t5_config *c, const qv_t5_half *half) 
     qv_block_names names = half->names;
     names.hidden[0] = c->gated ? names.hidden[0] : half->hidden;
     return names;
+}
+
+static void load_picture(qv_loader *loader, qv_text_encoder *t5, const qv_t5_config *c) {
+    static const char in[] = "translation_mlp.layers.0", *const names[] = {in, "translation_mlp.layers.1"};
+    t5->picture_width = qv_load_size(loader, in, ".weight", 1);
+    if (t5->picture_width != 0) {
+        qv_load_table(loader, &t5->input_words, "encoder.embed_tokens.weight", c->vocab_size, c->d_model);
+        qv_load_linear(loader, &t5->picture_in, "", &names[0], 1, c->d_model, t5->picture_width, QV_BIAS);
+        qv_load_linear(loader, &t5->picture_out, "", &names[1], 1, c->d_model, c->d_model, QV_BIAS);
+    }
 }
 
 qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_loader *loader) {

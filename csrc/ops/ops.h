@@ -113,8 +113,9 @@ typedef struct {
 
 /* The gradients of attention. With A the probabilities of `forward`: G = d_out v^T is the gradient of A, and
  * dS = A * (G - sum_s A G) that of the scores. Of `forward`, q, k, v, the masks and the sizes are read; its outputs
- * and its choice of rows and columns are not; it has neither key_index, kv_stride nor past. Question tokens in front (M) count in A and d_q; none of their own
- * gradients are given. Where d_k is wanted, kv_index must be NULL: sets of keys that are shared would collide. */
+ * and its choice of rows and columns are not; it has neither kv_stride, key_index nor past. Question tokens in front (M)
+ * count in A and d_q; none of their own gradients are given. Where d_k is wanted, kv_index must be NULL: sets of keys that
+ * are shared would collide. */
 typedef struct {
     qv_attention forward;
     qv_const_rows d_out;                    /* [B, T] */

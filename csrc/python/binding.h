@@ -168,6 +168,9 @@ PyObject *qvpy_get_size(PyObject *self, void *offset);
 PyObject *qvpy_vit_dense(qvpy_model *self, PyObject *arguments, PyObject *keywords);
 extern const char qvpy_vit_dense_doc[];
 
+/* A method of _core.Decoder (decoder_gradient.c). */
+PyObject *qvpy_decoder_gradient(qvpy_model *self, PyObject *arguments);
+
 /* ---- the module ---- */
 
 /* The slot that says so, in Pythons that ask: NumPy's own module is for the main interpreter alone. */

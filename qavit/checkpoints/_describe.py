@@ -11,6 +11,11 @@ from ._source import ModelSource
 from ._weights import ITEM_SIZES, base_dtype, dtype_of, panel_columns, shape_of
 from .towers.question_blocks import integrated_blocks
 
+#: What the first part of a tensor's name belongs to; the others are heads.
+_PARTS = {
+    "vision_model": "vision", "text_model": "text", "text_encoder": "text", "text_decoder": "text", "query_tokens": "text",
+}  # fmt: skip
+
 
 def _check_source(source: Any) -> None:
     if not isinstance(source, ModelSource):
@@ -40,9 +45,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
     for name, tensor in {**source.weights, **source.decoder}.items():
         dtype, shape = dtype_of(tensor), shape_of(tensor)
         part = name.split(".")[0]
-        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text", "text_decoder": "text"}.get(
-            part, "heads"
-        )
+        part = _PARTS.get(part, "heads")
         size = math.prod(shape)
         columns, dtype = panel_columns(dtype), base_dtype(dtype)
         stored_bytes = size * ITEM_SIZES[dtype]
@@ -118,6 +121,8 @@ def description_text(description: dict[str, Any]) -> str:
         "qavit": "QA-ViT (question-aware vision transformer)",
         "clip": "CLIP vision transformer (takes no questions)",
         "blip_itm": "BLIP image-text matching",
+        "albef": "ALBEF image-text matching",
+        "blip2_itm": "BLIP-2 image-text matching (Q-Former)",
         "blip_vqa": "BLIP visual question answering",
         "blip_caption": "BLIP captioner",
         "vit": "vision transformer (takes no questions)",

@@ -7,31 +7,47 @@ from typing import Any
 
 from .._given import Given
 from .._source import ModelSource
-from .._weights import Stored, Weights
+from .._weights import Stored, Weights, shape_of
 from .bert import bert_decoder_shapes, whole_head
-from .blip import blip_vision_shapes, complete_blip, open_blip
-from .sizes import Shapes
+from .blip import LAYERS, POSITIONS, Kind, core_names, finish, open_kind, text_config, vision_config, vision_shapes
+from .sizes import count_blocks
 
-STEM = "text_decoder.bert."
+DECODER = "text_decoder."
 #: What LAVIS's captions begin with; transformers' begin with whatever they are given.
 PROMPT = "a picture of "
 
 
 def open_files(given: Given) -> ModelSource:
     """BLIP's captioner of a folder, or of a LAVIS checkpoint."""
-    prompt = given.asked.options.get("prompt")
-    if prompt is not None and not isinstance(prompt, str):
+    prompt = given.asked.options.get("prompt", PROMPT if given.folder is None else "")
+    if not isinstance(prompt, str):
         raise TypeError(f"config['prompt']: expected a str, got {type(prompt).__name__}")
-    defaults = {"prompt": PROMPT if given.folder is None else ""}
-    return open_blip(given, "blip_caption", "a BLIP captioner", "text_decoder", complete, stem=STEM, defaults=defaults)
+    options = ("embed_dim", "max_txt_len", "prompt")
+    source = open_kind(given, Kind("blip_caption", "a BLIP captioner", _lacks, complete, options, keeps=(DECODER,)))
+    source.defaults["prompt"] = prompt
+    if source.tokenizer is not None:
+        from ...text import with_blip_tokens
+
+        source.tokenizer = with_blip_tokens(source.tokenizer)
+    return source
+
+
+def _lacks(tensors: Stored) -> str | None:
+    first = DECODER + "bert.encoder.layer.0.crossattention."
+    return None if any(name.startswith(first) for name in tensors) else "its decoder has no cross-attention"
 
 
 def complete(
     tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights."""
-    return complete_blip(whole_head(tensors, "text_decoder."), vision, text, size, name, _shapes, STEM)
-
-
-def _shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
-    return {**blip_vision_shapes(vision, tokens), **bert_decoder_shapes(text, "text_decoder.", vision["hidden_size"])}
+    tensors = core_names(whole_head(tensors, DECODER))
+    stem = DECODER + "bert."
+    half = {"text_encoder." + key[len(stem) :]: tensor for key, tensor in tensors.items() if key.startswith(stem)}
+    pictures = vision_config(tensors, vision, size, name)
+    width = pictures["hidden_size"]
+    texts = text_config(half, text or {}, range(max(1, count_blocks(half, LAYERS))), width, name)
+    shapes = {
+        **vision_shapes(pictures, shape_of(tensors[POSITIONS])[0]), **bert_decoder_shapes(texts, DECODER, width)
+    }  # fmt: skip
+    return pictures, texts, finish(tensors, pictures, shapes, name)

@@ -45,18 +45,26 @@ class Family(NamedTuple):
 
 #: The first that fits is the one.
 FAMILIES = (
-    Family("BLIP-2 or InstructBLIP (it has a Q-Former)", r"(Qformer|qformer)\."),
+    Family(
+        "BLIP-2 image-text matching",
+        r"(Qformer|qformer)\.",
+        types=("blip-2",),
+        opened_by="blip2",
+        architectures=("blip2_itm",),
+    ),
     Family("Segment Anything", r"mask_decoder\."),
     Family("a diffusion model", r"model\.diffusion_model\.|(^|\.)down_blocks\.\d"),
     Family(
-        "a BLIP captioner", r"text_decoder\.", r"text_encoder\.", ("blip",), opened_by="blip_caption",
+        "a BLIP captioner",
+        r"text_decoder\.",
+        r"text_encoder\.",
+        ("blip",),
+        opened_by="blip_caption",
         architectures=("blip_caption",),
     ),
-    Family(
-        "BLIP-VQA", r"text_decoder\.", r"itm_head\.", ("blip",), opened_by="blip_vqa", architectures=("blip_vqa",)
-    ),
-    Family("ALBEF", r"text_encoder\.bert\.", types=("albef",)),
-    Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention"),
+    Family("BLIP-VQA", r"text_decoder\.", r"itm_head\.", ("blip",), opened_by="blip_vqa", architectures=("blip_vqa",)),
+    Family("ALBEF", r"text_encoder\.bert\.", types=("albef",), opened_by="albef", architectures=("albef",)),
+    Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention", opened_by="albef"),
     Family(
         "BLIP image-text matching",
         r"visual_encoder\.|itm_head\.",
@@ -67,8 +75,9 @@ FAMILIES = (
     Family("a ResNet CLIP", r"visual\.layer1\.|visual\.attnpool\."),
     Family("an open_clip model with a timm tower", r"visual\.trunk\."),
     Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
-    Family("SigLIP", r"vision_model\.head\.probe|(^|\.)head\.probe", types=("siglip", "siglip_vision_model")),
-    Family("SigLIP", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding"),
+    Family(
+        "SigLIP without its attention head", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding|probe"
+    ),
     Family("DINOv3", r"(storage_tokens|rope_embed\.periods)", types=("dinov3_vit",), opened_by="vit"),
     Family("DINOv2 or DINOv3", r"(layer_scale1|ls1\.gamma)", types=("dinov2", "dinov2_with_registers"), opened_by="vit"),
     Family("MobileCLIP", r"image_encoder\.model\.|reparam"),
@@ -96,9 +105,8 @@ FAMILIES = (
     Family("a BERT (text alone)", r"embeddings\.word_embeddings", r"visual|vision|crossattention"),
     Family("a ResNet", r"layer1\.0\.conv1", types=("resnet",)),
     Family("CLIP's text half alone", r"text_model\.encoder\.layers", r"vision_model"),
-    Family("BLIP-2", types=("blip-2",)),
     Family("InstructBLIP", types=("instructblip",)),
-    Family("SigLIP 2", types=("siglip2",)),
+    Family("SigLIP 2 of any aspect (NaFlex)", types=("siglip2",)),
     Family("LLaVA", types=("llava",)),
     Family("GIT", types=("git",)),
     Family("PaliGemma", types=("paligemma",)),
@@ -108,7 +116,12 @@ FAMILIES = (
     Family("FLAVA", types=("flava",)),
 )
 #: Two halves, from one file or from several: what is opened where no family above tells itself.
-HALVES = Family("QA-ViT or CLIP", types=("clip", "clip_vision_model"), opened_by="halves", architectures=("qavit", "clip"))
+HALVES = Family(
+    "QA-ViT, CLIP or SigLIP",
+    types=("clip", "clip_vision_model", "siglip", "siglip_vision_model", "chinese_clip"),
+    opened_by="halves",
+    architectures=("qavit", "clip", "siglip"),
+)
 
 
 def family_of_names(names: Iterable[str], families: Iterable[Family] = FAMILIES) -> Family | None:
