@@ -22,6 +22,7 @@ from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
 from .models._albef import ALBEF as ALBEF
 from .models._blip2_itm import BLIP2ITM as BLIP2ITM
 from .models._blip_itm import BlipITM as BlipITM
+from .models._captioner import BlipCaptioner as BlipCaptioner
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
 from .models._dual_encoder import DualEncoder as DualEncoder
@@ -36,6 +37,7 @@ __all__ = [
     "ALBEF",
     "BLIP2ITM",
     "PNPVQA",
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",

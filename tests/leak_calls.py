@@ -460,7 +460,8 @@ def use_decode() -> None:
     prompt = np.ones((3, 2), np.int64)
     for how in (Decoding(6, 2), Decoding(6, 2, num_beams=2), Decoding(6, 2, do_sample=True)):
         decode(Scattered(9), 0, prompt, how, keys=draws.keys(np.arange(3)))
-    draw_patches(np.ones(9), 3, draws, [0, 1])
+    draw_patches(np.ones(9), 3, draws.keys([0, 1]))
+    _core.token_log_probabilities(floats(3, 9), np.ones((3, 1), np.int64))
 
 
 def use_config() -> None:

@@ -265,7 +265,7 @@ def test_parts_of_another_kind_are_named(matcher: qavit.QAViT) -> None:
         PNPVQA(matcher, StandInReader(), StandInReader())
     with pytest.raises(TypeError, match=r"matcher: .*got StandInCaptioner"):
         PNPVQA(StandInCaptioner(), StandInCaptioner(), StandInReader())
-    with pytest.raises(TypeError, match=r"reader: .*got QAViT"):
+    with pytest.raises(TypeError, match=r"reader: expected a model of kind 'reader', got .* of kind 'qavit'"):
         PNPVQA(matcher, StandInCaptioner(), matcher)
     with pytest.raises(ValueError, match="inference_method: got 'rank'"):
         PNPVQA(matcher, StandInCaptioner(), StandInReader()).predict_answers(samples_of(1), inference_method="rank")
@@ -425,3 +425,93 @@ def test_other_pictures_than_blips_are_refused(tmp_path: Path) -> None:
 def test_a_part_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match="image_question_matching_model: "):
         PNPVQA.from_config(lavis_file(tmp_path))
+
+
+# ---- the doors of scripts ----
+
+
+def test_a_qavit_under_pnp_vqas_names_answers(matcher: qavit.QAViT) -> None:
+    parts = {"image_captioning_model": StandInCaptioner(), "question_answering_model": StandInReader()}
+    model = qavit.PNPVQAWithQAViT(matcher, **parts)
+    samples = samples_of(1, 1, 2)
+    answers, captions, maps = model.predict_answers(samples, num_captions=4, num_patches=3)
+    plain = PNPVQA(matcher, StandInCaptioner(), StandInReader())
+    expected = plain.predict_answers(samples_of(1, 1, 2), num_captions=4, num_patches=3)
+    assert (answers, captions) == expected[:2]
+    np.testing.assert_array_equal(maps, expected[2])
+    # forward_itm takes the model's own size, and leaves what forward_cap needs.
+    own = {**samples, "image": qavit.lavis.fit_images(samples["image"], matcher)}
+    found = model.forward_itm(own, block_num=matcher.default_block)
+    np.testing.assert_array_equal(own["gradcams"], found)
+    assert model.forward_qa(model.forward_cap(own, num_captions=4, num_patches=3), num_captions=4)
+    configured = qavit.PNPVQAWithQAViT.from_config({"path": None, **parts})
+    assert configured.captioner is parts["image_captioning_model"]
+    assert configured.reader is parts["question_answering_model"]
+
+
+def test_a_subclass_that_reads_maps_otherwise_is_heard(matcher: qavit.QAViT) -> None:
+    class Uniform(qavit.PNPVQAWithQAViT):
+        def extract_qavit_attention(self, vision_outputs: Any, block_num: Any = None) -> Any:
+            return np.full_like(super().extract_qavit_attention(vision_outputs, block_num), 1 / 9)
+
+    model = Uniform(matcher, image_captioning_model=StandInCaptioner(), question_answering_model=StandInReader())
+    _, _, maps = model.predict_answers(samples_of(1, 2), num_captions=2, num_patches=3)
+    np.testing.assert_allclose(maps, 1 / 9, rtol=1e-6)
+
+
+def test_without_a_captioner_or_a_reader_the_steps_say_so(matcher: qavit.QAViT) -> None:
+    model = qavit.PNPVQAWithQAViT(matcher, block_num=2)
+    samples: dict[str, Any] = {"image": np.zeros((1, 3, 21, 21), np.float32), "text_input": ["where?"]}
+    model.forward_itm(samples)
+    assert samples["gradcams"].shape == (1, 9)
+    with pytest.raises(ValueError, match=r"forward_cap: this model has no captioner; give one .image_captioning_model"):
+        model.forward_cap(samples)
+    with pytest.raises(ValueError, match="forward_qa: this model has no reader"):
+        model.forward_qa({**samples, "captions": [["a"]]})
+
+
+class Live:
+    """A PnP-VQA model as LAVIS's is called."""
+
+    def forward_itm(self, samples: Any, block_num: int = 7) -> Any:
+        return samples
+
+    def forward_cap(self, samples: Any, cap_max_length: int = 20) -> Any:
+        raise NotImplementedError
+
+    def forward_qa(self, samples: Any, num_beams: int = 1) -> Any:
+        raise NotImplementedError
+
+    def predict_answers(self, samples: Any) -> Any:
+        return self.forward_qa(self.forward_cap(self.forward_itm(samples)))
+
+
+def test_steps_of_a_live_model_are_replaced_one_by_one(matcher: qavit.QAViT) -> None:
+    live, captioner, reader = Live(), StandInCaptioner(), StandInReader()
+    samples = {**samples_of(1), "gradcams": np.full((1, 9), 1 / 9, np.float32)}
+    with qavit.lavis.replace_forward_cap(live, captioner), qavit.lavis.replace_forward_qa(live, reader):
+        found = live.forward_cap(samples, 20, num_captions=3, num_patches=2, seed=4)  # type: ignore[call-arg]
+        assert found is samples
+        assert live.forward_qa(samples, num_captions=3) == [reader.answer(None, samples["question_captions"][0]).text]  # type: ignore[call-arg]
+    with pytest.raises(NotImplementedError):
+        live.forward_cap(samples)
+    replaced = qavit.lavis.replace_predict_answers(live, matcher, captioner, reader)
+    expected = PNPVQA(matcher, captioner, reader).predict_answers(samples_of(1), num_captions=3, num_patches=2)
+    answers, captions, maps = live.predict_answers(samples_of(1), num_captions=3, num_patches=2)  # type: ignore[call-arg]
+    assert (answers, captions) == expected[:2]
+    np.testing.assert_array_equal(maps, expected[2])
+    again = qavit.lavis.replace_predict_answers(live, matcher, captioner, reader)
+    with pytest.raises(RuntimeError, match="predict_answers was replaced again since"):
+        replaced.restore()
+    again.restore()
+    replaced.restore()
+    assert "predict_answers" not in vars(live)
+
+
+def test_what_cannot_replace_a_step_is_named(matcher: qavit.QAViT) -> None:
+    with pytest.raises(TypeError, match="pnp_vqa_model: expected an object with forward_cap, got object"):
+        qavit.lavis.replace_forward_cap(object())
+    with pytest.raises(TypeError, match="captioner: none is given, and Live has no image_captioning_model"):
+        qavit.lavis.replace_forward_cap(Live())
+    with pytest.raises(TypeError, match=r"reader: expected a model of kind 'reader', got .* of kind 'qavit'"):
+        qavit.lavis.replace_forward_qa(Live(), matcher)

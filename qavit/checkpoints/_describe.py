@@ -124,6 +124,7 @@ def description_text(description: dict[str, Any]) -> str:
         "albef": "ALBEF image-text matching",
         "blip2_itm": "BLIP-2 image-text matching (Q-Former)",
         "blip_vqa": "BLIP visual question answering",
+        "blip_caption": "BLIP captioner",
         "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]

@@ -33,7 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
 _OWN = {
-    "blip_itm": _BLIP, "blip2_itm": _BLIP, "albef": _BLIP, "blip_vqa": _BLIP,
+    "blip_itm": _BLIP, "blip2_itm": _BLIP, "albef": _BLIP, "blip_vqa": _BLIP, "blip_caption": _BLIP,
     "siglip": {**_SIGLIP, "default_to_square": True}, "vit": _VIT, "deit": _DEIT, "dinov2": _DINO, "dinov3": _DINO3,
     "timm": _VIT,
 }  # fmt: skip

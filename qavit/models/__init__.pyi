@@ -1,6 +1,7 @@
 from ._albef import ALBEF as ALBEF
 from ._blip2_itm import BLIP2ITM as BLIP2ITM
 from ._blip_itm import BlipITM as BlipITM
+from ._captioner import BlipCaptioner as BlipCaptioner
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
 from ._dual_encoder import DualEncoder as DualEncoder
@@ -14,6 +15,7 @@ from ._question_vit import QAViT as QAViT
 __all__ = [
     "ALBEF",
     "BLIP2ITM",
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "DualEncoder",

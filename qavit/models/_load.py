@@ -21,6 +21,7 @@ MODELS = {
     "blip_itm": ("._blip_itm", "BlipITM"),
     "albef": ("._albef", "ALBEF"),
     "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
+    "blip_caption": ("._captioner", "BlipCaptioner"),
 }
 #: Where those are made that have both halves.
 DUAL = ("._dual_encoder", "DualEncoder")
