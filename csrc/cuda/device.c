@@ -71,6 +71,7 @@ static const qv_ops table = {
     .norm_backward = qv_cuda_norm_backward,
     .activation_backward = qv_cuda_activation_backward,
     .attention_backward = qv_cuda_attention_backward,
+    .likelihood = qv_cuda_likelihood,
     .gradcam = qv_cuda_gradcam,
     .unit_length = qv_cuda_unit_length,
     .row_lengths = qv_cuda_row_lengths,

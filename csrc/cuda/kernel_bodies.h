@@ -423,6 +423,38 @@ QVK_BODY(qvk_relative_bias_row, qvk_relative_bias) {
     }
 }
 
+QVK_BODY(qvk_likelihood_row, qvk_likelihood) {
+    float *row = p->logits + QVK_BLOCK * p->V;
+    const size_t target = (size_t)p->targets[QVK_BLOCK];
+    QVK_PRIVATE(tops);
+    QVK_PRIVATE(sums);
+    QVK_THREADS(t) {
+        float largest = -INFINITY;
+        for (size_t i = t; i < p->V; i += QVK_WIDTH) {
+            largest = fmaxf(largest, row[i]);
+        }
+        QVK_MINE(tops) = largest;
+    }
+    const float top = QVK_BLOCK_MAX(tops);
+    QVK_THREADS(t) {
+        float part = 0.0f;
+        for (size_t i = t; i < p->V; i += QVK_WIDTH) {
+            part += expf(row[i] - top);
+        }
+        QVK_MINE(sums) = part;
+    }
+    const float sum = QVK_BLOCK_SUM(sums);
+    QVK_THREADS(t) {
+        for (size_t i = t; i < p->V; i += QVK_WIDTH) {
+            const float score = row[i] - top;
+            if (i == target) {
+                p->log_probability[QVK_BLOCK] = score - logf(sum);
+            }
+            row[i] = (i == target ? 1.0f : 0.0f) - expf(score) / sum;
+        }
+    }
+}
+
 QVK_BODY(qvk_gradcam_chunk, qvk_gradcam) {
     const size_t count = p->S - p->first, row = QVK_BLOCK / p->chunks, first = QVK_BLOCK % p->chunks * QVK_CHUNK;
     const size_t end = qvk_chunk_end(first, count);

@@ -126,6 +126,13 @@ typedef struct {
     float *kept_probabilities, *kept_d_scores;
 } qvk_attention_backward;
 
+/* As the op; a block a row. */
+typedef struct {
+    float *log_probability, *logits;
+    const int32_t *targets;
+    size_t V;
+} qvk_likelihood;
+
 /* out [T, S - first] = mean over h of A max(G, 0); `chunks` blocks a row. */
 typedef struct {
     float *out;
@@ -178,6 +185,7 @@ typedef struct {
     X(ATTENTION_256, qvk_attention_tile_256, qvk_attention)            \
     X(ATTENTION_BACKWARD_ROW, qvk_backward_row, qvk_attention_backward) \
     X(ATTENTION_BACKWARD_KEY, qvk_backward_key, qvk_attention_backward) \
+    X(LIKELIHOOD, qvk_likelihood_row, qvk_likelihood)                  \
     X(GRADCAM, qvk_gradcam_chunk, qvk_gradcam)                         \
     X(UNIT_LENGTH, qvk_unit_length_row, qvk_unit_length)               \
     X(ROW_LENGTHS, qvk_row_length, qvk_row_lengths)                     \
