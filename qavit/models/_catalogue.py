@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..checkpoints.towers.families import FAMILIES
 from ..methods._registry import methods_of
 from ._capabilities import Capabilities
-from ._load import MODELS
+from ._load import DUAL, MODELS
 
 #: What is told of a family beside its name and kind.
 LABELS = {
@@ -33,6 +33,8 @@ class Known(NamedTuple):
         The call that loads it.
     reads, calls : tuple of str
         What methods can read of such a model, and what not every kind has; empty where its class says it.
+    dual : bool
+        Whether it has a text half beside a vision half that is a model by itself, too.
     """
 
     called: str
@@ -42,6 +44,7 @@ class Known(NamedTuple):
     typed: str
     reads: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
+    dual: bool = False
 
 
 _TOWER = ("extract_attention", "vision")
@@ -53,9 +56,24 @@ KNOWN = (
         reads=("attention", "class_token", "question_attention"),
     ),
     Known(
-        "CLIP's vision tower", ("clip",), "Hugging Face, open_clip and OpenAI layouts; TinyCLIP; CLIPSeg's half",
+        "CLIP", ("clip",), "Hugging Face, open_clip and OpenAI layouts; TinyCLIP, CLIPA, ChineseCLIP",
+        "embeddings 1.3e-6, dense maps 2e-6 of the public code's",
+        'load("clip-vit-base-patch16/")', reads=("attention", "class_token", "texts"), dual=True,
+    ),
+    Known(
+        "SigLIP, SigLIP 2", ("siglip",), "Hugging Face and open_clip folders",
+        "embeddings 1.3e-6 of the public code's",
+        'load("siglip-base-patch16-224/")', reads=("attention", "attention_head", "texts"), dual=True,
+    ),
+    Known(
+        "CLIP's vision half alone", ("clip",), "the same, and CLIPSeg's half",
         "states 2e-6, attention 5e-7 of transformers'", 'load(vision="clip-vit-base-patch16/")',
         reads=("attention", "class_token"), calls=_TOWER,
+    ),
+    Known(
+        "SigLIP's vision half alone", ("siglip",), "the same",
+        "states 2e-6, attention 3e-7 of transformers'", 'load(vision="siglip-base-patch16-224/")',
+        reads=("attention", "attention_head"), calls=_TOWER,
     ),
     Known(
         "ViT, DeiT, DINOv2, DINOv3", ("vit",),
@@ -103,7 +121,7 @@ def catalogue() -> list[dict[str, Any]]:
     """Every family that loads: called, kinds, files, exact, methods, calls, typed."""
     found = []
     for known in KNOWN:
-        module, name = MODELS[known.architectures[0]]
+        module, name = DUAL if known.dual else MODELS[known.architectures[0]]
         kind = getattr(importlib.import_module(module, __package__), name)
         own = [call for call in Capabilities.HAVE if getattr(kind, call) is not getattr(Capabilities, call)]
         found.append(
@@ -115,14 +133,16 @@ def catalogue() -> list[dict[str, Any]]:
                 "methods": list(methods_of(_Sample(frozenset(known.reads or kind.reads)))),
                 "calls": list(known.calls or own),
                 "typed": f"qavit.{known.typed}",
+                "dual": known.dual,
             }
         )
     return found
 
 
-def family_of(architecture: str) -> dict[str, Any]:
-    """The family of a `ModelSource`'s architecture."""
-    return next(family for family in catalogue() if architecture in family["kinds"])
+def family_of(architecture: str, text: bool = True) -> dict[str, Any]:
+    """The family of a `ModelSource`'s architecture, with a text half or without."""
+    families = [family for family in catalogue() if architecture in family["kinds"]]
+    return next((family for family in families if family["dual"] == text), families[-1])
 
 
 def refused() -> list[str]:
