@@ -287,7 +287,7 @@ def draw_captions(
 
     def draw(first: int, count: int) -> list[Caption]:
         numbers = np.arange(first, first + count)
-        patches = draw_patches(weights, settings.num_patches, draws, numbers)
+        patches = draw_patches(weights, settings.num_patches, draws.keys(numbers))
         generated = captioner.generate(
             states,
             num_captions=count,
