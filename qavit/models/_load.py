@@ -18,6 +18,7 @@ MODELS = {
     "clip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
+    "reader": ("._reader", "Reader"),
     "albef": ("._albef", "ALBEF"),
     "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
 }
@@ -30,6 +31,7 @@ def load(
     vision: str | Path | None = None,
     text: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    reader: str | Path | None = None,
     config: dict[str, Any] | None = None,
     precision: Precision = "float32",
     device: str = "cpu",
@@ -54,6 +56,8 @@ def load(
         plain CLIP.
     tokenizer : str or Path, optional
         A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
+    reader : str or Path, optional
+        A T5 that answers, alone: a folder of UnifiedQA v2 or flan-T5.
     config : dict, optional
         What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
     precision : {"float32", "bfloat16", "tf32"}
@@ -87,16 +91,18 @@ def load(
     """
     check_precision(precision)
     check_device(device)
-    if path is None and checkpoint is None and vision is None:
+    if path is None and checkpoint is None and vision is None and reader is None:
         if text is not None:
             raise ValueError("text: given alone; expected checkpoint= (QA-ViT) or vision= (CLIP) beside it")
         path = "demo"
     from ..checkpoints._opening import open_model
 
-    files = {"path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer}
+    files = {
+        "path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer, "reader": reader
+    }  # fmt: skip
     source = open_model(
-        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size,
-        hub=hub, revision=revision, local_files_only=local_files_only,
+        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, reader=reader, config=config,
+        image_size=image_size,         hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
     module, name = MODELS[source.architecture]
     kind = getattr(importlib.import_module(module, __package__), name)
