@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
-from .._base.types import Fit, FloatArray, Heads, ImageLike, PixelValues, Precision
+from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import Note, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
 from ..heatmaps._distribution import to_distribution
@@ -102,7 +102,8 @@ class QAViT(Model):
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
         self.takes_questions = bool(self.integrated)
-        self.kind = "qavit" if self.integrated else "vit" if source.architecture == "vit" else "clip"
+        kinds: dict[str, Kind] = {"vit": "vit", "siglip": "siglip"}
+        self.kind = "qavit" if self.integrated else kinds.get(source.architecture, "clip")
         self.reads = self._readable()
         self.first_question_aware_block: Optional[int] = None
         if self.integrated:
