@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+from .._base.arguments import height_and_width
 from .._core import build_info
 from ._source import ModelSource
 from ._weights import ITEM_SIZES, base_dtype, panel_columns
@@ -31,7 +32,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
     """
     _check_source(source)
     vision, text = source.vision, source.text
-    side = vision["image_size"] // vision["patch_size"]
+    rows, columns = (edge // vision["patch_size"] for edge in height_and_width(vision["image_size"]))
     point = vision.get("integration_point")
     parameters = {"vision": 0, "text": 0, "heads": 0}
     stored = dict(parameters)
@@ -49,14 +50,14 @@ def describe(source: ModelSource) -> dict[str, Any]:
         if columns:
             panels[columns, dtype] = panels.get((columns, dtype), 0) + stored_bytes
     parameters["total"], stored["total"] = sum(parameters.values()), sum(stored.values())
-    tokens = 1 + side * side + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
+    tokens = 1 + rows * columns + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
     return {
         "name": source.name,
         "architecture": source.architecture,
         "vision": {
             "image_size": vision["image_size"],
             "patch_size": vision["patch_size"],
-            "grid": (side, side),
+            "grid": (rows, columns),
             "hidden_size": vision["hidden_size"],
             "blocks": vision["num_hidden_layers"],
             "heads": vision["num_attention_heads"],
@@ -118,11 +119,12 @@ def description_text(description: dict[str, Any]) -> str:
         "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]
+    height, width = height_and_width(vision["image_size"])
     lines = [
         ("model", f"{description['name']}: {kinds[description['architecture']]}"),
         (
             "image",
-            f"{vision['image_size']} x {vision['image_size']}, patches of {vision['patch_size']}: {rows} x {columns}",
+            f"{height} x {width}, patches of {vision['patch_size']}: {rows} x {columns}",
         ),
         ("vision", f"{vision['blocks']} blocks, {vision['hidden_size']} wide, {vision['heads']} heads"),
     ]

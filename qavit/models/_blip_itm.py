@@ -60,7 +60,7 @@ class BlipITM(Model):
             raise ValueError(f"{source.name}: BLIP needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt")
         super().__init__(source, precision, device, offload_model)
         self.image_size, self.patch_size = self._core.image_size, self._core.patch_size
-        side = self.image_size // self.patch_size
+        side = self._core.image_size // self.patch_size
         self.grid = (side, side)
         self.num_blocks, self.num_heads = self._core.blocks, self._core.heads
         self.usable_blocks = tuple(range(self.num_blocks - 1))

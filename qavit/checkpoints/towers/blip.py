@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..._base.types import ImageSize
 from .._adapters import merge_adapters, with_option
 from .._given import Asked, Given, adapter_of, unread_named
 from .._pictures import folder_preprocessing
@@ -33,7 +34,7 @@ from .sizes import (
 
 
 def blip_configs(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], image_size: int | None, what: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], image_size: ImageSize | None, what: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Hugging Face's keys for both halves of BLIP image-text matching; ``text`` may be LAVIS's med_config."""
     width, channels, patch, patch2 = need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, what)
@@ -153,7 +154,7 @@ def _core_names(tensors: Stored) -> Stored:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights, and exactly the tensors that they call for."""
     if text is None:
