@@ -166,3 +166,46 @@ class _PooledEncoder(_TextEncoder):
 
 class BertEncoder(_PooledEncoder): ...
 class ClipTextEncoder(_PooledEncoder): ...
+
+class DecoderMemory:
+    @property
+    def absorbed(self) -> bool: ...
+
+class DecoderCache:
+    @property
+    def lengths(self) -> npt.NDArray[np.intp]: ...
+
+class Decoder(_Model):
+    vocab_size: int
+    width: int
+    cross_width: int
+    layers: int
+    max_tokens: int
+    def read(
+        self,
+        states: npt.NDArray[np.float32],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+        tokens: int = ...,
+    ) -> DecoderMemory: ...
+    def begin(
+        self,
+        memory: DecoderMemory | Sequence[DecoderMemory],
+        rows: int,
+        capacity: int,
+        memory_of: npt.NDArray[np.int32] | None = ...,
+        tokens: npt.NDArray[np.int32] | None = ...,
+    ) -> DecoderCache: ...
+    def step(
+        self,
+        cache: DecoderCache,
+        ids: npt.NDArray[np.integer[Any]],
+        all: bool = ...,
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+    ) -> npt.NDArray[np.float32]: ...
+    def attend(
+        self,
+        cache: DecoderCache,
+        ids: npt.NDArray[np.integer[Any]],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+    ) -> npt.NDArray[np.float32]: ...
+    def reorder(self, cache: DecoderCache, parents: npt.NDArray[np.int32], /) -> None: ...

@@ -33,13 +33,14 @@ from data_sets import make_rows, write_lines, write_pictures
 from decoders import Scattered
 from PIL import Image
 from small_models import write_qavit
+from stand_ins import StandInCaptioner, StandInReader
 from test_array_arguments import CALLS as ARRAY_CALLS
 from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_state, picture, pnpvqa, small, unit
 
 import qavit
 import qavit.data
 import qavit.generation
-from qavit import PNPVQAWithQAViT, _core, images, text
+from qavit import PNPVQA, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
@@ -47,6 +48,7 @@ from qavit._base import arguments, files, progress, tensors
 from qavit._base.progress import duration
 from qavit._demo import demo_model
 from qavit._heatmap_demo import QAViTHeatmapDemo
+from qavit.answers import _parts as answer_parts
 from qavit.checkpoints import _hub as hub
 from qavit.checkpoints import _source as checkpoints_source
 from qavit.checkpoints import _weights as weights
@@ -175,6 +177,24 @@ def blip_checkpoint() -> Path:
 
 def load_blip() -> Any:
     return qavit.load(checkpoint=blip_checkpoint(), tokenizer=small_vocabulary(), image_size=32, config=blip_settings())
+
+
+@cache
+def matcher(name: str) -> Any:
+    """ALBEF or BLIP-2."""
+    facts = json.loads((GOLDEN / name / "cases.json").read_text())
+    config = {"vision": facts["vision"], "text": facts.get("qformer") or facts["bert"]}
+    folder, size = GOLDEN / name, 2 * facts["vision"]["patch_size"]
+    checkpoint, tokenizer = folder / "checkpoint.pth", folder / "vocab.txt"
+    return qavit.load(checkpoint=checkpoint, tokenizer=tokenizer, image_size=size, config=config)
+
+
+def use_matcher(name: str) -> None:
+    model = matcher(name)
+    model.heatmaps(photo(), QUESTIONS)
+    model.itm(photo(), QUESTIONS)
+    model.itc(photo(), QUESTIONS)
+    repr((model, getattr(model, "num_queries", 0)))
 
 
 @cache
@@ -512,6 +532,30 @@ def use_region() -> None:
     Preprocessing.from_dict(Preprocessing(14).fitted("pad").to_dict())
 
 
+@cache
+def pnp_vqa() -> PNPVQA:
+    return PNPVQA(small(), StandInCaptioner(), StandInReader())
+
+
+def use_pnp_vqa() -> None:
+    model = PNPVQA.from_config(dict(zip(answer_parts.BLOCKS, (small(), StandInCaptioner(), StandInReader()))))
+    model.predict_answers({"image": floats(2, 3, 24, 24), "text_input": QUESTIONS[:2]}, num_captions=2, num_patches=2)
+    model.forward_itm({"image": floats(1, 3, 24, 24), "text_input": "what"})
+    model.answer(photo(), "what", num_captions=2, num_patches=2)
+    model.heatmaps(photo(), "what")
+    model.check_options(seed=1)
+    model.to("cpu").eval()
+    named = (model.image_question_matching_model, model.image_captioning_model, model.question_answering_model, model.device)
+    assert None not in named
+
+
+def use_explanation() -> None:
+    found = pnp_vqa().explain(photo(), "what", num_captions=2, num_patches=2)
+    str(found)
+    found.to_dict()
+    found.save(place() / "why.png")
+
+
 def use_pnpvqa() -> None:
     model = PNPVQAWithQAViT(small(), block_num=2).to("cpu").cpu().eval()
     model.train(False)
@@ -689,9 +733,14 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
     "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).block_maps, 1),
+    "ALBEF": (lambda: use_matcher("albef_itm"), 1),
+    "BLIP-2": (lambda: use_matcher("blip2_itm"), 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
     "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
     # PnP-VQA and LAVIS
+    "PNPVQA": (use_pnp_vqa, 1),
+    "PNPVQA, refused": (refused(lambda: pnp_vqa().forward_qa({"text_input": "a", "captions": [[]]})), 1),
+    "Explanation": (drawn_small(use_explanation), 4),
     "PNPVQAWithQAViT": (use_pnpvqa, 1),
     "PNPVQAWithQAViT.from_config": (lambda: PNPVQAWithQAViT.from_config({"path": str(folder())}), 1),
     "PNPVQAWithQAViT, refused": (refused(lambda: PNPVQAWithQAViT(small(), patch_size=3)), 1),

@@ -26,12 +26,12 @@ import qavit
 from qavit import BlipITM, QAViT, _core, images, methods
 from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
+from qavit.answers import _grids as lavis_grids
 from qavit.checkpoints import open_model
 from qavit.generation import process_logits
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.heatmaps import to_distribution
 from qavit.images import Preprocessing, Region
-from qavit.lavis import _grids as lavis_grids
 from qavit.lavis import _pictures as lavis_pictures
 from qavit.lavis import _replace as lavis_replace
 from qavit.plots import _pixels as plots_pixels

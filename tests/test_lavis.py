@@ -15,7 +15,7 @@ import pytest
 from small_models import MEAN, STD, write_qavit
 
 import qavit
-from qavit.lavis import _grids as lavis_grids
+from qavit.answers import _grids as lavis_grids
 from qavit.lavis import _matcher as lavis_matcher
 from qavit.lavis import _replace as lavis_replace
 
@@ -324,7 +324,7 @@ def test_compute_gradcam_is_lavis_own(matcher, golden, images):
         np.testing.assert_array_equal(array, stack)
     with pytest.raises(ValueError, match="0 to 7"):
         lavis_matcher.compute_gradcam(matcher, images, QUESTIONS, None, block_num=8)
-    with pytest.raises(TypeError, match="model: expected a BlipITM"):
+    with pytest.raises(TypeError, match="model: expected BLIP, BLIP-2, ALBEF or"):
         lavis_matcher.compute_gradcam(object(), images, QUESTIONS, None)
 
 

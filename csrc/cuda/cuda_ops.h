@@ -167,7 +167,9 @@ void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t heigh
 void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                        size_t n, size_t D);
 void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
-void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
+void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H,
+                           size_t T, size_t S);
+void qv_cuda_softmax(qv_call *call, float *x, float scale, size_t R, size_t S);
 void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
 void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
@@ -179,6 +181,7 @@ void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const
 void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                  size_t n);
 void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *backward);
+void qv_cuda_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);
 void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                      size_t H, size_t T, size_t S);
 void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D);

@@ -411,14 +411,46 @@ QVK_BODY(qvk_rotate_row, qvk_rotate) {
 }
 
 QVK_BODY(qvk_relative_bias_row, qvk_relative_bias) {
-    const size_t h = QVK_BLOCK / p->M, query = QVK_BLOCK % p->M;
+    const size_t h = QVK_BLOCK / p->T, query = p->first + QVK_BLOCK % p->T;
     const float *offsets = p->offsets + h * (2 * p->reach + 1);
-    float *out = p->out + QVK_BLOCK * p->M;
+    float *out = p->out + QVK_BLOCK * p->S;
     QVK_THREADS(t) {
-        for (size_t s = t; s < p->M; s += QVK_WIDTH) {
+        for (size_t s = t; s < p->S; s += QVK_WIDTH) {
             size_t distance = s > query ? s - query : query - s;
             distance = distance < p->reach ? distance : p->reach;
             out[s] = offsets[s > query ? p->reach + distance : p->reach - distance];
+        }
+    }
+}
+
+QVK_BODY(qvk_likelihood_row, qvk_likelihood) {
+    float *row = p->logits + QVK_BLOCK * p->V;
+    const size_t target = (size_t)p->targets[QVK_BLOCK];
+    QVK_PRIVATE(tops);
+    QVK_PRIVATE(sums);
+    QVK_THREADS(t) {
+        float largest = -INFINITY;
+        for (size_t i = t; i < p->V; i += QVK_WIDTH) {
+            largest = fmaxf(largest, row[i]);
+        }
+        QVK_MINE(tops) = largest;
+    }
+    const float top = QVK_BLOCK_MAX(tops);
+    QVK_THREADS(t) {
+        float part = 0.0f;
+        for (size_t i = t; i < p->V; i += QVK_WIDTH) {
+            part += expf(row[i] - top);
+        }
+        QVK_MINE(sums) = part;
+    }
+    const float sum = QVK_BLOCK_SUM(sums);
+    QVK_THREADS(t) {
+        for (size_t i = t; i < p->V; i += QVK_WIDTH) {
+            const float score = row[i] - top;
+            if (i == target) {
+                p->log_probability[QVK_BLOCK] = score - logf(sum);
+            }
+            row[i] = (i == target ? 1.0f : 0.0f) - expf(score) / sum;
         }
     }
 }

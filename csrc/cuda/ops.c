@@ -138,7 +138,7 @@ void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const
 /* The parameters, with the index arrays on the device. */
 static qvk_attention attention_parameters(qv_cuda_device *device, const qv_attention *a) {
     size_t sets = a->B * sizeof(size_t);
-    qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S + 4 * QV_ALIGNMENT);
+    qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S * (1 + sizeof(int32_t)) + 5 * QV_ALIGNMENT);
     return (qvk_attention){
         .out = a->out,
         .q = a->q,
@@ -153,7 +153,10 @@ static qvk_attention attention_parameters(qv_cuda_device *device, const qv_atten
         .bias_rows = a->bias_rows,
         .q_index = qv_cuda_index(device, a->q_index, sets),
         .kv_index = qv_cuda_index(device, a->kv_index, sets),
+        .kv_stride = a->kv_stride != 0 ? a->kv_stride : a->S,
+        .key_index = qv_cuda_index(device, a->key_index, a->B * a->S * sizeof(int32_t)),
         .causal = a->causal ? 1 : 0,
+        .past = a->past,
         .scale = a->scale,
         .probabilities = a->probabilities,
         .first_row = a->first_row,
@@ -278,9 +281,10 @@ void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, siz
     qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ROTATE, &p, B * (T - first), qv_cuda_row_threads(2 * H * d), 0);
 }
 
-void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M) {
-    qvk_relative_bias p = {out, offsets, reach, M};
-    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_RELATIVE_BIAS, &p, H * M, qv_cuda_row_threads(M), 0);
+void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H,
+                           size_t T, size_t S) {
+    qvk_relative_bias p = {out, offsets, reach, first, T, S};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_RELATIVE_BIAS, &p, H * T, qv_cuda_row_threads(S), 0);
 }
 
 /* ---- element by element ---- */
@@ -295,6 +299,11 @@ void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t 
     run_elements(qv_cuda_device_of(call), &p, R);
 }
 
+void qv_cuda_softmax(qv_call *call, float *x, float scale, size_t R, size_t S) {
+    qvk_softmax_rows p = {x, scale, S};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_SOFTMAX, &p, R, qv_cuda_row_threads(S), 0);
+}
+
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {
     qvk_elements p = {.out = {out, n}, .x = {x, n}, .activation = (int)activation, .D = n};
     run_elements(qv_cuda_device_of(call), &p, 1);
@@ -307,6 +316,13 @@ void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, cons
 }
 
 /* ---- behind the blocks ---- */
+
+void qv_cuda_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    qv_cuda_reserve_indices(device, R * sizeof *targets + QV_ALIGNMENT);
+    qvk_likelihood p = {log_probability, logits, qv_cuda_index(device, targets, R * sizeof *targets), V};
+    qv_cuda_launch_kernel(device, QVK_LIKELIHOOD, &p, R, QVK_MAX_THREADS, 0);
+}
 
 void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                      size_t H, size_t T, size_t S) {

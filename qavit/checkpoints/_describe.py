@@ -9,8 +9,13 @@ from typing import Any
 from .._base.arguments import height_and_width
 from .._core import build_info
 from ._source import ModelSource
-from ._weights import ITEM_SIZES, base_dtype, panel_columns
+from ._weights import ITEM_SIZES, base_dtype, dtype_of, panel_columns, shape_of
 from .towers.question_blocks import integrated_blocks
+
+#: What the first part of a tensor's name belongs to; the others are heads.
+_PARTS = {
+    "vision_model": "vision", "text_model": "text", "text_encoder": "text", "text_decoder": "text", "query_tokens": "text",
+}  # fmt: skip
 
 
 def _check_source(source: Any) -> None:
@@ -38,9 +43,10 @@ def describe(source: ModelSource) -> dict[str, Any]:
     stored = dict(parameters)
     dtypes: dict[str, int] = {}
     panels: dict[tuple[int, str], int] = {}
-    for name, (_, dtype, shape, _) in source.weights.items():
+    for name, tensor in {**source.weights, **source.decoder}.items():
+        dtype, shape = dtype_of(tensor), shape_of(tensor)
         part = name.split(".")[0]
-        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text"}.get(part, "heads")
+        part = _PARTS.get(part, "heads")
         size = math.prod(shape)
         columns, dtype = panel_columns(dtype), base_dtype(dtype)
         stored_bytes = size * ITEM_SIZES[dtype]
@@ -116,6 +122,9 @@ def description_text(description: dict[str, Any]) -> str:
         "qavit": "QA-ViT (question-aware vision transformer)",
         "clip": "CLIP vision transformer (takes no questions)",
         "blip_itm": "BLIP image-text matching",
+        "albef": "ALBEF image-text matching",
+        "blip2_itm": "BLIP-2 image-text matching (Q-Former)",
+        "blip_vqa": "BLIP visual question answering",
         "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]

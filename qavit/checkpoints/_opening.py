@@ -62,9 +62,8 @@ def open_model(
         tokenizer.json, vocab.txt, or a folder with one; in place of the text folder's own.
     config : dict, optional
         What files cannot tell: integration_point, lora_alpha, heads, hidden_act, layer_norm_eps; 'vision' and 'text'
-        with Hugging Face's keys (for BLIP also LAVIS's);
-        'position_resize': how positions are taken to another grid, see :func:`qavit.load`; 'preprocessing', 'questions', 'answers', 'defaults' as in a
-        converted folder. 'state': which of several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors
+        with Hugging Face's keys (for BLIP also LAVIS's); 'preprocessing', 'questions', 'answers', 'defaults' as in a
+        converted folder. 'position_resize': how positions are taken to another grid, see :func:`qavit.load`. 'state': which of several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors
         that are not known, with a warning in the log; 'base': the folder of an adapter's base model.
     image_size : int or (int, int), optional
         Another image size than the weights' own, a side or (height, width), multiples of the patch size; position embeddings

@@ -1,4 +1,4 @@
-"""The command line: ``qavit heatmap | demo | run | score | eval | convert | info | bench``."""
+"""The command line: ``qavit heatmap | ask | demo | run | score | eval | convert | info | bench``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ._about import (
     run_demo_command,
     run_info,
 )
+from ._ask import add_ask_options, run_ask
 from ._eval import add_eval_options, run_eval
 from ._heatmap import add_heatmap_options, run_heatmap
 from ._options import INTERRUPTED, OK, SOME_FAILED, USAGE, Parser, UsageError
@@ -117,6 +118,8 @@ def make_parser() -> argparse.ArgumentParser:
     for name, run, options, summary, example in (
         ("heatmap", run_heatmap, add_heatmap_options, "draw where the model looks for each question",
          'qavit heatmap street.jpg -q "where is the car?" -q "is there a person?" -o out/'),
+        ("ask", run_ask, add_ask_options, "answer questions about a picture, and draw why",
+         'qavit ask street.jpg "what color is the car?" --model pnp_vqa.yaml --why why.png'),
         ("demo", run_demo_command, add_demo_options, "the bundled model on its own picture, or on yours",
          "qavit demo -o out/"),
         ("run", run_data_set, add_run_options, SUMMARY, EXAMPLE),

@@ -17,10 +17,10 @@ from .._base.types import Precision
 
 if TYPE_CHECKING:
     from ..checkpoints._weights import Weight
-    from ..models._blip_itm import BlipITM
+    from ..models._matcher import Matcher
 
 # Torch modules that compute_gradcam was called with: what their weights were then, and the matcher made of them.
-_converted: weakref.WeakKeyDictionary[Any, tuple[Any, BlipITM]] = weakref.WeakKeyDictionary()
+_converted: weakref.WeakKeyDictionary[Any, tuple[Any, Matcher]] = weakref.WeakKeyDictionary()
 
 
 def compute_gradcam(
@@ -34,7 +34,7 @@ def compute_gradcam(
 
     Parameters
     ----------
-    model : BlipITM, or LAVIS's own torch module
+    model : BlipITM, ALBEF, BLIP2ITM, or LAVIS's own torch module
         A torch module is taken over by `from_lavis`, once, and again when its weights have changed.
     visual_input : float [B, 3, S, S], NumPy or torch
         Normalised images.
@@ -48,8 +48,9 @@ def compute_gradcam(
     Returns
     -------
     list of B float32 [1 + tokens, gh, gw]
-        The [ENC] token's map, the mean over the words, then one map for each token behind [ENC]; zero where a text is
-        padded to the batch's longest. Tensors on the CPU where `visual_input` is a tensor.
+        The first token's map, the mean over the words, then one map for each token behind the first; zero where a text is
+        padded to the batch's longest. Of BLIP-2, the mean over the queries, then one map for each query. Tensors on the CPU
+        where `visual_input` is a tensor.
     float32 [B, 2]
         The head's logits: no match, match.
 
@@ -63,14 +64,14 @@ def compute_gradcam(
     return [as_kind(stack, torch) for stack in maps], as_kind(logits, torch)
 
 
-def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precision = "float32") -> BlipITM:
+def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precision = "float32") -> Matcher:
     """A matcher with the weights of a live torch module, without a file in between.
 
     Parameters
     ----------
     blip_itm_module : torch module
-        LAVIS's blip_image_text_matching (``pnp_vqa.image_question_matching_model``), or Hugging Face's
-        BlipForImageTextRetrieval. It is not changed.
+        LAVIS's blip_image_text_matching (``pnp_vqa.image_question_matching_model``) or blip2_image_text_matching, or Hugging
+        Face's BlipForImageTextRetrieval or Blip2ForImageTextRetrieval. It is not changed.
     tokenizer : path, optional
         vocab.txt or tokenizer.json; None: the module's own tokenizer (LAVIS's has one).
     precision : {"float32", "bfloat16"}
@@ -78,7 +79,7 @@ def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precis
 
     Returns
     -------
-    BlipITM
+    BlipITM or BLIP2ITM
         It shares the memory of weights that lie on the CPU in float32, float16 or bfloat16: do not train them on; make a
         new matcher afterwards.
 
@@ -89,37 +90,43 @@ def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precis
     ValueError
         Weights are missing or mis-shaped, or no tokenizer is there.
     """
-    from ..checkpoints.towers.blip import open_blip_tensors
+    from ..checkpoints.towers import blip, blip2
+    from ..models._blip2_itm import BLIP2ITM
     from ..models._blip_itm import BlipITM
     from ..text import Tokenizer, with_blip_tokens
 
-    lavis = all(hasattr(blip_itm_module, name) for name in ("visual_encoder", "text_encoder", "itm_head"))
-    hugging_face = all(hasattr(blip_itm_module, name) for name in ("vision_model", "text_encoder", "config"))
-    if not (lavis or hugging_face) or not callable(getattr(blip_itm_module, "state_dict", None)):
+    module = blip_itm_module
+    queries = hasattr(module, "query_tokens")
+    text = ("Qformer", "qformer") if queries else ("text_encoder", "text_encoder")
+    lavis = all(hasattr(module, name) for name in ("visual_encoder", text[0], "itm_head"))
+    hugging_face = all(hasattr(module, name) for name in ("vision_model", text[1], "config", "itm_head"))
+    if not (lavis or hugging_face) or not callable(getattr(module, "state_dict", None)):
         raise TypeError(
-            "blip_itm_module: expected a torch module with visual_encoder, text_encoder and itm_head "
-            f"(LAVIS's blip_image_text_matching), got {type(blip_itm_module).__name__}"
+            "blip_itm_module: expected a torch module with visual_encoder, text_encoder (or Qformer) and itm_head (LAVIS's "
+            f"blip_image_text_matching or blip2_image_text_matching), got {type(module).__name__}"
         )
-    weights = {name: _weight(tensor) for name, tensor in blip_itm_module.state_dict().items()}
-    config = {} if lavis else blip_itm_module.config.to_dict()
-    options = _lavis_options(blip_itm_module) if lavis else {}
-    name = type(blip_itm_module).__name__
-    source = open_blip_tensors(dict(weights), config, options, name)
+    weights = {name: _weight(tensor) for name, tensor in module.state_dict().items()}
+    config = {} if lavis else module.config.to_dict()
+    options = _lavis_options(module) if lavis else {}
+    opened = blip2.open_tensors if queries else blip.open_tensors
+    source = opened(dict(weights), config, options, type(module).__name__)
     if tokenizer is not None:
         vocabulary = Tokenizer.from_folder(tokenizer).to_json()
     else:
-        vocabulary = _tokenizer_json(getattr(blip_itm_module, "tokenizer", None))
+        vocabulary = _tokenizer_json(getattr(module, "tokenizer", None))
+    if queries:
+        return BLIP2ITM(replace(source, tokenizer=vocabulary), precision=precision)
     return BlipITM(replace(source, tokenizer=with_blip_tokens(vocabulary)), precision=precision)
 
 
-def _matcher_of(model: Any) -> BlipITM:
+def _matcher_of(model: Any) -> Matcher:
     """The matcher itself, or the one made of a torch module's present weights."""
-    from ..models._blip_itm import BlipITM
+    from ..models._matcher import Matcher
 
-    if isinstance(model, BlipITM):
+    if isinstance(model, Matcher):
         return model
     if not callable(getattr(model, "parameters", None)):
-        raise TypeError(f"model: expected a BlipITM or LAVIS's torch module, got {type(model).__name__}")
+        raise TypeError(f"model: expected BLIP, BLIP-2, ALBEF or LAVIS's torch module, got {type(model).__name__}")
     state = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
     known = _converted.get(model)
     if known is None or known[0] != state:
@@ -148,11 +155,13 @@ def _lavis_options(module: Any) -> dict[str, Any]:
     blocks = getattr(module.visual_encoder, "blocks", None)
     if blocks is not None and len(blocks):
         vision["num_attention_heads"] = int(blocks[0].attn.num_heads)
-    eps = getattr(getattr(module.visual_encoder, "norm", None), "eps", None)
-    if eps is not None:
-        vision["layer_norm_eps"] = float(eps)
+    last = getattr(module, "ln_vision", None)
+    norm: Any = getattr(module.visual_encoder, "norm", None) if last is None or not blocks else blocks[0].norm1
+    norms = {"layer_norm_eps": norm, "post_norm_eps": last}
+    vision.update((key, float(one.eps)) for key, one in norms.items() if one is not None)
     known = ("num_attention_heads", "hidden_act", "layer_norm_eps", "fusion_layer")
-    config = getattr(module.text_encoder, "config", None)
+    queries = getattr(module, "Qformer", None)
+    config = getattr(module.text_encoder if queries is None else queries.bert, "config", None)
     text = {name: getattr(config, name) for name in known if isinstance(getattr(config, name, None), (int, float, str))}
     options: dict[str, Any] = {"vision": vision, "text": text}
     if getattr(module, "max_txt_len", None):

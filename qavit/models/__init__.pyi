@@ -1,3 +1,5 @@
+from ._albef import ALBEF as ALBEF
+from ._blip2_itm import BLIP2ITM as BLIP2ITM
 from ._blip_itm import BlipITM as BlipITM
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
@@ -10,6 +12,8 @@ from ._outputs import VisionOutput as VisionOutput
 from ._question_vit import QAViT as QAViT
 
 __all__ = [
+    "ALBEF",
+    "BLIP2ITM",
     "BlipITM",
     "BlockAttentions",
     "DualEncoder",

@@ -19,6 +19,8 @@ MODELS = {
     "siglip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
+    "albef": ("._albef", "ALBEF"),
+    "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
 }
 #: Where those are made that have both halves.
 DUAL = ("._dual_encoder", "DualEncoder")

@@ -45,13 +45,19 @@ class Family(NamedTuple):
 
 #: The first that fits is the one.
 FAMILIES = (
-    Family("BLIP-2 or InstructBLIP (it has a Q-Former)", r"(Qformer|qformer)\."),
+    Family(
+        "BLIP-2 image-text matching",
+        r"(Qformer|qformer)\.",
+        types=("blip-2",),
+        opened_by="blip2",
+        architectures=("blip2_itm",),
+    ),
     Family("Segment Anything", r"mask_decoder\."),
     Family("a diffusion model", r"model\.diffusion_model\.|(^|\.)down_blocks\.\d"),
     Family("a BLIP captioner", r"text_decoder\.", r"text_encoder\.", ("blip",)),
-    Family("a BLIP VQA model", r"text_decoder\.", r"itm_head\.", ("blip",)),
-    Family("ALBEF", r"text_encoder\.bert\.", types=("albef",)),
-    Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention"),
+    Family("BLIP-VQA", r"text_decoder\.", r"itm_head\.", ("blip",), opened_by="blip_vqa", architectures=("blip_vqa",)),
+    Family("ALBEF", r"text_encoder\.bert\.", types=("albef",), opened_by="albef", architectures=("albef",)),
+    Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention", opened_by="albef"),
     Family(
         "BLIP image-text matching",
         r"visual_encoder\.|itm_head\.",
@@ -92,7 +98,6 @@ FAMILIES = (
     Family("a BERT (text alone)", r"embeddings\.word_embeddings", r"visual|vision|crossattention"),
     Family("a ResNet", r"layer1\.0\.conv1", types=("resnet",)),
     Family("CLIP's text half alone", r"text_model\.encoder\.layers", r"vision_model"),
-    Family("BLIP-2", types=("blip-2",)),
     Family("InstructBLIP", types=("instructblip",)),
     Family("SigLIP 2 of any aspect (NaFlex)", types=("siglip2",)),
     Family("LLaVA", types=("llava",)),

@@ -14,7 +14,7 @@ from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
 from .._places import _folder, _folder_config
-from .._source import QUESTIONS, ModelSource, _known_options, _read_tokenizer, _source
+from .._source import DECODER, QUESTIONS, ModelSource, _known_options, _read_tokenizer, _source
 from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, shape_of
 from ..formats.reading import Content
@@ -24,8 +24,9 @@ from .families import told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
 from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename
 from .question_blocks import integration_point
-from .sizes import Shapes, count_blocks, need, settle, stated_size, take
-from .text import _text_config, _text_names, checkpoint_text, text_shapes
+from .sizes import Shapes, check, count_blocks, need, settle, stated_size, take
+from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
+from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text, text_shapes
 
 #: Layouts of the vision tower: each gives the tensors with the towers that it knows under ``vision_model.``, behind the
 #: prefix that they had.
@@ -67,8 +68,9 @@ def open_files(given: Given) -> ModelSource:
     vision_folder = given.folder if given.vision is None else _folder(given.vision, argument, asked.hub)
     text_folder = None if text is None else _folder(text, "text", asked.hub)
     held, unread = _read(content, asked, name), dict(content.unread)
-    found_text, rest = checkpoint_text(held.rest, asked.state, name)
-    tensors = {**held.vision, **found_text}
+    answering, rest = checkpoint_answer(held.rest, asked.state, name)
+    found_text, rest = checkpoint_text(rest, asked.state, name)
+    tensors = {**held.vision, **answering, **found_text}
     vision_config, said, openai = dict(held.told[0]), _Settings({}, held.told[1] or None), held.openai
     adapter = given.adapter
     if vision_folder is not None:
@@ -94,6 +96,7 @@ def open_files(given: Given) -> ModelSource:
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
     tensors = merge_adapters(tensors, with_option(adapter, alpha), name)
     tensors, text_config = _joined(tensors, text_config, text is not None, name)
+    decoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(DECODER)}
     tensors.update(leave_out(rest, asked.strict, name))
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
@@ -117,10 +120,14 @@ def open_files(given: Given) -> ModelSource:
     if vision_folder is None and openai:
         picture = {**(_CLIPA if vision_config.get("pooling") else {}), "margin": "even", **picture}
     preprocessing = folder_preprocessing(vision_folder, architecture, own_size, vision_config["image_size"], picture)
-    return _source(
+    source = _source(
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
     )  # fmt: skip
+    if decoder and source.text is not None:
+        check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
+        source.decoder = decoder
+    return source
 
 
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
@@ -335,6 +342,10 @@ def complete(
                 "(instruction_dim)"
             )
         expected.update(text_shapes(text_config))
+        if TRANSLATION in tensors:
+            expected.update(t5_picture_shapes(text_config, width, f"{name}: text"))
+            if any(key.startswith(DECODER) for key in tensors):
+                expected.update(t5_decoder_shapes(tensors, text_config, text, f"{name}: text"))
         if "text_projection.weight" in tensors:
             joint, wide = need(tensors, "text_projection.weight", 2, what)[0], complete.get("projection_dim", width)
             if not integrated and joint != wide:
