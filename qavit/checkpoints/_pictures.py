@@ -297,7 +297,8 @@ def from_timm(settings: Mapping[str, Any], size: ImageSize, architecture: str = 
     side = _timm_size(settings)
     if side != size:
         height, width = height_and_width(size)
-        raise ValueError(f"pretrained_cfg: input_size is {side} x {side}, the model takes {height} x {width} pixels")
+        given = settings["input_size"]
+        raise ValueError(f"pretrained_cfg: input_size is {given}, the model takes {height} x {width} pixels")
     part, mode = settings.get("crop_pct") or 0.875, settings.get("crop_mode") or "center"
     if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0.1 <= part <= 1:
         raise ValueError(f"pretrained_cfg: crop_pct is {part!r:.40}, expected a number from 0.1 to 1")
