@@ -37,7 +37,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
     """
     _check_source(source)
     vision, text = source.vision, source.text
-    rows, columns = (edge // vision["patch_size"] for edge in height_and_width(vision["image_size"]))
+    grid = tuple(edge // vision["patch_size"] for edge in height_and_width(vision["image_size"]))
     point = vision.get("integration_point")
     parameters = {"vision": 0, "text": 0, "heads": 0}
     stored = dict(parameters)
@@ -56,14 +56,14 @@ def describe(source: ModelSource) -> dict[str, Any]:
         if columns:
             panels[columns, dtype] = panels.get((columns, dtype), 0) + stored_bytes
     parameters["total"], stored["total"] = sum(parameters.values()), sum(stored.values())
-    tokens = 1 + rows * columns + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
+    tokens = 1 + math.prod(grid) + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
     return {
         "name": source.name,
         "architecture": source.architecture,
         "vision": {
             "image_size": vision["image_size"],
             "patch_size": vision["patch_size"],
-            "grid": (rows, columns),
+            "grid": grid,
             "hidden_size": vision["hidden_size"],
             "blocks": vision["num_hidden_layers"],
             "heads": vision["num_attention_heads"],

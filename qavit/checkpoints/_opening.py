@@ -63,9 +63,9 @@ def open_model(
     config : dict, optional
         What files cannot tell: integration_point, lora_alpha, heads, hidden_act, layer_norm_eps; 'vision' and 'text'
         with Hugging Face's keys (for BLIP also LAVIS's); 'preprocessing', 'questions', 'answers', 'defaults' as in a
-        converted folder. 'position_resize': how positions are taken to another grid, see :func:`qavit.load`. 'state': which of
-        several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors that are not known, with a warning in
-        the log; 'base': the folder of an adapter's base model.
+        converted folder. 'position_resize': how positions are taken to another grid, see :func:`qavit.load`. 'state': which
+        of several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors that are not known, with a warning
+        in the log; 'base': the folder of an adapter's base model.
     image_size : int or (int, int), optional
         Another image size than the weights' own, a side or (height, width), multiples of the patch size; position embeddings
         are interpolated, as `config` says.

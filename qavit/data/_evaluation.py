@@ -287,9 +287,10 @@ class _Runner:
         height, width = shown.picture.shape[:2]
         scale = min(1.0, LONGEST_EDGE / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        texts = [target.text for target in asked] if self.model.takes_questions else None
+        request = self.requests[method]
+        texts = [target.text for target in asked] if self.model._asks(request.method) else None
         try:
-            result = self.model._result(shown, texts, self.requests[method])
+            result = self.model._result(shown, texts, request)
         except FAILURES as error:
             if len(asked) == 1:
                 self._failed(asked[0], method, one_line(error))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..._base.arguments import height_and_width, image_size
+from ..._base.arguments import image_size
 from ..._base.types import ImageSize
 from .._positions import WAYS
 from .._weights import CORE_DTYPES, Stored, Weights, base_dtype, core_weight, dtype_of, shape_of
@@ -99,12 +99,13 @@ def position_grid(count: int, stated: ImageSize | None, patch: int, what: str) -
     ValueError
         They are no square's, or not those of the image size.
     """
-    if stated is None:
-        return (_grid(count, what),) * 2
-    rows, columns = (edge // patch for edge in height_and_width(stated))
-    if rows * columns != count:
-        side = math.isqrt(count)
-        found = f"{side}x{side}" if side * side == count else str(count)
+    if isinstance(stated, tuple):
+        rows, columns, found = stated[0] // patch, stated[1] // patch, str(count)
+        fits = rows * columns == count
+    else:
+        rows = columns = _grid(count, what)
+        fits, found = stated is None or stated // patch == rows, f"{rows}x{rows}"
+    if not fits:
         raise ValueError(f"{what}: the configuration says image_size {stated!r}, the weights have {found} patches")
     return rows, columns
 
