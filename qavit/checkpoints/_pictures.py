@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._base.arguments import height_and_width
+from .._base.arguments import height_and_width, image_size
 from .._base.small_files import read_json_object
 from .._base.types import ImageSize
 from ..images import CLIP_MEAN, CLIP_STD, FILTERS, SMOOTH, Preprocessing
@@ -55,7 +55,7 @@ _OBEYED = {
 def default_preprocessing(architecture: str, size: ImageSize) -> dict[str, Any]:
     """What a model of this kind was trained with, where nothing is said."""
     if architecture in _MADE_FOR:
-        return _at_size(from_image_processor({}, _MADE_FOR[architecture], architecture), size)
+        return at_size(from_image_processor({}, _MADE_FOR[architecture], architecture), size)
     return from_image_processor({}, size, architecture)
 
 
@@ -87,17 +87,17 @@ def folder_preprocessing(
             except ValueError as err:
                 raise ValueError(f"{path}: {err}") from None
     if asked is not None and asked != own:
-        result = _at_size(result, asked)
+        result = at_size(result, asked)
     return {**result, **given}
 
 
-def _at_size(settings: Mapping[str, Any], size: ImageSize) -> dict[str, Any]:
+def at_size(settings: Mapping[str, Any], size: ImageSize) -> dict[str, Any]:
     """The same for a model of another size."""
     return Preprocessing.from_dict(settings).resized(size).to_dict()
 
 
-def folder_size(folder: Path, usual: int) -> int:
-    """The side in pixels of what a folder's picture settings make; ``usual`` where they do not say."""
+def folder_size(folder: Path, usual: ImageSize) -> ImageSize:
+    """The size in pixels of what a folder's picture settings make; ``usual`` where they do not say."""
     found = _settings_file(folder)
     if found is None:
         return usual
@@ -107,7 +107,7 @@ def folder_size(folder: Path, usual: int) -> int:
             return _timm_size(settings)
         wanted = settings.get("crop_size") if settings.get("do_center_crop") is not False else None
         wanted = settings.get("size") if wanted is None else wanted
-        return usual if wanted is None else _pair(wanted, "size")[0]
+        return usual if wanted is None else image_size(_pair(wanted, "size"), "size")
     except ValueError as err:
         raise ValueError(f"{path}: {err}") from None
 

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from .._base.about import build_info
+from .._base.arguments import height_and_width
 from .._base.progress import Progress
 from .._base.warnings import QavitWarning
 from ._options import FILE, OK, UsageError, add_model_options, add_out, add_questions, completed, load_model, model_arguments
@@ -178,8 +179,7 @@ def run_bench(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     model = load_model(options)
     loading = time.perf_counter() - start
-    side = model.image_size
-    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (*height_and_width(model.image_size), 3), np.uint8)
     questions = [f"where is object number {i}?" for i in range(options.number)] if model.takes_questions else None
     times = []
     block = model.default_block if options.block is None else model.check_block(options.block, "--block")

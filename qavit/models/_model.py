@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import is_pixel_values, question_list, whole_number, whole_numbers
+from .._base.arguments import height_and_width, is_pixel_values, question_list, whole_number, whole_numbers
 from .._base.files import absolute_paths
-from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, Precision, Score
+from .._base.types import Fit, FloatArray, Heads, ImageLike, ImageSize, Kind, Precision, Score
 from .._base.warnings import Note, PrecisionWarning, QuestionBlindWarning, note_of, warn, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins
 from ..heatmaps._distribution import to_distribution
@@ -140,7 +140,9 @@ class Model(Capabilities, ABC):
         Of the half whose blocks are read.
     grid : tuple of int
         Rows and columns of patches, (gh, gw).
-    image_size, patch_size : int
+    image_size : int or (int, int)
+        In pixels: the side of a square input, or (height, width).
+    patch_size : int
         In pixels.
     preprocessing : Preprocessing
         How a picture becomes pixel values.
@@ -163,7 +165,7 @@ class Model(Capabilities, ABC):
     num_blocks: int
     num_heads: int
     grid: tuple[int, int]
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     preprocessing: Preprocessing
     precision: Precision
@@ -535,9 +537,9 @@ class Model(Capabilities, ABC):
         images = as_pixel_values(pixel_values, argument)
         if images.ndim == 3:
             images = images[None]
-        side = self.image_size
-        if images.shape[1:] != (3, side, side):
-            raise ValueError(f"{argument}: shape {list(images.shape)}, expected [B, 3, {side}, {side}]")
+        height, width = height_and_width(self.image_size)
+        if images.shape[1:] != (3, height, width):
+            raise ValueError(f"{argument}: shape {list(images.shape)}, expected [B, 3, {height}, {width}]")
         return images
 
     def _pixels(self, pixel_values: Any, argument: str = "pixel_values") -> FloatArray:
