@@ -40,7 +40,7 @@ from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids
 import qavit
 import qavit.data
 import qavit.generation
-from qavit import PNPVQA, PNPVQAWithQAViT, _core, images, text
+from qavit import PNPVQA, BlipCaptioner, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
