@@ -1,9 +1,9 @@
 from ._albef import ALBEF as ALBEF
 from ._blip2_itm import BLIP2ITM as BLIP2ITM
 from ._blip_itm import BlipITM as BlipITM
-from ._captioner import BlipCaptioner as BlipCaptioner
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
+from ._captioner import BlipCaptioner as BlipCaptioner
 from ._dual_encoder import DualEncoder as DualEncoder
 from ._load import load as load
 from ._model import Model as Model
