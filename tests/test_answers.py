@@ -99,12 +99,14 @@ def test_a_real_captioner_draws_by_the_map(captioner: Any, matcher: qavit.QAViT,
     maps = np.zeros((1, 576), np.float32)
     maps[0, [7, 300, 500]] = 1.0
     samples["gradcams"] = maps
-    captions = model.forward_cap(samples, num_captions=6, num_patches=3, cap_max_length=12, seed=2)["captions"][0]
+    lengths = {"cap_max_length": 12, "cap_min_length": 10}
+    captions = model.forward_cap(samples, num_captions=6, num_patches=3, seed=2, **lengths)["captions"][0]
     states = captioner.image_states(samples["image"])
     keys = Draws.of(2, samples["image"][0], "what?").keys(np.arange(6))
     written = captioner.generate(
-        states, num_captions=6, tokens=np.array([8, 301, 501]), do_sample=True, max_length=12, top_k=50, keys=keys
-    )
+        states, num_captions=6, tokens=np.array([8, 301, 501]), do_sample=True, max_length=12, min_length=10, top_k=50,
+        keys=keys,
+    )  # fmt: skip
     assert captions == [one.text for one in written]  # all different
     found = model.explain(picture, "where is the red car?", num_captions=5, num_patches=4)
     assert len(found.captions) == 5
