@@ -67,6 +67,7 @@ from qavit.generation._loops import decode
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
+from qavit.lavis import _modules as lavis_modules
 from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
 from qavit.methods import attention as methods
@@ -795,9 +796,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "replace_forward_itm": (lambda: replace_and_restore(small(), 14), 1),
     "replace_forward_itm, BLIP": (lambda: replace_and_restore(blip(), 32), 1),
     "compute_gradcam": (lambda: lavis_matcher.compute_gradcam(blip(), floats(2, 3, 32, 32), QUESTIONS, None, 1), 1),
-    "from_lavis": (lambda: lavis_matcher.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
-    "from_lavis, its tokenizer": (lambda: lavis_matcher.from_lavis(live_module()), 1),
-    "from_lavis, refused": (refused(lambda: lavis_matcher.from_lavis(Captioner())), 1),
+    "from_lavis": (lambda: lavis_modules.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
+    "from_lavis, its tokenizer": (lambda: lavis_modules.from_lavis(live_module()), 1),
+    "from_lavis, refused": (refused(lambda: lavis_modules.from_lavis(Captioner())), 1),
     "gradcams_from": (use_stored, 1),
     "gradcams_from, another grid": (lambda: use_stored(grid=(3, 3)), 1),
     # results

@@ -19,6 +19,7 @@ import qavit.lavis
 from qavit import PNPVQA
 from qavit.answers._captions import MOST_DRAWN, Caption, collect
 from qavit.answers._pipeline import contexts_of
+from qavit.generation._draws import Draws
 
 CAPTION = json.loads((GOLDEN / "blip_caption" / "cases.json").read_text())
 READER = json.loads((GOLDEN / "unifiedqa_fid" / "cases.json").read_text())
@@ -60,6 +61,57 @@ def test_captions_are_kept_as_lavis_keeps_them() -> None:
         every = [Caption(text[13:], np.zeros(1, np.int32)) for one in passes for text in one]
         found = collect(lambda first, count, every=every: every[first : first + count], wanted)
         assert [caption.text for caption in found] == expected
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Any:
+    """The public code's captioner at a small size."""
+    config = {"text": CAPTION["med_config"], "vision": CAPTION["vit"]}
+    folder = GOLDEN / "blip_caption"
+    return qavit.load(checkpoint=folder / "checkpoint.pth", tokenizer=folder / "vocab.txt", config=config)
+
+
+def texts_of(captioner: Any, sequences: np.ndarray) -> list[str]:
+    """What the captioner makes of token rows that end with [SEP] and padding."""
+    end, prompt = CAPTION["special_ids"]["eos [SEP]"], 4
+    return [captioner._text_of([*row[prompt : [*row, end].index(end)]]) for row in sequences.tolist()]
+
+
+def test_lavis_tokens_become_its_captions(captioner: Any) -> None:
+    golden, case = np.load(GOLDEN / "blip_caption" / "golden.npz"), CAPTION["forward_cap"]
+    wanted = case["num_captions"]
+    passes = [texts_of(captioner, sequences) for sequences in golden["cap_sequences"]]
+    for picture, expected in enumerate(case["captions"]):
+        own = [text for one in passes for text in one[picture * wanted : (picture + 1) * wanted]]
+        every = [Caption(text, np.zeros(1, np.int32)) for text in own]
+        found = collect(lambda first, count, every=every: every[first : first + count], wanted)
+        assert [caption.text for caption in found] == expected
+    more = [*texts_of(captioner, golden["post_sequences"]), *texts_of(captioner, golden["post_sequences_2"])]
+    every = [Caption(text, np.zeros(1, np.int32)) for text in more]
+    found = collect(lambda first, count: every[first : first + count], CAPTION["post"]["num_captions"])
+    assert [caption.text for caption in found] == CAPTION["post"]["kept_in_order"]
+
+
+def test_a_real_captioner_draws_by_the_map(captioner: Any, matcher: qavit.QAViT, picture: Path) -> None:
+    model = PNPVQA(matcher, captioner, StandInReader())
+    samples = {"image": np.zeros((1, 3, 384, 384), np.float32), "text_input": ["what?"]}
+    samples["image"][:] = np.random.default_rng(5).standard_normal((3, 384, 384))
+    maps = np.zeros((1, 576), np.float32)
+    maps[0, [7, 300, 500]] = 1.0
+    samples["gradcams"] = maps
+    lengths = {"cap_max_length": 12, "cap_min_length": 10}
+    captions = model.forward_cap(samples, num_captions=6, num_patches=3, seed=2, **lengths)["captions"][0]
+    states = captioner.image_states(samples["image"])
+    keys = Draws.of(2, samples["image"][0], "what?").keys(np.arange(6))
+    written = captioner.generate(
+        states, num_captions=6, tokens=np.array([8, 301, 501]), do_sample=True, max_length=12, min_length=10, top_k=50,
+        keys=keys,
+    )  # fmt: skip
+    assert captions == [one.text for one in written]  # all different
+    found = model.explain(picture, "where is the red car?", num_captions=5, num_patches=4)
+    assert len(found.captions) == 5
+    assert found.draws.grid == (24, 24)
+    assert found.draws.raw.sum() == 20
 
 
 def test_parts_of_earlier_captions_are_dropped_and_longer_ones_kept() -> None:

@@ -2,7 +2,7 @@ from ._grids import drawable as drawable
 from ._grids import fit_images as fit_images
 from ._grids import resample_mass as resample_mass
 from ._matcher import compute_gradcam as compute_gradcam
-from ._matcher import from_lavis as from_lavis
+from ._modules import from_lavis as from_lavis
 from ._pictures import getAttMap as getAttMap
 from ._pictures import show_cam_on_image as show_cam_on_image
 from ._pnpvqa import Config as Config

@@ -14,7 +14,7 @@ from .._base.tensors import to_numpy
 from ..answers._pipeline import Pipeline
 from ..answers._pnpvqa import check_part
 from ._grids import _captioner_grid, _checked_grid, drawable, fit_images, resample_mass
-from ._matcher import from_lavis
+from ._modules import from_lavis
 
 Kept = TypeVar("Kept", bound="Replacement")
 
