@@ -64,6 +64,7 @@ static const qv_ops table = {
     .relative_bias = qv_cuda_relative_bias,
     .rotate = qv_cuda_rotate,
     .add = qv_cuda_add,
+    .multiply_items = qv_cuda_multiply_items,
     .copy = qv_cuda_copy,
     .activation = qv_cuda_activation,
     .backward_scratch_bytes = qv_cuda_backward_scratch,
@@ -72,6 +73,8 @@ static const qv_ops table = {
     .activation_backward = qv_cuda_activation_backward,
     .attention_backward = qv_cuda_attention_backward,
     .gradcam = qv_cuda_gradcam,
+    .text_scores = qv_cuda_text_scores,
+    .dots = qv_cuda_dots,
     .unit_length = qv_cuda_unit_length,
     .mean_rows = qv_cuda_mean_rows,
 };

@@ -188,9 +188,9 @@ static void project(const vit_pass *pass, qv_call *call, const qv_vit_block *blo
     const qv_block_rows rows = {{s->x, D}, s->B * T, {s->x, queries.step * D}, queries.count};
     qv_block_project(call, &vit->kind, &block->block, a, &rows, values);
     if (vit->angles.data != NULL) {
-        call->ops->rotate(call, a->kv, vit->angles.data, s->B, T, vit->prefix, H, vit->kind.d);
+        call->ops->rotate(call, a->kv, vit->angles.data, false, s->B, T, vit->prefix, H, vit->kind.d);
         if (queries.step == 1) {
-            call->ops->rotate(call, a->q, vit->angles.data, s->B, T, vit->prefix, H, vit->kind.d);
+            call->ops->rotate(call, a->q, vit->angles.data, false, s->B, T, vit->prefix, H, vit->kind.d);
         }
     }
 }

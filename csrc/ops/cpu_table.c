@@ -50,8 +50,11 @@ const qv_ops qv_cpu_ops = {
     .activation_backward = qv_cpu_activation_backward,
     .attention_backward = qv_cpu_attention_backward,
     .gradcam = qv_cpu_gradcam,
+    .text_scores = qv_cpu_text_scores,
+    .dots = qv_cpu_dots,
     .unit_length = qv_cpu_unit_length,
     .mean_rows = qv_cpu_mean_rows,
+    .multiply_items = qv_cpu_multiply_items,
     .copy = qv_cpu_copy,
 };
 
