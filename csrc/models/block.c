@@ -87,13 +87,15 @@ qv_block_activations qv_block_plan_kept(qv_arena *arena, const qv_block_kind *ki
                                         size_t R, size_t queries) {
     size_t inner = inner_width(kind), D = kind->D;
     qv_block_activations a = *shared;
+    bool first = kind->norm_first;
     a.q = (qv_rows){qv_arena_take(arena, queries, inner * sizeof(float)), inner};
     a.kv = (qv_rows){qv_arena_take(arena, R, 2 * inner * sizeof(float)), 2 * inner};
-    a.cross_q = qv_arena_take(arena, queries, inner * sizeof(float));
+    a.cross_q = first ? a.cross_q : qv_arena_take(arena, queries, inner * sizeof(float));
     a.sum1 = qv_arena_take(arena, queries, D * sizeof(float));
-    a.cross_sum = qv_arena_take(arena, queries, D * sizeof(float));
-    a.sum2 = qv_arena_take(arena, queries, D * sizeof(float));
+    a.cross_sum = first ? NULL : qv_arena_take(arena, queries, D * sizeof(float));
+    a.sum2 = first ? NULL : qv_arena_take(arena, queries, D * sizeof(float));
     a.before = qv_arena_take(arena, queries, kind->F * sizeof(float));
+    a.activated = first && kind->gated ? qv_arena_take(arena, queries, kind->F * sizeof(float)) : NULL;
     return a;
 }
 

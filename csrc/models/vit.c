@@ -14,9 +14,8 @@
  *
  * The question enters in the first integrated block, so everything before it, and that block's q, k, v of the patches,
  * is computed once an image; from there on there is one sequence a pair. */
-#include "models/vit.h"
-
 #include "models/planned.h"
+#include "models/vit_parts.h"
 
 /* ---- plan ---- */
 
@@ -38,10 +37,7 @@ typedef struct {
     float *qkv_image;     /* [images, T, 3 D], of the first integrated block; the activations' where no pair follows */
     float *x_pair;        /* [pairs, T, D] */
     qv_block_activations a;
-    float *instruct_norm;   /* [pairs, M, Dt] */
-    float *instruct_hidden; /* [pairs, M, reduce_width] */
-    float *instruct;        /* [pairs, M, D] */
-    float *instruct_kv;     /* [pairs, M, 2 D] */
+    qv_vit_question question;
     size_t *kv_index;       /* [pairs] */
     size_t *zeros;          /* [sequences]: all share the attention head's query */
     float *pixels;    /* [images, 3, height, width], made of pictures, or where the ops cannot read the caller's */
@@ -111,10 +107,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     pass->qkv_image = qv_arena_take(arena, pair_rows == 0 ? 0 : image_rows, 3 * D * sizeof(float));
     pass->x_pair = qv_arena_take(arena, pair_rows, D * sizeof(float));
     pass->a = qv_block_plan(arena, &vit->kind, rows, 3 * p * p);
-    pass->instruct_norm = qv_arena_take(arena, tokens, dim * sizeof(float));
-    pass->instruct_hidden = qv_arena_take(arena, tokens, vit->reduce_width * sizeof(float));
-    pass->instruct = qv_arena_take(arena, tokens, D * sizeof(float));
-    pass->instruct_kv = qv_arena_take(arena, tokens, 2 * D * sizeof(float));
+    pass->question = qv_vit_plan_question(arena, vit, tokens);
     pass->kv_index = qv_arena_take_host(arena, pass->pairs, sizeof(size_t));
     pass->zeros = qv_arena_take_host(arena, vit->config.pooling == QV_POOL_MAP ? sequences : 0, sizeof(size_t));
     size_t deepest = at_least(at_least(qv_block_depth(&vit->kind), 3 * p * p), at_least(dim, vit->reduce_width));
@@ -167,19 +160,6 @@ static row_set choose_rows(const qv_vit *vit, size_t B, bool class_alone) {
     return class_alone ? (row_set){B, vit->T} : (row_set){B * vit->T, 1};
 }
 
-/* instruct_kv [B, M, 2 D]: the question's keys and values for this block */
-static void embed_instruct(const vit_pass *pass, qv_call *call, const qv_vit_block *block, const sequences *s) {
-    const qv_ops *ops = call->ops;
-    size_t Dt = pass->vit->config.instruction_dim, D = pass->vit->config.D, rows = s->B * pass->request->M;
-    size_t width = block->reduce1.columns;
-    const qv_epilogue gelu = {.activation = QV_GELU};
-    qv_rows norm = {pass->instruct_norm, Dt}, hidden = {pass->instruct_hidden, width}, z = {pass->instruct, D};
-    ops->norm(call, norm, (qv_const_rows){s->instruct, Dt}, &block->reduce_norm, rows);
-    ops->linear(call, hidden, qv_as_const(norm), &block->reduce1, 0, width, &gelu, rows);
-    ops->linear(call, z, qv_as_const(hidden), &block->reduce2, 0, D, NULL, rows);
-    ops->linear(call, (qv_rows){pass->instruct_kv, 2 * D}, qv_as_const(z), &block->block.qkv, D, 2 * D, NULL, rows);
-}
-
 /* q, k and v of the sequences, the patches' q and k turned. */
 static void project(const vit_pass *pass, qv_call *call, const qv_vit_block *block, const qv_block_activations *a,
                     const sequences *s, row_set queries, bool values) {
@@ -216,8 +196,8 @@ static void attend(const vit_pass *pass, qv_call *call, const sequences *s, cons
     a.T = queries.count / s->B;
     a.S = T;
     if (s->instruct != NULL) {
-        a.extra_k = (qv_const_rows){pass->instruct_kv, 2 * D};
-        a.extra_v = (qv_const_rows){pass->instruct_kv + D, 2 * D};
+        a.extra_k = (qv_const_rows){pass->question.kv, 2 * D};
+        a.extra_v = (qv_const_rows){pass->question.kv + D, 2 * D};
         a.extra_length = s->instruct_length;
         a.M = pass->request->M;
     }
@@ -245,7 +225,7 @@ static void run_block(const vit_pass *pass, qv_call *call, size_t i, const seque
     row_set queries = choose_rows(vit, s->B, extent != WHOLE && first_row && vit->has_class);
     row_set results = choose_rows(vit, s->B, extent == CLASS_TOKEN);
     if (s->instruct != NULL) {
-        embed_instruct(pass, call, block, s);
+        qv_vit_embed_question(call, vit, block, &pass->question, s->instruct, s->B * pass->request->M);
     }
     if (s->qkv == NULL) {
         project(pass, call, block, &pass->a, s, queries, extent != STOP_AT_ATTENTION);

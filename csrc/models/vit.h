@@ -50,6 +50,8 @@ typedef struct {
     qv_vit_block *blocks; /* [L] */
     qv_vector probe;      /* [D], of the attention head, which is a block of one query without a first norm */
     qv_block head;
+    qv_linear projection; /* [E, D], of what is pooled into the texts' space, without a bias; no columns: there is none */
+    qv_linear answers;    /* [., D], the logits of what is pooled; no columns: there are none */
     qv_arena_cache arenas;
 } qv_vit;
 

@@ -227,6 +227,28 @@ static void load_head(qv_vit *vit, qv_loader *loader) {
     qv_load_linear(loader, &vit->head.output, stem, &output, 1, D, F, QV_BIAS);
 }
 
+/* What makes texts' space, or answers, of what is pooled: small, and read in float32 whatever the rest computes in. Their names
+ * have no prefix. */
+static void load_scores(qv_vit *vit, qv_loader *loader) {
+    static const char *const projection = "visual_projection", *const answers = "answer_head";
+    const char *prefix = loader->prefix;
+    qv_precision precision = loader->precision;
+    size_t D = vit->config.D;
+    loader->prefix = "";
+    loader->precision = QV_PRECISION_FLOAT32;
+    qv_load_next_block(loader);
+    size_t width = qv_load_size(loader, "", "visual_projection.weight", 0);
+    if (width != 0) {
+        qv_load_linear(loader, &vit->projection, "", &projection, 1, width, D, QV_NO_BIAS);
+    }
+    size_t count = qv_load_size(loader, "", "answer_head.weight", 0);
+    if (count != 0) {
+        qv_load_linear(loader, &vit->answers, "", &answers, 1, count, D, QV_BIAS);
+    }
+    loader->prefix = prefix;
+    loader->precision = precision;
+}
+
 static qv_block_kind kind_of(const qv_vit_config *config, bool gated) {
     size_t d = config->D / config->H;
     return (qv_block_kind){
@@ -273,6 +295,7 @@ qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loade
     if (config->pooling == QV_POOL_MAP) {
         load_head(vit, loader);
     }
+    load_scores(vit, loader);
     vit->config.integrated = NULL;
     qv_status status = qv_load_finish(loader, what);
     if (status != QV_OK) {
@@ -295,6 +318,8 @@ void qv_vit_free(qv_vit *vit) {
     vit->blocks = NULL;
     qv_block_free(vit->ops, &vit->head);
     qv_linear_free(vit->ops, &vit->patch_embedding);
+    qv_linear_free(vit->ops, &vit->projection);
+    qv_linear_free(vit->ops, &vit->answers);
     qv_norm_free(vit->ops, &vit->pre_norm);
     qv_norm_free(vit->ops, &vit->post_norm);
     qv_vector *vectors[] = {&vit->prefix_rows, &vit->positions, &vit->angles, &vit->probe};
