@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from qavit import _core, extract_attention
-from qavit._demo import FOLDER, demo_model, demo_questions
+from qavit._demo import demo_model, demo_scene
 from qavit.images import preprocess
 
 from .contenders import Contender, onnx_runtime, openvino, ours, torch_eager, torch_sdpa
@@ -224,7 +223,7 @@ def cold_start(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def demo(arguments: argparse.Namespace) -> dict[str, Any]:
     """The bundled model: one question's map, from pixels and from a picture, and the map with answers."""
-    picture, asked, burst = np.asarray(Image.open(FOLDER / "scene.png").convert("RGB")), demo_questions()[:1], 20
+    picture, asked, burst = demo_scene().picture, demo_scene().questions[:1], 20
 
     def repeat(call: Callable[[], object]) -> None:
         for _ in range(burst):

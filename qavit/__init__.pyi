@@ -12,6 +12,8 @@ from ._base.warnings import QuestionCutWarning as QuestionCutWarning
 from ._base.warnings import UnknownWordsWarning as UnknownWordsWarning
 from ._core import get_num_threads as get_num_threads
 from ._core import set_num_threads as set_num_threads
+from ._demo import DemoScene as DemoScene
+from ._demo import demo_scene as demo_scene
 from ._result import HeatmapResult as HeatmapResult
 from .lavis._config import Config as Config
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
@@ -30,6 +32,7 @@ __all__ = [
     "BlockAttentions",
     "BundledModelWarning",
     "Config",
+    "DemoScene",
     "EncodedQuestions",
     "HeatmapResult",
     "LowScoreWarning",
@@ -47,6 +50,7 @@ __all__ = [
     "VisionOutput",
     "__version__",
     "build_info",
+    "demo_scene",
     "extract_attention",
     "forward_itm",
     "get_num_threads",

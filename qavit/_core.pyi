@@ -43,6 +43,7 @@ class Vit(_Model):
     blocks: int
     tokens: int
     prefix: int
+    projection_dim: int
     instruction_dim: int
     integrated: tuple[int, ...]
     def forward(
@@ -56,6 +57,13 @@ class Vit(_Model):
         outputs: Sequence[str] = ...,
         preprocessing: _Preprocessing | None = ...,
     ) -> dict[str, Any]: ...
+    def dense(
+        self,
+        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
+        method: str,
+        first: int | None = ...,
+        preprocessing: _Preprocessing | None = ...,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
 
 class BlipImage:
     @property
@@ -71,6 +79,9 @@ class BlipItm(_Model):
     blocks: int
     vocab_size: int
     max_tokens: int
+    cross_first: int
+    cross_step: int
+    queries: int
     projection: int
     def encode_image(
         self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
@@ -90,6 +101,32 @@ class BlipItm(_Model):
     def text_features(self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]: ...
     def image_features(self, image: BlipImage, /) -> npt.NDArray[np.float32]: ...
 
+class BlipQuestionEncoder(_Model):
+    image_size: int
+    patch_size: int
+    image_tokens: int
+    image_width: int
+    width: int
+    heads: int
+    blocks: int
+    vocab_size: int
+    max_tokens: int
+    def encode_image(
+        self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
+    ) -> BlipImage: ...
+    def encode_questions(
+        self, image: BlipImage, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
+    ) -> npt.NDArray[np.float32]: ...
+    def gradcam(
+        self,
+        image: BlipImage,
+        ids: npt.NDArray[np.int32],
+        mask: npt.NDArray[np.uint8],
+        block: int,
+        d_states: npt.NDArray[np.float32],
+        /,
+    ) -> tuple[npt.NDArray[np.float32], None, npt.NDArray[np.float32]]: ...
+
 class _TextEncoder(_Model):
     width: int
     vocab_size: int
@@ -98,7 +135,12 @@ class _TextEncoder(_Model):
         self, ids: npt.NDArray[np.integer[Any]], mask: npt.NDArray[np.integer[Any]] | None = ...
     ) -> npt.NDArray[np.float32]: ...
 
-class T5Encoder(_TextEncoder): ...
+class T5Encoder(_TextEncoder):
+    picture_width: int
+    def encode_picture(
+        self, picture: npt.NDArray[np.float32], ids: npt.NDArray[np.integer[Any]], /
+    ) -> npt.NDArray[np.float32]: ...
+
 class BertEncoder(_TextEncoder): ...
 
 class ClipTextEncoder(_TextEncoder):

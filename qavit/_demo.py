@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._base.files import make_folder
+from ._base.pictures import Picture
 from .models._load import load
 from .models._question_vit import QAViT
 
@@ -15,22 +16,51 @@ if TYPE_CHECKING:
     from ._result import HeatmapResult
 
 FOLDER = Path(__file__).with_name("demo_model")
+PICTURE = FOLDER / "scene.png"
 
 
-def demo_entries() -> list[dict[str, Any]]:
-    """The questions that belong to the bundled scene, and what they mean.
+class DemoScene(NamedTuple):
+    """The bundled picture, which the bundled model was not trained on, and questions about it.
+
+    Attributes
+    ----------
+    picture : uint8 array [384, 384, 3]
+    questions : list of str
+    boxes : list of lists of (left, top, right, bottom)
+        What each question refers to, in pixels of the picture.
+    answers : list of (str or None)
+        The right answer to each question; None where there is none.
+    """
+
+    picture: Picture
+    questions: list[str]
+    boxes: list[list[tuple[float, float, float, float]]]
+    answers: list[str | None]
+
+
+def demo_scene() -> DemoScene:
+    """A picture with questions, what they refer to and the right answers, for trying things offline.
 
     Returns
     -------
-    list of dict
-        question (str), answer (str or None) and boxes: left, top, right, bottom in pixels of the picture.
+    DemoScene
+        Named: picture, questions, boxes, answers.
+
+    Examples
+    --------
+    >>> import qavit
+    >>> scene = qavit.demo_scene()
+    >>> result = qavit.load("demo").heatmaps(scene.picture, scene.questions)
     """
-    return list(json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))["questions"])
+    from .images import load_image
 
-
-def demo_questions() -> list[str]:
-    """The questions that belong to the bundled scene."""
-    return [entry["question"] for entry in demo_entries()]
+    entries = json.loads((FOLDER / "scene.json").read_text(encoding="utf-8"))["questions"]
+    return DemoScene(
+        load_image(PICTURE),
+        [entry["question"] for entry in entries],
+        [[(box[0], box[1], box[2], box[3]) for box in entry["boxes"]] for entry in entries],
+        [entry["answer"] for entry in entries],
+    )
 
 
 def demo_model(**options: Any) -> QAViT:
@@ -63,7 +93,7 @@ def run_demo(
     """
     folder = make_folder(out, "out")
     result = demo_model().heatmaps(
-        FOLDER / "scene.png" if image is None else image, list(questions or demo_questions()), block=block
+        PICTURE if image is None else image, list(questions or demo_scene().questions), block=block
     )
     return result, [
         result.save(folder / "heatmaps.png", kind="questions"),

@@ -813,7 +813,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     # the rest
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),
-    "demo_entries": (lambda: (demo_module.demo_entries(), demo_module.demo_questions()), 1),
+    "demo_scene": (qavit.demo_scene, 1),
     "attention_inside": (lambda: metrics_pointing.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
     "Progress": (lambda: run_quietly(use_progress), 1),
     "write_whole": (use_files, 1),

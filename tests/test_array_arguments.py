@@ -53,6 +53,13 @@ def small() -> QAViT:
 
 
 @cache
+def plain_tower() -> Any:
+    """A vision tower without questions."""
+    source = small()._source
+    return _core.Vit(dict(source.vision), source.weights)
+
+
+@cache
 def blip() -> BlipITM:
     folder = GOLDEN / "blip_itm"
     facts = json.loads((folder / "cases.json").read_text())
@@ -159,6 +166,7 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "Vit.forward, instruct_length": (
         lambda: LENGTH.copy(),
         lambda a: small()._vit.forward(floats(2, 3, SIDE, SIDE), INDEX, floats(2, 4, 12), a, outputs=("last",))),
+    "Vit.dense": (lambda: floats(2, 3, SIDE, SIDE), lambda a: plain_tower().dense(a, "gem")),
     "T5Encoder.encode, ids": (ids, lambda a: small()._text.encode(a)),
     "T5Encoder.encode, mask": (lambda: np.array([[1, 1, 1, 0, 0, 0], [1] * 6]), lambda a: small()._text.encode(ids(), a)),
     "BlipItm.encode_image": (lambda: floats(3, 32, 32), lambda a: blip()._core.encode_image(a).embeddings),

@@ -65,7 +65,7 @@ def test_readme(place: Path) -> None:
     five_lines, public_weights, pnp_vqa, stream, numbers = python("README.md")
     names: dict[str, Any] = {}
     run(five_lines, names)
-    assert names["result"].maps.shape == (2, *names["model"].grid)
+    assert names["result"].maps.shape == (3, *names["model"].grid)
     assert Image.open("heatmaps.png").width > 1000
     pytest.importorskip("pandas")
     run(numbers, names)

@@ -180,7 +180,7 @@ def test_answers_are_normalised_as_the_public_scorer_does():
 
 def test_a_part_of_the_questions_scores_only_when_asked():
     results, annotations = answer_tables()
-    with pytest.raises(ValueError, match=r"of \d+ annotated questions have no result.*partial=True"):
+    with pytest.raises(ValueError, match=r"of \d+ annotated questions have no result.*partial=True \(--partial\)"):
         metrics.vqa_accuracy(results[:5], annotations)
     score = metrics.vqa_accuracy(results[:5], annotations, partial=True)
     whole = metrics.vqa_accuracy(results, annotations)
@@ -247,3 +247,56 @@ def test_flat_maps_say_nothing():
     flat = np.ones((3, 3))
     assert metrics.spearman(flat, np.arange(9).reshape(3, 3)) == 0
     assert metrics.energy_inside(np.zeros((2, 2)), np.eye(2)) == 0.5
+
+
+def gqa_questions() -> dict[str, Any]:
+    kinds = [("query", "attr"), ("verify", "obj"), ("verify", "rel"), ("choose", "attr")]
+    answers = ["red", "yes", "no", "2"]
+    return {
+        f"0{number}": {"question": "q", "answer": answer, "types": {"structural": kind, "semantic": about}}
+        for number, (answer, (kind, about)) in enumerate(zip(answers, kinds))
+    }
+
+
+def test_gqa_accuracy_is_an_exact_match_after_the_two_rules():
+    results = [{"questionId": f"0{i}", "prediction": text} for i, text in enumerate(["The red.", "Yes", "none", "two"])]
+    score = metrics.gqa_accuracy(results, gqa_questions())
+    assert score["per_question"] == {"00": 100.0, "01": 100.0, "02": 0.0, "03": 100.0}
+    assert score["overall"] == 75.0
+    assert score["per_structural_type"] == {"query": 100.0, "verify": 50.0, "choose": 100.0}
+    assert score["per_semantic_type"] == {"attr": 100.0, "obj": 100.0, "rel": 0.0}
+    listed = [{"question_id": int(name), "answer": row["answer"]} for name, row in gqa_questions().items()]
+    theirs = [{"question_id": i, "pred_ans": "yes"} for i in range(3)]
+    assert metrics.gqa_accuracy(theirs, listed, partial=True)["overall"] == 33.33
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([{"questionId": "00", "prediction": "x"}], "3 of 4 annotated questions have no result"),
+        ([{"questionId": "9", "prediction": "x"}], "question_id '9' has no annotation"),
+        ([{"questionId": "00", "prediction": None}], "expected a text as 'prediction', got NoneType"),
+        ([{"id": "00", "prediction": "x"}], "expected a whole number or a text as 'questionId'"),
+        ({"00": "x"}, "results: expected a list of rows, got dict"),
+        ([], "4 of 4"),
+    ],
+)
+def test_wrong_gqa_tables_are_named(results, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.gqa_accuracy(results, gqa_questions())
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        whole = 100.0 * (random.random(500) < 0.6)
+        low, high = metrics.accuracy_interval(list(random.permutation(whole)[:200]), 500)
+        held += low <= whole.mean() <= high
+    assert 0.92 < held / 400 <= 1.0
+    assert metrics.accuracy_interval([50.0, 100.0], 2) == (75.0, 75.0)
+    low, high = metrics.accuracy_interval([0.0] * 20)
+    assert (low, round(high, 1)) == (0.0, 16.1)  # Wilson's table
+    for scores, total in (([], None), ([1.0, 2.0], 1)):
+        with pytest.raises(ValueError, match="scores: "):
+            metrics.accuracy_interval(scores, total)

@@ -177,11 +177,37 @@ def test_rotate(batch: int, tokens: int, first: int, heads: int, width: int) -> 
         _core_testing.rotate(x, table, heads + 1)
 
 
+@pytest.mark.every_level
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("width", [1, 17, 64])
+def test_head_lengths(tokens: int, heads: int, width: int) -> None:
+    measured, wide = normal(2, tokens, 33), normal(2, tokens, heads * width + 2, seed=1)
+    wide[0, 0, 1:-1] = 0
+    x, out = wide[..., 1:-1], np.empty((2, tokens, heads * width), np.float32)
+    _core_testing.head_lengths(out, x, measured, 0.25, heads)
+    split = x.astype(np.float64).reshape(2, tokens, heads, width)
+    units = split / np.maximum(np.linalg.norm(split, axis=-1, keepdims=True), 1e-12)
+    wanted = np.sqrt(0.25 * np.linalg.norm(measured.astype(np.float64), axis=-1).mean(axis=1))
+    expected = (units * wanted[:, None, None, None]).reshape(out.shape)
+    close(out, expected, 1e-6)
+    _core_testing.head_lengths(x, x, measured, 0.25, heads)
+    np.testing.assert_array_equal(x, out)
+    huge = np.full((1, 1, heads * width), 1e38, np.float32)
+    _core_testing.head_lengths(huge, huge, measured[:1, :1], 1.0, heads)
+    assert np.isnan(huge).all()
+    with pytest.raises(ValueError, match="do not fit together"):
+        _core_testing.head_lengths(out, x, measured, 1.0, heads + 1 if width == 1 else heads * width + 1)
+
+
 def test_bias_of_attention_is_a_part_of_a_larger_one() -> None:
     q, k, v, bias = normal(2, 3, 8), normal(2, 5, 8, seed=1), normal(2, 5, 8, seed=2), normal(2, 3, 9, seed=3)
     found, expected = np.empty_like(q), np.empty_like(q)
     attention(found, q, k, v, heads=2, scale=0.5, bias=bias[..., :5])
     attention(expected, q, k, v, heads=2, scale=0.5, bias=np.ascontiguousarray(bias[..., :5]))
+    np.testing.assert_array_equal(found, expected)
+    attention(found, q, k, v, heads=2, scale=0.5, bias=bias[:1, :, :5])
+    attention(expected, q, k, v, heads=2, scale=0.5, bias=np.repeat(bias[:1, :, :5], 2, axis=0))
     np.testing.assert_array_equal(found, expected)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -213,13 +214,44 @@ def test_notes_stand_under_the_map_that_they_concern() -> None:
 
 
 def test_very_wide_pictures_stand_below_each_other() -> None:
-    figure = result(2, size=(20, 120)).figure("questions", colorbar=False)
+    figure = result(2, size=(20, 120), seen=None).figure("questions", colorbar=False)
     boxes = [axes.get_position() for axes in figure.axes]
     assert len({round(box.x0, 6) for box in boxes}) == 1
     assert boxes[0].y0 > boxes[1].y1 > boxes[2].y1
     assert boxes[0].width * figure.get_figwidth() > 7
-    beside = result(2, size=(20, 120)).figure("questions", columns=3)
+    beside = result(2, size=(20, 120), seen=None).figure("questions", columns=3)
     assert len({round(axes.get_position().y0, 6) for axes in beside.axes[:3]}) == 1
+
+
+@pytest.mark.parametrize("size", [(20, 120), (120, 20)])
+def test_of_a_long_picture_the_part_that_was_seen_is_drawn_large(size: tuple[int, int]) -> None:
+    seen = Region(50.0, 0.0, 70.0, 20.0) if size[0] < size[1] else Region(0.0, 50.0, 20.0, 70.0)
+    figure = result(1, size=size, seen=seen).figure("overlay")
+    axes = figure.axes[0]
+    long = axes.get_xlim() if size[0] < size[1] else axes.get_ylim()[::-1]
+    assert long == (45.0, 75.0)
+    assert any("the rest of the picture is cut off here" in text.get_text() for text in figure.texts)
+    whole = result(1, size=(40, 110)).figure("overlay")
+    assert whole.axes[0].get_xlim() == (0.0, 110.0)
+    assert not any("cut off" in text.get_text() for text in whole.texts)
+
+
+def test_contours_lie_where_the_map_is_high() -> None:
+    shown = result(1)
+    figure = shown.figure("overlay", contours=True)
+    lines = [kind for kind in figure.axes[0].collections if isinstance(kind, ContourSet)]
+    assert len(lines) == 1
+    points = np.concatenate([path.vertices for path in lines[0].get_paths()])
+    box = shown.top_patches(1)[0][0]
+    assert (points[:, 0] > box.left - 10).all()
+    assert (points[:, 0] < box.right + 10).all()
+    assert (points[:, 1] > box.top - 10).all()
+    assert (points[:, 1] < box.bottom + 10).all()
+    assert any("a quarter, a half and three quarters" in text.get_text() for text in figure.texts)
+    pale = np.full((1, 3, 4), 1 / 12, np.float32)
+    flat = result(1, maps=pale, word_maps=None, words=None, block_maps=None).figure("overlay", contours=True)
+    drawn = [kind for kind in flat.axes[0].collections if isinstance(kind, ContourSet)]
+    assert all(len(path.vertices) == 0 for kind in drawn for path in kind.get_paths())
 
 
 def test_the_bar_stands_in_the_middle_of_all_rows() -> None:

@@ -117,6 +117,69 @@ def test_t5_reaches_past_the_largest_distance(tokens: int) -> None:
     assert_states_match(t5_encoder(model), model, *ragged(37, 2, tokens, 1))
 
 
+# ---- T5 behind a picture ----
+
+
+def picture_encoder(model: torch.nn.Module, width: int, **options: Any) -> tuple[_core.T5Encoder, dict[str, np.ndarray]]:
+    """A T5 that takes pictures `width` wide, and what it does so with."""
+    rng, config = np.random.default_rng(5), model.config
+    own = {
+        "encoder.embed_tokens.weight": rng.standard_normal((config.vocab_size, config.d_model)),
+        "translation_mlp.layers.0.weight": rng.standard_normal((config.d_model, width)) / width**0.5,
+        "translation_mlp.layers.0.bias": rng.standard_normal(config.d_model),
+        "translation_mlp.layers.1.weight": rng.standard_normal((config.d_model, config.d_model)) / config.d_model**0.5,
+        "translation_mlp.layers.1.bias": rng.standard_normal(config.d_model),
+    }
+    own = {name: array.astype(np.float32) for name, array in own.items()}
+    arrays = {name: array for name, array in arrays_of(model).items() if name not in own}
+    return _core.T5Encoder(config.to_dict(), as_weights({**arrays, **own}), **options), own
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("width", "picture", "words"), [(13, 1, 1), (32, 17, 5), (24, 300, 12)])
+def test_t5_behind_a_picture(width: int, picture: int, words: int, precision: str) -> None:
+    model = t5_model(7)
+    encoder, own = picture_encoder(model, width, precision=precision)
+    assert encoder.picture_width == width
+    rng = np.random.default_rng(6)
+    tokens = rng.standard_normal((picture, width), np.float32)
+    ids = rng.integers(0, 37, (1, words))
+    given = {name: torch.from_numpy(array).double() for name, array in own.items()}
+    hidden = torch.from_numpy(tokens).double() @ given["translation_mlp.layers.0.weight"].T
+    hidden = torch.relu(hidden + given["translation_mlp.layers.0.bias"]) @ given["translation_mlp.layers.1.weight"].T
+    seen = torch.cat([hidden + given["translation_mlp.layers.1.bias"], given["encoder.embed_tokens.weight"][ids[0]]])
+    with torch.no_grad():
+        expected = model.double()(inputs_embeds=seen[None]).last_hidden_state[0].numpy()
+    found = encoder.encode_picture(tokens, ids)
+    assert found.shape == (picture + words, 24)
+    tolerance = TOLERANCE if precision == "float32" else 6e-2
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+    assert np.array_equal(encoder.encode_picture(tokens, ids), found)
+
+
+def test_bad_pictures() -> None:
+    model = t5_model(7)
+    encoder, _ = picture_encoder(model, 8)
+    tokens, ids = np.zeros((3, 8), np.float32), np.ones((1, 2), np.int64)
+    for picture, words, message in (
+        (tokens[:, :7], ids, r"picture has shape \[3, 7\], expected \[tokens, 8\]"),
+        (tokens[:0], ids, "picture: no tokens"),
+        (tokens, np.ones((2, 2), np.int64), "ids: 2 rows behind one picture, expected 1"),
+        (tokens, ids + 36, "ids: row 0 holds 37 at position 0, expected 0 to 36"),
+        (tokens, ids[:, :0], "at least one token"),
+        (np.zeros((4095, 8), np.float32), ids, "a picture of 4095 tokens and 2 words, this encoder takes at most 4096"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.encode_picture(picture, words)
+    with pytest.raises(TypeError, match="ids: dtype float64, expected integers"):
+        encoder.encode_picture(tokens, ids * 1.0)
+    plain = t5_encoder(model)
+    assert plain.picture_width == 0
+    with pytest.raises(ValueError, match=r"expected \[tokens, 0\]"):
+        plain.encode_picture(tokens, ids)
+
+
 def public_t5(case: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A golden case's T5: its config, and the question path's weights with LoRA merged."""
     folder = GOLDEN / case

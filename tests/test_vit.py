@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_qavit import forward, integrated_blocks, random_model
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from qavit import _core
 
@@ -86,6 +86,29 @@ def test_clip_of_any_size_is_hugging_faces(
         assert relative(found["hidden"][i], expected.hidden_states[i]) < HIDDEN
     assert relative(found["last"], expected.last_hidden_state) < HIDDEN
     assert relative(found["pooled"], expected.pooler_output) < HIDDEN
+
+
+@pytest.mark.every_level
+def test_projection_into_the_space_of_texts() -> None:
+    config = make_config()
+    oracle = CLIPVisionModelWithProjection(CLIPVisionConfig(**config, projection_dim=20)).eval()
+    state = random_model(config, None, 0)
+    state["visual_projection.weight"] = torch.randn(20, 32)
+    oracle.load_state_dict(state)
+    images = torch.randn(3, 3, 28, 28)
+    with torch.no_grad():
+        expected = oracle(images).image_embeds
+    vit = _core.Vit(config, as_weights(state))
+    assert vit.projection_dim == 20
+    assert relative(vit.forward(images.numpy(), outputs=("projected",))["projected"], expected) < HIDDEN
+    found = vit.forward(images.numpy(), outputs=("projected", "pooled"))
+    assert relative(found["projected"], expected) < HIDDEN
+    assert relative(found["projected"], torch.from_numpy(found["pooled"]) @ state["visual_projection.weight"].T) < HIDDEN
+    del state["visual_projection.weight"]
+    plain = _core.Vit(config, as_weights(state))
+    assert plain.projection_dim == 0
+    with pytest.raises(ValueError, match="'projected' of weights without a visual_projection"):
+        plain.forward(images.numpy(), outputs=("projected",))
 
 
 @pytest.mark.every_level

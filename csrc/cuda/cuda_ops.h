@@ -186,6 +186,9 @@ void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, cons
 void qv_cuda_text_scores(qv_call *call, const qv_text_scores *scores);
 void qv_cuda_dots(qv_call *call, float *out, qv_const_rows x, qv_const_rows w, size_t Q, size_t R, size_t D);
 void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D);
+void qv_cuda_row_lengths(qv_call *call, float *out, qv_const_rows x, size_t R, size_t D);
+void qv_cuda_head_lengths(qv_call *call, qv_rows out, qv_const_rows x, const float *lengths, float factor, size_t B, size_t T,
+                          size_t H, size_t d);
 void qv_cuda_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
 
 #endif

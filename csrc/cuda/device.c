@@ -76,6 +76,8 @@ static const qv_ops table = {
     .text_scores = qv_cuda_text_scores,
     .dots = qv_cuda_dots,
     .unit_length = qv_cuda_unit_length,
+    .row_lengths = qv_cuda_row_lengths,
+    .head_lengths = qv_cuda_head_lengths,
     .mean_rows = qv_cuda_mean_rows,
 };
 

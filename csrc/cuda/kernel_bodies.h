@@ -214,21 +214,69 @@ QVK_BODY(qvk_norm_backward_row, qvk_norm_backward) {
     }
 }
 
-QVK_BODY(qvk_unit_length_row, qvk_unit_length) {
-    float *x = p->x + QVK_BLOCK * p->D;
+/* The sum of squares of x [D]. */
+QVK_FUNCTION float qvk_squares(const float *x, size_t D QVK_AT) {
     QVK_PRIVATE(part);
     QVK_THREADS(t) {
         float sum = 0.0f;
-        for (size_t i = t; i < p->D; i += QVK_WIDTH) {
+        for (size_t i = t; i < D; i += QVK_WIDTH) {
             sum += x[i] * x[i];
         }
         QVK_MINE(part) = sum;
     }
-    const float squares = QVK_BLOCK_SUM(part), length = sqrtf(squares);
+    return QVK_BLOCK_SUM(part);
+}
+
+QVK_BODY(qvk_unit_length_row, qvk_unit_length) {
+    float *x = p->x + QVK_BLOCK * p->D;
+    const float squares = qvk_squares(x, p->D QVK_HERE), length = sqrtf(squares);
     const float inverse = 1.0f / fmaxf(length, 1e-12f) + 0.0f * squares;
     QVK_THREADS(t) {
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {
             x[i] *= inverse;
+        }
+    }
+}
+
+QVK_BODY(qvk_row_length, qvk_row_lengths) {
+    const float length = sqrtf(qvk_squares(p->x.at + QVK_BLOCK * p->x.ld, p->D QVK_HERE));
+    QVK_THREADS(t) {
+        if (t == 0) {
+            p->out[QVK_BLOCK] = length;
+        }
+    }
+}
+
+/* Groups of 16 threads take the heads of a row in turn. */
+QVK_BODY(qvk_head_lengths_row, qvk_head_lengths) {
+    const float *x = p->x.at + QVK_BLOCK * p->x.ld, *lengths = p->lengths + QVK_BLOCK / p->T * p->T;
+    float *out = p->out.at + QVK_BLOCK * p->out.ld;
+    QVK_PRIVATE(part);
+    QVK_PRIVATES(squares, 1);
+    QVK_THREADS(t) {
+        float sum = 0.0f;
+        for (size_t i = t; i < p->T; i += QVK_WIDTH) {
+            sum += lengths[i];
+        }
+        QVK_MINE(part) = sum;
+    }
+    const float wanted = sqrtf(p->factor * QVK_BLOCK_SUM(part) / (float)p->T);
+    for (size_t first = 0; first < p->H; first += QVK_WIDTH / QVK_SIDE) {
+        QVK_THREADS(t) {
+            const size_t h = first + t / QVK_SIDE;
+            float sum = 0.0f;
+            for (size_t i = t % QVK_SIDE; h < p->H && i < p->d; i += QVK_SIDE) {
+                sum += x[h * p->d + i] * x[h * p->d + i];
+            }
+            QVK_OURS(squares, 0) = sum;
+        }
+        QVK_GROUP_SUM(squares, 0);
+        QVK_THREADS(t) {
+            const size_t h = first + t / QVK_SIDE;
+            const float sum = QVK_OURS(squares, 0), scale = wanted / fmaxf(sqrtf(sum), 1e-12f) + 0.0f * sum;
+            for (size_t i = t % QVK_SIDE; h < p->H && i < p->d; i += QVK_SIDE) {
+                out[h * p->d + i] = x[h * p->d + i] * scale;
+            }
         }
     }
 }

@@ -165,6 +165,22 @@ typedef struct {
     size_t D;
 } qvk_unit_length;
 
+/* out [R] = length of each row; a block a row. */
+typedef struct {
+    float *out;
+    qv_const_rows x;
+    size_t D;
+} qvk_row_lengths;
+
+/* Each head of x to the length sqrt(factor mean(lengths of its b)); a block a row of the B T. */
+typedef struct {
+    qv_rows out;
+    qv_const_rows x;
+    const float *lengths; /* [B, T] */
+    float factor;
+    size_t T, H, d;
+} qvk_head_lengths;
+
 /* out [D] = mean of R rows; `chunks` blocks in all. */
 typedef struct {
     float *out;
@@ -193,6 +209,8 @@ typedef struct {
     X(DOTS, qvk_dots_row, qvk_dots)                                    \
     X(GRADCAM, qvk_gradcam_chunk, qvk_gradcam)                         \
     X(UNIT_LENGTH, qvk_unit_length_row, qvk_unit_length)               \
+    X(ROW_LENGTHS, qvk_row_length, qvk_row_lengths)                     \
+    X(HEAD_LENGTHS, qvk_head_lengths_row, qvk_head_lengths)             \
     X(MEAN_ROWS, qvk_mean_rows_chunk, qvk_mean_rows)
 
 #define QVK_ID(id, body, parameters) QVK_##id,

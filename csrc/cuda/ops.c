@@ -360,6 +360,17 @@ void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D) {
     qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_UNIT_LENGTH, &p, R, qv_cuda_row_threads(D), 0);
 }
 
+void qv_cuda_row_lengths(qv_call *call, float *out, qv_const_rows x, size_t R, size_t D) {
+    qvk_row_lengths p = {out, x, D};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ROW_LENGTHS, &p, R, qv_cuda_row_threads(D), 0);
+}
+
+void qv_cuda_head_lengths(qv_call *call, qv_rows out, qv_const_rows x, const float *lengths, float factor, size_t B, size_t T,
+                          size_t H, size_t d) {
+    qvk_head_lengths p = {out, x, lengths, factor, T, H, d};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_HEAD_LENGTHS, &p, B * T, qv_cuda_row_threads(H * d), 0);
+}
+
 void qv_cuda_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D) {
     qvk_mean_rows p = {out, x, R, D};
     qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_MEAN_ROWS, &p, qv_cuda_chunks(D), QVK_MAX_THREADS, 0);

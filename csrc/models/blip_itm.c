@@ -1,16 +1,20 @@
-/* BLIP image-text matching (Li et al., arXiv 2201.12086; code salesforce/LAVIS).
+/* BLIP image-text matching (Li et al., arXiv 2201.12086; code salesforce/LAVIS), and ALBEF's (Li et al., arXiv 2107.07651).
  *
  * 1. image: the vision transformer (models/vit.h), S = 1 + P tokens, all normed; once an image
  * 2. each text block's cross-attention keys and values, from those tokens; once an image
- * 3. text (blip_text.c): word + position embeddings, layer norm; the first token is [ENC] (matching) or [CLS] (contrastive)
- * 4. L blocks (models/block.h), norms last: self-attention, cross-attention to the image, feed-forward;
- *    the contrastive pass leaves the cross-attention out and stops after "fusion_layer" blocks where the config has that
- *    key; in the last block only token 0 is a query
- * 5. itm_head on token 0: two logits; or text_proj and vision_proj on token 0, each to unit length */
+ * 3. text (blip_text.c): word + position (ALBEF: + token type 0) embeddings, layer norm; BLIP's first token is [ENC] for
+ *    matching, else [CLS]
+ * 4. L blocks (models/block.h), norms last: self-attention, cross-attention to the image (ALBEF: from block "fusion_layer"
+ *    on), feed-forward; the contrastive pass leaves the cross-attention out and stops after "fusion_layer" blocks; in the
+ *    last block only token 0 is a query
+ * 5. itm_head on token 0: two logits; or text_proj and vision_proj on token 0, each to unit length
+ *
+ * BLIP-VQA's question encoder is the same without step 5: what its last block leaves of all tokens is read by a decoder. */
 #include "models/blip_itm.h"
 
 #include "models/bert.h"
 #include "models/planned.h"
+#include "models/qformer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -18,6 +22,8 @@
 #define LAYERS "text_encoder.encoder.layer."
 #define WORDS "text_encoder.embeddings.word_embeddings.weight"
 #define POSITIONS "text_encoder.embeddings.position_embeddings.weight"
+#define TOKEN_TYPES "text_encoder.embeddings.token_type_embeddings.weight"
+#define QUERIES "query_tokens"
 
 /* ---- weights ---- */
 
@@ -39,10 +45,6 @@ static qv_status find_sizes(qv_blip_config *c, qv_loader *loader) {
         return qv_fail(loader->err, QV_ERR_VALUE, "BLIP: a text encoder of %zu blocks, width %zu is not one this core runs",
                        c->L, c->D);
     }
-    c->text_blocks = c->text_blocks == SIZE_MAX ? c->L : c->text_blocks;
-    if (c->text_blocks > c->L) {
-        return qv_fail(loader->err, QV_ERR_VALUE, "text config: fusion_layer %zu of %zu blocks", c->text_blocks, c->L);
-    }
     if (c->D % c->H != 0) {
         return qv_fail(loader->err, QV_ERR_VALUE, "text config: hidden_size %zu is not a multiple of the %zu heads", c->D,
                        c->H);
@@ -50,16 +52,75 @@ static qv_status find_sizes(qv_blip_config *c, qv_loader *loader) {
     return QV_OK;
 }
 
+static bool has_cross(qv_loader *loader, size_t l) {
+    char stem[64];
+    snprintf(stem, sizeof stem, LAYERS "%zu.", l);
+    return qv_load_has(loader, stem, "crossattention.self.query.weight");
+}
+
+/* Which blocks attend to the image: all from the first that does on, or with queries every so many. */
+static qv_status find_cross(qv_blip *model, qv_loader *loader) {
+    qv_blip_config *c = &model->config;
+    size_t first = 0, step = 1;
+    while (first < c->L && !has_cross(loader, first)) {
+        first++;
+    }
+    first = first < c->L ? first : 0; /* none: block 0's are missing */
+    while (model->queries != 0 && first + step < c->L && !has_cross(loader, first + step)) {
+        step++;
+    }
+    model->cross_first = first;
+    model->cross_step = step;
+    model->cross_count = (c->L - first + step - 1) / step;
+    c->text_blocks = c->text_blocks != SIZE_MAX ? c->text_blocks : first != 0 ? first : c->L;
+    if (c->text_blocks > c->L) {
+        return qv_fail(loader->err, QV_ERR_VALUE, "text config: fusion_layer %zu of %zu blocks", c->text_blocks, c->L);
+    }
+    return QV_OK;
+}
+
+bool qv_blip_attends(const qv_blip *model, size_t l) {
+    return l >= model->cross_first && (l - model->cross_first) % model->cross_step == 0;
+}
+
+/* The second logit's weights; with queries, of whose logits the mean is taken, over their number. */
+static void load_match(qv_blip *model, qv_loader *loader) {
+    size_t D = model->config.D;
+    const qv_tensor *weights = qv_load_tensor(loader, "", "itm_head.weight", 2, D);
+    float *row = qv_load_allocate(loader, D, sizeof *row, "the matching head");
+    if (row != NULL && weights != NULL) {
+        qv_tensor_read(row, weights, D, D);
+        for (size_t k = 0; k < D && model->queries != 0; k++) {
+            row[k] /= (float)model->queries;
+        }
+        loader->status = qv_vector_copy(model->ops, &model->match, row, D, "the matching head", loader->err);
+    }
+    qv_free(row);
+}
+
 static void load_heads(qv_blip *model, qv_loader *loader) {
     static const char *const itm = "itm_head", *const text = "text_proj", *const vision = "vision_proj";
-    size_t D = model->config.D, width = model->vision.config.D;
+    size_t D = model->config.D, width = model->queries != 0 ? D : model->vision.config.D;
+    if (model->config.question_encoder) {
+        return;
+    }
     qv_load_linear(loader, &model->itm_head, "", &itm, 1, 2, D, QV_BIAS);
-    qv_load_vector(loader, &model->match, "", "itm_head.weight", 2, D);
+    load_match(model, loader);
     model->projection = qv_load_size(loader, "", "text_proj.weight", 0);
     if (model->projection != 0) {
         qv_load_linear(loader, &model->text_projection, "", &text, 1, model->projection, D, QV_BIAS);
         qv_load_linear(loader, &model->vision_projection, "", &vision, 1, model->projection, width, QV_BIAS);
     }
+}
+
+/* The feed-forward of block l that the queries go through. */
+static void load_query_part(qv_blip *model, qv_loader *loader, size_t l, const char *stem) {
+    static const char *const hidden = "intermediate_query.dense", *const output = "output_query.dense";
+    const qv_blip_config *c = &model->config;
+    qv_block *block = &model->query_blocks[l];
+    qv_load_linear(loader, &block->hidden, stem, &hidden, 1, c->F, c->D, QV_BIAS);
+    qv_load_linear(loader, &block->output, stem, &output, 1, c->D, c->F, QV_BIAS);
+    qv_load_norm(loader, &block->norm2, stem, "output_query.LayerNorm", QV_LAYER_NORM, c->D, c->eps);
 }
 
 static void load_text(qv_blip *model, qv_loader *loader) {
@@ -71,11 +132,23 @@ static void load_text(qv_blip *model, qv_loader *loader) {
     };
     qv_load_table(loader, &model->words, WORDS, c->vocabulary, c->D);
     qv_load_table(loader, &model->positions, POSITIONS, c->positions, c->D);
+    size_t types = qv_load_size(loader, "", TOKEN_TYPES, 0);
+    if (types != 0) {
+        qv_load_table(loader, &model->token_types, TOKEN_TYPES, types, c->D);
+    }
     qv_load_norm(loader, &model->embedding_norm, "text_encoder.", "embeddings.LayerNorm", QV_LAYER_NORM, c->D, c->eps);
+    if (model->queries != 0) {
+        qv_load_vector(loader, &model->query_tokens, "", QUERIES, model->queries, c->D);
+    }
     for (size_t l = 0; l < c->L; l++) {
         char stem[64];
+        qv_block_kind kind = model->kind;
+        kind.cross_width = qv_blip_attends(model, l) ? kind.cross_width : 0;
         snprintf(stem, sizeof stem, LAYERS "%zu.", l);
-        qv_block_load(loader, &model->blocks[l], &model->kind, &qv_bert_block_names, stem);
+        qv_block_load(loader, &model->blocks[l], &kind, &qv_bert_block_names, stem);
+        if (model->queries != 0) {
+            load_query_part(model, loader, l, stem);
+        }
     }
     qv_load_next_block(loader);
     load_heads(model, loader);
@@ -84,7 +157,11 @@ static void load_text(qv_blip *model, qv_loader *loader) {
 qv_status qv_blip_load(qv_blip *model, const qv_blip_config *config, qv_loader *loader) {
     const qv_ops *ops = loader->ops;
     *model = (qv_blip){.config = *config, .ops = ops, .arenas.memory = ops->memory, .images.memory = ops->memory};
+    model->queries = qv_load_size(loader, "", QUERIES, 0);
     loader->status = find_sizes(&model->config, loader);
+    if (loader->status == QV_OK) {
+        loader->status = find_cross(model, loader);
+    }
     if (loader->status != QV_OK) {
         return loader->status;
     }
@@ -97,11 +174,13 @@ qv_status qv_blip_load(qv_blip *model, const qv_blip_config *config, qv_loader *
     if (status != QV_OK) {
         return status;
     }
-    model->blocks = qv_load_allocate(loader, model->config.L, sizeof *model->blocks, "the blocks of BLIP's text encoder");
+    size_t L = model->config.L, parts = model->queries != 0 ? 2 * L : L;
+    model->blocks = qv_load_allocate(loader, parts, sizeof *model->blocks, "the blocks of a text encoder");
     if (model->blocks == NULL) {
         qv_vit_free(&model->vision);
         return loader->status;
     }
+    model->query_blocks = model->blocks + L;
     load_text(model, loader);
     status = qv_load_finish(loader, "BLIP image-text matching");
     if (status != QV_OK) {
@@ -114,7 +193,7 @@ void qv_blip_free(qv_blip *model) {
     if (model->blocks == NULL) {
         return;
     }
-    for (size_t l = 0; l < model->config.L; l++) {
+    for (size_t l = 0; l < (model->queries != 0 ? 2 : 1) * model->config.L; l++) {
         qv_block_free(model->ops, &model->blocks[l]);
     }
     qv_free(model->blocks);
@@ -125,6 +204,7 @@ void qv_blip_free(qv_blip *model) {
     }
     qv_norm_free(model->ops, &model->embedding_norm);
     qv_vector_free(model->ops, &model->match);
+    qv_vector_free(model->ops, &model->query_tokens);
     qv_arena_cache_clear(&model->arenas);
     qv_arena_cache_clear(&model->images);
     qv_vit_free(&model->vision);
@@ -135,7 +215,7 @@ void qv_blip_free(qv_blip *model) {
 qv_status qv_blip_image_allocate(qv_blip_image *image, const qv_blip *model, qv_error *err) {
     size_t S = model->vision.T, width = model->vision.config.D, cross, total, bytes;
     *image = (qv_blip_image){.S = S};
-    if (!qv_multiply_size(S * model->config.L, 2 * model->config.D, &cross) || !qv_add_size(cross, S * width, &total) ||
+    if (!qv_multiply_size(S * model->cross_count, 2 * model->config.D, &cross) || !qv_add_size(cross, S * width, &total) ||
         !qv_multiply_size(total, sizeof(float), &bytes) ||
         !qv_keep(&image->memory, (qv_arena_cache *)&model->images, bytes)) {
         return qv_fail_memory(err, "an image's keys and values");
@@ -154,10 +234,7 @@ void qv_blip_image_free(qv_blip_image *image, const qv_blip *model) {
 
 qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
                               const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err) {
-    qv_vit_request request = {.images = pixels,
-                              .pictures = pixels == NULL ? picture : NULL,
-                              .preprocessing = how,
-                              .image_count = 1,
+    qv_vit_request request = {.images = {pixels, pixels == NULL ? picture : NULL, how, 1},
                               .embeddings = image->embeddings};
     return qv_vit_forward(&model->vision, call, &request, err);
 }
@@ -202,9 +279,10 @@ static qv_status run_cross(void *state, qv_call *call, qv_error *err) {
     size_t S = pass->image->S, D = model->config.D;
     const qv_const_rows embeddings = {pass->image->embeddings, model->vision.config.D};
     (void)err;
-    for (size_t l = 0; l < model->config.L; l++) {
-        qv_rows kv = {pass->image->cross + l * S * 2 * D, 2 * D};
-        call->ops->linear(call, kv, embeddings, &model->blocks[l].cross_kv, 0, 2 * D, NULL, S);
+    for (size_t i = 0; i < model->cross_count; i++) {
+        const qv_block *block = &model->blocks[model->cross_first + i * model->cross_step];
+        qv_rows kv = {pass->image->cross + i * S * 2 * D, 2 * D};
+        call->ops->linear(call, kv, embeddings, &block->cross_kv, 0, 2 * D, NULL, S);
     }
     return QV_OK;
 }
@@ -245,5 +323,8 @@ qv_status qv_blip_image_features(const qv_blip *model, qv_call *call, float *out
     static const qv_planned planned = {"an image's features", plan_features, run_features};
     image_pass pass = {.model = model, .image = image, .out = out};
     qv_status status = qv_blip_need_projection(model, err);
+    if (status == QV_OK && model->queries != 0) {
+        return qv_qformer_image_features(model, call, out, image, err);
+    }
     return status == QV_OK ? qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err) : status;
 }

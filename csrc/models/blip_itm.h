@@ -1,4 +1,5 @@
-/* BLIP image-text matching: a vision transformer, and BERT whose blocks also attend to the image. */
+/* Image-text matching of BLIP, ALBEF and BLIP-2: a vision transformer, and BERT that also attends to the image, in each of its
+ * blocks, in the last ones, or in every second one for learned queries in front of the text. */
 #ifndef QV_MODELS_BLIP_ITM_H
 #define QV_MODELS_BLIP_ITM_H
 
@@ -10,7 +11,10 @@ typedef struct {
     qv_vit_config vision;
     size_t H;
     size_t D, L, F, vocabulary, positions;
-    size_t text_blocks; /* blocks of the contrastive pass, "fusion_layer"; SIZE_MAX: all */
+    size_t text_blocks; /* blocks of the contrastive pass, "fusion_layer"; SIZE_MAX: those in front of the first with
+                           cross-attention, and all where that is the first */
+    size_t closing;     /* tokens behind a question's words: 1, its [SEP], or 0 */
+    bool question_encoder; /* BLIP-VQA's question encoder: no heads, and the states of all tokens leave the last block */
     float eps;
     qv_activation activation;
 } qv_blip_config;
@@ -21,11 +25,16 @@ typedef struct {
     const qv_ops *ops;
     qv_vit vision;
     qv_block_kind kind;
+    size_t cross_first, cross_step, cross_count; /* blocks with cross-attention: every cross_step-th from cross_first on */
     qv_tensor words, positions; /* [vocabulary, D], [positions, D] */
+    qv_tensor token_types;      /* [., D], of which all tokens are the first; data NULL: none */
     qv_norm embedding_norm;
     qv_block *blocks; /* [L] */
-    qv_linear itm_head; /* D -> 2 */
-    qv_vector match;    /* [2, D]: its weights in float32, which the gradient begins with */
+    size_t queries;   /* n, of BLIP-2's Q-Former (qformer.c); 0: there are none, the text attends to the image itself */
+    qv_vector query_tokens; /* [n, D] */
+    qv_block *query_blocks; /* [L]: hidden, output and norm2, through which the queries go */
+    qv_linear itm_head;     /* D -> 2 */
+    qv_vector match;        /* [D]: what the gradient of the second logit is of each row that reaches the head */
     size_t projection;  /* width of the joint space of the contrastive heads; 0: the weights have none */
     qv_linear vision_projection, text_projection;
     qv_arena_cache arenas;
@@ -36,13 +45,15 @@ typedef struct {
  * salesforce/LAVIS calls them. On failure nothing is held. */
 qv_status qv_blip_load(qv_blip *model, const qv_blip_config *config, qv_loader *loader);
 void qv_blip_free(qv_blip *model);
+/* Whether block l has cross-attention. */
+bool qv_blip_attends(const qv_blip *model, size_t l);
 
 /* ---- the image ---- */
 
 /* What every question on an image shares, in one block of memory: S = 1 + P image tokens, class token first. */
 typedef struct {
     float *embeddings; /* [S, image width]; both in the ops' memory */
-    float *cross;      /* [L, S, 2 D]: keys, then values, of each block's cross-attention */
+    float *cross;      /* [cross_count, S, 2 D]: keys, then values, of each block's cross-attention */
     size_t S;
     qv_kept memory;
 } qv_blip_image;
@@ -59,7 +70,7 @@ qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image
                               const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err);
 /* cross from embeddings */
 qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *image, qv_error *err);
-/* The contrastive head's unit vector: out [projection] */
+/* The contrastive head's unit vector: out [projection]; of each query, where there are any: [queries, projection] */
 qv_status qv_blip_image_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
                                  qv_error *err);
 /* QV_ERR_VALUE where the weights have no contrastive heads. */
@@ -79,6 +90,9 @@ qv_status qv_blip_check_questions(const qv_blip *model, const qv_blip_questions 
 /* logits [Q, 2]: no match, match */
 qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_image *image,
                         const qv_blip_questions *questions, qv_error *err);
+/* Of a question encoder, the states of all tokens: out [R, D] */
+qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
+                                   const qv_blip_questions *questions, qv_error *err);
 /* The contrastive head's unit vectors: out [Q, projection] */
 qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_questions *questions,
                                 qv_error *err);
@@ -86,16 +100,19 @@ qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out,
 /* ---- GradCAM (blip_gradcam.c) ---- */
 
 typedef struct {
-    float *maps;   /* [Q, P]: the mean over a question's words */
-    float *tokens; /* [R, P]: each token's own, or NULL */
-    float *logits; /* [Q, 2] */
+    float *maps;   /* [Q, P]: the mean over a question's words, or queries */
+    float *tokens; /* [R, P]: each token's own, or [Q queries, P]: each query's; or NULL */
+    float *logits; /* [Q, 2], or NULL: a question encoder has none */
 } qv_gradcam_maps;
 
 /* With A the cross-attention probabilities of `block` [H, R, S] and G the gradient of logits[:, 1] with respect to them:
  * a token's map is the mean over heads of A max(G, 0) over the patches; a question's is the mean over its words, the
- * tokens between the first and the last. A question without words has its first token's map.
- * QV_ERR_VALUE where there is no such block, and for the last one: only token 0 reaches the head from there. */
+ * tokens behind the first and in front of the closing one, or over the queries in their place. A question without words has
+ * its first token's map.
+ * Of a question encoder G is what follows from d_states [R, D], the gradient of the states that leave the last block.
+ * QV_ERR_VALUE where there is no such block or no cross-attention in it, and for the last one of a matcher without queries:
+ * only token 0 reaches the head from there. */
 qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
-                          const qv_blip_questions *questions, size_t block, qv_error *err);
+                          const qv_blip_questions *questions, size_t block, const float *d_states, qv_error *err);
 
 #endif

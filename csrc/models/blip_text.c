@@ -1,14 +1,16 @@
-/* The text half of BLIP image-text matching (Li et al., arXiv 2201.12086): BERT whose blocks also attend to the image.
+/* The text half of image-text matching (BLIP: Li et al., arXiv 2201.12086): BERT whose blocks also attend to the image. With
+ * queries in front of the text, what attends to the image is in qformer.c.
  *
  * 1. h [R, D] = layer_norm(word[ids] + position), of all questions one after another without padding, so that a question's
  *    numbers do not depend on its neighbours
  * 2. L blocks (models/block.h), norms last; all queries of all questions attend to the image in one call, since they share
  *    its keys; in the last block only token 0 of each question is a query
  * 3. a head on token 0: itm_head, two logits; or text_proj, a unit vector, of a pass without the image that stops after
- *    text_blocks blocks */
+ *    text_blocks blocks; a question encoder has none, and all its tokens are queries in the last block, too */
 #include "models/blip_text.h"
 
 #include "models/planned.h"
+#include "models/qformer.h"
 #include "models/text_encoder.h"
 
 /* Rows of text that go through a layer together. */
@@ -33,44 +35,51 @@ qv_status qv_blip_check_questions(const qv_blip *model, const qv_blip_questions 
     return QV_OK;
 }
 
-size_t qv_blip_chunk_end(const qv_blip_questions *questions, size_t from) {
-    size_t to = from + 1;
-    while (to < questions->Q && questions->start[to + 1] - questions->start[from] <= CHUNK_ROWS) {
-        to++;
+qv_blip_questions qv_blip_chunk(const qv_blip *model, const qv_blip_questions *questions, size_t from) {
+    const size_t *start = questions->start + from;
+    size_t Q = 1;
+    while (from + Q < questions->Q && start[Q + 1] - start[0] + (Q + 1) * model->queries <= CHUNK_ROWS) {
+        Q++;
     }
-    return to;
+    return (qv_blip_questions){Q, questions->ids, start};
 }
 
-qv_blip_questions qv_blip_chunk(const qv_blip_questions *questions, size_t from) {
-    size_t to = qv_blip_chunk_end(questions, from);
-    return (qv_blip_questions){to - from, questions->ids, questions->start + from};
-}
-
-void qv_blip_chunk_sizes(const qv_blip_questions *questions, size_t *Q, size_t *R) {
+void qv_blip_chunk_sizes(const qv_blip *model, const qv_blip_questions *questions, size_t *Q, size_t *R) {
     *Q = 0;
     *R = 0;
-    for (size_t from = 0, to; from < questions->Q; from = to) {
-        to = qv_blip_chunk_end(questions, from);
-        size_t rows = questions->start[to] - questions->start[from];
-        *Q = to - from > *Q ? to - from : *Q;
+    for (size_t from = 0; from < questions->Q;) {
+        const qv_blip_questions chunk = qv_blip_chunk(model, questions, from);
+        size_t rows = chunk.start[chunk.Q] - chunk.start[0];
+        *Q = chunk.Q > *Q ? chunk.Q : *Q;
         *R = rows > *R ? rows : *R;
+        from += chunk.Q;
     }
 }
 
 /* ---- the text half ---- */
 
 qv_blip_text_plan qv_blip_plan_text(qv_arena *arena, const qv_blip *model, size_t Q, size_t R, size_t keep_from) {
-    size_t D = model->config.D, L = model->config.L;
+    size_t D = model->config.D, L = model->config.L, queries = Q * model->queries, rows = queries + R;
     qv_blip_text_plan plan;
     plan.blocks = qv_arena_take_host(arena, L, sizeof *plan.blocks);
     plan.positions = qv_arena_take_host(arena, R, sizeof *plan.positions);
-    plan.h = qv_arena_floats(arena, R * D);
+    plan.types = qv_arena_take_host(arena, R, sizeof *plan.types);
+    plan.start = qv_arena_take_host(arena, queries != 0 ? Q + 1 : 0, sizeof *plan.start);
+    plan.h = qv_arena_floats(arena, rows * D);
     plan.class_rows = qv_arena_floats(arena, Q * D);
-    qv_block_activations shared = qv_block_plan(arena, &model->kind, R, 0);
+    plan.attended = qv_arena_floats(arena, queries != 0 ? rows * D : 0);
+    plan.shared = qv_block_plan(arena, &model->kind, rows, 0);
+    qv_block_activations passing = plan.shared;
+    if (queries != 0) { /* q, k and v lie by questions when they are attended with, and were made elsewhere */
+        float *qkv = qv_arena_take(arena, rows, 3 * D * sizeof(float));
+        passing.q = (qv_rows){qkv, 3 * D};
+        passing.kv = (qv_rows){qkv != NULL ? qkv + D : NULL, 3 * D};
+    }
     for (size_t l = 0; l < L; l++) {
-        qv_block_activations block = shared;
+        qv_block_activations block = passing;
         if (l >= keep_from) {
-            block = qv_block_plan_kept(arena, &model->kind, &shared, R, l + 1 == L ? Q : R);
+            size_t own = queries != 0 ? queries : Q; /* of a last block: what reaches the head */
+            block = qv_block_plan_kept(arena, &model->kind, &plan.shared, rows, qv_blip_one_query(model, l, L) ? own : rows);
         }
         if (plan.blocks != NULL) {
             plan.blocks[l] = block;
@@ -79,39 +88,42 @@ qv_blip_text_plan qv_blip_plan_text(qv_arena *arena, const qv_blip *model, size_
     return plan;
 }
 
-size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t R) {
-    size_t keys = model->vision.T > model->config.positions ? model->vision.T : model->config.positions;
+size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t Q, size_t R) {
+    size_t tokens = model->queries + model->config.positions, keys = model->vision.T > tokens ? model->vision.T : tokens;
     /* The gradient of keys and values is as wide as both. */
     size_t depth = qv_block_depth(&model->kind), both = 2 * model->config.D;
-    return model->ops->scratch_bytes(call->lanes, R, depth > both ? depth : both, keys, model->kind.d);
+    return model->ops->scratch_bytes(call->lanes, R + Q * model->queries, depth > both ? depth : both, keys, model->kind.d);
 }
 
 qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *image, size_t l) {
     qv_cross_states cross = {NULL, 0};
-    if (image != NULL) {
-        cross = (qv_cross_states){image->cross + l * image->S * 2 * model->config.D, image->S};
+    if (image != NULL && qv_blip_attends(model, l)) {
+        size_t place = (l - model->cross_first) / model->cross_step;
+        cross = (qv_cross_states){image->cross + place * image->S * 2 * model->config.D, image->S};
     }
     return cross;
 }
 
-qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool last) {
-    return (qv_sequences){.B = questions->Q, .start = questions->start, .one_query = last};
+qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool one_query) {
+    return (qv_sequences){.B = questions->Q, .start = questions->start, .queries = one_query ? 1 : 0};
 }
 
-/* h = the embeddings of all tokens */
-static void embed(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_questions *questions,
-                  size_t R) {
-    size_t D = model->config.D, first = questions->start[0];
-    const qv_tensor *tables[] = {&model->words, &model->positions};
-    const int32_t *ids[] = {questions->ids + first, plan->positions};
-    const qv_rows h = {plan->h, D};
+bool qv_blip_one_query(const qv_blip *model, size_t l, size_t end) {
+    return l + 1 == end && !model->config.question_encoder;
+}
+
+void qv_blip_embed_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, float *x, float *spare,
+                        const qv_blip_questions *questions) {
+    size_t first = questions->start[0], R = questions->start[questions->Q] - first;
+    const qv_tensor *tables[] = {&model->words, &model->positions, &model->token_types};
+    const int32_t *ids[] = {questions->ids + first, plan->positions, plan->types};
     for (size_t q = 0; q < questions->Q; q++) {
         for (size_t i = questions->start[q]; i < questions->start[q + 1]; i++) {
             plan->positions[i - first] = (int32_t)(i - questions->start[q]);
+            plan->types[i - first] = 0;
         }
     }
-    qv_text_embed(call, plan->h, plan->blocks[0].normed, tables, ids, 2, R, D);
-    call->ops->norm(call, h, qv_as_const(h), &model->embedding_norm, R);
+    qv_text_embed(call, x, spare, tables, ids, model->token_types.data != NULL ? 3 : 2, R, model->config.D);
 }
 
 /* class_rows [Q, D] = token 0 of each question in h */
@@ -126,20 +138,65 @@ void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_pl
                       const qv_blip_questions *questions) {
     size_t D = model->config.D, Q = questions->Q, R = questions->start[Q] - questions->start[0];
     size_t end = image != NULL ? model->config.L : model->config.text_blocks;
-    embed(model, call, plan, questions, R);
+    const qv_rows h = {plan->h, D};
+    if (model->queries != 0 && image != NULL) {
+        qv_qformer_run(model, call, plan, image, questions);
+        return;
+    }
+    qv_blip_embed_text(model, call, plan, plan->h, plan->shared.normed, questions);
+    call->ops->norm(call, h, qv_as_const(h), &model->embedding_norm, R);
     if (end == 0) {
         gather_first(call, plan, questions, D);
     }
     for (size_t l = 0; l < end; l++) {
-        bool last = l + 1 == end;
-        if (last) {
+        bool one = qv_blip_one_query(model, l, end);
+        if (one) {
             gather_first(call, plan, questions, D);
         }
-        const qv_block_rows rows = {{plan->h, D}, R, {last ? plan->class_rows : plan->h, D}, last ? Q : R};
-        const qv_sequences sequences = qv_blip_sequences(questions, last);
+        const qv_block_rows rows = {{plan->h, D}, R, {one ? plan->class_rows : plan->h, D}, one ? Q : R};
+        const qv_sequences sequences = qv_blip_sequences(questions, one);
         const qv_cross_states cross = qv_blip_cross_of(model, image, l);
         qv_block_run(call, &model->kind, &model->blocks[l], &plan->blocks[l], &rows, &sequences, &cross);
     }
+}
+
+/* ---- the question encoder ---- */
+
+typedef struct {
+    const qv_blip *model;
+    const qv_blip_image *image;
+    const qv_blip_questions *questions;
+    float *out;  /* [R of all, D] */
+    size_t Q, R; /* of the largest chunk */
+    qv_blip_text_plan text;
+} states_pass;
+
+static void plan_states(void *state, qv_call *call, qv_arena *arena) {
+    states_pass *pass = state;
+    pass->text = qv_blip_plan_text(arena, pass->model, pass->Q, pass->R, pass->model->config.L);
+    qv_plan_scratch(call, arena, qv_blip_scratch_bytes(pass->model, call, pass->Q, pass->R));
+}
+
+static qv_status run_states(void *state, qv_call *call, qv_error *err) {
+    const states_pass *pass = state;
+    size_t D = pass->model->config.D;
+    (void)err;
+    for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
+        const qv_blip_questions chunk = qv_blip_chunk(pass->model, pass->questions, from);
+        size_t row = chunk.start[0] - pass->questions->start[0], R = chunk.start[chunk.Q] - chunk.start[0];
+        qv_blip_run_text(pass->model, call, &pass->text, pass->image, &chunk);
+        qv_take_floats(call, pass->out + row * D, pass->text.h, R * D);
+        from += chunk.Q;
+    }
+    return QV_OK;
+}
+
+qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
+                                   const qv_blip_questions *questions, qv_error *err) {
+    static const qv_planned planned = {"the questions' activations", plan_states, run_states};
+    states_pass pass = {.model = model, .image = image, .questions = questions, .out = out};
+    qv_blip_chunk_sizes(model, questions, &pass.Q, &pass.R);
+    return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);
 }
 
 /* ---- heads ---- */
@@ -163,7 +220,7 @@ static void plan_head(void *state, qv_call *call, qv_arena *arena) {
     const qv_blip *model = pass->model;
     pass->text = qv_blip_plan_text(arena, model, pass->Q, pass->R, model->config.L);
     pass->rows = qv_output_lay_out(arena, model->ops, pass->out, pass->Q * pass->N);
-    qv_plan_scratch(call, arena, qv_blip_scratch_bytes(model, call, pass->R));
+    qv_plan_scratch(call, arena, qv_blip_scratch_bytes(model, call, pass->Q, pass->R));
 }
 
 static qv_status run_head(void *state, qv_call *call, qv_error *err) {
@@ -171,7 +228,7 @@ static qv_status run_head(void *state, qv_call *call, qv_error *err) {
     size_t N = pass->N, D = pass->model->config.D;
     (void)err;
     for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
-        const qv_blip_questions chunk = qv_blip_chunk(pass->questions, from);
+        const qv_blip_questions chunk = qv_blip_chunk(pass->model, pass->questions, from);
         qv_output rows = qv_output_part(&pass->rows, from * N, chunk.Q * N);
         qv_blip_run_text(pass->model, call, &pass->text, pass->image, &chunk);
         call->ops->linear(call, (qv_rows){rows.at, N}, (qv_const_rows){pass->text.class_rows, D}, pass->head, 0, N, NULL,
@@ -187,7 +244,7 @@ static qv_status run_head(void *state, qv_call *call, qv_error *err) {
 
 static qv_status run_heads(head_pass *pass, qv_call *call, qv_error *err) {
     static const qv_planned planned = {"the questions' activations", plan_head, run_head};
-    qv_blip_chunk_sizes(pass->questions, &pass->Q, &pass->R);
+    qv_blip_chunk_sizes(pass->model, pass->questions, &pass->Q, &pass->R);
     return qv_run_planned(call, (qv_arena_cache *)&pass->model->arenas, &planned, pass, err);
 }
 

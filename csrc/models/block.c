@@ -160,7 +160,8 @@ void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_ac
     const size_t *start = sequences->start;
     for (size_t b = 0, next; b < sequences->B; b = next) {
         /* Neighbours of one length go together. */
-        size_t length = start[b + 1] - start[b], row = start[b] - start[0], query = sequences->one_query ? b : row;
+        size_t length = start[b + 1] - start[b], row = start[b] - start[0], queries = sequences->queries;
+        size_t query = queries != 0 ? b * queries : row;
         for (next = b + 1; next < sequences->B && start[next + 1] - start[next] == length; next++) {
         }
         qv_attention attention = qv_block_attention(kind, a);
@@ -172,7 +173,7 @@ void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_ac
         attention.bias = sequences->bias;
         attention.bias_rows = sequences->bias_rows;
         attention.B = next - b;
-        attention.T = sequences->one_query ? 1 : length;
+        attention.T = queries != 0 ? queries : length;
         attention.S = length;
         call->ops->attention(call, &attention);
     }

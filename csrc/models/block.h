@@ -95,7 +95,7 @@ typedef struct {
     size_t B;
     const size_t *start;     /* [B + 1] */
     const uint8_t *key_mask; /* of all rows, 0: not seen; NULL: all seen */
-    bool one_query;          /* queries are one a sequence, else all rows */
+    size_t queries;          /* so many of each sequence, its first, are queries; 0: all rows */
     qv_const_rows bias;      /* of the scores: row h bias_rows + t is head h's of query t, or none */
     size_t bias_rows;
 } qv_sequences;
@@ -141,10 +141,19 @@ qv_block_gradients qv_block_plan_gradients(qv_arena *arena, const qv_block_kind 
 qv_attention_backward qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                                                  const qv_block_activations *a, const qv_block_gradients *g,
                                                  const qv_cross_states *cross, size_t count);
-/* The whole block: d_x of its output becomes that of its input, in which the queries are the first rows of the sequences
- * where they are not all. */
+/* The whole block: d_x of its output becomes that of its input. */
 void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                        const qv_block_gradients *g, const qv_sequences *sequences, const qv_cross_states *cross);
+/* Its steps. From d_x of the queries down to self-attention: d_attended, and in d_rows what goes past it; */
+void qv_block_backward_to_attended(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                   const qv_block_activations *a, const qv_block_gradients *g,
+                                   const qv_cross_states *cross, size_t count);
+/* d_q and d_kv of all sequences, from d_attended; */
+void qv_block_attend_backward(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
+                              const qv_block_gradients *g, const qv_sequences *sequences);
+/* d_rows [count, D] += d_q Wq; d_x [R, D] = d_k Wk + d_v Wv. */
+void qv_block_project_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                               const qv_block_gradients *g, size_t count, size_t R);
 
 /* Norm first, of one sequence of T rows that has been run, `count` of them, the first ones, as queries: any number of items,
  * gradients of different things, go back together. */

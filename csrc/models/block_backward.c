@@ -30,30 +30,55 @@ static void norm_backward(qv_call *call, const qv_block_kind *kind, const qv_blo
                              count);
 }
 
-qv_attention_backward qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
-                                                 const qv_block_activations *a, const qv_block_gradients *g,
-                                                 const qv_cross_states *cross, size_t count) {
+/* d_rows = gradient of what the feed-forward reads, from d_x, that of the block's output */
+static void feed_forward_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                  const qv_block_activations *a, const qv_block_gradients *g, size_t count) {
     const qv_ops *ops = call->ops;
-    size_t F = kind->F, inner = kind->H * kind->d;
-    qv_rows d_rows = {g->d_rows, kind->D}, d_hidden = {g->d_hidden, F}, d_attended = {g->d_attended, inner};
+    size_t F = kind->F;
+    qv_rows d_rows = {g->d_rows, kind->D}, d_hidden = {g->d_hidden, F};
     norm_backward(call, kind, g, g->d_x, a->sum2, &block->norm2, count);
     ops->linear_backward(call, d_hidden, qv_as_const(d_rows), &block->output, 0, kind->D, false, count);
     ops->activation_backward(call, g->d_hidden, g->d_hidden, a->before, kind->activation, count * F);
     ops->linear_backward(call, d_rows, qv_as_const(d_hidden), &block->hidden, 0, F, true, count);
+}
+
+qv_attention_backward qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                                 const qv_block_activations *a, const qv_block_gradients *g,
+                                                 const qv_cross_states *cross, size_t count) {
+    qv_rows d_attended = {g->d_attended, kind->H * kind->d};
+    feed_forward_backward(call, kind, block, a, g, count);
     norm_backward(call, kind, g, g->d_rows, a->cross_sum, &block->cross_norm, count);
-    ops->linear_backward(call, d_attended, qv_as_const(d_rows), &block->cross_out, 0, kind->D, false, count);
+    call->ops->linear_backward(call, d_attended, (qv_const_rows){g->d_rows, kind->D}, &block->cross_out, 0, kind->D, false,
+                               count);
     return (qv_attention_backward){
         .forward = qv_block_cross_attention(kind, a, cross, count),
         .d_out = qv_as_const(d_attended),
     };
 }
 
-/* d_q and d_kv of all sequences, from d_attended */
-static void attention_backward(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
-                               const qv_block_gradients *g, const qv_sequences *sequences) {
+void qv_block_backward_to_attended(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                   const qv_block_activations *a, const qv_block_gradients *g,
+                                   const qv_cross_states *cross, size_t count) {
+    const qv_ops *ops = call->ops;
     size_t inner = kind->H * kind->d;
+    qv_rows d_rows = {g->d_rows, kind->D}, d_q = {g->d_q, inner}, d_attended = {g->d_attended, inner};
+    if (cross->kv != NULL) {
+        qv_attention_backward attention = qv_block_backward_to_cross(call, kind, block, a, g, cross, count);
+        attention.d_q = d_q;
+        ops->attention_backward(call, &attention);
+        ops->linear_backward(call, d_rows, qv_as_const(d_q), &block->cross_q, 0, inner, true, count);
+    } else {
+        feed_forward_backward(call, kind, block, a, g, count);
+    }
+    norm_backward(call, kind, g, g->d_rows, a->sum1, &block->norm1, count);
+    ops->linear_backward(call, d_attended, qv_as_const(d_rows), &block->out, 0, kind->D, false, count);
+}
+
+void qv_block_attend_backward(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
+                              const qv_block_gradients *g, const qv_sequences *sequences) {
+    size_t inner = kind->H * kind->d, queries = sequences->queries;
     for (size_t b = 0; b < sequences->B; b++) {
-        size_t row = sequences->start[b] - sequences->start[0], query = sequences->one_query ? b : row;
+        size_t row = sequences->start[b] - sequences->start[0], query = queries != 0 ? b * queries : row;
         qv_attention_backward backward = {
             .forward = qv_block_attention(kind, a),
             .d_out = {g->d_attended + query * inner, inner},
@@ -67,31 +92,32 @@ static void attention_backward(qv_call *call, const qv_block_kind *kind, const q
         forward->v.at += row * forward->v.ld;
         forward->B = 1;
         forward->S = sequences->start[b + 1] - sequences->start[b];
-        forward->T = sequences->one_query ? 1 : forward->S;
+        forward->T = queries != 0 ? queries : forward->S;
         call->ops->attention_backward(call, &backward);
     }
 }
 
+void qv_block_project_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                               const qv_block_gradients *g, size_t count, size_t R) {
+    const qv_ops *ops = call->ops;
+    size_t D = kind->D, inner = kind->H * kind->d;
+    ops->linear_backward(call, (qv_rows){g->d_rows, D}, (qv_const_rows){g->d_q, inner}, &block->qkv, 0, inner, true, count);
+    ops->linear_backward(call, (qv_rows){g->d_x, D}, (qv_const_rows){g->d_kv, 2 * inner}, &block->qkv, inner, 2 * inner,
+                         false, R);
+}
+
 void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                        const qv_block_gradients *g, const qv_sequences *sequences, const qv_cross_states *cross) {
-    const qv_ops *ops = call->ops;
-    size_t D = kind->D, inner = kind->H * kind->d, B = sequences->B, R = sequences->start[B] - sequences->start[0];
-    size_t count = sequences->one_query ? B : R;
-    qv_rows d_rows = {g->d_rows, D}, d_x = {g->d_x, D}, d_q = {g->d_q, inner}, d_kv = {g->d_kv, 2 * inner};
-    qv_rows d_attended = {g->d_attended, inner};
-    qv_attention_backward attention = qv_block_backward_to_cross(call, kind, block, a, g, cross, count);
-    attention.d_q = d_q;
-    ops->attention_backward(call, &attention);
-    ops->linear_backward(call, d_rows, qv_as_const(d_q), &block->cross_q, 0, inner, true, count);
-    norm_backward(call, kind, g, g->d_rows, a->sum1, &block->norm1, count);
-    ops->linear_backward(call, d_attended, qv_as_const(d_rows), &block->out, 0, D, false, count);
-    attention_backward(call, kind, a, g, sequences);
-    ops->linear_backward(call, d_rows, qv_as_const(d_q), &block->qkv, 0, inner, true, count);
-    ops->linear_backward(call, d_x, qv_as_const(d_kv), &block->qkv, inner, 2 * inner, false, R);
-    for (size_t b = 0; sequences->one_query && b < B; b++) {
-        ops->add(call, g->d_x + (sequences->start[b] - sequences->start[0]) * D, g->d_rows + b * D, 1, D);
+    size_t D = kind->D, B = sequences->B, R = sequences->start[B] - sequences->start[0], queries = sequences->queries;
+    size_t count = queries != 0 ? B * queries : R;
+    qv_block_backward_to_attended(call, kind, block, a, g, cross, count);
+    qv_block_attend_backward(call, kind, a, g, sequences);
+    qv_block_project_backward(call, kind, block, g, count, R);
+    for (size_t b = 0; queries != 0 && b < B; b++) {
+        float *first = g->d_x + (sequences->start[b] - sequences->start[0]) * D;
+        call->ops->add(call, first, g->d_rows + b * queries * D, queries, D);
     }
-    if (!sequences->one_query) {
-        ops->add(call, g->d_x, g->d_rows, R, D);
+    if (queries == 0) {
+        call->ops->add(call, g->d_x, g->d_rows, R, D);
     }
 }

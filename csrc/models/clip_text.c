@@ -95,27 +95,6 @@ qv_status qv_clip_text_projected(qv_text_encoder *encoder, qv_call *call, float 
 
 /* ---- loading ---- */
 
-/* The projection lies beside the text model, not in it: its name has the prefix without a last "text_model.". */
-static void load_projection(qv_text_encoder *clip, qv_loader *loader) {
-    static const char *const name = "text_projection", inner[] = "text_model.";
-    const char *prefix = loader->prefix;
-    char outer[256] = "";
-    size_t length = strlen(prefix), end = sizeof inner - 1;
-    if (length >= end && strcmp(prefix + length - end, inner) == 0) {
-        length -= end;
-    }
-    if (length >= sizeof outer) {
-        return;
-    }
-    memcpy(outer, prefix, length);
-    loader->prefix = outer;
-    size_t width = qv_load_size(loader, "", "text_projection.weight", 0);
-    if (width != 0) {
-        qv_load_linear(loader, &clip->projection, "", &name, 1, width, clip->width, QV_NO_BIAS);
-    }
-    loader->prefix = prefix;
-}
-
 qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config *config, qv_loader *loader) {
     static const char words[] = "embeddings.token_embedding.weight", blocks[] = "encoder.layers.";
     static const char positions[] = "embeddings.position_embedding.weight";
@@ -140,6 +119,6 @@ qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config
     qv_text_load_blocks(loader, clip, &block_names, blocks);
     qv_load_norm(loader, &clip->final_norm, "", "final_layer_norm", QV_LAYER_NORM, c.D, c.eps);
     qv_load_next_block(loader);
-    load_projection(clip, loader);
+    qv_load_beside(loader, &clip->projection, "text_model.", "text_projection", c.D);
     return qv_text_finish_load(encoder, clip, loader);
 }

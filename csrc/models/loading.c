@@ -125,6 +125,26 @@ void qv_load_linear(qv_loader *loader, qv_linear *layer, const char *stem, const
     qv_load_layer(loader, layer, sources, parts);
 }
 
+void qv_load_beside(qv_loader *loader, qv_linear *layer, const char *inner, const char *name, size_t depth) {
+    const char *prefix = loader->prefix;
+    char outer[256] = "", weight[64];
+    size_t length = strlen(prefix), end = strlen(inner);
+    if (length >= end && strcmp(prefix + length - end, inner) == 0) {
+        length -= end;
+    }
+    if (length >= sizeof outer) {
+        return;
+    }
+    memcpy(outer, prefix, length);
+    loader->prefix = outer;
+    snprintf(weight, sizeof weight, "%s.weight", name);
+    size_t columns = qv_load_size(loader, "", weight, 0);
+    if (columns != 0) {
+        qv_load_linear(loader, layer, "", &name, 1, columns, depth, QV_BIAS_IF_THERE);
+    }
+    loader->prefix = prefix;
+}
+
 void qv_load_next_block(qv_loader *loader) {
     if (loader->status == QV_OK && loader->weights->problems == 0) {
         loader->status = qv_next_block(loader->ops, loader->err);

@@ -7,6 +7,9 @@
  *  5.             h = rms_norm(x)
  *  6.             x += wo(gelu_tanh(wi_0 h) * wi_1 h), or wo(relu(wi h)) in the 1.0 models
  *  7. out = rms_norm(x)
+ *
+ * In QA-ViT (amazon-science/QA-ViT) it also runs over a picture's tokens, each through translation_mlp, and words behind
+ * them, which then are rows of embed_tokens.
  */
 #include "models/t5.h"
 
@@ -83,6 +86,16 @@ static qv_status complete_config(qv_t5_config *c, qv_loader *loader) {
     return status;
 }
 
+static void load_picture(qv_loader *loader, qv_text_encoder *t5, const qv_t5_config *c) {
+    static const char in[] = "translation_mlp.layers.0", *const names[] = {in, "translation_mlp.layers.1"};
+    t5->picture_width = qv_load_size(loader, in, ".weight", 1);
+    if (t5->picture_width != 0) {
+        qv_load_table(loader, &t5->input_words, "encoder.embed_tokens.weight", c->vocab_size, c->d_model);
+        qv_load_linear(loader, &t5->picture_in, "", &names[0], 1, c->d_model, t5->picture_width, QV_BIAS);
+        qv_load_linear(loader, &t5->picture_out, "", &names[1], 1, c->d_model, c->d_model, QV_BIAS);
+    }
+}
+
 qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_loader *loader) {
     qv_t5_config c = *config;
     *encoder = NULL;
@@ -108,5 +121,6 @@ qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_l
     qv_text_load_blocks(loader, t5, &names, blocks);
     qv_load_norm(loader, &t5->final_norm, "encoder.", "final_layer_norm", QV_RMS_NORM, c.d_model, c.eps);
     prepare_bias(loader, t5, &c, bias);
+    load_picture(loader, t5, &c);
     return qv_text_finish_load(encoder, t5, loader);
 }

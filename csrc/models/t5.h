@@ -19,7 +19,8 @@ typedef struct {
     float eps;
 } qv_t5_config;
 
-/* Weights are named as in Hugging Face's T5EncoderModel, behind the loader's prefix. */
+/* Weights are named as in Hugging Face's T5EncoderModel, behind the loader's prefix; with those of QA-ViT's
+ * translation_mlp it takes pictures, too. */
 qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_loader *loader);
 
 #endif

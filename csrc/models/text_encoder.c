@@ -1,6 +1,7 @@
 /* A text encoder, by what its weights and config hold.
  *
- *  1. x [R, D] = word[ids] (+ position (+ token type 0)), normed (BERT)
+ *  1. x [R, D] = word[ids] (+ position (+ token type 0)), normed (BERT); behind a picture (QA-ViT's T5) its tokens, each
+ *     through two layers with relu between them, come first, and words are looked up in a table of their own
  *  2. bias [H, M, M] = offset_bias[key - query] (T5), added to every block's scores
  *  3. L blocks (models/block.h): norm first (T5, CLIP) or last (BERT), causal (CLIP)
  *  4. out = final_norm(x) (T5, CLIP)
@@ -29,14 +30,16 @@
 
 /* Everything that can be wrong with ids and mask. */
 static qv_status check_tokens(const qv_text_encoder *encoder, const int64_t *ids, const int64_t *mask, size_t B,
-                              size_t M, qv_error *err) {
+                              size_t M, size_t S, qv_error *err) {
     if (B == 0 || M == 0) {
         return qv_fail(err, QV_ERR_VALUE, "ids: shape [%zu, %zu], expected at least one row of at least one token", B,
                        M);
     }
     size_t limit = encoder->max_tokens != 0 ? encoder->max_tokens : MAX_TOKENS;
-    if (M > limit) {
-        return qv_fail(err, QV_ERR_VALUE, "ids: %zu tokens a row, this encoder takes at most %zu", M, limit);
+    if (M > limit || S > limit - M) {
+        return S == 0 ? qv_fail(err, QV_ERR_VALUE, "ids: %zu tokens a row, this encoder takes at most %zu", M, limit)
+                      : qv_fail(err, QV_ERR_VALUE, "a picture of %zu tokens and %zu words, this encoder takes at most %zu",
+                                S, M, limit);
     }
     if (B > MAX_ROWS / M) {
         return qv_fail(err, QV_ERR_VALUE, "ids: shape [%zu, %zu], at most %zu tokens are taken in one call", B, M,
@@ -65,6 +68,8 @@ typedef struct {
     qv_text_encoder *encoder;
     const int64_t *ids, *mask;
     size_t B, M;
+    const float *picture; /* [S, W], the host's, in front of the only row's tokens; S 0: none */
+    size_t S;
     size_t output_width;
     qv_text_finish finish;
     void *context;
@@ -72,6 +77,7 @@ typedef struct {
     qv_text_pass pass;
     float *x; /* [tokens, D] */
     float *bias; /* [H, longest, longest] */
+    float *place; /* [S, W], where the ops cannot read the caller's memory */
     qv_block_activations a;
 } text_call;
 
@@ -94,11 +100,12 @@ static size_t measure_pass(const text_call *c, size_t first, size_t *tokens, siz
     for (*tokens = 0, *longest = 0; b < c->B; b++) {
         size_t start, end;
         find_span(c, b, &start, &end);
-        if (b != first && *tokens + end - start > TOKENS_A_PASS) {
+        size_t count = c->S + end - start;
+        if (b != first && *tokens + count > TOKENS_A_PASS) {
             break;
         }
-        *tokens += end - start;
-        *longest = end - start > *longest ? end - start : *longest;
+        *tokens += count;
+        *longest = count > *longest ? count : *longest;
     }
     return b - first;
 }
@@ -111,6 +118,10 @@ static void fill_pass(text_call *c, size_t first, size_t rows) {
     pass->B = rows;
     pass->holes = false;
     pass->start[0] = 0;
+    for (; r < c->S; r++) { /* what is looked up here, the picture's tokens take the place of */
+        pass->ids[r] = pass->positions[r] = pass->types[r] = 0;
+        pass->key_mask[r] = 1;
+    }
     for (size_t b = 0; b < rows; b++) {
         size_t row = (first + b) * c->M, start, end, seen = 0;
         find_span(c, first + b, &start, &end);
@@ -140,6 +151,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     const qv_text_encoder *encoder = c->encoder;
     const qv_ops *ops = encoder->ops;
     size_t R = c->tokens, depth = qv_block_depth(&encoder->kind);
+    depth = c->S != 0 && encoder->picture_width > depth ? encoder->picture_width : depth;
     if (R * encoder->width * depth < WORTH_A_LANE) {
         call->lanes = 1; /* the pool's width may change at any time: else those that the call began with */
     }
@@ -151,6 +163,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     c->pass.types = qv_arena_take_host(arena, R, sizeof *c->pass.types);
     c->pass.key_mask = qv_arena_take_host(arena, R, sizeof *c->pass.key_mask);
     c->pass.output = qv_arena_floats(arena, qv_place_size(ops, c->rows * c->output_width));
+    c->place = qv_arena_floats(arena, qv_place_size(ops, c->S * encoder->picture_width));
     c->x = qv_arena_floats(arena, R * encoder->width);
     c->bias = qv_arena_floats(arena, encoder->offset_bias.data != NULL ? encoder->kind.H * c->longest * c->longest : 0);
     c->a = qv_block_plan(arena, &encoder->kind, R, 0);
@@ -170,7 +183,7 @@ void qv_text_embed(qv_call *call, float *x, float *spare, const qv_tensor *const
 
 static void embed(const text_call *c, qv_call *call, size_t R) {
     const qv_text_encoder *encoder = c->encoder;
-    const qv_tensor *tables[QV_TEXT_TABLES] = {&encoder->words};
+    const qv_tensor *tables[QV_TEXT_TABLES] = {c->S != 0 ? &encoder->input_words : &encoder->words};
     const int32_t *ids[QV_TEXT_TABLES] = {c->pass.ids};
     size_t count = 1;
     if (encoder->positions.data != NULL) {
@@ -186,6 +199,17 @@ static void embed(const text_call *c, qv_call *call, size_t R) {
         qv_rows x = {c->x, encoder->width};
         call->ops->norm(call, x, qv_as_const(x), &encoder->embedding_norm, R);
     }
+}
+
+/* The first S rows of x = the picture's tokens */
+static void embed_picture(const text_call *c, qv_call *call) {
+    const qv_text_encoder *encoder = c->encoder;
+    size_t D = encoder->width, W = encoder->picture_width, S = c->S;
+    const qv_epilogue activate = {.activation = QV_RELU};
+    const float *picture = qv_give_floats(call, c->place, c->picture, S * W);
+    qv_rows hidden = {c->a.normed, D};
+    call->ops->linear(call, hidden, (qv_const_rows){picture, W}, &encoder->picture_in, 0, D, &activate, S);
+    call->ops->linear(call, (qv_rows){c->x, D}, qv_as_const(hidden), &encoder->picture_out, 0, D, NULL, S);
 }
 
 static qv_status run(void *state, qv_call *call, qv_error *err) {
@@ -205,6 +229,9 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         sequences.B = rows;
         sequences.key_mask = c->pass.holes ? c->pass.key_mask : NULL;
         embed(c, call, R);
+        if (c->S != 0) {
+            embed_picture(c, call);
+        }
         const qv_block_rows all = {x, R, x, R};
         for (size_t n = 0; n < encoder->L; n++) {
             qv_block_run(call, &encoder->kind, &encoder->blocks[n], &c->a, &all, &sequences, NULL);
@@ -222,24 +249,28 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
     return QV_OK;
 }
 
-qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *ids, const int64_t *mask, size_t B,
-                      size_t M, size_t output_width, qv_text_finish finish, void *context, qv_error *err) {
+static qv_status run_call(text_call *c, qv_call *call, qv_error *err) {
     static const qv_planned planned = {"the activations of a text encoder", plan, run};
-    qv_status status = check_tokens(encoder, ids, mask, B, M, err);
+    qv_status status = check_tokens(c->encoder, c->ids, c->mask, c->B, c->M, c->S, err);
     if (status != QV_OK) {
         return status;
     }
+    for (size_t first = 0, rows; first < c->B; first += rows) {
+        size_t tokens, longest;
+        rows = measure_pass(c, first, &tokens, &longest);
+        c->rows = rows > c->rows ? rows : c->rows;
+        c->tokens = tokens > c->tokens ? tokens : c->tokens;
+        c->longest = longest > c->longest ? longest : c->longest;
+    }
+    call->ops = c->encoder->ops;
+    return qv_run_planned(call, &c->encoder->arenas, &planned, c, err);
+}
+
+qv_status qv_text_run(qv_text_encoder *encoder, qv_call *call, const int64_t *ids, const int64_t *mask, size_t B,
+                      size_t M, size_t output_width, qv_text_finish finish, void *context, qv_error *err) {
     text_call c = {.encoder = encoder, .ids = ids, .mask = mask, .B = B, .M = M, .output_width = output_width,
                    .finish = finish, .context = context};
-    for (size_t first = 0, rows; first < B; first += rows) {
-        size_t tokens, longest;
-        rows = measure_pass(&c, first, &tokens, &longest);
-        c.rows = rows > c.rows ? rows : c.rows;
-        c.tokens = tokens > c.tokens ? tokens : c.tokens;
-        c.longest = longest > c.longest ? longest : c.longest;
-    }
-    call->ops = encoder->ops;
-    return qv_run_planned(call, &encoder->arenas, &planned, &c, err);
+    return run_call(&c, call, err);
 }
 
 typedef struct {
@@ -278,6 +309,25 @@ qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, co
     return qv_text_run(encoder, call, ids, mask, B, M, 0, hand_out, &output, err);
 }
 
+/* out [S + M, D] = the states of all rows */
+static qv_status hand_out_all(void *context, qv_call *call, const float *states, const qv_text_pass *pass, qv_error *err) {
+    const whole_output *output = context;
+    (void)err;
+    qv_take_floats(call, output->out, states, pass->start[1] * output->D);
+    return QV_OK;
+}
+
+qv_status qv_text_encode_picture(qv_text_encoder *encoder, qv_call *call, float *out, const float *picture, size_t S,
+                                 const int64_t *ids, size_t M, qv_error *err) {
+    whole_output output = {out, M, encoder->width};
+    text_call c = {.encoder = encoder, .ids = ids, .B = 1, .M = M, .picture = picture, .S = S, .finish = hand_out_all,
+                   .context = &output};
+    if (encoder->picture_width == 0 || S == 0) {
+        return qv_fail(err, QV_ERR_VALUE, S == 0 ? "picture: no tokens" : "this encoder takes no picture");
+    }
+    return run_call(&c, call, err);
+}
+
 void qv_text_free(qv_text_encoder *encoder) {
     if (encoder == NULL) {
         return;
@@ -290,6 +340,8 @@ void qv_text_free(qv_text_encoder *encoder) {
     qv_norm_free(encoder->ops, &encoder->final_norm);
     qv_vector_free(encoder->ops, &encoder->offset_bias);
     qv_linear_free(encoder->ops, &encoder->projection);
+    qv_linear_free(encoder->ops, &encoder->picture_in);
+    qv_linear_free(encoder->ops, &encoder->picture_out);
     qv_arena_cache_clear(&encoder->arenas);
     qv_free(encoder);
 }

@@ -24,6 +24,9 @@ typedef struct {
     qv_norm embedding_norm, final_norm; /* each may be empty */
     qv_vector offset_bias; /* [H, 2 reach + 1]: the bias of scores at key - query = -reach .. reach, or empty */
     size_t reach;
+    qv_tensor input_words;           /* QA-ViT's T5: [vocab_size, D], where words behind a picture are looked up */
+    qv_linear picture_in, picture_out; /* translation_mlp, [D, W] and [D, D], that a picture goes through; columns 0: none */
+    size_t picture_width;            /* W; 0: none */
     size_t end_id;        /* CLIP: the end-of-text token */
     qv_linear projection; /* CLIP: [E, D]; columns 0: none */
     qv_block *blocks;     /* [L] */
@@ -35,6 +38,10 @@ typedef struct {
  * nothing is. QV_ERR_VALUE for an id out of range, no tokens at all, a row of padding alone, more than max_tokens. */
 qv_status qv_text_encode(qv_text_encoder *encoder, qv_call *call, float *out, const int64_t *ids, const int64_t *mask,
                          size_t B, size_t M, qv_error *err);
+/* out [S + M, width] = the last hidden states of a picture's tokens [S, picture_width], as the vision tower leaves them,
+ * and the words `ids` [M] behind them. QV_ERR_VALUE where the encoder takes no picture, and as above. */
+qv_status qv_text_encode_picture(qv_text_encoder *encoder, qv_call *call, float *out, const float *picture, size_t S,
+                                 const int64_t *ids, size_t M, qv_error *err);
 void qv_text_free(qv_text_encoder *encoder);
 
 /* The tokens of a pass over some rows of a call, without the padding around them. */

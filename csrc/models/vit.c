@@ -15,7 +15,7 @@
  * The question enters in the first integrated block, so everything before it, and that block's q, k, v of the patches,
  * is computed once an image; from there on there is one sequence a pair. */
 #include "models/planned.h"
-#include "models/vit_parts.h"
+#include "models/vit_ends.h"
 
 /* ---- plan ---- */
 
@@ -39,11 +39,11 @@ typedef struct {
     qv_block_activations a;
     qv_vit_question question;
     size_t *kv_index;       /* [pairs] */
-    size_t *zeros;          /* [sequences]: all share the attention head's query */
-    float *pixels;    /* [images, 3, height, width], made of pictures, or where the ops cannot read the caller's */
+    float *pixels;    /* see qv_vit_plan_pixels */
     float *questions; /* [pairs, M, Dt], likewise */
     float *attention; /* the largest window of any tap, for a chunk, where the ops cannot write to the caller's memory */
-    qv_output normed, pooled, pool_attention;
+    qv_vit_pooling_place pool;
+    qv_output normed, pooled, projected, pool_attention;
 } vit_pass;
 
 static size_t at_most(size_t wanted, size_t limit) {
@@ -52,12 +52,6 @@ static size_t at_most(size_t wanted, size_t limit) {
 
 static size_t at_least(size_t wanted, size_t limit) {
     return wanted > limit ? wanted : limit;
-}
-
-/* `n` items in chunks of at most `limit`, as even as can be. */
-static size_t even_chunk(size_t n, size_t limit) {
-    size_t chunks = (n + limit - 1) / limit;
-    return chunks == 0 ? 0 : (n + chunks - 1) / chunks;
 }
 
 static const qv_vit_tap *tap_of(const qv_vit_request *request, size_t block) {
@@ -84,12 +78,12 @@ static void plan_crossings(vit_pass *pass, qv_arena *arena, size_t sequences) {
     const qv_ops *ops = vit->ops;
     size_t D = vit->config.D, rows = qv_plan_product(arena, sequences, vit->T);
     size_t tokens = qv_plan_product(arena, pass->pairs, request->M);
-    size_t values = qv_plan_product(arena, pass->images, 3 * vit->config.height * vit->config.width);
-    pass->pixels = qv_arena_floats(arena, request->pictures != NULL ? values : qv_place_size(ops, values));
+    pass->pixels = qv_vit_plan_pixels(arena, vit, &request->images, pass->images);
     pass->questions = qv_arena_floats(arena, qv_place_size(ops, tokens * vit->config.instruction_dim));
     pass->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(pass, arena, sequences)));
     pass->normed = qv_output_lay_out(arena, ops, request->normed, rows * D);
     pass->pooled = qv_output_lay_out(arena, ops, request->pooled, sequences * D);
+    pass->projected = qv_output_lay_out(arena, ops, request->projected, sequences * vit->projection.columns);
     pass->pool_attention = qv_output_lay_out(arena, ops, request->pool_attention, sequences * vit->config.H * vit->T);
 }
 
@@ -97,8 +91,8 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     vit_pass *pass = state;
     const qv_vit *vit = pass->vit;
     size_t T = vit->T, D = vit->config.D, p = vit->config.patch_size, M = pass->request->M;
-    size_t limit = at_least(vit->ops->chunk_rows / T, 1), dim = vit->config.instruction_dim;
-    pass->images = even_chunk(pass->request->image_count, limit);
+    size_t dim = vit->config.instruction_dim, limit = at_least(vit->ops->chunk_rows / T, 1);
+    pass->images = qv_vit_chunk(vit, pass->request->images.count);
     pass->pairs = at_most(pass->request->pair_count, limit);
     size_t sequences = at_least(pass->images, pass->pairs), tokens = qv_plan_product(arena, pass->pairs, M);
     size_t rows = qv_plan_product(arena, sequences, T), image_rows = qv_plan_product(arena, pass->images, T);
@@ -109,7 +103,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     pass->a = qv_block_plan(arena, &vit->kind, rows, 3 * p * p);
     pass->question = qv_vit_plan_question(arena, vit, tokens);
     pass->kv_index = qv_arena_take_host(arena, pass->pairs, sizeof(size_t));
-    pass->zeros = qv_arena_take_host(arena, vit->config.pooling == QV_POOL_MAP ? sequences : 0, sizeof(size_t));
+    pass->pool = qv_vit_plan_pooling(arena, vit, sequences);
     size_t deepest = at_least(at_least(qv_block_depth(&vit->kind), 3 * p * p), at_least(dim, vit->reduce_width));
     size_t keys = T + (pass->pairs == 0 ? 0 : M); /* of no pair, M can be any number */
     qv_plan_scratch(call, arena, vit->ops->scratch_bytes(call->lanes, at_least(rows, tokens), deepest, keys, vit->kind.d));
@@ -120,11 +114,12 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
 static void find_reach(vit_pass *pass) {
     const qv_vit_request *request = pass->request;
     size_t L = pass->vit->config.L;
+    bool pools = request->pooled != NULL || request->projected != NULL;
     bool all = request->last != NULL || request->normed != NULL || request->embeddings != NULL ||
-               request->pool_attention != NULL || (request->pooled != NULL && pass->vit->config.pooling != QV_POOL_CLASS);
+               request->pool_attention != NULL || (pools && pass->vit->config.pooling != QV_POOL_CLASS);
     pass->blocks = L;
     pass->last = all ? WHOLE : CLASS_TOKEN;
-    if (all || request->pooled != NULL) {
+    if (all || pools) {
         pass->last = tap_of(request, L - 1)->hidden != NULL ? WHOLE : pass->last;
         return;
     }
@@ -164,14 +159,12 @@ static row_set choose_rows(const qv_vit *vit, size_t B, bool class_alone) {
 static void project(const vit_pass *pass, qv_call *call, const qv_vit_block *block, const qv_block_activations *a,
                     const sequences *s, row_set queries, bool values) {
     const qv_vit *vit = pass->vit;
-    size_t D = vit->config.D, T = vit->T, H = vit->config.H;
-    const qv_block_rows rows = {{s->x, D}, s->B * T, {s->x, queries.step * D}, queries.count};
+    size_t D = vit->config.D;
+    const qv_block_rows rows = {{s->x, D}, s->B * vit->T, {s->x, queries.step * D}, queries.count};
     qv_block_project(call, &vit->kind, &block->block, a, &rows, values);
-    if (vit->angles.data != NULL) {
-        call->ops->rotate(call, a->kv, vit->angles.data, false, s->B, T, vit->prefix, H, vit->kind.d);
-        if (queries.step == 1) {
-            call->ops->rotate(call, a->q, vit->angles.data, false, s->B, T, vit->prefix, H, vit->kind.d);
-        }
+    qv_vit_rotate(vit, call, a->kv, false, s->B);
+    if (queries.step == 1) {
+        qv_vit_rotate(vit, call, a->q, false, s->B);
     }
 }
 
@@ -243,105 +236,23 @@ static void run_block(const vit_pass *pass, qv_call *call, size_t i, const seque
     }
 }
 
-/* ---- before and after the blocks ---- */
-
-/* *pixels = the values [B, 3, height, width] of images `first` .., where the ops can read them */
-static qv_status read_images(const vit_pass *pass, qv_call *call, const float **pixels, size_t first, size_t B,
-                             qv_error *err) {
-    const qv_vit_request *request = pass->request;
-    size_t items = 3 * pass->vit->config.height * pass->vit->config.width;
-    qv_status status = QV_OK;
-    if (request->pictures == NULL) {
-        *pixels = qv_give_floats(call, pass->pixels, request->images + first * items, B * items);
-        return QV_OK;
-    }
-    *pixels = pass->pixels;
-    for (size_t b = 0; b < B && status == QV_OK; b++) {
-        status = call->ops->preprocess(call, pass->pixels + b * items, &request->pictures[first + b],
-                                       request->preprocessing, err);
-    }
-    return status;
-}
-
-static qv_status embed(const vit_pass *pass, qv_call *call, size_t first, size_t B, qv_error *err) {
-    const qv_vit *vit = pass->vit;
-    const qv_ops *ops = call->ops;
-    size_t D = vit->config.D, p = vit->config.patch_size, T = vit->T, height = vit->config.height;
-    const float *pixels;
-    qv_status status = read_images(pass, call, &pixels, first, B, err);
-    if (status != QV_OK) {
-        return status;
-    }
-    const qv_rows patches = {pass->a.q.at, 3 * p * p}, x = {pass->x_image, D};
-    const qv_epilogue positions = {.residual = {vit->positions.data, D}};
-    for (size_t b = 0; b < B; b++) {
-        qv_rows prefix = {x.at + b * T * D, D}, rest = {prefix.at + vit->prefix * D, D};
-        ops->patches(call, patches.at, pixels + b * 3 * height * vit->config.width, height, vit->config.width, p);
-        ops->linear(call, rest, qv_as_const(patches), &vit->patch_embedding, 0, D, &positions, vit->P);
-        if (vit->prefix != 0) {
-            ops->copy(call, prefix, (qv_const_rows){vit->prefix_rows.data, D}, vit->prefix, D);
-        }
-    }
-    if (vit->pre_norm.weight.data != NULL) {
-        ops->norm(call, x, qv_as_const(x), &vit->pre_norm, B * T);
-    }
-    return QV_OK;
-}
-
-/* pooled [B, D] of the attention head, from normed [B, T, D], which is overwritten: it is the activations' own. */
-static void run_head(const vit_pass *pass, qv_call *call, qv_rows pooled, qv_rows normed, float *probabilities, size_t B) {
-    const qv_vit *vit = pass->vit;
-    const qv_block_activations *a = &pass->a;
-    qv_block_kind kind = vit->kind;
-    size_t D = vit->config.D;
-    kind.gated = false;
-    call->ops->linear(call, a->q, (qv_const_rows){vit->probe.data, D}, &vit->head.qkv, 0, D, NULL, 1);
-    call->ops->linear(call, a->kv, qv_as_const(normed), &vit->head.qkv, D, 2 * D, NULL, B * vit->T);
-    qv_attention attention = qv_block_attention(&kind, a);
-    for (size_t b = 0; b < B; b++) {
-        pass->zeros[b] = 0;
-    }
-    attention.q_index = pass->zeros;
-    attention.precision = vit->patch_embedding.precision;
-    attention.B = B;
-    attention.T = 1;
-    attention.S = vit->T;
-    attention.probabilities = probabilities;
-    attention.row_count = 1;
-    attention.column_count = vit->T;
-    call->ops->attention(call, &attention);
-    call->ops->linear(call, pooled, qv_as_const(attention.out), &vit->head.out, 0, D, NULL, B);
-    qv_block_feed_forward(call, &kind, &vit->head, a, pooled, pooled, B);
-}
+/* ---- after the blocks ---- */
 
 static void pool(const vit_pass *pass, qv_call *call, const sequences *s) {
     const qv_vit *vit = pass->vit;
-    const qv_ops *ops = call->ops;
-    size_t D = vit->config.D, T = vit->T;
+    size_t D = vit->config.D, H = vit->config.H, E = vit->projection.columns;
     qv_output pooled = qv_output_part(&pass->pooled, s->first * D, s->B * D);
-    qv_output looks = qv_output_part(&pass->pool_attention, s->first * vit->config.H * T, s->B * vit->config.H * T);
-    /* The head's attention may be all that is wanted. */
-    qv_rows out = {pooled.host != NULL ? pooled.at : pass->x_image, D}, x = {s->x, D}, normed = {pass->a.normed, D};
-    if (vit->config.pooling == QV_POOL_CLASS) {
-        ops->norm(call, out, (qv_const_rows){s->x, T * D}, &vit->post_norm, s->B);
-    } else {
-        bool after = vit->config.pooling == QV_POOL_MEAN_THEN_NORM;
-        const float *tokens = after ? x.at : normed.at;
-        if (!after) {
-            ops->norm(call, normed, qv_as_const(x), &vit->post_norm, s->B * T);
-        }
-        if (vit->config.pooling == QV_POOL_MAP) {
-            run_head(pass, call, out, normed, looks.host != NULL ? looks.at : NULL, s->B);
-        }
-        for (size_t b = 0; vit->config.pooling != QV_POOL_MAP && b < s->B; b++) {
-            ops->mean_rows(call, out.at + b * D, tokens + (b * T + vit->prefix) * D, vit->P, D);
-        }
-        if (after) {
-            ops->norm(call, out, qv_as_const(out), &vit->post_norm, s->B);
-        }
+    qv_output looks = qv_output_part(&pass->pool_attention, s->first * H * vit->T, s->B * H * vit->T);
+    qv_output projected = qv_output_part(&pass->projected, s->first * E, s->B * E);
+    /* The head's attention, or the projection, may be all that is wanted. */
+    qv_rows out = {pooled.host != NULL ? pooled.at : pass->pool.rows, D};
+    qv_vit_pool(vit, call, &pass->pool, &pass->a, out, s->x, looks.host != NULL ? looks.at : NULL, s->B);
+    if (projected.host != NULL) {
+        call->ops->linear(call, (qv_rows){projected.at, E}, qv_as_const(out), &vit->projection, 0, E, NULL, s->B);
     }
     qv_output_take(call, &pooled);
     qv_output_take(call, &looks);
+    qv_output_take(call, &projected);
 }
 
 /* The final norm and whatever is wanted after the last block. */
@@ -361,7 +272,7 @@ static void hand_out(const vit_pass *pass, qv_call *call, const sequences *s) {
         call->ops->norm(call, (qv_rows){normed.at, D}, x, &vit->post_norm, rows);
         qv_output_take(call, &normed);
     }
-    if (request->pooled != NULL || request->pool_attention != NULL) {
+    if (request->pooled != NULL || request->projected != NULL || request->pool_attention != NULL) {
         pool(pass, call, s);
     }
 }
@@ -400,13 +311,14 @@ static void run_pairs(const vit_pass *pass, qv_call *call, size_t image_first, s
 /* The blocks before the question, and q, k, v of the first block that takes it. */
 static qv_status run_images(const vit_pass *pass, qv_call *call, size_t first, size_t B, qv_error *err) {
     const qv_vit *vit = pass->vit;
+    const qv_vit_request *request = pass->request;
     size_t D = vit->config.D, T = vit->T;
-    qv_status status = embed(pass, call, first, B, err);
+    qv_status status = qv_vit_embed(vit, call, &request->images, first, B, pass->pixels, pass->a.q.at, pass->x_image, err);
     if (status != QV_OK) {
         return status;
     }
-    if (pass->request->embedded != NULL) {
-        qv_take_floats(call, pass->request->embedded + first * T * D, pass->x_image, B * T * D);
+    if (request->embedded != NULL) {
+        qv_take_floats(call, request->embedded + first * T * D, pass->x_image, B * T * D);
     }
     sequences s = {.x = pass->x_image, .B = B, .first = first};
     for (size_t i = 0; i < at_most(pass->blocks, vit->first_integrated); i++) {
@@ -425,10 +337,11 @@ static qv_status run_images(const vit_pass *pass, qv_call *call, size_t first, s
 
 static qv_status run(void *state, qv_call *call, qv_error *err) {
     const vit_pass *pass = state;
+    const qv_vit *vit = pass->vit;
     const qv_vit_request *request = pass->request;
     size_t pair = 0;
-    for (size_t first = 0; first < request->image_count && !call->stopped; first += pass->images) {
-        size_t B = at_most(request->image_count - first, pass->images), end = pair;
+    for (size_t first = 0; first < request->images.count && !call->stopped; first += pass->images) {
+        size_t B = at_most(request->images.count - first, pass->images), end = pair;
         qv_status status = run_images(pass, call, first, B, err);
         if (status != QV_OK) {
             return status;
@@ -436,10 +349,10 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         while (end < request->pair_count && request->pair_image[end] < first + B) {
             end++;
         }
-        if (pass->blocks <= pass->vit->first_integrated) {
+        if (pass->blocks <= vit->first_integrated) {
             continue;
         }
-        size_t chunk = even_chunk(end - pair, pass->pairs);
+        size_t chunk = qv_vit_chunk(vit, end - pair);
         for (; pair < end; pair += at_most(end - pair, chunk)) {
             run_pairs(pass, call, first, pair, at_most(end - pair, chunk));
         }
@@ -451,17 +364,17 @@ qv_status qv_vit_forward(const qv_vit *vit, qv_call *call, const qv_vit_request 
     static const qv_planned planned = {"the activations of a vision transformer", plan, run};
     vit_pass pass = {.vit = vit, .request = request};
     find_reach(&pass);
-    if (pass.blocks > vit->first_integrated && request->pair_count == 0 && request->image_count != 0) {
+    if (pass.blocks > vit->first_integrated && request->pair_count == 0 && request->images.count != 0) {
         return qv_fail(err, QV_ERR_VALUE, "block %zu and later ones take a question, and none was given",
                        vit->first_integrated);
     }
     for (size_t n = 0; n < request->pair_count; n++) {
-        if (request->pair_image[n] >= request->image_count || (n > 0 && request->pair_image[n] < request->pair_image[n - 1])) {
+        if (request->pair_image[n] >= request->images.count || (n > 0 && request->pair_image[n] < request->pair_image[n - 1])) {
             return qv_fail(err, QV_ERR_VALUE, "pair %zu is of image %zu, expected ascending numbers below %zu", n,
-                           request->pair_image[n], request->image_count);
+                           request->pair_image[n], request->images.count);
         }
     }
-    if (request->image_count == 0 || (pass.blocks == 0 && request->embedded == NULL)) {
+    if (request->images.count == 0 || (pass.blocks == 0 && request->embedded == NULL)) {
         return QV_OK;
     }
     /* The cache is the one part of a model that changes; it is safe to use from many threads. */

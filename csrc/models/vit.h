@@ -47,11 +47,11 @@ typedef struct {
     qv_vector angles;      /* [P, d]: the cosines and then the sines that patches turn by, or empty */
     qv_norm pre_norm;      /* may be empty */
     qv_norm post_norm;
+    qv_linear projection; /* [E, D], of what is pooled into the space of texts; columns 0: there is none */
+    qv_linear answers;    /* [., D], the logits of what is pooled; columns 0: there are none */
     qv_vit_block *blocks; /* [L] */
     qv_vector probe;      /* [D], of the attention head, which is a block of one query without a first norm */
     qv_block head;
-    qv_linear projection; /* [E, D], of what is pooled into the texts' space, without a bias; no columns: there is none */
-    qv_linear answers;    /* [., D], the logits of what is pooled; no columns: there are none */
     qv_arena_cache arenas;
 } qv_vit;
 
@@ -60,7 +60,15 @@ typedef struct {
 qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loader);
 void qv_vit_free(qv_vit *vit);
 
-/* What is wanted of one block: a window of its attention, its output. B is image_count before the first integrated block
+/* The images of a call. */
+typedef struct {
+    const float *pixels; /* [count, 3, height, width], or NULL: they are made of */
+    const qv_picture_view *pictures;       /* [count] */
+    const qv_preprocessing *preprocessing; /* of the pictures, to height = width */
+    size_t count;
+} qv_vit_images;
+
+/* What is wanted of one block: a window of its attention, its output. B is images.count before the first integrated block
  * (questions share an image's pass) and pair_count from it on. */
 typedef struct {
     float *attention; /* [B, H, row_count, column_count], or NULL */
@@ -70,21 +78,19 @@ typedef struct {
 } qv_vit_tap;
 
 typedef struct {
-    const float *images; /* [image_count, 3, height, width], or NULL: they are made of */
-    const qv_picture_view *pictures;       /* [image_count] */
-    const qv_preprocessing *preprocessing; /* of the pictures, to height = width */
-    size_t image_count;
+    qv_vit_images images;
     const size_t *pair_image; /* [pair_count], ascending: the image of each pair; unused when pair_count is 0 */
     size_t pair_count;        /* pairs of an image and a question; 0: images alone */
     const float *instruct;    /* [pair_count, M, Dt] */
     const size_t *instruct_length; /* [pair_count]: how many of the M tokens count */
     size_t M;
     const qv_vit_tap *taps; /* [L]; NULL: none */
-    float *embedded;        /* [image_count, T, D], what enters block 0, or NULL */
+    float *embedded;        /* [images.count, T, D], what enters block 0, or NULL */
     float *last;            /* [B, T, D], what leaves the last block, or NULL */
     float *normed;          /* [B, T, D], the final norm of `last`, or NULL */
     float *embeddings;      /* [B, T, D], the same in the ops' own memory, or NULL */
     float *pooled;          /* [B, D], or NULL */
+    float *projected;       /* [B, E], its projection, or NULL; only where there is one */
     float *pool_attention;  /* [B, H, T], of the attention head's query, or NULL */
 } qv_vit_request;
 

@@ -4,7 +4,7 @@
  * 2. the table of positions is of them and the patches, or of the patches alone; angles of rotary positions are made here
  * 3. blocks, each with its layer scales folded into its two output projections, and the second output projection of an
  *    integrated block into the first
- * 4. the norms before and behind them, and the attention head */
+ * 4. the norms before and behind them, the attention head, and the projection into the space of texts */
 #include "models/vit.h"
 
 #include <math.h>
@@ -227,28 +227,6 @@ static void load_head(qv_vit *vit, qv_loader *loader) {
     qv_load_linear(loader, &vit->head.output, stem, &output, 1, D, F, QV_BIAS);
 }
 
-/* What makes texts' space, or answers, of what is pooled: small, and read in float32 whatever the rest computes in. Their names
- * have no prefix. */
-static void load_scores(qv_vit *vit, qv_loader *loader) {
-    static const char *const projection = "visual_projection", *const answers = "answer_head";
-    const char *prefix = loader->prefix;
-    qv_precision precision = loader->precision;
-    size_t D = vit->config.D;
-    loader->prefix = "";
-    loader->precision = QV_PRECISION_FLOAT32;
-    qv_load_next_block(loader);
-    size_t width = qv_load_size(loader, "", "visual_projection.weight", 0);
-    if (width != 0) {
-        qv_load_linear(loader, &vit->projection, "", &projection, 1, width, D, QV_NO_BIAS);
-    }
-    size_t count = qv_load_size(loader, "", "answer_head.weight", 0);
-    if (count != 0) {
-        qv_load_linear(loader, &vit->answers, "", &answers, 1, count, D, QV_BIAS);
-    }
-    loader->prefix = prefix;
-    loader->precision = precision;
-}
-
 static qv_block_kind kind_of(const qv_vit_config *config, bool gated) {
     size_t d = config->D / config->H;
     return (qv_block_kind){
@@ -295,7 +273,8 @@ qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loade
     if (config->pooling == QV_POOL_MAP) {
         load_head(vit, loader);
     }
-    load_scores(vit, loader);
+    qv_load_beside(loader, &vit->projection, "vision_model.", "visual_projection", config->D);
+    qv_load_beside(loader, &vit->answers, "vision_model.", "answer_head", config->D);
     vit->config.integrated = NULL;
     qv_status status = qv_load_finish(loader, what);
     if (status != QV_OK) {

@@ -1,5 +1,5 @@
 /* The question's keys and values in an integrated block of QA-ViT: those of z = W2 gelu(W1 layer_norm(instruct)). */
-#include "models/vit_parts.h"
+#include "models/vit_ends.h"
 
 qv_vit_question qv_vit_plan_question(qv_arena *arena, const qv_vit *vit, size_t tokens) {
     size_t D = vit->config.D;

@@ -96,7 +96,7 @@ typedef struct {
     const size_t *extra_length;     /* [B]: how many of the M count; NULL: all */
     const uint8_t *key_mask;        /* [B, S], 0: not seen; NULL: all seen */
     qv_const_rows bias;             /* of S, added to the scores after scale, or none: row h bias_rows + t of query t */
-    size_t bias_rows;               /* of a head: at least T */
+    size_t bias_rows;               /* of a head: at least T; 0: all heads share T rows */
     const size_t *q_index;          /* [B]: which set of q belongs to b; NULL: b itself */
     const size_t *kv_index;         /* [B]: which set of k and v; NULL: b itself */
     bool causal;                    /* query t sees keys <= t of the S, and always t, or padding in front would see nothing */
@@ -234,6 +234,12 @@ struct qv_ops {
     void (*dots)(qv_call *call, float *out, qv_const_rows x, qv_const_rows w, size_t Q, size_t R, size_t D);
     /* each row of x [R, D] divided by its length, or by 1e-12 if that is larger */
     void (*unit_length)(qv_call *call, float *x, size_t R, size_t D);
+    /* out [R] = the length of each row of x [R, D] */
+    void (*row_lengths)(qv_call *call, float *out, qv_const_rows x, size_t R, size_t D);
+    /* out [B T, H d] = x, each head of a row made as long as the square root of factor times the mean of its b's
+     * lengths [B, T]; what is shorter than 1e-12 grows as if it were that long. out may be x. */
+    void (*head_lengths)(qv_call *call, qv_rows out, qv_const_rows x, const float *lengths, float factor, size_t B, size_t T,
+                         size_t H, size_t d);
     /* out [D] = mean of the rows of x [R, D]; R is at least 1 */
     void (*mean_rows)(qv_call *call, float *out, const float *x, size_t R, size_t D);
 };

@@ -102,6 +102,16 @@ typedef struct {
 int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
 void qvpy_pictures_release(qvpy_pictures *pictures);
 
+/* Images for a vision tower: pixel values [N, 3, height, width] or, with `preprocessing` other than None, a sequence of
+ * pictures. Holds the arrays until qvpy_images_release. Returns 0, or -1 with an exception. */
+typedef struct {
+    PyArrayObject *array;
+    qvpy_pictures pictures;
+    qv_vit_images core;
+} qvpy_images;
+int qvpy_images_acquire(qvpy_images *images, const qv_vit *vit, PyObject *object, PyObject *preprocessing);
+void qvpy_images_release(qvpy_images *images);
+
 /* ---- models (model.c) ---- */
 
 /* A kind of model: a heap type NAME(config, weights, precision='float32', prefix=..., device=None). */
@@ -148,6 +158,10 @@ PyObject *qvpy_get_size(PyObject *self, void *offset);
 
 /* Functions with keywords have another C type than the table's; the cast goes through a neutral one. */
 #define QVPY_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+
+/* Vit's methods in files of their own. */
+PyObject *qvpy_vit_dense(qvpy_model *self, PyObject *arguments, PyObject *keywords);
+extern const char qvpy_vit_dense_doc[];
 
 /* ---- the module ---- */
 

@@ -1,4 +1,5 @@
-/* _core.BlipItm: BLIP image-text matching over mapped weights; _core.BlipImage: what the questions on an image share. */
+/* _core.BlipItm: image-text matching of BLIP, ALBEF and BLIP-2 over mapped weights; _core.BlipQuestionEncoder: BLIP-VQA's
+ * question encoder; _core.BlipImage: what the questions on an image share. */
 #include "python/binding.h"
 
 #include "models/blip_itm.h"
@@ -22,11 +23,13 @@ static int read_text(PyObject *dict, qv_blip_config *config) {
         QVPY_SETTING("vocab_size", QVPY_SIZE, qv_blip_config, vocabulary),
         QVPY_SETTING("max_position_embeddings", QVPY_SIZE, qv_blip_config, positions),
         QVPY_SETTING("fusion_layer", QVPY_SIZE, qv_blip_config, text_blocks),
+        QVPY_SETTING("closing_tokens", QVPY_SIZE, qv_blip_config, closing),
         QVPY_SETTING("layer_norm_eps", QVPY_FLOAT, qv_blip_config, eps),
         QVPY_SETTING("hidden_act", QVPY_ACTIVATION, qv_blip_config, activation),
     };
     config->eps = 1e-12f;
     config->text_blocks = SIZE_MAX;
+    config->closing = 1;
     config->activation = QV_GELU;
     return qvpy_read_settings(config, dict, settings, sizeof settings / sizeof settings[0]);
 }
@@ -44,6 +47,11 @@ static int read_config(PyObject *dict, void *out) {
     Py_XDECREF(vision);
     Py_XDECREF(text);
     return result;
+}
+
+static int read_question_encoder(PyObject *dict, void *out) {
+    ((qv_blip_config *)out)->question_encoder = true;
+    return read_config(dict, out);
 }
 
 static qv_status load(void **model, const void *config, qv_loader *loader) {
@@ -288,13 +296,44 @@ static const qv_blip_image *image_of(qvpy_model *self, PyObject *object) {
     return &image->image;
 }
 
+/* Maps and, where there are such, logits and tokens' maps; else None. d_states: of a question encoder. */
+static PyObject *run_gradcam(qvpy_model *self, const qv_blip_image *image, const packed_questions *packed, Py_ssize_t block,
+                             bool want_tokens, const float *d_states) {
+    size_t Q = packed->questions.Q, P = vision_of(self)->P, n = ((const qv_blip *)self->model)->queries;
+    size_t map_shape[2] = {Q, P}, token_shape[2] = {n != 0 ? Q * n : packed->start[Q], P}, logit_shape[2] = {Q, 2};
+    PyArrayObject *maps = qvpy_new_floats(2, map_shape), *tokens = NULL, *logits = NULL;
+    PyObject *result = NULL;
+    if (maps == NULL || (want_tokens && (tokens = qvpy_new_floats(2, token_shape)) == NULL) ||
+        (d_states == NULL && (logits = qvpy_new_floats(2, logit_shape)) == NULL)) {
+        goto done;
+    }
+    qv_gradcam_maps out = {PyArray_DATA(maps), tokens != NULL ? PyArray_DATA(tokens) : NULL,
+                           logits != NULL ? PyArray_DATA(logits) : NULL};
+    qvpy_call call;
+    if (qvpy_begin(&call, self) < 0) {
+        goto done;
+    }
+    qv_status status = block < 0 ? qv_fail(&call.err, QV_ERR_VALUE, "block %zd does not exist", block)
+                                 : qv_blip_gradcam(self->model, &call.core, &out, image, &packed->questions,
+                                                   (size_t)block, d_states, &call.err);
+    if (qvpy_end(&call, status) == 0) {
+        result = Py_BuildValue("OOO", maps, logits != NULL ? (PyObject *)logits : Py_None,
+                               tokens != NULL ? (PyObject *)tokens : Py_None);
+    }
+done:
+    Py_XDECREF(maps);
+    Py_XDECREF(logits);
+    Py_XDECREF(tokens);
+    return result;
+}
+
 static PyObject *itm_gradcam(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"image", "ids", "mask", "block", "tokens", NULL};
-    PyObject *image_object, *ids, *mask, *result = NULL;
+    PyObject *image_object, *ids, *mask, *result;
     Py_ssize_t block;
-    int want_tokens = 0;
+    int tokens = 0;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOn|p:gradcam", names, &image_object, &ids, &mask, &block,
-                                     &want_tokens)) {
+                                     &tokens)) {
         return NULL;
     }
     const qv_blip_image *image = image_of(self, image_object);
@@ -302,30 +341,55 @@ static PyObject *itm_gradcam(qvpy_model *self, PyObject *arguments, PyObject *ke
     if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
         return NULL;
     }
-    size_t Q = packed.questions.Q, P = vision_of(self)->P;
-    size_t map_shape[2] = {Q, P}, token_shape[2] = {packed.start[Q], P}, logit_shape[2] = {Q, 2};
-    PyArrayObject *maps = qvpy_new_floats(2, map_shape), *logits = qvpy_new_floats(2, logit_shape);
-    PyArrayObject *tokens = want_tokens ? qvpy_new_floats(2, token_shape) : NULL;
-    if (maps == NULL || logits == NULL || (want_tokens && tokens == NULL)) {
-        goto done;
-    }
-    qv_gradcam_maps out = {PyArray_DATA(maps), tokens != NULL ? PyArray_DATA(tokens) : NULL, PyArray_DATA(logits)};
-    qvpy_call call;
-    if (qvpy_begin(&call, self) < 0) {
-        goto done;
-    }
-    qv_status status = block < 0 ? qv_fail(&call.err, QV_ERR_VALUE, "block %zd does not exist", block)
-                                 : qv_blip_gradcam(self->model, &call.core, &out, image, &packed.questions,
-                                                   (size_t)block, &call.err);
-    if (qvpy_end(&call, status) == 0) {
-        result = Py_BuildValue("OOO", maps, logits, tokens != NULL ? (PyObject *)tokens : Py_None);
-    }
-done:
-    Py_XDECREF(maps);
-    Py_XDECREF(logits);
-    Py_XDECREF(tokens);
+    result = run_gradcam(self, image, &packed, block, tokens != 0, NULL);
     release_questions(&packed);
     return result;
+}
+
+static PyObject *question_gradcam(qvpy_model *self, PyObject *arguments) {
+    PyObject *image_object, *ids, *mask, *gradient, *result = NULL;
+    Py_ssize_t block;
+    if (!PyArg_ParseTuple(arguments, "OOOnO:gradcam", &image_object, &ids, &mask, &block, &gradient)) {
+        return NULL;
+    }
+    const qv_blip_image *image = image_of(self, image_object);
+    packed_questions packed;
+    if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
+        return NULL;
+    }
+    PyArrayObject *d_states = qvpy_float_array(gradient, "d_states", 2);
+    size_t R = packed.start[packed.questions.Q], D = ((const qv_blip *)self->model)->config.D;
+    if (d_states != NULL && ((size_t)PyArray_DIM(d_states, 0) != R || (size_t)PyArray_DIM(d_states, 1) != D)) {
+        PyErr_Format(PyExc_ValueError, "d_states has shape [%zd, %zd], expected [%zu, %zu]",
+                     (Py_ssize_t)PyArray_DIM(d_states, 0), (Py_ssize_t)PyArray_DIM(d_states, 1), R, D);
+    } else if (d_states != NULL) {
+        result = run_gradcam(self, image, &packed, block, true, PyArray_DATA(d_states));
+    }
+    Py_XDECREF(d_states);
+    release_questions(&packed);
+    return result;
+}
+
+static PyObject *encode_questions(qvpy_model *self, PyObject *arguments) {
+    PyObject *image_object, *ids, *mask;
+    if (!PyArg_ParseTuple(arguments, "OOO:encode_questions", &image_object, &ids, &mask)) {
+        return NULL;
+    }
+    const qv_blip_image *image = image_of(self, image_object);
+    packed_questions packed;
+    if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
+        return NULL;
+    }
+    size_t shape[2] = {packed.start[packed.questions.Q], ((const qv_blip *)self->model)->config.D};
+    PyArrayObject *states = qvpy_new_floats(2, shape);
+    qvpy_call call;
+    if (states == NULL || qvpy_begin(&call, self) < 0 ||
+        qvpy_end(&call, qv_blip_encode_questions(self->model, &call.core, PyArray_DATA(states), image, &packed.questions,
+                                                 &call.err)) < 0) {
+        Py_CLEAR(states);
+    }
+    release_questions(&packed);
+    return (PyObject *)states;
 }
 
 /* match(image, ids, mask), or (image NULL) text_features(ids, mask) */
@@ -375,7 +439,8 @@ static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
         return NULL;
     }
     const qv_blip *model = self->model;
-    PyArrayObject *out = qvpy_new_floats(1, &model->projection);
+    size_t shape[2] = {model->queries, model->projection};
+    PyArrayObject *out = model->queries != 0 ? qvpy_new_floats(2, shape) : qvpy_new_floats(1, &model->projection);
     qvpy_call call;
     /* Small as it is, without the GIL: on a device it waits for the call that is running, which may be waiting for it. */
     if (out == NULL || qvpy_begin(&call, self) < 0 ||
@@ -387,45 +452,70 @@ static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
 
 /* ---- attributes and types ---- */
 
+#define ATTRIBUTES                                                                                              \
+    QVPY_SIZE_OF(qv_blip, "image_size", vision.config.height, "Side of the square input in pixels."),           \
+        QVPY_SIZE_OF(qv_blip, "patch_size", vision.config.patch_size, "Side of a patch in pixels."),            \
+        QVPY_SIZE_OF(qv_blip, "image_tokens", vision.T, "1 + number of patches."),                              \
+        QVPY_SIZE_OF(qv_blip, "image_width", vision.config.D, "Width of an image token."),                      \
+        QVPY_SIZE_OF(qv_blip, "width", config.D, "Width of a text token."),                                     \
+        QVPY_SIZE_OF(qv_blip, "heads", config.H, "Attention heads of a text block."),                           \
+        QVPY_SIZE_OF(qv_blip, "blocks", config.L, "Number of text blocks."),                                    \
+        QVPY_SIZE_OF(qv_blip, "vocab_size", config.vocabulary, "Rows of the word embedding."),                  \
+        QVPY_SIZE_OF(qv_blip, "max_tokens", config.positions, "Rows of the position embedding.")
+
 static PyGetSetDef itm_attributes[] = {
-    QVPY_SIZE_OF(qv_blip, "image_size", vision.config.height, "Side of the square input in pixels."),
-    QVPY_SIZE_OF(qv_blip, "patch_size", vision.config.patch_size, "Side of a patch in pixels."),
-    QVPY_SIZE_OF(qv_blip, "image_tokens", vision.T, "1 + number of patches."),
-    QVPY_SIZE_OF(qv_blip, "image_width", vision.config.D, "Width of an image token."),
-    QVPY_SIZE_OF(qv_blip, "width", config.D, "Width of a text token."),
-    QVPY_SIZE_OF(qv_blip, "heads", config.H, "Attention heads of a text block."),
-    QVPY_SIZE_OF(qv_blip, "blocks", config.L, "Number of text blocks."),
-    QVPY_SIZE_OF(qv_blip, "vocab_size", config.vocabulary, "Rows of the word embedding."),
-    QVPY_SIZE_OF(qv_blip, "max_tokens", config.positions, "Rows of the position embedding."),
+    ATTRIBUTES,
+    QVPY_SIZE_OF(qv_blip, "cross_first", cross_first, "The first text block that attends to the image."),
+    QVPY_SIZE_OF(qv_blip, "cross_step", cross_step, "From there on, one block in so many does."),
+    QVPY_SIZE_OF(qv_blip, "queries", queries, "Learned queries in front of a text; 0: there are none."),
     QVPY_SIZE_OF(qv_blip, "projection", projection, "Width of the contrastive heads' joint space; 0: there are none."),
     {NULL, NULL, NULL, NULL, NULL},
 };
+static PyGetSetDef question_attributes[] = {ATTRIBUTES, {NULL, NULL, NULL, NULL, NULL}};
+
+#define ENCODE_IMAGE                                                                                              \
+    {"encode_image", QVPY_KEYWORDS(itm_encode_image),                                                             \
+     "encode_image(pixel_values, preprocessing=None)\n--\n\n"                                                     \
+     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing, a tuple as\n"  \
+     "preprocess_image takes it, the image is a uint8 picture [H, W, 3], which becomes pixel values where the "   \
+     "model computes."}
 
 static PyMethodDef itm_methods[] = {
-    {"encode_image", QVPY_KEYWORDS(itm_encode_image),
-     "encode_image(pixel_values, preprocessing=None)\n--\n\n"
-     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing, a tuple as\n"
-     "preprocess_image takes it, the image is a uint8 picture [H, W, 3], which becomes pixel values where the model computes."},
+    ENCODE_IMAGE,
     {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,
      "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."},
     {"gradcam", QVPY_KEYWORDS(itm_gradcam),
      "gradcam(image, ids, mask, block, tokens=False)\n--\n\nMaps [Q, P], logits [Q, 2] and, where asked for, the maps\n"
-     "of all tokens that count, [R, P], one question after another; else None. ids int32, mask uint8 [Q, M]."},
+     "of all tokens that count, [R, P], one question after another, or of all queries, [Q * queries, P]; else None.\n"
+     "ids int32, mask uint8 [Q, M]."},
     {"match", (PyCFunction)(void (*)(void))itm_match, METH_VARARGS,
      "match(image, ids, mask)\n--\n\nLogits [Q, 2]: no match, match."},
     {"text_features", (PyCFunction)(void (*)(void))itm_text_features, METH_VARARGS,
      "text_features(ids, mask)\n--\n\nUnit vectors [Q, projection] of the contrastive text head."},
     {"image_features", (PyCFunction)(void (*)(void))itm_image_features, METH_O,
-     "image_features(image)\n--\n\nThe unit vector [projection] of the contrastive image head."},
+     "image_features(image)\n--\n\nThe unit vector [projection] of the contrastive image head; of each query, where there are\n"
+     "any: [queries, projection]."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMethodDef question_methods[] = {
+    ENCODE_IMAGE,
+    {"encode_questions", (PyCFunction)(void (*)(void))encode_questions, METH_VARARGS,
+     "encode_questions(image, ids, mask)\n--\n\nThe last states of all tokens that count, [R, width], one question after\n"
+     "another. ids int32, mask uint8 [Q, M]."},
+    {"gradcam", (PyCFunction)(void (*)(void))question_gradcam, METH_VARARGS,
+     "gradcam(image, ids, mask, block, d_states)\n--\n\nMaps [Q, P], None, and the maps of all tokens that count, [R, P],\n"
+     "from the gradient [R, width] of encode_questions' states."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyObject *create(PyTypeObject *type, PyObject *arguments, PyObject *keywords);
+static PyObject *create_question_encoder(PyTypeObject *type, PyObject *arguments, PyObject *keywords);
 
 static const qvpy_kind kind = {
     .name = "qavit._core.BlipItm",
     .doc = "BlipItm(config, weights, precision='float32', prefix='', device=None)\n--\n\n"
-           "BLIP image-text matching over mapped weights.",
+           "Image-text matching of BLIP, ALBEF and BLIP-2 over mapped weights.",
     .prefix = "",
     .config_size = sizeof(qv_blip_config),
     .read = read_config,
@@ -435,9 +525,26 @@ static const qvpy_kind kind = {
     .methods = itm_methods,
     .attributes = itm_attributes,
 };
+static const qvpy_kind question_encoder = {
+    .name = "qavit._core.BlipQuestionEncoder",
+    .doc = "BlipQuestionEncoder(config, weights, precision='float32', prefix='', device=None)\n--\n\n"
+           "BLIP-VQA's picture and question halves over mapped weights.",
+    .prefix = "",
+    .config_size = sizeof(qv_blip_config),
+    .read = read_question_encoder,
+    .load = load,
+    .free = free_model,
+    .create = create_question_encoder,
+    .methods = question_methods,
+    .attributes = question_attributes,
+};
 
 static PyObject *create(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     return qvpy_model_new(type, arguments, keywords, &kind);
+}
+
+static PyObject *create_question_encoder(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    return qvpy_model_new(type, arguments, keywords, &question_encoder);
 }
 
 static PyGetSetDef image_attributes[] = {
@@ -448,7 +555,7 @@ static PyGetSetDef image_attributes[] = {
 static PyObject *refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     (void)arguments;
     (void)keywords;
-    return PyErr_Format(PyExc_TypeError, "%s is made by BlipItm.encode_image", type->tp_name);
+    return PyErr_Format(PyExc_TypeError, "%s is made by a model's encode_image", type->tp_name);
 }
 
 static PyType_Slot image_slots[] = {
@@ -456,7 +563,7 @@ static PyType_Slot image_slots[] = {
     {Py_tp_dealloc, (void *)image_dealloc},
     {Py_tp_traverse, (void *)image_traverse},
     {Py_tp_getset, image_attributes},
-    {Py_tp_doc, (void *)"What every question on an image shares; made by BlipItm.encode_image."},
+    {Py_tp_doc, (void *)"What every question on an image shares; made by a model's encode_image."},
     {0, NULL},
 };
 
@@ -471,5 +578,5 @@ int qvpy_add_blip(PyObject *module) {
     qvpy_state *state = PyModule_GetState(module);
     state->blip_image = qvpy_add_type(module, &image_spec);
     Py_XINCREF(state->blip_image);
-    return state->blip_image == NULL ? -1 : qvpy_add_model(module, &kind);
+    return state->blip_image == NULL || qvpy_add_model(module, &kind) < 0 ? -1 : qvpy_add_model(module, &question_encoder);
 }

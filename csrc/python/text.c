@@ -218,6 +218,40 @@ static PyObject *encode(qvpy_model *self, PyObject *arguments, PyObject *keyword
     return run_encoder(self, ids, mask, qv_text_encode, 3, ((const qv_text_encoder *)self->model)->width);
 }
 
+static PyObject *encode_picture(qvpy_model *self, PyObject *arguments) {
+    const qv_text_encoder *encoder = self->model;
+    PyObject *picture_object, *ids_object;
+    if (!PyArg_ParseTuple(arguments, "OO:encode_picture", &picture_object, &ids_object)) {
+        return NULL;
+    }
+    PyArrayObject *picture = qvpy_float_array(picture_object, "picture", 2), *states = NULL;
+    PyArrayObject *ids = picture != NULL ? integer_matrix(ids_object, "ids") : NULL;
+    if (ids == NULL) {
+        goto done;
+    }
+    size_t S = (size_t)PyArray_DIM(picture, 0), M = (size_t)PyArray_DIM(ids, 1), shape[2] = {S + M, encoder->width};
+    if ((size_t)PyArray_DIM(picture, 1) != encoder->picture_width) {
+        PyErr_Format(PyExc_ValueError, "picture has shape [%zu, %zd], expected [tokens, %zu]", S,
+                     (Py_ssize_t)PyArray_DIM(picture, 1), encoder->picture_width);
+        goto done;
+    }
+    if (PyArray_DIM(ids, 0) != 1) {
+        PyErr_Format(PyExc_ValueError, "ids: %zd rows behind one picture, expected 1", (Py_ssize_t)PyArray_DIM(ids, 0));
+        goto done;
+    }
+    qvpy_call call;
+    states = qvpy_new_floats(2, shape);
+    if (states == NULL || qvpy_begin(&call, self) < 0 ||
+        qvpy_end(&call, qv_text_encode_picture(self->model, &call.core, PyArray_DATA(states), PyArray_DATA(picture), S,
+                                               PyArray_DATA(ids), M, &call.err)) < 0) {
+        Py_CLEAR(states);
+    }
+done:
+    Py_XDECREF(picture);
+    Py_XDECREF(ids);
+    return (PyObject *)states;
+}
+
 static PyObject *encode_pooled(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"ids", "mask", "project", NULL};
     PyObject *ids, *mask = Py_None;
@@ -254,7 +288,20 @@ static PyGetSetDef clip_attributes[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static PyGetSetDef t5_attributes[] = {
+    ATTRIBUTES,
+    QVPY_SIZE_OF(qv_text_encoder, "picture_width", picture_width, "Width of a picture's tokens; 0: it takes no pictures."),
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef methods[] = {ENCODE, {NULL, NULL, 0, NULL}};
+static PyMethodDef t5_methods[] = {
+    ENCODE,
+    {"encode_picture", (PyCFunction)(void (*)(void))encode_picture, METH_VARARGS,
+     "encode_picture(picture, ids)\n--\n\nThe last hidden states, float32 [S + M, width], of a picture's tokens\n"
+     "[S, picture_width] and words behind them, ids [1, M]."},
+    {NULL, NULL, 0, NULL},
+};
 static PyMethodDef clip_methods[] = {
     ENCODE,
     {"encode_pooled", QVPY_KEYWORDS(encode_pooled),
@@ -270,7 +317,7 @@ static PyObject *create_clip(PyTypeObject *type, PyObject *arguments, PyObject *
 #define SIGNATURE "(config, weights, precision='float32', prefix='text_model.', device=None)\n--\n\n"
 static const qvpy_kind t5 = {
     "qavit._core.T5Encoder", "T5Encoder" SIGNATURE "The encoder of a T5 over mapped weights.", "text_model.",
-    sizeof(qv_t5_config), read_t5, load_t5, free_model, create_t5, methods, attributes,
+    sizeof(qv_t5_config), read_t5, load_t5, free_model, create_t5, t5_methods, t5_attributes,
 };
 static const qvpy_kind bert = {
     "qavit._core.BertEncoder", "BertEncoder" SIGNATURE "A BERT or RoBERTa over mapped weights.", "text_model.",

@@ -136,13 +136,13 @@ static void free_model(void *vit) {
 
 /* ---- forward ---- */
 
-static const char *const output_names[] = {"last", "normed", "pooled", "pool_attention"};
+static const char *const output_names[] = {"last", "normed", "pooled", "projected", "pool_attention"};
 
 /* The arrays of one call: inputs held, outputs made. The call alone refers to its outputs: whatever the collector knows of,
  * a dict or a list, another thread can find there and empty while the core writes. */
 typedef struct {
-    PyArrayObject *images, *instruct, *pair_image, *instruct_length;
-    qvpy_pictures pictures; /* in place of images */
+    qvpy_images images;
+    PyArrayObject *instruct, *pair_image, *instruct_length;
     size_t *indices; /* [2 N]: pair_image, instruct_length */
     qv_vit_tap *taps; /* [L] */
     PyArrayObject **outputs; /* [L] attentions, [L + 1] hidden states, one for each of output_names; NULL: not asked for */
@@ -151,8 +151,7 @@ typedef struct {
 } forward_call;
 
 static void release_call(forward_call *c) {
-    Py_XDECREF(c->images);
-    qvpy_pictures_release(&c->pictures);
+    qvpy_images_release(&c->images);
     Py_XDECREF(c->instruct);
     Py_XDECREF(c->pair_image);
     Py_XDECREF(c->instruct_length);
@@ -165,34 +164,10 @@ static void release_call(forward_call *c) {
 }
 
 static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyObject *preprocessing) {
-    if (preprocessing != Py_None) {
-        if (vit->config.height != vit->config.width) {
-            PyErr_Format(PyExc_ValueError, "pictures become square pixel values, this model takes %zu x %zu",
-                         vit->config.height, vit->config.width);
-            return -1;
-        }
-        if (qvpy_pictures_acquire(&c->pictures, object, preprocessing, vit->config.height) < 0) {
-            return -1;
-        }
-        c->request.pictures = c->pictures.views;
-        c->request.preprocessing = &c->pictures.how;
-        c->request.image_count = c->pictures.count;
-        return 0;
-    }
-    c->images = qvpy_float_array(object, "pixel_values", 4);
-    if (c->images == NULL) {
+    if (qvpy_images_acquire(&c->images, vit, object, preprocessing) < 0) {
         return -1;
     }
-    const npy_intp *shape = PyArray_DIMS(c->images);
-    npy_intp height = (npy_intp)vit->config.height, width = (npy_intp)vit->config.width;
-    if (shape[1] != 3 || shape[2] != height || shape[3] != width) {
-        PyErr_Format(PyExc_ValueError, "pixel_values has shape [%zd, %zd, %zd, %zd], expected [images, 3, %zd, %zd]",
-                     (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], (Py_ssize_t)shape[3],
-                     (Py_ssize_t)height, (Py_ssize_t)width);
-        return -1;
-    }
-    c->request.images = PyArray_DATA(c->images);
-    c->request.image_count = (size_t)shape[0];
+    c->request.images = c->images.core;
     return 0;
 }
 
@@ -249,7 +224,7 @@ static int read_questions(forward_call *c, const qv_vit *vit, PyObject *pair_ima
     }
     c->request.pair_image = c->indices;
     c->request.instruct_length = c->indices + N;
-    size_t last_image = c->request.image_count == 0 ? 0 : c->request.image_count - 1;
+    size_t last_image = c->request.images.count == 0 ? 0 : c->request.images.count - 1;
     return read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
                ? -1
                : read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
@@ -265,7 +240,7 @@ static float *new_output(forward_call *c, size_t i, int dims, const size_t *shap
 }
 
 static size_t sequences_at(const forward_call *c, const qv_vit *vit, size_t block) {
-    return block < vit->first_integrated ? c->request.image_count : c->request.pair_count;
+    return block < vit->first_integrated ? c->request.images.count : c->request.pair_count;
 }
 
 /* One (block, "class" | "raw") of the attention asked for: the class token's row, or all. */
@@ -310,7 +285,7 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
         PyErr_Format(PyExc_ValueError, "hidden state %zu does not exist; this model has 0 to %zu", l, vit->config.L);
         return -1;
     }
-    size_t shape[3] = {l == 0 ? c->request.image_count : sequences_at(c, vit, l - 1), vit->T, vit->config.D};
+    size_t shape[3] = {l == 0 ? c->request.images.count : sequences_at(c, vit, l - 1), vit->T, vit->config.D};
     float *data = new_output(c, vit->config.L + l, 3, shape);
     if (data == NULL) {
         return -1;
@@ -324,21 +299,26 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
 }
 
 static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
-    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled, &c->request.pool_attention};
-    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D;
-    const size_t shapes[][3] = {{B, vit->T, D}, {B, vit->T, D}, {B, D}, {B, vit->config.H, vit->T}};
+    float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled, &c->request.projected,
+                             &c->request.pool_attention};
+    size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D, E = vit->projection.columns;
+    const size_t shapes[][3] = {{B, vit->T, D}, {B, vit->T, D}, {B, D}, {B, E}, {B, vit->config.H, vit->T}};
+    static const int dims[] = {3, 3, 2, 2, 3};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, output_names[i]) == 0) {
             if (slots[i] == &c->request.pool_attention && vit->config.pooling != QV_POOL_MAP) {
                 PyErr_SetString(PyExc_ValueError, "outputs: 'pool_attention' of a model that pools without attention");
                 return -1;
             }
-            bool one = slots[i] == &c->request.pooled;
-            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, one ? 2 : 3, shapes[i]);
+            if (slots[i] == &c->request.projected && E == 0) {
+                PyErr_SetString(PyExc_ValueError, "outputs: 'projected' of weights without a visual_projection");
+                return -1;
+            }
+            *slots[i] = new_output(c, 2 * vit->config.L + 1 + i, dims[i], shapes[i]);
             return *slots[i] == NULL ? -1 : 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed', 'pooled' or 'pool_attention'", item);
+    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed', 'pooled', 'projected' or 'pool_attention'", item);
     return -1;
 }
 
@@ -451,6 +431,7 @@ static PyGetSetDef attributes[] = {
     QVPY_SIZE_OF(qv_vit, "blocks", config.L, "Number of blocks."),
     QVPY_SIZE_OF(qv_vit, "tokens", T, "Tokens of an image: prefix + patches."),
     QVPY_SIZE_OF(qv_vit, "prefix", prefix, "Tokens in front of the patches: class, distillation, registers."),
+    QVPY_SIZE_OF(qv_vit, "projection_dim", projection.columns, "Width of the texts' space; 0: no projection."),
     QVPY_SIZE_OF(qv_vit, "instruction_dim", config.instruction_dim, "Width of the question's states; 0: takes no question."),
     {"integrated", (getter)get_integrated, NULL, "Blocks that take the question.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -461,10 +442,12 @@ static PyMethodDef methods[] = {
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
      "preprocessing=None)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
-     "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], pool_attention [B, H, T].\n"
+     "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], projected [B, E],\n"
+     "pool_attention [B, H, T].\n"
      "B counts images before the first integrated block, pairs from it on.\n"
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes."},
+    {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -309,7 +309,7 @@ static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
     const row_view *seen = &x->probabilities;
     return x->k.columns == D && is_none_or(&x->out, a->B, a->T, D) && is_none_or(&x->v, x->k.shape[0], a->S, D) &&
            is_none_or(&x->extra_k, a->B, a->M, D) && is_none_or(&x->extra_v, a->B, a->M, D) &&
-           is_none_or(&x->bias, a->H, a->T, a->S) &&
+           is_none_or(&x->bias, a->bias_rows == 0 ? 1 : a->H, a->T, a->S) &&
            array_is_none_or(x->extra_length, a->B, 0) && array_is_none_or(x->key_mask, a->B, a->S) &&
            array_is_none_or(x->q_index, a->B, 0) && array_is_none_or(x->kv_index, a->B, 0) &&
            sets_exist(a->q_index, a->B, x->q.shape[0]) && sets_exist(a->kv_index, a->B, x->k.shape[0]) &&
@@ -321,7 +321,8 @@ static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
 }
 
 /* attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
- * batch, scale, causal, first_row, first_column, precision): every array but q and k may be None */
+ * batch, scale, causal, first_row, first_column, precision): every array but q and k may be None, and bias [1, T, S] is of
+ * all heads */
 static PyObject *attention(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *o[12], *result = NULL;
@@ -349,7 +350,7 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
         .out = rows_of(&x.out), .q = const_rows_of(&x.q), .k = const_rows_of(&x.k), .v = const_rows_of(&x.v),
         .extra_k = const_rows_of(&x.extra_k), .extra_v = const_rows_of(&x.extra_v),
         .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = const_rows_of(&x.bias),
-        .bias_rows = x.q.shape[1],
+        .bias_rows = x.bias.shape[0] == 1 ? 0 : x.q.shape[1],
         .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0, .scale = a.scale,
         .precision = a.precision, .probabilities = x.probabilities.data, .first_row = (size_t)first_row,
         .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
@@ -431,6 +432,37 @@ static PyObject *norm(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+/* head_lengths(out [B, T, H d], x, rows [B, T, D], factor, heads): out from x and the lengths of rows */
+static PyObject *head_lengths(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *out_object, *x_object, *measured_object;
+    float factor;
+    Py_ssize_t heads;
+    row_view out, x, measured;
+    if (!PyArg_ParseTuple(arguments, "OOOfn", &out_object, &x_object, &measured_object, &factor, &heads) ||
+        view_rows(out_object, "out", false, true, &out) < 0 || view_rows(x_object, "x", false, false, &x) < 0 ||
+        view_rows(measured_object, "rows", false, false, &measured) < 0) {
+        return NULL;
+    }
+    if (out.dims != 3 || out.rows != x.rows || out.columns != x.columns || measured.rows != out.rows || heads < 1 ||
+        out.columns % (size_t)heads != 0) {
+        PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
+        return NULL;
+    }
+    float *lengths = PyMem_Malloc((out.rows + 1) * sizeof *lengths);
+    if (lengths == NULL) {
+        return PyErr_NoMemory();
+    }
+    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
+    Py_BEGIN_ALLOW_THREADS
+    qv_cpu_ops.row_lengths(&call, lengths, const_rows_of(&measured), measured.rows, measured.columns);
+    qv_cpu_ops.head_lengths(&call, rows_of(&out), const_rows_of(&x), lengths, factor, out.shape[0], out.shape[1],
+                            (size_t)heads, out.columns / (size_t)heads);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(lengths);
+    Py_RETURN_NONE;
+}
+
 /* burn(precision, steps): multiply in registers on every lane; the operations done */
 static PyObject *burn(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -456,6 +488,7 @@ static PyMethodDef functions[] = {
     {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
     {"rotate", rotate, METH_VARARGS, "rotate(x, angles, heads, back=False): the last rows of each sequence turn where they lie."},
     {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
+    {"head_lengths", head_lengths, METH_VARARGS, "head_lengths(out, x, rows, factor, heads), written to out."},
     {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},
     {NULL, NULL, 0, NULL},
 };

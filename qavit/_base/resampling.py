@@ -60,6 +60,29 @@ def grid_weights(
     return np.asarray(weights @ extended)
 
 
+def smoothed_weights(old: int, new: int, kernel: Kernel) -> Weights:
+    """As `grid_weights`, with a kernel that widens where cells become fewer, and ends at the outermost values.
+
+    That is what PyTorch calls antialias and Pillow's filters do.
+
+    Parameters
+    ----------
+    old, new : int
+    kernel : {"linear", "cubic"}
+
+    Returns
+    -------
+    float64 array [new, old]
+    """
+    width = max(old / new, 1.0)
+    reach = width * (2.0 if kernel == "cubic" else 1.0)
+    centres = (np.arange(new) + 0.5)[:, None] * (old / new)
+    cells = np.arange(old)
+    inside = (cells >= np.floor(centres - reach + 0.5)) & (cells < np.floor(centres + reach + 0.5))
+    weights = np.where(inside, _KERNELS[kernel](np.abs(cells + 0.5 - centres) / width), 0.0)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
 def _convolution(a: float) -> Callable[[Weights], Weights]:
     """The cubic kernel of Keys 1981 by distance, with its free parameter."""
 

@@ -25,6 +25,8 @@ _DEIT = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": _CLIP, "ChineseCLIP": _CLIP, "Blip": _BLIP, "ViT": _VIT, "DeiT": _DEIT, "Siglip": _SIGLIP, "Bit": _BIT,
 }  # fmt: skip
+#: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
+_OWN = {"blip_itm": _BLIP}
 #: Said about other things than the pixels of an RGB picture.
 _SILENT = {
     "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "auto_map", "default_to_square",
@@ -40,8 +42,7 @@ _OBEYED = {
 
 def default_preprocessing(architecture: str, size: int) -> dict[str, Any]:
     """What a model of this kind was trained with, where nothing is said."""
-    blip = architecture == "blip_itm"
-    return Preprocessing(size, resize="exact" if blip else "shortest_edge", crop=not blip).to_dict()
+    return from_image_processor({}, size, architecture)
 
 
 def folder_preprocessing(
@@ -146,7 +147,7 @@ def _refuse_padding(result: Mapping[str, Any], settings: Mapping[str, Any], size
 
 
 def _processor_defaults(settings: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    own = {"blip_itm": _BLIP}.get(architecture, _CLIP)
+    own = _OWN.get(architecture, _CLIP)
     name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     if name is None:
         return own

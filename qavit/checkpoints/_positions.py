@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._base.resampling import grid_weights
+from .._base.resampling import Weights, grid_weights, smoothed_weights
+
+PositionResize = Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear", "bilinear_antialias"]
+#: By name: the weights of one axis. Public code differs here, and the results by 9 to 24% of the largest embedding.
+WAYS: dict[str, Callable[[int, int], Weights]] = {
+    # transformers, Grad-ECLIP
+    "bicubic": lambda old, new: grid_weights(old, new, "cubic_sharp"),
+    # LeGrad, GEM, open_clip; DINOv2 with registers
+    "bicubic_antialias": lambda old, new: smoothed_weights(old, new, "cubic"),
+    # DINO's and DINOv2's own code, NACLIP, ClearCLIP: a tenth of a cell more, against rounding
+    "bicubic_offset": lambda old, new: grid_weights(old, new, "cubic_sharp", span=(0.0, new + 0.1, float(new))),
+    # CLIP Surgery
+    "bilinear": lambda old, new: grid_weights(old, new, "linear"),
+    # SigLIP 2 NaFlex
+    "bilinear_antialias": lambda old, new: smoothed_weights(old, new, "linear"),
+}
 
 
-def resize_positions(positions: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+def resize_positions(
+    positions: NDArray[np.float32],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    way: PositionResize = "bicubic",
+) -> NDArray[np.float32]:
     """Position embeddings for a grid of another size.
 
     Parameters
     ----------
-    positions : float32 [1 + n * n, D]
-        The class token's, then the patches', row by row.
-    side : int
-        Patches along each side of the new grid.
+    positions : float32 [n + gh * gw, D]
+        Those of n tokens in front, then the patches', row by row.
+    old, new : (int, int)
+        Rows and columns: (gh, gw), and what they become.
+    way : str
+        One of `WAYS`; each samples at the new cells' centres.
 
     Returns
     -------
-    float32 [1 + side * side, D]
-        The class token's as it was; the patches' interpolated bicubically between cell centres, as
-        ``interpolate_pos_encoding`` of transformers does.
+    float32 [n + rows * columns, D]
+        The first n as they were.
     """
-    old = math.isqrt(positions.shape[0] - 1)
-    if old == side:
+    if way not in WAYS:
+        raise ValueError(f"position_resize: {way!r} is unknown; expected one of {', '.join(map(repr, WAYS))}")
+    if old == new:
         return positions
-    matrix = grid_weights(old, side, "cubic_sharp")
-    grid = positions[1:].astype(np.float64).reshape(old, old, -1)
-    resized = np.einsum("yi,xj,ijd->yxd", matrix, matrix, grid, optimize=True)
-    return np.concatenate([positions[:1], resized.reshape(side * side, -1).astype(np.float32)])
+    first = positions.shape[0] - old[0] * old[1]
+    down, across = (WAYS[way](*sides) for sides in zip(old, new))
+    grid = positions[first:].astype(np.float64).reshape(*old, -1)
+    resized = np.einsum("yi,xj,ijd->yxd", down, across, grid, optimize=True)
+    return np.concatenate([positions[:first], resized.reshape(new[0] * new[1], -1).astype(np.float32)])

@@ -44,7 +44,8 @@ class ModelSource:
     architecture : str
         "qavit", "clip" (vision alone) or "blip_itm".
     vision, text : dict
-        Hugging Face's configuration keys; ``text`` is None where there is no text half.
+        Hugging Face's configuration keys; ``vision`` is empty where no picture is looked at, ``text`` None where there is
+        no text half.
     weights : dict
         name -> (buffer, dtype, shape, byte offset): the names of a converted folder, whatever they were in the source.
     tokenizer : str or None
@@ -101,7 +102,8 @@ def _source(
         if rows != len(answers):
             raise ValueError(f"{name}: {len(answers)} answers are listed, answer_head.weight has {rows} rows")
         answers = list(answers)
-    _check_preprocessing(preprocessing, vision["image_size"], name)
+    if vision:
+        _check_preprocessing(preprocessing, vision["image_size"], name)
     return ModelSource(
         architecture, vision, text, weights, tokenizer, preprocessing, questions, answers, dict(found["defaults"]), name
     )

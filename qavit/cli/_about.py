@@ -27,21 +27,21 @@ def add_demo_options(parser: argparse.ArgumentParser) -> None:
 
 def run_demo_command(options: argparse.Namespace) -> int:
     """The bundled model."""
-    from .._demo import FOLDER, demo_entries, run_demo
+    from .._demo import PICTURE, demo_scene, run_demo
     from ..metrics._pointing import attention_inside
 
     asked = [*options.question, *(questions_alone(options.questions) if options.questions is not None else ())]
-    truth = None if options.image or asked else demo_entries()
+    truth = None if options.image or asked else demo_scene().boxes
     result, files = run_demo(options.out, options.image, asked or None, options.block)
     if options.json:
-        image = options.image or str(FOLDER / "scene.png")
+        image = options.image or str(PICTURE)
         print(json.dumps({"image": image, "files": list(map(str, files)), **result.to_dict()}, ensure_ascii=False))
         return OK
     for index, question in enumerate(result.questions):
         answers = result.answers[index] if result.answers else []
         said = ", ".join(f"{answer} {probability:.0%}" for answer, probability in answers[:2])
         print(f"{question}  {said}".rstrip())
-        boxes = truth[index]["boxes"] if truth else []
+        boxes = truth[index] if truth else []
         if boxes:
             height, width = result.picture_size
             area = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) / (height * width)

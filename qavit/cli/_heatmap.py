@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from .._base.arguments import one_line
 from .._base.files import make_folder, remove_leftovers, write_whole
 from .._base.progress import Progress
@@ -64,6 +66,13 @@ def add_heatmap_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
     )
+    parser.add_argument("--vmin", type=float, metavar="VALUE", help="the value of the colours' lower end (default: 0)")
+    parser.add_argument(
+        "--vmax", type=float, metavar="VALUE", help="the value of their upper end (default: the peak, or 3 times the mean)"
+    )
+    parser.add_argument("--own-scales", action="store_true", help="each map on a colour scale of its own")
+    parser.add_argument("--contours", action="store_true", help="lines of equal value, not colours that hide the picture")
+    parser.add_argument("--boxes", type=float, metavar="SHARE", help="frame what stands out: above this part of the peak")
     parser.add_argument("--maps", choices=("npz", "npy"), help="write the maps too")
     parser.add_argument("--html", action="store_true", help="write a page that can be shared")
     parser.add_argument("--no-figures", action="store_true", help="no PNG")
@@ -137,18 +146,21 @@ def check_request(model: Model, jobs: Sequence[Job], options: argparse.Namespace
         raise UsageError(f"{model.name} is plain CLIP, which takes no questions; leave -q and --questions out")
     model._request(options.method, options.block, options.heads)
     if not options.no_figures or options.html:
-        from ..plots._pixels import check_weight, colormap
+        from ..plots._pixels import check_weight, colormap, scale_of
 
         colormap(options.cmap)
         check_weight(options.image_weight)
+        scale_of(np.ones((1, 1), np.float32), options.vmin, options.vmax)
 
 
 def look_of(target: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What `HeatmapResult.save` is told about a file's looks."""
+    scale = {"cmap": options.cmap, "vmin": options.vmin, "vmax": options.vmax, "shared": not options.own_scales}
     if target.suffix == ".html":
-        return {"cmap": options.cmap}
+        return scale
     if target.suffix == ".png":
-        return {"kind": options.kind, "cmap": options.cmap, "image_weight": options.image_weight}
+        kind = {"kind": options.kind, "image_weight": options.image_weight}
+        return {**scale, **kind, "contours": options.contours, "boxes": options.boxes}
     return {}
 
 
@@ -159,8 +171,9 @@ def fingerprint(model: Any, job: Job, options: argparse.Namespace) -> str:
         file = [state.st_size, state.st_mtime_ns]
     except OSError:
         file = []  # reading it will say what is wrong
-    look = [getattr(options, name) for name in ("block", "method", "heads", "fit", "kind", "cmap", "image_weight")]
-    asked = [repr(model), place_of(job.source), *file, job.questions, look]
+    request = [getattr(options, name) for name in ("block", "method", "heads", "fit")]
+    looks = [look_of(Path(ending), options) for ending in ("a.png", "a.html")]
+    asked = [repr(model), place_of(job.source), *file, job.questions, request, looks]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

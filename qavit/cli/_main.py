@@ -1,4 +1,4 @@
-"""The command line: ``qavit heatmap | demo | run | convert | info | bench``."""
+"""The command line: ``qavit heatmap | demo | run | score | convert | info | bench``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ._about import (
 from ._heatmap import add_heatmap_options, run_heatmap
 from ._options import INTERRUPTED, OK, SOME_FAILED, USAGE, Parser, UsageError
 from ._run import EXAMPLE, SUMMARY, add_run_options, run_data_set
+from ._score import add_score_options, run_score
 
 SHELLS = ("bash", "zsh", "tcsh")
 EPILOG = """\
@@ -118,6 +119,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("demo", run_demo_command, add_demo_options, "the bundled model on its own picture, or on yours",
          "qavit demo -o out/"),
         ("run", run_data_set, add_run_options, SUMMARY, EXAMPLE),
+        ("score", run_score, add_score_options, "the accuracy of answers, as VQAv2 and GQA count it",
+         "qavit score results.json v2_mscoco_val2014_annotations.json"),
         ("convert", run_convert, add_convert_options, "write a model as one folder that is mapped in place",
          "qavit convert --checkpoint qavit-base2.pth --vision clip-vit-large-patch14-336 --text flan-t5-base -o base2"),
         ("info", run_info, add_info_options, "what a model is, or what this build is", "qavit info qavit-base2/"),

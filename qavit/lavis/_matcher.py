@@ -89,7 +89,7 @@ def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precis
     ValueError
         Weights are missing or mis-shaped, or no tokenizer is there.
     """
-    from ..checkpoints._opening import open_blip_tensors
+    from ..checkpoints.towers.blip import open_blip_tensors
     from ..models._blip_itm import BlipITM
     from ..text import Tokenizer, with_blip_tokens
 

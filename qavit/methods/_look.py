@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional, Protocol, Union
+from typing import Any, NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core
 from .._base.types import FloatArray, Score
 
 
@@ -35,7 +36,8 @@ class Readable(Protocol):
     Attributes
     ----------
     reads : frozenset of str
-        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam".
+        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam"; "texts", with `texts`,
+        `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token", "attention_head" (SigLIP's).
     num_blocks : int
     question_blocks : tuple of int
         The blocks that attend to the question.
@@ -67,9 +69,33 @@ class Look(Protocol):
         Which question tokens count.
     options : Options
         Those that the method takes; the others are at their defaults.
+    texts : float32 [Q, E]
+        The texts' unit embeddings.
+    logit_scale, logit_bias : float
+        A text's logit is logit_scale * cosine + logit_bias.
+    answer_head : (float32 [A, D], float32 [A]) or None
+        Weight and bias of the linear layer on the pooled token, of a model whose answers are what can be asked about.
+    tower : _core.Vit
+        The vision tower, whose `projection_dim` is E, or 0 where pooled tokens lie in the texts' space as they are.
+    inputs : dict
+        What the tower's entries take of the picture, and of a QA-ViT's questions, by the names of `_core.Vit.forward`:
+        pixel_values, preprocessing, pair_image, instruct, instruct_length.
     """
 
     options: Options
+
+    @property
+    def texts(self) -> FloatArray: ...
+    @property
+    def logit_scale(self) -> float: ...
+    @property
+    def logit_bias(self) -> float: ...
+    @property
+    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]: ...
+    @property
+    def tower(self) -> _core.Vit: ...
+    @property
+    def inputs(self) -> dict[str, Any]: ...
 
     @property
     def grid(self) -> tuple[int, int]: ...
@@ -82,6 +108,10 @@ class Look(Protocol):
 
     def question_tokens(self, block: int) -> int:
         """M at a block; 0 where the question does not enter."""
+        ...
+
+    def empty(self, text: str) -> FloatArray:
+        """The unit embedding [1, E] of ``options.empty``, or where that is None of ``text``."""
         ...
 
     def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:

@@ -15,21 +15,27 @@ from ._faithfulness import impute as impute
 from ._faithfulness import insertion as insertion
 from ._faithfulness import perturbation as perturbation
 from ._faithfulness import road as road
+from ._gqa import GqaAccuracy as GqaAccuracy
+from ._gqa import gqa_accuracy as gqa_accuracy
 from ._pointing import attention_inside as attention_inside
 from ._vqa import VqaAccuracy as VqaAccuracy
+from ._vqa import accuracy_interval as accuracy_interval
 from ._vqa import normalize_answer as normalize_answer
 from ._vqa import vqa_accuracy as vqa_accuracy
 
 __all__ = [
     "Curve",
+    "GqaAccuracy",
     "PointingGame",
     "Road",
     "Segmentation",
     "VqaAccuracy",
+    "accuracy_interval",
     "attention_inside",
     "deletion",
     "drop_and_increase",
     "energy_inside",
+    "gqa_accuracy",
     "impute",
     "insertion",
     "inside_top_k",

@@ -16,13 +16,14 @@ from .._base.small_files import read_json
 Table = Union[str, "PathLike[str]", Sequence[Mapping[str, Any]], Mapping[str, Any]]
 AnswerId = Union[int, str]
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WORDS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(max(0, place - 1)) for place, word in enumerate(_NUMBER_WORDS)}
 _ARTICLES = frozenset({"a", "an", "the"})
 _THOUSANDS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
+_DEVIATIONS = 1.959964  # of a normal distribution: 95% lie within
 
 MAX_TABLE_BYTES = 2 << 30
 
@@ -71,7 +72,8 @@ class VqaAccuracy(TypedDict):
     per_question: dict[AnswerId, float]
 
 
-def _strip_punctuation(text: str) -> str:
+def strip_punctuation(text: str) -> str:
+    """The scorer's rule for marks and periods."""
     out = text
     joined = _THOUSANDS.search(text) is not None
     for mark in _PUNCTUATION:
@@ -79,7 +81,8 @@ def _strip_punctuation(text: str) -> str:
     return _PERIOD.sub("", out, count=_MOST_PERIODS)
 
 
-def _plain_words(text: str) -> str:
+def plain_words(text: str) -> str:
+    """The scorer's rule for number words, articles and contractions, in lower case."""
     words = (_DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
@@ -96,7 +99,7 @@ def normalize_answer(answer: str) -> str:
     str
         In lower case, without punctuation and articles, number words as digits, contractions with their apostrophes.
     """
-    return _plain_words(_strip_punctuation(_one_line(answer)))
+    return plain_words(strip_punctuation(_one_line(answer)))
 
 
 def vqa_accuracy(results: Table, annotations: Table, *, partial: bool = False) -> VqaAccuracy:
@@ -126,18 +129,12 @@ def vqa_accuracy(results: Table, annotations: Table, *, partial: bool = False) -
         `partial`) a question has no result.
     """
     answers: dict[AnswerId, str] = {
-        row["question_id"]: _text(row, "answer", where) for where, row in _rows(results, "results")
+        row["question_id"]: text_of(row, "answer", where) for where, row in id_rows(table_of(results, "results"), "results")
     }
-    asked: dict[AnswerId, Mapping[str, Any]] = {row["question_id"]: row for _, row in _rows(annotations, "annotations")}
-    unknown = [number for number in answers if number not in asked]
-    if unknown:
-        raise ValueError(f"results: question_id {unknown[0]!r} has no annotation ({len(unknown)} such of {len(answers)})")
-    missing = [number for number in asked if number not in answers]
-    if (missing and not partial) or not answers:
-        raise ValueError(
-            f"results: {len(missing)} of {len(asked)} annotated questions have no result, such as {missing[:1]}; "
-            "partial=True scores the others"
-        )
+    asked: dict[AnswerId, Mapping[str, Any]] = {
+        row["question_id"]: row for _, row in id_rows(table_of(annotations, "annotations"), "annotations")
+    }
+    check_answered(answers, asked, partial)
     scores: dict[AnswerId, float] = {}
     by_answer: dict[str, list[float]] = {}
     by_question: dict[str, list[float]] = {}
@@ -149,18 +146,66 @@ def vqa_accuracy(results: Table, annotations: Table, *, partial: bool = False) -
         by_answer.setdefault(str(row.get("answer_type")), []).append(score)
         by_question.setdefault(str(row.get("question_type")), []).append(score)
     return {
-        "overall": _percent(list(scores.values())),
-        "per_answer_type": {kind: _percent(values) for kind, values in by_answer.items()},
-        "per_question_type": {kind: _percent(values) for kind, values in by_question.items()},
-        "per_question": {number: _percent([score]) for number, score in scores.items()},
+        "overall": percent(list(scores.values())),
+        "per_answer_type": {kind: percent(values) for kind, values in by_answer.items()},
+        "per_question_type": {kind: percent(values) for kind, values in by_question.items()},
+        "per_question": {number: percent([score]) for number, score in scores.items()},
     }
+
+
+def accuracy_interval(scores: Sequence[float], total: int | None = None) -> tuple[float, float]:
+    """Between which bounds the accuracy of all questions lies with 95%, where those of a random sample are known.
+
+    Parameters
+    ----------
+    scores : sequence of float, [n]
+        Of the sampled questions, in percent.
+    total : int, optional
+        How many questions there are; None: many more than were sampled.
+
+    Returns
+    -------
+    (float, float)
+        In percent with two digits: Wilson's interval (JASA 22, 1927), narrowed where the sample is much of the whole. It is
+        made for answers that are right or wrong; scores in between have a narrower one, so 95% is the least.
+
+    Raises
+    ------
+    ValueError
+        There are no scores, or fewer questions than scores.
+    """
+    count = len(scores)
+    if count == 0 or (total is not None and total < count):
+        raise ValueError(f"scores: {count}, of {total or 'many'} questions; expected at least one, and no more")
+    if total == count:
+        return percent([score / 100 for score in scores]), percent([score / 100 for score in scores])
+    # Without replacement, n of N questions tell as much as n (N - 1) / (N - n) with it.
+    weight = count if total is None else count * (total - 1) / (total - count)
+    mean, spread = sum(scores) / count / 100, _DEVIATIONS**2 / weight
+    middle = (mean + spread / 2) / (1 + spread)
+    half = (spread * (mean * (1 - mean) + spread / 4)) ** 0.5 / (1 + spread)
+    return round(100 * max(0.0, middle - half), 2), round(100 * min(1.0, middle + half), 2)
+
+
+def check_answered(answers: Mapping[Any, str], asked: Mapping[Any, Any], partial: bool) -> None:
+    """ValueError where answers and annotated questions are not the same, or, if `partial`, where none is both."""
+    unknown = [number for number in answers if number not in asked]
+    if unknown:
+        raise ValueError(f"results: question_id {unknown[0]!r} has no annotation ({len(unknown)} such of {len(answers)})")
+    missing = [number for number in asked if number not in answers]
+    if (missing and not partial) or not answers:
+        raise ValueError(
+            f"results: {len(missing)} of {len(asked)} annotated questions have no result, such as {missing[:1]}; "
+            "partial=True (--partial) scores the others"
+        )
 
 
 def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _percent(scores: list[float]) -> float:
+def percent(scores: Sequence[float]) -> float:
+    """The mean of scores from 0 to 1, in percent with two digits."""
     return round(100 * float(sum(scores)) / len(scores), 2)
 
 
@@ -168,10 +213,10 @@ def _score(answer: str, row: Mapping[str, Any], where: str) -> float:
     given = row.get("answers")
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) < 2:
         raise ValueError(f"{where}: expected a list of at least two answers, got {type(given).__name__}")
-    people = [{**person, "answer": _text(person, "answer", where)} for person in given]
+    people = [{**person, "answer": text_of(person, "answer", where)} for person in given]
     if len({person["answer"] for person in people}) > 1:
         for person in people:
-            person["answer"] = _strip_punctuation(person["answer"])
+            person["answer"] = strip_punctuation(person["answer"])
     total = 0.0
     for person in people:
         others = [other for other in people if other != person]
@@ -179,31 +224,37 @@ def _score(answer: str, row: Mapping[str, Any], where: str) -> float:
     return total / len(people)
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
+    """A row's text by its key; ValueError where it has none."""
     value = row.get(key) if isinstance(row, Mapping) else None
     if not isinstance(value, str):
         raise ValueError(f"{where}: expected a text as {key!r}, got {type(value).__name__}")
     return value
 
 
-def _rows(table: Table, what: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Rows with where each stands; their ids are there, and different."""
-    name = what
+def table_of(table: Table, what: str) -> Any:
+    """A table, read where it is a file; an object with a list of annotations or results as that list."""
     if isinstance(table, (str, PathLike)):
-        name, table = f"{what}: {table}", read_json(table, MAX_TABLE_BYTES)
-    if isinstance(table, Mapping):
-        table = table.get("annotations", table.get("results", table))
+        try:
+            table = read_json(table, MAX_TABLE_BYTES)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+    return table.get("annotations", table.get("results", table)) if isinstance(table, Mapping) else table
+
+
+def id_rows(table: Any, what: str, key: str = "question_id") -> list[tuple[str, Mapping[str, Any]]]:
+    """Rows with where each stands; their ids are there, and different."""
     if not isinstance(table, Sequence) or isinstance(table, str):
-        raise ValueError(f"{name}: expected a list of rows, got {type(table).__name__}")
+        raise ValueError(f"{what}: expected a list of rows, got {type(table).__name__}")
     seen: set[AnswerId] = set()
     rows = []
     for place, row in enumerate(table):
-        where = f"{name}, row {place}"
-        number = row.get("question_id") if isinstance(row, Mapping) else None
+        where = f"{what}, row {place}"
+        number = row.get(key) if isinstance(row, Mapping) else None
         if not isinstance(number, (int, str)) or isinstance(number, bool):
-            raise ValueError(f"{where}: expected a whole number or a text as 'question_id', got {type(number).__name__}")
+            raise ValueError(f"{where}: expected a whole number or a text as {key!r}, got {type(number).__name__}")
         if number in seen:
-            raise ValueError(f"{where}: question_id {number!r} stands twice")
+            raise ValueError(f"{where}: {key} {number!r} stands twice")
         seen.add(number)
         rows.append((where, row))
     return rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, TypeVar, Union
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core
 from .._base.arguments import is_pixel_values, question_list, whole_number, whole_numbers
 from .._base.files import absolute_paths
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, Precision, Score
@@ -60,6 +61,33 @@ class ModelLook(Look, ABC):
     @abstractmethod
     def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
         """A question each [words, gh, gw]."""
+
+    @property
+    def texts(self) -> FloatArray:
+        raise TypeError("texts: this model has no embeddings of texts in its pictures' space")
+
+    @property
+    def logit_scale(self) -> float:
+        return 1.0
+
+    @property
+    def logit_bias(self) -> float:
+        return 0.0
+
+    @property
+    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
+        return None
+
+    @property
+    def tower(self) -> _core.Vit:
+        raise TypeError("tower: this model's vision tower cannot be asked")
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        raise TypeError("inputs: this model's vision tower cannot be asked")
+
+    def empty(self, text: str) -> FloatArray:
+        raise TypeError("empty: this model has no embeddings of texts in its pictures' space")
 
     def scores(self) -> Optional[FloatArray]:
         """How well the picture fits each text; None where nothing says so."""

@@ -73,6 +73,7 @@ class Drawing(Maps):
         vmin: Optional[float] = None,
         vmax: Optional[float] = None,
         boxes: Optional[float] = None,
+        contours: bool = False,
         colorbar: bool = True,
         title: Optional[str] = None,
     ) -> Any:
@@ -89,6 +90,9 @@ class Drawing(Maps):
             As for `overlay`.
         boxes : float, optional
             Frames what stands out: the threshold of `HeatmapResult.boxes`, such as 0.5.
+        contours : bool
+            Lines at a quarter, a half and three quarters of the colour scale, in place of colours that hide the picture
+            (with `image_weight`, over them).
         colorbar : bool
             Adds a colour bar, on the scale shared by all maps of the result.
         title : str, optional
@@ -101,7 +105,14 @@ class Drawing(Maps):
         """
         from ._figures import plot
 
-        return plot(self, ax, question, kind, Look(cmap, image_weight, vmin, vmax, boxes=boxes, colorbar=colorbar), title)
+        return plot(
+            self,
+            ax,
+            question,
+            kind,
+            Look(cmap, image_weight, vmin, vmax, boxes=boxes, contours=contours, colorbar=colorbar),
+            title,
+        )
 
     def figure(
         self,
@@ -114,6 +125,7 @@ class Drawing(Maps):
         shared: bool = True,
         top: int = 5,
         boxes: Optional[float] = None,
+        contours: bool = False,
         columns: Optional[int] = None,
         blocks: Optional[Sequence[int]] = None,
         colorbar: bool = True,
@@ -138,6 +150,9 @@ class Drawing(Maps):
             How many patches to number.
         boxes : float, optional
             Frames what stands out: the threshold of `HeatmapResult.boxes`, such as 0.5.
+        contours : bool
+            Lines at a quarter, a half and three quarters of the colour scale, in place of colours that hide the picture
+            (with `image_weight`, over them).
         columns : int, optional
             Panels in a row.
         blocks : sequence of int, optional
@@ -149,7 +164,7 @@ class Drawing(Maps):
         """
         from ._figures import make_figure
 
-        look = Look(cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption)
+        look = Look(cmap, image_weight, vmin, vmax, shared, top, boxes, contours, columns, blocks, colorbar, caption)
         return make_figure(self, kind, look)
 
     def save(
@@ -165,6 +180,7 @@ class Drawing(Maps):
         shared: bool = True,
         top: int = 5,
         boxes: Optional[float] = None,
+        contours: bool = False,
         columns: Optional[int] = None,
         blocks: Optional[Sequence[int]] = None,
         colorbar: bool = True,
@@ -177,7 +193,7 @@ class Drawing(Maps):
         path : str or path
             .png, .jpg, .webp, .pdf or .svg: a figure; .html: the page of `to_html`; .npy: the maps; .npz: the maps and
             all that belongs to them (read with `np.load`, no pickle).
-        kind, cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption
+        kind, cmap, image_weight, vmin, vmax, shared, top, boxes, contours, columns, blocks, colorbar, caption
             As for `figure`; a page takes cmap, vmin, vmax and shared.
         dpi : float, optional
             Pixels per inch of a figure, 150 by default.
@@ -194,7 +210,7 @@ class Drawing(Maps):
         """
         target = Path(path)
         ending = target.suffix.lower()
-        look = Look(cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption)
+        look = Look(cmap, image_weight, vmin, vmax, shared, top, boxes, contours, columns, blocks, colorbar, caption)
         given = look.changed() | ({"kind"} if kind is not None else set()) | ({"dpi"} if dpi is not None else set())
         if ending in {".npy", ".npz"}:
             _refuse(given, target)
@@ -250,6 +266,7 @@ class Drawing(Maps):
         shared: bool = True,
         top: int = 5,
         boxes: Optional[float] = None,
+        contours: bool = False,
         columns: Optional[int] = None,
         blocks: Optional[Sequence[int]] = None,
         colorbar: bool = True,
@@ -258,7 +275,11 @@ class Drawing(Maps):
         """Show a figure: in a notebook as a picture, elsewhere in a window of pyplot. All is as for `figure`."""
         from ._figures import show
 
-        show(self, kind, Look(cmap, image_weight, vmin, vmax, shared, top, boxes, columns, blocks, colorbar, caption))
+        show(
+            self,
+            kind,
+            Look(cmap, image_weight, vmin, vmax, shared, top, boxes, contours, columns, blocks, colorbar, caption),
+        )
 
     def _repr_png_(self) -> bytes:
         from ._figures import make_figure, render

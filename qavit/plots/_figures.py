@@ -25,7 +25,20 @@ from .._base.types import FloatArray
 from .._base.warnings import QavitWarning, warn
 from ..heatmaps._maps import Maps
 from . import _labels as labels
-from ._look import KINDS, Cmap, Kind, Look, PanelKind, are_distributions, how_read, is_cropped, notes_of, peaks_in_words
+from ._look import (
+    KINDS,
+    Cmap,
+    Kind,
+    Look,
+    PanelKind,
+    are_distributions,
+    how_read,
+    is_cropped,
+    is_zoomed,
+    notes_of,
+    peaks_in_words,
+    view_of,
+)
 from ._panels import DRAWS, FAINT, INK, Cell, Panels, answers_in_words, heading, panels_of
 from ._pixels import check_weight, colormap, scale_of
 
@@ -58,7 +71,7 @@ def make_figure(result: Maps, kind: Optional[Kind], look: Look, figure: Optional
     bar = None
     if kind != "original" and look.colorbar:
         bar = scale_of(panels.maps, look.vmin, look.vmax) if look.shared else (0.0, 1.0)
-    lines = [_caption(result, kind, panels, look.shared) if look.caption is None else look.caption]
+    lines = [_caption(result, kind, panels, look) if look.caption is None else look.caption]
     return _lay_out(result, panels, look, bar, lines + notes_of(result, None), figure)
 
 
@@ -83,7 +96,7 @@ def plot(
     below = [[answers_in_words(result, number), *notes_of(result, number)] for number in numbers]
     every = given
     if not given:
-        every, width = _new_axes(result.picture_size, below, general)
+        every, width = _new_axes(view_of(result).aspect, below, general)
     figure: Any = every[0].get_figure()
     for axes, number, own in zip(every, numbers, below):
         DRAWS[kind](axes, result, result.maps[number], scale, look)
@@ -158,11 +171,10 @@ def show(result: Maps, kind: Optional[Kind], look: Look) -> None:
         warn(QavitWarning, "there is no display, so no figure was shown; result.save('heatmaps.png') writes it to a file")
 
 
-def _new_axes(picture_size: tuple[int, int], below: list[list[str]], general: list[str]) -> tuple[list[Axes], float]:
+def _new_axes(aspect: float, below: list[list[str]], general: list[str]) -> tuple[list[Axes], float]:
     """Axes with room for what stands below each, on a new figure of pyplot where that can be had; and their width."""
     columns = min(len(below), 4 if len(below) != 5 else 3)
     rows = math.ceil(len(below) / columns)
-    aspect = picture_size[0] / picture_size[1]
     width = min(4.0 if columns == 1 else 3.2, 5.0 / aspect)
     total = columns * width + 1.2
     lines = max(_small_print(texts, width).count("\n") + 1 for texts in below)
@@ -199,7 +211,7 @@ def _lay_out(
 ) -> Figure:
     """Place panels in rows, in inches, so that pictures of any shape sit without gaps; bar right, caption below."""
     cells = panels.cells
-    aspect = result.picture_size[0] / result.picture_size[1]
+    aspect = view_of(result).aspect
     strip = aspect < 0.34 and look.columns is None  # too wide to stand beside others
     per_row = 1 if strip else min(look.columns or panels.per_row, len(cells))
     rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
@@ -301,19 +313,23 @@ def _mappable(cmap: Cmap, scale: tuple[float, float]) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high if high > low else low + max(abs(low) * 1e-3, 1e-6)), colormap(cmap))
 
 
-def _caption(result: Maps, kind: Kind, panels: Panels, shared: bool) -> str:
+def _caption(result: Maps, kind: Kind, panels: Panels, look: Look) -> str:
     """How the maps of a figure were read, how far they stand out, and what its panels share."""
     parts = []
     if kind != "original":
         how = "which patches look at each word" if kind == "words" else how_read(result.method)
         compared = kind if kind in ("blocks", "words") else "questions"
         parts = [f"{panels.which or f'Block {result.block}'}: {how}", peaks_in_words(panels.maps)]
-        if shared and (len(result) > 1 or compared != "questions"):
+        if look.shared and (len(result) > 1 or compared != "questions"):
             parts.append(f"one colour scale for all {compared}")
-        elif not shared:
+        elif not look.shared:
             parts.append("each map on a colour scale of its own")
+    if look.contours and kind not in ("original", "heatmap", "patches"):
+        parts.append("lines at a quarter, a half and three quarters of the scale")
     if is_cropped(result):
         parts.append("dashed: what the model saw")
+    if is_zoomed(result):
+        parts.append("the rest of the picture is cut off here")
     return "; ".join(part for part in parts if part)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, Optional, Union, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Optional, Union, get_args
 
 import numpy as np
 
@@ -19,6 +19,8 @@ Kind = Literal["questions", "panels", "original", "heatmap", "overlay", "patches
 KINDS: tuple[str, ...] = get_args(Kind)
 Cmap = Union[str, "Colormap"]
 CMAP = "viridis"  # even in brightness, also for the colour-blind
+STRIP = 3.0  # a picture so many times as long as high is a strip
+LEVELS = (0.25, 0.5, 0.75)  # of contours, in parts of the scale
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Look:
     shared: bool = True
     top: int = 5
     boxes: Optional[float] = None
+    contours: bool = False
     columns: Optional[int] = None
     blocks: Optional[Sequence[int]] = None
     colorbar: bool = True
@@ -89,6 +92,39 @@ def peaks_in_words(maps: FloatArray) -> str:
     unit = "uniform" if are_distributions(maps) else "the mean"
     low, high = f"{min(peaks):.3g}", f"{max(peaks):.3g}"
     return f"peak {high} × {unit}" if low == high else f"peaks {low} to {high} × {unit}"
+
+
+class View(NamedTuple):
+    """The part of a picture that is drawn, in its pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def aspect(self) -> float:
+        """Height over width."""
+        return (self.bottom - self.top) / (self.right - self.left)
+
+
+def is_zoomed(result: Maps) -> bool:
+    """Whether a picture is so long and of so little of it was seen that only that part is drawn."""
+    short, long = sorted(result.picture_size)
+    return is_cropped(result) and long > STRIP * short
+
+
+def view_of(result: Maps) -> View:
+    """The whole picture; of a long one the part that was seen, and a little around it."""
+    height, width = result.picture_size
+    seen = result.seen
+    if not is_zoomed(result):
+        return View(0.0, 0.0, float(width), float(height))
+    margin = 0.25 * max(seen.right - seen.left, seen.bottom - seen.top)
+    return View(
+        max(0.0, seen.left - margin), max(0.0, seen.top - margin),
+        min(float(width), seen.right + margin), min(float(height), seen.bottom + margin),
+    )  # fmt: skip
 
 
 def is_cropped(result: Maps) -> bool:

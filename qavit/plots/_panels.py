@@ -11,10 +11,11 @@ import numpy as np
 from .._base.arguments import whole_numbers
 from .._base.pictures import Picture
 from .._base.types import FloatArray
-from ..heatmaps._grid import boxes_of, largest_patches
+from ..heatmaps._grid import boxes_of, largest_patches, output_size, resample_map
 from ..heatmaps._maps import Maps
+from ..images import Region
 from . import _labels as labels
-from ._look import CMAP, Kind, Look, is_cropped, likely_answers, notes_of, spread_blocks
+from ._look import CMAP, LEVELS, Kind, Look, is_cropped, likely_answers, notes_of, spread_blocks, view_of
 from ._pixels import Scale, colorize, overlay, scale_of, to_unit
 
 if TYPE_CHECKING:
@@ -150,8 +151,30 @@ def _draw_heatmap(axes: Axes, result: Maps, values: FloatArray, scale: Scale, lo
 
 def _draw_overlay(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
     """The map, smooth, over the picture."""
-    _draw_pixels(axes, result, overlay(result, values, scale, look.cmap, look.image_weight, DRAWN_SIDE))
+    weight = 1.0 if look.contours and look.image_weight is None else look.image_weight
+    _draw_pixels(axes, result, overlay(result, values, scale, look.cmap, weight, _side(result)))
+    if look.contours:
+        _draw_contours(axes, result, values, scale, look)
     _draw_boxes(axes, result, values, look)
+
+
+def _draw_contours(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
+    """Lines of equal value, in the scale's colours on black, which are seen on any picture."""
+    from matplotlib.patheffects import withStroke
+
+    side = 4 * max(values.shape)
+    whole = Region(0.0, 0.0, float(values.shape[1]), float(values.shape[0]))
+    fine = resample_map(to_unit(values, scale), whole, values.shape, output_size(side, values.shape), "bicubic")
+    seen = result.seen
+    rows, columns = fine.shape
+    across = seen.left + (np.arange(columns) + 0.5) * (seen.right - seen.left) / columns
+    down = seen.top + (np.arange(rows) + 0.5) * (seen.bottom - seen.top) / rows
+    levels = [level for level in LEVELS if float(fine.min()) < level < float(fine.max())]
+    if levels:
+        colours = colorize(np.asarray(levels), look.cmap) / 255.0
+        lines = axes.contour(across, down, fine, levels=levels, colors=colours, linewidths=1.6)
+        lines.set_path_effects([withStroke(linewidth=3.2, foreground="black")])
+    _frame(axes, result)
 
 
 def _draw_patches(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
@@ -209,8 +232,8 @@ def _frame(axes: Axes, result: Maps) -> None:
     """No ticks, the whole picture in view, a thin line round what the model saw where that is not all."""
     from matplotlib.patches import Rectangle
 
-    height, width = result.picture_size
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
+    view = view_of(result)
+    axes.set(xlim=(view.left, view.right), ylim=(view.bottom, view.top), aspect="equal", xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
     seen = result.seen
@@ -221,7 +244,14 @@ def _frame(axes: Axes, result: Maps) -> None:
 
 def _faded(result: Maps) -> Picture:
     """The picture at drawing size, faded where the model did not look."""
-    return overlay(result, result.maps[0], (0.0, 1.0), CMAP, 1.0, DRAWN_SIDE)
+    return overlay(result, result.maps[0], (0.0, 1.0), CMAP, 1.0, _side(result))
+
+
+def _side(result: Maps) -> int:
+    """The longer side, in pixels, at which a picture is drawn: where a part of it is in view, that part is as sharp."""
+    view, longest = view_of(result), max(result.picture_size)
+    part = max(view.right - view.left, view.bottom - view.top) / longest
+    return min(max(DRAWN_SIDE, longest), round(DRAWN_SIDE / part))
 
 
 def heading(result: Maps, index: int) -> str:

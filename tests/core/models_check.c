@@ -142,8 +142,9 @@ static void ask_qavit(const qavit_model *model, const qv_weights *cases, size_t 
                                .column_count = keys, .hidden = take(T * D, sizeof(float))};
     }
     const size_t pair_image[] = {0}, lengths[] = {M};
-    const qv_vit_request request = {.images = (const float *)image->data + q * qv_tensor_count(image) / QUESTIONS,
-                                    .image_count = 1, .pair_image = pair_image, .pair_count = 1, .instruct = states,
+    const qv_vit_request request = {.images = {.pixels = (const float *)image->data + q * qv_tensor_count(image) / QUESTIONS,
+                                               .count = 1},
+                                    .pair_image = pair_image, .pair_count = 1, .instruct = states,
                                     .instruct_length = lengths, .M = M, .taps = taps, .pooled = pooled};
     call = (qv_call){.ops = &qv_cpu_ops, .lanes = LANES};
     check_status(qv_vit_forward(&model->vision, &call, &request, &err), &err);
@@ -194,7 +195,7 @@ static void ask_blip(const qv_blip *model, const qv_weights *cases, size_t q, do
     check_status(qv_blip_cross_attend(model, &call, &image, &err), &err);
     const qv_blip_questions question = {1, tokens, start};
     const qv_gradcam_maps out = {map, NULL, logits};
-    check_status(qv_blip_gradcam(model, &call, &out, &image, &question, GRADCAM_BLOCK, &err), &err);
+    check_status(qv_blip_gradcam(model, &call, &out, &image, &question, GRADCAM_BLOCK, NULL, &err), &err);
     compare_part("BLIP, embeddings of image", q, found, embeddings, q * embedded, embedded, tolerance);
     compare_part("BLIP, logits of question", q, logits, get(cases, "blip.itm_logits"), 2 * q, 2, tolerance);
     compare_part("BLIP, GradCAM of question", q, map, expected, q * P, P, tolerance);
@@ -204,7 +205,7 @@ static void ask_blip(const qv_blip *model, const qv_weights *cases, size_t q, do
 }
 
 static void check_blip(qv_weights *cases, qv_precision precision, size_t questions, double tolerance) {
-    qv_blip_config config = {.H = 12, .text_blocks = 0, .eps = 1e-12f, .activation = QV_GELU};
+    qv_blip_config config = {.H = 12, .text_blocks = 0, .closing = 1, .eps = 1e-12f, .activation = QV_GELU};
     config.vision = (qv_vit_config){.height = 384, .width = 384, .patch_size = 16, .D = 32, .H = 4, .L = 3, .F = 128,
                                     .eps = 1e-6f, .post_norm_eps = 1e-6f, .activation = QV_GELU};
     qv_blip model;

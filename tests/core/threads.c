@@ -184,7 +184,9 @@ static void make_models(models *made, const weight_set *set) {
                                   .activation = QV_QUICK_GELU,
                                   .instruction_dim = DT, .integrated = integrated};
     const qv_t5_config text = {.num_heads = HEADS, .max_distance = 128, .activation = QV_RELU, .eps = 1e-6f};
-    qv_blip_config blip = {.vision = vision, .H = HEADS, .text_blocks = BLOCKS, .eps = 1e-12f, .activation = QV_GELU};
+    qv_blip_config blip = {
+        .vision = vision, .H = HEADS, .text_blocks = BLOCKS, .closing = 1, .eps = 1e-12f, .activation = QV_GELU,
+    };
     blip.vision.instruction_dim = 0;
     blip.vision.integrated = NULL;
     qv_weights weights = {.tensors = set->tensors, .count = set->count};
@@ -229,7 +231,7 @@ static void ask(const models *made, const questions *asked, results *out) {
     static const size_t pair_image[PAIRS] = {0, 0, 1, 2, 2}, lengths[PAIRS] = {6, 2, 6, 1, 4}, starts[] = {0, 4, 11};
     qv_vit_tap taps[BLOCKS] = {{0}};
     taps[2] = (qv_vit_tap){.attention = out->attention, .row_count = T, .column_count = M + T};
-    const qv_vit_request request = {.images = asked->images, .image_count = IMAGES, .pair_image = pair_image,
+    const qv_vit_request request = {.images = {.pixels = asked->images, .count = IMAGES}, .pair_image = pair_image,
                                     .pair_count = PAIRS, .instruct = asked->instruct, .instruct_length = lengths,
                                     .M = M, .taps = taps, .pooled = out->pooled};
     qv_error err;
@@ -244,7 +246,7 @@ static void ask(const models *made, const questions *asked, results *out) {
     check(qv_blip_cross_attend(&made->blip, &call, &image, &err), &err);
     const qv_blip_questions texts = {2, asked->tokens, starts};
     const qv_gradcam_maps maps = {out->maps, NULL, out->logits};
-    check(qv_blip_gradcam(&made->blip, &call, &maps, &image, &texts, 0, &err), &err);
+    check(qv_blip_gradcam(&made->blip, &call, &maps, &image, &texts, 0, NULL, &err), &err);
     qv_blip_image_free(&image, &made->blip);
 }
 

@@ -6,9 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .._adapters import merge_adapters, with_option
+from .._given import Asked, Given, adapter_of, unread_named
+from .._pictures import folder_preprocessing
+from .._source import _OPTIONS, ModelSource, _read_tokenizer, _source
+from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, row_views, shape_of, without_leading_ones
+from ..formats.reading import Content
 from .bert import bert_shapes
-from .clip import _clip_block, _positions
+from .clip import _clip_block, _positions, _vision_options
+from .families import family_of_names
+from .names import BLIP
 from .sizes import (
     MAX_IMAGE_SIZE,
     Shapes,
@@ -142,12 +150,74 @@ def _core_names(tensors: Stored) -> Stored:
     return result
 
 
-def _blip(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any], size: int | None, name: str
+def complete(
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
+    """Both configurations completed from the weights, and exactly the tensors that they call for."""
+    if text is None:
+        raise ValueError(f"{name}: config.json has no 'text'")
     positions = "vision_model.embeddings.position_embedding.weight"
     tensors = _core_names(tensors)
-    complete, text_config = blip_configs(tensors, vision, text, size, name)
-    weights = take(tensors, blip_shapes(complete, text_config, shape_of(tensors[positions])[0]), name)
-    weights[positions] = _positions(weights[positions], complete)
-    return complete, text_config, weights
+    vision_config, text_config = blip_configs(tensors, vision, text, size, name)
+    weights = take(tensors, blip_shapes(vision_config, text_config, shape_of(tensors[positions])[0]), name)
+    weights[positions] = _positions(weights[positions], vision_config)
+    return vision_config, text_config, weights
+
+
+def open_blip_tensors(
+    tensors: Stored, config: Mapping[str, Any], options: dict[str, Any], name: str
+) -> ModelSource:
+    """BLIP image-text matching of tensors in memory, by LAVIS's names or Hugging Face's; without a tokenizer."""
+    return open_files(Given(name, Asked(options=options), config=config, checkpoint=Content(tensors)))
+
+
+def open_files(given: Given) -> ModelSource:
+    """BLIP image-text matching of a folder, or of a LAVIS checkpoint."""
+    asked, folder, config, name = given.asked, given.folder, given.config, given.name
+    if given.vision is not None or given.text is not None:
+        raise ValueError("vision= and text= do not go with a BLIP checkpoint, which holds both halves; give tokenizer=")
+    options, content = asked.options, given.content
+    unknown = [str(key) for key in options if key not in (*_OPTIONS, "embed_dim", "max_txt_len")]
+    if unknown:
+        raise ValueError(
+            f"config: {', '.join(map(repr, unknown))} not known; expected 'vision' and 'text' with what files cannot tell"
+        )
+    for key in ("vision", "text", "preprocessing"):
+        if options.get(key) is not None and not isinstance(options[key], Mapping):
+            raise TypeError(f"config[{key!r}]: expected a dict, got {type(options[key]).__name__}")
+    stored = without_wrappers(content.tensors, name)
+    found, others = find_model(stored, BLIP, asked.state, name)
+    family = family_of_names(stored)
+    first = "text_encoder.encoder.layer.0.crossattention."
+    told = None if family is None or "blip_itm" in family.architectures else f"it holds {family.called}"
+    if told is None and not all(any(key.startswith(part) for key in found) for part in ("itm_head.", first)):
+        told = "it lacks itm_head or cross-attention in its first block"
+    if told is not None:
+        raise ValueError(f"{name}: {told}, not BLIP image-text matching")
+    tensors = {key: tensor for key, tensor in found.items() if not _BLIP_LEFT_OUT.search(key)}
+    tensors = merge_adapters(tensors, with_option(adapter_of(folder), options.get("lora_alpha")), name)
+    tensors.update(leave_out(others, asked.strict, name))
+    vision = {**(config.get("vision_config") or {}), **_vision_options({"vision": options.get("vision")})}
+    text = {**(config.get("text_config") or {}), **(options.get("text") or {})}
+    if "encoder_hidden_size" in text:
+        text.setdefault("encoder_width", text["encoder_hidden_size"])
+    for half in (vision, text):
+        half.pop("projection_dim", None)
+    if folder is not None:  # what transformers takes where a configuration says nothing
+        vision = {"num_attention_heads": 12, "layer_norm_eps": 1e-5, **vision}
+        text = {"num_attention_heads": 8, **text}
+    own_size = vision.get("image_size")
+    with unread_named(content.unread, name):
+        vision_config, text_config, weights = complete(tensors, vision, text, asked.size, name)
+    json_text = _read_tokenizer(asked.tokenizer, folder, text_config)
+    if json_text is not None:
+        from ...text import with_blip_tokens
+
+        json_text = with_blip_tokens(json_text)
+    size = vision_config["image_size"]
+    said = options.get("preprocessing") or {}
+    preprocessing = folder_preprocessing(folder, "blip_itm", own_size if isinstance(own_size, int) else size, size, said)
+    questions = {"max_words": 50, "max_tokens": int(options.get("max_txt_len", 35))}
+    return _source(
+        "blip_itm", vision_config, text_config, weights, json_text, preprocessing, {"questions": questions}, options, name
+    )

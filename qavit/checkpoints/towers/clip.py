@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from .._positions import resize_positions
 from .._weights import Stored, Weight, float_array, from_array
+from .names import BARE
 from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
 
 
@@ -118,12 +118,6 @@ def clip_text_shapes(config: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
-#: Names of a tower that begin at ``embeddings.``.
-BARE = re.compile(
-    r"^(embeddings\.(class_embedding|patch_embedding|position_embedding)|pre_layrnorm|post_layernorm|encoder\.layers\.\d+)(\.|$)"
-)
-
-
 def full_names(tensors: Stored) -> Stored:
     """The tensors with towers whose names begin at ``embeddings.`` (transformers 5) under ``vision_model.``."""
     towers = [
@@ -165,5 +159,6 @@ def _positions(weight: Weight, config: Mapping[str, Any]) -> Weight:
     shape = weight[2]
     if shape[-2] == 1 + side * side:
         return weight
-    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), side)
+    own = _grid(shape[-2] - 1, "positions")
+    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), (own, own), (side, side))
     return from_array(resized.reshape(*shape[:-2], *resized.shape))

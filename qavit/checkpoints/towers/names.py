@@ -14,3 +14,7 @@ TEXT = re.compile(r"^(.*?\.)??((?:shared|encoder\.(?:block|embed_tokens|final_la
 #: BLIP's halves and heads.
 BLIP = re.compile(r"^(.*?\.)??((?:visual_encoder|vision_model|text_encoder|itm_head|vision_proj|text_proj)\..+)$")
 CLASS_EMBEDDING = "vision_model.embeddings.class_embedding"
+#: Names of a tower that begin at ``embeddings.``.
+BARE = re.compile(
+    r"^(embeddings\.(class_embedding|patch_embedding|position_embedding)|pre_layrnorm|post_layernorm|encoder\.layers\.\d+)(\.|$)"
+)

@@ -1,0 +1,136 @@
+"""What files may hold: every family of models that is known, those that are opened and those that are refused by name.
+
+A family is one line: what tells it, and the file of this folder that opens it. Such a file has two functions:
+
+    open_files(given) -> ModelSource
+        Of public files (`checkpoints._given.Given`): a folder or a file of weights, and the options.
+    complete(tensors, vision, text, size, name) -> (vision, text, weights)
+        Of tensors by the core's names: both configurations completed from the weights, and exactly the tensors that they
+        call for. Converted folders are read by it, so it takes what `open_files` made of public ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+NEVER = r"^$"
+
+
+class Family(NamedTuple):
+    """One family of models.
+
+    Attributes
+    ----------
+    called : str
+        In messages.
+    there, missing : pattern
+        One of the tensors' names has the first in it, and none has the second.
+    types : tuple of str
+        config.json's model_type. Where families share one, their tensors' names decide.
+    opened_by : str or None
+        The file of this folder; None: it is refused.
+    architectures : tuple of str
+        What converted folders call it.
+    """
+
+    called: str
+    there: str = NEVER
+    missing: str = NEVER
+    types: tuple[str, ...] = ()
+    opened_by: str | None = None
+    architectures: tuple[str, ...] = ()
+
+
+#: The first that fits is the one.
+FAMILIES = (
+    Family("BLIP-2 or InstructBLIP (it has a Q-Former)", r"(Qformer|qformer)\."),
+    Family("Segment Anything", r"mask_decoder\."),
+    Family("a diffusion model", r"model\.diffusion_model\.|(^|\.)down_blocks\.\d"),
+    Family("a BLIP captioner", r"text_decoder\.", r"text_encoder\.", ("blip",)),
+    Family("a BLIP VQA model", r"text_decoder\.", r"itm_head\.", ("blip",)),
+    Family("ALBEF", r"text_encoder\.bert\.", types=("albef",)),
+    Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention"),
+    Family(
+        "BLIP image-text matching", r"visual_encoder\.|itm_head\.", types=("blip",), opened_by="blip",
+        architectures=("blip_itm",),
+    ),
+    Family("a ResNet CLIP", r"visual\.layer1\.|visual\.attnpool\."),
+    Family("an open_clip model with a timm tower", r"visual\.trunk\."),
+    Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
+    Family("SigLIP", r"vision_model\.head\.probe|(^|\.)head\.probe", types=("siglip", "siglip_vision_model")),
+    Family("SigLIP", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding"),
+    Family("DINOv3", r"(storage_tokens|rope_embed\.periods)", types=("dinov3_vit",)),
+    Family("DINOv3", r"register_tokens", r"layer_scale|ls1|lambda1"),
+    Family("DINOv2", r"(layer_scale1|ls1\.gamma)", types=("dinov2",)),
+    Family("MobileCLIP", r"image_encoder\.model\.|reparam"),
+    Family(
+        "a vision-language model such as LLaVA", r"vision_tower\.|multi_modal_projector\.|mm_projector\.", r"class_embedding"
+    ),
+    Family("a ViT classifier", r"encoder\.layer\.\d+\.attention\.attention\.query|(^|\.)vit\.", types=("vit",)),
+    Family("a vision transformer in timm's layout", r"(^|\.)blocks\.\d+\.attn\.qkv\.weight", r"visual_encoder"),
+    Family("a T5 (text alone)", r"EncDecAttention", r"vision"),
+    Family("a T5 encoder (text alone)", r"(^|\.)encoder\.block\.\d+\.layer\.0\.SelfAttention", r"vision"),
+    Family(
+        "an adapter without its base model", r"lora_[AB]|lora_embedding", r"class_embedding|base_layer|visual_encoder"
+    ),
+    Family("a model quantised by GPTQ, AWQ or bitsandbytes", r"(qweight|qzeros|SCB|quant_state|weight_format)$"),
+    Family("a language model", r"(^|\.)model\.layers\.\d+\.(self_attn|mlp)\.|transformer\.h\.\d", r"vision"),
+    Family("a BERT (text alone)", r"embeddings\.word_embeddings", r"visual|vision|crossattention"),
+    Family("a ResNet", r"layer1\.0\.conv1", types=("resnet",)),
+    Family("CLIP's text half alone", r"text_model\.encoder\.layers", r"vision_model"),
+    Family("BLIP-2", types=("blip-2",)),
+    Family("InstructBLIP", types=("instructblip",)),
+    Family("SigLIP 2", types=("siglip2",)),
+    Family("DINOv2 with registers", types=("dinov2_with_registers",)),
+    Family("a DeiT classifier", types=("deit",)),
+    Family("LLaVA", types=("llava",)),
+    Family("GIT", types=("git",)),
+    Family("PaliGemma", types=("paligemma",)),
+    Family("Idefics", types=("idefics",)),
+    Family("ViLT", types=("vilt",)),
+    Family("ALIGN", types=("align",)),
+    Family("FLAVA", types=("flava",)),
+)
+#: Two halves, from one file or from several: what is opened where no family above tells itself.
+HALVES = Family(
+    "QA-ViT or CLIP", types=("clip", "clip_vision_model"), opened_by="halves", architectures=("qavit", "clip")
+)
+
+
+def family_of_names(names: Iterable[str], families: Iterable[Family] = FAMILIES) -> Family | None:
+    """The first family that tensors' names tell; None where none does."""
+    listed = list(names)
+    for family in families:
+        found, refused = re.compile(family.there), re.compile(family.missing)
+        if any(found.search(name) for name in listed) and not any(refused.search(name) for name in listed):
+            return family
+    return None
+
+
+def told_by_names(names: Iterable[str]) -> str | None:
+    """What a model is, by its tensors' names; None where that is not known."""
+    family = family_of_names(names)
+    return None if family is None else family.called
+
+
+def families_of_type(kind: str) -> list[Family]:
+    """The families of a configuration's model_type."""
+    return [family for family in (*FAMILIES, HALVES) if kind in family.types]
+
+
+def told_by_type(kind: str) -> str | None:
+    """What a model is, by its configuration's model_type, where it is one that is refused."""
+    found = families_of_type(kind)
+    return found[0].called if found and all(family.opened_by is None for family in found) else None
+
+
+def family_of_architecture(architecture: object) -> Family | None:
+    """The family that a converted folder's architecture names."""
+    return next((family for family in (*FAMILIES, HALVES) if architecture in family.architectures), None)
+
+
+def known_architectures() -> list[str]:
+    """What a converted folder's architecture can be."""
+    return [name for family in (HALVES, *FAMILIES) for name in family.architectures]
