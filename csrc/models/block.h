@@ -115,6 +115,9 @@ qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_
 /* rows [count, D] of the residual stream go on from what was attended to, through the rest of the block. */
 void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                      qv_const_rows attended, qv_rows rows, size_t count, const qv_cross_states *cross);
+/* As far as the backward pass reads of it, norm first and without cross-attention: rows stay as they are. */
+void qv_block_keep(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                   qv_const_rows attended, qv_rows rows, size_t count);
 /* The feed-forward alone: `out` [count, D] from h; norm first, out = h + .. */
 void qv_block_feed_forward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                            const qv_block_activations *a, qv_rows h, qv_rows out, size_t count);

@@ -24,6 +24,12 @@ typedef struct {
     size_t *zeros; /* [B]: all share the attention head's query */
 } qv_vit_pooling_place;
 qv_vit_pooling_place qv_vit_plan_pooling(qv_arena *arena, const qv_vit *vit, size_t B);
+/* pooled [B, D] of the attention head (SigLIP's), y + mlp(norm(y)), y = attention(probe, tokens [B, T, D]); tokens may be the
+ * activations' own. Where these keep sum1, it becomes y. */
+void qv_vit_run_head(const qv_vit *vit, qv_call *call, const qv_vit_pooling_place *place, const qv_block_activations *a,
+                     qv_rows pooled, const float *tokens, float *probabilities, size_t B);
+/* Its block, which has no norm in front. */
+qv_block_kind qv_vit_head_kind(const qv_vit *vit);
 /* out [B, D], pooled from x [B, T, D], what leaves the last block; but for the class token's pooling, with the activations of
  * B T rows. `probabilities` [B, H, T] of the attention head, or NULL. */
 void qv_vit_pool(const qv_vit *vit, qv_call *call, const qv_vit_pooling_place *place, const qv_block_activations *a,

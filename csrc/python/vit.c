@@ -171,8 +171,7 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
     return 0;
 }
 
-/* int32 [N] into out, each item in low..high */
-static int read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
+int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
                         npy_int32 low, size_t high) {
     *keep = qvpy_array(object, argument, NPY_INT32, 1);
     if (*keep == NULL) {
@@ -225,9 +224,9 @@ static int read_questions(forward_call *c, const qv_vit *vit, PyObject *pair_ima
     c->request.pair_image = c->indices;
     c->request.instruct_length = c->indices + N;
     size_t last_image = c->request.images.count == 0 ? 0 : c->request.images.count - 1;
-    return read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
+    return qvpy_read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
                ? -1
-               : read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
+               : qvpy_read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
                               c->request.M);
 }
 
@@ -448,6 +447,7 @@ static PyMethodDef methods[] = {
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes."},
     {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
+    {"gradients", QVPY_KEYWORDS(qvpy_vit_gradients), qvpy_vit_gradients_doc},
     {NULL, NULL, 0, NULL},
 };
 
