@@ -19,6 +19,20 @@ def place_picture(
     height: int, width: int, size: int, preprocessing: _Preprocessing, /
 ) -> tuple[int, int, int, int]: ...
 
+_Sampling = tuple[float, int, int, float, int, float]
+_Keys = npt.NDArray[np.uint64]
+
+def process_logits(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, /
+) -> npt.NDArray[np.float32]: ...
+def next_tokens(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, keys: _Keys | None = ..., /
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def best_tokens(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, count: int, /
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def random_uniforms(keys: _Keys, count: int, /) -> npt.NDArray[np.float64]: ...
+
 class Device:
     name: str
     def __init__(self, name: str, tf32: bool = ..., offload: bool = ...) -> None: ...

@@ -30,6 +30,7 @@ from unittest import mock
 import hostile
 import numpy as np
 from data_sets import make_rows, write_lines, write_pictures
+from decoders import Scattered
 from PIL import Image
 from small_models import write_qavit
 from test_array_arguments import CALLS as ARRAY_CALLS
@@ -37,6 +38,7 @@ from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_sta
 
 import qavit
 import qavit.data
+import qavit.generation
 from qavit import PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
@@ -57,6 +59,9 @@ from qavit.cli import _main as cli_main
 from qavit.data import _local as local
 from qavit.data import _output as data_output
 from qavit.data import _plan as plan
+from qavit.generation._decoding import Decoding
+from qavit.generation._draws import Draws, draw_patches
+from qavit.generation._loops import decode
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
@@ -428,6 +433,14 @@ def refused(call: Callable[[], Any]) -> Callable[[], None]:
 
 def set_and_get() -> None:
     qavit.set_num_threads(qavit.get_num_threads())
+
+
+def use_decode() -> None:
+    draws = Draws.of(1, floats(3, 4))
+    prompt = np.ones((3, 2), np.int64)
+    for how in (Decoding(6, 2), Decoding(6, 2, num_beams=2), Decoding(6, 2, do_sample=True)):
+        decode(Scattered(9), 0, prompt, how, keys=draws.keys(np.arange(3)))
+    draw_patches(np.ones(9), 3, draws, [0, 1])
 
 
 def use_config() -> None:
@@ -810,6 +823,10 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "qavit run": (command("run", "{questions}", "--model", "{model}", "-o", "{new}", "--json", code=1), 1),
     "qavit bench": (command("bench", "--model", "{model}", "--repeat", "1"), 1),
     "qavit demo": (drawn_small(demo_of_a_small_model), 4),
+    # generation
+    "process_logits": (lambda: qavit.generation.process_logits(floats(2, 30), ids(), top_k=5, top_p=0.9), 1),
+    "process_logits, refused": (refused(lambda: qavit.generation.process_logits(floats(2, 3), ids())), 1),
+    "decode": (use_decode, 1),
     # the rest
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),

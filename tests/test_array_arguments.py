@@ -27,6 +27,7 @@ from qavit import BlipITM, QAViT, _core, images, methods
 from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.checkpoints import open_model
+from qavit.generation import process_logits
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.heatmaps import to_distribution
 from qavit.images import Preprocessing, Region
@@ -108,6 +109,8 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "heatmaps of pixel values": (lambda: floats(3, SIDE, SIDE), lambda a: small().heatmaps(a, QUESTIONS).maps),
     "preprocess_image": (picture, lambda a: _core.preprocess_image(a, 8, Preprocessing(8).core_arguments())),
     "resize_image": (picture, lambda a: _core.resize_image(a, 5, 7)),
+    "process_logits, logits": (lambda: floats(2, 30), lambda a: np.exp(process_logits(a, ids(), top_k=9))),
+    "process_logits, ids": (ids, lambda a: process_logits(floats(2, 30), a, repetition_penalty=1.2)),
     "as_pixel_values": (lambda: floats(2, 3, 4, 5), images.as_pixel_values),
     "forward_itm": (
         lambda: floats(2, 3, SIDE, SIDE), lambda a: qavit.forward_itm(small(), {"image": a, "text_input": QUESTIONS}, 2)),

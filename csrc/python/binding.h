@@ -184,6 +184,7 @@ int qvpy_add_vit(PyObject *module);
 int qvpy_add_text(PyObject *module);
 int qvpy_add_blip(PyObject *module);
 int qvpy_add_images(PyObject *module);
+int qvpy_add_sampling(PyObject *module);
 
 /* A module's beginning: what all parts need, then the parts, which NULL ends. The rest are its slots. */
 int qvpy_start(PyObject *module, int (*const *parts)(PyObject *module));

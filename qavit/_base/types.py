@@ -23,7 +23,10 @@ Fit = Literal["crop", "stretch", "pad"]
 Kind = Literal[
     "qavit", "clip", "siglip", "blip_itm", "blip2_itm", "albef", "blip_vqa", "blip_caption", "reader", "vit",
 ]  # fmt: skip
-MethodName = Literal["class", "question", "gradcam"]
+MethodName = Literal[
+    "class", "question", "gradcam", "pool", "registers",
+    "maskclip", "sclip", "clearclip", "naclip", "surgery", "gem",
+]  # fmt: skip
 
 
 class SupportsArray(Protocol):

@@ -39,9 +39,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
     panels: dict[tuple[int, str], int] = {}
     for name, (_, dtype, shape, _) in source.weights.items():
         part = name.split(".")[0]
-        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text"}.get(
-            part, "heads"
-        )
+        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text"}.get(part, "heads")
         size = math.prod(shape)
         columns, dtype = panel_columns(dtype), base_dtype(dtype)
         stored_bytes = size * ITEM_SIZES[dtype]
@@ -117,6 +115,7 @@ def description_text(description: dict[str, Any]) -> str:
         "qavit": "QA-ViT (question-aware vision transformer)",
         "clip": "CLIP vision transformer (takes no questions)",
         "blip_itm": "BLIP image-text matching",
+        "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]
     lines = [

@@ -122,6 +122,8 @@ def _open_folder(path: PathLike, text: PathLike | None, asked: Asked) -> ModelSo
             raise ValueError(f"text: the converted folder {folder} has its own text encoder")
         return _open_converted(folder, config, asked)
     given.config = config
+    if "model_type" not in config and "pretrained_cfg" in config:  # timm's
+        return _open_family(family_of_names(given.content.tensors) or HALVES, given)
     families = families_of_type(str(config.get("model_type", "clip")))
     opened = [family for family in families if family.opened_by is not None]
     if not opened:
@@ -133,18 +135,14 @@ def _open_folder(path: PathLike, text: PathLike | None, asked: Asked) -> ModelSo
     return _open_family(family, given)
 
 
-def _open_checkpoint(
-    checkpoint: PathLike, vision: PathLike | None, text: PathLike | None, asked: Asked
-) -> ModelSource:
+def _open_checkpoint(checkpoint: PathLike, vision: PathLike | None, text: PathLike | None, asked: Asked) -> ModelSource:
     place = _path(checkpoint, "checkpoint")
     if place.is_dir() and (place / CONFIG).is_file():  # an adapter, on the vision folder's weights
         adapter, settings, _ = open_adapter(place)
         content = Content(plain_names(adapter.tensors), adapter.unread, adapter.others)
         if vision is None:
             content = folder_content(place, "checkpoint", asked, asked.options.get("base"))
-        return _open_family(
-            HALVES, Given(place.name, asked, checkpoint=content, vision=vision, text=text, adapter=settings)
-        )
+        return _open_family(HALVES, Given(place.name, asked, checkpoint=content, vision=vision, text=text, adapter=settings))
     file = _file(checkpoint, "checkpoint")
     given = Given(file.name, asked, checkpoint=open_weights(file), vision=vision, text=text)
     family = family_of_names(given.content.tensors)

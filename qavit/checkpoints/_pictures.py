@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ _BLIP = {**_CLIP, "default_to_square": True, "do_center_crop": False}
 _SIGLIP = {**_BLIP, "image_mean": _HALF, "image_std": _HALF, "default_to_square": False}
 _VIT = {**_SIGLIP, "resample": 2, "default_to_square": True}
 _BIT = {**_CLIP, "size": {"shortest_edge": 224}}
+_DINO = {**_CLIP, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "size": {"shortest_edge": 256}}
+_DINO3 = {**_VIT, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]}
 _DEIT = {
     **_VIT, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "resample": 3, "do_center_crop": True,
     "size": {"height": 256, "width": 256},
@@ -26,7 +29,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": _CLIP, "ChineseCLIP": _CLIP, "Blip": _BLIP, "ViT": _VIT, "DeiT": _DEIT, "Siglip": _SIGLIP, "Bit": _BIT,
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
-_OWN = {"blip_itm": _BLIP}
+_OWN = {"blip_itm": _BLIP, "vit": _VIT, "deit": _DEIT, "dinov2": _DINO, "dinov3": _DINO3, "timm": _VIT}
+#: The side in pixels that lengths among those defaults belong to.
+_MADE_FOR = {"dinov2": 224, "deit": 224}
 #: Said about other things than the pixels of an RGB picture.
 _SILENT = {
     "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "auto_map", "default_to_square",
@@ -42,6 +47,8 @@ _OBEYED = {
 
 def default_preprocessing(architecture: str, size: int) -> dict[str, Any]:
     """What a model of this kind was trained with, where nothing is said."""
+    if architecture in _MADE_FOR:
+        return _at_size(from_image_processor({}, _MADE_FOR[architecture], architecture), size)
     return from_image_processor({}, size, architecture)
 
 
@@ -73,12 +80,34 @@ def folder_preprocessing(
             except ValueError as err:
                 raise ValueError(f"{path}: {err}") from None
     if asked is not None and asked != own:
-        result["size"] = asked
-        if result["resize_to"] is not None:  # as much larger than the model's square as before
-            pair = isinstance(result["resize_to"], list)
-            lengths = [max(1, round(one * asked / own)) for one in (result["resize_to"] if pair else [result["resize_to"]])]
-            result["resize_to"] = lengths if pair else lengths[0]
+        result = _at_size(result, asked)
     return {**result, **given}
+
+
+def _at_size(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The same for a model of another size: resized to as much more than its square as before."""
+    lengths, own = settings["resize_to"], settings["size"]
+    if isinstance(lengths, list):
+        lengths = [max(1, round(length * size / own)) for length in lengths]
+    elif lengths is not None:
+        lengths = max(1, round(lengths * size / own))
+    return {**settings, "size": size, "resize_to": lengths}
+
+
+def folder_size(folder: Path, usual: int) -> int:
+    """The side in pixels of what a folder's picture settings make; ``usual`` where they do not say."""
+    found = _settings_file(folder)
+    if found is None:
+        return usual
+    path, settings, read = found
+    try:
+        if read is from_timm:
+            return _timm_size(settings)
+        wanted = settings.get("crop_size") if settings.get("do_center_crop") is not False else None
+        wanted = settings.get("size") if wanted is None else wanted
+        return usual if wanted is None else _pair(wanted, "size")[0]
+    except ValueError as err:
+        raise ValueError(f"{path}: {err}") from None
 
 
 Reader = Callable[[Mapping[str, Any], int, str], dict[str, Any]]
@@ -97,7 +126,9 @@ def _settings_file(folder: Path) -> tuple[Path, Mapping[str, Any], Reader] | Non
     if path.is_file():
         settings = read_json_object(path).get("preprocess_cfg")
         return path, settings if isinstance(settings, Mapping) else {}, from_open_clip
-    return None
+    path = folder / "config.json"
+    settings = read_json_object(path).get("pretrained_cfg") if path.is_file() else None
+    return (path, settings, from_timm) if isinstance(settings, Mapping) else None
 
 
 def from_image_processor(settings: Mapping[str, Any], size: int, architecture: str = "clip") -> dict[str, Any]:
@@ -191,9 +222,7 @@ def _edge(value: Any, key: str) -> int:
 
 def _pair(value: Any, key: str) -> tuple[int, int]:
     if isinstance(value, Mapping):
-        value = (
-            (value.get("height"), value.get("width")) if "shortest_edge" not in value else (value["shortest_edge"],) * 2
-        )
+        value = (value.get("height"), value.get("width")) if "shortest_edge" not in value else (value["shortest_edge"],) * 2
     if isinstance(value, (list, tuple)):
         if len(value) not in (1, 2):
             raise ValueError(f"{key} is {value!r:.60}, expected height and width")
@@ -249,5 +278,36 @@ def from_open_clip(settings: Mapping[str, Any], size: int, architecture: str = "
             "margin": "even",
             "mean": settings.get("mean") or CLIP_MEAN,
             "std": settings.get("std") or CLIP_STD,
+        }
+    )
+
+
+def _timm_size(settings: Mapping[str, Any]) -> int:
+    size = settings.get("input_size", [3, 224, 224])
+    if not isinstance(size, (list, tuple)) or len(size) != 3 or size[1] != size[2]:
+        raise ValueError(f"pretrained_cfg: input_size is {size!r:.60}, expected [3, side, side]")
+    return _edge(size[1], "pretrained_cfg: input_size")
+
+
+def from_timm(settings: Mapping[str, Any], size: int, architecture: str = "timm") -> dict[str, Any]:
+    """Timm's pretrained_cfg, as it makes pictures for evaluation, as `Preprocessing`'s dict."""
+    if _timm_size(settings) != size:
+        raise ValueError(f"pretrained_cfg: input_size is {settings['input_size']}, the model takes {size} x {size} pixels")
+    part, mode = settings.get("crop_pct") or 0.875, settings.get("crop_mode") or "center"
+    if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0.1 <= part <= 1:
+        raise ValueError(f"pretrained_cfg: crop_pct is {part!r:.40}, expected a number from 0.1 to 1")
+    if mode not in ("center", "squash"):
+        raise ValueError(f"pretrained_cfg: crop_mode is {mode!r:.40}, expected 'center' or 'squash'")
+    length = math.floor(size / part)
+    return _checked(
+        {
+            "size": size,
+            "resize": "exact" if mode == "squash" else "shortest_edge",
+            "resize_to": [length, length] if mode == "squash" else length,
+            "crop": True,
+            "filter": _filter_of(settings.get("interpolation") or "bicubic"),
+            "margin": "even",
+            "mean": settings.get("mean") or _IMAGENET[0],
+            "std": settings.get("std") or _IMAGENET[1],
         }
     )

@@ -339,6 +339,8 @@ class Origin(NamedTuple):
     inode: int
     size: int
     written: int  # nanoseconds
+
+
 _origins: weakref.WeakKeyDictionary[mmap.mmap, Origin] = weakref.WeakKeyDictionary()
 
 

@@ -37,7 +37,8 @@ class Readable(Protocol):
     ----------
     reads : frozenset of str
         What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam"; "texts", with `texts`,
-        `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token", "attention_head" (SigLIP's).
+        `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token", "registers", "attention_head"
+        (SigLIP's).
     num_blocks : int
     question_blocks : tuple of int
         The blocks that attend to the question.
@@ -77,12 +78,17 @@ class Look(Protocol):
         Weight and bias of the linear layer on the pooled token, of a model whose answers are what can be asked about.
     tower : _core.Vit
         The vision tower, whose `projection_dim` is E, or 0 where pooled tokens lie in the texts' space as they are.
+    registers : int
+        How many of the tokens in front of the patches are registers; they come last there.
     inputs : dict
         What the tower's entries take of the picture, and of a QA-ViT's questions, by the names of `_core.Vit.forward`:
         pixel_values, preprocessing, pair_image, instruct, instruct_length.
+    image : float32 [N, E] or None
+        The pictures' unit embeddings, from whoever ran the tower: what the scores are made of then, without another pass.
     """
 
     options: Options
+    image: Optional[FloatArray]
 
     @property
     def texts(self) -> FloatArray: ...
@@ -95,6 +101,8 @@ class Look(Protocol):
     @property
     def tower(self) -> _core.Vit: ...
     @property
+    def registers(self) -> int: ...
+    @property
     def inputs(self) -> dict[str, Any]: ...
 
     @property
@@ -104,6 +112,10 @@ class Look(Protocol):
 
     def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
         """Attention probabilities by block, [Q, h, T, M + T], computed in one pass; of the class token alone if asked."""
+        ...
+
+    def pool_attention(self) -> FloatArray:
+        """The attention of the query of SigLIP's pooling head, [Q, h, T]."""
         ...
 
     def question_tokens(self, block: int) -> int:

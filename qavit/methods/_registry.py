@@ -49,4 +49,3 @@ def method_of(method: Any, model: Readable) -> Method:
     if not chosen.suits(model):
         raise ValueError(f"method: {chosen.name} needs attention that this model does not give")
     return chosen
-

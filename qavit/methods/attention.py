@@ -56,9 +56,7 @@ def checked_attention(attention: npt.ArrayLike, question_tokens: Optional[int]) 
     """The attention as float32 and M; raises where the shape cannot be [..., h, T or 1, M + T]."""
     array = np.asarray(detached(attention))
     if array.ndim < 3 or array.size == 0 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"attention: expected floats [..., heads, T, M + T], got {array.dtype} of shape {array.shape}"
-        )
+        raise ValueError(f"attention: expected floats [..., heads, T, M + T], got {array.dtype} of shape {array.shape}")
     rows, keys = array.shape[-2:]
     tokens = keys - rows if question_tokens is None else operator.index(question_tokens)
     if question_tokens is None and rows == 1:

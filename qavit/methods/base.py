@@ -60,6 +60,10 @@ class Method(ABC):
             if name not in taken and value is not default and (default is None or value != default):
                 raise ValueError(f"{name}: method {self.name!r} does not take it")
 
+    def compares(self, options: Options) -> bool:
+        """Whether a text's map depends on the call's other texts."""
+        return options.score == "softmax"
+
     def check(self, model: Readable, blocks: Sequence[int]) -> None:
         """Raise ValueError for a block that has no map by this method."""
         del model, blocks  # any has one

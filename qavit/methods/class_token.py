@@ -22,7 +22,7 @@ class ClassToken(Method):
 
     def suits(self, model: Readable) -> bool:
         """Whether the model has what is read."""
-        return "attention" in model.reads
+        return {"attention", "class_token"} <= model.reads
 
     def blocks(self, model: Readable) -> tuple[int, ...]:
         """The blocks whose maps can know the question."""
@@ -35,16 +35,12 @@ class ClassToken(Method):
 
     def by_block(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """One map a question and block, as it was read."""
-        attention = look.attention(blocks, class_row=True)
-        return np.stack([_class_values(attention[block], look.question_tokens(block), heads) for block in blocks], axis=1)
+        attention, patches = look.attention(blocks, class_row=True), look.grid[0] * look.grid[1]
+        rows = [checked_attention(attention[block], look.question_tokens(block))[0][..., 0, -patches:] for block in blocks]
+        return np.stack([merge_heads(row, heads) for row in rows], axis=1)
 
 
 METHOD = ClassToken()
-
-
-def _class_values(attention: npt.ArrayLike, question_tokens: Optional[int], heads: Optional[Heads]) -> FloatArray:
-    array, tokens = checked_attention(attention, question_tokens)
-    return merge_heads(array[..., 0, tokens + 1 :], heads)
 
 
 def read_class(
@@ -66,4 +62,5 @@ def read_class(
     float32 array [..., P]; [..., h, P] with heads=None
         Each map sums to 1.
     """
-    return to_distribution(_class_values(attention, question_tokens, heads))
+    array, tokens = checked_attention(attention, question_tokens)
+    return to_distribution(merge_heads(array[..., 0, tokens + 1 :], heads))

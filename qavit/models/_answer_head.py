@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
 
 
-
 class AnswerHead:
     """The rows of ``answer_head.weight`` and their names.
 

@@ -57,9 +57,7 @@ class BlipITM(Model):
         from ..text import Tokenizer
 
         if source.text is None or source.tokenizer is None:
-            raise ValueError(
-                f"{source.name}: BLIP needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt"
-            )
+            raise ValueError(f"{source.name}: BLIP needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt")
         super().__init__(source, precision, device, offload_model)
         self.image_size, self.patch_size = self._core.image_size, self._core.patch_size
         side = self.image_size // self.patch_size
@@ -193,9 +191,7 @@ class BlipITM(Model):
 
     # ---- scores ----
 
-    def itm(
-        self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]
-    ) -> tuple[FloatArray, FloatArray]:
+    def itm(self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]) -> tuple[FloatArray, FloatArray]:
         asked = question_list(texts, "texts")
         pixels = self._batch(image, len(asked), "texts")
         logits = np.empty((len(asked), 2), np.float32)

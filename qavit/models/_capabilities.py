@@ -137,9 +137,7 @@ class Capabilities:
         """
         self._lacks("answer")
 
-    def itm(
-        self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]
-    ) -> tuple[FloatArray, FloatArray]:
+    def itm(self, image: Union[ImageLike, PixelValues], texts: Union[str, Sequence[str]]) -> tuple[FloatArray, FloatArray]:
         """Whether texts match a picture, by the matching head.
 
         Parameters

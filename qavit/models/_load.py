@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from ._model import Model
 
 #: Where models of each architecture are made; one line a kind.
-MODELS = {"qavit": ("._question_vit", "QAViT"), "clip": ("._question_vit", "QAViT"), "blip_itm": ("._blip_itm", "BlipITM")}
+MODELS = {
+    "qavit": ("._question_vit", "QAViT"),
+    "clip": ("._question_vit", "QAViT"),
+    "vit": ("._question_vit", "QAViT"),
+    "blip_itm": ("._blip_itm", "BlipITM"),
+}
 
 
 def load(

@@ -55,6 +55,7 @@ class ModelLook(Look, ABC):
 
     questions: list[str]
     options = Options()
+    image: Optional[FloatArray] = None
     words: Optional[list[list[str]]] = None
     notes: Sequence[Note] = ()
 
@@ -81,6 +82,13 @@ class ModelLook(Look, ABC):
     @property
     def tower(self) -> _core.Vit:
         raise TypeError("tower: this model's vision tower cannot be asked")
+
+    @property
+    def registers(self) -> int:
+        return 0
+
+    def pool_attention(self) -> FloatArray:
+        raise TypeError("pool_attention: this model's vision tower has no attention head")
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -191,8 +199,11 @@ class Model(Capabilities, ABC):
         """Raise for a question that cannot be asked; keep it encoded, where the model remembers questions."""
 
     def _questions_at_once(self, request: Request) -> Optional[int]:
-        """How many questions of a picture to ask together; None: any number, the core itself bounds its memory."""
-        return None
+        """How many questions of a picture to ask together; None: any number, the core itself bounds its memory.
+
+        One, where a map depends on what else is asked: a data set's row is of its own question alone.
+        """
+        return 1 if request.method.compares(request.options) else None
 
     def _remember(self, arguments: Mapping[str, Any], load_again: Callable[[dict[str, Any]], Any]) -> None:
         """Keep what :func:`qavit.load` was called with, files by their absolute paths, and what loads by that again."""
@@ -350,9 +361,7 @@ class Model(Capabilities, ABC):
             pictures, questions, lambda image: self._see(image, fit), lambda seen, own: self._result(seen, own, request)
         )
 
-    def _request(
-        self, method: Optional[MethodLike], block: Any, heads: Any, options: Optional[Options] = None
-    ) -> Request:
+    def _request(self, method: Optional[MethodLike], block: Any, heads: Any, options: Optional[Options] = None) -> Request:
         """What is asked, checked, before any picture is looked at."""
         chosen = method_of(self.default_method if method is None else method, self)
         if heads is None:
@@ -456,9 +465,7 @@ class Model(Capabilities, ABC):
             return False
         return True
 
-    def _every_block(
-        self, look: ModelLook, method: Method, usable: tuple[int, ...], heads: Heads, count: int
-    ) -> FloatArray:
+    def _every_block(self, look: ModelLook, method: Method, usable: tuple[int, ...], heads: Heads, count: int) -> FloatArray:
         """The method's numbers of every block, [L, Q, gh, gw]; zero where there are none."""
         every = np.zeros((self.num_blocks, count, *self.grid), np.float32)
         values = method.by_block(look, usable, heads)
@@ -540,7 +547,7 @@ class Model(Capabilities, ABC):
         return array
 
     def _why_no_questions(self) -> str:
-        return "none of its blocks has instruct weights (plain CLIP)"
+        return "it knows no text"
 
 
 class _Once:

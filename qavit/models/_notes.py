@@ -84,9 +84,7 @@ def _looks_drawn(pixel_values: FloatArray, preprocessing: Preprocessing) -> bool
     coloured = counts[(channels.max(axis=0) >= 16) & (channels.min(axis=0) <= 239)]
     most = int(counts.max(initial=0))
     scattered = int((coloured == 1).sum()) >= 75
-    return most >= 40 and not (
-        scattered and (most < min(180, 0.055 * counts.sum()) or int(coloured.max(initial=0)) < 32)
-    )
+    return most >= 40 and not (scattered and (most < min(180, 0.055 * counts.sum()) or int(coloured.max(initial=0)) < 32))
 
 
 def question_notes(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
 PARTS = 4
+REGISTERS = "vision_model.embeddings.register_tokens"
 MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
 
 
@@ -101,15 +102,16 @@ class QAViT(Model):
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
         self.takes_questions = bool(self.integrated)
-        self.kind = "qavit" if self.integrated else "clip"
-        self.reads = frozenset({"attention", "question_attention"} if self.integrated else {"attention"})
+        self.kind = "qavit" if self.integrated else "vit" if source.architecture == "vit" else "clip"
+        self.reads = self._readable()
         self.first_question_aware_block: Optional[int] = None
         if self.integrated:
             self._check_text()
             aware = self.integrated[0] + 1
             self.first_question_aware_block = aware if aware < self.num_blocks else None
         self.default_block = self._choose_block(source.defaults.get("block"))
-        self.default_method = str(source.defaults.get("method", "class"))
+        usual = "class" if "class_token" in self.reads or "attention_head" not in self.reads else "pool"
+        self.default_method = str(source.defaults.get("method", usual))
         self.usable_blocks = method_of(self.default_method, self).blocks(self)
         if source.answers:
             self._answer_head = AnswerHead(source, self.hidden_size)
@@ -134,6 +136,23 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
+
+    def _readable(self) -> frozenset[str]:
+        """What methods can read of the tower."""
+        head = self._vision.get("pooling") == "map"
+        there = {
+            "attention": True,
+            "question_attention": bool(self.integrated),
+            "class_token": self._vit.prefix > self._registers,
+            "registers": self._registers > 0,
+            "attention_head": head,
+        }
+        return frozenset(name for name, is_there in there.items() if is_there)
+
+    @property
+    def _registers(self) -> int:
+        weights = self._source.weights
+        return weights[REGISTERS][2][0] if REGISTERS in weights else 0
 
     def _check_text(self) -> None:
         from ..text import Tokenizer
@@ -264,9 +283,7 @@ class QAViT(Model):
             tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,
         )
 
-    def _instruct(
-        self, states: Any, mask: Any, count: int
-    ) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
+    def _instruct(self, states: Any, mask: Any, count: int) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
         if states is None:
             return None, None
         if isinstance(states, tuple) and len(states) == 2:
@@ -368,7 +385,7 @@ class QAViT(Model):
 
     def _look(self, pixels: Seen, questions: Optional[list[str]]) -> AttentionLook:
         if questions is None:
-            return AttentionLook(self, pixels, None, None)
+            return AttentionLook(self, pixels, None, None, answering=self.answer_names is not None)
         encoded = self._encode(questions)
         pairs = np.zeros(len(questions), np.int32)
         look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
@@ -381,9 +398,10 @@ class QAViT(Model):
             self._encode([question])
 
     def _questions_at_once(self, request: Request) -> Optional[int]:
-        if request.method.name == "class":
-            return None
-        tokens = self.grid[0] * self.grid[1] + 1
+        alone = super()._questions_at_once(request)
+        if request.method.name == "class" or alone is not None:
+            return alone
+        tokens = self._vit.tokens
         return max(1, MAX_RAW_BYTES // (4 * self.num_heads * tokens * (tokens + self.max_tokens)))
 
     def forward_itm(self, samples: Mapping[str, Any], block_num: int = PNP_VQA_BLOCK) -> FloatArray:
@@ -433,8 +451,13 @@ class QAViT(Model):
         look = AttentionLook(self, shown.pixels, encoded, np.zeros(1, np.int32), answering=True)
         return (look.answers() or [])[0]
 
+    def _why_no_questions(self) -> str:
+        if self.kind == "vit":
+            return "it is a vision transformer that knows no text"
+        return "none of its blocks has instruct weights (plain CLIP)"
+
     def __repr__(self) -> str:
-        kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "plain CLIP"
+        kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
         return (
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
             f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
@@ -467,6 +490,15 @@ class AttentionLook(ModelLook):
     def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
         kind = "class" if class_row else "raw"
         return self._run([(block, kind) for block in sorted(set(blocks))])
+
+    @property
+    def registers(self) -> int:
+        return self._model._registers
+
+    def pool_attention(self) -> FloatArray:
+        states, mask = (None, None) if self._encoded is None else self._encoded[:2]
+        found = self._model._run(self._pixels, states, mask, [], outputs=("pool_attention",), pair_image=self._pair_image)
+        return np.asarray(found["pool_attention"])
 
     def question_tokens(self, block: int) -> int:
         if self._encoded is None or block not in self._model.integrated:

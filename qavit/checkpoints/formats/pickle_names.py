@@ -239,6 +239,8 @@ def _text(arguments: tuple[Any, ...]) -> str:
     if not all(isinstance(part, str) for part in arguments):
         raise ValueError("a name that is not text")
     return "/".join(arguments)
+
+
 BUILDERS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
@@ -330,5 +332,3 @@ def as_key(value: Any) -> Any:
     if isinstance(value, Global) and value.name in NAMES:
         return value.name
     raise ValueError(f"a dict key of type {type(value).__name__}")
-
-

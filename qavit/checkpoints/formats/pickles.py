@@ -272,6 +272,8 @@ def _operations() -> dict[int, Callable[[_Interpreter], Any]]:
         "Q": lambda machine: machine.persistent(machine.pop()),
     }
     return {ord(code): operation for code, operation in named.items()}
+
+
 _OPERATIONS = _operations()
 
 

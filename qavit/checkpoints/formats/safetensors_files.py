@@ -100,8 +100,10 @@ def parse_header(header: bytes, data_bytes: int, what: str = "header") -> Header
             raise ValueError(f"{label}: data_offsets {str(offsets)[:80]} are not two positions")
         start, end = offsets
         if start > end or end > data_bytes:
-            raise ValueError(f"{label}: bytes {start} to {end} do not lie inside the file's {data_bytes} bytes of data; "
-                             "is the download unfinished?")
+            raise ValueError(
+                f"{label}: bytes {start} to {end} do not lie inside the file's {data_bytes} bytes of data; "
+                "is the download unfinished?"
+            )
         if math.prod(shape) * ITEM_SIZES[dtype] != end - start:
             raise ValueError(f"{label}: {end - start} bytes do not hold {dtype} of shape {tuple(shape)}")
         found.append((start, end, name, dtype, tuple(shape)))

@@ -33,6 +33,7 @@ def quantised_tensor(items: StoredTensor, parameters: Any, name_of: Callable[[An
     scheme = name_of(parameters[0])
     scale, zero = parameters[1:3]
     if scheme == "torch.per_tensor_affine" and isinstance(scale, (int, float)) and isinstance(zero, (int, float)):
+
         def whole() -> NDArray[np.float32]:
             values: NDArray[np.float32] = (float_array(items.weight()) - np.float32(zero)) * np.float32(scale)
             return values

@@ -105,6 +105,8 @@ def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int)
         _affine(shapes, "vision_proj", text["projection_dim"], width)
         _affine(shapes, "text_proj", text["projection_dim"], text["hidden_size"])
     return shapes
+
+
 _BLIP_LEFT_OUT = re.compile(
     r"^(visual_encoder_m|text_encoder_m|vision_proj_m|text_proj_m|text_decoder|combined_.*)\."
     r"|^(image_queue|text_queue|queue_ptr|ptr_queue|idx_queue|temp|logit_scale)$"
@@ -164,9 +166,7 @@ def complete(
     return vision_config, text_config, weights
 
 
-def open_blip_tensors(
-    tensors: Stored, config: Mapping[str, Any], options: dict[str, Any], name: str
-) -> ModelSource:
+def open_blip_tensors(tensors: Stored, config: Mapping[str, Any], options: dict[str, Any], name: str) -> ModelSource:
     """BLIP image-text matching of tensors in memory, by LAVIS's names or Hugging Face's; without a tokenizer."""
     return open_files(Given(name, Asked(options=options), config=config, checkpoint=Content(tensors)))
 

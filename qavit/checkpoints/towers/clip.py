@@ -32,9 +32,7 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     if not isinstance(own, int) or own // patch != side:
         raise ValueError(f"{what}: the configuration says image_size {own!r}, the weights have {side}x{side} patches")
     if image_size is not None and (not patch <= image_size <= MAX_IMAGE_SIZE or image_size % patch):
-        raise ValueError(
-            f"image_size: got {image_size}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}"
-        )
+        raise ValueError(f"image_size: got {image_size}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
     default = 12 if width % 12 == 0 and config else None
     if config.get("num_channels", 3) != 3:
         raise ValueError(f"{what}: num_channels {config['num_channels']!r}, expected 3")

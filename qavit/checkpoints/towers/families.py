@@ -53,7 +53,10 @@ FAMILIES = (
     Family("ALBEF", r"text_encoder\.bert\.", types=("albef",)),
     Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention"),
     Family(
-        "BLIP image-text matching", r"visual_encoder\.|itm_head\.", types=("blip",), opened_by="blip",
+        "BLIP image-text matching",
+        r"visual_encoder\.|itm_head\.",
+        types=("blip",),
+        opened_by="blip",
         architectures=("blip_itm",),
     ),
     Family("a ResNet CLIP", r"visual\.layer1\.|visual\.attnpool\."),
@@ -61,20 +64,28 @@ FAMILIES = (
     Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
     Family("SigLIP", r"vision_model\.head\.probe|(^|\.)head\.probe", types=("siglip", "siglip_vision_model")),
     Family("SigLIP", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding"),
-    Family("DINOv3", r"(storage_tokens|rope_embed\.periods)", types=("dinov3_vit",)),
-    Family("DINOv3", r"register_tokens", r"layer_scale|ls1|lambda1"),
-    Family("DINOv2", r"(layer_scale1|ls1\.gamma)", types=("dinov2",)),
+    Family("DINOv3", r"(storage_tokens|rope_embed\.periods)", types=("dinov3_vit",), opened_by="vit"),
+    Family("DINOv2 or DINOv3", r"(layer_scale1|ls1\.gamma)", types=("dinov2", "dinov2_with_registers"), opened_by="vit"),
     Family("MobileCLIP", r"image_encoder\.model\.|reparam"),
     Family(
         "a vision-language model such as LLaVA", r"vision_tower\.|multi_modal_projector\.|mm_projector\.", r"class_embedding"
     ),
-    Family("a ViT classifier", r"encoder\.layer\.\d+\.attention\.attention\.query|(^|\.)vit\.", types=("vit",)),
-    Family("a vision transformer in timm's layout", r"(^|\.)blocks\.\d+\.attn\.qkv\.weight", r"visual_encoder"),
+    Family(
+        "ViT or DeiT",
+        r"encoder\.layer\.\d+\.attention\.attention\.query|layers\.\d+\.layernorm_before",
+        types=("vit", "deit"),
+        opened_by="vit",
+        architectures=("vit",),
+    ),
+    Family(
+        "a vision transformer in timm's layout",
+        r"(^|\.)blocks\.\d+\.attn\.qkv\.weight",
+        r"visual_encoder|visual\.",
+        opened_by="vit",
+    ),
     Family("a T5 (text alone)", r"EncDecAttention", r"vision"),
     Family("a T5 encoder (text alone)", r"(^|\.)encoder\.block\.\d+\.layer\.0\.SelfAttention", r"vision"),
-    Family(
-        "an adapter without its base model", r"lora_[AB]|lora_embedding", r"class_embedding|base_layer|visual_encoder"
-    ),
+    Family("an adapter without its base model", r"lora_[AB]|lora_embedding", r"class_embedding|base_layer|visual_encoder"),
     Family("a model quantised by GPTQ, AWQ or bitsandbytes", r"(qweight|qzeros|SCB|quant_state|weight_format)$"),
     Family("a language model", r"(^|\.)model\.layers\.\d+\.(self_attn|mlp)\.|transformer\.h\.\d", r"vision"),
     Family("a BERT (text alone)", r"embeddings\.word_embeddings", r"visual|vision|crossattention"),
@@ -83,8 +94,6 @@ FAMILIES = (
     Family("BLIP-2", types=("blip-2",)),
     Family("InstructBLIP", types=("instructblip",)),
     Family("SigLIP 2", types=("siglip2",)),
-    Family("DINOv2 with registers", types=("dinov2_with_registers",)),
-    Family("a DeiT classifier", types=("deit",)),
     Family("LLaVA", types=("llava",)),
     Family("GIT", types=("git",)),
     Family("PaliGemma", types=("paligemma",)),
@@ -94,9 +103,7 @@ FAMILIES = (
     Family("FLAVA", types=("flava",)),
 )
 #: Two halves, from one file or from several: what is opened where no family above tells itself.
-HALVES = Family(
-    "QA-ViT or CLIP", types=("clip", "clip_vision_model"), opened_by="halves", architectures=("qavit", "clip")
-)
+HALVES = Family("QA-ViT or CLIP", types=("clip", "clip_vision_model"), opened_by="halves", architectures=("qavit", "clip"))
 
 
 def family_of_names(names: Iterable[str], families: Iterable[Family] = FAMILIES) -> Family | None:

@@ -64,7 +64,7 @@ def _epsilon(config: Mapping[str, Any], key: str, default: float, what: str) -> 
 
 def _activation(config: Mapping[str, Any], key: str, default: str, what: str) -> str:
     value = config.get(key, default)
-    known = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu")
+    known = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu")
     if value not in known:
         raise ValueError(f"{what}: {key} {value!r}, expected one of {', '.join(known)}")
     return str(value)
