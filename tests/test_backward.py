@@ -284,7 +284,9 @@ def test_masked_keys_have_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("batch", "heads", "tokens", "keys", "width"), [(1, 1, 1, 1, 1), (2, 3, 5, 7, 4), (1, 4, 70, 65, 16)])
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "keys", "width"), [(1, 1, 1, 1, 1), (2, 3, 5, 7, 4), (1, 4, 70, 65, 16)]
+)
 def test_relevance(batch: int, heads: int, tokens: int, keys: int, width: int, weighted: bool) -> None:
     """The sum over queries of A max(G, 0), or of max(G, 0)."""
     case = {name: array for name, array in attention_case(batch, heads, tokens, keys, 0, width).items() if name in "qkv"}

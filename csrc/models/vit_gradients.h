@@ -34,8 +34,11 @@ typedef struct {
                          heads of A max(G, 0), question tokens left out */
     size_t relevance_from;
     float *scores; /* [N, Q] cosines; of an answer [N] */
+    float *image;  /* [N, E], what is compared with the texts, of any length, or the answers' logits; or NULL */
 } qv_vit_gradient_request;
 
+/* E: of the projection, the answers (texts NULL), or D where there is none. */
+size_t qv_vit_gradient_width(const qv_vit *vit, bool answers);
 /* QV_ERR_VALUE where the tower has no class token, head, answers or question that is asked for; QV_ERR_MEMORY,
  * QV_ERR_CANCELLED (outputs then hold anything). Memory is for one sequence, and for a bounded number of items at a time. */
 qv_status qv_vit_gradients(const qv_vit *vit, qv_call *call, const qv_vit_gradient_request *request, qv_error *err);

@@ -12,9 +12,12 @@ static const qv_linear *scoring_layer(const qv_vit_gradient_pass *pass) {
     return pass->request->texts == NULL ? &vit->answers : vit->projection.columns != 0 ? &vit->projection : NULL;
 }
 
+size_t qv_vit_gradient_width(const qv_vit *vit, bool answers) {
+    return answers ? vit->answers.columns : vit->projection.columns != 0 ? vit->projection.columns : vit->config.D;
+}
+
 size_t qv_vit_score_width(const qv_vit_gradient_pass *pass) {
-    const qv_linear *layer = scoring_layer(pass);
-    return layer != NULL ? layer->columns : pass->vit->config.D;
+    return qv_vit_gradient_width(pass->vit, pass->request->texts == NULL);
 }
 
 qv_vit_target qv_vit_plan_target(const qv_vit_gradient_pass *pass, qv_arena *arena) {
@@ -89,6 +92,10 @@ void qv_vit_pool_last(const qv_vit_gradient_pass *pass, qv_call *call, float *x,
     qv_vit_score_gradients(pass, call, n, 0, 1, 1.0f);
     size_t count = request->texts != NULL ? request->Q : 1;
     qv_take_floats(call, request->scores + n * count, target->scores, count);
+    if (request->image != NULL) {
+        size_t E = qv_vit_score_width(pass);
+        qv_take_floats(call, request->image + n * E, target->y, E);
+    }
 }
 
 void qv_vit_score_gradients(const qv_vit_gradient_pass *pass, qv_call *call, size_t n, size_t first, size_t count,

@@ -12,10 +12,11 @@ const char qvpy_vit_gradients_doc[] =
     "what is pooled and one of texts [Q, E], of unit length, times scale; 'softmax': its share among the texts; without texts\n"
     "the log-probability of an answer, by default of the likeliest. There are I = N Q of them, picture by picture, or N where\n"
     "the texts are paired, or answers. wanted holds (name, block) pairs. Returns a dict of float32 arrays: scores [N, Q], or\n"
-    "[N, 1]; for each name {block: array}: legrad [I, H, M + T], class_attention [N, H, M + T], class_gradient [I, H, M + T],\n"
-    "key_cosine [N, T], gradcam [I, P], attention_gradient [I, H, T, M + T], hidden_gradient [I, T, D]; relevance [I, T] of\n"
-    "the blocks from that one on. Blocks from single_head on run with one head. The block behind the last is the attention\n"
-    "head, whose query stands for the class token. models/vit_gradients.h says what each is.";
+    "[N, 1]; image [N, E], what texts are compared with, or logits; relevance [I, T], of the blocks from that one on; and for\n"
+    "each name {block: array}: legrad [I, H, M + T], class_attention [N, H, M + T], class_gradient [I, H, M + T], key_cosine\n"
+    "[N, T], gradcam [I, P], attention_gradient [I, H, T, M + T], hidden_gradient [I, T, D]. Blocks from single_head on run\n"
+    "with one head. The block behind the last is the attention head, whose query stands for the class token.\n"
+    "models/vit_gradients.h says what each is.";
 
 /* Names of what is wanted of a block, where it goes, and its shape: I or N first, then what follows. */
 typedef enum { HEADS, TOKENS, PATCHES, ATTENTION, STATES } item_shape;
@@ -40,7 +41,7 @@ typedef struct {
     size_t *lengths;
     qv_vit_gradient_tap *taps; /* [L + 1] */
     PyArrayObject **arrays;    /* [OUTPUTS, L + 1] */
-    PyArrayObject *scores, *relevance;
+    PyArrayObject *scores, *image, *relevance;
     size_t items;
     qv_vit_gradient_request request;
 } gradient_call;
@@ -52,7 +53,8 @@ static void release_call(gradient_call *c, size_t L) {
     PyMem_Free(c->arrays);
     PyMem_Free(c->taps);
     PyMem_Free(c->lengths);
-    PyArrayObject *held[] = {c->states, c->texts, c->instruct, c->instruct_length, c->scores, c->relevance};
+    PyArrayObject *held[] = {c->states, c->texts, c->instruct, c->instruct_length, c->scores, c->image,
+                             c->relevance};
     for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) {
         Py_XDECREF(held[i]);
     }
@@ -180,7 +182,7 @@ static int add_output(gradient_call *c, const qv_vit *vit, PyObject *item) {
 
 static int make_outputs(gradient_call *c, const qv_vit *vit, PyObject *wanted, bool relevance) {
     size_t L = vit->config.L, scores[2] = {c->request.N, c->request.texts != NULL ? c->request.Q : 1};
-    size_t rows[2] = {c->items, vit->T};
+    size_t rows[2] = {c->items, vit->T}, image[2] = {c->request.N, qv_vit_gradient_width(vit, c->request.texts == NULL)};
     c->taps = PyMem_Calloc(L + 1, sizeof *c->taps);
     c->arrays = PyMem_Calloc(OUTPUTS * (L + 1), sizeof *c->arrays);
     if (c->taps == NULL || c->arrays == NULL) {
@@ -189,11 +191,13 @@ static int make_outputs(gradient_call *c, const qv_vit *vit, PyObject *wanted, b
     }
     c->request.taps = c->taps;
     c->scores = qvpy_new_floats(2, scores);
+    c->image = qvpy_new_floats(2, image);
     c->relevance = relevance ? qvpy_new_floats(2, rows) : NULL;
-    if (c->scores == NULL || (relevance && c->relevance == NULL)) {
+    if (c->scores == NULL || c->image == NULL || (relevance && c->relevance == NULL)) {
         return -1;
     }
     c->request.scores = PyArray_DATA(c->scores);
+    c->request.image = PyArray_DATA(c->image);
     c->request.relevance = relevance ? PyArray_DATA(c->relevance) : NULL;
     PyObject *items = wanted != NULL ? PySequence_Tuple(wanted) : PyTuple_New(0);
     int result = items == NULL ? -1 : 0;
@@ -205,7 +209,7 @@ static int make_outputs(gradient_call *c, const qv_vit *vit, PyObject *wanted, b
 }
 
 static PyObject *build_result(const gradient_call *c, size_t L) {
-    PyObject *result = Py_BuildValue("{s:O}", "scores", c->scores);
+    PyObject *result = Py_BuildValue("{s:O, s:O}", "scores", c->scores, "image", c->image);
     if (result != NULL && c->relevance != NULL && PyDict_SetItemString(result, "relevance", (PyObject *)c->relevance) < 0) {
         Py_CLEAR(result);
     }
