@@ -338,6 +338,24 @@ def test_gradcam(first: int) -> None:
     close(_core_testing.gradcam(probabilities, gradients, first), expected)
 
 
+@pytest.mark.every_level
+@pytest.mark.parametrize(("rows", "vocabulary", "scale"), [(1, 1, 1.0), (3, 7, 2.0), (5, 1031, 3.0), (2, 64, 60.0)])
+def test_likelihood(rows: int, vocabulary: int, scale: float) -> None:
+    logits = scale * normal(rows, vocabulary)
+    targets = np.random.default_rng(2).integers(0, vocabulary, rows).astype(np.int32)
+    expected = torch.from_numpy(logits).double().requires_grad_()
+    chosen = torch.log_softmax(expected, dim=1)[torch.arange(rows), torch.from_numpy(targets).long()]
+    chosen.sum().backward()
+    before = logits.copy()
+    found, gradient = _core_testing.likelihood(logits, targets)
+    assert np.array_equal(logits, before)
+    np.testing.assert_allclose(found, chosen.detach().numpy(), rtol=1e-6, atol=1e-6 * scale)
+    np.testing.assert_allclose(gradient, expected.grad.numpy(), atol=1e-6)
+    for bad in (targets - vocabulary, targets + vocabulary, targets[1:]):
+        with pytest.raises(ValueError, match="shapes"):
+            _core_testing.likelihood(logits, bad)
+
+
 def test_threads_do_not_change_the_result() -> None:
     case = attention_case(2, 5, 37, 41, 0, 8)
     d_out, dy, weight = normal(2, 37, 40), normal(19, 70), normal(70, 130)

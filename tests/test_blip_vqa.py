@@ -41,22 +41,22 @@ def huggingface_model(vision: dict[str, int], text: dict[str, int], seed: int) -
     return model
 
 
-# vision, text and picture sizes; question lengths
+# vision, text and picture sizes (the decoder reads questions as wide as pictures); question lengths
 SIZES = [
     (
-        {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3},
+        {"hidden_size": 36, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3},
         {"hidden_size": 36, "intermediate_size": 44, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 50},
         {"image_size": 32, "patch_size": 8},
         [3, 7, 4],
     ),
     (
-        {"hidden_size": 15, "intermediate_size": 17, "num_hidden_layers": 1, "num_attention_heads": 5},
+        {"hidden_size": 21, "intermediate_size": 17, "num_hidden_layers": 1, "num_attention_heads": 7},
         {"hidden_size": 21, "intermediate_size": 9, "num_hidden_layers": 3, "num_attention_heads": 1, "vocab_size": 9},
         {"image_size": 15, "patch_size": 5},
         [35, 3],
     ),
     (
-        {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 1},
+        {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 1},
         {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 2, "vocab_size": 300},
         {"image_size": 112, "patch_size": 16},
         [9, 12, 17, 33],

@@ -57,7 +57,8 @@ def test_public_checkpoints_open(name):
 def test_weights_are_the_checkpoints_with_lora_merged(late_tensors):
     source = qavit()
     base = "base_model.model."
-    for name, weight in source.weights.items():
+    every = source.every_weight()
+    for name, weight in every.items():
         if name.startswith("vision_model."):
             expected = late_tensors[base + "vision.vision_tower." + name]
         else:
@@ -72,7 +73,12 @@ def test_weights_are_the_checkpoints_with_lora_merged(late_tensors):
                 expected = expected + 8 / 4 * (b @ a).T
         # The merged ones differ by 6e-8 (float32 against float64 products).
         np.testing.assert_allclose(float_array(weight), expected.numpy(), rtol=0, atol=5e-7)
-    assert not any("decoder" in name or "lm_head" in name or "gate" in name.split(".")[-1][:11] for name in source.weights)
+    decoder = {"text_model.decoder", "text_model.lm_head"}
+    assert {".".join(name.split(".")[:2]) for name in source.decoder} == decoder
+    assert source.text is not None
+    assert source.text["num_decoder_layers"] == 1
+    assert every.keys() == source.weights.keys() | source.decoder.keys()
+    assert not any("gate" in name.split(".")[-1][:11] for name in every)
 
 
 def core_names(lavis):
@@ -603,7 +609,7 @@ def test_preprocessing_is_the_folders(tmp_path):
     larger = read(size={"shortest_edge": 90}, resample=2, rescale_factor=1 / 127.5)
     assert (larger["resize_to"], larger["filter"], larger["rescale"]) == (90, "bilinear", 1 / 127.5)
     for changes, message in (
-        ({"do_center_crop": False}, "'shortest_edge' without crop leaves pictures that are not square"),
+        ({"do_center_crop": False}, "'shortest_edge' without crop leaves pictures of any ratio"),
         ({"crop_size": {"height": 70, "width": 60}}, "crop_size is 70 x 60, the model takes 70 x 70 pixels"),
         ({"resample": 6}, "resample is 6, expected 0 to 5"),
         ({"rescale_offset": 0.5}, "rescale_offset 0.5 is not known, so it cannot be obeyed"),

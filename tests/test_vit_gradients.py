@@ -82,7 +82,7 @@ def by_autograd(
     """What gradients gives for everything, and relevance from block 1 on, for each sequence and each of its texts."""
     tower = Tower(state, config, single_head)
     texts = None if "texts" not in given else torch.tensor(given["texts"], dtype=torch.float64)
-    found: dict[Any, list[Array]] = {}
+    found: dict[Any, list[Any]] = {}
     for n, states in enumerate(given["states"]):
         x = torch.tensor(states, dtype=torch.float64, requires_grad=True)
         M, instruct = 0, None
@@ -90,17 +90,18 @@ def by_autograd(
             M = given["instruct"].shape[1]
             instruct = torch.tensor(given["instruct"][n, : given["instruct_length"][n]], dtype=torch.float64)
         for name, block, value in of_sequence(tower, x, instruct, (texts, softmax, scale), n if paired else None):
-            found.setdefault((name, block), []).append(padded(value.detach(), len(x), M, block in config.get("integrated", ())))
-    return {key: np.stack(values) for key, values in found.items()}
+            value = padded(value.detach(), len(x), M, block in config.get("integrated", ()))
+            found.setdefault((name, block), []).append(value)
+    return {key: np.stack([value.numpy() for value in values]) for key, values in found.items()}
 
 
-def padded(value: torch.Tensor, tokens: int, M: int, integrated: bool) -> Array:
+def padded(value: torch.Tensor, tokens: int, M: int, integrated: bool) -> Any:
     """With columns of 0 for question tokens that do not count."""
     own = value.shape[-1] - tokens
     if not integrated or value.dim() < 2 or own < 0 or value.shape[0] == tokens:
-        return value.numpy()
+        return value
     zeros = value.new_zeros(*value.shape[:-1], M - own)
-    return torch.cat([value[..., :own], zeros, value[..., own:]], dim=-1).numpy()
+    return torch.cat([value[..., :own], zeros, value[..., own:]], dim=-1)
 
 
 def of_sequence(

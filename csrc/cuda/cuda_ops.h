@@ -181,6 +181,7 @@ void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const
 void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                  size_t n);
 void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *backward);
+void qv_cuda_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);
 void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                      size_t H, size_t T, size_t S);
 void qv_cuda_text_scores(qv_call *call, const qv_text_scores *scores);

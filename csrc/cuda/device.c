@@ -72,6 +72,7 @@ static const qv_ops table = {
     .norm_backward = qv_cuda_norm_backward,
     .activation_backward = qv_cuda_activation_backward,
     .attention_backward = qv_cuda_attention_backward,
+    .likelihood = qv_cuda_likelihood,
     .gradcam = qv_cuda_gradcam,
     .text_scores = qv_cuda_text_scores,
     .dots = qv_cuda_dots,

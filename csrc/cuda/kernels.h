@@ -152,6 +152,13 @@ typedef struct {
     size_t Q, R, D;
 } qvk_dots;
 
+/* As the op; a block a row. */
+typedef struct {
+    float *log_probability, *logits;
+    const int32_t *targets;
+    size_t V;
+} qvk_likelihood;
+
 /* out [T, S - first] = mean over h of A max(G, 0); `chunks` blocks a row. */
 typedef struct {
     float *out;
@@ -207,6 +214,7 @@ typedef struct {
     X(RELEVANCE, qvk_relevance_chunk, qvk_relevance)                   \
     X(TEXT_SCORES, qvk_text_score, qvk_text_scores)                    \
     X(DOTS, qvk_dots_row, qvk_dots)                                    \
+    X(LIKELIHOOD, qvk_likelihood_row, qvk_likelihood)                  \
     X(GRADCAM, qvk_gradcam_chunk, qvk_gradcam)                         \
     X(UNIT_LENGTH, qvk_unit_length_row, qvk_unit_length)               \
     X(ROW_LENGTHS, qvk_row_length, qvk_row_lengths)                     \

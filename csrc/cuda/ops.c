@@ -329,6 +329,13 @@ void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, cons
 
 /* ---- behind the blocks ---- */
 
+void qv_cuda_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    qv_cuda_reserve_indices(device, R * sizeof *targets + QV_ALIGNMENT);
+    qvk_likelihood p = {log_probability, logits, qv_cuda_index(device, targets, R * sizeof *targets), V};
+    qv_cuda_launch_kernel(device, QVK_LIKELIHOOD, &p, R, QVK_MAX_THREADS, 0);
+}
+
 void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                      size_t H, size_t T, size_t S) {
     qvk_gradcam p = {out, probabilities, d_probabilities, first, H, T, S, qv_cuda_chunks(S - first)};

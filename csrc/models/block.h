@@ -151,6 +151,9 @@ void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block 
 void qv_block_backward_to_attended(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                                    const qv_block_activations *a, const qv_block_gradients *g,
                                    const qv_cross_states *cross, size_t count);
+/* the second half of that, for a caller with a cross-attention of its own: from d_q of its queries on; */
+void qv_block_backward_from_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                  const qv_block_activations *a, const qv_block_gradients *g, size_t count);
 /* d_q and d_kv of all sequences, from d_attended; */
 void qv_block_attend_backward(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
                               const qv_block_gradients *g, const qv_sequences *sequences);

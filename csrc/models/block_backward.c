@@ -1,5 +1,5 @@
 /* The gradients of what goes into a block whose norms come last, from those of what comes out; weights are constants, and
- * so are the keys and values of the cross-attention.
+ * so are the keys and values of the cross-attention, unless the caller differentiates that itself.
  *
  * Forward (models/block.c):                          Backward, in reverse:
  *   sum1 = x + out(self_attention(x))                  d_x         = d_sum1 + d_q Wq + d_k Wk + d_v Wv
@@ -56,22 +56,34 @@ qv_attention_backward qv_block_backward_to_cross(qv_call *call, const qv_block_k
     };
 }
 
+/* d_attended, from d_rows of the sum that self-attention is added to, normed */
+static void attended_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                              const qv_block_activations *a, const qv_block_gradients *g, size_t count) {
+    const qv_rows d_attended = {g->d_attended, kind->H * kind->d};
+    norm_backward(call, kind, g, g->d_rows, a->sum1, &block->norm1, count);
+    call->ops->linear_backward(call, d_attended, (qv_const_rows){g->d_rows, kind->D}, &block->out, 0, kind->D, false, count);
+}
+
+void qv_block_backward_from_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                  const qv_block_activations *a, const qv_block_gradients *g, size_t count) {
+    size_t inner = kind->H * kind->d;
+    call->ops->linear_backward(call, (qv_rows){g->d_rows, kind->D}, (qv_const_rows){g->d_q, inner}, &block->cross_q, 0,
+                               inner, true, count);
+    attended_backward(call, kind, block, a, g, count);
+}
+
 void qv_block_backward_to_attended(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                                    const qv_block_activations *a, const qv_block_gradients *g,
                                    const qv_cross_states *cross, size_t count) {
-    const qv_ops *ops = call->ops;
-    size_t inner = kind->H * kind->d;
-    qv_rows d_rows = {g->d_rows, kind->D}, d_q = {g->d_q, inner}, d_attended = {g->d_attended, inner};
     if (cross->kv != NULL) {
         qv_attention_backward attention = qv_block_backward_to_cross(call, kind, block, a, g, cross, count);
-        attention.d_q = d_q;
-        ops->attention_backward(call, &attention);
-        ops->linear_backward(call, d_rows, qv_as_const(d_q), &block->cross_q, 0, inner, true, count);
+        attention.d_q = (qv_rows){g->d_q, kind->H * kind->d};
+        call->ops->attention_backward(call, &attention);
+        qv_block_backward_from_cross(call, kind, block, a, g, count);
     } else {
         feed_forward_backward(call, kind, block, a, g, count);
+        attended_backward(call, kind, block, a, g, count);
     }
-    norm_backward(call, kind, g, g->d_rows, a->sum1, &block->norm1, count);
-    ops->linear_backward(call, d_attended, qv_as_const(d_rows), &block->out, 0, kind->D, false, count);
 }
 
 void qv_block_attend_backward(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,

@@ -51,6 +51,7 @@ void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D
 void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n);
+void qv_cpu_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);
 void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S);
 void qv_cpu_text_scores(qv_call *call, const qv_text_scores *scores);

@@ -49,6 +49,7 @@ const qv_ops qv_cpu_ops = {
     .norm_backward = qv_cpu_norm_backward,
     .activation_backward = qv_cpu_activation_backward,
     .attention_backward = qv_cpu_attention_backward,
+    .likelihood = qv_cpu_likelihood,
     .gradcam = qv_cpu_gradcam,
     .text_scores = qv_cpu_text_scores,
     .dots = qv_cpu_dots,

@@ -15,6 +15,32 @@ void qv_softmax(float *x, size_t n) {
     kernels->scale(x, x, kernels->products->exponentiate(x, 1.0f, n), n);
 }
 
+typedef struct {
+    float *log_probability, *logits;
+    const int32_t *targets;
+    size_t V;
+} likelihood_work;
+
+static void likelihood_row(void *context, size_t r, size_t lane) {
+    (void)lane;
+    const likelihood_work *w = context;
+    const qv_kernels *kernels = qv_kernels_here();
+    float *row = w->logits + r * w->V, largest = row[0];
+    size_t target = (size_t)w->targets[r];
+    for (size_t i = 1; i < w->V; i++) {
+        largest = row[i] > largest ? row[i] : largest;
+    }
+    float score = row[target] - largest, inverse = kernels->products->exponentiate(row, 1.0f, w->V);
+    w->log_probability[r] = score + logf(inverse);
+    kernels->scale(row, row, -inverse, w->V);
+    row[target] += 1.0f;
+}
+
+void qv_cpu_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V) {
+    likelihood_work work = {log_probability, logits, targets, V};
+    qv_cpu_run(call, call->lanes, R, likelihood_row, &work);
+}
+
 void qv_apply_epilogue(qv_rows out, const float *bias, const qv_epilogue *epilogue, size_t column, size_t rows,
                        size_t count) {
     const qv_epilogue none = {0}, *e = epilogue != NULL ? epilogue : &none;

@@ -184,8 +184,8 @@ struct qv_ops {
     void (*norm)(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
     void (*attention)(qv_call *call, const qv_attention *attention);
 
-    /* out [3, S, S] = the picture resized, cut and normalised. The picture is the host's wherever the ops work, and of any
-     * size: this op may ask for memory, and so it can fail. */
+    /* out [3, height, width] = the picture resized, cut and normalised. The picture is the host's wherever the ops work,
+     * and of any size: this op may ask for memory, and so it can fail. */
     qv_status (*preprocess)(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                             qv_error *err);
     /* out [P, 3 p p] = the p x p patches of image [3, H, W], channels outermost, row by row */
@@ -226,6 +226,9 @@ struct qv_ops {
     void (*activation_backward)(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n);
     void (*attention_backward)(qv_call *call, const qv_attention_backward *backward);
+    /* log_probability [R] = that of each row's target under softmax(logits [R, V]), and logits become its gradient with
+     * respect to them: 1 at the target less the probabilities */
+    void (*likelihood)(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);
     /* out [T, S - first] = mean over h of A max(G, 0), from column `first` on; A, G [H, T, S] */
     void (*gradcam)(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S);

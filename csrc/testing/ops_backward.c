@@ -387,6 +387,46 @@ static PyObject *multiply_items(PyObject *module, PyObject *arguments) {
     return pairwise(arguments, false);
 }
 
+
+/* likelihood(logits [R, V], targets [R]) -> log-probabilities [R], their gradient [R, V] */
+static PyObject *likelihood(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *logits_object, *targets_object, *result = NULL;
+    void *logits_data, *targets_data;
+    holder held = {.count = 0};
+    PyArrayObject *out = NULL, *gradient = NULL;
+    if (!PyArg_ParseTuple(arguments, "OO", &logits_object, &targets_object)) {
+        return NULL;
+    }
+    PyArrayObject *logits = take(&held, logits_object, "logits", NPY_FLOAT32, 2, &logits_data);
+    PyArrayObject *targets = logits != NULL ? take(&held, targets_object, "targets", NPY_INT32, 1, &targets_data) : NULL;
+    if (targets == NULL) {
+        goto done;
+    }
+    size_t R = dim(logits, 0), V = dim(logits, 1);
+    bool fits = dim(targets, 0) == R;
+    for (size_t r = 0; fits && r < R; r++) {
+        int32_t target = ((const int32_t *)targets_data)[r];
+        fits = target >= 0 && (size_t)target < V;
+    }
+    if (!fits) {
+        fail_shapes();
+        goto done;
+    }
+    out = qvpy_new_floats(1, &R);
+    gradient = (PyArrayObject *)PyArray_NewCopy(logits, NPY_CORDER);
+    if (out != NULL && gradient != NULL) {
+        qv_call call = new_call();
+        qv_cpu_ops.likelihood(&call, PyArray_DATA(out), PyArray_DATA(gradient), targets_data, R, V);
+        result = Py_BuildValue("OO", out, gradient);
+    }
+done:
+    release(&held);
+    Py_XDECREF(out);
+    Py_XDECREF(gradient);
+    return result;
+}
+
 static PyMethodDef functions[] = {
     {"relevance", relevance, METH_VARARGS, "What attention_backward adds up over queries; see ops_backward.c."},
     {"text_scores", text_scores, METH_VARARGS, "How y fits texts, and the gradient of that; see ops_backward.c."},
@@ -395,6 +435,7 @@ static PyMethodDef functions[] = {
     {"norm_backward", norm_backward, METH_VARARGS, "norm_backward(dy, x, weight, eps, rms)."},
     {"activation", activation, METH_VARARGS, "activation(x, name), or with dy: dy act'(x); True: act'(x)."},
     {"attention_backward", attention_backward, METH_VARARGS, "The gradients of attention; see ops_backward.c."},
+    {"likelihood", likelihood, METH_VARARGS, "likelihood(logits, targets): log-probabilities and their gradient."},
     {"gradcam", gradcam, METH_VARARGS, "gradcam(A, G, first): the mean over heads of A max(G, 0)."},
     {NULL, NULL, 0, NULL},
 };

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._base.small_files import read_json_object
-from ._weights import Stored, Weight, float_array, from_array, release_tensor, shape_of, weight_of
+from ._weights import MadeTensor, Stored, Weight, float_array, from_array, release_tensor, shape_of, weight_of
 from .formats.reading import Content, open_weights
 
 CONFIG = "adapter_config.json"
@@ -166,7 +166,8 @@ def merge_adapters(tensors: Stored, settings: AdapterSettings, what: str) -> Sto
     Returns
     -------
     dict
-        The tensors without adapters; merged ones are new float32 arrays, the others the same views as before.
+        The tensors without adapters; merged ones are new float32 arrays, made when they are asked for, the others the same
+        views as before.
     """
     merged: Stored = {}
     adapters: dict[str, dict[str, Any]] = {}
@@ -205,7 +206,8 @@ def merge_adapters(tensors: Stored, settings: AdapterSettings, what: str) -> Sto
     return merged
 
 
-def _merge(target: str, base: Any, entry: dict[str, Any], settings: AdapterSettings, what: str) -> Weight:
+def _merge(target: str, base: Any, entry: dict[str, Any], settings: AdapterSettings, what: str) -> MadeTensor:
+    """The sum, checked, and computed when it is asked for."""
     if base is None or "A" not in entry or "B" not in entry:
         missing = "its base weight" if base is None else "lora_A" if "A" not in entry else "lora_B"
         raise ValueError(f"{what}: the LoRA adapter of {target} lacks {missing}")
@@ -216,20 +218,25 @@ def _merge(target: str, base: Any, entry: dict[str, Any], settings: AdapterSetti
     product_shape = (b[0], *a[1:]) if fits else ()
     if not fits or shape != (product_shape[::-1] if transposed else product_shape):
         raise ValueError(f"{what}: {target} {list(shape)} has LoRA factors A {list(a)} and B {list(b)}, which do not fit")
-    rank = a[0]
+    rows = shape[-1] if transposed else shape[0]
+    magnitudes = math.prod(shape_of(entry["magnitude"])) if "magnitude" in entry else rows
+    if magnitudes != rows:
+        raise ValueError(f"{what}: {target} {list(shape)} has {magnitudes} DoRA magnitudes, which do not fit")
+    scale = np.float32(settings.scale(target, a[0], what))
+    return MadeTensor(shape, lambda: _sum(weight_of(base), entry, scale, transposed))
+
+
+def _sum(base: Weight, entry: Mapping[str, Any], scale: np.float32, transposed: bool) -> NDArray[np.float32]:
+    rank, shape = shape_of(entry["A"])[0], base[2]
     first = float_array(weight_of(entry["A"])).reshape(rank, -1)
     second = float_array(weight_of(entry["B"])).reshape(-1, rank)
     product: NDArray[np.float32] = first.T @ second.T if transposed else (second @ first).reshape(shape)
-    product *= np.float32(settings.scale(target, rank, what))
-    base = weight_of(base)
+    product *= scale
     product += float_array(base)
     release_tensor(base)
     if "magnitude" in entry:
         magnitude = float_array(weight_of(entry["magnitude"])).reshape(-1)
         # Of a linear layer and a convolution each output's weights have that norm, of an embedding each column.
         rows = product.T if transposed else product.reshape(shape[0], -1)
-        if magnitude.shape[0] != rows.shape[0]:
-            raise ValueError(f"{what}: {target} {list(shape)} has {magnitude.shape[0]} DoRA magnitudes, which do not fit")
-        norms = np.linalg.norm(rows, axis=1)
-        rows *= (magnitude / norms)[:, None]
-    return from_array(product)
+        rows *= (magnitude / np.linalg.norm(rows, axis=1))[:, None]
+    return product

@@ -27,9 +27,10 @@ PANEL_WIDTHS = (16, 64)
 #: Matrices that go into panels: those of linear layers.
 _LAYERS = re.compile(
     r"^((vision|text)_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|instruct_dim_reduce\.[13])"
-    r"|text_model\.encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
+    r"|text_model\.(en|de)coder\.block\.\d+\.layer\.\d\.((Self|EncDec)Attention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
+    r"|text_model\.translation_mlp\.layers\.[01]"
     r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
-    r"|text_encoder\.encoder\.layer\.\d+\.((cross)?attention\.self\.(query|key|value)"
+    r"|text_(encoder|decoder\.bert)\.encoder\.layer\.\d+\.((cross)?attention\.self\.(query|key|value)"
     r"|((cross)?attention\.)?output\.dense|intermediate\.dense))\.weight$"
 )
 
@@ -71,7 +72,8 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     if panels not in (0, *PANEL_WIDTHS):
         raise ValueError(f"panels: expected one of 0, {', '.join(map(str, PANEL_WIDTHS))}, got {panels!r}")
     _check_source(source)
-    dtypes = _stored_dtypes(source.weights, dtype, panels)
+    weights = source.every_weight()
+    dtypes = _stored_dtypes(weights, dtype, panels)
     target = Path(os.path.realpath(folder))
     _check_target(target)
     if source.tokenizer is not None and source.text is not None:
@@ -81,7 +83,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     _remove_leftovers(target)
     with _partial_folder(target) as partial:
         with _new_file(partial / "model.safetensors") as file:
-            write_safetensors(file, source.weights, dtypes)
+            write_safetensors(file, weights, dtypes)
         check_unchanged(origins(source.weights))
         if source.tokenizer is not None:
             with _new_file(partial / "tokenizer.json") as file:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._core import build_info
 from ._source import ModelSource
-from ._weights import ITEM_SIZES, base_dtype, panel_columns
+from ._weights import ITEM_SIZES, base_dtype, dtype_of, panel_columns, shape_of
 from .towers.question_blocks import integrated_blocks
 
 
@@ -37,9 +37,12 @@ def describe(source: ModelSource) -> dict[str, Any]:
     stored = dict(parameters)
     dtypes: dict[str, int] = {}
     panels: dict[tuple[int, str], int] = {}
-    for name, (_, dtype, shape, _) in source.weights.items():
+    for name, tensor in {**source.weights, **source.decoder}.items():
+        dtype, shape = dtype_of(tensor), shape_of(tensor)
         part = name.split(".")[0]
-        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text"}.get(part, "heads")
+        part = {"vision_model": "vision", "text_model": "text", "text_encoder": "text", "text_decoder": "text"}.get(
+            part, "heads"
+        )
         size = math.prod(shape)
         columns, dtype = panel_columns(dtype), base_dtype(dtype)
         stored_bytes = size * ITEM_SIZES[dtype]
@@ -115,6 +118,7 @@ def description_text(description: dict[str, Any]) -> str:
         "qavit": "QA-ViT (question-aware vision transformer)",
         "clip": "CLIP vision transformer (takes no questions)",
         "blip_itm": "BLIP image-text matching",
+        "blip_vqa": "BLIP visual question answering",
         "vit": "vision transformer (takes no questions)",
     }
     rows, columns = vision["grid"]

@@ -10,8 +10,10 @@ from typing import Any
 from .._base.vocabularies import read_tokenizer, tokenizer_file
 from ..images import Preprocessing
 from ._places import PathLike
-from ._weights import Weights
+from ._weights import Stored, Weights, core_weight
 
+#: What QA-ViT answers with, beside its T5's encoder.
+DECODER = ("text_model.decoder.", "text_model.lm_head.")
 QUESTIONS = {"max_words": 50, "max_tokens": 30}
 #: Options of ``config=`` for QA-ViT and CLIP.
 _OPTIONS = (
@@ -42,7 +44,7 @@ class ModelSource:
     Attributes
     ----------
     architecture : str
-        "qavit", "clip" (vision alone) or "blip_itm".
+        "qavit", "clip" (vision alone), "blip_itm" or "blip_vqa".
     vision, text : dict
         Hugging Face's configuration keys; ``vision`` is empty where no picture is looked at, ``text`` None where there is
         no text half.
@@ -56,6 +58,8 @@ class ModelSource:
         Names of the rows of ``answer_head.weight``.
     name : str
         For messages: where it came from.
+    decoder : dict
+        name -> tensor: more weights, which only an answer needs, so that they are made when the first is asked for.
     """
 
     architecture: str
@@ -68,6 +72,11 @@ class ModelSource:
     answers: list[str] | None
     defaults: dict[str, Any]
     name: str
+    decoder: Stored = field(default_factory=dict, repr=False)
+
+    def every_weight(self) -> Weights:
+        """The weights with those of the decoder."""
+        return {**self.weights, **{name: core_weight(tensor) for name, tensor in self.decoder.items()}}
 
 
 def _source(
@@ -104,9 +113,11 @@ def _source(
         answers = list(answers)
     if vision:
         _check_preprocessing(preprocessing, vision["image_size"], name)
+    decoder: Stored = {key: weights[key] for key in weights if key.startswith(DECODER)}
     return ModelSource(
-        architecture, vision, text, weights, tokenizer, preprocessing, questions, answers, dict(found["defaults"]), name
-    )
+        architecture, vision, text, {key: weights[key] for key in weights if key not in decoder}, tokenizer, preprocessing,
+        questions, answers, dict(found["defaults"]), name, decoder,
+    )  # fmt: skip
 
 
 def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: int, name: str) -> None:

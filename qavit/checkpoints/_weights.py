@@ -139,6 +139,12 @@ def weight_of(tensor: Weight | StoredTensor) -> Weight:
     return tensor.weight() if isinstance(tensor, StoredTensor) else tensor
 
 
+def core_weight(tensor: Weight | StoredTensor) -> Weight:
+    """The same of a type that the core computes with."""
+    weight = weight_of(tensor)
+    return weight if base_dtype(weight[1]) in CORE_DTYPES else cast(weight, "float32")
+
+
 def shape_of(tensor: Weight | StoredTensor) -> tuple[int, ...]:
     """The shape of either kind."""
     return tensor.shape if isinstance(tensor, StoredTensor) else tensor[2]

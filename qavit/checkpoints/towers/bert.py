@@ -42,6 +42,30 @@ def _bert_attention(shapes: Shapes, name: str, width: int, keys: int) -> None:
     _affine(shapes, name + ".output.LayerNorm", width)
 
 
+def bert_decoder_shapes(config: Mapping[str, Any], prefix: str, cross_width: int) -> Shapes:
+    """The tensors of a BERT decoder with cross-attention to states ``cross_width`` wide, and its head."""
+    width = config["hidden_size"]
+    shapes = bert_shapes(config, prefix + "bert.", cross_width)
+    _affine(shapes, prefix + "cls.predictions.transform.dense", width, width)
+    _affine(shapes, prefix + "cls.predictions.transform.LayerNorm", width)
+    _affine(shapes, prefix + "cls.predictions.decoder", config["vocab_size"], width)
+    return shapes
+
+
+def whole_head(tensors: Stored, prefix: str) -> Stored:
+    """A BERT decoder's tensors with its head under its own names: files may hold of what is tied one name or both."""
+    result = dict(tensors)
+    table, head = prefix + "bert.embeddings.word_embeddings.weight", prefix + "cls.predictions.decoder.weight"
+    bias = result.pop(prefix + "cls.predictions.bias", None)
+    if bias is not None:
+        result.setdefault(prefix + "cls.predictions.decoder.bias", bias)
+    # Where both are there and differ, the head's was loaded last.
+    one = result.get(head, result.get(table))
+    if one is not None:
+        result[head] = result[table] = one
+    return result
+
+
 def bert_shapes(config: Mapping[str, Any], prefix: str = "text_model.", image_width: int | None = None) -> Shapes:
     """A BERT encoder's tensors; with cross-attention (and no token types) where ``image_width`` is given."""
     width, hidden = config["hidden_size"], config["intermediate_size"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
 
 from .._adapters import merge_adapters, with_option
 from .._given import Asked, Given, adapter_of, unread_named
@@ -88,7 +88,7 @@ def blip_configs(
 
 
 def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
-    """The tensors of BLIP image-text matching: the vision half's by the core's names, the others by LAVIS's."""
+    """The tensors of both halves of BLIP: the vision half's by the core's names, the text half's by LAVIS's."""
     width, patch = vision["hidden_size"], vision["patch_size"]
     shapes: Shapes = {
         "vision_model.embeddings.class_embedding": (width,),
@@ -100,6 +100,12 @@ def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int)
     for number in range(vision["num_hidden_layers"]):
         _clip_block(shapes, f"vision_model.encoder.layers.{number}.", width, vision["intermediate_size"])
     shapes.update(bert_shapes(text, "text_encoder.", width))
+    return shapes
+
+
+def _matching_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int) -> Shapes:
+    shapes = blip_shapes(vision, text, tokens)
+    width = vision["hidden_size"]
     _affine(shapes, "itm_head", 2, text["hidden_size"])
     if "projection_dim" in text:
         _affine(shapes, "vision_proj", text["projection_dim"], width)
@@ -107,6 +113,11 @@ def blip_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens: int)
     return shapes
 
 
+#: A family's `complete`.
+Complete = Callable[
+    [Stored, Mapping[str, Any], Optional[Mapping[str, Any]], Optional[int], str],
+    tuple[dict[str, Any], dict[str, Any], Weights],
+]
 _BLIP_LEFT_OUT = re.compile(
     r"^(visual_encoder_m|text_encoder_m|vision_proj_m|text_proj_m|text_decoder|combined_.*)\."
     r"|^(image_queue|text_queue|queue_ptr|ptr_queue|idx_queue|temp|logit_scale)$"
@@ -156,12 +167,20 @@ def complete(
     tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights, and exactly the tensors that they call for."""
+    return complete_blip(tensors, vision, text, size, name, _matching_shapes)
+
+
+def complete_blip(
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str,
+    shapes: Callable[[Mapping[str, Any], Mapping[str, Any], int], Shapes],
+) -> tuple[dict[str, Any], dict[str, Any], Weights]:  # fmt: skip
+    """The same for any model of BLIP's halves; `shapes` of (vision, text, tokens) are those of its tensors."""
     if text is None:
         raise ValueError(f"{name}: config.json has no 'text'")
     positions = "vision_model.embeddings.position_embedding.weight"
     tensors = _core_names(tensors)
     vision_config, text_config = blip_configs(tensors, vision, text, size, name)
-    weights = take(tensors, blip_shapes(vision_config, text_config, shape_of(tensors[positions])[0]), name)
+    weights = take(tensors, shapes(vision_config, text_config, shape_of(tensors[positions])[0]), name)
     weights[positions] = _positions(weights[positions], vision_config)
     return vision_config, text_config, weights
 
@@ -173,6 +192,11 @@ def open_blip_tensors(tensors: Stored, config: Mapping[str, Any], options: dict[
 
 def open_files(given: Given) -> ModelSource:
     """BLIP image-text matching of a folder, or of a LAVIS checkpoint."""
+    return open_blip(given, "blip_itm", "BLIP image-text matching", "itm_head", complete)
+
+
+def open_blip(given: Given, architecture: str, called: str, head: str, complete: Complete) -> ModelSource:
+    """Any model of BLIP's halves, of a folder or of a LAVIS checkpoint; ``head`` tells it, and has to be there."""
     asked, folder, config, name = given.asked, given.folder, given.config, given.name
     if given.vision is not None or given.text is not None:
         raise ValueError("vision= and text= do not go with a BLIP checkpoint, which holds both halves; give tokenizer=")
@@ -189,12 +213,14 @@ def open_files(given: Given) -> ModelSource:
     found, others = find_model(stored, BLIP, asked.state, name)
     family = family_of_names(stored)
     first = "text_encoder.encoder.layer.0.crossattention."
-    told = None if family is None or "blip_itm" in family.architectures else f"it holds {family.called}"
-    if told is None and not all(any(key.startswith(part) for key in found) for part in ("itm_head.", first)):
-        told = "it lacks itm_head or cross-attention in its first block"
+    told = None if family is None or architecture in family.architectures else f"it holds {family.called}"
+    if told is None and not all(any(key.startswith(part) for key in found) for part in (head + ".", first)):
+        told = f"it lacks {head} or cross-attention in its first block"
     if told is not None:
-        raise ValueError(f"{name}: {told}, not BLIP image-text matching")
-    tensors = {key: tensor for key, tensor in found.items() if not _BLIP_LEFT_OUT.search(key)}
+        raise ValueError(f"{name}: {told}, not {called}")
+    tensors = {
+        key: tensor for key, tensor in found.items() if key.startswith(head + ".") or not _BLIP_LEFT_OUT.search(key)
+    }
     tensors = merge_adapters(tensors, with_option(adapter_of(folder), options.get("lora_alpha")), name)
     tensors.update(leave_out(others, asked.strict, name))
     vision = {**(config.get("vision_config") or {}), **_vision_options({"vision": options.get("vision")})}
@@ -216,8 +242,8 @@ def open_files(given: Given) -> ModelSource:
         json_text = with_blip_tokens(json_text)
     size = vision_config["image_size"]
     said = options.get("preprocessing") or {}
-    preprocessing = folder_preprocessing(folder, "blip_itm", own_size if isinstance(own_size, int) else size, size, said)
+    preprocessing = folder_preprocessing(folder, architecture, own_size if isinstance(own_size, int) else size, size, said)
     questions = {"max_words": 50, "max_tokens": int(options.get("max_txt_len", 35))}
     return _source(
-        "blip_itm", vision_config, text_config, weights, json_text, preprocessing, {"questions": questions}, options, name
+        architecture, vision_config, text_config, weights, json_text, preprocessing, {"questions": questions}, options, name
     )

@@ -49,7 +49,9 @@ FAMILIES = (
     Family("Segment Anything", r"mask_decoder\."),
     Family("a diffusion model", r"model\.diffusion_model\.|(^|\.)down_blocks\.\d"),
     Family("a BLIP captioner", r"text_decoder\.", r"text_encoder\.", ("blip",)),
-    Family("a BLIP VQA model", r"text_decoder\.", r"itm_head\.", ("blip",)),
+    Family(
+        "BLIP-VQA", r"text_decoder\.", r"itm_head\.", ("blip",), opened_by="blip_vqa", architectures=("blip_vqa",)
+    ),
     Family("ALBEF", r"text_encoder\.bert\.", types=("albef",)),
     Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention"),
     Family(

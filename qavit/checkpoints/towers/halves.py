@@ -12,7 +12,7 @@ from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
 from .._places import _folder, _folder_config
-from .._source import ModelSource, _known_options, _read_tokenizer, _source
+from .._source import DECODER, ModelSource, _known_options, _read_tokenizer, _source
 from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, shape_of
 from ..formats.reading import Content, open_folder, weights_file
@@ -21,8 +21,9 @@ from .families import told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, VISION
 from .openai_clip import is_openai, open_clip_vision, openai_options, rename
 from .question_blocks import integration_point
-from .sizes import Shapes, count_blocks, need, settle, take
-from .text import _text_config, _text_names, checkpoint_text, text_shapes
+from .sizes import Shapes, check, count_blocks, need, settle, take
+from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
+from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text, text_shapes
 
 #: Layouts of the vision tower: each gives the tensors with the towers that it knows under ``vision_model.``, behind the
 #: prefix that they had.
@@ -47,8 +48,9 @@ def open_files(given: Given) -> ModelSource:
     if is_openai(stored):
         vision_config.update(openai_options(stored, name))
     tensors, rest = _vision_half(stored, asked.state, name)
+    answering, rest = checkpoint_answer(rest, asked.state, name)
     found_text, rest = checkpoint_text(rest, asked.state, name)
-    tensors.update(found_text)
+    tensors.update({**answering, **found_text})
     if vision_folder is not None:
         vision_config.update(_vision_settings(vision_folder, argument))
         adapter = adapter or adapter_of(vision_folder)
@@ -74,6 +76,7 @@ def open_files(given: Given) -> ModelSource:
             raise ValueError(f"{name}: it holds a text encoder; give text= the folder with its config.json and tokenizer")
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
     tensors = merge_adapters(tensors, with_option(adapter, alpha), name)
+    decoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(DECODER)}
     tensors.update(leave_out(rest, asked.strict, name))
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
@@ -100,7 +103,11 @@ def open_files(given: Given) -> ModelSource:
     if vision_folder is None and is_openai(stored):
         said = {"margin": "even", **said}
     preprocessing = folder_preprocessing(vision_folder, architecture, own_size, vision_config["image_size"], said)
-    return _source(architecture, vision_config, text_config, weights, json_text, preprocessing, {}, options, name)
+    source = _source(architecture, vision_config, text_config, weights, json_text, preprocessing, {}, options, name)
+    if decoder and source.text is not None:
+        check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
+        source.decoder = decoder
+    return source
 
 
 def _folder_tower(
@@ -246,6 +253,10 @@ def complete(
                 "(instruction_dim)"
             )
         expected.update(text_shapes(text_config))
+        if TRANSLATION in tensors:
+            expected.update(t5_picture_shapes(text_config, width, f"{name}: text"))
+            if any(key.startswith(DECODER) for key in tensors):
+                expected.update(t5_decoder_shapes(tensors, text_config, text, f"{name}: text"))
         if "projection_dim" in text_config:
             optional["text_projection.weight"] = (text_config["projection_dim"], text_width)
     weights = take(tensors, expected, name, optional)

@@ -11,8 +11,14 @@ VISION = re.compile(
 )
 #: T5's encoder behind any prefix, or any text encoder that is called so already.
 TEXT = re.compile(r"^(.*?\.)??((?:shared|encoder\.(?:block|embed_tokens|final_layer_norm))\..+|text_model\..+)$")
+#: What QA-ViT answers with, beside its T5's encoder: a way in for pictures, T5's decoder and its head.
+ANSWER = re.compile(
+    r"^(.*?\.)??((?:decoder\.(?:block|embed_tokens|final_layer_norm)|translation_mlp\.layers)\..+|lm_head\.weight)$"
+)
 #: BLIP's halves and heads.
-BLIP = re.compile(r"^(.*?\.)??((?:visual_encoder|vision_model|text_encoder|itm_head|vision_proj|text_proj)\..+)$")
+BLIP = re.compile(
+    r"^(.*?\.)??((?:visual_encoder|vision_model|text_encoder|text_decoder|itm_head|vision_proj|text_proj)\..+)$"
+)
 CLASS_EMBEDDING = "vision_model.embeddings.class_embedding"
 #: Names of a tower that begin at ``embeddings.``.
 BARE = re.compile(

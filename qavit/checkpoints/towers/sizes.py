@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .._weights import CORE_DTYPES, Stored, Weight, Weights, base_dtype, cast, dtype_of, shape_of, weight_of
+from .._weights import CORE_DTYPES, Stored, Weights, base_dtype, core_weight, dtype_of, shape_of
 
 Shapes = dict[str, tuple[int, ...]]
 #: The largest image that position embeddings are interpolated for.
@@ -83,8 +83,8 @@ def _affine(shapes: Shapes, name: str, rows: int, columns: int | None = None, bi
         shapes[name + ".bias"] = (rows,)
 
 
-def take(tensors: Stored, expected: Shapes, what: str, optional: Shapes | None = None) -> Weights:
-    """Exactly the expected tensors, as the core takes them.
+def check(tensors: Stored, expected: Shapes, what: str) -> None:
+    """That the tensors are exactly the expected ones, without reading them.
 
     Raises
     ------
@@ -92,10 +92,8 @@ def take(tensors: Stored, expected: Shapes, what: str, optional: Shapes | None =
         One error that lists the first few tensors that are missing, of another shape, of a type that is not a float, or
         not expected.
     """
-    wanted = {**expected, **{name: shape for name, shape in (optional or {}).items() if name in tensors}}
     problems = []
-    weights: Weights = {}
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         tensor = tensors.get(name)
         if tensor is None:
             problems.append(f"{name} {list(shape)} is missing")
@@ -105,18 +103,24 @@ def take(tensors: Stored, expected: Shapes, what: str, optional: Shapes | None =
             problems.append(f"{name} has shape {list(found)}, expected {list(shape)}")
         elif base_dtype(dtype_of(tensor)) not in (*CORE_DTYPES, "float64"):
             problems.append(f"{name} is {dtype_of(tensor)}, expected one of {', '.join(CORE_DTYPES)}")
-        elif not problems:
-            buffer, dtype, _, offset = weight_of(tensor)
-            weight: Weight = (buffer, dtype, shape, offset)
-            weights[name] = weight if base_dtype(dtype) in CORE_DTYPES else cast(weight, "float32")
     problems += [
         f"{name} {list(shape_of(tensor))} is not expected"
         for name, tensor in tensors.items()
-        if name not in wanted and not _IGNORED.search(name)
+        if name not in expected and not _IGNORED.search(name)
     ]
     if problems:
         shown = 8
         more = f"\n  ... and {len(problems) - shown} more" if len(problems) > shown else ""
         lines = "".join(f"\n  {problem}" for problem in problems[:shown])
         raise ValueError(f"{what}: the weights are not those of the model that was expected:{lines}{more}")
+
+
+def take(tensors: Stored, expected: Shapes, what: str, optional: Shapes | None = None) -> Weights:
+    """Exactly the expected tensors, as the core takes them; ValueError as `check`."""
+    wanted = {**expected, **{name: shape for name, shape in (optional or {}).items() if name in tensors}}
+    check(tensors, wanted, what)
+    weights: Weights = {}
+    for name, shape in wanted.items():
+        buffer, dtype, _, offset = core_weight(tensors[name])
+        weights[name] = (buffer, dtype, shape, offset)
     return weights

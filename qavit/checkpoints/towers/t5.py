@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._weights import Stored
-from .sizes import Shapes, _epsilon, count_blocks, need, settle
+from .sizes import Shapes, _affine, _epsilon, count_blocks, need, settle
 
 
 def t5_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -60,4 +60,48 @@ def t5_shapes(config: Mapping[str, Any]) -> Shapes:
     bias = "text_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     shapes[bias] = (config["relative_attention_num_buckets"], config["num_heads"])
     shapes["text_model.encoder.final_layer_norm.weight"] = (width,)
+    return shapes
+
+
+#: What tells that a T5 takes pictures and answers, as QA-ViT's.
+TRANSLATION = "text_model.translation_mlp.layers.0.weight"
+
+
+
+
+def t5_picture_shapes(config: Mapping[str, Any], picture_width: int, what: str) -> Shapes:
+    """The tensors of a T5's encoder, beside its own, by which it takes pictures."""
+    if config["model_type"] != "t5":
+        raise ValueError(f"{what}: the checkpoint answers by T5, the configuration says {config['model_type']!r}")
+    width = config["d_model"]
+    shapes: Shapes = {"text_model.encoder.embed_tokens.weight": (config["vocab_size"], width)}
+    _affine(shapes, "text_model.translation_mlp.layers.0", width, picture_width)
+    _affine(shapes, "text_model.translation_mlp.layers.1", width, width)
+    return shapes
+
+
+def t5_decoder_shapes(tensors: Stored, config: dict[str, Any], stated: Mapping[str, Any], what: str) -> Shapes:
+    """The tensors of a T5's decoder and its head; ``config`` gains its number of blocks."""
+    blocks = count_blocks(tensors, "text_model.decoder.block.")
+    settle(stated, {"num_decoder_layers": blocks}, what)
+    config["num_decoder_layers"] = blocks
+    width, inner, hidden = config["d_model"], config["d_kv"] * config["num_heads"], config["d_ff"]
+    shapes: Shapes = {
+        "text_model.decoder.embed_tokens.weight": (config["vocab_size"], width),
+        "text_model.decoder.final_layer_norm.weight": (width,),
+        "text_model.lm_head.weight": (config["vocab_size"], width),
+    }
+    for number in range(blocks):
+        block = f"text_model.decoder.block.{number}.layer."
+        for layer, attention in enumerate(("SelfAttention", "EncDecAttention")):
+            for name in "qkv":
+                shapes[f"{block}{layer}.{attention}.{name}.weight"] = (inner, width)
+            shapes[f"{block}{layer}.{attention}.o.weight"] = (width, inner)
+        for layer in range(3):
+            shapes[f"{block}{layer}.layer_norm.weight"] = (width,)
+        for name in ("wi_0", "wi_1") if config["feed_forward_proj"].startswith("gated-") else ("wi",):
+            shapes[f"{block}2.DenseReluDense.{name}.weight"] = (hidden, width)
+        shapes[block + "2.DenseReluDense.wo.weight"] = (width, hidden)
+    bias = "text_model.decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    shapes[bias] = (config["relative_attention_num_buckets"], config["num_heads"])
     return shapes

@@ -10,7 +10,7 @@ from .._states import find_model, same_tensor
 from .._weights import Stored
 from .bert import bert_config, bert_shapes
 from .clip import clip_text_config, clip_text_shapes
-from .names import TEXT
+from .names import ANSWER, TEXT
 from .sizes import Shapes
 from .t5 import t5_config, t5_shapes
 
@@ -91,6 +91,22 @@ def checkpoint_text(tensors: Stored, state: str | None, what: str) -> tuple[Stor
         del result[name]
     if tied is not None and not {"text_model.shared.weight", "text_model.shared.base_layer.weight"} & result.keys():
         result["text_model.shared.weight"] = tied
+    return result, others
+
+
+def checkpoint_answer(tensors: Stored, state: str | None, what: str) -> tuple[Stored, Stored]:
+    """What a QA-ViT checkpoint answers with under ``text_model.``, and the other tensors; nothing where it is not whole.
+
+    Both halves of T5 look words up in the plain table, ``embed_tokens``: it is ``shared`` without its adapter.
+    """
+    if not all(any(part in name for name in tensors) for part in ("translation_mlp.", "decoder.block.", "lm_head.")):
+        return {}, tensors
+    found, others = find_model(tensors, ANSWER, state, what)
+    result = {"text_model." + name: tensor for name, tensor in found.items()}
+    tables = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "shared.weight", "shared.base_layer.weight")
+    plain = {table: tensor for table in tables for name, tensor in tensors.items() if ("." + name).endswith("." + table)}
+    for table in tables[:2]:
+        result["text_model." + table] = next(iter(plain.values()))
     return result, others
 
 
