@@ -20,6 +20,7 @@ from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
+from .models._dual_encoder import DualEncoder as DualEncoder
 from .models._load import load as load
 from .models._model import Model as Model
 from .models._outputs import BlockAttentions as BlockAttentions
@@ -33,6 +34,7 @@ __all__ = [
     "BundledModelWarning",
     "Config",
     "DemoScene",
+    "DualEncoder",
     "EncodedQuestions",
     "HeatmapResult",
     "LowScoreWarning",

@@ -171,9 +171,7 @@ class T5Encoder(_TextEncoder):
         self, picture: npt.NDArray[np.float32], ids: npt.NDArray[np.integer[Any]], /
     ) -> npt.NDArray[np.float32]: ...
 
-class BertEncoder(_TextEncoder): ...
-
-class ClipTextEncoder(_TextEncoder):
+class _PooledEncoder(_TextEncoder):
     projection_dim: int
     def encode_pooled(
         self,
@@ -181,3 +179,6 @@ class ClipTextEncoder(_TextEncoder):
         mask: npt.NDArray[np.integer[Any]] | None = ...,
         project: bool = ...,
     ) -> npt.NDArray[np.float32]: ...
+
+class BertEncoder(_PooledEncoder): ...
+class ClipTextEncoder(_PooledEncoder): ...

@@ -248,7 +248,7 @@ def encoder(kind: str) -> Any:
         make = _core.ClipTextEncoder
     else:
         config = {**common, "hidden_act": "gelu", "type_vocab_size": 2, "pad_token_id": 0}
-        shapes = bert.bert_shapes(config)
+        shapes = {**bert.bert_shapes(config), "text_projection.weight": (4, 8)}
         make = _core.BertEncoder
     stored = {name: weights.from_array(np.full(shape, 0.1, np.float32)) for name, shape in shapes.items()}
     sizes = clip.clip_text_config if kind == "clip_text_model" else bert.bert_config
@@ -673,6 +673,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "BertEncoder": (lambda: encoder("bert").encode(ids()), 1),
     "BertEncoder, RoBERTa": (lambda: encoder("roberta").encode(ids()), 1),
     "ClipTextEncoder": (lambda: encoder("clip_text_model").encode(ids()), 1),
+    "BertEncoder.encode_pooled": (lambda: encoder_once("bert").encode_pooled(np.array([[1, 2, 29]])), 1),
     "ClipTextEncoder.encode_pooled": (lambda: encoder_once("clip_text_model").encode_pooled(np.array([[1, 2, 29]])), 1),
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),

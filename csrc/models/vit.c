@@ -42,6 +42,7 @@ typedef struct {
     float *pixels;    /* see qv_vit_plan_pixels */
     float *questions; /* [pairs, M, Dt], likewise */
     float *attention; /* the largest window of any tap, for a chunk, where the ops cannot write to the caller's memory */
+    float *heads;     /* the same of a mean, before it is taken */
     qv_vit_pooling_place pool;
     qv_output normed, pooled, projected, pool_attention;
 } vit_pass;
@@ -59,12 +60,12 @@ static const qv_vit_tap *tap_of(const qv_vit_request *request, size_t block) {
     return request->taps != NULL ? &request->taps[block] : &none;
 }
 
-/* Items of the largest window of attention that is wanted of one block, for a chunk. */
-static size_t attention_items(const vit_pass *pass, qv_arena *arena, size_t sequences) {
+/* Items of the largest window of attention that is wanted of one block, for a chunk; all the heads of a mean. */
+static size_t attention_items(const vit_pass *pass, qv_arena *arena, size_t sequences, bool mean) {
     size_t largest = 0;
     for (size_t i = 0; i < pass->vit->config.L; i++) {
         const qv_vit_tap *tap = tap_of(pass->request, i);
-        if (tap->attention != NULL) {
+        if (tap->attention != NULL && (tap->mean || !mean)) {
             size_t window = tap->row_count * tap->column_count;
             largest = at_least(qv_plan_product(arena, sequences * pass->vit->config.H, window), largest);
         }
@@ -80,7 +81,8 @@ static void plan_crossings(vit_pass *pass, qv_arena *arena, size_t sequences) {
     size_t tokens = qv_plan_product(arena, pass->pairs, request->M);
     pass->pixels = qv_vit_plan_pixels(arena, vit, &request->images, pass->images);
     pass->questions = qv_arena_floats(arena, qv_place_size(ops, tokens * vit->config.instruction_dim));
-    pass->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(pass, arena, sequences)));
+    pass->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(pass, arena, sequences, false)));
+    pass->heads = qv_arena_floats(arena, attention_items(pass, arena, sequences, true));
     pass->normed = qv_output_lay_out(arena, ops, request->normed, rows * D);
     pass->pooled = qv_output_lay_out(arena, ops, request->pooled, sequences * D);
     pass->projected = qv_output_lay_out(arena, ops, request->projected, sequences * vit->projection.columns);
@@ -199,10 +201,13 @@ static void attend(const vit_pass *pass, qv_call *call, const sequences *s, cons
         a.row_count = tap->row_count;
         a.first_column = tap->first_column;
         a.column_count = tap->column_count;
-        size_t window = a.H * a.row_count * a.column_count;
+        size_t one = a.row_count * a.column_count, window = tap->mean ? one : a.H * one;
         qv_output seen = qv_output_at(vit->ops, pass->attention, tap->attention + s->first * window, s->B * window);
-        a.probabilities = seen.at;
+        a.probabilities = tap->mean ? pass->heads : seen.at;
         call->ops->attention(call, &a);
+        for (size_t b = 0; tap->mean && b < s->B; b++) {
+            call->ops->mean_rows(call, seen.at + b * one, pass->heads + b * a.H * one, a.H, one);
+        }
         qv_output_take(call, &seen);
         return;
     }

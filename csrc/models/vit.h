@@ -72,6 +72,7 @@ typedef struct {
  * (questions share an image's pass) and pair_count from it on. */
 typedef struct {
     float *attention; /* [B, H, row_count, column_count], or NULL */
+    bool mean;        /* [B, row_count, column_count], of the heads, in place of each */
     size_t first_row, row_count;
     size_t first_column, column_count; /* of the keys: T, or M + T in an integrated block */
     float *hidden;                     /* [B, T, D], the block's output, or NULL */

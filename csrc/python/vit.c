@@ -242,12 +242,12 @@ static size_t sequences_at(const forward_call *c, const qv_vit *vit, size_t bloc
     return block < vit->first_integrated ? c->request.images.count : c->request.pair_count;
 }
 
-/* One (block, "class" | "raw") of the attention asked for: the class token's row, or all. */
+/* One (block, "class" | "raw" | "mean") of the attention asked for: the class token's row, all, or all as one head. */
 static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     Py_ssize_t block;
     const char *kind;
     if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "ns", &block, &kind)) {
-        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw') pairs");
+        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw' | 'mean') pairs");
         return -1;
     }
     if (block < 0 || (size_t)block >= vit->config.L) {
@@ -265,11 +265,13 @@ static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     tap->column_count = extra + vit->T;
     if (strcmp(kind, "class") == 0) {
         tap->row_count = 1;
+    } else if (strcmp(kind, "mean") == 0) {
+        tap->mean = true;
     } else if (strcmp(kind, "raw") != 0) {
-        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class' or 'raw'", kind, i);
+        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class', 'raw' or 'mean'", kind, i);
         return -1;
     }
-    size_t shape[4] = {sequences_at(c, vit, i), vit->config.H, tap->row_count, tap->column_count};
+    size_t shape[4] = {sequences_at(c, vit, i), tap->mean ? 1 : vit->config.H, tap->row_count, tap->column_count};
     tap->attention = new_output(c, i, 4, shape);
     return tap->attention == NULL ? -1 : 0;
 }

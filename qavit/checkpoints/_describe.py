@@ -116,7 +116,8 @@ def description_text(description: dict[str, Any]) -> str:
     parameters, memory = description["parameters"], description["memory"]
     kinds = {
         "qavit": "QA-ViT (question-aware vision transformer)",
-        "clip": "CLIP vision transformer (takes no questions)",
+        "clip": "CLIP vision transformer (takes no questions)" if text is None else "CLIP (pictures and texts in one space)",
+        "siglip": "SigLIP vision transformer" if text is None else "SigLIP (pictures and texts in one space)",
         "blip_itm": "BLIP image-text matching",
         "blip_vqa": "BLIP visual question answering",
         "vit": "vision transformer (takes no questions)",

@@ -32,7 +32,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
 _OWN = {
-    "blip_itm": _BLIP, "blip_vqa": _BLIP, "vit": _VIT, "deit": _DEIT, "dinov2": _DINO, "dinov3": _DINO3, "timm": _VIT,
+    "blip_itm": _BLIP, "blip_vqa": _BLIP, "siglip": {**_SIGLIP, "default_to_square": True},
+    "vit": _VIT, "deit": _DEIT, "dinov2": _DINO, "dinov3": _DINO3, "timm": _VIT,
 }  # fmt: skip
 #: The side in pixels that lengths among those defaults belong to.
 _MADE_FOR = {"dinov2": 224, "deit": 224}

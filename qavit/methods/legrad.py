@@ -66,7 +66,7 @@ METHOD = LeGrad()
 
 
 def _corrected(maps: FloatArray, empty: FloatArray) -> FloatArray:
-    """Maps [Q, ..., P] without the patches where the empty text's [1, ..., P], between its smallest and its largest, is high."""
+    """Maps [Q, ..., P] without the patches where the empty text's [1, ..., P] is high in its own range."""
     least = empty.min(axis=-1, keepdims=True)
     spread = empty.max(axis=-1, keepdims=True) - least
     high = (empty - least) > STANDS_OUT * spread

@@ -55,7 +55,7 @@ METHOD = Rollout()
 
 
 def _through(row: FloatArray, attention: FloatArray) -> FloatArray:
-    """row [., T] times (A + 1) whose rows add up to 1, A [Q, T, M + T] without the M question tokens."""
+    """The row [., T] times (A + 1), whose rows add up to 1, A [Q, T, M + T] without the M question tokens."""
     tokens = attention.shape[1]
     own = attention[..., attention.shape[2] - tokens :]
     weights = np.broadcast_to(row, (len(own), tokens)) / (1 + own.sum(axis=-1, dtype=np.float32))

@@ -1,6 +1,7 @@
 from ._blip_itm import BlipITM as BlipITM
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
+from ._dual_encoder import DualEncoder as DualEncoder
 from ._load import load as load
 from ._model import Model as Model
 from ._outputs import BlockAttentions as BlockAttentions
@@ -11,6 +12,7 @@ from ._question_vit import QAViT as QAViT
 __all__ = [
     "BlipITM",
     "BlockAttentions",
+    "DualEncoder",
     "EncodedQuestions",
     "Model",
     "QAViT",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Optional, Union
 
+import numpy.typing as npt
+
 from .._base.arguments import PNP_VQA_BLOCK
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues
 from ..methods._registry import MethodLike
@@ -12,8 +14,8 @@ from ..methods._registry import MethodLike
 if TYPE_CHECKING:
     from ._outputs import EncodedQuestions, VisionOutput
 
-#: One question, several, or None for a model that takes none.
-Questions = Union[str, Sequence[str], None]
+#: One question, several, embeddings of several [Q, E], or None for a model that takes none.
+Questions = Union[str, Sequence[str], FloatArray, None]
 
 
 class Capabilities:
@@ -23,14 +25,17 @@ class Capabilities:
 
     #: For what not every kind has, by the method's name: the kinds that have it.
     HAVE: ClassVar[dict[str, str]] = {
-        "forward_itm": "a QA-ViT and a BLIP-ITM have it",
-        "extract_attention": "a QA-ViT and plain CLIP have it",
-        "vision": "a QA-ViT and plain CLIP have it",
+        "forward_itm": "a QA-ViT, a dual encoder and a BLIP-ITM have it",
+        "extract_attention": "a QA-ViT, CLIP and SigLIP have it",
+        "vision": "a QA-ViT, CLIP and SigLIP have it",
         "encode_questions": "a QA-ViT has it",
         "answer": "a QA-ViT with a list of answers has it, as the bundled model",
         "itm": "a BLIP-ITM has it",
         "itc": "a BLIP-ITM has it",
         "gradcam_tokens": "a BLIP-ITM has it",
+        "encode_text": "a dual encoder has it: CLIP or SigLIP with both halves",
+        "encode_image": "a dual encoder has it: CLIP or SigLIP with both halves",
+        "similarity": "a dual encoder has it: CLIP or SigLIP with both halves",
     }
 
     def _lacks(self, what: str) -> NoReturn:
@@ -77,7 +82,7 @@ class Capabilities:
         image : picture, or array-like [B, 3, S, S]
             One picture for all questions, or one a question.
         questions : str or list of str, optional
-            None for plain CLIP only.
+            None for a model, or a method, that takes none.
         blocks : iterable of int, optional
             Which blocks, in the order wanted. None: four, evenly spread over those that have a map that knows the question.
         heads : {"mean", "max"}, int or None
@@ -176,6 +181,61 @@ class Capabilities:
             The weights have no contrastive heads.
         """
         self._lacks("itc")
+
+    def encode_text(
+        self, texts: Union[str, Sequence[str], npt.ArrayLike], templates: Union[str, Sequence[str], None] = None
+    ) -> FloatArray:
+        """Unit embeddings of texts.
+
+        Parameters
+        ----------
+        texts : str, list of str, or int [Q, M]
+            Or token ids, as the model was trained with: SigLIP's padded to all its positions.
+        templates : str or list of str, optional
+            Each with ``{}`` where the text goes, as "a photo of a {}."; of several, the mean of what they give, normalised.
+
+        Returns
+        -------
+        ndarray of float32, [Q, E]
+
+        Raises
+        ------
+        ValueError
+            There is no tokenizer, and texts are no ids; or an id does not exist.
+        """
+        self._lacks("encode_text")
+
+    def encode_image(self, image: Union[ImageLike, PixelValues], fit: Optional[Fit] = None) -> FloatArray:
+        """Unit embeddings of pictures.
+
+        Parameters
+        ----------
+        image : picture, or float [B, 3, S, S] normalised
+        fit
+            As in :meth:`heatmaps`.
+
+        Returns
+        -------
+        ndarray of float32, [B, E]
+        """
+        self._lacks("encode_image")
+
+    def similarity(self, image: Union[ImageLike, PixelValues], texts: Any, fit: Optional[Fit] = None) -> FloatArray:
+        """Cosines of pictures and texts.
+
+        Parameters
+        ----------
+        image : picture, or float [B, 3, S, S] normalised
+        texts : str, list of str, int [Q, M] or float32 [Q, E]
+            As for :meth:`encode_text`, or what it gives.
+        fit
+            As in :meth:`heatmaps`.
+
+        Returns
+        -------
+        ndarray of float32, [B, Q]
+        """
+        self._lacks("similarity")
 
     def gradcam_tokens(
         self, pixel_values: PixelValues, texts: Union[str, Sequence[str]], block_num: int = 6

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 MODELS = {
     "qavit": ("._question_vit", "QAViT"),
     "clip": ("._question_vit", "QAViT"),
+    "siglip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
 }
+#: Where those are made that have both halves.
+DUAL = ("._dual_encoder", "DualEncoder")
 
 
 def load(
@@ -42,16 +45,17 @@ def load(
     Parameters
     ----------
     path : str or Path, optional
-        ``"demo"``, the bundled model (also when nothing at all is given); a folder; or ``"hf://owner/name"``, a model on the
-        Hugging Face hub (that works for `vision` and `text` as well).
+        ``"demo"``, the bundled model (also when nothing at all is given); a folder, or a file of weights; or
+        ``"hf://owner/name"``, a model on the Hugging Face hub (that works for `vision` and `text` as well).
     checkpoint : str or Path, optional
         A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`), or a LAVIS BLIP-ITM one
         (with `tokenizer`).
     vision, text : str or Path, optional
-        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, (XLM-)RoBERTa or CLIP text encoder. `vision` alone is
-        plain CLIP.
+        Folders in the Hugging Face layout: a CLIP or SigLIP model; a T5, BERT, (XLM-)RoBERTa, CLIP or SigLIP text encoder. A
+        CLIP or SigLIP that holds both halves, or whose halves are given one by one, is a :class:`DualEncoder`; its vision
+        half alone takes no questions.
     tokenizer : str or Path, optional
-        A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
+        A ``tokenizer.json``, ``vocab.txt`` or OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, where the files have none.
     config : dict, optional
         What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
     precision : {"float32", "bfloat16", "tf32"}
@@ -96,7 +100,8 @@ def load(
         path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size,
         hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
-    module, name = MODELS[source.architecture]
+    both = source.text is not None and source.architecture in ("clip", "siglip")
+    module, name = DUAL if both else MODELS[source.architecture]
     kind = getattr(importlib.import_module(module, __package__), name)
     model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
     others = {"config": config, "image_size": image_size, "precision": precision}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
-from .._base.types import Fit, FloatArray, Heads, ImageLike, PixelValues, Precision
+from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import Note, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
 from ..heatmaps._distribution import to_distribution
@@ -20,9 +20,10 @@ from ..methods.words import read_words
 from ._answer_head import AnswerHead
 from ._capabilities import Questions
 from ._devices import Placement
-from ._model import Model, ModelLook, Request
+from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+from ._tower_look import TowerLook
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -102,7 +103,8 @@ class QAViT(Model):
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
         self.takes_questions = bool(self.integrated)
-        self.kind = "qavit" if self.integrated else "vit" if source.architecture == "vit" else "clip"
+        kinds: dict[str, Kind] = {"vit": "vit", "siglip": "siglip"}
+        self.kind = "qavit" if self.integrated else kinds.get(source.architecture, "clip")
         self.reads = self._readable()
         self.first_question_aware_block: Optional[int] = None
         if self.integrated:
@@ -146,6 +148,7 @@ class QAViT(Model):
             "class_token": self._vit.prefix > self._registers,
             "registers": self._registers > 0,
             "attention_head": head,
+            "answer_head": bool(self._source.answers),
         }
         return frozenset(name for name, is_there in there.items() if is_there)
 
@@ -454,7 +457,7 @@ class QAViT(Model):
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
             return "it is a vision transformer that knows no text"
-        return "none of its blocks has instruct weights (plain CLIP)"
+        return "none of its blocks has instruct weights, and it has no text half beside its pictures'"
 
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
@@ -464,7 +467,7 @@ class QAViT(Model):
         )
 
 
-class AttentionLook(ModelLook):
+class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
 
     def __init__(
@@ -504,9 +507,6 @@ class AttentionLook(ModelLook):
         if self._encoded is None or block not in self._model.integrated:
             return 0
         return int(self._encoded.mask.shape[1])
-
-    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        raise TypeError("gradcam: this model has no text half with cross-attention")
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]

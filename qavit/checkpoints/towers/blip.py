@@ -218,9 +218,7 @@ def open_blip(given: Given, architecture: str, called: str, head: str, complete:
         told = f"it lacks {head} or cross-attention in its first block"
     if told is not None:
         raise ValueError(f"{name}: {told}, not {called}")
-    tensors = {
-        key: tensor for key, tensor in found.items() if key.startswith(head + ".") or not _BLIP_LEFT_OUT.search(key)
-    }
+    tensors = {key: tensor for key, tensor in found.items() if key.startswith(head + ".") or not _BLIP_LEFT_OUT.search(key)}
     tensors = merge_adapters(tensors, with_option(adapter_of(folder), options.get("lora_alpha")), name)
     tensors.update(leave_out(others, asked.strict, name))
     vision = {**(config.get("vision_config") or {}), **_vision_options({"vision": options.get("vision")})}
