@@ -470,6 +470,8 @@ class QAViT(Model):
 class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
 
+    _model: QAViT
+
     def __init__(
         self,
         model: QAViT,

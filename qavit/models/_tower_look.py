@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +11,34 @@ import numpy.typing as npt
 from .. import _core
 from .._base.types import FloatArray, Score
 from ..methods._of_gradient import norm_gradcam
-from ._model import ModelLook
+from ._look import ModelLook
 
 if TYPE_CHECKING:
     from ..images import Seen
-    from ._question_vit import Encoded, QAViT
+
+
+class HasTower(Protocol):
+    """What is needed of a model: `_run` gives a pair's rows in the order of the pairs."""
+
+    reads: frozenset[str]
+
+    @property
+    def _vit(self) -> _core.Vit: ...
+    @property
+    def _vision(self) -> Any: ...
+    @property
+    def _run(self) -> Any: ...
 
 
 class TowerLook(ModelLook):
-    """A picture and its questions, or pairs of both, inside of a vision tower."""
+    """A picture and its questions, or pairs of both, inside of a vision tower.
 
-    _model: QAViT
+    `_encoded` begins with the questions' states [Q, M, Dt] and which of their tokens count, [Q, M].
+    """
+
+    _model: HasTower
     _pixels: Seen
-    _encoded: Optional[Encoded]
+    _encoded: Any
     _pair_image: Optional[npt.NDArray[np.int32]]
 
     @property
@@ -55,7 +70,7 @@ class TowerLook(ModelLook):
             run["hidden"][first], first, texts, paired=states is not None, score=score, scale=scale, wanted=wanted,
             relevance=relevance, single_head=single_head, **_in_front(states, mask),
         )  # fmt: skip
-        if texts is not None:
+        if texts is not None and single_head is None:  # with a single head it is another model's
             lengths = np.linalg.norm(found["image"].astype(np.float64), axis=1, keepdims=True)
             self.image = np.asarray(found["image"] / np.maximum(lengths, 1e-12), np.float32)
         return found
