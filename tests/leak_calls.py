@@ -33,13 +33,14 @@ from data_sets import make_rows, write_lines, write_pictures
 from decoders import Scattered
 from PIL import Image
 from small_models import write_qavit
+from stand_ins import StandInCaptioner, StandInReader
 from test_array_arguments import CALLS as ARRAY_CALLS
 from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_state, picture, pnpvqa, small, unit
 
 import qavit
 import qavit.data
 import qavit.generation
-from qavit import PNPVQAWithQAViT, _core, images, text
+from qavit import PNPVQA, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
@@ -47,6 +48,7 @@ from qavit._base import arguments, files, progress, tensors
 from qavit._base.progress import duration
 from qavit._demo import demo_model
 from qavit._heatmap_demo import QAViTHeatmapDemo
+from qavit.answers import _parts as answer_parts
 from qavit.checkpoints import _hub as hub
 from qavit.checkpoints import _source as checkpoints_source
 from qavit.checkpoints import _weights as weights
@@ -266,7 +268,7 @@ def encoder(kind: str) -> Any:
         make = _core.ClipTextEncoder
     else:
         config = {**common, "hidden_act": "gelu", "type_vocab_size": 2, "pad_token_id": 0}
-        shapes = bert.bert_shapes(config)
+        shapes = {**bert.bert_shapes(config), "text_projection.weight": (4, 8)}
         make = _core.BertEncoder
     stored = {name: weights.from_array(np.full(shape, 0.1, np.float32)) for name, shape in shapes.items()}
     sizes = clip.clip_text_config if kind == "clip_text_model" else bert.bert_config
@@ -548,6 +550,30 @@ def use_region() -> None:
     Preprocessing.from_dict(Preprocessing(14).fitted("pad").to_dict())
 
 
+@cache
+def pnp_vqa() -> PNPVQA:
+    return PNPVQA(small(), StandInCaptioner(), StandInReader())
+
+
+def use_pnp_vqa() -> None:
+    model = PNPVQA.from_config(dict(zip(answer_parts.BLOCKS, (small(), StandInCaptioner(), StandInReader()))))
+    model.predict_answers({"image": floats(2, 3, 24, 24), "text_input": QUESTIONS[:2]}, num_captions=2, num_patches=2)
+    model.forward_itm({"image": floats(1, 3, 24, 24), "text_input": "what"})
+    model.answer(photo(), "what", num_captions=2, num_patches=2)
+    model.heatmaps(photo(), "what")
+    model.check_options(seed=1)
+    model.to("cpu").eval()
+    named = (model.image_question_matching_model, model.image_captioning_model, model.question_answering_model, model.device)
+    assert None not in named
+
+
+def use_explanation() -> None:
+    found = pnp_vqa().explain(photo(), "what", num_captions=2, num_patches=2)
+    str(found)
+    found.to_dict()
+    found.save(place() / "why.png")
+
+
 def use_pnpvqa() -> None:
     model = PNPVQAWithQAViT(small(), block_num=2).to("cpu").cpu().eval()
     model.train(False)
@@ -714,6 +740,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "BertEncoder": (lambda: encoder("bert").encode(ids()), 1),
     "BertEncoder, RoBERTa": (lambda: encoder("roberta").encode(ids()), 1),
     "ClipTextEncoder": (lambda: encoder("clip_text_model").encode(ids()), 1),
+    "BertEncoder.encode_pooled": (lambda: encoder_once("bert").encode_pooled(np.array([[1, 2, 29]])), 1),
     "ClipTextEncoder.encode_pooled": (lambda: encoder_once("clip_text_model").encode_pooled(np.array([[1, 2, 29]])), 1),
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
@@ -737,6 +764,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "Reader.attention": (lambda: text_reader().attention("what?", ["a street", "two dogs"], [5, 9]), 1),
     "Reader, refused": (refused(lambda: text_reader().answer("what?", [])), 1),
     # PnP-VQA and LAVIS
+    "PNPVQA": (use_pnp_vqa, 1),
+    "PNPVQA, refused": (refused(lambda: pnp_vqa().forward_qa({"text_input": "a", "captions": [[]]})), 1),
+    "Explanation": (drawn_small(use_explanation), 4),
     "PNPVQAWithQAViT": (use_pnpvqa, 1),
     "PNPVQAWithQAViT.from_config": (lambda: PNPVQAWithQAViT.from_config({"path": str(folder())}), 1),
     "PNPVQAWithQAViT, refused": (refused(lambda: PNPVQAWithQAViT(small(), patch_size=3)), 1),

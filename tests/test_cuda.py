@@ -199,11 +199,12 @@ def encoders() -> dict[str, tuple[Callable[..., Any], Any]]:
         "bert": (text.bert_encoder, text.bert_model(3)),
         "roberta": (text.bert_encoder, text.bert_model(4, family="roberta")),
         "clip": (text.clip_encoder, text.clip_model(5)),
+        "siglip": (text.siglip_encoder, text.siglip_text(6)),
     }
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["resident", "offloaded"])
-@pytest.mark.parametrize("kind", ["t5", "t5 relu", "bert", "roberta", "clip"])
+@pytest.mark.parametrize("kind", ["t5", "t5 relu", "bert", "roberta", "clip", "siglip"])
 def test_text_encoders(name: str, kind: str, offload: bool) -> None:
     make, model = encoders()[kind]
     vocabulary = int(model.config.vocab_size)
@@ -211,8 +212,8 @@ def test_text_encoders(name: str, kind: str, offload: bool) -> None:
     ids, mask = text.ragged(vocabulary, 5, 13, 3) if kind != "clip" else text.clip_batch(5, 13, 3, model.config.eos_token_id)
     # T5's scores are not divided by sqrt(d): their softmax magnifies. Observed: 4e-6.
     close(there.encode(ids, mask), here.encode(ids, mask), max(TOLERANCE[name], 3e-5))
-    if kind == "clip":
-        for project in (True, False):
+    if kind in ("clip", "siglip", "bert"):
+        for project in (kind != "bert", False):
             close(there.encode_pooled(ids, mask, project), here.encode_pooled(ids, mask, project), TOLERANCE[name])
 
 

@@ -15,7 +15,7 @@ import pytest
 from small_models import MEAN, STD, write_qavit
 
 import qavit
-from qavit.lavis import _grids as lavis_grids
+from qavit.answers import _grids as lavis_grids
 from qavit.lavis import _matcher as lavis_matcher
 from qavit.lavis import _replace as lavis_replace
 

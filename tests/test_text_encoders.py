@@ -395,6 +395,73 @@ def test_clip_text_matches_transformers(
     assert np.abs(pooled - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+def siglip_text(seed: int = 0, **config: Any) -> torch.nn.Module:
+    sizes = {"vocab_size": 41, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40}
+    sizes.update(num_hidden_layers=2, max_position_embeddings=16, projection_size=10)
+    return randomised(transformers.SiglipTextModel(transformers.SiglipTextConfig(**{**sizes, **config})), seed)
+
+
+def siglip_encoder(model: torch.nn.Module, **options: Any) -> _core.ClipTextEncoder:
+    arrays = arrays_of(model)
+    heads = {f"text_projection.{part}": arrays.pop(f"head.{part}") for part in ("weight", "bias")}
+    config = {**model.config.to_dict(), "causal": False, "pooling": "last"}
+    return _core.ClipTextEncoder(config, {**as_weights(arrays), **as_weights(heads, "")}, **options)
+
+
+@pytest.mark.every_level
+@FEW
+@given(
+    head_width=st.sampled_from([1, 8, 17]),
+    heads=st.integers(2, 4),
+    activation=st.sampled_from(["gelu_pytorch_tanh", "gelu"]),
+    tokens=st.integers(1, 16),
+    seed=st.integers(0, 99),
+)
+def test_siglip_text_matches_transformers(head_width: int, heads: int, activation: str, tokens: int, seed: int) -> None:
+    """Every token sees every other, padding is a token as any, and the last one's state is the text's."""
+    model = siglip_text(
+        seed, hidden_size=head_width * heads, num_attention_heads=heads, hidden_act=activation, projection_size=9
+    )
+    ids = np.random.default_rng(seed).integers(0, 41, (3, tokens))
+    ids[1, tokens // 2 :] = 1
+    encoder = siglip_encoder(model)
+    with torch.no_grad():
+        whole = model(input_ids=torch.tensor(ids))
+    for found, wanted in (
+        (encoder.encode(ids), whole.last_hidden_state.numpy()),
+        (encoder.encode_pooled(ids), whole.pooler_output.numpy()),
+        (encoder.encode_pooled(ids, project=False), whole.last_hidden_state[:, -1].numpy()),
+    ):
+        assert found.shape == wanted.shape
+        assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+
+
+@pytest.mark.every_level
+def test_a_berts_first_token_is_its_text() -> None:
+    """ChineseCLIP: the first token's state, through a projection without a bias."""
+    model = bert_model(6)
+    projection = np.random.default_rng(6).standard_normal((7, model.config.hidden_size)).astype(np.float32)
+    weights = {**as_weights(arrays_of(model)), **as_weights({"text_projection.weight": projection}, "")}
+    encoder = _core.BertEncoder(model.config.to_dict(), weights)
+    ids, mask = ragged(int(model.config.vocab_size), 4, 9, 6)
+    with torch.no_grad():
+        first = model(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state[:, 0].numpy()
+    assert encoder.projection_dim == 7
+    found, wanted = encoder.encode_pooled(ids, mask), first @ projection.T
+    assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+    assert np.abs(encoder.encode_pooled(ids, mask, project=False) - first).max() <= TOLERANCE * np.abs(first).max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"pooling": "mean"}, "'pooling' is 'mean', expected end or last"), ({"causal": 1}, "'causal' is 1, expected True")],
+)
+def test_what_clip_text_is_told_wrongly(change: dict[str, Any], message: str) -> None:
+    model = clip_model()
+    with pytest.raises(ValueError, match=message):
+        _core.ClipTextEncoder({**model.config.to_dict(), **change}, clip_weights(model))
+
+
 @pytest.mark.every_level
 @pytest.mark.parametrize("device", [None, "cuda-host"])
 def test_clip_text_with_padding_in_front(device: str | None) -> None:

@@ -358,8 +358,10 @@ def test_openais_names(clip, tmp_path):
     assert source.preprocessing["margin"] == "even"
     prefixed = {"state_dict": {"module.clip." + name: tensor for name, tensor in whole.items()}}
     same(opened(saved(tmp_path / "nested.pt", prefixed)), with_projection(clip, names))
-    with pytest.raises(ValueError, match=r"without ln_pre \(CLIPA\) is not known"):
-        opened(saved(tmp_path / "clipa.pt", {name: one for name, one in whole.items() if "ln_pre" not in name}))
+    without = {name: one for name, one in whole.items() if "ln_pre" not in name}
+    clipa = open_model(checkpoint=saved(tmp_path / "clipa.pt", without))
+    assert clipa.vision["pooling"] == "mean_then_norm"
+    assert (clipa.preprocessing["resize"], clipa.preprocessing["filter"]) == ("exact", "bilinear")
 
 
 class Holder(torch.nn.Module):
@@ -401,7 +403,7 @@ def test_open_clip_folders(clip, tmp_path):
     for key, value, message in (
         ("layers", [3, 4, 6, 3], "a ResNet CLIP is not known"),
         ("timm_model_name", "vit_base", r"a timm tower \('vit_base'\) is not known"),
-        ("pool_type", "avg", "vision_cfg pool_type 'avg' makes another kind of tower"),
+        ("pool_type", "map", "vision_cfg pool_type 'map' makes another kind of tower"),
         ("width", 60, "width 60 and head_width 16 do not give whole heads"),
         ("layers", 7, "num_hidden_layers 7, the weights say 6"),
     ):
@@ -459,7 +461,7 @@ def test_files_are_told_by_their_bytes(head, message, tmp_path):
         (["visual_encoder.cls_token", "text_encoder.bert.embeddings.LayerNorm.weight"], "ALBEF"),
         (["visual.layer1.0.conv1.weight", "visual.attnpool.positional_embedding"], "a ResNet CLIP"),
         (["visual.trunk.blocks.0.attn.qkv.weight"], "an open_clip model with a timm tower"),
-        (["vision_model.embeddings.patch_embedding.bias", "vision_model.head.probe"], "SigLIP"),
+        (["vision_model.embeddings.patch_embedding.bias"], "SigLIP without its attention head"),
         (["embeddings.mask_token", "encoder.layer.0.layer_scale1.lambda1"], "DINOv2"),
         (["blocks.0.attn.qkv.weight", "cls_token"], "a vision transformer in timm's layout"),
         (["encoder.block.0.layer.0.SelfAttention.q.weight"], "a T5 encoder"),

@@ -6,6 +6,7 @@
  *  3.             x = layer_norm(x + o(softmax(q k^T / sqrt(d)) v))
  *  4.             x = layer_norm(x + output(act(hidden(x)))); act is the exact gelu unless the config says otherwise
  *  5. out = x
+ *  6. ChineseCLIP (arXiv 2211.01335): pooled = out at the first token; embedding = text_projection(pooled)
  */
 #include "models/bert.h"
 
@@ -52,6 +53,7 @@ qv_status qv_bert_load(qv_text_encoder **encoder, const qv_bert_config *config, 
     bert->skips_padding = config->roberta;
     bert->pad_id = config->pad_id;
     bert->max_tokens = c.positions - unused;
+    bert->pooling = QV_TEXT_POOL_FIRST;
     qv_load_table(loader, &bert->words, words, c.vocab_size, c.D);
     qv_load_table(loader, &bert->positions, positions, c.positions, c.D);
     if (types != 0) {
@@ -59,5 +61,7 @@ qv_status qv_bert_load(qv_text_encoder **encoder, const qv_bert_config *config, 
     }
     qv_load_norm(loader, &bert->embedding_norm, "embeddings.", "LayerNorm", QV_LAYER_NORM, c.D, c.eps);
     qv_text_load_blocks(loader, bert, &qv_bert_block_names, blocks);
+    qv_load_next_block(loader);
+    qv_load_beside(loader, &bert->projection, "text_model.", "text_projection", c.D);
     return qv_text_finish_load(encoder, bert, loader);
 }

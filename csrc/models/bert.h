@@ -14,7 +14,7 @@ typedef struct {
 extern const qv_block_names qv_bert_block_names;
 
 /* Weights are named as in Hugging Face's BertModel and RobertaModel, behind the loader's prefix; token types are optional,
- * and all tokens are of type 0. */
+ * and all tokens are of type 0. text_projection.weight [E, D] beside it is optional. */
 qv_status qv_bert_load(qv_text_encoder **encoder, const qv_bert_config *config, qv_loader *loader);
 
 #endif

@@ -140,7 +140,7 @@ void qv_load_beside(qv_loader *loader, qv_linear *layer, const char *inner, cons
     snprintf(weight, sizeof weight, "%s.weight", name);
     size_t columns = qv_load_size(loader, "", weight, 0);
     if (columns != 0) {
-        qv_load_linear(loader, layer, "", &name, 1, columns, depth, QV_NO_BIAS);
+        qv_load_linear(loader, layer, "", &name, 1, columns, depth, QV_BIAS_IF_THERE);
     }
     loader->prefix = prefix;
 }

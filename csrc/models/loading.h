@@ -54,8 +54,8 @@ void qv_load_layer(qv_loader *loader, qv_linear *layer, const qv_linear_source *
 void qv_load_linear(qv_loader *loader, qv_linear *layer, const char *stem, const char *const *names, size_t parts,
                     size_t columns, size_t depth, qv_bias_rule bias);
 
-/* A bias-free layer [., depth] that lies beside the model's own tensors: its name has the prefix without a last `inner`
- * ("text_model."). Where the weights have none, nothing happens. */
+/* A layer [., depth], with or without a bias, that lies beside the model's own tensors: its name has the prefix without a last
+ * `inner` ("text_model."). Where the weights have none, nothing happens. */
 void qv_load_beside(qv_loader *loader, qv_linear *layer, const char *inner, const char *name, size_t depth);
 
 /* The layers from here on are used together, after those before them. */

@@ -8,6 +8,13 @@
 /* Tables that a token's first state is the sum of. */
 #define QV_TEXT_TABLES ((size_t)3)
 
+/* Which token's state stands for the text. */
+typedef enum {
+    QV_TEXT_POOL_END, /* the end-of-text token's */
+    QV_TEXT_POOL_LAST,
+    QV_TEXT_POOL_FIRST,
+} qv_text_pooling;
+
 /* Immutable once loaded, but for the cache of arenas. */
 typedef struct {
     const char *name;
@@ -27,8 +34,9 @@ typedef struct {
     qv_tensor input_words;           /* QA-ViT's T5: [vocab_size, D], where words behind a picture are looked up */
     qv_linear picture_in, picture_out; /* translation_mlp, [D, W] and [D, D], that a picture goes through; columns 0: none */
     size_t picture_width;            /* W; 0: none */
-    size_t end_id;        /* CLIP: the end-of-text token */
-    qv_linear projection; /* CLIP: [E, D]; columns 0: none */
+    qv_text_pooling pooling;
+    size_t end_id;        /* the end-of-text token; 2: the largest id of a row */
+    qv_linear projection; /* [E, D], of what is pooled; columns 0: none */
     qv_block *blocks;     /* [L] */
     size_t L;
     qv_arena_cache arenas;

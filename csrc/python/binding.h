@@ -96,7 +96,7 @@ int qvpy_precision(const char *text, qv_precision *out);
  * process was forked. The caller keeps the object alive. */
 int qvpy_device(PyObject *object, const qvpy_state *state, const qv_ops **ops);
 
-/* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, size, size]: `preprocessing` is a tuple
+/* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, height, width]: `preprocessing` is a tuple
  * as preprocess_image takes it. Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_picture_view *views; /* [count] */
@@ -104,7 +104,8 @@ typedef struct {
     size_t count;
     qv_preprocessing how;
 } qvpy_pictures;
-int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
+int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t height,
+                           size_t width);
 void qvpy_pictures_release(qvpy_pictures *pictures);
 
 /* Images for a vision tower: pixel values [N, 3, height, width] or, with `preprocessing` other than None, a sequence of
@@ -139,9 +140,13 @@ typedef struct {
     void *model;          /* NULL while it is loaded */
     qvpy_weights weights; /* what it borrows */
     PyObject *device;     /* whose ops it computes with; None: the CPU's */
+    PyObject *owner;      /* of the weights that it shares, a model of its type; NULL: they are its own */
 } qvpy_model;
 
 PyObject *qvpy_model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const qvpy_kind *kind);
+/* A model of the owner's kind around a core model that shares its weights, and which it takes over; NULL with an
+ * exception, and then it is freed. */
+PyObject *qvpy_model_sharing(qvpy_model *owner, void *model);
 int qvpy_add_model(PyObject *module, const qvpy_kind *kind);
 /* A new type of the module by the last part of its name; borrowed. NULL with an exception. */
 PyTypeObject *qvpy_add_type(PyObject *module, PyType_Spec *spec);

@@ -4,6 +4,7 @@
 #include "models/bert.h"
 #include "models/clip_text.h"
 #include "models/t5.h"
+#include "models/text_pooling.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -92,6 +93,25 @@ static int read_bert(PyObject *dict, void *out) {
     return result;
 }
 
+/* 'causal' and 'pooling', which Hugging Face's configurations do not have: of CLIPA and SigLIP. */
+static int read_pooling(PyObject *dict, qv_clip_text_config *config) {
+    static const char *const last[] = {"last", NULL}, *const end[] = {"end", NULL};
+    PyObject *pooling = qvpy_config_item(dict, "pooling"), *causal = qvpy_config_item(dict, "causal");
+    int result = -1;
+    if (pooling != NULL && !is_one_of(pooling, last) && !is_one_of(pooling, end)) {
+        PyErr_Format(PyExc_ValueError, "config: 'pooling' is %R, expected end or last", pooling);
+    } else if (causal != NULL && !PyBool_Check(causal)) {
+        PyErr_Format(PyExc_ValueError, "config: 'causal' is %R, expected True or False", causal);
+    } else {
+        config->pooling = is_one_of(pooling, last) ? QV_TEXT_POOL_LAST : QV_TEXT_POOL_END;
+        config->causal = causal != Py_False;
+        result = 0;
+    }
+    Py_XDECREF(pooling);
+    Py_XDECREF(causal);
+    return result;
+}
+
 static int read_clip(PyObject *dict, void *out) {
     static const qvpy_setting end = QVPY_SETTING("eos_token_id", QVPY_SIZE, qv_clip_text_config, end_id);
     qv_clip_text_config *config = out;
@@ -100,7 +120,9 @@ static int read_clip(PyObject *dict, void *out) {
         .sizes = {.H = 8, .activation = QV_QUICK_GELU, .eps = 1e-5f},
         .end_id = 49407,
     };
-    return qvpy_read_text_sizes(dict, &config->sizes) < 0 ? -1 : qvpy_read_settings(config, dict, &end, 1);
+    return qvpy_read_text_sizes(dict, &config->sizes) < 0 || read_pooling(dict, config) < 0
+               ? -1
+               : qvpy_read_settings(config, dict, &end, 1);
 }
 
 static qv_status load_t5(void **model, const void *config, qv_loader *loader) {
@@ -262,16 +284,11 @@ static PyObject *encode_pooled(qvpy_model *self, PyObject *arguments, PyObject *
         return NULL;
     }
     const qv_text_encoder *encoder = self->model;
-    return project ? run_encoder(self, ids, mask, qv_clip_text_projected, 2, qv_clip_text_projection_width(encoder))
-                   : run_encoder(self, ids, mask, qv_clip_text_pooled, 2, encoder->width);
+    return project ? run_encoder(self, ids, mask, qv_text_projected, 2, encoder->projection.columns)
+                   : run_encoder(self, ids, mask, qv_text_pooled, 2, encoder->width);
 }
 
 /* ---- attributes and types ---- */
-
-static PyObject *get_projection_dim(qvpy_model *self, void *unused) {
-    (void)unused;
-    return PyLong_FromSize_t(qv_clip_text_projection_width(self->model));
-}
 
 #define ATTRIBUTES                                                                      \
     QVPY_SIZE_OF(qv_text_encoder, "width", width, "Width of a token's state."),         \
@@ -283,10 +300,10 @@ static PyObject *get_projection_dim(qvpy_model *self, void *unused) {
      "encode(ids, mask=None)\n--\n\nThe last hidden states, float32 [B, M, width], of integer ids [B, M].\n"    \
      "Where mask [B, M] is 0 is padding: it is never attended to, and its states are zero."}
 
-static PyGetSetDef attributes[] = {ATTRIBUTES, {NULL, NULL, NULL, NULL, NULL}};
-static PyGetSetDef clip_attributes[] = {
+static PyGetSetDef pooled_attributes[] = {
     ATTRIBUTES,
-    {"projection_dim", (getter)get_projection_dim, NULL, "Width of the text embedding; 0: no text_projection.", NULL},
+    QVPY_SIZE_OF(qv_text_encoder, "projection_dim", projection.columns,
+                 "Width of the text embedding; 0: no text_projection."),
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -296,7 +313,6 @@ static PyGetSetDef t5_attributes[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyMethodDef methods[] = {ENCODE, {NULL, NULL, 0, NULL}};
 static PyMethodDef t5_methods[] = {
     ENCODE,
     {"encode_picture", (PyCFunction)(void (*)(void))encode_picture, METH_VARARGS,
@@ -304,11 +320,11 @@ static PyMethodDef t5_methods[] = {
      "[S, picture_width] and words behind them, ids [1, M]."},
     {NULL, NULL, 0, NULL},
 };
-static PyMethodDef clip_methods[] = {
+static PyMethodDef pooled_methods[] = {
     ENCODE,
     {"encode_pooled", QVPY_KEYWORDS(encode_pooled),
-     "encode_pooled(ids, mask=None, project=True)\n--\n\nThe state at each row's end-of-text token, through\n"
-     "text_projection, float32 [B, projection_dim]; [B, width] with project=False."},
+     "encode_pooled(ids, mask=None, project=True)\n--\n\nThe state that stands for each row (CLIP: the end-of-text token's,\n"
+     "or the last; BERT: the first), through text_projection, float32 [B, projection_dim]; [B, width] with project=False."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -323,11 +339,11 @@ static const qvpy_kind t5 = {
 };
 static const qvpy_kind bert = {
     "qavit._core.BertEncoder", "BertEncoder" SIGNATURE "A BERT or RoBERTa over mapped weights.", "text_model.",
-    sizeof(qv_bert_config), read_bert, load_bert, free_model, create_bert, methods, attributes,
+    sizeof(qv_bert_config), read_bert, load_bert, free_model, create_bert, pooled_methods, pooled_attributes,
 };
 static const qvpy_kind clip = {
     "qavit._core.ClipTextEncoder", "ClipTextEncoder" SIGNATURE "CLIP's text encoder over mapped weights.", "text_model.",
-    sizeof(qv_clip_text_config), read_clip, load_clip, free_model, create_clip, clip_methods, clip_attributes,
+    sizeof(qv_clip_text_config), read_clip, load_clip, free_model, create_clip, pooled_methods, pooled_attributes,
 };
 
 static PyObject *create_t5(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {

@@ -80,6 +80,25 @@ def reading_arguments(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def add_answering(parser: Any) -> None:
+    """--answering."""
+    parser.add_argument(
+        "--answering", type=numbers, default={}, metavar="A=N,...",
+        help="how to answer: num_captions=50,seed=1 of PnP-VQA, num_beams=3 of models that write",
+    )  # fmt: skip
+
+
+def numbers(text: str) -> dict[str, Any]:
+    """From "a=1,b=0.5": {"a": 1, "b": 0.5}."""
+    found: dict[str, Any] = {}
+    for name, value in pairs(text).items():
+        try:
+            found[name] = int(value) if value.lstrip("-").isdecimal() else float(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{name}={value}: expected a number, as in num_captions=50") from None
+    return found
+
+
 def precision_name(text: str) -> str:
     """A precision under the short name that others have for it too."""
     return {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}.get(text.lower(), text)

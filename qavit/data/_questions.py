@@ -167,6 +167,11 @@ class QuestionFile:
         elif self.kind == "parquet":
             self._columns(parquet_names(self.path))
 
+    @property
+    def is_gqa(self) -> bool:
+        """Whether it has GQA's layout: an object with a question for each of its names."""
+        return self.kind == "json" and self._layout().list_name == "*"
+
     def _kind(self) -> str:
         with Stream(self.path) as stream:
             ending = Path(stream.name).suffix.lower()

@@ -1,4 +1,3 @@
-from ._config import Config as Config
 from ._grids import drawable as drawable
 from ._grids import fit_images as fit_images
 from ._grids import resample_mass as resample_mass
@@ -6,6 +5,7 @@ from ._matcher import compute_gradcam as compute_gradcam
 from ._matcher import from_lavis as from_lavis
 from ._pictures import getAttMap as getAttMap
 from ._pictures import show_cam_on_image as show_cam_on_image
+from ._pnpvqa import Config as Config
 from ._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
 from ._replace import ReplacedForwardItm as ReplacedForwardItm
 from ._replace import replace_forward_itm as replace_forward_itm

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from .._base.arguments import PNP_VQA_BLOCK, read_samples
+from .._base.config import Config as Config
+from .._base.config import to_mapping
 from .._base.files import PathLike
 from .._base.tensors import as_kind, to_numpy, torch_of
 from .._base.warnings import QuestionBlindWarning, warn_of
@@ -21,7 +23,6 @@ from ..models._load import load
 from ..models._model import Model
 from ..models._outputs import EncodedQuestions
 from ..models._question_vit import QAViT
-from ._config import Config, to_mapping
 from ._lazy_outputs import LazyVisionOutput
 
 _log = logging.getLogger(__name__)

@@ -23,11 +23,14 @@ class Method(ABC):
         Whether ``heads=`` means something to it.
     own_heads : frozenset of str
         What ``heads=`` may be for this method alone.
+    of_text : bool
+        Whether a dual encoder's map is of a text; else it is the same for every one, and needs none.
     """
 
     name: str
     takes_heads: ClassVar[bool] = True
     own_heads: ClassVar[frozenset[str]] = frozenset()
+    of_text: ClassVar[bool] = True
 
     @abstractmethod
     def suits(self, model: Readable) -> bool:

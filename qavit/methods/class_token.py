@@ -19,6 +19,7 @@ class ClassToken(Method):
     """The class token's attention to the patches."""
 
     name = "class"
+    of_text = False
 
     def suits(self, model: Readable) -> bool:
         """Whether the model has what is read."""

@@ -19,6 +19,7 @@ class Custom(Method):
     """Maps by a function of a block's raw attention."""
 
     takes_heads = False
+    of_text = False
 
     def __init__(self, function: Callable[[FloatArray], Any]) -> None:
         self.function = function

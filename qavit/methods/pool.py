@@ -15,6 +15,7 @@ class Pool(Method):
     """The attention of the pooling head's one learned query to the patches, behind the last block."""
 
     name = "pool"
+    of_text = False
 
     def suits(self, model: Readable) -> bool:
         """Whether the model has what is read."""

@@ -17,6 +17,7 @@ class Registers(Method):
     """The mean of the register tokens' attention to the patches."""
 
     name = "registers"
+    of_text = False
 
     def suits(self, model: Readable) -> bool:
         """Whether the model has what is read."""

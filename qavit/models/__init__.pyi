@@ -3,6 +3,7 @@ from ._blip2_itm import BLIP2ITM as BLIP2ITM
 from ._blip_itm import BlipITM as BlipITM
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
+from ._dual_encoder import DualEncoder as DualEncoder
 from ._load import load as load
 from ._model import Model as Model
 from ._outputs import BlockAttentions as BlockAttentions
@@ -16,6 +17,7 @@ __all__ = [
     "BLIP2ITM",
     "BlipITM",
     "BlockAttentions",
+    "DualEncoder",
     "EncodedQuestions",
     "Model",
     "QAViT",

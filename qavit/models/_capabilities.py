@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Optional, Union
 
+import numpy.typing as npt
+
 from .._base.arguments import PNP_VQA_BLOCK
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues
 from ..methods._registry import MethodLike
 
 if TYPE_CHECKING:
+    from ..generation._generated import Generated
     from ._outputs import EncodedQuestions, VisionOutput
 
-#: One question, several, or None for a model that takes none.
-Questions = Union[str, Sequence[str], None]
+#: One question, several, embeddings of several [Q, E], or None for a model that takes none.
+Questions = Union[str, Sequence[str], FloatArray, None]
 
 
 class Capabilities:
@@ -31,6 +34,9 @@ class Capabilities:
         "itm": "a matcher (BLIP, BLIP-2, ALBEF) has it",
         "itc": "a matcher (BLIP, BLIP-2, ALBEF) has it",
         "gradcam_tokens": "a matcher (BLIP, BLIP-2, ALBEF) has it",
+        "encode_text": "a dual encoder has it: CLIP or SigLIP with both halves",
+        "encode_image": "a dual encoder has it: CLIP or SigLIP with both halves",
+        "similarity": "a dual encoder has it: CLIP or SigLIP with both halves",
     }
 
     def _lacks(self, what: str) -> NoReturn:
@@ -127,8 +133,29 @@ class Capabilities:
         """Encode questions for the vision model; see :meth:`QAViT.encode_questions`."""
         self._lacks("encode_questions")
 
-    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
-        """The answers the model knows, likeliest first, with their probabilities.
+    def answer(
+        self,
+        image: ImageLike,
+        questions: Union[str, Sequence[str]],
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        return_logits: bool = False,
+    ) -> list[Generated]:
+        """An answer to each question about a picture.
+
+        Parameters
+        ----------
+        image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
+        questions : str or list of str
+        max_new_tokens, min_new_tokens, num_beams, return_logits
+            Of models that write their answers; one that chooses from a list (`answer_names`) takes none of them.
+
+        Returns
+        -------
+        list of Generated
+            One a question. `ranked` holds all answers of a list, the likeliest first; `result` is the map.
 
         Raises
         ------
@@ -176,6 +203,61 @@ class Capabilities:
             The weights have no contrastive heads.
         """
         self._lacks("itc")
+
+    def encode_text(
+        self, texts: Union[str, Sequence[str], npt.ArrayLike], templates: Union[str, Sequence[str], None] = None
+    ) -> FloatArray:
+        """Unit embeddings of texts.
+
+        Parameters
+        ----------
+        texts : str, list of str, or int [Q, M]
+            Or token ids, as the model was trained with: SigLIP's padded to all its positions.
+        templates : str or list of str, optional
+            Each with ``{}`` where the text goes, as "a photo of a {}."; of several, the mean of what they give, normalised.
+
+        Returns
+        -------
+        ndarray of float32, [Q, E]
+
+        Raises
+        ------
+        ValueError
+            There is no tokenizer, and texts are no ids; or an id does not exist.
+        """
+        self._lacks("encode_text")
+
+    def encode_image(self, image: Union[ImageLike, PixelValues], fit: Optional[Fit] = None) -> FloatArray:
+        """Unit embeddings of pictures.
+
+        Parameters
+        ----------
+        image : picture, or float [B, 3, S, S] normalised
+        fit
+            As in :meth:`heatmaps`.
+
+        Returns
+        -------
+        ndarray of float32, [B, E]
+        """
+        self._lacks("encode_image")
+
+    def similarity(self, image: Union[ImageLike, PixelValues], texts: Any, fit: Optional[Fit] = None) -> FloatArray:
+        """Cosines of pictures and texts.
+
+        Parameters
+        ----------
+        image : picture, or float [B, 3, S, S] normalised
+        texts : str, list of str, int [Q, M] or float32 [Q, E]
+            As for :meth:`encode_text`, or what it gives.
+        fit
+            As in :meth:`heatmaps`.
+
+        Returns
+        -------
+        ndarray of float32, [B, Q]
+        """
+        self._lacks("similarity")
 
     def gradcam_tokens(
         self, pixel_values: PixelValues, texts: Union[str, Sequence[str]], block_num: int = 6

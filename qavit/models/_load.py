@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 MODELS = {
     "qavit": ("._question_vit", "QAViT"),
     "clip": ("._question_vit", "QAViT"),
+    "siglip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
     "reader": ("._reader", "Reader"),
     "albef": ("._albef", "ALBEF"),
     "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
 }
+#: Where those are made that have both halves.
+DUAL = ("._dual_encoder", "DualEncoder")
 
 
 def load(
@@ -102,9 +105,10 @@ def load(
     }  # fmt: skip
     source = open_model(
         path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, reader=reader, config=config,
-        image_size=image_size,         hub=hub, revision=revision, local_files_only=local_files_only,
+        image_size=image_size, hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
-    module, name = MODELS[source.architecture]
+    both = source.text is not None and source.architecture in ("clip", "siglip")
+    module, name = DUAL if both else MODELS[source.architecture]
     kind = getattr(importlib.import_module(module, __package__), name)
     model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
     others = {"config": config, "image_size": image_size, "precision": precision}

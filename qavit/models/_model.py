@@ -192,8 +192,17 @@ class Model(Capabilities, ABC):
         """Make what computes on a device, and put it in the place of what does now."""
 
     @abstractmethod
-    def _look(self, pixels: Seen, questions: Optional[list[str]]) -> ModelLook:
+    def _look(self, pixels: Seen, questions: Any) -> ModelLook:
         """One picture, a batch of one, and its questions."""
+
+    def _asks(self, method: Method) -> bool:
+        """Whether a map by the method needs a question."""
+        return self.takes_questions
+
+    def _named(self, questions: Any) -> tuple[Optional[list[str]], Any]:
+        """Questions by name, and as `_look` takes them; None for none."""
+        asked = None if questions is None else question_list(questions)
+        return asked, asked
 
     def _prepare_question(self, question: str) -> None:
         """Raise for a question that cannot be asked; keep it encoded, where the model remembers questions."""
@@ -285,8 +294,9 @@ class Model(Capabilities, ABC):
         ----------
         image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
             One picture.
-        questions : str or list of str, optional
-            None for a model that takes none (plain CLIP). BLIP passes over ``?`` at both ends.
+        questions : str, list of str or float32 [Q, E], optional
+            None for a model, or a method, that takes none. BLIP passes over ``?`` at both ends. Of a dual encoder also
+            embeddings, as :meth:`encode_text` gives.
         method : str, Method or callable, optional
             One of `methods`; None: `default_method`. "class": what the class token attends to; "question": how much each
             patch attends to the question; "gradcam": PnP-VQA's, of BLIP. A function takes the raw attention
@@ -421,14 +431,14 @@ class Model(Capabilities, ABC):
         """The maps of one picture, with all that belongs to them."""
         from .._result import HeatmapResult
 
-        asked = None if questions is None else question_list(questions)
-        if asked is None and self.takes_questions:
+        method, blocks, heads, options = request
+        asked, given = self._named(questions)
+        if asked is None and self._asks(method):
             raise ValueError("questions: this model takes questions; give at least one")
         if asked is not None and not self.takes_questions:
             raise ValueError(f"questions: this model takes no questions: {self._why_no_questions()}")
-        method, blocks, heads, options = request
         shape = (-1, *self.grid)
-        look = self._look(shown.pixels, asked)
+        look = self._look(shown.pixels, given)
         look.options = options
         raw = self._finite_map(method.read(look, blocks, heads)).reshape(shape)
         usable = tuple(block for block in range(self.num_blocks) if self._has_map(method, block))

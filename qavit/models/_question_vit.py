@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
@@ -11,9 +12,10 @@ import numpy.typing as npt
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
-from .._base.types import Fit, FloatArray, Heads, ImageLike, PixelValues, Precision
+from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import Note, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
+from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
@@ -102,7 +104,8 @@ class QAViT(Model):
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
         self.takes_questions = bool(self.integrated)
-        self.kind = "qavit" if self.integrated else "vit" if source.architecture == "vit" else "clip"
+        kinds: dict[str, Kind] = {"vit": "vit", "siglip": "siglip"}
+        self.kind = "qavit" if self.integrated else kinds.get(source.architecture, "clip")
         self.reads = self._readable()
         self.first_question_aware_block: Optional[int] = None
         if self.integrated:
@@ -440,16 +443,29 @@ class QAViT(Model):
         look = AttentionLook(self, images, encoded, pairs)
         return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
 
-    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
+    def answer(
+        self,
+        image: ImageLike,
+        questions: Union[str, Sequence[str]],
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        return_logits: bool = False,
+    ) -> list[Generated]:
         if self.answer_names is None:
             raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        shown = self._see(image)
-        if not isinstance(question, str):
-            raise TypeError(f"question: expected a str, got {type(question).__name__}")
-        encoded = self._encode(question_list(question, "question"))
-        warn_of([*shown.notes, *encoded.notes])
-        look = AttentionLook(self, shown.pixels, encoded, np.zeros(1, np.int32), answering=True)
-        return (look.answers() or [])[0]
+        if (max_new_tokens, min_new_tokens, num_beams, return_logits) != (30, 0, 1, False):
+            raise ValueError(
+                "max_new_tokens, min_new_tokens, num_beams, return_logits: this model chooses from a list of answers and "
+                "writes none; leave them out"
+            )
+        result = self.heatmaps(image, questions)
+        found = []
+        for row, ranked in enumerate(result.answers or []):
+            text, probability = ranked[0]
+            found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
+        return found
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":

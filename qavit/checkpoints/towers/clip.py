@@ -1,4 +1,4 @@
-"""CLIP: vision and text halves (Radford et al., arXiv 2103.00020)."""
+"""CLIP's vision and text halves (Radford et al., arXiv 2103.00020), and what differs little from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from .._positions import resize_positions
 from .._weights import Stored, Weight, float_array, from_array
-from .names import BARE
+from .names import BARE, PROBE
+from .siglip import head_shapes
 from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
 
 
@@ -21,10 +22,13 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     if channels != 3 or patch != patch2:
         raise ValueError(f"{what}: patches of {channels}x{patch}x{patch2} values, expected 3 colours and square patches")
     tokens = need(tensors, prefix + "embeddings.position_embedding.weight", 2, what)[0]
+    pooling = str(config.get("pooling") or ("map" if PROBE in tensors else "class"))
+    if pooling == "map":
+        need(tensors, PROBE, 1, what)
     blocks = count_blocks(tensors, prefix + "encoder.layers.")
     if blocks == 0:
         raise ValueError(f"{what}: no blocks (vision_model.encoder.layers.0...) among the weights")
-    side = _grid(tokens - 1, what)
+    side = _grid(tokens - first_tokens(pooling), what)
     inner = need(tensors, prefix + "encoder.layers.0.mlp.fc1.weight", 2, what)[0]
     sizes = {"hidden_size": width, "patch_size": patch, "num_hidden_layers": blocks, "intermediate_size": inner}
     settle(config, sizes, what)
@@ -43,9 +47,16 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
         "hidden_act": _activation(config, "hidden_act", "quick_gelu", what),
         "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-5, what),
     }
+    if pooling != "class":
+        result["pooling"] = pooling
     if "visual_projection.weight" in tensors:
         result["projection_dim"] = need(tensors, "visual_projection.weight", 2, what)[0]
     return result
+
+
+def first_tokens(pooling: str) -> int:
+    """How many tokens stand in front of the patches: a class token, but with SigLIP's attention head."""
+    return 0 if pooling == "map" else 1
 
 
 def clip_text_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -67,6 +78,10 @@ def clip_text_config(tensors: Stored, config: Mapping[str, Any], what: str) -> d
         "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-5, what),
         "eos_token_id": int(config.get("eos_token_id") or 49407),
     }
+    if config.get("causal") is False:
+        result["causal"] = False
+    if config.get("pooling") not in (None, "end"):
+        result["pooling"] = config["pooling"]
     if "text_projection.weight" in tensors:
         result["projection_dim"] = need(tensors, "text_projection.weight", 2, what)[0]
     return result
@@ -85,11 +100,17 @@ def clip_vision_shapes(config: Mapping[str, Any], tokens: int, integrated: tuple
     """The vision tower's tensors; ``integrated`` blocks take questions of width ``instruct``."""
     width, inner, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
     shapes: Shapes = {
-        "vision_model.embeddings.class_embedding": (width,),
         "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
         "vision_model.embeddings.position_embedding.weight": (tokens, width),
     }
-    _affine(shapes, "vision_model.pre_layrnorm", width)
+    pooling = config.get("pooling", "class")
+    if pooling == "map":
+        shapes["vision_model.embeddings.patch_embedding.bias"] = (width,)
+        shapes.update(head_shapes(width, inner))
+    else:
+        shapes["vision_model.embeddings.class_embedding"] = (width,)
+    if pooling == "class":
+        _affine(shapes, "vision_model.pre_layrnorm", width)
     _affine(shapes, "vision_model.post_layernorm", width)
     for number in range(config["num_hidden_layers"]):
         block = f"vision_model.encoder.layers.{number}."
@@ -118,9 +139,10 @@ def clip_text_shapes(config: Mapping[str, Any]) -> Shapes:
 
 def full_names(tensors: Stored) -> Stored:
     """The tensors with towers whose names begin at ``embeddings.`` (transformers 5) under ``vision_model.``."""
+    marks = ("embeddings.class_embedding", "head.probe")
     towers = [
-        name[: -len("embeddings.class_embedding")] for name in tensors
-        if name.endswith("embeddings.class_embedding") and not name.endswith("vision_model.embeddings.class_embedding")
+        name[: -len(mark)] for name in tensors for mark in marks
+        if name.endswith(mark) and not name.endswith("vision_model." + mark)
     ]  # fmt: skip
     result: Stored = {}
     for original, tensor in tensors.items():
@@ -156,8 +178,9 @@ def _positions(weight: Weight, config: Mapping[str, Any]) -> Weight:
     """Position embeddings for the configured image size: the same view where it is the weights' own."""
     side = config["image_size"] // config["patch_size"]
     shape = weight[2]
-    if shape[-2] == 1 + side * side:
+    first = first_tokens(config.get("pooling", "class"))
+    if shape[-2] == first + side * side:
         return weight
-    own = _grid(shape[-2] - 1, "positions")
+    own = _grid(shape[-2] - first, "positions")
     resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), (own, own), (side, side))
     return from_array(resized.reshape(*shape[:-2], *resized.shape))

@@ -68,8 +68,9 @@ FAMILIES = (
     Family("a ResNet CLIP", r"visual\.layer1\.|visual\.attnpool\."),
     Family("an open_clip model with a timm tower", r"visual\.trunk\."),
     Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
-    Family("SigLIP", r"vision_model\.head\.probe|(^|\.)head\.probe", types=("siglip", "siglip_vision_model")),
-    Family("SigLIP", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding"),
+    Family(
+        "SigLIP without its attention head", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding|probe"
+    ),
     Family("DINOv3", r"(storage_tokens|rope_embed\.periods)", types=("dinov3_vit",), opened_by="vit"),
     Family("DINOv2 or DINOv3", r"(layer_scale1|ls1\.gamma)", types=("dinov2", "dinov2_with_registers"), opened_by="vit"),
     Family("MobileCLIP", r"image_encoder\.model\.|reparam"),
@@ -100,7 +101,7 @@ FAMILIES = (
     Family("a ResNet", r"layer1\.0\.conv1", types=("resnet",)),
     Family("CLIP's text half alone", r"text_model\.encoder\.layers", r"vision_model"),
     Family("InstructBLIP", types=("instructblip",)),
-    Family("SigLIP 2", types=("siglip2",)),
+    Family("SigLIP 2 of any aspect (NaFlex)", types=("siglip2",)),
     Family("LLaVA", types=("llava",)),
     Family("GIT", types=("git",)),
     Family("PaliGemma", types=("paligemma",)),
@@ -110,7 +111,12 @@ FAMILIES = (
     Family("FLAVA", types=("flava",)),
 )
 #: Two halves, from one file or from several: what is opened where no family above tells itself.
-HALVES = Family("QA-ViT or CLIP", types=("clip", "clip_vision_model"), opened_by="halves", architectures=("qavit", "clip"))
+HALVES = Family(
+    "QA-ViT, CLIP or SigLIP",
+    types=("clip", "clip_vision_model", "siglip", "siglip_vision_model", "chinese_clip"),
+    opened_by="halves",
+    architectures=("qavit", "clip", "siglip"),
+)
 
 
 def family_of_names(names: Iterable[str], families: Iterable[Family] = FAMILIES) -> Family | None:

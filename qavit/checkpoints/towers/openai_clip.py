@@ -1,4 +1,4 @@
-"""CLIP's image half under the names of OpenAI's code, which open_clip shares."""
+"""CLIP under the names of OpenAI's code, which open_clip shares."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Any
 from .._weights import Stored, float_array, from_array, row_views, shape_of, weight_of
 
 _HEAD_WIDTH = 64
+#: The end of text is the largest id, as the core understands this number.
+_LARGEST_ID = 2
 #: What stands behind ``visual.`` here, and behind ``vision_model.`` in the core's names.
 _NAMES = (
     (re.compile(r"^class_embedding$"), "embeddings.class_embedding"),
     (re.compile(r"^positional_embedding$"), "embeddings.position_embedding.weight"),
     (re.compile(r"^conv1\.(.+)$"), r"embeddings.patch_embedding.\1"),
+    (re.compile(r"^token_embedding\.(.+)$"), r"embeddings.token_embedding.\1"),
     (re.compile(r"^ln_pre\.(.+)$"), r"pre_layrnorm.\1"),
     (re.compile(r"^ln_post\.(.+)$"), r"post_layernorm.\1"),
+    (re.compile(r"^ln_final\.(.+)$"), r"final_layer_norm.\1"),
     (re.compile(r"^transformer\.resblocks\.(\d+)\.ln_([12])\.(.+)$"), r"encoder.layers.\1.layer_norm\2.\3"),
     (re.compile(r"^transformer\.resblocks\.(\d+)\.attn\.out_proj\.(.+)$"), r"encoder.layers.\1.self_attn.out_proj.\2"),
     (re.compile(r"^transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(.+)$"), r"encoder.layers.\1.mlp.fc1.\2"),
     (re.compile(r"^transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.+)$"), r"encoder.layers.\1.mlp.fc2.\2"),
 )
 _FUSED = re.compile(r"^transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)$")
+#: What the text half's names begin with, behind the same prefix as ``visual.`` or behind ``text.`` there.
+_TEXT = re.compile(r"^(text\.)?(token_embedding\.|positional_embedding$|transformer\.|ln_final\.|text_projection(\.|$))")
 
 
 def is_openai(names: Stored) -> bool:
@@ -38,56 +44,77 @@ def _prefixes(tensors: Stored) -> list[str]:
 
 
 def rename(tensors: Stored) -> Stored:
-    """The tensors with each such tower under the core's names, behind the prefix that it had.
+    """The tensors with each such tower, and the text half beside it, under the core's names, behind the prefix that it had.
 
-    A fused matrix [3D, D] becomes three views of its rows; the projection [D, E] is transposed.
+    A fused matrix [3D, D] becomes three views of its rows; a projection [D, E] is transposed.
     """
     towers = _prefixes(tensors)
     result: Stored = {}
     for original, tensor in tensors.items():
-        prefix = next((prefix for prefix in towers if original.startswith(prefix)), None)
-        if prefix is None:
+        half = next((half for prefix in towers if (half := _half_of(original, prefix))), None)
+        if half is None:
             result[original] = tensor
             continue
-        rest = original[len(prefix) :]
-        outer = prefix.removesuffix("visual.")
+        outer, half_name, rest = half
         fused = _FUSED.match(rest)
         if fused:
-            block = f"{outer}vision_model.encoder.layers.{fused[1]}.self_attn."
+            block = f"{outer}{half_name}.encoder.layers.{fused[1]}.self_attn."
             shape = shape_of(tensor)
             if not shape or shape[0] % 3:
                 raise ValueError(f"{original} has shape {list(shape)}, expected queries, keys and values of one size")
             for name, view in zip("qkv", row_views(tensor, 3)):
                 result[f"{block}{name}_proj.{fused[2]}"] = view
-        elif rest == "proj":
-            result[outer + "visual_projection.weight"] = from_array(float_array(weight_of(tensor)).T)
+        elif rest in ("proj", "text_projection"):
+            name = "visual_projection" if rest == "proj" else "text_projection"
+            result[f"{outer}{name}.weight"] = from_array(float_array(weight_of(tensor)).T)
+        elif rest.startswith("text_projection."):  # open_clip's proj_bias makes it a layer
+            result[outer + rest] = tensor
         else:
             for pattern, replacement in _NAMES:
                 rest, count = pattern.subn(replacement, rest)
                 if count:
                     break
-            result[outer + "vision_model." + rest] = tensor
+            result[f"{outer}{half_name}.{rest}"] = tensor
     return result
 
 
-def openai_options(tensors: Stored, what: str) -> dict[str, Any]:
-    """What the layout does not say and OpenAI's code fixes: heads 64 wide, and its own files' activation.
+def _half_of(name: str, prefix: str) -> tuple[str, str, str] | None:
+    """What stands in front of a half of the model, the half's name in the core, and what stands behind it."""
+    outer = prefix.removesuffix("visual.")
+    if name.startswith(prefix):
+        return outer, "vision_model", name[len(prefix) :]
+    if prefix.endswith("visual.") and name.startswith(outer) and _TEXT.match(name[len(outer) :]):
+        return outer, "text_model", name[len(outer) :].removeprefix("text.")
+    return None
 
-    Raises
-    ------
-    ValueError
-        For towers of this family that are built otherwise.
+
+def openai_options(tensors: Stored) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What no shape says and OpenAI's code fixes, of both halves: heads 64 wide, and its own files' activation.
+
+    A tower without a norm in front of its blocks is CLIPA's.
     """
     first = _prefixes(tensors)[0]
-    if first + "ln_pre.weight" not in tensors:
-        raise ValueError(f"{what}: an open_clip tower without ln_pre (CLIPA) is not known")
-    result: dict[str, Any] = {}
+    outer = first.removesuffix("visual.")
+    vision: dict[str, Any] = {}
+    text: dict[str, Any] = {"model_type": "clip_text_model", "eos_token_id": _LARGEST_ID}
     width = shape_of(tensors[first + "class_embedding"])[0]
     if width % _HEAD_WIDTH == 0:
-        result["num_attention_heads"] = width // _HEAD_WIDTH
+        vision["num_attention_heads"] = width // _HEAD_WIDTH
+    norm = next((outer + name for name in ("ln_final.weight", "text.ln_final.weight") if outer + name in tensors), None)
+    if norm is not None and shape_of(tensors[norm])[0] % _HEAD_WIDTH == 0:
+        text["num_attention_heads"] = shape_of(tensors[norm])[0] // _HEAD_WIDTH
     if any(name == "input_resolution" or name.endswith(".input_resolution") for name in tensors):
-        result["hidden_act"] = "quick_gelu"
-    return result
+        vision["hidden_act"] = text["hidden_act"] = "quick_gelu"
+    if first + "ln_pre.weight" not in tensors:
+        vision["pooling"] = "mean_then_norm"
+        text.update(causal=False, pooling="last")
+    return vision, text
+
+
+def _refuse_unusual(settings: Mapping[str, Any], plain: set[str], usual: Mapping[str, Any], what: str) -> None:
+    for key, value in settings.items():
+        if key not in plain and value not in (None, False, usual.get(key)):
+            raise ValueError(f"{what} {key} {value!r:.60} makes another kind of tower, which is not known")
 
 
 def open_clip_vision(config: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -107,17 +134,49 @@ def open_clip_vision(config: Mapping[str, Any], what: str) -> dict[str, Any]:
         kind = "a ResNet CLIP" if timm is None else f"a timm tower ({timm!r:.60})"
         raise ValueError(f"{what}: {kind} is not known; only open_clip's own vision transformers are")
     plain = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "patch_dropout", "output_tokens"}
-    usual = {"pool_type": "tok", "pos_embed_type": "learnable"}
-    for key, value in vision.items():
-        if key not in plain and value not in (None, False, usual.get(key)):
-            raise ValueError(f"{what}: vision_cfg {key} {value!r:.60} makes another kind of tower, which is not known")
+    plain |= {"no_ln_pre", "final_ln_after_pool"}
+    pooling = vision.get("pool_type") or "tok"
+    usual = {"pool_type": pooling if pooling in ("tok", "avg") else "tok", "pos_embed_type": "learnable"}
+    _refuse_unusual(vision, plain, usual, f"{what}: vision_cfg")
     width, head_width = vision.get("width", 768), vision.get("head_width", _HEAD_WIDTH)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (width, head_width)) or width % head_width:
         raise ValueError(f"{what}: width {width!r:.40} and head_width {head_width!r:.40} do not give whole heads")
     size = vision.get("image_size", 224)
-    return {
+    result = {
         "image_size": size[0] if isinstance(size, list) and len(set(size)) == 1 else size,
         "num_attention_heads": width // head_width,
         "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
         "hidden_size": width, "num_hidden_layers": vision.get("layers", 12), "patch_size": vision.get("patch_size", 16),
     }  # fmt: skip
+    if pooling == "avg":
+        result["pooling"] = "mean_then_norm" if vision.get("final_ln_after_pool") else "mean"
+    return result
+
+
+def open_clip_text(config: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    """Hugging Face's keys of an open_clip_config.json's text half; None where there is none, or one of another library.
+
+    ``config`` is one that `open_clip_vision` takes.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting that makes it another kind of encoder.
+    """
+    model, text = config["model_cfg"], config["model_cfg"].get("text_cfg")
+    if not isinstance(text, Mapping) or text.get("hf_model_name") is not None:
+        return None
+    plain = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "no_causal_mask", "pool_type"}
+    plain |= {"proj_bias", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id", "output_tokens"}
+    _refuse_unusual(text, plain, {"proj_type": "linear"}, f"{what}: text_cfg")
+    pooling = text.get("pool_type") or "argmax"
+    if pooling not in ("argmax", "last"):
+        raise ValueError(f"{what}: text_cfg pool_type {pooling!r:.40}, expected 'argmax' or 'last'")
+    result: dict[str, Any] = {
+        "model_type": "clip_text_model", "hidden_size": text.get("width", 512), "eos_token_id": _LARGEST_ID,
+        "num_hidden_layers": text.get("layers", 12), "num_attention_heads": text.get("heads", 8),
+        "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
+    }  # fmt: skip
+    if text.get("no_causal_mask"):
+        result["causal"] = False
+    return {**result, "pooling": "last"} if pooling == "last" else result

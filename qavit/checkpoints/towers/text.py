@@ -28,7 +28,7 @@ _ROOTS = {
     "t5": r"(?:shared|encoder|decoder\.embed_tokens|lm_head)\.",
     "bert": r"(?:embeddings|encoder\.layer)\.",
     "roberta": r"(?:embeddings|encoder\.layer)\.",
-    "clip_text_model": r"(?:text_model\.|text_projection\.weight$)",
+    "clip_text_model": r"(?:text_model\.|text_projection\.(?:weight|bias)$|logit_scale$|logit_bias$)",
 }
 #: Where a table of words may lie under another name, when one that is tied to it was saved in its place.
 _TABLES = {
@@ -41,7 +41,8 @@ _TABLES = {
 def _text_names(tensors: Stored, kind: str, config: Mapping[str, Any], what: str) -> Stored:
     """A Hugging Face text folder's encoder under ``text_model.``; heads and decoders are left out."""
     if kind == "clip_text_model" and "embeddings.token_embedding.weight" in tensors:  # transformers 5 leaves the prefix out
-        tensors = {name if name.startswith("text_proj") else "text_model." + name: one for name, one in tensors.items()}
+        beside = ("text_proj", "logit_")
+        tensors = {name if name.startswith(beside) else "text_model." + name: one for name, one in tensors.items()}
     roots = re.compile(rf"^(.*?\.)??({_ROOTS[kind]}.*)$")
     found, others = find_model({**tensors}, roots, None, what)
     if kind == "clip_text_model":
