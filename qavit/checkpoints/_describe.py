@@ -120,7 +120,8 @@ def description_text(description: dict[str, Any]) -> str:
     parameters, memory = description["parameters"], description["memory"]
     kinds = {
         "qavit": "QA-ViT (question-aware vision transformer)",
-        "clip": "CLIP vision transformer (takes no questions)",
+        "clip": "CLIP vision transformer (takes no questions)" if text is None else "CLIP (pictures and texts in one space)",
+        "siglip": "SigLIP vision transformer" if text is None else "SigLIP (pictures and texts in one space)",
         "blip_itm": "BLIP image-text matching",
         "albef": "ALBEF image-text matching",
         "blip2_itm": "BLIP-2 image-text matching (Q-Former)",

@@ -50,8 +50,9 @@ def open_model(
 
     Parameters
     ----------
-    path : folder, optional
-        A converted folder, or a Hugging Face folder of CLIP or of BLIP image-text matching; ``"demo"``: the bundled model.
+    path : folder or file, optional
+        A converted folder; a Hugging Face folder of CLIP, SigLIP or BLIP; an open_clip folder; or a file of weights, as for
+        ``checkpoint``. ``"demo"``: the bundled model.
     checkpoint : file, optional
         A QA-ViT checkpoint (with ``text=`` and ``vision=``), or LAVIS's BLIP image-text matching (with ``tokenizer=``).
     vision : folder or hub name, optional
@@ -90,6 +91,8 @@ def open_model(
         if checkpoint is not None or vision is not None:
             raise ValueError("give either a folder, or checkpoint=, vision= and text=, not both")
         demo = isinstance(path, str) and path == "demo"
+        if not demo and _path(path, "path").is_file():
+            return _open_checkpoint(path, None, text, asked)
         source = _open_folder(BUNDLED if demo else path, text, asked)
         if demo:
             source.name = "demo"

@@ -71,7 +71,10 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights (default: as they are)"
     )
     parser.add_argument(
-        "--panels", type=int, choices=(0, 16, 64), metavar="N",
+        "--panels",
+        type=int,
+        choices=(0, 16, 64),
+        metavar="N",
         help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")

@@ -63,9 +63,7 @@ def pairs(text: str) -> dict[str, str]:
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """-q and --questions, which mean the same in every command."""
     parser.add_argument("-q", "--question", action="append", default=[], help="a question; may be given many times")
-    completed(
-        parser.add_argument("--questions", metavar="FILE", help="a file of questions, as qavit run reads it"), FILE
-    )
+    completed(parser.add_argument("--questions", metavar="FILE", help="a file of questions, as qavit run reads it"), FILE)
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +164,10 @@ def add_model_options(
     )
     if precision:
         group.add_argument(
-            "--precision", choices=PRECISIONS, default="float32", type=precision_name,
+            "--precision",
+            choices=PRECISIONS,
+            default="float32",
+            type=precision_name,
             help="of the products (default: float32; tf32 is for a GPU)",
         )
         group.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")

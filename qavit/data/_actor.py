@@ -252,7 +252,7 @@ class HeatmapActor:
     def _problem(self, question: str) -> Optional[str]:
         """Why a question cannot be asked; a good one is now in the model's cache of encoded questions."""
         if not self.takes_questions:
-            return None if not question else "question: this model takes none (plain CLIP)"
+            return None if not question else f"question: this model takes none: {self.model._why_no_questions()}"
         if not question.strip():
             return "question: it is empty"
         try:

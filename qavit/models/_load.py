@@ -47,16 +47,17 @@ def load(
     Parameters
     ----------
     path : str or Path, optional
-        ``"demo"``, the bundled model (also when nothing at all is given); a folder; or ``"hf://owner/name"``, a model on the
-        Hugging Face hub (that works for `vision` and `text` as well).
+        ``"demo"``, the bundled model (also when nothing at all is given); a folder, or a file of weights; or
+        ``"hf://owner/name"``, a model on the Hugging Face hub (that works for `vision` and `text` as well).
     checkpoint : str or Path, optional
         A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`), or a LAVIS BLIP-ITM one
         (with `tokenizer`).
     vision, text : str or Path, optional
-        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, (XLM-)RoBERTa or CLIP text encoder. `vision` alone is
-        plain CLIP.
+        Folders in the Hugging Face layout: a CLIP or SigLIP model; a T5, BERT, (XLM-)RoBERTa, CLIP or SigLIP text encoder. A
+        CLIP or SigLIP that holds both halves, or whose halves are given one by one, is a :class:`DualEncoder`; its vision
+        half alone takes no questions.
     tokenizer : str or Path, optional
-        A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
+        A ``tokenizer.json``, ``vocab.txt`` or OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, where the files have none.
     config : dict, optional
         What the files do not tell: ``integration_point``, ``lora_alpha``, ... . ``position_resize``: how position embeddings
         are taken to another grid, by the name of one of the field's ways, whose results differ: "bicubic" (transformers,

@@ -22,9 +22,10 @@ from ..methods.words import read_words
 from ._answer_head import AnswerHead
 from ._capabilities import Questions
 from ._devices import Placement
-from ._model import Model, ModelLook, Request
+from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+from ._tower_look import TowerLook
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -149,6 +150,7 @@ class QAViT(Model):
             "class_token": self._vit.prefix > self._registers,
             "registers": self._registers > 0,
             "attention_head": head,
+            "answer_head": bool(self._source.answers),
         }
         return frozenset(name for name, is_there in there.items() if is_there)
 
@@ -470,7 +472,7 @@ class QAViT(Model):
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
             return "it is a vision transformer that knows no text"
-        return "none of its blocks has instruct weights (plain CLIP)"
+        return "none of its blocks has instruct weights, and it has no text half beside its pictures'"
 
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
@@ -480,8 +482,10 @@ class QAViT(Model):
         )
 
 
-class AttentionLook(ModelLook):
+class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
+
+    _model: QAViT
 
     def __init__(
         self,
@@ -520,9 +524,6 @@ class AttentionLook(ModelLook):
         if self._encoded is None or block not in self._model.integrated:
             return 0
         return int(self._encoded.mask.shape[1])
-
-    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        raise TypeError("gradcam: this model has no text half with cross-attention")
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
