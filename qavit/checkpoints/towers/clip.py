@@ -11,6 +11,9 @@ from .names import BARE, PROBE
 from .siglip import head_shapes
 from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
 
+#: Of a picture of any aspect.
+MAX_PATCHES = 65536
+
 
 def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: int | None, what: str) -> dict[str, Any]:
     """Hugging Face's keys for a CLIP vision tower: sizes from the weights, CLIP's defaults for what they do not tell.
@@ -49,6 +52,11 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     }
     if pooling != "class":
         result["pooling"] = pooling
+    most = config.get("max_patches")
+    if most is not None:
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MAX_PATCHES:
+            raise ValueError(f"{what}: max_patches {most!r}, expected a whole number from 1 to {MAX_PATCHES}")
+        result["max_patches"] = most
     if "visual_projection.weight" in tensors:
         result["projection_dim"] = need(tensors, "visual_projection.weight", 2, what)[0]
     return result
