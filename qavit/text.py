@@ -131,6 +131,7 @@ class Tokenizer:
         self._lock = threading.Lock()
         _locked.add(self)
         self._limit: int | None = None
+        self._special: frozenset[str] | None = None
         table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(table.values(), default=-1) + 1
         self.pad = next((table[name] for name in ("<pad>", "[PAD]", "<|endoftext|>") if name in table), 0)
@@ -203,6 +204,24 @@ class Tokenizer:
         cut = [own[count:] for own, count in zip(words, read)]
         return TokenBatch(ids, mask, tokens, words, word_of, list(map(bool, known)), unknown, cut)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out, as transformers writes it: no space before punctuation.
+
+        Parameters
+        ----------
+        ids : list of int
+            Those that the tokenizer does not know are left out, too.
+        """
+        return clean_up(joined(self.pieces(ids)))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it stands in the vocabulary; "" for a special one, or one that the tokenizer does not know."""
+        if self._special is None:
+            added = json.loads(self._json).get("added_tokens") or []
+            self._special = frozenset(token["content"] for token in added if token.get("special"))
+        pieces = [self._tokenizer.id_to_token(int(number)) for number in ids]
+        return ["" if piece is None or piece in self._special else piece for piece in pieces]
+
     def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:
         with self._lock:
             if self._limit != max_tokens:
@@ -211,6 +230,26 @@ class Tokenizer:
             # One at a time: encode_batch starts threads of its own, which do not survive a fork.
             with refusals("it fails on this text"):
                 return [self._tokenizer.encode(text) for text in texts]
+
+
+_ENDINGS = ("n't", "'m", "'s", "'ve", "'re")
+#: What transformers writes without the space in front of it, or around it, in this order.
+_GLUED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), *((f" {end}", end) for end in _ENDINGS))
+
+
+def joined(pieces: Sequence[str]) -> str:
+    """The text of pieces of a vocabulary, be it BERT's ("##" glues a piece) or SentencePiece's ("\u2581" is a space)."""
+    kept = [piece for piece in pieces if piece]
+    if any("\u2581" in piece for piece in kept):
+        return "".join(kept).replace("\u2581", " ").strip()
+    return " ".join(kept).replace(" ##", "").strip()
+
+
+def clean_up(text: str) -> str:
+    """A text without the spaces that tokens leave before punctuation and in contractions."""
+    for apart, glued in _GLUED:
+        text = text.replace(apart, glued)
+    return text
 
 
 def _words_read(encoding: Any, words: Sequence[str], word_of: Sequence[int]) -> int:

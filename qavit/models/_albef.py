@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._matcher import Matcher, Tokens
+from ._cross_attending import Tokens
+from ._matcher import Matcher
 
 #: Whose maps the paper and its code show.
 PAPER_BLOCK = 8

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 
 from .._base.types import FloatArray
-from ._matcher import GradCAMLook, Matcher, Tokens
+from ._cross_attending import GradCAMLook, Tokens
+from ._matcher import Matcher
 
 if TYPE_CHECKING:
     from ..images import Seen

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._base.arguments import PNP_VQA_BLOCK
 from .._base.types import Precision
-from ._matcher import Matcher, Tokens
+from ._cross_attending import Tokens
+from ._matcher import Matcher
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, is_pixel_values, question_list, read_samples, unique_images, whole_number
-from .._base.types import FloatArray, Heads, ImageLike, PixelValues, Precision
+from .._base.arguments import PNP_VQA_BLOCK, is_pixel_values, question_list, read_samples, unique_images
+from .._base.types import FloatArray, ImageLike, PixelValues
 from .._base.warnings import LowScoreWarning, Note, note_of
-from ..checkpoints._weights import check_unchanged, release_pages
-from ..text import words_with_tokens
+from ..checkpoints._weights import release_pages
+from ._cross_attending import CrossAttending, GradCAMLook, Tokens
 from ._devices import Placement
-from ._look import ModelLook
-from ._model import Model
-from ._notes import question_notes
 
 if TYPE_CHECKING:
-    from ..checkpoints._source import ModelSource
     from ..images import Seen
-    from ..text import TokenBatch
 
 
-class Tokens(NamedTuple):
-    """Texts as the core takes them."""
-
-    ids: npt.NDArray[np.int32]
-    mask: npt.NDArray[np.uint8]
-    batch: TokenBatch
-
-
-class Matcher(Model):
+class Matcher(CrossAttending):
     """A text encoder that attends to a picture, with a head that says whether they match.
 
     Within a call, each different picture goes through the vision half once, whatever the number of questions on it.
@@ -45,84 +31,20 @@ class Matcher(Model):
         A longer text is cut, its closing token kept.
     """
 
-    takes_questions = True
-    default_method = "gradcam"
-    reads = frozenset({"gradcam"})
-    #: What the kind is called in messages.
-    called: str
-    #: Whether "?" at both ends of a question are passed over by :meth:`heatmaps`, too.
-    strips_question_marks = False
-
-    def __init__(
-        self, source: ModelSource, *, precision: Precision = "float32", device: Any = "cpu", offload_model: bool = False
-    ) -> None:
-        from ..images import Preprocessing
-        from ..text import Tokenizer
-
-        if source.text is None or source.tokenizer is None:
-            raise ValueError(
-                f"{source.name}: {self.called} needs a tokenizer; give tokenizer= a tokenizer.json or BERT's vocab.txt"
-            )
-        super().__init__(source, precision, device, offload_model)
-        self.image_size, self.patch_size = self._core.image_size, self._core.patch_size
-        side = self.image_size // self.patch_size
-        self.grid = (side, side)
-        self.num_blocks, self.num_heads = self._core.blocks, self._core.heads
-        attends = range(self._core.cross_first, self.num_blocks, self._core.cross_step)
-        self.usable_blocks = tuple(block for block in attends if self._core.queries or block < self.num_blocks - 1)
-        self.default_block = self._choose_block() if self.usable_blocks else 0
-        self.preprocessing = Preprocessing.from_dict(source.preprocessing)
-        self.max_tokens = min(int(source.questions.get("max_tokens", 35)), self._core.max_tokens)
-        self._tokenizer = Tokenizer(source.tokenizer, self._core.vocab_size)
-
-    @abstractmethod
-    def _choose_block(self) -> int:
-        """The default block, one of `usable_blocks`."""
-
     def _load_core(self, placement: Placement) -> None:
         source = self._source
         config = {"vision": dict(source.vision), "text": dict(source.text or {})}
         self._core = _core.BlipItm(config, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
 
-    # ---- arguments ----
+    def _find_usable(self) -> tuple[int, ...]:
+        attends = range(self._core.cross_first, self.num_blocks, self._core.cross_step)
+        return tuple(block for block in attends if self._core.queries or block < self.num_blocks - 1)
 
-    def check_block(self, block: int, argument: str = "block") -> int:
-        """`block` as a number from 0, counting negative ones from the end.
-
-        Raises
-        ------
-        ValueError
-            There is no such block, or it does not attend to the picture, or its map would be zero everywhere: the last
-            block's. The message names the usable ones.
-        """
-        block = whole_number(block, argument)
-        number = block + self.num_blocks if block < 0 else block
-        if number in self.usable_blocks:
-            return number
-        usable = "this model has none to use"
-        if self.usable_blocks:
-            usable = f"blocks {_range_text(self.usable_blocks)} can be used"
-        if not 0 <= number < self.num_blocks:
-            raise ValueError(f"{argument}: block {block} does not exist; {usable}")
-        if number == self.num_blocks - 1 and not self._core.queries:
-            raise ValueError(
-                f"{argument}: block {number} is the last, from which only the first token reaches the head, so the map of "
-                f"the words would be zero; {usable}"
-            )
-        raise ValueError(f"{argument}: block {number} does not attend to the picture; {usable}")
-
-    def _tokenize(self, texts: Sequence[str], matching: bool = True) -> Tokens:
-        """Ids and mask, cut together, for the matching head, or (not `matching`) for the contrastive one."""
-        check_unchanged(self._files)
-        batch = self._tokenizer.encode(list(texts), self.max_tokens)
-        return Tokens(batch.ids, batch.mask, batch)
-
-    def _encode(self, seen: Seen) -> _core.BlipImage:
-        """A batch of one, encoded."""
-        if isinstance(seen, np.ndarray):
-            return self._core.encode_image(seen[0])
-        return self._core.encode_image(seen.picture, seen.preprocessing)
+    def _why_not(self, block: int) -> str:
+        if block == self.num_blocks - 1 and not self._core.queries:
+            return "is the last, from which only the first token reaches the head, so the map of the words would be zero"
+        return super()._why_not(block)
 
     # ---- maps ----
 
@@ -198,7 +120,7 @@ class Matcher(Model):
         return [np.concatenate([rows[:1], mean[None], rows[1:]]) for rows, mean in zip(own, means)]
 
     def _look(self, pixels: Seen, questions: Optional[list[str]]) -> GradCAMLook:
-        return GradCAMLook(self, pixels, questions or [])
+        return MatcherLook(self, pixels, questions or [])
 
     # ---- scores ----
 
@@ -245,57 +167,15 @@ class Matcher(Model):
             back = [place.setdefault(texts[int(row)], len(place)) for row in rows]
             yield self._encode(image), rows, list(place), back
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.name!r}: {self.num_blocks} text blocks, {self.grid[0]}x{self.grid[1]} patches of "
-            f"{self.image_size}x{self.image_size}, {self.precision})"
-        )
 
+class MatcherLook(GradCAMLook):
+    """GradCAM of a :class:`Matcher`: with the probability of a match."""
 
-class GradCAMLook(ModelLook):
-    """GradCAM of a :class:`Matcher` for one picture and its questions."""
-
-    question_mask = None
-
-    def __init__(self, model: Matcher, pixels: Seen, questions: list[str]) -> None:
-        self._model, self._pixels = model, pixels
-        strips = model.strips_question_marks
-        self._tokens = model._tokenize([question.strip("?") if strips else question for question in questions])
-        batch = self._tokens.batch
-        # A text without words is asked on purpose: it has its first token's map.
-        known = [known or not words for known, words in zip(batch.known, batch.words)]
-        self.notes = question_notes(questions, batch.unknown, batch.cut, known)
-        self._words = [words_with_tokens(*parts) for parts in zip(batch.words, batch.word_of)]
-        self.words = [names for names, _ in self._words]
-        self._image: Any = None
-        self._found: dict[int, tuple[FloatArray, FloatArray, FloatArray]] = {}
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self._model.grid
-
-    def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
-        raise TypeError("attention: this model has maps by 'gradcam' alone")
-
-    def question_tokens(self, block: int) -> int:
-        return 0
-
-    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        return {block: self._of(block)[0] for block in blocks}
-
-    def _of(self, block: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """A block's maps [Q, P], logits [Q, 2], and every token's map, texts one behind the other."""
-        if block not in self._found:
-            model, tokens = self._model, self._tokens
-            if self._image is None:
-                self._image = model._encode(self._pixels)
-            maps, logits, every = model._core.gradcam(self._image, tokens.ids, tokens.mask, block, True)
-            self._found[block] = model._finite(maps), model._finite(logits), model._finite(every)
-        return self._found[block]
+    _model: Matcher
 
     def scores(self) -> Optional[FloatArray]:
-        _, logits, _ = next(iter(self._found.values()))
-        return _match_probability(logits)
+        logits = next(iter(self._found.values())).logits
+        return None if logits is None else _match_probability(logits)
 
     def score_notes(self) -> list[Note]:
         scores = self.scores()
@@ -315,18 +195,6 @@ class GradCAMLook(ModelLook):
             if words and score < bar
         ]
 
-    def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
-        """The mean over each word's tokens."""
-        every = np.mean([self._of(block)[2] for block in blocks], axis=0, dtype=np.float64).astype(np.float32)
-        maps = []
-        for rows, (names, word_of) in zip(np.split(every, np.cumsum(self._tokens.mask.sum(axis=1))[:-1]), self._words):
-            own = [rows[[i for i, word in enumerate(word_of) if word == one]].mean(axis=0) for one in range(len(names))]
-            maps.append(np.array(own, np.float32).reshape(len(names), *self.grid))
-        return maps
-
-    def release(self) -> None:
-        self._image = None
-
 
 def _different(batch: Seen) -> tuple[list[Seen], npt.NDArray[np.int32]]:
     """The different pictures of a batch, each a batch of one, and which of them each row is."""
@@ -334,13 +202,6 @@ def _different(batch: Seen) -> tuple[list[Seen], npt.NDArray[np.int32]]:
         return [batch], np.zeros(1, np.int32)
     images, index = unique_images(batch)
     return [images[i : i + 1] for i in range(len(images))], index
-
-
-def _range_text(blocks: Sequence[int]) -> str:
-    """Blocks that follow one another as their first and last."""
-    if len(blocks) < 2 or blocks[-1] - blocks[0] == len(blocks) - 1:
-        return f"{blocks[0]} to {blocks[-1]}"
-    return ", ".join(map(str, blocks))
 
 
 def _match_probability(logits: FloatArray) -> FloatArray:
