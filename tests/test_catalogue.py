@@ -42,7 +42,10 @@ def load_blip() -> Any:
 
 
 LOAD: dict[str, Callable[[], Any]] = {
-    "qavit": lambda: qavit.load("demo"),
+    "qavit": lambda: qavit.load(
+        checkpoint=GOLDEN / "qavit_official_late" / "checkpoint.pth", vision=GOLDEN / "qavit_official_late" / "clip",
+        text=GOLDEN / "qavit_official_late" / "t5",
+    ),  # fmt: skip
     "clip": lambda: qavit.load(vision=GOLDEN / "qavit_official_late" / "clip"),
     "clip with texts": lambda: qavit.load(GOLDEN / "methods_clip"),
     "blip_itm": load_blip,
