@@ -81,6 +81,7 @@ class Vit(_Model):
         first: int | None = ...,
         preprocessing: _Preprocessing | None = ...,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+    def resized(self, height: int, width: int, positions: npt.NDArray[np.float32] | None = ...) -> Vit: ...
 
 class BlipImage:
     @property

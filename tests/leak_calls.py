@@ -36,12 +36,12 @@ from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
 from test_answers import Live
 from test_array_arguments import CALLS as ARRAY_CALLS
-from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_state, picture, pnpvqa, small, unit
+from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids, image_state, picture, pnpvqa, small, unit
 
 import qavit
 import qavit.data
 import qavit.generation
-from qavit import PNPVQA, PNPVQAWithQAViT, _core, images, text
+from qavit import PNPVQA, BlipCaptioner, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
@@ -464,6 +464,17 @@ def use_decode() -> None:
         decode(Scattered(9), 0, prompt, how, keys=draws.keys(np.arange(3)))
     draw_patches(np.ones(9), 3, draws.keys([0, 1]))
     _core.token_log_probabilities(floats(3, 9), np.ones((3, 1), np.int64))
+
+
+def use_captioner() -> None:
+    model, picture = BlipCaptioner(captioner()._source), floats(3, 32, 32)
+    states = model.image_states(picture)
+    model.logits(states, ids(), tokens=[1, 2])
+    model.score(states, ["two cats", ""])
+    model.generate(states, num_captions=2, num_beams=2, max_length=9)
+    model.generate(picture, num_captions=3, weights=np.ones(4), num_patches=2, do_sample=True, max_length=9, heatmaps=True)
+    model.heatmaps(picture, QUESTIONS[0])
+    repr(model)
 
 
 def use_config() -> None:
@@ -893,6 +904,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "process_logits": (lambda: qavit.generation.process_logits(floats(2, 30), ids(), top_k=5, top_p=0.9), 1),
     "process_logits, refused": (refused(lambda: qavit.generation.process_logits(floats(2, 3), ids())), 1),
     "decode": (use_decode, 1),
+    "BlipCaptioner": (use_captioner, 1),
+    "generate, refused": (refused(lambda: small().generate(floats(3, 14, 14))), 1),
+    "image_states, refused": (refused(lambda: small().image_states(floats(3, 14, 14))), 1),
+    "score, refused": (refused(lambda: small().score(floats(3, 14, 14), "a")), 1),
+    "BlipCaptioner, refused": (refused(lambda: captioner().generate(floats(3, 32, 32), top_k=2)), 1),
     # the rest
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),

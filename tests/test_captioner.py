@@ -294,7 +294,10 @@ def test_words_and_the_pieces_they_are_made_of() -> None:
 
 # ---- transformers ----
 
-VISION = {"hidden_size": 36, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}  # fmt: skip
+VISION = {
+    "hidden_size": 36, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "two", "cats", "##s", ",", ".", "hat", "red"]
 
 

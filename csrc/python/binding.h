@@ -140,9 +140,13 @@ typedef struct {
     void *model;          /* NULL while it is loaded */
     qvpy_weights weights; /* what it borrows */
     PyObject *device;     /* whose ops it computes with; None: the CPU's */
+    PyObject *owner;      /* of the weights that it shares, a model of its type; NULL: they are its own */
 } qvpy_model;
 
 PyObject *qvpy_model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const qvpy_kind *kind);
+/* A model of the owner's kind around a core model that shares its weights, and which it takes over; NULL with an
+ * exception, and then it is freed. */
+PyObject *qvpy_model_sharing(qvpy_model *owner, void *model);
 int qvpy_add_model(PyObject *module, const qvpy_kind *kind);
 /* A new type of the module by the last part of its name; borrowed. NULL with an exception. */
 PyTypeObject *qvpy_add_type(PyObject *module, PyType_Spec *spec);

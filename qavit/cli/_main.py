@@ -1,4 +1,4 @@
-"""The command line: ``qavit heatmap | ask | demo | run | score | convert | info | bench``."""
+"""The command line: ``qavit heatmap | ask | demo | run | score | convert | info | models | bench``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from ._about import (
     add_convert_options,
     add_demo_options,
     add_info_options,
+    add_models_options,
     run_bench,
     run_convert,
     run_demo_command,
     run_info,
+    run_models,
 )
 from ._ask import add_ask_options, run_ask
 from ._heatmap import add_heatmap_options, run_heatmap
@@ -126,7 +128,8 @@ def make_parser() -> argparse.ArgumentParser:
          "qavit score results.json v2_mscoco_val2014_annotations.json"),
         ("convert", run_convert, add_convert_options, "write a model as one folder that is mapped in place",
          "qavit convert --checkpoint qavit-base2.pth --vision clip-vit-large-patch14-336 --text flan-t5-base -o base2"),
-        ("info", run_info, add_info_options, "what a model is, or what this build is", "qavit info qavit-base2/"),
+        ("info", run_info, add_info_options, "what a model is and can do, or what this build is", "qavit info qavit-base2/"),
+        ("models", run_models, add_models_options, "every family of models that loads, and what it can do", "qavit models"),
         ("bench", run_bench, add_bench_options, "time a model on this machine", "qavit bench --model demo --number 3"),
     ):  # fmt: skip
         # Without a default of its own, a command leaves what stood before its name as it is.

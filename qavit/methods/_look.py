@@ -36,9 +36,9 @@ class Readable(Protocol):
     Attributes
     ----------
     reads : frozenset of str
-        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam", "cross_attention"; "texts", with `texts`,
-        `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token", "registers", "attention_head"
-        (SigLIP's).
+        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam", "cross_attention";
+        "texts", with `texts`, `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token",
+        "registers", "attention_head" (SigLIP's).
     num_blocks : int
     question_blocks : tuple of int
         The blocks that attend to the question.

@@ -36,7 +36,7 @@ PROMPT, NUM_PATCHES = "a picture of ", 20
 
 
 class _Given(NamedTuple):
-    """What is to be described: its states [T, W] as the decoder reads them, what draws are keyed by, the picture if there is."""
+    """What is to be described: its states as the decoder reads them, what draws are keyed by, the picture if there is."""
 
     memory: _core.DecoderMemory
     content: FloatArray
@@ -197,7 +197,7 @@ class BlipCaptioner(Model):
             raise ValueError(
                 f"captions: {caption[:40]!r}... has more than {self._decoder.max_tokens} tokens, the decoder's positions"
             )
-        ids = batch.ids[0].astype(np.int64)
+        ids: npt.NDArray[np.int64] = batch.ids[0].astype(np.int64)
         ids[0] = self._start
         return ids
 
@@ -299,8 +299,8 @@ class BlipCaptioner(Model):
         ----------
         image : picture, float [3, S, S] normalised, or states [T, W] or [1, T, W]
         num_captions : int
-            Without beams and with nothing drawn, one; with beams, up to `num_beams` of one search, best first. Where `tokens`
-            or `weights` differ from caption to caption, each is the best of its own.
+            Without beams and with nothing drawn, one; with beams, up to `num_beams` of one search, best first. Where
+            `tokens` or `weights` differ from caption to caption, each is the best of its own.
         tokens : int [n] or [num_captions, n], optional
             The picture's tokens that a caption sees, 0 the class token; None: all.
         weights : float [P] or [gh, gw], optional
@@ -308,8 +308,8 @@ class BlipCaptioner(Model):
         num_patches : int, optional
             None: 20, or all where there are fewer.
         do_sample : bool
-            Draw tokens by their scores (`temperature`, `top_k`, `top_p`: see :func:`qavit.generation.process_logits`) instead
-            of taking the best.
+            Draw tokens by their scores (`temperature`, `top_k`, `top_p`: see :func:`qavit.generation.process_logits`)
+            instead of taking the best.
         max_length, min_length : int
             The prompt and the start token count.
         repetition_penalty : float
@@ -353,8 +353,8 @@ class BlipCaptioner(Model):
         alike = seen is None or bool((seen == seen[0]).all())
         if alike and not do_sample and num_captions > num_beams:
             raise ValueError(
-                f"num_captions: {num_captions} captions would be the same; expected do_sample=True, num_beams={num_captions}, "
-                "or patches that differ"
+                f"num_captions: {num_captions} captions would be the same; expected do_sample=True, "
+                f"num_beams={num_captions}, or patches that differ"
             )
         rows = 1 if alike and not do_sample else num_captions
         texts = decode(
@@ -377,8 +377,10 @@ class BlipCaptioner(Model):
         if tokens is not None:
             raise ValueError("tokens, weights: expected one of both")
         patches = self.image_tokens - 1
-        array = check_weights(weights, patches)
-        return draw_patches(array, min(NUM_PATCHES, patches) if num_patches is None else num_patches, keys) + np.int32(1)
+        number = min(NUM_PATCHES, patches) if num_patches is None else num_patches
+        drawn = draw_patches(check_weights(weights, patches), number, keys)
+        drawn += 1  # token 0 is the class token
+        return drawn
 
     def _text_of(self, ids: Iterable[int]) -> str:
         """What follows the prompt, cut as LAVIS cuts it: by the prompt's length in characters."""

@@ -19,7 +19,7 @@ Ids = npt.NDArray[np.int64]
 
 
 class Written(NamedTuple):
-    """A caption as the decoder wrote it, or would have: all ids, its words, the word of each id (-1: none), where it begins."""
+    """A caption as the decoder wrote it, or would have: all ids, words, the word of each id (-1: none), where it begins."""
 
     ids: Ids
     words: list[str]
@@ -82,6 +82,9 @@ class CaptionLook(ModelLook):
     def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
         raise TypeError("attention: this model has maps by 'cross_attention' alone")
 
+    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
+        raise TypeError("gradcam: this model has maps by 'cross_attention' alone")
+
     def question_tokens(self, block: int) -> int:
         return 0
 
@@ -116,9 +119,6 @@ class CaptionLook(ModelLook):
             of_words = [each[own == word].mean(axis=0) for word in range(len(one.words))]
             maps.append(np.array(of_words, np.float32).reshape(len(of_words), *self.grid))
         return maps
-
-    def scores(self) -> Optional[FloatArray]:
-        return None
 
     def release(self) -> None:
         self._memory = None
