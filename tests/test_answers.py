@@ -363,6 +363,7 @@ def test_an_explanation_says_what_the_answer_is_made_of(model: PNPVQA, picture: 
     counts = np.bincount(drawn.ravel() - 1, minlength=9).reshape(3, 3)
     np.testing.assert_array_equal(found.draws.raw[0], counts)
     assert found.draws.raw.sum() == 6 * 3
+    assert repr(found) == f"Explanation({found.question!r}: {found.answer.text!r}, out of 6 captions)"
     ranked = found.ranked_captions()
     shares = [share for _, share in ranked]
     assert shares == sorted(shares, reverse=True)

@@ -543,6 +543,9 @@ def test_a_live_reader_answers_as_its_files_do():
         assert live.answer(question, captions).text == stored.answer(question, captions).text
     with pytest.raises(ValueError, match="tokenizer: the module has none"):
         lavis.from_lavis(module)
+    wrapper: Any = torch.nn.Module()  # as LAVIS wraps it to fuse contexts
+    wrapper.encoder, wrapper.block = module.encoder, module.encoder.block
+    module.encoder = wrapper
     module.tokenizer = SimpleNamespace(vocab_file=str(READER / "spiece.model"))
     model: Any = PnpVqa()
     model.question_answering_model = module
