@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_readme(place: Path) -> None:
-    five_lines, public_weights, pnp_vqa, answers_of_three, stream, numbers = python("README.md")
+    five_lines, public_weights, pnp_vqa, _, stream, numbers = python("README.md")
     names: dict[str, Any] = {}
     run(five_lines, names)
     assert names["result"].maps.shape == (3, *names["model"].grid)

@@ -106,7 +106,7 @@ def load(
     }  # fmt: skip
     source = open_model(
         path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, reader=reader, config=config,
-        image_size=image_size,         hub=hub, revision=revision, local_files_only=local_files_only,
+        image_size=image_size, hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
     both = source.text is not None and source.architecture in ("clip", "siglip")
     module, name = DUAL if both else MODELS[source.architecture]
