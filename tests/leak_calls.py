@@ -379,6 +379,11 @@ def row_of_output() -> qavit.data.MapRow:
     return qavit.data.MapRow("0", "a.png", "what", 2, (2, 2), unit(2, 2), None, None, 0.1)
 
 
+def use_evaluation() -> None:
+    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True, events=True)
+    str(found), found.to_dict(), found.to_csv()
+
+
 def output_folder() -> None:
     target = data_output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
     try:
@@ -944,6 +949,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
+    "evaluate": (use_evaluation, 2),
     "attention_inside": (lambda: metrics_pointing.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
     "Progress": (lambda: run_quietly(use_progress), 1),
     "write_whole": (use_files, 1),
