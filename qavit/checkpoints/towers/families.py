@@ -76,7 +76,7 @@ FAMILIES = (
     Family("an open_clip model with a timm tower", r"visual\.trunk\."),
     Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
     Family(
-        "SigLIP without its attention head", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding|probe"
+        "SigLIP without its attention head", r"embeddings\.patch_embedding\.bias", r"class_embedding|probe", opened_by="vit"
     ),
     Family("DINOv3", r"(storage_tokens|rope_embed\.periods)", types=("dinov3_vit",), opened_by="vit"),
     Family("DINOv2 or DINOv3", r"(layer_scale1|ls1\.gamma)", types=("dinov2", "dinov2_with_registers"), opened_by="vit"),
