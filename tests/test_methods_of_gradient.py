@@ -300,7 +300,7 @@ def test_a_qavit_has_gradients_of_a_prompt(both_halves: Any) -> None:
             close(found[name].raw[q].reshape(-1), value.detach().numpy(), 5e-5)
             assert abs(found[name].scores[q] - score.item()) < 1e-5
         close(longer.raw[q].reshape(-1), row[1:].detach().numpy(), 5e-5)
-        assert L == model.num_blocks
+        assert model.num_blocks == L
 
 
 def test_a_qavit_without_the_texts_half_says_what_it_needs(both_halves: Any) -> None:

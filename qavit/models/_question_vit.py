@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
@@ -9,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
+from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import Note, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
+from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
@@ -92,15 +94,15 @@ class QAViT(Model):
         self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
-        self.image_size, self.patch_size = vit.image_size, vit.patch_size
+        self.image_size = image_size((vit.image_size, vit.image_width), "image_size")
+        self.patch_size = vit.patch_size
         self.num_blocks, self.num_heads = vit.blocks, vit.heads
         self.hidden_size: int = vit.hidden_size
         self.instruction_dim: int = vit.instruction_dim
         self.integrated: tuple[int, ...] = vit.integrated
         self.question_blocks = self.integrated
         self.integration_point: Optional[str] = point
-        side = self.image_size // self.patch_size
-        self.grid = (side, side)
+        self.grid = (vit.image_size // vit.patch_size, vit.image_width // vit.patch_size)
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
@@ -457,16 +459,29 @@ class QAViT(Model):
         look.prompts = asked
         return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
 
-    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
+    def answer(
+        self,
+        image: ImageLike,
+        questions: Union[str, Sequence[str]],
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        return_logits: bool = False,
+    ) -> list[Generated]:
         if self.answer_names is None:
             raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        shown = self._see(image)
-        if not isinstance(question, str):
-            raise TypeError(f"question: expected a str, got {type(question).__name__}")
-        encoded = self._encode(question_list(question, "question"))
-        warn_of([*shown.notes, *encoded.notes])
-        look = AttentionLook(self, shown.pixels, encoded, np.zeros(1, np.int32), answering=True)
-        return (look.answers() or [])[0]
+        if (max_new_tokens, min_new_tokens, num_beams, return_logits) != (30, 0, 1, False):
+            raise ValueError(
+                "max_new_tokens, min_new_tokens, num_beams, return_logits: this model chooses from a list of answers and "
+                "writes none; leave them out"
+            )
+        result = self.heatmaps(image, questions)
+        found = []
+        for row, ranked in enumerate(result.answers or []):
+            text, probability = ranked[0]
+            found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
+        return found
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
@@ -477,7 +492,7 @@ class QAViT(Model):
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
         return (
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
-            f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+            f"patches of {self._vit.image_size}x{self._vit.image_width}, {kind}, {self.precision})"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..._base.small_files import read_json_object
+from ..._base.types import ImageSize
 from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_option
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
@@ -23,7 +24,7 @@ from .families import told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
 from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename
 from .question_blocks import integration_point
-from .sizes import Shapes, check, count_blocks, need, settle, take
+from .sizes import Shapes, check, count_blocks, need, settle, stated_size, take
 from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
 from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text, text_shapes
 
@@ -103,11 +104,7 @@ def open_files(given: Given) -> ModelSource:
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
     vision_config = {**vision_config, **stated, **_vision_options(options)}
-    if openai and "hidden_act" not in vision_config:
-        raise ValueError(
-            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
-            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
-        )
+    _check_told(vision_config, openai, asked, name)
     if text_config is not None:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
@@ -121,7 +118,8 @@ def open_files(given: Given) -> ModelSource:
     picture = options.get("preprocessing") or {}
     if vision_folder is None and openai:
         picture = {**(_CLIPA if vision_config.get("pooling") else {}), "margin": "even", **picture}
-    preprocessing = folder_preprocessing(vision_folder, architecture, own_size, vision_config["image_size"], picture)
+    processor = "naflex" if "max_patches" in vision_config else architecture
+    preprocessing = folder_preprocessing(vision_folder, processor, own_size, vision_config["image_size"], picture)
     source = _source(
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
@@ -132,6 +130,20 @@ def open_files(given: Given) -> ModelSource:
         check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
         source.decoder = decoder
     return source
+
+
+def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
+    """Raise where nothing tells the activation, or a size is asked for where there is none."""
+    if openai and "hidden_act" not in vision:
+        raise ValueError(
+            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
+            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
+        )
+    if "max_patches" in vision and asked.size is not None:
+        raise ValueError(
+            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
+            "patches"
+        )
 
 
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
@@ -229,10 +241,10 @@ def _joined(tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str
     return {key: tensor for key, tensor in others.items() if not key.startswith("text_model.")}, None
 
 
-def _own_size(config: Mapping[str, Any], tensors: Stored, name: str) -> int:
+def _own_size(config: Mapping[str, Any], tensors: Stored, name: str) -> ImageSize:
     """The image size that the weights were made for."""
-    size = config.get("image_size")
-    if isinstance(size, int) and not isinstance(size, bool):
+    size = stated_size(config, name)
+    if size is not None:
         return size
     patches = need(tensors, "vision_model.embeddings.position_embedding.weight", 2, name)[0] - (CLASS_EMBEDDING in tensors)
     return math.isqrt(patches) * need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, name)[-1]
@@ -264,12 +276,14 @@ def _settings(folder: Path, argument: str) -> _Settings:
     kind, text = str(whole.get("model_type", "clip")), whole.get("text_config")
     if kind in ("siglip", "siglip_vision_model"):
         vision = siglip.vision_settings(vision)
+    if kind in ("siglip2", "siglip2_vision_model"):
+        vision = siglip.naflex_settings(vision, folder)
     return _Settings(vision, _text_half(kind, text) if isinstance(text, Mapping) else None)
 
 
 def _text_half(kind: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration of the text half of a model of a type, as the core knows it."""
-    if kind in ("siglip", "siglip_text_model"):
+    if kind in ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model"):
         return siglip.text_settings(config)
     known = {"clip": "clip_text_model", "clip_text_model": "clip_text_model"}
     known.update(chinese_clip="bert", chinese_clip_text_model="bert")
@@ -282,7 +296,7 @@ def _check_type(config: Mapping[str, Any], folder: Path, argument: str) -> None:
     other = told_by_type(kind)
     vision = config.get("vision_config")
     inner = str(vision.get("model_type", "clip")) if isinstance(vision, Mapping) else kind
-    towers = ("clip", "clip_vision_model", "siglip_vision_model")
+    towers = ("clip", "clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
     if kind.startswith("blip") or told_by_type(inner) or (vision is None and kind not in towers):
         called = f" ({other or told_by_type(inner)})" if other or told_by_type(inner) else ""
         expected = "CLIP, BLIP or a converted folder" if argument == "path" else "CLIP"
@@ -323,7 +337,7 @@ def _text_folder(tensors: Stored, folder: Path, asked: Asked) -> dict[str, Any]:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None, Weights]:
     """Configurations completed from the weights, and exactly the tensors that they call for."""
     blocks = count_blocks(tensors, "vision_model.encoder.layers.")
@@ -375,5 +389,5 @@ def complete(
                 expected.update({"logit_scale": (), "logit_bias": ()})
     weights = take(tensors, expected, name, optional)
     position = "vision_model.embeddings.position_embedding.weight"
-    weights[position] = _positions(weights[position], complete)
+    weights[position] = _positions(weights[position], complete, stated_size(vision, what))
     return complete, text_config, weights
