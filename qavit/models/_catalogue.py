@@ -92,6 +92,15 @@ KNOWN = (
         'load(checkpoint="model_base_retrieval_coco.pth", tokenizer="vocab.txt")',
     ),
     Known(
+        "BLIP captioner", ("blip_caption",), "LAVIS checkpoints, Hugging Face folders",
+        "states 1.6e-6, logits 3.2e-6 of LAVIS's",
+        'load(checkpoint="model_large_caption_coco_train2014.pth", tokenizer="vocab.txt")',
+    ),
+    Known(
+        "reader (T5: UnifiedQA v2, flan-T5)", ("reader",), "Hugging Face folders of T5",
+        "logits 2.1e-5 of LAVIS's Fusion-in-Decoder", 'load(reader="unifiedqa-v2-t5-large/")',
+    ),
+    Known(
         "ALBEF", ("albef",), "pretraining, retrieval and grounding checkpoints, bare ones too",
         "maps 2.4e-5, logits 7e-6 of the public code's",
         'load(checkpoint="refcoco.pth", tokenizer="vocab.txt", config={"sep": False})',

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
+from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import Note, warn_of
@@ -91,15 +91,15 @@ class QAViT(Model):
         self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
-        self.image_size, self.patch_size = vit.image_size, vit.patch_size
+        self.image_size = image_size((vit.image_size, vit.image_width), "image_size")
+        self.patch_size = vit.patch_size
         self.num_blocks, self.num_heads = vit.blocks, vit.heads
         self.hidden_size: int = vit.hidden_size
         self.instruction_dim: int = vit.instruction_dim
         self.integrated: tuple[int, ...] = vit.integrated
         self.question_blocks = self.integrated
         self.integration_point: Optional[str] = point
-        side = self.image_size // self.patch_size
-        self.grid = (side, side)
+        self.grid = (vit.image_size // vit.patch_size, vit.image_width // vit.patch_size)
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
@@ -470,13 +470,13 @@ class QAViT(Model):
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
             return "it is a vision transformer that knows no text"
-        return "none of its blocks has instruct weights (plain CLIP)"
+        return "none of its blocks has instruct weights, and it has no text half beside its pictures'"
 
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
         return (
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
-            f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+            f"patches of {self._vit.image_size}x{self._vit.image_width}, {kind}, {self.precision})"
         )
 
 

@@ -84,7 +84,10 @@ class TextHalf:
         if not self.whole:
             return batch.ids, batch.mask, batch
         ids = np.full((len(batch.ids), self.max_tokens), self._padding(), np.int32)
-        ids[:, : batch.ids.shape[1]] = np.where(batch.mask != 0, batch.ids, ids[:, : batch.ids.shape[1]])
+        for row, (own, mask) in enumerate(zip(batch.ids, batch.mask)):
+            count = int(mask.sum())
+            first = self.max_tokens - count if self._tokenizer.pads_left else 0
+            ids[row, first : first + count] = own[:count]
         if self._strip_sep:
             ids[ids == self._tokenizer.id_of("[SEP]")] = 0
         return ids, None, batch
