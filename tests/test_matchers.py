@@ -209,6 +209,7 @@ def test_what_a_blip2_gives(blip2: BLIP2ITM) -> None:
     close(result.scores, blip2.itm(pixels[0], questions)[1], ROUNDING)
     close(result.at(2).raw, blip2.heatmaps(pixels[0], questions, block=2).raw, ROUNDING)
     samples = {"image": pixels, "text_input": questions}
+    assert np.array_equal(blip2.forward_itm(samples), blip2.forward_itm(samples, block_num=4))
     marked = {"image": pixels, "text_input": [f"?{question.strip('?')}?" for question in questions]}
     assert np.array_equal(blip2.forward_itm(samples, block_num=4), blip2.forward_itm(marked, block_num=4))
     with warnings.catch_warnings():
