@@ -237,7 +237,7 @@ def test_halves_one_by_one(siglip_1: tuple[Path, Any, Any], tmp_path: Path) -> N
     folder, reference, _ = siglip_1
     reference.vision_model.save_pretrained(tmp_path / "vision")
     alone = qavit.load(tmp_path / "vision")
-    assert (alone.kind, alone.takes_questions, alone.methods) == ("siglip", False, ("pool",))
+    assert (alone.kind, alone.takes_questions, alone.methods) == ("siglip", False, ("pool", "rollout"))
     images = pixels(1, 20)
     assert alone.heatmaps(images[0]).maps.shape == (1, 5, 5)
     both = dual(vision=tmp_path / "vision", text=folder)

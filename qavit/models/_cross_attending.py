@@ -14,7 +14,8 @@ from .._base.arguments import height_and_width, whole_number
 from .._base.types import FloatArray, Heads, Precision
 from ..checkpoints._weights import check_unchanged
 from ..text import words_with_tokens
-from ._model import Model, ModelLook
+from ._look import ModelLook
+from ._model import Model
 from ._notes import question_notes
 
 if TYPE_CHECKING:
