@@ -113,11 +113,7 @@ def open_files(given: Given) -> ModelSource:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
         text_config = {**text_config, **(options.get("text") or {})}
-    if "max_patches" in vision_config and asked.size is not None:
-        raise ValueError(
-            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
-            "patches"
-        )
+    siglip.check_size(vision_config, asked.size, name)
     with unread_named(unread, name):
         own_size = _own_size(vision_config, tensors, name)
         vision_config, text_config, weights = complete(tensors, vision_config, text_config, asked.size, name)
@@ -127,8 +123,7 @@ def open_files(given: Given) -> ModelSource:
     picture = options.get("preprocessing") or {}
     if vision_folder is None and openai:
         picture = {**(_CLIPA if vision_config.get("pooling") else {}), "margin": "even", **picture}
-    processor = "naflex" if "max_patches" in vision_config else architecture
-    preprocessing = folder_preprocessing(vision_folder, processor, own_size, vision_config["image_size"], picture)
+    preprocessing = folder_preprocessing(vision_folder, siglip.processor(vision_config, architecture), own_size, vision_config["image_size"], picture)
     source = _source(
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
