@@ -123,7 +123,8 @@ def open_files(given: Given) -> ModelSource:
     picture = options.get("preprocessing") or {}
     if vision_folder is None and openai:
         picture = {**(_CLIPA if vision_config.get("pooling") else {}), "margin": "even", **picture}
-    preprocessing = folder_preprocessing(vision_folder, siglip.processor(vision_config, architecture), own_size, vision_config["image_size"], picture)
+    kind = siglip.processor(vision_config, architecture)
+    preprocessing = folder_preprocessing(vision_folder, kind, own_size, vision_config["image_size"], picture)
     source = _source(
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
