@@ -29,7 +29,7 @@ _DEIT = {
 #: What transformers' processors take where a file says nothing; the class's name without "ImageProcessor" and what follows.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": _CLIP, "ChineseCLIP": _CLIP, "Blip": _BLIP, "ViT": _VIT, "DeiT": _DEIT, "Siglip": _SIGLIP, "Bit": _BIT,
-    "Siglip2": _VIT, "DINOv3ViT": _DINO3,
+    "DINOv3ViT": _DINO3, "Siglip2": _VIT,
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
 _OWN = {

@@ -97,10 +97,6 @@ KNOWN = (
         'load(checkpoint="model_large_caption_coco_train2014.pth", tokenizer="vocab.txt")',
     ),
     Known(
-        "reader (T5: UnifiedQA v2, flan-T5)", ("reader",), "Hugging Face folders of T5",
-        "logits 2.1e-5 of LAVIS's Fusion-in-Decoder", 'load(reader="unifiedqa-v2-t5-large/")',
-    ),
-    Known(
         "ALBEF", ("albef",), "pretraining, retrieval and grounding checkpoints, bare ones too",
         "maps 2.4e-5, logits 7e-6 of the public code's",
         'load(checkpoint="refcoco.pth", tokenizer="vocab.txt", config={"sep": False})',
@@ -110,6 +106,10 @@ KNOWN = (
         "LAVIS checkpoints with or without their vision half, Hugging Face folders",
         "maps 1.6e-5, logits 3e-6 of LAVIS's",
         'load(checkpoint="blip2_pretrained.pth", vision="eva_vit_g.pth", tokenizer="vocab.txt")',
+    ),
+    Known(
+        "T5 reader: UnifiedQA v2, flan-T5", ("reader",), "Hugging Face folders",
+        "logits 2.1e-5 of LAVIS's", 'load(reader="unifiedqa-v2-t5-large/")',
     ),
 )  # fmt: skip
 

@@ -65,13 +65,13 @@ def clip_vision_config(
     }
     if pooling != "class":
         result["pooling"] = pooling
+    if config.get("position_resize") is not None:
+        result["position_resize"] = position_resize(config, what)
     most = config.get("max_patches")
     if most is not None:
         if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MAX_PATCHES:
             raise ValueError(f"{what}: max_patches {most!r}, expected a whole number from 1 to {MAX_PATCHES}")
         result["max_patches"] = most
-    if config.get("position_resize") is not None:
-        result["position_resize"] = position_resize(config, what)
     if "visual_projection.weight" in tensors:
         result["projection_dim"] = need(tensors, "visual_projection.weight", 2, what)[0]
     return result

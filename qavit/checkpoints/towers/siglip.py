@@ -50,20 +50,6 @@ def naflex_settings(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**vision_settings(config), "max_patches": most}
 
 
-def check_size(vision: Mapping[str, Any], size: Any, name: str) -> None:
-    """Raise ValueError for an image size that is asked of NaFlex."""
-    if "max_patches" in vision and size is not None:
-        raise ValueError(
-            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
-            "patches"
-        )
-
-
-def processor(vision: Mapping[str, Any], architecture: str) -> str:
-    """By whose defaults pictures are made where no file says it."""
-    return "naflex" if "max_patches" in vision else architecture
-
-
 def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A text configuration of Hugging Face's, as that of a CLIP text half with what it leaves out."""
     return {**_DEFAULTS, **config, "model_type": "clip_text_model", "causal": False, "pooling": "last"}
