@@ -20,7 +20,7 @@ from .._weights import Stored, Weights, shape_of
 from ..formats.reading import Content
 from . import siglip
 from .clip import _positions, _vision_options, clip_vision_config, clip_vision_shapes, full_names
-from .families import told_by_names, told_by_type
+from .families import refused_by_names, told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
 from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename
 from .question_blocks import integration_point
@@ -180,6 +180,8 @@ def _has_text(tensors: Stored) -> bool:
 def _read(content: Content, asked: Asked, name: str) -> _Content:
     """A file's or a folder's tensors by the core's names, a vision tower in any layout, and what the layout tells."""
     stored = without_wrappers(content.tensors, name)
+    if what := refused_by_names(stored):
+        raise ValueError(f"{name}: it holds {what}, which is not read")
     openai = is_openai(stored)
     told = openai_options(stored) if openai else ({}, {})
     for layout in _LAYOUTS:
