@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.evaluate import held_out_scenes, pointing, run_cases
 
 import qavit
-from qavit.metrics import PointingGame, sanity_checks
+from qavit.metrics import sanity_checks
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 SCENE = Path(qavit.__file__).parent / "demo_model" / "scene.png"
