@@ -32,6 +32,7 @@ from .models._outputs import BlockAttentions as BlockAttentions
 from .models._outputs import EncodedQuestions as EncodedQuestions
 from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
+from .models._reader import Reader as Reader
 
 __all__ = [
     "ALBEF",
@@ -58,6 +59,7 @@ __all__ = [
     "QavitWarning",
     "QuestionBlindWarning",
     "QuestionCutWarning",
+    "Reader",
     "UnknownWordsWarning",
     "VisionOutput",
     "__version__",

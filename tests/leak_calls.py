@@ -281,6 +281,29 @@ def encoder_once(kind: str) -> Any:
     return encoder(kind)
 
 
+@cache
+def text_reader() -> qavit.Reader:
+    loaded = qavit.load(reader=GOLDEN / "unifiedqa_fid")
+    assert isinstance(loaded, qavit.Reader)
+    return loaded
+
+
+def use_decoder(tokens: int) -> None:
+    """Several rows over two memories, reordered, more of them than before."""
+    decoder = text_reader()._decoder
+    states = floats(40, decoder.cross_width)
+    memories = [decoder.read(states, [30, 10]), decoder.read(states[:30], tokens=tokens)]
+    picked = None if tokens else np.zeros((2, 4), np.int32)
+    cache = decoder.begin(memories, 2, 6, np.array([0, 2], np.int32), picked)
+    decoder.step(cache, np.ones((2, 2), np.int64), True)
+    decoder.reorder(cache, np.array([1, 0, 1], np.int32))
+    decoder.attend(cache, np.ones((3, 2), np.int64), [2, 1, 2])
+    refused(lambda: decoder.step(cache, np.full((3, 1), 999)))()
+    refused(lambda: decoder.reorder(cache, np.array([3], np.int32)))()
+    refused(lambda: decoder.begin(memories, 0, 6))()
+    refused(lambda: decoder.read(states * np.nan))()
+
+
 def broken_weights() -> Any:
     source = open_model(folder())
     tensors = {name: weight for name, weight in source.weights.items() if "fc2" not in name}
@@ -353,6 +376,11 @@ def reader() -> qavit.data.MapReader:
 
 def row_of_output() -> qavit.data.MapRow:
     return qavit.data.MapRow("0", "a.png", "what", 2, (2, 2), unit(2, 2), None, None, 0.1)
+
+
+def use_evaluation() -> None:
+    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True, events=True)
+    str(found), found.to_dict(), found.to_csv()
 
 
 def output_folder() -> None:
@@ -745,6 +773,14 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "BLIP-2": (lambda: use_matcher("blip2_itm"), 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
     "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
+    "Decoder": (lambda: use_decoder(0), 1),
+    "Decoder, absorbed": (lambda: use_decoder(1), 1),
+    "reader": (lambda: qavit.load(reader=GOLDEN / "unifiedqa_fid"), 4),
+    "Reader.answer": (lambda: text_reader().answer("where is it?", ["a street", "two dogs"], 6, return_logits=True), 1),
+    "Reader.answer, beams": (lambda: text_reader().answer("where is it?", ["a street", "two dogs"], 6, 4, 3), 1),
+    "Reader.logits": (lambda: text_reader().logits(["a street", "two dogs"], [0, 5, 9]), 1),
+    "Reader.attention": (lambda: text_reader().attention("what?", ["a street", "two dogs"], [5, 9]), 1),
+    "Reader, refused": (refused(lambda: text_reader().answer("what?", [])), 1),
     # PnP-VQA and LAVIS
     "PNPVQA": (use_pnp_vqa, 1),
     "PNPVQA, refused": (refused(lambda: pnp_vqa().forward_qa({"text_input": "a", "captions": [[]]})), 1),
@@ -899,6 +935,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
+    "evaluate": (use_evaluation, 2),
     "attention_inside": (lambda: metrics_pointing.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
     "Progress": (lambda: run_quietly(use_progress), 1),
     "write_whole": (use_files, 1),

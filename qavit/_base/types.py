@@ -29,6 +29,7 @@ Kind = Literal[
 ]  # fmt: skip
 MethodName = Literal[
     "class", "question", "gradcam", "cross_attention", "pool", "registers",
+    "rollout", "gradcam_attention", "gae", "grad_eclip", "legrad",
     "maskclip", "sclip", "clearclip", "naclip", "surgery", "gem",
 ]  # fmt: skip
 

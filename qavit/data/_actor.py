@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union, cast
 
 import numpy as np
 
-from .._base.arguments import is_pixel_values, one_line
+from .._base.arguments import height_and_width, is_pixel_values, one_line
 from .._base.files import PathLike
 from .._base.pictures import MAX_PIXELS, load_image
 from .._base.types import Fit, FloatArray, Heads
@@ -163,8 +163,8 @@ class HeatmapActor:
         self.at_once = model._questions_at_once(self._request)
         if self.takes_questions:
             # What is wrong with block, method or heads is wrong for every row: it shows here, once.
-            side = model.image_size
-            look = model._result(model._see(np.zeros((side, side, 3), np.uint8), self._fit), "a", self._request)
+            blank = np.zeros((*height_and_width(model.image_size), 3), np.uint8)
+            look = model._result(model._see(blank, self._fit), "a", self._request)
             warn_of(note for note in look.notes if note.kind == "question_blind")
 
     def _check_answering(self) -> None:
@@ -253,7 +253,7 @@ class HeatmapActor:
     def _problem(self, question: str) -> Optional[str]:
         """Why a question cannot be asked; a good one is now in the model's cache of encoded questions."""
         if not self.takes_questions:
-            return None if not question else "question: this model takes none (plain CLIP)"
+            return None if not question else f"question: this model takes none: {self.model._why_no_questions()}"
         if not question.strip():
             return "question: it is empty"
         try:

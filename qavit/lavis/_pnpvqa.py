@@ -131,7 +131,7 @@ class PNPVQAWithQAViT(Pipeline):
         if not self.qavit.integrated:
             raise ValueError(
                 "model: plain CLIP, no block of it attends to a question; "
-                "its maps come from qavit.load(...).heatmaps(image, questions=None)"
+                "its maps come from qavit.load(...).heatmaps(image, ...)"
             )
         _check_agrees("integration_point", integration_point, self.qavit.integration_point)
         _check_agrees("instruction_dim", instruction_dim, self.qavit.instruction_dim)

@@ -11,6 +11,7 @@ from ._outputs import BlockAttentions as BlockAttentions
 from ._outputs import EncodedQuestions as EncodedQuestions
 from ._outputs import VisionOutput as VisionOutput
 from ._question_vit import QAViT as QAViT
+from ._reader import Reader as Reader
 
 __all__ = [
     "ALBEF",
@@ -22,6 +23,7 @@ __all__ = [
     "EncodedQuestions",
     "Model",
     "QAViT",
+    "Reader",
     "VisionOutput",
     "extract_attention",
     "forward_itm",

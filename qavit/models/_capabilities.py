@@ -27,9 +27,9 @@ class Capabilities:
 
     #: For what not every kind has, by the method's name: the kinds that have it.
     HAVE: ClassVar[dict[str, str]] = {
-        "forward_itm": "a QA-ViT and a matcher (BLIP, BLIP-2, ALBEF) have it",
-        "extract_attention": "a QA-ViT and plain CLIP have it",
-        "vision": "a QA-ViT and plain CLIP have it",
+        "forward_itm": "a QA-ViT, a dual encoder and a matcher (BLIP, BLIP-2, ALBEF) have it",
+        "extract_attention": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
+        "vision": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
         "encode_questions": "a QA-ViT has it",
         "answer": "a QA-ViT with a list of answers has it, as the bundled model",
         "itm": "a matcher (BLIP, BLIP-2, ALBEF) has it",
@@ -87,7 +87,7 @@ class Capabilities:
         image : picture, or array-like [B, 3, S, S]
             One picture for all questions, or one a question.
         questions : str or list of str, optional
-            None for plain CLIP only.
+            None for a model, or a method, that takes none.
         blocks : iterable of int, optional
             Which blocks, in the order wanted. None: four, evenly spread over those that have a map that knows the question.
         heads : {"mean", "max"}, int or None

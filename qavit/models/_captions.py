@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .. import _core
 from .._base.types import FloatArray, Heads
-from ._model import ModelLook
+from ._look import ModelLook
 
 if TYPE_CHECKING:
     from .._base.warnings import Note
