@@ -170,6 +170,13 @@ def test_an_actor_maps_by_a_configurations_matcher(tmp_path: Path, pnp_vqa: Path
     batch = {"image": [str(picture)], "question": [ASKED[0]]}
     expected = qavit.load("demo").heatmaps(picture, ASKED[0], fit="stretch").maps
     np.testing.assert_array_equal(alone(batch)["map"], expected.reshape(1, -1))
+    assert "answer" not in alone(batch)
+    options = {"num_captions": 3, "num_patches": 2}
+    answering = HeatmapActor(pnp_vqa, answers=True, answering=options)
+    columns = answering({"image": [str(picture), "absent.png"], "question": [ASKED[0]] * 2})
+    found = answers_open.open_answering(pnp_vqa).explain(picture, ASKED[0], **options)
+    assert columns["answer"].tolist() == [found.answer.text, ""]
+    np.testing.assert_allclose(columns["answer_score"], [np.exp(found.answer.score), np.nan], rtol=1e-6)
     for options in ({"method": "question"}, {"block": [8, 9]}, {"fit": "pad"}, {"heads": 0}):
         with pytest.raises(ValueError, match="PnP-VQA draws patches by its matcher's map of one block"):
             HeatmapActor(pnp_vqa, answers=True, **options)

@@ -331,7 +331,8 @@ class HeatmapActor:
         dict of columns
             Those of `batch`, then `block` int32 [B], `grid` int32 [B, 2], `map` [B, P] of `dtype`, `scale` float32 [B] (the
             maps are ``map * scale``; see `qavit.data.scale_maps`), `score` float32 [B], `error` (str, "" when well) and
-            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`.
+            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`. With `answers`, also `answer` (str, ""
+            where there is none) and `answer_score` float32 [B].
 
         Raises
         ------
@@ -367,8 +368,15 @@ class HeatmapActor:
         errors = np.empty(len(rows), object)
         # Text throughout: from a first batch of nulls, the datasets library concludes that all are.
         errors[:] = [row.error or "" for row in rows]
+        answered: dict[str, Any] = {}
+        if self._answers:
+            texts = np.empty(len(rows), object)
+            texts[:] = [row.answer or "" for row in rows]
+            sure = [np.nan if row.answer_score is None else row.answer_score for row in rows]
+            answered = {"answer": texts, "answer_score": np.array(sure, np.float32)}
         return {
             **batch,
+            **answered,
             "block": np.tile(np.array(self.block, np.int32), (len(rows),) + (1,) * isinstance(self.block, tuple)),
             "grid": np.tile(np.array(self.grid, np.int32), (len(rows), 1)),
             "map": maps,
