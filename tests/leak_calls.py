@@ -181,6 +181,16 @@ def load_blip() -> Any:
     return qavit.load(checkpoint=blip_checkpoint(), tokenizer=small_vocabulary(), image_size=32, config=blip_settings())
 
 
+def resized() -> None:
+    """A tower of another size, which lives longer than what it came from."""
+    vit = qavit.load(folder())._vit
+    patch = vit.patch_size
+    other = vit.resized(patch, 2 * patch, np.zeros((2, vit.hidden_size), np.float32))
+    del vit
+    other.forward(np.zeros((1, 3, patch, 2 * patch), np.float32), hidden=(0,))
+    refused(lambda: other.resized(patch, patch))()
+
+
 @cache
 def matcher(name: str) -> Any:
     """ALBEF or BLIP-2."""
@@ -763,6 +773,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "load CLIP": (lambda: qavit.load(vision=LATE / "clip"), 1),
     "load BLIP": (load_blip, 1),
     "load a checkpoint": (lambda: qavit.load(**late()), 1),
+    "Vit.resized": (resized, 1),
     "Vit, refused": (refused(broken_weights), 1),
     "moves": (lambda: (small().to("cpu").cpu(), blip().to("cpu").cpu(), repr(small()), repr(blip())), 1),
     "cuda, refused": (lambda: [refused(model.cuda)() for model in (small(), blip(), pnpvqa())], 1),
