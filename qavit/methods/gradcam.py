@@ -26,6 +26,10 @@ class GradCAM(Method):
         """The blocks whose maps can know the question."""
         return model.usable_blocks
 
+    def options(self, model: Readable) -> frozenset[str]:
+        """What it may be told: of which answer it is, where the model answers."""
+        return frozenset({"answer"} & model.reads)
+
     def by_block(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """One map a question and block, as it was read."""
         values = look.gradcam(blocks)

@@ -287,6 +287,7 @@ class Model(Capabilities, ABC):
         score: Score = "cosine",
         corrected: bool = True,
         empty: Union[str, FloatArray, None] = None,
+        answer: Union[str, Sequence[str], None] = None,
     ) -> HeatmapResult:
         """Where the model looks for each question.
 
@@ -315,6 +316,8 @@ class Model(Capabilities, ABC):
             SigLIP's "legrad": whether patches that stand out for the empty text, too, are taken out.
         empty : str or float32 [1, E], optional
             What counts as the empty text, for methods that compare with it.
+        answer : str or list of str, optional
+            Of BLIP-VQA: the answer whose map it is, or one a question; None: the one that the model writes.
 
         Returns
         -------
@@ -326,7 +329,7 @@ class Model(Capabilities, ABC):
         QavitWarning
             By a class of its own for each thing that a reader ought to know; they are the result's `notes`, too.
         """
-        request = self._request(method, block, heads, Options(score, corrected, empty))
+        request = self._request(method, block, heads, Options(score, corrected, empty, answer))
         result = self._result(self._see(image, fit), questions, request)
         warn_of(result.notes)
         return result
@@ -343,6 +346,7 @@ class Model(Capabilities, ABC):
         score: Score = "cosine",
         corrected: bool = True,
         empty: Union[str, FloatArray, None] = None,
+        answer: Union[str, Sequence[str], None] = None,
     ) -> Iterator[HeatmapResult]:
         """:meth:`heatmaps` of many pictures, one result after another.
 
@@ -353,7 +357,7 @@ class Model(Capabilities, ABC):
             ahead of the one that is computed, and no result is kept.
         questions : str or list of str, optional
             Those of every picture; None where pairs bring their own, or where the model takes none.
-        method, block, heads, fit, score, corrected, empty
+        method, block, heads, fit, score, corrected, empty, answer
             As for :meth:`heatmaps`.
 
         Yields
@@ -366,7 +370,7 @@ class Model(Capabilities, ABC):
             A picture cannot be read, or its questions cannot be asked: the message begins with its number, as
             ``pictures[3]``.
         """
-        request = self._request(method, block, heads, Options(score, corrected, empty))
+        request = self._request(method, block, heads, Options(score, corrected, empty, answer))
         return stream(
             pictures, questions, lambda image: self._see(image, fit), lambda seen, own: self._result(seen, own, request)
         )
@@ -427,8 +431,10 @@ class Model(Capabilities, ABC):
             shown.notes.extend(bundled_notes(known[0], fitted))
         return shown
 
-    def _result(self, shown: Shown, questions: Questions, request: Request) -> HeatmapResult:
-        """The maps of one picture, with all that belongs to them."""
+    def _result(
+        self, shown: Shown, questions: Questions, request: Request, look: Optional[ModelLook] = None
+    ) -> HeatmapResult:
+        """The maps of one picture, with all that belongs to them; read of `look`, where the caller has one."""
         from .._result import HeatmapResult
 
         method, blocks, heads, options = request
@@ -438,7 +444,7 @@ class Model(Capabilities, ABC):
         if asked is not None and not self.takes_questions:
             raise ValueError(f"questions: this model takes no questions: {self._why_no_questions()}")
         shape = (-1, *self.grid)
-        look = self._look(shown.pixels, given)
+        look = look if look is not None else self._look(shown.pixels, given)
         look.options = options
         raw = self._finite_map(method.read(look, blocks, heads)).reshape(shape)
         usable = tuple(block for block in range(self.num_blocks) if self._has_map(method, block))

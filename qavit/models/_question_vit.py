@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
@@ -20,11 +20,13 @@ from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
 from ._answer_head import AnswerHead
+from ._answering import Lengths, answer_list, ranked_answers
 from ._capabilities import Questions
 from ._devices import Placement
 from ._model import Model, ModelLook, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+from ._visual_t5 import VisualT5
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -44,12 +46,14 @@ class Encoded(NamedTuple):
     mask: npt.NDArray[np.uint8]
     words: list[tuple[list[str], list[int]]]
     notes: list[Note]
+    ids: list[npt.NDArray[np.int64]]
 
 
 class _Entry(NamedTuple):
     """One encoded question, as it is remembered."""
 
     states: FloatArray
+    ids: npt.NDArray[np.int64]
     words: list[str]
     word_of: list[int]
     known: bool
@@ -139,6 +143,8 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
+        answers = bool(source.decoder) and getattr(text, "picture_width", 0) == vit.hidden_size
+        self._language = VisualT5(source, text, placement) if answers else None
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -224,7 +230,8 @@ class QAViT(Model):
             every = clean_question(question, len(question) + 1).split()
             cut.append(every[len(clean.split()) - len(entry.cut) :])
         notes = question_notes(questions, [entry.unknown for entry in found], cut, [entry.known for entry in found])
-        return Encoded(states, mask, [(entry.words, entry.word_of) for entry in found], notes)
+        words = [(entry.words, entry.word_of) for entry in found]
+        return Encoded(states, mask, words, notes, [entry.ids for entry in found])
 
     def _encode_new(self, questions: list[str]) -> dict[str, _Entry]:
         """Cleaned questions, encoded and remembered."""
@@ -250,7 +257,8 @@ class QAViT(Model):
                 raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
             for row, own in zip(rows, states):
                 words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
-                entry = _Entry(own.copy(), words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
+                ids = batch.ids[row, :length].astype(np.int64)
+                entry = _Entry(own.copy(), ids, words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
                 entry.states.setflags(write=False)
                 self._cache.put(questions[row], entry)
                 new[questions[row]] = entry
@@ -452,20 +460,34 @@ class QAViT(Model):
         min_new_tokens: int = 0,
         num_beams: int = 1,
         return_logits: bool = False,
+        answers: Optional[Sequence[str]] = None,
     ) -> list[Generated]:
+        lengths, chosen = Lengths(max_new_tokens, min_new_tokens, num_beams), answer_list(answers)
+        lengths.check(return_logits, chosen)
         if self.answer_names is None:
-            raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        if (max_new_tokens, min_new_tokens, num_beams, return_logits) != (30, 0, 1, False):
-            raise ValueError(
-                "max_new_tokens, min_new_tokens, num_beams, return_logits: this model chooses from a list of answers and "
-                "writes none; leave them out"
-            )
-        result = self.heatmaps(image, questions)
-        found = []
-        for row, ranked in enumerate(result.answers or []):
-            text, probability = ranked[0]
-            found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
-        return found
+            return self._answer_by_language(image, questions, lengths, return_logits, chosen)
+        if lengths != Lengths() or return_logits or chosen is not None:
+            named = "max_new_tokens, min_new_tokens, num_beams, return_logits, answers"
+            raise ValueError(f"{named}: this model chooses from a list of its own and writes none; leave them out")
+        return ranked_answers(self.heatmaps(image, questions))
+
+    def _answer_by_language(
+        self, image: ImageLike, questions: Any, lengths: Lengths, keep_logits: bool, answers: Optional[list[str]]
+    ) -> list[Generated]:
+        """Answers of the checkpoint's own language model, with the maps of the same pass through the tower."""
+        language = self._language
+        if language is None:
+            lacking = "translation_mlp, decoder and lm_head of a QA-ViT checkpoint"
+            raise ValueError(f"{self.name}: this model does not answer: it lists no answers, and its weights lack {lacking}")
+        asked = question_list(questions)
+        shown = self._see(image)
+        look = self._look(shown.pixels, asked)
+        look.keep_last()
+        result = self._result(shown, asked, self._request(None, None, "mean"), look)
+        warn_of(result.notes)
+        pictures, ids = look.take_last()
+        found = language.answer(self._tokenizer, pictures, ids, lengths, keep_logits, answers)
+        return [dataclasses.replace(one, result=result[row]) for row, one in enumerate(found)]
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
@@ -494,6 +516,8 @@ class AttentionLook(ModelLook):
         self._model, self._pixels, self._encoded, self._pair_image = model, pixels, encoded, pair_image
         self._answering = answering
         self._pooled: Optional[FloatArray] = None
+        self._keeps_last = False
+        self._last: Optional[FloatArray] = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -526,12 +550,25 @@ class AttentionLook(ModelLook):
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
-        outputs = ("pooled",) if self._answering and self._pooled is None else ()
+        wanted = {"pooled": self._answering and self._pooled is None, "last": self._keeps_last and self._last is None}
+        outputs = tuple(name for name, is_wanted in wanted.items() if is_wanted)
         result = self._model._run(self._pixels, states, mask, taps, outputs=outputs, pair_image=self._pair_image)
-        if outputs:
-            self._pooled = result["pooled"]
+        self._pooled, self._last = result.get("pooled", self._pooled), result.get("last", self._last)
         attentions: dict[int, FloatArray] = result["attentions"]
         return attentions
+
+    def keep_last(self) -> None:
+        """From the pass that the map is read of, keep what leaves the last block, for `take_last`."""
+        self._keeps_last = True
+
+    def take_last(self) -> tuple[FloatArray, list[npt.NDArray[np.int64]]]:
+        """What leaves the last block, [Q, T, D], which is let go of, and each question's tokens."""
+        if self._last is None:
+            self._run([])
+        last, self._last, self._keeps_last = self._last, None, False
+        assert last is not None
+        assert self._encoded is not None
+        return last, self._encoded.ids
 
     def answers(self) -> Optional[list[list[tuple[str, float]]]]:
         if not self._answering:
