@@ -30,7 +30,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
         sum += picture.pixels[i];
     }
     float pixels[3 * MODEL_EDGE * MODEL_EDGE];
-    qv_preprocessing how = {.size = MODEL_EDGE, .rule = (qv_resize_rule)(sum % QV_RESIZE_RULE_COUNT),
+    qv_preprocessing how = {.height = MODEL_EDGE, .width = MODEL_EDGE, .rule = (qv_resize_rule)(sum % QV_RESIZE_RULE_COUNT),
                             .edges = {MODEL_EDGE + sum % 3, MODEL_EDGE}, .filter = (qv_filter)(sum % QV_FILTER_COUNT),
                             .rescale = 1.0 / 255.0, .std = {1.0f, 1.0f, 1.0f}};
     const qv_picture_view view = {.pixels = picture.pixels, .H = H, .W = W};

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._base.arguments import height_and_width
 from ._base.pictures import MAX_FILE_BYTES as MAX_FILE_BYTES
 from ._base.pictures import MAX_PIXELS as MAX_PIXELS
 from ._base.pictures import Picture as Picture
 from ._base.pictures import load_image as load_image
 from ._base.tensors import to_numpy
+from ._base.types import ImageSize
 
 CorePreprocessing = tuple[
     int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]
@@ -26,8 +28,10 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-RESIZES = ("none", "exact", "shortest_edge", "longest_edge")
+RESIZES = ("none", "exact", "shortest_edge", "longest_edge", "cover", "inside")
 """How a picture is resized, in the core's order."""
+ANY_RATIO = {"shortest_edge": "cover", "longest_edge": "inside"}
+"""What does the same for a model's input that is not square."""
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The filters of a resize, in Pillow's order."""
 MARGINS = ("down", "even")
@@ -40,18 +44,20 @@ class Preprocessing:
 
     Parameters
     ----------
-    size : int
-        S, the edge of the model's square input in pixels.
-    resize : {"shortest_edge", "exact", "longest_edge", "none"}
+    size : int or (int, int)
+        S, the edge of the model's square input in pixels, or (height, width).
+    resize : {"shortest_edge", "exact", "longest_edge", "cover", "inside", "none"}
         What becomes of the picture's edges: the shorter one gets a length and the ratio is kept (CLIP), both get theirs
-        (BLIP, SigLIP), the longer one does, or they stay.
+        (BLIP, SigLIP), the longer one does, or they stay. "cover" and "inside" are "shortest_edge" and "longest_edge" for an
+        input that is not square: the ratio is kept, and the edges are at least, or at most, the input's.
     crop : bool
-        Whether the middle S x S are taken of what is resized, with black around it where it is smaller. Only with "exact"
-        it can be left out, as the others leave pictures that are not square.
+        Whether the middle of what is resized is taken, as large as the input, with black around it where it is smaller. Only
+        with "exact" it can be left out, as the others leave pictures of another ratio.
     mean, std : tuple of three floats
         Of red, green and blue: pixel values are (byte * rescale - mean) / std. One number stands for all three.
     resize_to : int or (int, int), optional
-        The length; for "exact" (height, width), for "shortest_edge" also (shorter, at most for the longer). None: S.
+        The length; for "exact", "cover" and "inside" (height, width), for "shortest_edge" also (shorter, at most for the
+        longer). None: as large as the input.
     filter : {"bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"}
         Of the resize, as Pillow's.
     rescale : float
@@ -60,7 +66,7 @@ class Preprocessing:
         How half of an odd number of pixels that stick out is rounded: down (transformers), or to even (torchvision).
     """
 
-    size: int
+    size: ImageSize
     resize: str = "shortest_edge"
     crop: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -71,7 +77,7 @@ class Preprocessing:
     margin: str = "down"
 
     def __post_init__(self) -> None:
-        _edge(self.size, "size")
+        object.__setattr__(self, "size", _checked_size(self.size))
         for name, known in (("resize", RESIZES), ("filter", FILTERS), ("margin", MARGINS)):
             if getattr(self, name) not in known:
                 expected = ", ".join(map(repr, known))
@@ -82,11 +88,17 @@ class Preprocessing:
             object.__setattr__(self, "resize_to", self._checked_length(self.resize_to))
         if not self.crop:
             if self.resize != "exact":
-                raise ValueError(f"preprocessing: resize {self.resize!r} without crop leaves pictures that are not square")
-            if self.resize_to not in (None, (self.size, self.size)):
+                raise ValueError(f"preprocessing: resize {self.resize!r} without crop leaves pictures of any ratio")
+            if self.resize_to not in (None, self.edges):
+                height, width = self.edges
                 raise ValueError(
-                    f"preprocessing: resize_to is {self.resize_to!r} without crop, the model takes {self.size} x {self.size}"
+                    f"preprocessing: resize_to is {self.resize_to!r} without crop, the model takes {height} x {width}"
                 )
+        if self.resize in ANY_RATIO and self.resize_to is None and isinstance(self.size, tuple):
+            raise ValueError(
+                f"preprocessing: resize {self.resize!r} to {self.size} leaves the length open; give resize_to, or "
+                f"resize {ANY_RATIO[self.resize]!r}"
+            )
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(getattr(self, name), name))
         scale = self.rescale
@@ -96,10 +108,30 @@ class Preprocessing:
     def _checked_length(self, value: Any) -> int | tuple[int, int]:
         pair = isinstance(value, (list, tuple))
         lengths = tuple(_edge(one, "resize_to") for one in (value if pair else [value]))
-        wanted = {"none": (), "exact": (2,), "shortest_edge": (1, 2), "longest_edge": (1,)}[self.resize]
+        wanted = {"none": (), "shortest_edge": (1, 2), "longest_edge": (1,)}.get(self.resize, (2,))
         if len(lengths) not in wanted:
             raise ValueError(f"preprocessing: resize_to is {value!r}, which does not go with resize {self.resize!r}")
         return (lengths[0], lengths[1]) if len(lengths) == 2 else lengths[0]
+
+    @property
+    def edges(self) -> tuple[int, int]:
+        """Height and width of the model's input in pixels."""
+        return height_and_width(self.size)
+
+    def resized(self, size: ImageSize) -> Preprocessing:
+        """The same for a model whose input is of another size: lengths keep their ratio to it."""
+        (height, width), resize, lengths = height_and_width(size), self.resize, self.resize_to
+        down, across = height / self.edges[0], width / self.edges[1]
+        if height != width and resize in ANY_RATIO:
+            resize = ANY_RATIO[resize]
+            shorter = lengths[0] if isinstance(lengths, tuple) else lengths
+            lengths = None if shorter is None else (shorter, shorter)
+        if isinstance(lengths, tuple):
+            second = down if resize == "shortest_edge" else across
+            lengths = max(1, round(lengths[0] * down)), max(1, round(lengths[1] * second))
+        elif lengths is not None:
+            lengths = max(1, round(lengths * down))
+        return replace(self, size=size, resize=resize, resize_to=lengths)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -117,19 +149,22 @@ class Preprocessing:
         Parameters
         ----------
         fit : {"crop", "stretch", "pad"}
-            The middle square; all of it, its ratio lost; all of it with black around it.
+            Its middle; all of it, its ratio lost; all of it with black around it.
         """
-        if fit == "crop":
-            return replace(self, resize="shortest_edge", crop=True, resize_to=None)
+        ways = {"crop": "shortest_edge", "pad": "longest_edge"}
+        if isinstance(self.size, tuple):
+            ways = {name: ANY_RATIO[way] for name, way in ways.items()}
         if fit == "stretch":
             return replace(self, resize="exact", crop=False, resize_to=None)
-        if fit == "pad":
-            return replace(self, resize="longest_edge", crop=True, resize_to=None)
+        if fit in ways:
+            return replace(self, resize=ways[fit], crop=True, resize_to=None)
         raise ValueError(f"fit: expected 'crop', 'stretch' or 'pad', got {fit!r}")
 
     def core_arguments(self) -> CorePreprocessing:
         """As the core takes it, the size apart: (rule, edges, filter, even margins, rescale, mean, std)."""
-        first, second = (self.size, self.size if self.resize == "exact" else 0)
+        first, second = self.edges
+        if self.resize == "shortest_edge":
+            second = 0
         if isinstance(self.resize_to, tuple):
             first, second = self.resize_to
         elif self.resize_to is not None:
@@ -144,7 +179,6 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, strings and lists, for config.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["size"] = int(self.size)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -211,7 +245,7 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArr
     Returns
     -------
     pixel_values : ndarray
-        float32 [3, S, S].
+        float32 [3, height, width], of the model's input.
     region : Region
         The part of the picture that they show.
     """
@@ -221,19 +255,19 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArr
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], as load_image gives it, got {type(picture).__name__}")
     if picture.dtype != np.uint8:
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], got {picture.dtype} of shape {list(picture.shape)}")
-    pixels = _core.preprocess_image(picture, int(preprocessing.size), preprocessing.core_arguments())
+    pixels = _core.preprocess_image(picture, preprocessing.edges, preprocessing.core_arguments())
     return pixels, seen_region(picture, preprocessing)
 
 
 def seen_region(picture: Picture, preprocessing: Preprocessing) -> Region:
     """The part of a picture uint8 [H, W, 3] that its pixel values show; more than all of it where they are padded."""
-    size = int(preprocessing.size)
     height, width = picture.shape[:2]
-    place = _core.place_picture(height, width, size, preprocessing.core_arguments())
+    rows, columns = preprocessing.edges
+    place = _core.place_picture(height, width, preprocessing.edges, preprocessing.core_arguments())
     new_height, new_width, top, left = place
     return Region(
         left * width / new_width, top * height / new_height,
-        (left + size) * width / new_width, (top + size) * height / new_height,
+        (left + columns) * width / new_width, (top + rows) * height / new_height,
     )  # fmt: skip
 
 
@@ -257,14 +291,14 @@ class DevicePicture:
 
 
 Seen = Union[FloatArray, DevicePicture]
-"""What a model's core takes of one picture or a batch: pixel values [B, 3, S, S], or a picture to make them of."""
+"""What a model's core takes of one picture or a batch: pixel values [B, 3, height, width], or a picture to make them of."""
 
 
 def prepare(image: Any, preprocessing: Preprocessing, device: str) -> tuple[Picture, Seen, Region]:
     """A picture, what a model on `device` takes of it (a batch of one), and which part of it that is.
 
-    On the CPU that is pixel values float32 [1, 3, S, S], made here once for all passes. A GPU is given the picture and makes
-    them itself, with the same bits. `image` is what `load_image` takes, or a `DevicePicture`.
+    On the CPU that is pixel values float32 [1, 3, height, width], made here once for all passes. A GPU is given the picture
+    and makes them itself, with the same bits. `image` is what `load_image` takes, or a `DevicePicture`.
     """
     if isinstance(image, DevicePicture):
         return image.picture, image, seen_region(image.picture, preprocessing)
@@ -335,6 +369,14 @@ def levels_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> npt.NDA
 def picture_of(pixel_values: FloatArray, preprocessing: Preprocessing) -> Picture:
     """The picture uint8 [H, W, 3] that normalised pixel values float32 [3, H, W] show."""
     return np.ascontiguousarray(levels_of(pixel_values, preprocessing).transpose(1, 2, 0))
+
+
+def _checked_size(value: Any) -> ImageSize:
+    pair = isinstance(value, (list, tuple))
+    edges = tuple(_edge(one, "size") for one in (value if pair else [value]))
+    if len(edges) > 2 or not edges:
+        raise ValueError(f"preprocessing: size is {value!r}, expected a side or (height, width)")
+    return edges[0] if edges[0] == edges[-1] else (edges[0], edges[-1])
 
 
 def _edge(value: Any, name: str) -> int:

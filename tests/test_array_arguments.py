@@ -107,7 +107,7 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "load_image": (picture, images.load_image),
     "heatmaps of a picture": (picture, lambda a: small().heatmaps(a, QUESTIONS).maps),
     "heatmaps of pixel values": (lambda: floats(3, SIDE, SIDE), lambda a: small().heatmaps(a, QUESTIONS).maps),
-    "preprocess_image": (picture, lambda a: _core.preprocess_image(a, 8, Preprocessing(8).core_arguments())),
+    "preprocess_image": (picture, lambda a: _core.preprocess_image(a, (8, 8), Preprocessing(8).core_arguments())),
     "resize_image": (picture, lambda a: _core.resize_image(a, 5, 7)),
     "process_logits, logits": (lambda: floats(2, 30), lambda a: np.exp(process_logits(a, ids(), top_k=9))),
     "process_logits, ids": (ids, lambda a: process_logits(floats(2, 30), a, repetition_penalty=1.2)),

@@ -609,7 +609,7 @@ def test_preprocessing_is_the_folders(tmp_path):
     larger = read(size={"shortest_edge": 90}, resample=2, rescale_factor=1 / 127.5)
     assert (larger["resize_to"], larger["filter"], larger["rescale"]) == (90, "bilinear", 1 / 127.5)
     for changes, message in (
-        ({"do_center_crop": False}, "'shortest_edge' without crop leaves pictures that are not square"),
+        ({"do_center_crop": False}, "'shortest_edge' without crop leaves pictures of any ratio"),
         ({"crop_size": {"height": 70, "width": 60}}, "crop_size is 70 x 60, the model takes 70 x 70 pixels"),
         ({"resample": 6}, "resample is 6, expected 0 to 5"),
         ({"rescale_offset": 0.5}, "rescale_offset 0.5 is not known, so it cannot be obeyed"),

@@ -66,6 +66,7 @@ def arguments(size: int, **how: Any) -> Any:
         {}, {"resize": "exact", "crop": False}, {"resize": "longest_edge", "filter": "lanczos"},
         {"resize": "none", "rescale": 1.0}, {"resize_to": 55, "filter": "nearest", "margin": "even"},
         {"resize_to": (2, 20), "filter": "bilinear"}, {"resize": "exact", "resize_to": (60, 20), "filter": "box"},
+        {"resize": "cover", "resize_to": (30, 9)}, {"resize": "inside", "resize_to": (30, 9)},
     ],
     ids=lambda how: " ".join(map(str, how.values())) or "shortest edge",
 )  # fmt: skip
@@ -78,7 +79,7 @@ def test_the_same_bits_for_every_size(device: Any, size: int, how: Any) -> None:
     how = arguments(size, **how)
     pictures = [noise(*one) for one in sizes]
     vit = embedder(size, device)
-    expected = embedded(vit, np.stack([_core.preprocess_image(picture, size, how) for picture in pictures]))
+    expected = embedded(vit, np.stack([_core.preprocess_image(picture, (size, size), how) for picture in pictures]))
     found = embedded(vit, pictures, preprocessing=how)
     for one, here, there in zip(sizes, expected, found):
         assert np.array_equal(here, there), one
@@ -93,7 +94,7 @@ def test_pictures_larger_than_pinned_memory(name: str) -> None:
     vit = embedder(15, _core.Device(name))
     how = arguments(15, resize="exact", crop=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     pictures = [noise(2000, 2000), noise(1, 1_500_000), noise(6, 6)]
-    expected = embedded(vit, np.stack([_core.preprocess_image(picture, 15, how) for picture in pictures]))
+    expected = embedded(vit, np.stack([_core.preprocess_image(picture, (15, 15), how) for picture in pictures]))
     assert np.array_equal(embedded(vit, pictures, preprocessing=how), expected)
 
 
@@ -102,7 +103,7 @@ def test_layouts_do_not_matter_and_pictures_are_left_alone(device: Any) -> None:
     wide = noise(90, 120)
     picture = wide[::2, ::-3]
     vit = embedder(27, device)
-    expected = embedded(vit, _core.preprocess_image(picture, 27, how)[None])
+    expected = embedded(vit, _core.preprocess_image(picture, (27, 27), how)[None])
     before = wide.copy()
     picture.flags.writeable = False
     assert np.array_equal(embedded(vit, (picture,), preprocessing=how), expected)
@@ -120,7 +121,7 @@ def test_layouts_do_not_matter_and_pictures_are_left_alone(device: Any) -> None:
 def test_errors_are_the_cpus(device: Any, picture: Any) -> None:
     how = arguments(27, resize="exact", crop=False)
     with pytest.raises((TypeError, ValueError)) as expected:
-        _core.preprocess_image(picture, 27, how)
+        _core.preprocess_image(picture, (27, 27), how)
     vit = embedder(27, device)
     with pytest.raises(expected.type) as found:
         vit.forward([noise(5, 5), picture], hidden=[0], preprocessing=how)

@@ -146,11 +146,11 @@ SEEN = {"mean": (0, 0, 0), "std": (1, 1, 1), "rescale": 1}
 
 
 @settings(max_examples=80, deadline=None)
-@given(SIZES, SIZES, st.integers(1, 60), st.integers(1, 80), st.integers(1, 80), st.data())
-def test_what_is_resized_and_cut_out_is_what_pillow_makes(height, width, size, one, two, data):
+@given(SIZES, SIZES, st.integers(1, 60), st.integers(1, 60), st.integers(1, 80), st.integers(1, 80), st.data())
+def test_what_is_resized_and_cut_out_is_what_pillow_makes(height, width, rows, columns, one, two, data):
     """Of torchvision's transforms, open_clip's, and transformers', from their formulas; uint8 to the byte."""
     picture = noise(height, width, height * 301 + width)
-    resize = data.draw(st.sampled_from(["none", "exact", "shortest_edge", "longest_edge", "bounded"]))
+    resize = data.draw(st.sampled_from(["none", "exact", "shortest_edge", "longest_edge", "bounded", "cover", "inside"]))
     margin = data.draw(st.sampled_from(["down", "even"]))
     name = data.draw(st.sampled_from(FILTERS))
     short, long = sorted((height, width))
@@ -168,25 +168,30 @@ def test_what_is_resized_and_cut_out_is_what_pillow_makes(height, width, size, o
     else:
         bounded = (edge, max(1, int(exact * width / height)))
     edges["bounded"] = ((one, two), bounded)
+    covers = (one, int(one * width / height)) if one * width >= two * height else (int(two * height / width), two)
+    edges["cover"] = ((one, two), (max(1, covers[0]), max(1, covers[1])))
+    ratio = max(height / one, width / two)
+    edges["inside"] = ((one, two), (max(1, round(height / ratio)), max(1, round(width / ratio))))
     resize_to, (new_height, new_width) = edges[resize]
     resize = "shortest_edge" if resize == "bounded" else resize
-    how = Preprocessing(size, resize, True, resize_to=resize_to, filter=name, margin=margin, **SEEN)
+    how = Preprocessing((rows, columns), resize, True, resize_to=resize_to, filter=name, margin=margin, **SEEN)
     pixels, region = preprocess(picture, how)
     resized = picture
     if (new_height, new_width) != (height, width):
         resized = pillow_resize(picture, new_height, new_width, FILTERS.index(name))
-    square = np.zeros((size, size, 3), np.uint8)
+    seen = np.zeros((rows, columns, 3), np.uint8)
     starts = []
-    for edge in (new_height, new_width):
+    for edge, size in ((new_height, rows), (new_width, columns)):
         over = edge - size
         start = over // 2 if margin == "down" else (round(over / 2) if over >= 0 else -(-over // 2))
         starts.append(start)
     top, left = starts
-    inside = resized[max(top, 0) : top + size, max(left, 0) : left + size]
-    square[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]] = inside
-    assert np.array_equal(pixels, square.transpose(2, 0, 1))
+    inside = resized[max(top, 0) : top + rows, max(left, 0) : left + columns]
+    seen[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]] = inside
+    assert np.array_equal(pixels, seen.transpose(2, 0, 1))
     assert region.left == pytest.approx(left * width / new_width)
-    assert region.bottom == pytest.approx((top + size) * height / new_height)
+    assert region.right == pytest.approx((left + columns) * width / new_width)
+    assert region.bottom == pytest.approx((top + rows) * height / new_height)
 
 
 def test_fits():
@@ -202,6 +207,41 @@ def test_fits():
     assert not pixels[:, 15:].any()
     with pytest.raises(ValueError, match="fit: expected 'crop', 'stretch' or 'pad', got 'fill'"):
         how.fitted("fill")
+
+
+def test_fits_of_an_input_that_is_not_square():
+    picture = noise(40, 80, 1)
+    how = Preprocessing((20, 30), resize_to=33, **SEEN)
+    cut, stretched, padded = (how.fitted(fit) for fit in ("crop", "stretch", "pad"))
+    assert (cut.resize, stretched.resize, padded.resize) == ("cover", "exact", "inside")
+    assert preprocess(picture, cut)[0].shape == (3, 20, 30)
+    assert preprocess(picture, cut)[1] == Region(10, 0, 70, 40)
+    assert preprocess(picture, stretched)[1] == Region(0, 0, 80, 40)
+    region = preprocess(picture, padded)[1]
+    assert (region.left, region.right) == (0, 80)
+    assert region.top < 0
+    assert region.bottom > 40
+    assert Preprocessing([20, 20]) == Preprocessing(20)
+    assert how.edges == (20, 30)
+    with pytest.raises(ValueError, match=r"resize 'shortest_edge' to \(20, 30\) leaves the length open.*'cover'"):
+        Preprocessing((20, 30))
+    with pytest.raises(ValueError, match=r"size is \(1, 2, 3\), expected a side or \(height, width\)"):
+        Preprocessing((1, 2, 3))
+
+
+def test_another_size_keeps_the_ratio_of_lengths():
+    how = Preprocessing(20, resize_to=25)
+    assert how.resized(40) == Preprocessing(40, resize_to=50)
+    assert how.resized((40, 60)) == Preprocessing((40, 60), "cover", resize_to=(50, 75))
+    assert how.resized((40, 60)).resized(20) == Preprocessing(20, "cover", resize_to=(25, 25))
+    assert Preprocessing(20).resized((40, 60)) == Preprocessing((40, 60), "cover")
+    assert Preprocessing(20, "longest_edge").resized((40, 60)) == Preprocessing((40, 60), "inside")
+    exact = Preprocessing(20, "exact", crop=False)
+    assert exact.resized((40, 60)) == Preprocessing((40, 60), "exact", crop=False)
+    assert Preprocessing(20, "exact", resize_to=(30, 40)).resized((40, 60)).resize_to == (60, 120)
+    bounded = Preprocessing(20, resize_to=(25, 100))
+    assert bounded.resized(40).resize_to == (50, 200)
+    assert bounded.resized((40, 60)).resize_to == (50, 75)
 
 
 @settings(max_examples=60, deadline=None)
@@ -296,7 +336,7 @@ def test_preprocessing_is_checked_and_written():
 )
 def test_the_core_refuses_other_shapes(picture):
     with pytest.raises(ValueError, match="picture"):
-        _core.preprocess_image(picture, 8, Preprocessing(8).core_arguments())
+        _core.preprocess_image(picture, (8, 8), Preprocessing(8).core_arguments())
     with pytest.raises(ValueError, match="picture"):
         _core.resize_image(picture, 8, 8)
 
@@ -310,7 +350,7 @@ def test_the_core_refuses_other_types_and_sizes():
         with pytest.raises(ValueError, match="height and width"):
             _core.resize_image(picture, height, width)
     with pytest.raises(ValueError, match="size"):
-        _core.preprocess_image(picture, 0, Preprocessing(8).core_arguments())
+        _core.preprocess_image(picture, (0, 8), Preprocessing(8).core_arguments())
 
 
 def test_views_read_only_and_strided_pictures_are_read_in_place():
@@ -1047,7 +1087,7 @@ def test_every_failing_allocation_is_a_memory_error():
     picture = _core.decode_image(data)
     for call in (
         lambda: _core.decode_image(data),
-        lambda: _core.preprocess_image(picture, 16, Preprocessing(16).core_arguments()),
+        lambda: _core.preprocess_image(picture, (16, 16), Preprocessing(16).core_arguments()),
         lambda: _core.resize_image(picture, 90, 80),
     ):
         expected = call()

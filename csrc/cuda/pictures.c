@@ -116,10 +116,10 @@ static void run_passes(qv_cuda_device *device, float *out, const device_picture 
     run_pass(device, axes[last], weights[last], last == 1, in, rows, columns, NULL, out, picture->levels);
 }
 
-/* A picture that does not fill the model's square is made on the host. */
+/* A picture that does not fill the model's input is made on the host. */
 static qv_status send_values(qv_cuda_device *device, float *out, const qv_picture_view *picture,
                              const qv_preprocessing *how, qv_error *err) {
-    const size_t values = 3 * how->size * how->size;
+    const size_t values = 3 * how->height * how->width;
     float *made = qv_allocate(values, sizeof *made);
     qv_status status = made != NULL ? qv_preprocess(made, picture, how, err) : qv_fail_memory(err, "a padded picture");
     if (status == QV_OK) {
@@ -143,7 +143,7 @@ qv_status qv_cuda_preprocess(qv_call *call, float *out, const qv_picture_view *p
     qv_resize_plan *plan = &all.resize;
     device_picture there;
     qv_arena measured = {.base = NULL};
-    if (all.seen.height < how->size || all.seen.width < how->size) {
+    if (all.seen.height < how->height || all.seen.width < how->width) {
         status = send_values(device, out, picture, how, err);
         goto done;
     }

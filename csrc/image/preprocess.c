@@ -71,12 +71,29 @@ qv_placement qv_place_picture(size_t H, size_t W, const qv_preprocessing *how) {
         place.new_width = nearest((double)W / ratio);
         break;
     }
+    case QV_RESIZE_COVER:
+        /* One edge is exact, the other rounded down. */
+        if ((double)edges[0] * (double)W >= (double)edges[1] * (double)H) {
+            place.new_height = edges[0];
+            place.new_width = scaled((double)edges[0], W, H);
+        } else {
+            place.new_height = scaled((double)edges[1], H, W);
+            place.new_width = edges[1];
+        }
+        break;
+    case QV_RESIZE_INSIDE: {
+        double down = (double)H / (double)edges[0], across = (double)W / (double)edges[1];
+        double ratio = down > across ? down : across;
+        place.new_height = nearest((double)H / ratio);
+        place.new_width = nearest((double)W / ratio);
+        break;
+    }
     case QV_RESIZE_NONE:
     case QV_RESIZE_RULE_COUNT:
         break;
     }
-    place.top = margin(place.new_height, how->size, how->even_margins);
-    place.left = margin(place.new_width, how->size, how->even_margins);
+    place.top = margin(place.new_height, how->height, how->even_margins);
+    place.left = margin(place.new_width, how->width, how->even_margins);
     return place;
 }
 
@@ -86,8 +103,8 @@ qv_status qv_preprocess_plan_make(qv_preprocess_plan *plan, const qv_picture_vie
     plan->seen = (qv_window){
         .top = place.top < 0 ? (size_t)-place.top : 0,
         .left = place.left < 0 ? (size_t)-place.left : 0,
-        .height = shorter_of(place.new_height, how->size),
-        .width = shorter_of(place.new_width, how->size),
+        .height = shorter_of(place.new_height, how->height),
+        .width = shorter_of(place.new_width, how->width),
     };
     qv_window cut = plan->seen;
     cut.top = place.top < 0 ? 0 : (size_t)place.top;
@@ -103,7 +120,7 @@ qv_status qv_preprocess_plan_make(qv_preprocess_plan *plan, const qv_picture_vie
 }
 
 qv_status qv_preprocess(float *out, const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err) {
-    const size_t S = how->size;
+    const size_t items = how->height * how->width;
     qv_preprocess_plan plan;
     qv_status status = qv_preprocess_plan_make(&plan, picture, how, err);
     if (status != QV_OK) {
@@ -114,15 +131,15 @@ qv_status qv_preprocess(float *out, const qv_picture_view *picture, const qv_pre
     status = cut != NULL ? qv_resize_run(cut, picture->pixels, picture->W, &plan.resize, err)
                          : qv_fail_memory(err, "a resized picture");
     for (size_t c = 0; status == QV_OK && c < 3; c++) {
-        float *plane = out + c * S * S;
+        float *plane = out + c * items;
         const float *levels = plan.levels[c];
-        if (seen.height < S || seen.width < S) {
-            for (size_t i = 0; i < S * S; i++) {
+        if (seen.height < how->height || seen.width < how->width) {
+            for (size_t i = 0; i < items; i++) {
                 plane[i] = levels[0];
             }
         }
         for (size_t y = 0; y < seen.height; y++) {
-            float *row = plane + (seen.top + y) * S + seen.left;
+            float *row = plane + (seen.top + y) * how->width + seen.left;
             const uint8_t *bytes = cut + 3 * y * seen.width + c;
             for (size_t x = 0; x < seen.width; x++) {
                 row[x] = levels[bytes[3 * x]];

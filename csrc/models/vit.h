@@ -63,7 +63,7 @@ void qv_vit_free(qv_vit *vit);
 typedef struct {
     const float *pixels; /* [count, 3, height, width], or NULL: they are made of */
     const qv_picture_view *pictures;       /* [count] */
-    const qv_preprocessing *preprocessing; /* of the pictures, to height = width */
+    const qv_preprocessing *preprocessing; /* of the pictures, to the tower's height and width */
     size_t count;
 } qv_vit_images;
 

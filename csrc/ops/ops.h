@@ -172,8 +172,8 @@ struct qv_ops {
     void (*norm)(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
     void (*attention)(qv_call *call, const qv_attention *attention);
 
-    /* out [3, S, S] = the picture resized, cut and normalised. The picture is the host's wherever the ops work, and of any
-     * size: this op may ask for memory, and so it can fail. */
+    /* out [3, height, width] = the picture resized, cut and normalised. The picture is the host's wherever the ops work,
+     * and of any size: this op may ask for memory, and so it can fail. */
     qv_status (*preprocess)(qv_call *call, float *out, const qv_picture_view *picture, const qv_preprocessing *how,
                             qv_error *err);
     /* out [P, 3 p p] = the p x p patches of image [3, H, W], channels outermost, row by row */

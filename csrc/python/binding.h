@@ -96,7 +96,7 @@ int qvpy_precision(const char *text, qv_precision *out);
  * process was forked. The caller keeps the object alive. */
 int qvpy_device(PyObject *object, const qvpy_state *state, const qv_ops **ops);
 
-/* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, size, size]: `preprocessing` is a tuple
+/* uint8 pictures [H, W, 3] of a sequence, and how they become pixel values [3, height, width]: `preprocessing` is a tuple
  * as preprocess_image takes it. Holds the arrays until qvpy_pictures_release. Returns 0, or -1 with an exception. */
 typedef struct {
     qv_picture_view *views; /* [count] */
@@ -104,7 +104,8 @@ typedef struct {
     size_t count;
     qv_preprocessing how;
 } qvpy_pictures;
-int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size);
+int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t height,
+                           size_t width);
 void qvpy_pictures_release(qvpy_pictures *pictures);
 
 /* Images for a vision tower: pixel values [N, 3, height, width] or, with `preprocessing` other than None, a sequence of

@@ -141,7 +141,8 @@ static PyObject *encode_picture(qvpy_model *self, PyObject *object, PyObject *pr
     qvpy_pictures picture;
     PyObject *one = PyTuple_Pack(1, object), *result = NULL;
     if (one != NULL &&
-        qvpy_pictures_acquire(&picture, one, preprocessing, vision_of(self)->config.height) == 0) {
+        qvpy_pictures_acquire(&picture, one, preprocessing, vision_of(self)->config.height,
+                              vision_of(self)->config.width) == 0) {
         result = finish_image(self, NULL, &picture, NULL);
         qvpy_pictures_release(&picture);
     }

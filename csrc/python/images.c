@@ -136,8 +136,8 @@ void qvpy_pictures_release(qvpy_pictures *pictures) {
     *pictures = (qvpy_pictures){.views = NULL};
 }
 
-/* (rule, (edge, edge), filter, even margins, rescale, mean, std) for a model of S x `size`; 0, or -1 with an exception. */
-static int read_preprocessing(qv_preprocessing *how, PyObject *preprocessing, size_t size) {
+/* (rule, (edge, edge), filter, even margins, rescale, mean, std) for a model of height x width; 0, or -1 with an exception. */
+static int read_preprocessing(qv_preprocessing *how, PyObject *preprocessing, size_t height, size_t width) {
     float *mean = how->mean, *std = how->std;
     int rule, filter, even;
     Py_ssize_t first, second;
@@ -151,8 +151,8 @@ static int read_preprocessing(qv_preprocessing *how, PyObject *preprocessing, si
                           &how->rescale, &mean[0], &mean[1], &mean[2], &std[0], &std[1], &std[2])) {
         return -1;
     }
-    if (size < 1 || size > QV_MAX_MODEL_EDGE) {
-        PyErr_Format(PyExc_ValueError, "size is %zu, expected 1 to %zu", size, QV_MAX_MODEL_EDGE);
+    if (height < 1 || height > QV_MAX_MODEL_EDGE || width < 1 || width > QV_MAX_MODEL_EDGE) {
+        PyErr_Format(PyExc_ValueError, "size is %zu x %zu, expected 1 to %zu", height, width, QV_MAX_MODEL_EDGE);
         return -1;
     }
     const Py_ssize_t most = (Py_ssize_t)QV_MAX_MODEL_EDGE;
@@ -162,7 +162,8 @@ static int read_preprocessing(qv_preprocessing *how, PyObject *preprocessing, si
         PyErr_Format(PyExc_ValueError, "preprocessing: rule %d, edges %zd and %zd, filter %d", rule, first, second, filter);
         return -1;
     }
-    how->size = size;
+    how->height = height;
+    how->width = width;
     how->rule = (qv_resize_rule)rule;
     how->edges[0] = (size_t)first;
     how->edges[1] = (size_t)second;
@@ -171,9 +172,10 @@ static int read_preprocessing(qv_preprocessing *how, PyObject *preprocessing, si
     return 0;
 }
 
-int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t size) {
+int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject *preprocessing, size_t height,
+                           size_t width) {
     *pictures = (qvpy_pictures){.views = NULL};
-    if (read_preprocessing(&pictures->how, preprocessing, size) < 0) {
+    if (read_preprocessing(&pictures->how, preprocessing, height, width) < 0) {
         return -1;
     }
     PyObject *items = PySequence_Fast(sequence, "pictures: expected a sequence of uint8 arrays [H, W, 3]");
@@ -215,11 +217,11 @@ static size_t model_edge(Py_ssize_t size) {
 
 static PyObject *place_picture(PyObject *module, PyObject *args) {
     (void)module;
-    Py_ssize_t height, width, size;
+    Py_ssize_t height, width, rows, columns;
     PyObject *preprocessing;
     qv_preprocessing how;
-    if (!PyArg_ParseTuple(args, "nnnO:place_picture", &height, &width, &size, &preprocessing) ||
-        read_preprocessing(&how, preprocessing, model_edge(size)) < 0) {
+    if (!PyArg_ParseTuple(args, "nn(nn)O:place_picture", &height, &width, &rows, &columns, &preprocessing) ||
+        read_preprocessing(&how, preprocessing, model_edge(rows), model_edge(columns)) < 0) {
         return NULL;
     }
     if (height < 1 || width < 1 || height > PY_SSIZE_T_MAX / 64 || width > PY_SSIZE_T_MAX / 64) {
@@ -234,17 +236,18 @@ static PyObject *preprocess_image(PyObject *module, PyObject *args, PyObject *ke
     static char *names[] = {"picture", "size", "preprocessing", NULL};
     (void)module;
     PyObject *object, *preprocessing;
-    Py_ssize_t size;
+    Py_ssize_t height, width;
     qv_preprocessing how;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OnO:preprocess_image", names, &object, &size, &preprocessing) ||
-        read_preprocessing(&how, preprocessing, model_edge(size)) < 0) {
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O(nn)O:preprocess_image", names, &object, &height, &width,
+                                     &preprocessing) ||
+        read_preprocessing(&how, preprocessing, model_edge(height), model_edge(width)) < 0) {
         return NULL;
     }
     PyArrayObject *picture = picture_array(object);
     if (picture == NULL) {
         return NULL;
     }
-    const size_t shape[3] = {3, how.size, how.size};
+    const size_t shape[3] = {3, how.height, how.width};
     PyArrayObject *out = qvpy_new_floats(3, shape);
     if (out == NULL) {
         Py_DECREF(picture);
@@ -271,11 +274,11 @@ static PyMethodDef functions[] = {
     {"resize_image", QVPY_KEYWORDS(resize_image),
      "resize_image(picture, height, width, filter=3) -> uint8 [height, width, 3], as Pillow's of that number."},
     {"preprocess_image", QVPY_KEYWORDS(preprocess_image),
-     "preprocess_image(picture, size, preprocessing) -> float32 [3, size, size]; preprocessing is a tuple (rule, (edge,\n"
-     "edge), filter, even_margins, rescale, mean, std), see qv_preprocessing."},
+     "preprocess_image(picture, size, preprocessing) -> float32 [3, height, width], which is size; preprocessing is a tuple\n"
+     "(rule, (edge, edge), filter, even_margins, rescale, mean, std), see qv_preprocessing."},
     {"place_picture", place_picture, METH_VARARGS,
      "place_picture(height, width, size, preprocessing) -> (new_height, new_width, top, left): what the picture is resized\n"
-     "to, and where the model's square lies in that."},
+     "to, and where the model's input, of size (height, width), lies in that."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,12 +4,7 @@
 int qvpy_images_acquire(qvpy_images *images, const qv_vit *vit, PyObject *object, PyObject *preprocessing) {
     *images = (qvpy_images){.array = NULL};
     if (preprocessing != Py_None) {
-        if (vit->config.height != vit->config.width) {
-            PyErr_Format(PyExc_ValueError, "pictures become square pixel values, this model takes %zu x %zu",
-                         vit->config.height, vit->config.width);
-            return -1;
-        }
-        if (qvpy_pictures_acquire(&images->pictures, object, preprocessing, vit->config.height) < 0) {
+        if (qvpy_pictures_acquire(&images->pictures, object, preprocessing, vit->config.height, vit->config.width) < 0) {
             return -1;
         }
         images->core = (qv_vit_images){NULL, images->pictures.views, &images->pictures.how, images->pictures.count};

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .tensors import detached
-from .types import FloatArray
+from .types import FloatArray, ImageSize
 
 #: What PnP-VQA's forward_itm reads unless told otherwise.
 PNP_VQA_BLOCK = 7
@@ -36,6 +36,21 @@ def whole_numbers(values: Any, argument: str) -> list[int]:
     if not isinstance(values, Iterable):
         raise TypeError(f"{argument}: expected several whole numbers, got {type(values).__name__}")
     return [whole_number(value, argument) for value in values]
+
+
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """A square's side twice, or (height, width) as it is."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def image_size(size: Any, argument: str) -> ImageSize:
+    """A side, or (height, width), where equal ones become a side; TypeError or ValueError for anything else."""
+    if not isinstance(size, (list, tuple)):
+        return whole_number(size, argument)
+    if len(size) != 2:
+        raise ValueError(f"{argument}: got {size!r:.60}, expected a side or (height, width)")
+    height, width = (whole_number(one, argument) for one in size)
+    return height if height == width else (height, width)
 
 
 def real_number(value: Any, argument: str) -> float:

@@ -16,8 +16,12 @@ FloatArray = npt.NDArray[np.float32]
 Heads = Union[Literal["mean", "max", "single"], int]
 #: What a gradient is of: a text's cosine, or its share among the call's texts.
 Score = Literal["cosine", "softmax"]
+#: Of a model's input in pixels: a square's side, or (height, width).
+ImageSize = Union[int, tuple[int, int]]
 Precision = Literal["float32", "bfloat16", "tf32"]
 Normalization = Literal["minmax", "sum", "max"]
+#: What the packages of these methods make of a map.
+PackageNormalization = Literal["legrad", "gem", "chefer", "surgery", "legrad_siglip", "gradcam"]
 Resampling = Literal["bicubic", "bilinear", "nearest"]
 Fit = Literal["crop", "stretch", "pad"]
 Kind = Literal[

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._base.arguments import height_and_width
 from .._base.small_files import read_json_object
+from .._base.types import ImageSize
 from ..images import CLIP_MEAN, CLIP_STD, FILTERS, Preprocessing
 
 OPEN_CLIP = "open_clip_config.json"
@@ -49,7 +51,7 @@ _OBEYED = {
 }  # fmt: skip
 
 
-def default_preprocessing(architecture: str, size: int) -> dict[str, Any]:
+def default_preprocessing(architecture: str, size: ImageSize) -> dict[str, Any]:
     """What a model of this kind was trained with, where nothing is said."""
     if architecture in _MADE_FOR:
         return _at_size(from_image_processor({}, _MADE_FOR[architecture], architecture), size)
@@ -57,9 +59,9 @@ def default_preprocessing(architecture: str, size: int) -> dict[str, Any]:
 
 
 def folder_preprocessing(
-    folder: Path | None, architecture: str, own: int, asked: int | None, given: Mapping[str, Any]
+    folder: Path | None, architecture: str, own: ImageSize, asked: ImageSize | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A folder's picture settings for a model of ``own`` x ``own`` pixels, or the size that was ``asked`` for instead.
+    """A folder's picture settings for a model of the size ``own``, or the size that was ``asked`` for instead.
 
     Parameters
     ----------
@@ -88,14 +90,9 @@ def folder_preprocessing(
     return {**result, **given}
 
 
-def _at_size(settings: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """The same for a model of another size: resized to as much more than its square as before."""
-    lengths, own = settings["resize_to"], settings["size"]
-    if isinstance(lengths, list):
-        lengths = [max(1, round(length * size / own)) for length in lengths]
-    elif lengths is not None:
-        lengths = max(1, round(lengths * size / own))
-    return {**settings, "size": size, "resize_to": lengths}
+def _at_size(settings: Mapping[str, Any], size: ImageSize) -> dict[str, Any]:
+    """The same for a model of another size."""
+    return Preprocessing.from_dict(settings).resized(size).to_dict()
 
 
 def folder_size(folder: Path, usual: int) -> int:
@@ -114,7 +111,7 @@ def folder_size(folder: Path, usual: int) -> int:
         raise ValueError(f"{path}: {err}") from None
 
 
-Reader = Callable[[Mapping[str, Any], int, str], dict[str, Any]]
+Reader = Callable[[Mapping[str, Any], ImageSize, str], dict[str, Any]]
 
 
 def _settings_file(folder: Path) -> tuple[Path, Mapping[str, Any], Reader] | None:
@@ -135,8 +132,8 @@ def _settings_file(folder: Path) -> tuple[Path, Mapping[str, Any], Reader] | Non
     return (path, settings, from_timm) if isinstance(settings, Mapping) else None
 
 
-def from_image_processor(settings: Mapping[str, Any], size: int, architecture: str = "clip") -> dict[str, Any]:
-    """Settings of transformers' image processors as `Preprocessing`'s dict, for a model of size x size pixels."""
+def from_image_processor(settings: Mapping[str, Any], size: ImageSize, architecture: str = "clip") -> dict[str, Any]:
+    """Settings of transformers' image processors as `Preprocessing`'s dict, for a model that takes pictures of a size."""
     defaults = _processor_defaults(settings, architecture)
 
     def say(key: str, default: Any = None) -> Any:
@@ -152,21 +149,22 @@ def from_image_processor(settings: Mapping[str, Any], size: int, architecture: s
     for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"):
         if not isinstance(say(key, True), bool):
             raise ValueError(f"{key} is {settings[key]!r:.40}, expected true or false")
+    edges = height_and_width(size)
     result: dict[str, Any] = {"size": size, "resize": "none", "crop": bool(say("do_center_crop", False))}
     if say("do_resize", True):
         square = say("default_to_square", True)
-        wanted = say("size", {"height": size, "width": size} if square else {"shortest_edge": size})
+        wanted = say("size", {"height": edges[0], "width": edges[1]} if square else {"shortest_edge": min(edges)})
         result.update(_resize_of(wanted, square is not False))
         result["filter"] = _filter_of(say("resample", 3))
     if result["crop"]:
-        height, width = _pair(say("crop_size", size), "crop_size")
-        if (height, width) != (size, size):
-            raise ValueError(f"crop_size is {height} x {width}, the model takes {size} x {size} pixels")
-    elif result["resize"] == "exact" and tuple(result["resize_to"]) != (size, size):
+        height, width = _pair(say("crop_size", edges), "crop_size")
+        if (height, width) != edges:
+            raise ValueError(f"crop_size is {height} x {width}, the model takes {edges[0]} x {edges[1]} pixels")
+    elif result["resize"] == "exact" and tuple(result["resize_to"]) != edges:
         height, width = result["resize_to"]
-        raise ValueError(f"size is {height} x {width}, the model takes {size} x {size} pixels")
+        raise ValueError(f"size is {height} x {width}, the model takes {edges[0]} x {edges[1]} pixels")
     if say("do_pad", False):
-        _refuse_padding(result, settings, size)
+        _refuse_padding(result, settings, edges)
     result["rescale"] = say("rescale_factor", 1 / 255) if say("do_rescale", True) else 1.0
     normalize = say("do_normalize", True)
     result["mean"] = say("image_mean", CLIP_MEAN) if normalize else 0.0
@@ -174,10 +172,10 @@ def from_image_processor(settings: Mapping[str, Any], size: int, architecture: s
     return _checked(result)
 
 
-def _refuse_padding(result: Mapping[str, Any], settings: Mapping[str, Any], size: int) -> None:
-    """do_pad does nothing to pictures that all are the model's square; to others it would."""
+def _refuse_padding(result: Mapping[str, Any], settings: Mapping[str, Any], edges: tuple[int, int]) -> None:
+    """do_pad does nothing to pictures that all are as large as the model's input; to others it would."""
     target = settings.get("pad_size")
-    if not (result["crop"] or result["resize"] == "exact") or (target and _pair(target, "pad_size") != (size, size)):
+    if not (result["crop"] or result["resize"] == "exact") or (target and _pair(target, "pad_size") != edges):
         raise ValueError("do_pad is true: pictures padded behind their last row and column are not known")
 
 
@@ -246,14 +244,14 @@ def _filter_of(value: Any) -> str:
 def _checked(result: dict[str, Any]) -> dict[str, Any]:
     """In one spelling: lengths that are the model's own are left out."""
     size = result["size"]
-    if result.get("resize_to") in (size, [size, size]) and result["resize"] in ("shortest_edge", "exact"):
+    if result.get("resize_to") in (size, list(height_and_width(size))) and result["resize"] in ("shortest_edge", "exact"):
         result["resize_to"] = None
     if result["resize"] == "exact" and result.get("resize_to") is None:
         result["crop"] = False
     return Preprocessing.from_dict(result).to_dict()
 
 
-def from_open_clip(settings: Mapping[str, Any], size: int, architecture: str = "clip") -> dict[str, Any]:
+def from_open_clip(settings: Mapping[str, Any], size: ImageSize, architecture: str = "clip") -> dict[str, Any]:
     """open_clip's preprocess_cfg, which OpenAI's own settings stand behind, as `Preprocessing`'s dict."""
     known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
     unknown = sorted(str(key) for key in settings.keys() - known if settings[key] is not None)
@@ -261,8 +259,9 @@ def from_open_clip(settings: Mapping[str, Any], size: int, architecture: str = "
         raise ValueError(f"preprocess_cfg: {', '.join(unknown[:4])} is not known, so it cannot be obeyed")
     if settings.get("mode", "RGB") != "RGB":
         raise ValueError(f"preprocess_cfg: mode is {settings['mode']!r:.40}, expected 'RGB'")
-    if settings.get("size") is not None and _pair(settings["size"], "preprocess_cfg: size") != (size, size):
-        raise ValueError(f"preprocess_cfg: size is {settings['size']!r:.40}, the model takes {size} x {size} pixels")
+    height, width = height_and_width(size)
+    if settings.get("size") is not None and _pair(settings["size"], "preprocess_cfg: size") != (height, width):
+        raise ValueError(f"preprocess_cfg: size is {settings['size']!r:.40}, the model takes {height} x {width} pixels")
     mode = settings.get("resize_mode") or "shortest"
     resizes = {
         "shortest": {"resize": "shortest_edge", "crop": True},
@@ -293,16 +292,19 @@ def _timm_size(settings: Mapping[str, Any]) -> int:
     return _edge(size[1], "pretrained_cfg: input_size")
 
 
-def from_timm(settings: Mapping[str, Any], size: int, architecture: str = "timm") -> dict[str, Any]:
+def from_timm(settings: Mapping[str, Any], size: ImageSize, architecture: str = "timm") -> dict[str, Any]:
     """Timm's pretrained_cfg, as it makes pictures for evaluation, as `Preprocessing`'s dict."""
-    if _timm_size(settings) != size:
-        raise ValueError(f"pretrained_cfg: input_size is {settings['input_size']}, the model takes {size} x {size} pixels")
+    side = _timm_size(settings)
+    if side != size:
+        height, width = height_and_width(size)
+        given = settings["input_size"]
+        raise ValueError(f"pretrained_cfg: input_size is {given}, the model takes {height} x {width} pixels")
     part, mode = settings.get("crop_pct") or 0.875, settings.get("crop_mode") or "center"
     if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0.1 <= part <= 1:
         raise ValueError(f"pretrained_cfg: crop_pct is {part!r:.40}, expected a number from 0.1 to 1")
     if mode not in ("center", "squash"):
         raise ValueError(f"pretrained_cfg: crop_mode is {mode!r:.40}, expected 'center' or 'squash'")
-    length = math.floor(size / part)
+    length = math.floor(side / part)
     return _checked(
         {
             "size": size,

@@ -10,17 +10,18 @@ import copy
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional, TypeVar, Union, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import finite_numbers, whole_number
 from .._base.pictures import Picture
-from .._base.types import FloatArray, Normalization, Resampling
+from .._base.types import FloatArray, Normalization, PackageNormalization, Resampling
 from .._base.warnings import Note
 from ..images import Region
 from ._grid import (
+    NORMALIZATIONS,
     Box,
     MapStatistics,
     Patch,
@@ -32,6 +33,7 @@ from ._grid import (
     patch_of,
     resample_map,
 )
+from ._packages import PACKAGES, package_picture
 
 T = TypeVar("T")
 SomeMaps = TypeVar("SomeMaps", bound="Maps")
@@ -369,27 +371,50 @@ class Maps:
     def upsample(
         self,
         size: Union[int, tuple[int, int], None] = None,
-        resampling: Resampling = "bicubic",
-        normalize: Optional[Normalization] = None,
+        resampling: Optional[Resampling] = None,
+        normalize: Union[Normalization, PackageNormalization, None] = None,
     ) -> FloatArray:
-        """The maps spread over the whole picture.
+        """The maps spread over the whole picture, as they are or as a method's own package shows them.
 
         Parameters
         ----------
         size : int, (height, width) or None
             How many pixels for the whole picture: its own size by default; an int is the longer side.
-        resampling : "bicubic", "bilinear" or "nearest"
-            Smooth, or in steps.
-        normalize : None, "minmax", "sum" or "max"
-            Scales the patch values first; see `normalize_maps`.
+        resampling : "bicubic", "bilinear" or "nearest", optional
+            Smooth, or in steps. None: bicubic, or for a package's picture bilinear, as theirs are.
+        normalize : None, "minmax", "sum", "max", or a package
+            The first scale the patch values, all maps together; see `normalize_maps`. A package's picture is made of `raw`,
+            each map by itself: "legrad", "gem" and "chefer" (of gae) spread it and then take the smallest to 0 and the
+            largest to 1; "surgery" and "legrad_siglip" do so on the patches, and then spread them; "gradcam"
+            (pytorch-grad-cam) does both, and of several blocks takes the mean between.
 
         Returns
         -------
         float32 array [Q, height, width]
             Patch values at each pixel; zero where the model did not look.
+
+        Notes
+        -----
+        Sources: WalBouss/LeGrad and GEM, hila-chefer/Transformer-MM-Explainability, xmed-lab/CLIP_Surgery,
+        jacobgil/pytorch-grad-cam.
         """
-        values = normalize_maps(self.maps, normalize)
+        if normalize in PACKAGES:
+            return self._as_package(str(normalize), output_size(size, self.picture_size), resampling or "bilinear")
+        if normalize not in NORMALIZATIONS:
+            known = ", ".join(map(repr, (*NORMALIZATIONS, *PACKAGES)))
+            raise ValueError(f"normalize: {normalize!r} is unknown; expected one of {known}")
+        values = normalize_maps(self.maps, cast("Optional[Normalization]", normalize))
+        resampling = "bicubic" if resampling is None else resampling
         return resample_map(values, self.seen, self.picture_size, output_size(size, self.picture_size), resampling)
+
+    def _as_package(self, package: str, size: tuple[int, int], resampling: Resampling) -> FloatArray:
+        def spread(values: FloatArray) -> FloatArray:
+            return resample_map(values, self.seen, self.picture_size, size, resampling)
+
+        values = self.raw[None]
+        if package == "gradcam" and isinstance(self.block, tuple) and self.block_raw is not None:
+            values = self.block_raw[list(self.block)]
+        return package_picture(values, package, spread, spread(np.ones(self.grid, np.float32)) > 0)
 
     def to_dataframe(self) -> Any:
         """One row for each question and patch, as a pandas DataFrame.

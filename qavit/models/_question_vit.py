@@ -468,7 +468,7 @@ class QAViT(Model):
             return self._answer_by_language(image, questions, lengths, return_logits, chosen)
         if lengths != Lengths() or return_logits or chosen is not None:
             named = "max_new_tokens, min_new_tokens, num_beams, return_logits, answers"
-            raise ValueError(f"{named}: this model chooses from a list of its own and writes none; leave them out")
+            raise ValueError(f"{named}: this model chooses from a list of answers and writes none; leave them out")
         return ranked_answers(self.heatmaps(image, questions))
 
     def _answer_by_language(
