@@ -48,9 +48,11 @@ typedef struct {
     qv_norm pre_norm;      /* may be empty */
     qv_norm post_norm;
     qv_linear projection; /* [E, D], of what is pooled into the space of texts; columns 0: there is none */
+    qv_linear answers;    /* [., D], the logits of what is pooled; columns 0: there are none */
     qv_vit_block *blocks; /* [L] */
     qv_vector probe;      /* [D], of the attention head, which is a block of one query without a first norm */
     qv_block head;
+    bool shares; /* all but positions, angles and arenas is another tower's: see qv_vit_resize */
     qv_arena_cache arenas;
 } qv_vit;
 
@@ -58,6 +60,12 @@ typedef struct {
  * failure nothing is held. */
 qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loader);
 void qv_vit_free(qv_vit *vit);
+
+/* The same tower for images of another size: `resized` shares the weights of `vit`, which has to outlive it. positions: of its
+ * patches [P, D], or NULL where the tower has no table. QV_ERR_VALUE for a size that is no multiple of the patch, or too
+ * large. */
+qv_status qv_vit_resize(qv_vit *resized, const qv_vit *vit, size_t height, size_t width, const float *positions,
+                        qv_error *err);
 
 /* The images of a call. */
 typedef struct {
@@ -71,6 +79,7 @@ typedef struct {
  * (questions share an image's pass) and pair_count from it on. */
 typedef struct {
     float *attention; /* [B, H, row_count, column_count], or NULL */
+    bool mean;        /* [B, row_count, column_count], of the heads, in place of each */
     size_t first_row, row_count;
     size_t first_column, column_count; /* of the keys: T, or M + T in an integrated block */
     float *hidden;                     /* [B, T, D], the block's output, or NULL */

@@ -48,6 +48,9 @@ int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err);
 PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims);
 PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims);
 PyArrayObject *qvpy_new_floats(int dims, const size_t *shape);
+/* int32 [N] into out, each item in low .. high; *keep holds the array. 0, or -1 with an exception. */
+int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out, npy_int32 low,
+                      size_t high);
 
 /* The weights given as a dict name -> (buffer, dtype, shape tuple, byte offset). The dtype is "float32", "float16" or
  * "bfloat16", for a matrix in panels followed by their width: "float32@64" (see base/tensor.h).
@@ -140,9 +143,13 @@ typedef struct {
     void *model;          /* NULL while it is loaded */
     qvpy_weights weights; /* what it borrows */
     PyObject *device;     /* whose ops it computes with; None: the CPU's */
+    PyObject *owner;      /* of the weights that it shares, a model of its type; NULL: they are its own */
 } qvpy_model;
 
 PyObject *qvpy_model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const qvpy_kind *kind);
+/* A model of the owner's kind around a core model that shares its weights, and which it takes over; NULL with an
+ * exception, and then it is freed. */
+PyObject *qvpy_model_sharing(qvpy_model *owner, void *model);
 int qvpy_add_model(PyObject *module, const qvpy_kind *kind);
 /* A new type of the module by the last part of its name; borrowed. NULL with an exception. */
 PyTypeObject *qvpy_add_type(PyObject *module, PyType_Spec *spec);
@@ -166,6 +173,8 @@ PyObject *qvpy_get_size(PyObject *self, void *offset);
 #define QVPY_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
 /* Vit's methods in files of their own. */
+PyObject *qvpy_vit_gradients(qvpy_model *self, PyObject *arguments, PyObject *keywords);
+extern const char qvpy_vit_gradients_doc[];
 PyObject *qvpy_vit_dense(qvpy_model *self, PyObject *arguments, PyObject *keywords);
 extern const char qvpy_vit_dense_doc[];
 

@@ -171,8 +171,7 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
     return 0;
 }
 
-/* int32 [N] into out, each item in low..high */
-static int read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
+int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
                         npy_int32 low, size_t high) {
     *keep = qvpy_array(object, argument, NPY_INT32, 1);
     if (*keep == NULL) {
@@ -225,9 +224,9 @@ static int read_questions(forward_call *c, const qv_vit *vit, PyObject *pair_ima
     c->request.pair_image = c->indices;
     c->request.instruct_length = c->indices + N;
     size_t last_image = c->request.images.count == 0 ? 0 : c->request.images.count - 1;
-    return read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
+    return qvpy_read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
                ? -1
-               : read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
+               : qvpy_read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
                               c->request.M);
 }
 
@@ -243,12 +242,12 @@ static size_t sequences_at(const forward_call *c, const qv_vit *vit, size_t bloc
     return block < vit->first_integrated ? c->request.images.count : c->request.pair_count;
 }
 
-/* One (block, "class" | "raw") of the attention asked for: the class token's row, or all. */
+/* One (block, "class" | "raw" | "mean") of the attention asked for: the class token's row, all, or all as one head. */
 static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     Py_ssize_t block;
     const char *kind;
     if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "ns", &block, &kind)) {
-        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw') pairs");
+        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw' | 'mean') pairs");
         return -1;
     }
     if (block < 0 || (size_t)block >= vit->config.L) {
@@ -266,11 +265,13 @@ static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     tap->column_count = extra + vit->T;
     if (strcmp(kind, "class") == 0) {
         tap->row_count = 1;
+    } else if (strcmp(kind, "mean") == 0) {
+        tap->mean = true;
     } else if (strcmp(kind, "raw") != 0) {
-        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class' or 'raw'", kind, i);
+        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class', 'raw' or 'mean'", kind, i);
         return -1;
     }
-    size_t shape[4] = {sequences_at(c, vit, i), vit->config.H, tap->row_count, tap->column_count};
+    size_t shape[4] = {sequences_at(c, vit, i), tap->mean ? 1 : vit->config.H, tap->row_count, tap->column_count};
     tap->attention = new_output(c, i, 4, shape);
     return tap->attention == NULL ? -1 : 0;
 }
@@ -437,6 +438,60 @@ static PyGetSetDef attributes[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+/* ---- other sizes ---- */
+
+/* The positions [P, D] that a tower of another size is given, or none where it has none; -1 with an exception. */
+static int read_positions(PyObject *object, const qv_vit *vit, size_t height, size_t width, PyArrayObject **positions) {
+    size_t p = vit->config.patch_size, P = (height / p) * (width / p), D = vit->config.D;
+    bool wanted = vit->positions.data != NULL;
+    *positions = NULL;
+    if ((object != Py_None) != wanted) {
+        PyErr_Format(PyExc_ValueError, "positions: this tower has %s table of positions", wanted ? "a" : "no");
+        return -1;
+    }
+    if (!wanted) {
+        return 0;
+    }
+    *positions = qvpy_float_array(object, "positions", 2);
+    if (*positions != NULL && ((size_t)PyArray_DIM(*positions, 0) != P || (size_t)PyArray_DIM(*positions, 1) != D)) {
+        PyErr_Format(PyExc_ValueError, "positions has shape [%zd, %zd], expected [%zu, %zu]",
+                     (Py_ssize_t)PyArray_DIM(*positions, 0), (Py_ssize_t)PyArray_DIM(*positions, 1), P, D);
+        Py_CLEAR(*positions);
+    }
+    return *positions != NULL ? 0 : -1;
+}
+
+static PyObject *resized(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"height", "width", "positions", NULL};
+    Py_ssize_t height, width;
+    PyObject *object = Py_None, *result = NULL;
+    PyArrayObject *positions;
+    const qv_vit *vit = self->model;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "nn|O:resized", names, &height, &width, &object)) {
+        return NULL;
+    }
+    if (height < 1 || width < 1) {
+        return PyErr_Format(PyExc_ValueError, "image_size %zd x %zd, expected at least one patch", height, width);
+    }
+    if (read_positions(object, vit, (size_t)height, (size_t)width, &positions) < 0) {
+        return NULL;
+    }
+    qv_error err;
+    qv_vit *other = qv_allocate(1, sizeof *other);
+    qv_status status =
+        other == NULL ? qv_fail_memory(&err, "a vision transformer")
+                      : qv_vit_resize(other, vit, (size_t)height, (size_t)width,
+                                      positions != NULL ? PyArray_DATA(positions) : NULL, &err);
+    if (status == QV_OK) {
+        result = qvpy_model_sharing(self, other);
+    } else {
+        qv_free(other);
+        qvpy_raise(&err);
+    }
+    Py_XDECREF(positions);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"forward", QVPY_KEYWORDS(forward),
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
@@ -448,6 +503,10 @@ static PyMethodDef methods[] = {
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes."},
     {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
+    {"resized", QVPY_KEYWORDS(resized),
+     "resized(height, width, positions=None)\n--\n\nThe same tower for images of another size, as a Vit that shares the\n"
+     "weights; positions [P, D] of its patches, where the tower has a table of them."},
+    {"gradients", QVPY_KEYWORDS(qvpy_vit_gradients), qvpy_vit_gradients_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
-from .._base.tensors import to_numpy
+from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
-from .._base.warnings import Note, warn_of
+from .._base.warnings import warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
 from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
@@ -23,42 +22,23 @@ from ._answer_head import AnswerHead
 from ._answering import Lengths, answer_list, ranked_answers
 from ._capabilities import Questions
 from ._devices import Placement
-from ._model import Model, ModelLook, Request
+from ._instruct import Encoded, Entry, instruct_states_of
+from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+from ._prompts import Prompts
+from ._texts import TEXT_ENCODERS
+from ._tower_look import TowerLook
 from ._visual_t5 import VisualT5
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
     from ..images import Seen
 
-TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
 PARTS = 4
 REGISTERS = "vision_model.embeddings.register_tokens"
 MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
-
-
-class Encoded(NamedTuple):
-    """Encoded questions, their words with the tokens that make them, and what is to be said of them."""
-
-    states: FloatArray
-    mask: npt.NDArray[np.uint8]
-    words: list[tuple[list[str], list[int]]]
-    notes: list[Note]
-    ids: list[npt.NDArray[np.int64]]
-
-
-class _Entry(NamedTuple):
-    """One encoded question, as it is remembered."""
-
-    states: FloatArray
-    ids: npt.NDArray[np.int64]
-    words: list[str]
-    word_of: list[int]
-    known: bool
-    unknown: list[str]
-    cut: list[str]
 
 
 class QAViT(Model):
@@ -91,19 +71,20 @@ class QAViT(Model):
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._vision = vision
         self._text: Any = None
+        self._prompts: Optional[Prompts] = None
         self._tokenizer: Any = None
-        self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
+        self._cache: QuestionCache[Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
-        self.image_size, self.patch_size = vit.image_size, vit.patch_size
+        self.image_size = image_size((vit.image_size, vit.image_width), "image_size")
+        self.patch_size = vit.patch_size
         self.num_blocks, self.num_heads = vit.blocks, vit.heads
         self.hidden_size: int = vit.hidden_size
         self.instruction_dim: int = vit.instruction_dim
         self.integrated: tuple[int, ...] = vit.integrated
         self.question_blocks = self.integrated
         self.integration_point: Optional[str] = point
-        side = self.image_size // self.patch_size
-        self.grid = (side, side)
+        self.grid = (vit.image_size // vit.patch_size, vit.image_width // vit.patch_size)
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
@@ -143,6 +124,7 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
+        self._placement, self._prompts = placement, None
         answers = bool(source.decoder) and getattr(text, "picture_width", 0) == vit.hidden_size
         self._language = VisualT5(source, text, placement) if answers else None
 
@@ -155,6 +137,8 @@ class QAViT(Model):
             "class_token": self._vit.prefix > self._registers,
             "registers": self._registers > 0,
             "attention_head": head,
+            "answer_head": bool(self._source.answers),
+            "texts": self._source.prompts is not None,
         }
         return frozenset(name for name, is_there in there.items() if is_there)
 
@@ -233,7 +217,7 @@ class QAViT(Model):
         words = [(entry.words, entry.word_of) for entry in found]
         return Encoded(states, mask, words, notes, [entry.ids for entry in found])
 
-    def _encode_new(self, questions: list[str]) -> dict[str, _Entry]:
+    def _encode_new(self, questions: list[str]) -> dict[str, Entry]:
         """Cleaned questions, encoded and remembered."""
         from ..text import words_with_tokens
 
@@ -258,7 +242,7 @@ class QAViT(Model):
             for row, own in zip(rows, states):
                 words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
                 ids = batch.ids[row, :length].astype(np.int64)
-                entry = _Entry(own.copy(), ids, words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
+                entry = Entry(own.copy(), ids, words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
                 entry.states.setflags(write=False)
                 self._cache.put(questions[row], entry)
                 new[questions[row]] = entry
@@ -295,28 +279,7 @@ class QAViT(Model):
         )
 
     def _instruct(self, states: Any, mask: Any, count: int) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
-        if states is None:
-            return None, None
-        if isinstance(states, tuple) and len(states) == 2:
-            states, own_mask = states
-            mask = own_mask if mask is None else mask
-        with np.errstate(over="ignore"):
-            states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
-        if states.ndim != 3 or states.shape[2] != self.instruction_dim or states.shape[1] == 0:
-            raise ValueError(
-                f"instruct_states: shape {list(states.shape)}, expected [B, M, {self.instruction_dim}] with M at least 1"
-            )
-        if states.shape[0] != count:
-            raise ValueError(f"instruct_states: {states.shape[0]} questions for {count} pictures; give one a picture")
-        if mask is None:
-            full = np.ones(states.shape[:2], np.uint8)
-            return states, full
-        mask = (to_numpy(mask, "instruct_mask") != 0).astype(np.uint8)
-        if mask.shape != states.shape[:2]:
-            raise ValueError(f"instruct_mask: shape {list(mask.shape)}, expected {list(states.shape[:2])}")
-        if not mask.any(axis=1).all():
-            raise ValueError("instruct_mask: a question has no token that counts")
-        return states, mask
+        return instruct_states_of(states, mask, count, self.instruction_dim)
 
     def _run(
         self,
@@ -400,9 +363,18 @@ class QAViT(Model):
         encoded = self._encode(questions)
         pairs = np.zeros(len(questions), np.int32)
         look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
+        look.prompts = questions
         look.words = [list(words) for words, _ in encoded.words]
         look.notes = encoded.notes
         return look
+
+    def _embed_prompts(self, prompts: Sequence[str]) -> FloatArray:
+        """Texts in the pictures' space, [Q, E]; their encoder is opened when the first ones come."""
+        made = self._prompts
+        if made is None:
+            assert self._source.prompts is not None
+            self._prompts = made = Prompts(self._source.prompts, self._placement)
+        return made.embed(prompts)
 
     def _prepare_question(self, question: str) -> None:
         if self.integrated:
@@ -449,6 +421,7 @@ class QAViT(Model):
         elif self.integrated and max(numbers) >= self.integrated[0]:
             raise ValueError("questions: the asked blocks take questions; give one a picture")
         look = AttentionLook(self, images, encoded, pairs)
+        look.prompts = asked
         return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
 
     def answer(
@@ -483,7 +456,7 @@ class QAViT(Model):
         shown = self._see(image)
         look = self._look(shown.pixels, asked)
         look.keep_last()
-        result = self._result(shown, asked, self._request(None, None, "mean"), look)
+        result = self._result_of(shown, look, asked, self._request(None, None, "mean"))
         warn_of(result.notes)
         pictures, ids = look.take_last()
         found = language.answer(self._tokenizer, pictures, ids, lengths, keep_logits, answers)
@@ -492,18 +465,21 @@ class QAViT(Model):
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
             return "it is a vision transformer that knows no text"
-        return "none of its blocks has instruct weights (plain CLIP)"
+        return "none of its blocks has instruct weights, and it has no text half beside its pictures'"
 
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
         return (
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
-            f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+            f"patches of {self._vit.image_size}x{self._vit.image_width}, {kind}, {self.precision})"
         )
 
 
-class AttentionLook(ModelLook):
+class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
+
+    _model: QAViT
+    prompts: Optional[Sequence[str]] = None
 
     def __init__(
         self,
@@ -535,6 +511,15 @@ class AttentionLook(ModelLook):
     def registers(self) -> int:
         return self._model._registers
 
+    @property
+    def texts(self) -> FloatArray:
+        if self.prompts is None or self._model._source.prompts is None:
+            return super().texts
+        return self._model._embed_prompts(self.prompts)
+
+    def scores(self) -> Optional[FloatArray]:
+        return self.fits
+
     def pool_attention(self) -> FloatArray:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
         found = self._model._run(self._pixels, states, mask, [], outputs=("pool_attention",), pair_image=self._pair_image)
@@ -544,9 +529,6 @@ class AttentionLook(ModelLook):
         if self._encoded is None or block not in self._model.integrated:
             return 0
         return int(self._encoded.mask.shape[1])
-
-    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        raise TypeError("gradcam: this model has no text half with cross-attention")
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
