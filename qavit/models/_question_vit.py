@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
-from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
-from .._base.warnings import Note, warn_of
+from .._base.warnings import warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
 from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
 from ._answer_head import AnswerHead
+from ._answering import Lengths, answer_list, ranked_answers
 from ._capabilities import Questions
 from ._devices import Placement
+from ._instruct import Encoded, Entry, instruct_states_of
 from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
 from ._prompts import Prompts
 from ._texts import TEXT_ENCODERS
 from ._tower_look import TowerLook
+from ._visual_t5 import VisualT5
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -37,26 +39,6 @@ CACHED_QUESTIONS = 4096
 PARTS = 4
 REGISTERS = "vision_model.embeddings.register_tokens"
 MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
-
-
-class Encoded(NamedTuple):
-    """Encoded questions, their words with the tokens that make them, and what is to be said of them."""
-
-    states: FloatArray
-    mask: npt.NDArray[np.uint8]
-    words: list[tuple[list[str], list[int]]]
-    notes: list[Note]
-
-
-class _Entry(NamedTuple):
-    """One encoded question, as it is remembered."""
-
-    states: FloatArray
-    words: list[str]
-    word_of: list[int]
-    known: bool
-    unknown: list[str]
-    cut: list[str]
 
 
 class QAViT(Model):
@@ -91,7 +73,7 @@ class QAViT(Model):
         self._text: Any = None
         self._prompts: Optional[Prompts] = None
         self._tokenizer: Any = None
-        self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
+        self._cache: QuestionCache[Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
         self.image_size = image_size((vit.image_size, vit.image_width), "image_size")
@@ -143,6 +125,8 @@ class QAViT(Model):
         release_pages(source.weights)
         self._vit, self._text = vit, text
         self._placement, self._prompts = placement, None
+        answers = bool(source.decoder) and getattr(text, "picture_width", 0) == vit.hidden_size
+        self._language = VisualT5(source, text, placement) if answers else None
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -230,9 +214,10 @@ class QAViT(Model):
             every = clean_question(question, len(question) + 1).split()
             cut.append(every[len(clean.split()) - len(entry.cut) :])
         notes = question_notes(questions, [entry.unknown for entry in found], cut, [entry.known for entry in found])
-        return Encoded(states, mask, [(entry.words, entry.word_of) for entry in found], notes)
+        words = [(entry.words, entry.word_of) for entry in found]
+        return Encoded(states, mask, words, notes, [entry.ids for entry in found])
 
-    def _encode_new(self, questions: list[str]) -> dict[str, _Entry]:
+    def _encode_new(self, questions: list[str]) -> dict[str, Entry]:
         """Cleaned questions, encoded and remembered."""
         from ..text import words_with_tokens
 
@@ -256,7 +241,8 @@ class QAViT(Model):
                 raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
             for row, own in zip(rows, states):
                 words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
-                entry = _Entry(own.copy(), words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
+                ids = batch.ids[row, :length].astype(np.int64)
+                entry = Entry(own.copy(), ids, words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
                 entry.states.setflags(write=False)
                 self._cache.put(questions[row], entry)
                 new[questions[row]] = entry
@@ -294,28 +280,7 @@ class QAViT(Model):
         )
 
     def _instruct(self, states: Any, mask: Any, count: int) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
-        if states is None:
-            return None, None
-        if isinstance(states, tuple) and len(states) == 2:
-            states, own_mask = states
-            mask = own_mask if mask is None else mask
-        with np.errstate(over="ignore"):
-            states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
-        if states.ndim != 3 or states.shape[2] != self.instruction_dim or states.shape[1] == 0:
-            raise ValueError(
-                f"instruct_states: shape {list(states.shape)}, expected [B, M, {self.instruction_dim}] with M at least 1"
-            )
-        if states.shape[0] != count:
-            raise ValueError(f"instruct_states: {states.shape[0]} questions for {count} pictures; give one a picture")
-        if mask is None:
-            full = np.ones(states.shape[:2], np.uint8)
-            return states, full
-        mask = (to_numpy(mask, "instruct_mask") != 0).astype(np.uint8)
-        if mask.shape != states.shape[:2]:
-            raise ValueError(f"instruct_mask: shape {list(mask.shape)}, expected {list(states.shape[:2])}")
-        if not mask.any(axis=1).all():
-            raise ValueError("instruct_mask: a question has no token that counts")
-        return states, mask
+        return instruct_states_of(states, mask, count, self.instruction_dim)
 
     def _run(
         self,
@@ -469,20 +434,34 @@ class QAViT(Model):
         min_new_tokens: int = 0,
         num_beams: int = 1,
         return_logits: bool = False,
+        answers: Optional[Sequence[str]] = None,
     ) -> list[Generated]:
+        lengths, chosen = Lengths(max_new_tokens, min_new_tokens, num_beams), answer_list(answers)
+        lengths.check(return_logits, chosen)
         if self.answer_names is None:
-            raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        if (max_new_tokens, min_new_tokens, num_beams, return_logits) != (30, 0, 1, False):
-            raise ValueError(
-                "max_new_tokens, min_new_tokens, num_beams, return_logits: this model chooses from a list of answers and "
-                "writes none; leave them out"
-            )
-        result = self.heatmaps(image, questions)
-        found = []
-        for row, ranked in enumerate(result.answers or []):
-            text, probability = ranked[0]
-            found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
-        return found
+            return self._answer_by_language(image, questions, lengths, return_logits, chosen)
+        if lengths != Lengths() or return_logits or chosen is not None:
+            named = "max_new_tokens, min_new_tokens, num_beams, return_logits, answers"
+            raise ValueError(f"{named}: this model chooses from a list of answers and writes none; leave them out")
+        return ranked_answers(self.heatmaps(image, questions))
+
+    def _answer_by_language(
+        self, image: ImageLike, questions: Any, lengths: Lengths, keep_logits: bool, answers: Optional[list[str]]
+    ) -> list[Generated]:
+        """Answers of the checkpoint's own language model, with the maps of the same pass through the tower."""
+        language = self._language
+        if language is None:
+            lacking = "translation_mlp, decoder and lm_head of a QA-ViT checkpoint"
+            raise ValueError(f"{self.name}: this model does not answer: it lists no answers, and its weights lack {lacking}")
+        asked = question_list(questions)
+        shown = self._see(image)
+        look = self._look(shown.pixels, asked)
+        look.keep_last()
+        result = self._result_of(shown, look, asked, self._request(None, None, "mean"))
+        warn_of(result.notes)
+        pictures, ids = look.take_last()
+        found = language.answer(self._tokenizer, pictures, ids, lengths, keep_logits, answers)
+        return [dataclasses.replace(one, result=result[row]) for row, one in enumerate(found)]
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
@@ -514,6 +493,8 @@ class AttentionLook(TowerLook):
         self._model, self._pixels, self._encoded, self._pair_image = model, pixels, encoded, pair_image
         self._answering = answering
         self._pooled: Optional[FloatArray] = None
+        self._keeps_last = False
+        self._last: Optional[FloatArray] = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -552,12 +533,25 @@ class AttentionLook(TowerLook):
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
-        outputs = ("pooled",) if self._answering and self._pooled is None else ()
+        wanted = {"pooled": self._answering and self._pooled is None, "last": self._keeps_last and self._last is None}
+        outputs = tuple(name for name, is_wanted in wanted.items() if is_wanted)
         result = self._model._run(self._pixels, states, mask, taps, outputs=outputs, pair_image=self._pair_image)
-        if outputs:
-            self._pooled = result["pooled"]
+        self._pooled, self._last = result.get("pooled", self._pooled), result.get("last", self._last)
         attentions: dict[int, FloatArray] = result["attentions"]
         return attentions
+
+    def keep_last(self) -> None:
+        """From the pass that the map is read of, keep what leaves the last block, for `take_last`."""
+        self._keeps_last = True
+
+    def take_last(self) -> tuple[FloatArray, list[npt.NDArray[np.int64]]]:
+        """What leaves the last block, [Q, T, D], which is let go of, and each question's tokens."""
+        if self._last is None:
+            self._run([])
+        last, self._last, self._keeps_last = self._last, None, False
+        assert last is not None
+        assert self._encoded is not None
+        return last, self._encoded.ids
 
     def answers(self) -> Optional[list[list[tuple[str, float]]]]:
         if not self._answering:
