@@ -41,11 +41,15 @@ def method_of(method: Any, model: Readable) -> Method:
         known = methods_of(model)
         if method not in known:
             others = " or a function" if "attention" in model.reads else ""
-            raise ValueError(f"method: got {method!r}; this model has {', '.join(map(repr, known))}{others}")
+            why = ""
+            if method in all_methods() and model.question_blocks and "texts" not in model.reads:
+                why = "; to embed texts, as that method needs them, give vision= a CLIP folder that holds both halves"
+            raise ValueError(f"method: got {method!r}; this model has {', '.join(map(repr, known))}{others}{why}")
         return all_methods()[method]
     if not isinstance(method, Method) and not callable(method):
         raise TypeError(f"method: expected a name, a Method or a function, got {type(method).__name__}")
     chosen = method if isinstance(method, Method) else Custom(method)
     if not chosen.suits(model):
-        raise ValueError(f"method: {chosen.name} needs attention that this model does not give")
+        given = ", ".join(sorted(model.reads))
+        raise ValueError(f"method: {chosen.name} needs what this model does not give; it gives {given}")
     return chosen

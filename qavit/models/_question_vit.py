@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
-from .._base.warnings import Note, warn_of
+from .._base.warnings import warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
@@ -23,36 +23,17 @@ from ._devices import Placement
 from ._model import Model, ModelLook, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+from ._questions import Encoded, Entry, encode_questions
+from ._texts import TEXT_ENCODERS, TextHalf
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
     from ..images import Seen
 
-TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
 PARTS = 4
 REGISTERS = "vision_model.embeddings.register_tokens"
 MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
-
-
-class Encoded(NamedTuple):
-    """Encoded questions, their words with the tokens that make them, and what is to be said of them."""
-
-    states: FloatArray
-    mask: npt.NDArray[np.uint8]
-    words: list[tuple[list[str], list[int]]]
-    notes: list[Note]
-
-
-class _Entry(NamedTuple):
-    """One encoded question, as it is remembered."""
-
-    states: FloatArray
-    words: list[str]
-    word_of: list[int]
-    known: bool
-    unknown: list[str]
-    cut: list[str]
 
 
 class QAViT(Model):
@@ -86,7 +67,7 @@ class QAViT(Model):
         self._vision = vision
         self._text: Any = None
         self._tokenizer: Any = None
-        self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
+        self._cache: QuestionCache[Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
         self.image_size, self.patch_size = vit.image_size, vit.patch_size
@@ -137,6 +118,8 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
+        self._placement = placement
+        self._prompts: Optional[TextHalf] = None
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -147,6 +130,8 @@ class QAViT(Model):
             "class_token": self._vit.prefix > self._registers,
             "registers": self._registers > 0,
             "attention_head": head,
+            "texts": self._source.prompts is not None,
+            "answer_head": bool(self._source.answers),
         }
         return frozenset(name for name, is_there in there.items() if is_there)
 
@@ -154,6 +139,18 @@ class QAViT(Model):
     def _registers(self) -> int:
         weights = self._source.weights
         return weights[REGISTERS][2][0] if REGISTERS in weights else 0
+
+    def _prompt_half(self) -> TextHalf:
+        """The CLIP text half beside a QA-ViT, made when it is first asked."""
+        half = self._prompts
+        if half is None:
+            found = self._source.prompts
+            if found is None:
+                raise TypeError(f"{self.name}: no text half embeds texts; give vision= a CLIP folder that holds both halves")
+            tokens = int(found.text["max_position_embeddings"])
+            half = TextHalf(self.name, found.text, found.weights, found.tokenizer, tokens, False, self._placement)
+            self._prompts = half
+        return half
 
     def _check_text(self) -> None:
         from ..text import Tokenizer
@@ -224,34 +221,12 @@ class QAViT(Model):
         notes = question_notes(questions, [entry.unknown for entry in found], cut, [entry.known for entry in found])
         return Encoded(states, mask, [(entry.words, entry.word_of) for entry in found], notes)
 
-    def _encode_new(self, questions: list[str]) -> dict[str, _Entry]:
+    def _encode_new(self, questions: list[str]) -> dict[str, Entry]:
         """Cleaned questions, encoded and remembered."""
-        from ..text import words_with_tokens
-
-        if not questions:
-            return {}
         check_unchanged(self._files)
-        batch = self._tokenizer.encode(questions, self.max_tokens)
-        if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
-            raise ValueError(
-                f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
-                "this is another model's tokenizer"
-            )
-        new = {}
-        lengths = batch.mask.sum(axis=1)
-        for length in np.unique(lengths):
-            # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
-            rows = np.flatnonzero(lengths == length)
-            states = self._text.encode(batch.ids[rows, :length])
-            check_unchanged(self._files)
-            if not np.isfinite(states).all():
-                raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
-            for row, own in zip(rows, states):
-                words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
-                entry = _Entry(own.copy(), words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
-                entry.states.setflags(write=False)
-                self._cache.put(questions[row], entry)
-                new[questions[row]] = entry
+        new = encode_questions(questions, self._tokenizer, self._text, self.max_tokens, self.name, self._files)
+        for question, entry in new.items():
+            self._cache.put(question, entry)
         return new
 
     # ---- the vision model ----
@@ -391,6 +366,7 @@ class QAViT(Model):
         pairs = np.zeros(len(questions), np.int32)
         look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
         look.words = [list(words) for words, _ in encoded.words]
+        look.asked = questions
         look.notes = encoded.notes
         return look
 
@@ -468,6 +444,8 @@ class QAViT(Model):
 class AttentionLook(ModelLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
 
+    asked: Sequence[str] = ()
+
     def __init__(
         self,
         model: QAViT,
@@ -505,6 +483,42 @@ class AttentionLook(ModelLook):
         if self._encoded is None or block not in self._model.integrated:
             return 0
         return int(self._encoded.mask.shape[1])
+
+    @property
+    def texts(self) -> FloatArray:
+        return self._model._prompt_half().embeddings(self.asked)
+
+    @property
+    def logit_scale(self) -> float:
+        return self._model._prompt_half().logit_scale
+
+    @property
+    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
+        head = self._model._answer_head if self._model.answer_names is not None else None
+        return None if head is None else (head.weight, head.bias)
+
+    @property
+    def tower(self) -> _core.Vit:
+        return self._model._vit
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        check_unchanged(self._model._files)
+        result: dict[str, Any] = {"pixel_values": self._pixels}
+        if not isinstance(self._pixels, np.ndarray):
+            result = {"pixel_values": [self._pixels.picture], "preprocessing": self._pixels.preprocessing}
+        if self._encoded is not None:
+            pairs = self._pair_image
+            result["pair_image"] = np.arange(len(self._encoded.mask), dtype=np.int32) if pairs is None else pairs
+            result["instruct"] = self._encoded.states
+            result["instruct_length"] = self._encoded.mask.sum(axis=1, dtype=np.int32)
+        return result
+
+    def empty(self, text: str) -> FloatArray:
+        given = self.options.empty
+        if given is not None and not isinstance(given, str):
+            raise ValueError("empty: expected a text")
+        return self._model._prompt_half().embeddings([text if given is None else given])
 
     def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
         raise TypeError("gradcam: this model has no text half with cross-attention")

@@ -13,10 +13,10 @@ from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
 from .._places import _folder, _folder_config
-from .._source import DECODER, QUESTIONS, ModelSource, _known_options, _read_tokenizer, _source
+from .._source import DECODER, QUESTIONS, ModelSource, Prompts, _known_options, _read_tokenizer, _source
 from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, shape_of
-from ..formats.reading import Content
+from ..formats.reading import Content, weights_file
 from . import siglip
 from .clip import _positions, _vision_options, clip_vision_config, clip_vision_shapes, full_names
 from .families import told_by_names, told_by_type
@@ -91,6 +91,7 @@ def open_files(given: Given) -> ModelSource:
                 tensors, text_folder = {**tensors, **own_text, **beside}, vision_folder
     if not _has_tower(tensors):
         _no_tower(tensors, rest, unread, name)
+    prompts = _prompts(tensors, said, vision_folder, asked)
     text_config = _text_settings(tensors, said.text, text_folder if text is not None else None, asked, name)
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
     tensors = merge_adapters(tensors, with_option(adapter, alpha), name)
@@ -126,7 +127,40 @@ def open_files(given: Given) -> ModelSource:
     if decoder and source.text is not None:
         check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
         source.decoder = decoder
+    source.prompts = prompts
     return source
+
+
+def _prompts(tensors: Stored, said: _Settings, folder: Path | None, asked: Asked) -> Prompts | None:
+    """Of a QA-ViT on a CLIP folder with both halves, its text half; ``tensors`` gain the pictures' projection beside it."""
+    if folder is None or said.text is None or weights_file(folder) is None or not _takes_questions(tensors):
+        return None
+    there = _read(folder_content(folder, "vision", asked, asked.options.get("base")), asked, str(folder))
+    text, _ = _clip_text(there.rest, asked, str(folder))
+    joint = ("visual_projection.weight", "text_projection.weight")
+    if not text or any(name not in there.vision for name in joint) or PROBE in tensors:
+        return None
+    tensors.setdefault(joint[0], there.vision[joint[0]])
+    text.update({name: tensor for name, tensor in there.vision.items() if _BESIDE_TEXT.match(name)})
+    text = merge_adapters(text, with_option(adapter_of(folder), asked.options.get("lora_alpha")), str(folder))
+    return Prompts(*complete_text(text, said.text, str(folder)), _read_tokenizer(None, folder, said.text))
+
+
+def complete_text(tensors: Stored, config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Weights]:
+    """A text half by itself: its configuration completed from the weights, and exactly its tensors."""
+    complete = _text_config(tensors, config, f"{name}: text")
+    joint = need(tensors, "text_projection.weight", 2, name)
+    optional: Shapes = {
+        "text_projection.weight": joint,
+        "text_projection.bias": joint[:1],
+        "logit_scale": (),
+        "logit_bias": (),
+    }
+    return complete, take(tensors, text_shapes(complete), name, optional)
+
+
+def _takes_questions(tensors: Stored) -> bool:
+    return any(".instruct_dim_reduce." in key for key in tensors)
 
 
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
@@ -192,7 +226,7 @@ def _joined(tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str
     ValueError
         Where the text half was ``asked`` for, and they do not.
     """
-    if any(".instruct_dim_reduce." in key for key in tensors):
+    if _takes_questions(tensors):
         return {key: tensor for key, tensor in tensors.items() if not _BESIDE_TEXT.match(key)}, text
     projected = PROBE in tensors or "visual_projection.weight" in tensors
     if text is not None and projected and "text_projection.weight" in tensors:
