@@ -78,6 +78,21 @@ class Vit(_Model):
         first: int | None = ...,
         preprocessing: _Preprocessing | None = ...,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+    def gradients(
+        self,
+        states: npt.NDArray[np.float32],
+        first: int,
+        texts: npt.NDArray[np.float32] | None = ...,
+        paired: bool = ...,
+        score: str = ...,
+        scale: float = ...,
+        answer: int | None = ...,
+        instruct: npt.NDArray[np.float32] | None = ...,
+        instruct_length: npt.NDArray[np.int32] | None = ...,
+        wanted: Sequence[tuple[str, int]] = ...,
+        relevance: int | None = ...,
+        single_head: int | None = ...,
+    ) -> dict[str, Any]: ...
 
 class BlipImage:
     @property

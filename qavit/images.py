@@ -19,9 +19,7 @@ from ._base.pictures import load_image as load_image
 from ._base.tensors import to_numpy
 from ._base.types import ImageSize
 
-CorePreprocessing = tuple[
-    int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]
-]
+CorePreprocessing = tuple[int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]]
 FloatArray = npt.NDArray[np.float32]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -197,7 +197,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_main.main(["heatmap", "-q", "where?"]) == cli_options.USAGE
     assert cli_main.main(["heatmap", str(SCENE), "-q", "where?", "--no-figures"]) == cli_options.USAGE
     assert cli_main.main(["heatmap", "--method", "magic", str(SCENE), "-q", "where?"]) == cli_options.SOME_FAILED
-    assert "--method: got 'magic'; this model has 'class', 'question'" in capsys.readouterr().err
+    assert "--method: got 'magic'; this model has 'class', 'gae', " in capsys.readouterr().err
     assert cli_main.main(["info", "no/such/folder"]) == cli_options.SOME_FAILED
     assert "no/such/folder" in capsys.readouterr().err
 

@@ -237,7 +237,7 @@ def test_halves_one_by_one(siglip_1: tuple[Path, Any, Any], tmp_path: Path) -> N
     folder, reference, _ = siglip_1
     reference.vision_model.save_pretrained(tmp_path / "vision")
     alone = qavit.load(tmp_path / "vision")
-    assert (alone.kind, alone.takes_questions, alone.methods) == ("siglip", False, ("pool",))
+    assert (alone.kind, alone.takes_questions, alone.methods) == ("siglip", False, ("pool", "rollout"))
     images = pixels(1, 20)
     assert alone.heatmaps(images[0]).maps.shape == (1, 5, 5)
     both = dual(vision=tmp_path / "vision", text=folder)
@@ -630,6 +630,12 @@ def test_prompts_of_a_qavit(tmp_path: Path) -> None:
         assert seen.look.logit_scale == beside.logit_scale
         assert seen.projected.shape == (2, 48)
         assert seen.inputs["instruct"].shape[0] == 2
+    for method in ("gae", "gradcam", "legrad"):
+        result = model.heatmaps(picture, questions, method=method)
+        assert result.raw.any()
+        assert result.scores is not None
+        close(result.scores, np.einsum("qe,qe->q", unit(seen.projected), beside.encode_text(questions)))
+        assert not np.array_equal(result.maps[0], result.maps[1])
     plain = qavit.load(vision=late / "clip", **parts)
     assert np.array_equal(plain.heatmaps(picture, questions).maps, model.heatmaps(picture, questions).maps)
     with pytest.raises(ValueError, match="method: prompted needs"):

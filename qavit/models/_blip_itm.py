@@ -15,7 +15,8 @@ from .._base.warnings import LowScoreWarning, Note, note_of
 from ..checkpoints._weights import check_unchanged, release_pages
 from ..text import words_with_tokens
 from ._devices import Placement
-from ._model import Model, ModelLook
+from ._look import ModelLook
+from ._model import Model
 from ._notes import question_notes
 
 if TYPE_CHECKING:

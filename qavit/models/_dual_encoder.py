@@ -248,6 +248,11 @@ class DualLook(AttentionLook):
 
     def empty(self, text: str) -> FloatArray:
         given = self.options.empty
+        if given is None and self._model._half.lacks_tokenizer:
+            raise ValueError(
+                f"empty: this method compares with the text {text!r}, and there is no tokenizer to read it; give empty= its "
+                "embedding [1, E], or tokenizer="
+            )
         if given is None or isinstance(given, str):
             return self._model._half.embeddings([text if given is None else given])
         embedding = self._model._embeddings(given)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, TypeVar, Union
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
 from .._base.arguments import is_pixel_values, question_list, whole_number, whole_numbers
 from .._base.files import absolute_paths
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, Precision, Score
 from .._base.warnings import Note, PrecisionWarning, QuestionBlindWarning, note_of, warn, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins
 from ..heatmaps._distribution import to_distribution
-from ..methods._look import Look, Options
+from ..methods._look import Options
 from ..methods._registry import MethodLike, method_of, methods_of
 from ..methods.base import Method
 from ._capabilities import Capabilities, Questions
 from ._devices import Placement, computing_precision, place, same_device
+from ._look import ModelLook
 from ._notes import bundled_notes, crop_notes, pixel_notes
 from ._stream import stream
 
@@ -48,70 +48,6 @@ class Request(NamedTuple):
     blocks: list[int]
     heads: Heads
     options: Options
-
-
-class ModelLook(Look, ABC):
-    """What a model gives methods to read, and what else a result is made of."""
-
-    questions: list[str]
-    options = Options()
-    image: Optional[FloatArray] = None
-    words: Optional[list[list[str]]] = None
-    notes: Sequence[Note] = ()
-
-    @abstractmethod
-    def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
-        """A question each [words, gh, gw]."""
-
-    @property
-    def texts(self) -> FloatArray:
-        raise TypeError("texts: this model has no embeddings of texts in its pictures' space")
-
-    @property
-    def logit_scale(self) -> float:
-        return 1.0
-
-    @property
-    def logit_bias(self) -> float:
-        return 0.0
-
-    @property
-    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
-        return None
-
-    @property
-    def tower(self) -> _core.Vit:
-        raise TypeError("tower: this model's vision tower cannot be asked")
-
-    @property
-    def registers(self) -> int:
-        return 0
-
-    def pool_attention(self) -> FloatArray:
-        raise TypeError("pool_attention: this model's vision tower has no attention head")
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        raise TypeError("inputs: this model's vision tower cannot be asked")
-
-    def empty(self, text: str) -> FloatArray:
-        raise TypeError("empty: this model has no embeddings of texts in its pictures' space")
-
-    def scores(self) -> Optional[FloatArray]:
-        """How well the picture fits each text; None where nothing says so."""
-        return None
-
-    def score_notes(self) -> Sequence[Note]:
-        """What the scores say against the maps, before `release`."""
-        return ()
-
-    def answers(self) -> Optional[list[list[tuple[str, float]]]]:
-        """Ranked answers; None where there are none."""
-        return None
-
-    @abstractmethod
-    def release(self) -> None:
-        """Let go of what can be computed again."""
 
 
 class Model(Capabilities, ABC):

@@ -20,11 +20,12 @@ from ..methods.words import read_words
 from ._answer_head import AnswerHead
 from ._capabilities import Questions
 from ._devices import Placement
-from ._model import Model, ModelLook, Request
+from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
 from ._questions import Encoded, Entry, encode_questions
 from ._texts import TEXT_ENCODERS, TextHalf
+from ._tower_look import TowerLook
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -441,10 +442,11 @@ class QAViT(Model):
         )
 
 
-class AttentionLook(ModelLook):
+class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
 
     asked: Sequence[str] = ()
+    _model: QAViT
 
     def __init__(
         self,
@@ -490,16 +492,12 @@ class AttentionLook(ModelLook):
 
     @property
     def logit_scale(self) -> float:
-        return self._model._prompt_half().logit_scale
+        return 1.0 if self._model._source.prompts is None else self._model._prompt_half().logit_scale
 
     @property
     def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
         head = self._model._answer_head if self._model.answer_names is not None else None
         return None if head is None else (head.weight, head.bias)
-
-    @property
-    def tower(self) -> _core.Vit:
-        return self._model._vit
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -514,14 +512,17 @@ class AttentionLook(ModelLook):
             result["instruct_length"] = self._encoded.mask.sum(axis=1, dtype=np.int32)
         return result
 
+    def scores(self) -> Optional[FloatArray]:
+        """Of prompts, where a method embedded the picture: cosines."""
+        return (
+            None if self.image is None else np.einsum("qe,qe->q", self.texts, np.broadcast_to(self.image, self.texts.shape))
+        )
+
     def empty(self, text: str) -> FloatArray:
         given = self.options.empty
         if given is not None and not isinstance(given, str):
             raise ValueError("empty: expected a text")
         return self._model._prompt_half().embeddings([text if given is None else given])
-
-    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        raise TypeError("gradcam: this model has no text half with cross-attention")
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
