@@ -44,13 +44,12 @@ if "--guided" in sys.argv:
     import atheris
 with nullcontext() if atheris is None else atheris.instrument_imports(include=["qavit"]):
     from qavit import text
-    from qavit._base import sentencepiece
+    from qavit._base import config, sentencepiece
     from qavit.checkpoints import _convert as checkpoints_convert
     from qavit.checkpoints import _opening as checkpoints_opening
     from qavit.checkpoints import _pictures as pictures
     from qavit.checkpoints import _weights as weights
     from qavit.checkpoints.formats import reading, safetensors_files
-    from qavit.lavis import _config as config
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "exec", "compile", "socket.connect")

@@ -1,5 +1,6 @@
 from ._base.about import __version__ as __version__
 from ._base.about import build_info as build_info
+from ._base.config import Config as Config
 from ._base.warnings import BundledModelWarning as BundledModelWarning
 from ._base.warnings import LowScoreWarning as LowScoreWarning
 from ._base.warnings import Note as Note
@@ -15,11 +16,15 @@ from ._core import set_num_threads as set_num_threads
 from ._demo import DemoScene as DemoScene
 from ._demo import demo_scene as demo_scene
 from ._result import HeatmapResult as HeatmapResult
-from .lavis._config import Config as Config
+from .answers._explanation import Explanation as Explanation
+from .answers._pnpvqa import PNPVQA as PNPVQA
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
+from .models._albef import ALBEF as ALBEF
+from .models._blip2_itm import BLIP2ITM as BLIP2ITM
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
+from .models._captioner import BlipCaptioner as BlipCaptioner
 from .models._dual_encoder import DualEncoder as DualEncoder
 from .models._load import load as load
 from .models._model import Model as Model
@@ -27,8 +32,13 @@ from .models._outputs import BlockAttentions as BlockAttentions
 from .models._outputs import EncodedQuestions as EncodedQuestions
 from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
+from .models._reader import Reader as Reader
 
 __all__ = [
+    "ALBEF",
+    "BLIP2ITM",
+    "PNPVQA",
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",
@@ -36,6 +46,7 @@ __all__ = [
     "DemoScene",
     "DualEncoder",
     "EncodedQuestions",
+    "Explanation",
     "HeatmapResult",
     "LowScoreWarning",
     "Model",
@@ -48,6 +59,7 @@ __all__ = [
     "QavitWarning",
     "QuestionBlindWarning",
     "QuestionCutWarning",
+    "Reader",
     "UnknownWordsWarning",
     "VisionOutput",
     "__version__",

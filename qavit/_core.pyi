@@ -31,6 +31,7 @@ def next_tokens(
 def best_tokens(
     logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, count: int, /
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def token_log_probabilities(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], /) -> npt.NDArray[np.float64]: ...
 def random_uniforms(keys: _Keys, count: int, /) -> npt.NDArray[np.float64]: ...
 
 class Device:
@@ -78,6 +79,7 @@ class Vit(_Model):
         first: int | None = ...,
         preprocessing: _Preprocessing | None = ...,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+    def resized(self, height: int, width: int, positions: npt.NDArray[np.float32] | None = ...) -> Vit: ...
     def gradients(
         self,
         states: npt.NDArray[np.float32],
@@ -181,3 +183,46 @@ class _PooledEncoder(_TextEncoder):
 
 class BertEncoder(_PooledEncoder): ...
 class ClipTextEncoder(_PooledEncoder): ...
+
+class DecoderMemory:
+    @property
+    def absorbed(self) -> bool: ...
+
+class DecoderCache:
+    @property
+    def lengths(self) -> npt.NDArray[np.intp]: ...
+
+class Decoder(_Model):
+    vocab_size: int
+    width: int
+    cross_width: int
+    layers: int
+    max_tokens: int
+    def read(
+        self,
+        states: npt.NDArray[np.float32],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+        tokens: int = ...,
+    ) -> DecoderMemory: ...
+    def begin(
+        self,
+        memory: DecoderMemory | Sequence[DecoderMemory],
+        rows: int,
+        capacity: int,
+        memory_of: npt.NDArray[np.int32] | None = ...,
+        tokens: npt.NDArray[np.int32] | None = ...,
+    ) -> DecoderCache: ...
+    def step(
+        self,
+        cache: DecoderCache,
+        ids: npt.NDArray[np.integer[Any]],
+        all: bool = ...,
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+    ) -> npt.NDArray[np.float32]: ...
+    def attend(
+        self,
+        cache: DecoderCache,
+        ids: npt.NDArray[np.integer[Any]],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
+    ) -> npt.NDArray[np.float32]: ...
+    def reorder(self, cache: DecoderCache, parents: npt.NDArray[np.int32], /) -> None: ...

@@ -210,6 +210,9 @@ class QAViTHeatmapDemo:
             every = model.multi_scale_attention(outputs, range(model.qavit.num_blocks))
             return to_numpy(every, "multi_scale_attention").reshape(model.qavit.num_blocks, len(questions), *grid)
 
+        answers = None
+        if model.qavit.answer_names is not None:
+            answers = [one.ranked or [] for one in model.qavit.answer(pixels, questions)]
         return HeatmapResult(
             maps=maps.reshape(len(questions), *grid),
             questions=questions,
@@ -217,7 +220,7 @@ class QAViTHeatmapDemo:
             seen=region,
             block=block,
             method="class",
-            answers=None if model.qavit.answer_names is None else [model.qavit.answer(pixels, q) for q in questions],
+            answers=answers,
             block_maps=block_maps,
         )
 

@@ -47,6 +47,11 @@ def clean_question(text: str, max_words: int = 50) -> str:
     return " ".join(words[:max_words]) if len(words) > max_words else cleaned
 
 
+def context_of(question: str, text: str) -> str:
+    """A text behind its question, as PnP-VQA gives it to its reader: the backslash and the n are two characters."""
+    return f"{question.lower().strip()} \\n {text.lower().strip()}"
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Tokenized texts.
@@ -131,6 +136,7 @@ class Tokenizer:
         self._lock = threading.Lock()
         _locked.add(self)
         self._limit: int | None = None
+        self._special: frozenset[str] | None = None
         table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(table.values(), default=-1) + 1
         self.pad = next((table[name] for name in ("<pad>", "[PAD]", "<|endoftext|>") if name in table), 0)
@@ -138,6 +144,7 @@ class Tokenizer:
         if padding and table.get(padding["pad_token"]) == padding["pad_id"]:
             self.pad = padding["pad_id"]
         self._unknown = {table.get(name) for name in _UNKNOWN}
+        self._marked = any("\u2581" in piece for piece in table)
         if vocabulary is not None and self.size > vocabulary:
             raise ValueError(
                 f"tokenizer: it has tokens up to number {self.size - 1}, but the text encoder's table has {vocabulary} "
@@ -203,6 +210,24 @@ class Tokenizer:
         cut = [own[count:] for own, count in zip(words, read)]
         return TokenBatch(ids, mask, tokens, words, word_of, list(map(bool, known)), unknown, cut)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out, as transformers writes it: no space before punctuation.
+
+        Parameters
+        ----------
+        ids : list of int
+            Those that the tokenizer does not know are left out, too.
+        """
+        return clean_up(joined(self.pieces(ids), self._marked))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it stands in the vocabulary; "" for a special one, or one that the tokenizer does not know."""
+        if self._special is None:
+            added = json.loads(self._json).get("added_tokens") or []
+            self._special = frozenset(token["content"] for token in added if token.get("special"))
+        pieces = [self._tokenizer.id_to_token(int(number)) for number in ids]
+        return ["" if piece is None or piece in self._special else piece for piece in pieces]
+
     def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:
         with self._lock:
             if self._limit != max_tokens:
@@ -211,6 +236,26 @@ class Tokenizer:
             # One at a time: encode_batch starts threads of its own, which do not survive a fork.
             with refusals("it fails on this text"):
                 return [self._tokenizer.encode(text) for text in texts]
+
+
+_ENDINGS = ("n't", "'m", "'s", "'ve", "'re")
+#: What transformers writes without the space in front of it, or around it, in this order.
+_GLUED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), *((f" {end}", end) for end in _ENDINGS))
+
+
+def joined(pieces: Sequence[str], marked: bool) -> str:
+    """The text of pieces of a vocabulary: BERT's ("##" glues a piece), or SentencePiece's (marked: "\u2581" is a space)."""
+    kept = [piece for piece in pieces if piece]
+    if marked:
+        return "".join(kept).replace("\u2581", " ").strip()
+    return " ".join(kept).replace(" ##", "").strip()
+
+
+def clean_up(text: str) -> str:
+    """A text without the spaces that tokens leave before punctuation and in contractions."""
+    for apart, glued in _GLUED:
+        text = text.replace(apart, glued)
+    return text
 
 
 def _words_read(encoding: Any, words: Sequence[str], word_of: Sequence[int]) -> int:

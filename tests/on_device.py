@@ -21,5 +21,5 @@ def _put(name: str, device: str) -> None:
 
 def pytest_configure() -> None:
     device = os.environ["QAVIT_TEST_DEVICE"]
-    for name in ("Vit", "T5Encoder", "BertEncoder", "ClipTextEncoder", "BlipItm", "BlipQuestionEncoder"):
+    for name in ("Vit", "T5Encoder", "BertEncoder", "ClipTextEncoder", "BlipItm", "BlipQuestionEncoder", "Decoder"):
         _put(name, device)

@@ -119,3 +119,106 @@ def test_question_states_and_their_gradient(
             assert logits is None
             close(tokens[rows], expected, MAPS / 2)
             close(maps[i], expected[1:-1].mean(axis=0), MAPS / 2)
+
+
+# ---- the answer decoder ----
+
+
+def decoder_of(model: Any, **options: Any) -> Any:
+    text = model.config.text_config
+    config = {
+        "model_type": "bert", "num_attention_heads": text.num_attention_heads, "encoder_width": text.hidden_size,
+    }  # fmt: skip
+    return _core.Decoder(config, weights_of(model), prefix="text_decoder.", **options)
+
+
+def teacher_forced(model: Any, states: Array, ids: Array) -> tuple[Array, Array]:
+    """The log-probabilities of ids[1:] by transformers, and their sum's gradient with respect to the states."""
+    read = torch.from_numpy(states[None]).double().requires_grad_()
+    logits = model.text_decoder(
+        input_ids=torch.from_numpy(ids[None, :-1]).long(),
+        encoder_hidden_states=read,
+        encoder_attention_mask=torch.ones(read.shape[:2]),
+    ).logits[0]
+    chosen = torch.log_softmax(logits, dim=1)[torch.arange(len(ids) - 1), torch.from_numpy(ids[1:]).long()]
+    chosen.sum().backward()
+    assert read.grad is not None
+    return chosen.detach().numpy(), read.grad[0].numpy()
+
+
+@pytest.mark.every_level
+@EACH_SIZE
+def test_gradient_of_the_states_that_a_decoder_reads(
+    vision: dict[str, int], text: dict[str, int], image: dict[str, int], lengths: list[int]
+) -> None:
+    model = huggingface_model({**vision, **image}, text, seed=len(lengths))
+    decoder = decoder_of(model)
+    model.double()
+    random = np.random.default_rng(4)
+    states = random.standard_normal((sum(lengths), text["hidden_size"]), np.float32)
+    ids_lengths = np.array([2, 39, 5, 3][: len(lengths)])
+    ids = random.integers(0, text["vocab_size"], (len(lengths), int(ids_lengths.max())))
+    found, gradient = decoder.gradient(states, lengths, ids, ids_lengths)
+    parts = np.split(found, np.cumsum(ids_lengths - 1)[:-1])
+    for part, own, rows, length, count in zip(
+        parts, np.split(states, np.cumsum(lengths)[:-1]), np.split(gradient, np.cumsum(lengths)[:-1]), ids, ids_lengths
+    ):
+        log_probabilities, expected = teacher_forced(model, own, length[:count])
+        close(part, log_probabilities, MAPS / 2)
+        close(rows, expected, MAPS / 2)
+
+
+def test_gradient_by_finite_differences() -> None:
+    vision, text, image, _ = SIZES[0]
+    decoder = decoder_of(huggingface_model({**vision, **image}, text, seed=3))
+    random = np.random.default_rng(5)
+    states = random.standard_normal((4, 36), np.float32)
+    ids, count = np.array([[1, 7, 30, 2]]), np.array([4])
+    _, gradient = decoder.gradient(states, [4], ids, count)
+    direction = random.standard_normal(states.shape)
+    direction /= np.abs(direction).max()
+    step = 1e-2
+    above, below = (
+        decoder.gradient((states + sign * step * direction).astype(np.float32), [4], ids, count)[0].sum(dtype=np.float64)
+        for sign in (1, -1)
+    )
+    assert (above - below) / (2 * step) == pytest.approx(float((gradient * direction).sum()), rel=2e-3)
+
+
+def test_texts_do_not_depend_on_each_other() -> None:
+    """More of them than go through the decoder together."""
+    vision, text, image, _ = SIZES[0]
+    decoder = decoder_of(huggingface_model({**vision, **image}, text, seed=3))
+    random = np.random.default_rng(6)
+    lengths, ids_lengths = random.integers(1, 9, 40), random.integers(2, 9, 40)
+    states = random.standard_normal((int(lengths.sum()), 36), np.float32)
+    ids = random.integers(0, 50, (40, 9))
+    found, gradient = decoder.gradient(states, lengths, ids, ids_lengths)
+    read, told = np.cumsum(lengths), np.cumsum(ids_lengths - 1)
+    for i in (0, 7, 21, 39):
+        rows, tokens = slice(read[i] - lengths[i], read[i]), slice(told[i] - ids_lengths[i] + 1, told[i])
+        alone = decoder.gradient(states[rows], lengths[i : i + 1], ids[i : i + 1], ids_lengths[i : i + 1])
+        close(found[tokens], alone[0], MAPS / 10)
+        close(gradient[rows], alone[1], MAPS / 10)
+
+
+def test_bad_gradients() -> None:
+    vision, text, image, _ = SIZES[0]
+    decoder = decoder_of(huggingface_model({**vision, **image}, text, seed=3))
+    states, ids = np.zeros((3, 36), np.float32), np.ones((1, 4), np.int64)
+    for arguments, message in (
+        ((states[:, :35], [3], ids, [4]), r"states has shape \[3, 35\], expected \[S, 36\]"),
+        ((states, [2], ids, [4]), "lengths: expected 1 numbers above 0, whose sum is the number of states"),
+        ((states, [3, 0], ids, [4]), "lengths: expected 1 numbers above 0"),
+        ((states, [3], ids, [0]), "ids_lengths: expected 1 numbers above 0"),
+        ((states, [3], ids, [1]), "text 0 has 1 tokens, expected 2 to 4"),
+        ((states, [3], ids, [5]), "text 0 has 5 tokens, expected 2 to 4"),
+        ((states, [3], np.ones((1, 42), np.int64), [42]), "text 0 has 42 tokens, expected 2 to 41"),
+        ((states, [3], ids * 50, [4]), "ids: text 0 holds 50 at position 0, expected 0 to 49"),
+        ((states, [3], -ids, [4]), "ids: text 0 holds -1 at position 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decoder.gradient(*arguments)
+    found, gradient = decoder.gradient(states[:0], [], ids[:0], [])
+    assert found.shape == (0,)
+    assert gradient.shape == (0, 36)

@@ -14,7 +14,7 @@ import pytest
 
 import qavit
 from qavit import Config
-from qavit.lavis._config import to_mapping
+from qavit._base.config import to_mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 

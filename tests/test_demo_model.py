@@ -93,4 +93,4 @@ def test_map_and_answers_take_one_pass(model, scenes, monkeypatch):
     monkeypatch.setattr(model, "_run", lambda *given, **named: passes.append(given) or run(*given, **named))
     result = model.heatmaps(scenes[0].image, "what color is the star")
     assert len(passes) == 1
-    assert result.answers[0] == model.answer(scenes[0].image, "what color is the star")
+    assert result.answers[0] == model.answer(scenes[0].image, "what color is the star")[0].ranked

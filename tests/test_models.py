@@ -343,10 +343,18 @@ def test_a_model_travels_by_its_files(picture: np.ndarray, tmp_path: Path, monke
         pickle.dumps(made)
 
 
-def test_an_answer_is_to_one_question(picture: np.ndarray) -> None:
+def test_an_answer_has_its_map_and_all_that_it_was_chosen_from(picture: np.ndarray) -> None:
     demo = qavit.load("demo")
-    with pytest.raises(TypeError, match="question: expected a str, got list"):
-        demo.answer(picture, ["where is the star?", "what color is it?"])
+    questions = ["where is the star?", "what color is it?"]
+    expected = demo.heatmaps(picture, questions)
+    for row, found in enumerate(demo.answer(picture, questions)):
+        assert found.ranked == expected.answers[row]
+        assert (found.text, np.exp(found.score)) == (found.ranked[0][0], pytest.approx(found.ranked[0][1]))
+        assert found.ids is None
+        np.testing.assert_array_equal(found.result.maps, expected.maps[row : row + 1])
+        assert found.result.questions == [questions[row]]
+    with pytest.raises(ValueError, match=r"num_beams.*chooses from a list of answers"):
+        demo.answer(picture, questions, num_beams=3)
 
 
 def test_callers_arrays_are_left_alone(late: Any, golden: Any, questions: list[str]) -> None:
@@ -414,7 +422,7 @@ def test_answers_are_the_softmax_of_their_head(answering: tuple[Path, dict[str, 
     bias[3], bias[7] = 302, 304
     save_file(tensors, folder / "model.safetensors")
     model = qavit.load(folder)
-    found = model.answer(picture, "where is the star?")
+    found = model.answer(picture, "where is the star?")[0].ranked
     # Equal ones stay in the order of the list.
     others = [i for i in range(len(bias)) if i not in (3, 7)]
     assert [name for name, _ in found] == [model.answer_names[i] for i in (7, 3, *others)]

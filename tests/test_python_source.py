@@ -22,8 +22,8 @@ MAX_LINES, MAX_FUNCTION = 600, 80
 #: Lowest first; an import, in whatever part of a file, goes to its own room or down.
 FLOORS = (
     {"_core", "_core_testing"}, {"_base"}, {"images", "text"}, {"heatmaps"}, {"plots"}, {"_result"}, {"checkpoints"},
-    {"methods"}, {"generation"}, {"models"}, {"metrics"}, {"data"}, {"lavis"}, {"_demo", "_heatmap_demo"}, {"cli"},
-    {"", "__main__"},
+    {"methods"}, {"generation"}, {"models"}, {"metrics"}, {"answers"},
+    {"_demo"}, {"data"}, {"lavis"}, {"_heatmap_demo"}, {"cli"}, {"", "__main__"},
 )  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 #: Rooms whose modules without an underscore are documented places to add to, one file each.

@@ -314,3 +314,51 @@ def test_what_a_tower_cannot_give_is_said() -> None:
         tower.forward(np.zeros((1, 3, 28, 20), np.float32))
     with pytest.raises(ValueError, match="pictures become square pixel values, this model takes 20 x 28"):
         tower.forward([np.zeros((9, 9, 3), np.uint8)], preprocessing=(True, (0.5,) * 3, (0.5,) * 3))
+
+
+# ---- one tower, many sizes ----
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("family", ["vit", "siglip", "dinov3_gated", "dinov2_with_registers"])
+def test_a_resized_tower_is_one_that_was_loaded_so(family: str) -> None:
+    _, config, state = build(family)
+    tower = _core.Vit(config, as_weights(state))
+    height, width = 12, 32
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(6)).numpy()
+    name = "vision_model.embeddings.position_embedding.weight"
+    table = None
+    if name in state:
+        table = torch.randn(24, 32, generator=torch.Generator().manual_seed(7))
+        state[name] = torch.cat([state[name][: len(state[name]) - 35 if family == "vit" else len(state[name]) - 25], table])
+    fresh = _core.Vit({**config, "image_size": (height, width)}, as_weights(state))
+    other = tower.resized(height, width, None if table is None else table.numpy())
+    assert (other.image_size, other.image_width, other.tokens) == (height, width, PREFIX.get(family, 1) + 24)
+    before = tower.tokens
+    del tower
+    asked: dict[str, Any] = {"attention": [(i, "raw") for i in range(3)], "outputs": ("last", "pooled")}
+    found, wanted = other.forward(images, **asked), fresh.forward(images, **asked)
+    for part in ("last", "pooled"):
+        assert np.array_equal(found[part], wanted[part])
+    for i in range(3):
+        assert np.array_equal(found["attentions"][i], wanted["attentions"][i])
+    again = other.resized(4, 4, None if table is None else table.numpy()[:1])
+    assert again.tokens == PREFIX.get(family, 1) + 1 < before
+
+
+def test_sizes_that_a_tower_cannot_have_are_said() -> None:
+    _, config, state = build("vit")
+    tower = _core.Vit(config, as_weights(state))
+    table = np.zeros((35, 32), np.float32)
+    for arguments, message in (
+        ((20, 27, table[:30]), "image_size 20 x 27 is not a multiple of patch_size 4"),
+        ((0, 28, table), "image_size 0 x 28, expected at least one patch"),
+        ((20, 28), "positions: this tower has a table of positions"),
+        ((20, 28, table[:7]), r"positions has shape \[7, 32\], expected \[35, 32\]"),
+        ((80000, 4, np.zeros((20000, 32), np.float32)), "image 80000 x 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tower.resized(*arguments)
+    _, config, state = build("dinov3")
+    with pytest.raises(ValueError, match="positions: this tower has no table of positions"):
+        _core.Vit(config, as_weights(state)).resized(20, 28, table)

@@ -200,7 +200,7 @@ def exists_answers(model: qavit.QAViT, scenes: list[Scene]) -> dict[str, tuple[f
     for scene in scenes:
         question = ask(scene, rng, "exists")
         if question is not None:
-            right[question.answer].append(model.answer(scene.image, question.text)[0][0] == question.answer)
+            right[question.answer].append(model.answer(scene.image, question.text)[0].text == question.answer)
     return {name: (float(np.mean(values)) if values else float("nan"), len(values)) for name, values in right.items()}
 
 

@@ -62,6 +62,7 @@ static const qv_ops table = {
     .patches = qv_cuda_patches,
     .embedding = qv_cuda_embedding,
     .relative_bias = qv_cuda_relative_bias,
+    .softmax = qv_cuda_softmax,
     .rotate = qv_cuda_rotate,
     .add = qv_cuda_add,
     .multiply_items = qv_cuda_multiply_items,

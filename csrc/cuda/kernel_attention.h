@@ -19,11 +19,11 @@ QVK_FUNCTION const float *qvk_place(qv_const_rows rows, size_t row, size_t colum
 
 QVK_FUNCTION qvk_head qvk_view(const qvk_attention *p, size_t b, size_t h) {
     const size_t q_set = p->q_index != NULL ? p->q_index[b] : b, kv_set = p->kv_index != NULL ? p->kv_index[b] : b;
-    const size_t column = h * p->d;
+    const size_t column = h * p->d, kv_row = kv_set * p->kv_stride;
     qvk_head head;
     head.q = qvk_place(p->q, q_set * p->T, column);
-    head.k = qvk_place(p->k, kv_set * p->S, column);
-    head.v = qvk_place(p->v, kv_set * p->S, column);
+    head.k = qvk_place(p->k, kv_row, column);
+    head.v = qvk_place(p->v, kv_row, column);
     head.extra_k = qvk_place(p->extra_k, b * p->M, column);
     head.extra_v = qvk_place(p->extra_v, b * p->M, column);
     head.b = b;
@@ -34,13 +34,18 @@ QVK_FUNCTION qvk_head qvk_view(const qvk_attention *p, size_t b, size_t h) {
 /* Which lines of a head: its T queries, or its M + S keys or values. */
 typedef enum { QVK_QUERIES, QVK_KEYS, QVK_VALUES } qvk_lines;
 
+/* Where key s of the S lies in its set. */
+QVK_FUNCTION size_t qvk_key(const qvk_attention *p, const qvk_head *head, size_t s) {
+    return p->key_index != NULL ? (size_t)p->key_index[head->b * p->S + s] : s;
+}
+
 /* Line i; the kind is a constant where this is called. */
 QVK_FUNCTION const float *qvk_line(const qvk_attention *p, const qvk_head *head, qvk_lines kind, size_t i) {
     switch (kind) {
     case QVK_KEYS:
-        return i < p->M ? head->extra_k + i * p->extra_k.ld : head->k + (i - p->M) * p->k.ld;
+        return i < p->M ? head->extra_k + i * p->extra_k.ld : head->k + qvk_key(p, head, i - p->M) * p->k.ld;
     case QVK_VALUES:
-        return i < p->M ? head->extra_v + i * p->extra_v.ld : head->v + (i - p->M) * p->v.ld;
+        return i < p->M ? head->extra_v + i * p->extra_v.ld : head->v + qvk_key(p, head, i - p->M) * p->v.ld;
     default:
         return head->q + i * p->q.ld;
     }
@@ -54,7 +59,7 @@ QVK_FUNCTION float qvk_score(const qvk_attention *p, const qvk_head *head, float
     }
     const size_t s = key - p->M;
     const bool hidden = p->key_mask != NULL && s < p->S && p->key_mask[head->b * p->S + s] == 0;
-    if (s >= p->S || (hidden && !(p->causal && s == t)) || (p->causal && s > t)) {
+    if (s >= p->S || (hidden && !(p->causal && s == p->past + t)) || (p->causal && s > p->past + t)) {
         return -INFINITY;
     }
     return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->bias_rows + t) * p->ld_bias + s] : 0.0f);
@@ -135,6 +140,21 @@ QVK_FUNCTION float qvk_softmax(float *scores, size_t keys QVK_AT) {
     }
     const float total = QVK_BLOCK_SUM(part);
     return total == 0.0f ? NAN : 1.0f / total;
+}
+
+QVK_BODY(qvk_softmax_row, qvk_softmax_rows) {
+    float *x = p->x + QVK_BLOCK * p->S;
+    QVK_THREADS(t) {
+        for (size_t s = t; s < p->S; s += QVK_WIDTH) {
+            x[s] *= p->scale;
+        }
+    }
+    const float inverse = qvk_softmax(x, p->S QVK_HERE);
+    QVK_THREADS(t) {
+        for (size_t s = t; s < p->S; s += QVK_WIDTH) {
+            x[s] *= inverse;
+        }
+    }
 }
 
 /* Shared: scores [M + S], parts [threads]. */

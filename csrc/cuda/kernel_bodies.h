@@ -412,11 +412,11 @@ QVK_BODY(qvk_rotate_row, qvk_rotate) {
 }
 
 QVK_BODY(qvk_relative_bias_row, qvk_relative_bias) {
-    const size_t h = QVK_BLOCK / p->M, query = QVK_BLOCK % p->M;
+    const size_t h = QVK_BLOCK / p->T, query = p->first + QVK_BLOCK % p->T;
     const float *offsets = p->offsets + h * (2 * p->reach + 1);
-    float *out = p->out + QVK_BLOCK * p->M;
+    float *out = p->out + QVK_BLOCK * p->S;
     QVK_THREADS(t) {
-        for (size_t s = t; s < p->M; s += QVK_WIDTH) {
+        for (size_t s = t; s < p->S; s += QVK_WIDTH) {
             size_t distance = s > query ? s - query : query - s;
             distance = distance < p->reach ? distance : p->reach;
             out[s] = offsets[s > query ? p->reach + distance : p->reach - distance];

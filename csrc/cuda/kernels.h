@@ -94,12 +94,19 @@ typedef struct {
     size_t T, first, H, d;
 } qvk_rotate;
 
-/* out [H, M, M]; a block a row. */
+/* out [H, T, S]; a block a row. */
 typedef struct {
     float *out;
     const float *offsets; /* [H, 2 reach + 1] */
-    size_t reach, M;
+    size_t reach, first, T, S;
 } qvk_relative_bias;
+
+/* x [., S]; a block a row. */
+typedef struct {
+    float *x;
+    float scale;
+    size_t S;
+} qvk_softmax_rows;
 
 /* As qv_attention (ops/ops.h). The tiles: a block some rows of one head of one b; the rows: a block one row. */
 typedef struct {
@@ -110,7 +117,10 @@ typedef struct {
     const float *bias;
     size_t ld_bias, bias_rows;
     const size_t *q_index, *kv_index;
+    size_t kv_stride; /* rows */
+    const int32_t *key_index;
     int causal;
+    size_t past;
     float scale;
     float *probabilities;
     size_t first_row, row_count, first_column, column_count;
@@ -204,6 +214,7 @@ typedef struct {
     X(RESIZE, qvk_resize_chunk, qvk_resize)                            \
     X(PATCHES, qvk_patch, qvk_patches)                                 \
     X(RELATIVE_BIAS, qvk_relative_bias_row, qvk_relative_bias)         \
+    X(SOFTMAX, qvk_softmax_row, qvk_softmax_rows)                      \
     X(ROTATE, qvk_rotate_row, qvk_rotate)                              \
     X(ATTENTION_ROW, qvk_attention_row, qvk_attention)                 \
     X(ATTENTION_64, qvk_attention_tile_64, qvk_attention)              \

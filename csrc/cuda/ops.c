@@ -138,7 +138,7 @@ void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const
 /* The parameters, with the index arrays on the device. */
 static qvk_attention attention_parameters(qv_cuda_device *device, const qv_attention *a) {
     size_t sets = a->B * sizeof(size_t);
-    qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S + 4 * QV_ALIGNMENT);
+    qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S * (1 + sizeof(int32_t)) + 5 * QV_ALIGNMENT);
     return (qvk_attention){
         .out = a->out,
         .q = a->q,
@@ -153,7 +153,10 @@ static qvk_attention attention_parameters(qv_cuda_device *device, const qv_atten
         .bias_rows = a->bias_rows,
         .q_index = qv_cuda_index(device, a->q_index, sets),
         .kv_index = qv_cuda_index(device, a->kv_index, sets),
+        .kv_stride = a->kv_stride != 0 ? a->kv_stride : a->S,
+        .key_index = qv_cuda_index(device, a->key_index, a->B * a->S * sizeof(int32_t)),
         .causal = a->causal ? 1 : 0,
+        .past = a->past,
         .scale = a->scale,
         .probabilities = a->probabilities,
         .first_row = a->first_row,
@@ -294,9 +297,10 @@ void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, bool back, si
     qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ROTATE, &p, B * (T - first), qv_cuda_row_threads(2 * H * d), 0);
 }
 
-void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M) {
-    qvk_relative_bias p = {out, offsets, reach, M};
-    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_RELATIVE_BIAS, &p, H * M, qv_cuda_row_threads(M), 0);
+void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H,
+                           size_t T, size_t S) {
+    qvk_relative_bias p = {out, offsets, reach, first, T, S};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_RELATIVE_BIAS, &p, H * T, qv_cuda_row_threads(S), 0);
 }
 
 /* ---- element by element ---- */
@@ -314,6 +318,11 @@ void qv_cuda_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_cons
 void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D) {
     qvk_elements p = {.out = out, .x = x, .D = D};
     run_elements(qv_cuda_device_of(call), &p, R);
+}
+
+void qv_cuda_softmax(qv_call *call, float *x, float scale, size_t R, size_t S) {
+    qvk_softmax_rows p = {x, scale, S};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_SOFTMAX, &p, R, qv_cuda_row_threads(S), 0);
 }
 
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n) {

@@ -226,17 +226,32 @@ void qv_block_feed_forward(qv_call *call, const qv_block_kind *kind, const qv_bl
     leave(call, kind, a, &block->output, &block->norm2, qv_as_const(hidden), h, a->sum2, out, count);
 }
 
+qv_rows qv_block_add_attended(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                              const qv_block_activations *a, qv_const_rows attended, qv_rows rows, size_t count) {
+    return leave(call, kind, a, &block->out, &block->norm1, attended, rows, a->sum1, rows, count);
+}
+
+void qv_block_cross_query(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                          qv_rows h, size_t count) {
+    size_t inner = inner_width(kind);
+    qv_const_rows from = enter(call, kind, a, &block->cross_norm, h, count);
+    call->ops->linear(call, (qv_rows){a->cross_q, inner}, from, &block->cross_q, 0, inner, NULL, count);
+}
+
+qv_rows qv_block_add_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                           qv_rows h, qv_rows rows, size_t count) {
+    qv_const_rows attended = {a->attended, inner_width(kind)};
+    return leave(call, kind, a, &block->cross_out, &block->cross_norm, attended, h, a->cross_sum, rows, count);
+}
+
 void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                      qv_const_rows attended, qv_rows rows, size_t count, const qv_cross_states *cross) {
-    size_t inner = inner_width(kind);
-    qv_rows h = leave(call, kind, a, &block->out, &block->norm1, attended, rows, a->sum1, rows, count);
+    qv_rows h = qv_block_add_attended(call, kind, block, a, attended, rows, count);
     if (cross != NULL && cross->kv != NULL) {
-        qv_const_rows from = enter(call, kind, a, &block->cross_norm, h, count);
-        call->ops->linear(call, (qv_rows){a->cross_q, inner}, from, &block->cross_q, 0, inner, NULL, count);
+        qv_block_cross_query(call, kind, block, a, h, count);
         qv_attention attention = qv_block_cross_attention(kind, a, cross, count);
         call->ops->attention(call, &attention);
-        h = leave(call, kind, a, &block->cross_out, &block->cross_norm, qv_as_const(attention.out), h, a->cross_sum,
-                  rows, count);
+        h = qv_block_add_cross(call, kind, block, a, h, rows, count);
     }
     qv_block_feed_forward(call, kind, block, a, h, rows, count);
 }

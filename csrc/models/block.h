@@ -112,6 +112,15 @@ typedef struct {
 qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_activations *a,
                                       const qv_cross_states *cross, size_t count);
 
+/* The parts of qv_block_finish, for a caller with a cross-attention of its own: rows [count, D] of the residual stream go on
+ * from what was attended to, to the h that is returned; a->cross_q of h; h and a->attended, to the h that the feed-forward
+ * goes on from. */
+qv_rows qv_block_add_attended(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                              const qv_block_activations *a, qv_const_rows attended, qv_rows rows, size_t count);
+void qv_block_cross_query(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                          qv_rows h, size_t count);
+qv_rows qv_block_add_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                           qv_rows h, qv_rows rows, size_t count);
 /* rows [count, D] of the residual stream go on from what was attended to, through the rest of the block. */
 void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                      qv_const_rows attended, qv_rows rows, size_t count, const qv_cross_states *cross);

@@ -14,27 +14,35 @@
 #include "models/t5.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #define MAX_BUCKETS ((size_t)1 << 16)
-#define BIAS_NAME "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+#define BIAS_NAME "layer.0.SelfAttention.relative_attention_bias.weight"
 
-static const char blocks[] = "encoder.block.";
-static const qv_block_names block_names = {
-    .norm1 = "layer.0.layer_norm",
-    .qkv = {"layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"},
-    .out = "layer.0.SelfAttention.o",
-    .hidden = {"layer.1.DenseReluDense.wi"},
-    .output = "layer.1.DenseReluDense.wo",
-    .norm2 = "layer.1.layer_norm",
-    .qkv_bias = QV_NO_BIAS,
-    .bias = QV_NO_BIAS,
+static const qv_t5_half encoder_half = {
+    .what = "T5Encoder",
+    .words = "shared.weight",
+    .blocks = "encoder.block.",
+    .names = {
+        .norm1 = "layer.0.layer_norm",
+        .qkv = {"layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"},
+        .out = "layer.0.SelfAttention.o",
+        .hidden = {"layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"},
+        .output = "layer.1.DenseReluDense.wo",
+        .norm2 = "layer.1.layer_norm",
+        .qkv_bias = QV_NO_BIAS,
+        .bias = QV_NO_BIAS,
+    },
+    .hidden = "layer.1.DenseReluDense.wi",
+    .both_ways = true,
 };
 
-/* The bucket of an offset key - query: half of them for keys after the query; of each half, half for exact distances
- * and half for logarithmic ranges up to max_distance. */
-static size_t offset_bucket(const qv_t5_config *config, ptrdiff_t offset) {
-    size_t half = config->buckets / 2, exact = half / 2;
-    size_t first = offset > 0 ? half : 0, distance = (size_t)(offset < 0 ? -offset : offset);
+/* The bucket of an offset key - query. Where keys after the query are seen, half of the buckets are theirs. Of each half, half
+ * are for exact distances and half for logarithmic ranges up to max_distance. */
+static size_t offset_bucket(const qv_t5_config *config, bool both_ways, ptrdiff_t offset) {
+    size_t half = both_ways ? config->buckets / 2 : config->buckets, exact = half / 2;
+    size_t first = both_ways && offset > 0 ? half : 0;
+    size_t distance = (size_t)(offset < 0 ? -offset : both_ways ? offset : 0);
     if (distance < exact) {
         return first + distance;
     }
@@ -44,46 +52,65 @@ static size_t offset_bucket(const qv_t5_config *config, ptrdiff_t offset) {
     return first + (bucket < half ? bucket : half - 1);
 }
 
-/* table [buckets, H] -> offset_bias [H, 2 max_distance + 1] */
-static void prepare_bias(qv_loader *loader, qv_text_encoder *encoder, const qv_t5_config *c, const qv_tensor *table) {
+void qv_t5_load_bias(qv_loader *loader, qv_vector *bias, const qv_t5_config *c, const qv_t5_half *half) {
+    char stem[64];
+    snprintf(stem, sizeof stem, "%s0.", half->blocks);
+    const qv_tensor *table = qv_load_tensor(loader, stem, BIAS_NAME, c->buckets, c->num_heads);
     size_t offsets = 2 * c->max_distance + 1, H = c->num_heads;
-    float *bias = table != NULL ? qv_load_allocate(loader, H * offsets, sizeof *bias, table->name) : NULL;
-    if (bias == NULL) {
+    float *values = table != NULL ? qv_load_allocate(loader, H * offsets, sizeof *values, table->name) : NULL;
+    if (values == NULL) {
         return;
     }
     for (size_t h = 0; h < H; h++) {
         for (size_t i = 0; i < offsets; i++) {
-            size_t bucket = offset_bucket(c, (ptrdiff_t)i - (ptrdiff_t)c->max_distance);
-            qv_tensor_read(bias + h * offsets + i, table, bucket * H + h, 1);
+            size_t bucket = offset_bucket(c, half->both_ways, (ptrdiff_t)i - (ptrdiff_t)c->max_distance);
+            qv_tensor_read(values + h * offsets + i, table, bucket * H + h, 1);
         }
     }
-    encoder->reach = c->max_distance;
-    loader->status = qv_vector_copy(loader->ops, &encoder->offset_bias, bias, H * offsets, table->name, loader->err);
-    qv_free(bias);
+    loader->status = qv_vector_copy(loader->ops, bias, values, H * offsets, table->name, loader->err);
+    qv_free(values);
 }
 
-/* Fill the sizes that the config leaves open, and refuse what no T5 has. */
-static qv_status complete_config(qv_t5_config *c, qv_loader *loader) {
-    size_t heads = qv_load_size(loader, "", BIAS_NAME, 1), known = c->num_heads != 0 ? c->num_heads : heads;
-    size_t inner = qv_load_size(loader, "encoder.block.0.", "layer.0.SelfAttention.q.weight", 0);
+qv_status qv_t5_complete_config(qv_loader *loader, qv_t5_config *c, const qv_t5_half *half) {
+    char stem[64], norm[64];
+    snprintf(stem, sizeof stem, "%s0.", half->blocks);
+    snprintf(norm, sizeof norm, "%s.weight", half->names.norm1);
+    char output[64];
+    snprintf(output, sizeof output, "%s.weight", half->names.output);
+    size_t heads = qv_load_size(loader, stem, BIAS_NAME, 1), known = c->num_heads != 0 ? c->num_heads : heads;
+    size_t inner = qv_load_size(loader, stem, "layer.0.SelfAttention.q.weight", 0);
     const qv_found_size sizes[] = {
-        {"vocab_size", &c->vocab_size, qv_load_size(loader, "", "shared.weight", 0)},
-        {"d_model", &c->d_model, qv_load_size(loader, "", "shared.weight", 1)},
+        {"vocab_size", &c->vocab_size, qv_load_size(loader, "", half->words, 0)},
+        {"d_model", &c->d_model, qv_load_size(loader, "", half->words, 1)},
         {"num_heads", &c->num_heads, heads},
         {"d_kv", &c->d_kv, known != 0 ? inner / known : 0},
-        {"d_ff", &c->d_ff, qv_load_size(loader, "encoder.block.0.", "layer.1.DenseReluDense.wo.weight", 1)},
-        {"num_layers", &c->num_layers, qv_load_count(loader, blocks, "layer.0.layer_norm.weight")},
-        {"relative_attention_num_buckets", &c->buckets, qv_load_size(loader, "", BIAS_NAME, 0)},
+        {"d_ff", &c->d_ff, qv_load_size(loader, stem, output, 1)},
+        {half->both_ways ? "num_layers" : "num_decoder_layers", &c->num_layers, qv_load_count(loader, half->blocks, norm)},
+        {"relative_attention_num_buckets", &c->buckets, qv_load_size(loader, stem, BIAS_NAME, 0)},
     };
-    qv_status status = qv_load_sizes(loader, "T5Encoder", sizes, sizeof sizes / sizeof sizes[0]);
-    if (status == QV_OK && (c->buckets < 4 || c->buckets > MAX_BUCKETS || c->max_distance <= c->buckets / 4 ||
-                            c->max_distance > MAX_BUCKETS)) {
+    qv_status status = qv_load_sizes(loader, half->what, sizes, sizeof sizes / sizeof sizes[0]);
+    size_t exact = c->buckets / (half->both_ways ? 4 : 2);
+    if (status == QV_OK &&
+        (c->buckets < 4 || c->buckets > MAX_BUCKETS || c->max_distance <= exact || c->max_distance > MAX_BUCKETS)) {
         return qv_fail(loader->err, QV_ERR_VALUE,
-                       "T5Encoder: relative_attention_num_buckets %zu and relative_attention_max_distance %zu, "
-                       "expected at least 4 buckets and a distance above a quarter of them (both at most %zu)",
-                       c->buckets, c->max_distance, MAX_BUCKETS);
+                       "%s: relative_attention_num_buckets %zu and relative_attention_max_distance %zu, expected at least 4 "
+                       "buckets and a distance above the %zu that have one each (both at most %zu)",
+                       half->what, c->buckets, c->max_distance, exact, MAX_BUCKETS);
     }
     return status;
+}
+
+qv_block_kind qv_t5_block_kind(const qv_t5_config *c) {
+    return (qv_block_kind){
+        .D = c->d_model, .H = c->num_heads, .d = c->d_kv, .F = c->d_ff, .norm_first = true, .gated = c->gated,
+        .norm = QV_RMS_NORM, .eps = c->eps, .scale = 1.0f, .activation = c->activation,
+    };
+}
+
+qv_block_names qv_t5_block_names(const qv_t5_config *c, const qv_t5_half *half) {
+    qv_block_names names = half->names;
+    names.hidden[0] = c->gated ? names.hidden[0] : half->hidden;
+    return names;
 }
 
 static void load_picture(qv_loader *loader, qv_text_encoder *t5, const qv_t5_config *c) {
@@ -97,30 +124,24 @@ static void load_picture(qv_loader *loader, qv_text_encoder *t5, const qv_t5_con
 }
 
 qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_loader *loader) {
+    const qv_t5_half *half = &encoder_half;
     qv_t5_config c = *config;
     *encoder = NULL;
-    qv_status status = complete_config(&c, loader);
+    qv_status status = qv_t5_complete_config(loader, &c, half);
     if (status != QV_OK) {
         return status;
     }
-    const qv_block_kind kind = {
-        .D = c.d_model, .H = c.num_heads, .d = c.d_kv, .F = c.d_ff, .norm_first = true, .gated = c.gated,
-        .norm = QV_RMS_NORM, .eps = c.eps, .scale = 1.0f, .activation = c.activation,
-    };
-    qv_text_encoder *t5 = qv_text_create(loader, "T5Encoder", &kind, c.num_layers, c.vocab_size);
+    const qv_block_kind kind = qv_t5_block_kind(&c);
+    const qv_block_names names = qv_t5_block_names(&c, half);
+    qv_text_encoder *t5 = qv_text_create(loader, half->what, &kind, c.num_layers, c.vocab_size);
     if (t5 == NULL) {
         return loader->status;
     }
-    qv_block_names names = block_names;
-    if (c.gated) {
-        names.hidden[0] = "layer.1.DenseReluDense.wi_0";
-        names.hidden[1] = "layer.1.DenseReluDense.wi_1";
-    }
-    qv_load_table(loader, &t5->words, "shared.weight", c.vocab_size, c.d_model);
-    const qv_tensor *bias = qv_load_tensor(loader, "", BIAS_NAME, c.buckets, c.num_heads);
-    qv_text_load_blocks(loader, t5, &names, blocks);
+    t5->reach = c.max_distance;
+    qv_load_table(loader, &t5->words, half->words, c.vocab_size, c.d_model);
+    qv_text_load_blocks(loader, t5, &names, half->blocks);
     qv_load_norm(loader, &t5->final_norm, "encoder.", "final_layer_norm", QV_RMS_NORM, c.d_model, c.eps);
-    prepare_bias(loader, t5, &c, bias);
+    qv_t5_load_bias(loader, &t5->offset_bias, &c, half);
     load_picture(loader, t5, &c);
     return qv_text_finish_load(encoder, t5, loader);
 }

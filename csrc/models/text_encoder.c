@@ -218,7 +218,8 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
     qv_rows x = {c->x, encoder->width}, normed = {c->a.normed, encoder->width};
     qv_sequences sequences = {.start = c->pass.start};
     if (encoder->offset_bias.data != NULL) {
-        call->ops->relative_bias(call, c->bias, encoder->offset_bias.data, encoder->reach, encoder->kind.H, c->longest);
+        call->ops->relative_bias(call, c->bias, encoder->offset_bias.data, encoder->reach, 0, encoder->kind.H, c->longest,
+                                 c->longest);
         sequences.bias = (qv_const_rows){c->bias, c->longest};
         sequences.bias_rows = c->longest;
     }

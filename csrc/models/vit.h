@@ -52,6 +52,7 @@ typedef struct {
     qv_vit_block *blocks; /* [L] */
     qv_vector probe;      /* [D], of the attention head, which is a block of one query without a first norm */
     qv_block head;
+    bool shares; /* all but positions, angles and arenas is another tower's: see qv_vit_resize */
     qv_arena_cache arenas;
 } qv_vit;
 
@@ -59,6 +60,12 @@ typedef struct {
  * failure nothing is held. */
 qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loader);
 void qv_vit_free(qv_vit *vit);
+
+/* The same tower for images of another size: `resized` shares the weights of `vit`, which has to outlive it. positions: of its
+ * patches [P, D], or NULL where the tower has no table. QV_ERR_VALUE for a size that is no multiple of the patch, or too
+ * large. */
+qv_status qv_vit_resize(qv_vit *resized, const qv_vit *vit, size_t height, size_t width, const float *positions,
+                        qv_error *err);
 
 /* The images of a call. */
 typedef struct {

@@ -147,15 +147,14 @@ static void load_embeddings(qv_vit *vit, qv_loader *loader) {
 
 /* angles [P, d]: each patch's cosines, then its sines, of d / 2 angles: d / 4 of its row, d / 4 of its column, which are the
  * centre of the patch in -1 .. 1 times 2 pi / theta^(4 j / d). */
-static void make_angles(qv_vit *vit, qv_loader *loader) {
+static qv_status make_angles(qv_vit *vit, qv_error *err) {
     size_t d = vit->kind.d, quarter = d / 4;
-    if (vit->config.rope_theta == 0 || loader->status != QV_OK) {
-        return;
+    if (vit->config.rope_theta == 0) {
+        return QV_OK;
     }
     float *angles = qv_allocate(vit->P * d, sizeof *angles);
     if (angles == NULL) {
-        loader->status = qv_fail_memory(loader->err, "the rotary positions");
-        return;
+        return qv_fail_memory(err, "the rotary positions");
     }
     for (size_t i = 0; i < vit->P; i++) {
         double centre[2] = {((double)(i / vit->grid_columns) + 0.5) / (double)vit->grid_rows,
@@ -167,8 +166,9 @@ static void make_angles(qv_vit *vit, qv_loader *loader) {
             angles[i * d + 2 * quarter + j] = (float)sin(angle);
         }
     }
-    loader->status = qv_vector_copy(vit->ops, &vit->angles, angles, vit->P * d, "the rotary positions", loader->err);
+    qv_status status = qv_vector_copy(vit->ops, &vit->angles, angles, vit->P * d, "the rotary positions", err);
     qv_free(angles);
+    return status;
 }
 
 /* ---- blocks ---- */
@@ -242,6 +242,12 @@ static qv_block_kind kind_of(const qv_vit_config *config, bool gated) {
     };
 }
 
+static void find_grid(qv_vit *vit) {
+    vit->grid_rows = vit->config.height / vit->config.patch_size;
+    vit->grid_columns = vit->config.width / vit->config.patch_size;
+    vit->P = vit->grid_rows * vit->grid_columns;
+}
+
 qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loader) {
     static const char what[] = "vision transformer";
     *vit = (qv_vit){.config = *config, .ops = loader->ops, .arenas.memory = loader->ops->memory};
@@ -257,12 +263,10 @@ qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loade
         names.hidden[1] = "mlp.fc1";
     }
     vit->kind = kind_of(config, gated);
-    vit->grid_rows = config->height / config->patch_size;
-    vit->grid_columns = config->width / config->patch_size;
-    vit->P = vit->grid_rows * vit->grid_columns;
+    find_grid(vit);
     vit->first_integrated = config->L;
     load_embeddings(vit, loader);
-    make_angles(vit, loader);
+    loader->status = loader->status == QV_OK ? make_angles(vit, loader->err) : loader->status;
     if (qv_load_has(loader, "", "pre_layrnorm.weight")) {
         qv_load_norm(loader, &vit->pre_norm, "", "pre_layrnorm", QV_LAYER_NORM, config->D, config->pre_norm_eps);
     }
@@ -283,8 +287,40 @@ qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loade
     return status;
 }
 
+qv_status qv_vit_resize(qv_vit *resized, const qv_vit *vit, size_t height, size_t width, const float *positions,
+                        qv_error *err) {
+    qv_vit_config config = vit->config;
+    config.height = height;
+    config.width = width;
+    qv_status status = check_config(&config, err);
+    if (status != QV_OK) {
+        return status;
+    }
+    *resized = *vit;
+    resized->config = config;
+    resized->shares = true;
+    resized->arenas = (qv_arena_cache){.memory = vit->ops->memory};
+    resized->positions = resized->angles = (qv_vector){.data = NULL};
+    find_grid(resized);
+    resized->T = resized->prefix + resized->P;
+    if (positions != NULL) {
+        status = qv_vector_copy(vit->ops, &resized->positions, positions, resized->P * config.D, "the positions", err);
+    }
+    status = status == QV_OK ? make_angles(resized, err) : status;
+    if (status != QV_OK) {
+        qv_vit_free(resized);
+    }
+    return status;
+}
+
 void qv_vit_free(qv_vit *vit) {
     if (vit->blocks == NULL) {
+        return;
+    }
+    if (vit->shares) {
+        qv_vector_free(vit->ops, &vit->positions);
+        qv_vector_free(vit->ops, &vit->angles);
+        qv_arena_cache_clear(&vit->arenas);
         return;
     }
     for (size_t i = 0; i < vit->config.L; i++) {

@@ -1,6 +1,7 @@
 /* Attention on the CPU: a task is some rows of one head of one b. The head's keys (question tokens in front) are packed
  * as the panels of a product, its values too, so that scores and outputs come from the packed kernels; a tile of rows at
- * a time, whose probabilities stay in cache. One or two rows alone (a class token) are not worth the packing. */
+ * a time, whose probabilities stay in cache. One or two rows alone (a class token), and keys picked one by one, are not
+ * worth the packing. */
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
@@ -61,11 +62,11 @@ static qv_const_rows set_of(qv_const_rows rows, size_t row, size_t column) {
 
 qv_attention_head qv_view_head(const qv_attention *a, size_t b, size_t h) {
     size_t q_set = a->q_index != NULL ? a->q_index[b] : b, kv_set = a->kv_index != NULL ? a->kv_index[b] : b;
-    size_t column = h * a->d;
+    size_t column = h * a->d, kv_row = kv_set * (a->kv_stride != 0 ? a->kv_stride : a->S);
     return (qv_attention_head){
         .q = set_of(a->q, q_set * a->T, column),
-        .k = set_of(a->k, kv_set * a->S, column),
-        .v = set_of(a->v, kv_set * a->S, column),
+        .k = set_of(a->k, kv_row, column),
+        .v = set_of(a->v, kv_row, column),
         .extra_k = set_of(a->extra_k, b * a->M, column),
         .extra_v = set_of(a->extra_v, b * a->M, column),
         .b = b,
@@ -81,10 +82,10 @@ void qv_hide_keys(float *scores, const qv_attention *a, const qv_attention_head 
     if (a->key_mask != NULL) {
         const uint8_t *mask = a->key_mask + head->b * a->S;
         for (size_t s = 0; s < a->S; s++) {
-            scores[s] = mask[s] != 0 || (a->causal && s == t) ? scores[s] : -INFINITY;
+            scores[s] = mask[s] != 0 || (a->causal && s == a->past + t) ? scores[s] : -INFINITY;
         }
     }
-    for (size_t s = t + 1; a->causal && s < a->S; s++) {
+    for (size_t s = a->past + t + 1; a->causal && s < a->S; s++) {
         scores[s] = -INFINITY;
     }
 }
@@ -228,12 +229,13 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
 /* A row by itself: a dot product a key, then the weighted sum of the values. */
 static void attend_row(const attention_work *w, float *scores, const qv_attention_head *head, size_t t) {
     const qv_attention *a = w->a;
+    const int32_t *index = a->key_index != NULL ? a->key_index + head->b * a->S : NULL;
     const float *q = head->q.at + t * head->q.ld;
     for (size_t m = 0; m < a->M; m++) {
         scores[m] = w->kernels->dot(q, head->extra_k.at + m * head->extra_k.ld, a->d);
     }
     for (size_t s = 0; s < a->S; s++) {
-        scores[a->M + s] = w->kernels->dot(q, head->k.at + s * head->k.ld, a->d);
+        scores[a->M + s] = w->kernels->dot(q, head->k.at + (index != NULL ? (size_t)index[s] : s) * head->k.ld, a->d);
     }
     float inverse = soften_row(w, head, scores, t, false);
     if (a->out.at == NULL) {
@@ -245,7 +247,8 @@ static void attend_row(const attention_work *w, float *scores, const qv_attentio
         w->kernels->add_scaled(out, head->extra_v.at + m * head->extra_v.ld, scores[m] * inverse, a->d);
     }
     for (size_t s = 0; s < a->S; s++) {
-        w->kernels->add_scaled(out, head->v.at + s * head->v.ld, scores[a->M + s] * inverse, a->d);
+        const float *value = head->v.at + (index != NULL ? (size_t)index[s] : s) * head->v.ld;
+        w->kernels->add_scaled(out, value, scores[a->M + s] * inverse, a->d);
     }
 }
 
@@ -256,7 +259,7 @@ static void attend_rows(void *context, size_t task, size_t lane) {
     size_t end = first + w->rows < a->T ? first + w->rows : a->T;
     qv_attention_head head = qv_view_head(a, pair / a->H, pair % a->H);
     lane_scratch scratch = {.scores = (float *)(void *)(w->scratch + lane * w->scratch_stride)};
-    if (a->T <= FEW_ROWS) {
+    if (a->T <= FEW_ROWS || a->key_index != NULL) {
         for (size_t t = first; t < end; t++) {
             attend_row(w, scratch.scores, &head, t);
         }

@@ -43,11 +43,13 @@ void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const i
                       size_t n, size_t D);
 void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, bool back, size_t B, size_t T, size_t first, size_t H,
                    size_t d);
-void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
+void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H, size_t T,
+                          size_t S);
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
 void qv_cpu_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_const_rows y, size_t R, size_t D);
 void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
 
+void qv_cpu_softmax(qv_call *call, float *x, float scale, size_t R, size_t S);
 void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n);

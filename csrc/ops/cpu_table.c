@@ -43,6 +43,7 @@ const qv_ops qv_cpu_ops = {
     .relative_bias = qv_cpu_relative_bias,
     .rotate = qv_cpu_rotate,
     .add = qv_cpu_add,
+    .softmax = qv_cpu_softmax,
     .activation = qv_cpu_activation,
     .backward_scratch_bytes = backward_scratch_bytes,
     .linear_backward = qv_cpu_linear_backward,

@@ -98,9 +98,29 @@ void qv_cpu_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_const
     qv_cpu_run(call, call->lanes, (R + work.rows_a_task - 1) / work.rows_a_task, multiply_rows, &work);
 }
 
-/* ---- activations and their slopes ---- */
-
+/* Items that are a task's share. */
 #define CHUNK ((size_t)4096)
+
+typedef struct {
+    float *x;
+    float scale;
+    size_t S;
+} softmax_work;
+
+static void soften_row(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const softmax_work *w = context;
+    const qv_kernels *kernels = qv_kernels_here();
+    float *row = w->x + task * w->S;
+    kernels->scale(row, row, kernels->products->exponentiate(row, w->scale, w->S), w->S);
+}
+
+void qv_cpu_softmax(qv_call *call, float *x, float scale, size_t R, size_t S) {
+    softmax_work work = {x, scale, S};
+    qv_cpu_run(call, R * S < CHUNK ? 1 : call->lanes, R, soften_row, &work);
+}
+
+/* ---- activations and their slopes ---- */
 
 typedef struct {
     float *out;

@@ -45,16 +45,17 @@ void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const i
     }
 }
 
-void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M) {
+void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H, size_t T,
+                          size_t S) {
     (void)call;
     for (size_t h = 0; h < H; h++, offsets += 2 * reach + 1) {
-        for (size_t t = 0; t < M; t++) {
-            for (size_t s = 0; s < M; s++) {
+        for (size_t t = first; t < first + T; t++) {
+            for (size_t s = 0; s < S; s++) {
                 size_t distance = s > t ? s - t : t - s;
                 distance = distance < reach ? distance : reach;
                 out[s] = offsets[s > t ? reach + distance : reach - distance];
             }
-            out += M;
+            out += S;
         }
     }
 }

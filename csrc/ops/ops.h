@@ -99,7 +99,10 @@ typedef struct {
     size_t bias_rows;               /* of a head: at least T; 0: all heads share T rows */
     const size_t *q_index;          /* [B]: which set of q belongs to b; NULL: b itself */
     const size_t *kv_index;         /* [B]: which set of k and v; NULL: b itself */
-    bool causal;                    /* query t sees keys <= t of the S, and always t, or padding in front would see nothing */
+    size_t kv_stride;               /* rows from a set of k and v to the next; 0: S */
+    const int32_t *key_index;       /* [B, S]: which rows of their set the keys are, and the values; NULL: the first S */
+    bool causal;                    /* query t is key past + t, and sees those up to itself, itself though it is padding */
+    size_t past;
     float scale;
     float *probabilities;              /* [B, H, row_count, column_count] or NULL */
     size_t first_row, row_count;       /* of the T */
@@ -110,8 +113,9 @@ typedef struct {
 
 /* The gradients of attention. With A the probabilities of `forward`: G = d_out v^T is the gradient of A, and
  * dS = A * (G - sum_s A G) that of the scores. Of `forward`, q, k, v, the masks and the sizes are read; its outputs
- * and its choice of rows and columns are not. Question tokens in front (M) count in A and d_q; none of their own
- * gradients are given. Where d_k is wanted, kv_index must be NULL: sets of keys that are shared would collide. */
+ * and its choice of rows and columns are not; it has neither kv_stride, key_index nor past. Question tokens in front (M)
+ * count in A and d_q; none of their own gradients are given. Where d_k is wanted, kv_index must be NULL: sets of keys that
+ * are shared would collide. */
 typedef struct {
     qv_attention forward;
     qv_const_rows d_out;                    /* [B, T] */
@@ -194,9 +198,10 @@ struct qv_ops {
      * table is the host's wherever the ops work: of a vocabulary, a call needs a few rows. */
     void (*embedding)(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                       size_t n, size_t D);
-    /* out [H, M, M]: query t's bias for key s is offsets[h][reach + s - t], s - t kept within -reach .. reach;
-     * offsets [H, 2 reach + 1] */
-    void (*relative_bias)(qv_call *call, float *out, const float *offsets, size_t reach, size_t H, size_t M);
+    /* out [H, T, S]: the bias of query first + t for key s is offsets[h][reach + s - first - t], the offset kept within
+     * -reach .. reach; offsets [H, 2 reach + 1] */
+    void (*relative_bias)(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H, size_t T,
+                          size_t S);
     /* out [R, D] += x [R, D] */
     void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
     /* Rotary positions (Su et al., arXiv 2104.09864): rows `first` to T of each of B sequences, heads of width d beside each
@@ -208,6 +213,8 @@ struct qv_ops {
     void (*multiply_items)(qv_call *call, qv_rows out, qv_const_rows x, qv_const_rows y, size_t R, size_t D);
     /* out [R, D] = x [R, D]; ld_x 0 repeats one row */
     void (*copy)(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
+    /* each row of x [R, S] = softmax(scale x) */
+    void (*softmax)(qv_call *call, float *x, float scale, size_t R, size_t S);
     /* out [n] = act(x [n]): where the product's own epilogue would lose the x that a gradient needs */
     void (*activation)(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 

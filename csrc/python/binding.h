@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/tensor.h"
 #include "base/threads.h"
+#include "models/t5.h"
 #include "models/vit.h"
 #include "ops/ops.h"
 
@@ -23,7 +24,7 @@ PyObject *qvpy_raise(const qv_error *err);
 
 /* What a copy of a module keeps. Its attributes anybody can replace. */
 typedef struct {
-    PyTypeObject *device, *blip_image;
+    PyTypeObject *device, *blip_image, *decoder_memory, *decoder_cache;
     PyTypeObject *file_mapping; /* mmap.mmap */
 } qvpy_state;
 /* Borrowed; of the module that a heap type of this folder belongs to. */
@@ -84,6 +85,10 @@ PyObject *qvpy_config_item(PyObject *dict, const char *key);
 /* What a dict says of a vision tower; *config begins as the family's defaults. 0, or -1 with an exception. */
 int qvpy_read_vision(PyObject *dict, qv_vit_config *config);
 
+/* What a dict says of a T5's encoder, and the keys that BERT's and CLIP's dicts share; 0, or -1 with an exception. */
+int qvpy_read_t5(PyObject *dict, qv_t5_config *config);
+int qvpy_read_text_sizes(PyObject *dict, qv_text_config *config);
+
 /* An activation by its name; `what` says in an error what has that name. 0, or -1 with an exception. */
 int qvpy_activation(PyObject *value, const char *what, qv_activation *out);
 
@@ -138,9 +143,13 @@ typedef struct {
     void *model;          /* NULL while it is loaded */
     qvpy_weights weights; /* what it borrows */
     PyObject *device;     /* whose ops it computes with; None: the CPU's */
+    PyObject *owner;      /* of the weights that it shares, a model of its type; NULL: they are its own */
 } qvpy_model;
 
 PyObject *qvpy_model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords, const qvpy_kind *kind);
+/* A model of the owner's kind around a core model that shares its weights, and which it takes over; NULL with an
+ * exception, and then it is freed. */
+PyObject *qvpy_model_sharing(qvpy_model *owner, void *model);
 int qvpy_add_model(PyObject *module, const qvpy_kind *kind);
 /* A new type of the module by the last part of its name; borrowed. NULL with an exception. */
 PyTypeObject *qvpy_add_type(PyObject *module, PyType_Spec *spec);
@@ -169,6 +178,9 @@ extern const char qvpy_vit_gradients_doc[];
 PyObject *qvpy_vit_dense(qvpy_model *self, PyObject *arguments, PyObject *keywords);
 extern const char qvpy_vit_dense_doc[];
 
+/* A method of _core.Decoder (decoder_gradient.c). */
+PyObject *qvpy_decoder_gradient(qvpy_model *self, PyObject *arguments);
+
 /* ---- the module ---- */
 
 /* The slot that says so, in Pythons that ask: NumPy's own module is for the main interpreter alone. */
@@ -184,6 +196,7 @@ int qvpy_add_device(PyObject *module);
 int qvpy_add_vit(PyObject *module);
 int qvpy_add_text(PyObject *module);
 int qvpy_add_blip(PyObject *module);
+int qvpy_add_decoder(PyObject *module);
 int qvpy_add_images(PyObject *module);
 int qvpy_add_sampling(PyObject *module);
 

@@ -63,8 +63,25 @@ done:
     return (PyObject *)self;
 }
 
+PyObject *qvpy_model_sharing(qvpy_model *owner, void *model) {
+    PyTypeObject *type = Py_TYPE(owner);
+    qvpy_model *self = (qvpy_model *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        owner->kind->free(model);
+        return NULL;
+    }
+    self->kind = owner->kind;
+    self->model = model;
+    Py_INCREF(owner->device);
+    self->device = owner->device;
+    Py_INCREF(owner);
+    self->owner = (PyObject *)owner;
+    return (PyObject *)self;
+}
+
 static int traverse(qvpy_model *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->owner);
     return qvpy_weights_traverse(&self->weights, visit, arg);
 }
 
@@ -76,6 +93,7 @@ static void deallocate(qvpy_model *self) {
     }
     qvpy_weights_release(&self->weights);
     Py_XDECREF(self->device);
+    Py_XDECREF(self->owner);
     type->tp_free(self);
     Py_DECREF(type);
 }

@@ -3,7 +3,8 @@
 
 static int execute(PyObject *module) {
     static int (*const parts[])(PyObject *) = {
-        qvpy_add_runtime, qvpy_add_device, qvpy_add_vit, qvpy_add_text, qvpy_add_blip, qvpy_add_images, qvpy_add_sampling, NULL,
+        qvpy_add_runtime, qvpy_add_device, qvpy_add_vit,    qvpy_add_text,    qvpy_add_blip,
+        qvpy_add_decoder, qvpy_add_images, qvpy_add_sampling, NULL,
     };
     return qvpy_start(module, parts);
 }

@@ -47,6 +47,8 @@ int qvpy_traverse(PyObject *module, visitproc visit, void *arg) {
     if (state != NULL) {
         Py_VISIT(state->device);
         Py_VISIT(state->blip_image);
+        Py_VISIT(state->decoder_memory);
+        Py_VISIT(state->decoder_cache);
         Py_VISIT(state->file_mapping);
     }
     return 0;
@@ -57,6 +59,8 @@ int qvpy_clear(PyObject *module) {
     if (state != NULL) {
         Py_CLEAR(state->device);
         Py_CLEAR(state->blip_image);
+        Py_CLEAR(state->decoder_memory);
+        Py_CLEAR(state->decoder_cache);
         Py_CLEAR(state->file_mapping);
     }
     return 0;

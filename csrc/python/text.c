@@ -30,7 +30,7 @@ static int read_feed_forward(PyObject *dict, qv_t5_config *config) {
     return result;
 }
 
-static int read_t5(PyObject *dict, void *out) {
+int qvpy_read_t5(PyObject *dict, qv_t5_config *config) {
     static const qvpy_setting settings[] = {
         QVPY_SETTING("vocab_size", QVPY_SIZE, qv_t5_config, vocab_size),
         QVPY_SETTING("d_model", QVPY_SIZE, qv_t5_config, d_model),
@@ -42,15 +42,17 @@ static int read_t5(PyObject *dict, void *out) {
         QVPY_SETTING("relative_attention_max_distance", QVPY_SIZE, qv_t5_config, max_distance),
         QVPY_SETTING("layer_norm_epsilon", QVPY_FLOAT, qv_t5_config, eps),
     };
-    qv_t5_config *config = out;
     *config = (qv_t5_config){.max_distance = 128, .activation = QV_RELU, .eps = 1e-6f};
     return qvpy_read_settings(config, dict, settings, sizeof settings / sizeof settings[0]) < 0
                ? -1
                : read_feed_forward(dict, config);
 }
 
-/* The keys that BERT's and CLIP's configs share. */
-static int read_sizes(PyObject *dict, qv_text_config *config) {
+static int read_t5(PyObject *dict, void *out) {
+    return qvpy_read_t5(dict, out);
+}
+
+int qvpy_read_text_sizes(PyObject *dict, qv_text_config *config) {
     static const qvpy_setting settings[] = {
         QVPY_SETTING("vocab_size", QVPY_SIZE, qv_text_config, vocab_size),
         QVPY_SETTING("max_position_embeddings", QVPY_SIZE, qv_text_config, positions),
@@ -84,7 +86,7 @@ static int read_bert(PyObject *dict, void *out) {
     if (positions != NULL && PyUnicode_Check(positions) && !is_one_of(positions, absolute)) {
         PyErr_Format(PyExc_ValueError, "config: 'position_embedding_type' is '%U', expected absolute", positions);
     } else {
-        result = read_sizes(dict, &config->sizes) < 0 ? -1 : qvpy_read_settings(config, dict, &pad, 1);
+        result = qvpy_read_text_sizes(dict, &config->sizes) < 0 ? -1 : qvpy_read_settings(config, dict, &pad, 1);
     }
     Py_XDECREF(type);
     Py_XDECREF(positions);
@@ -118,7 +120,7 @@ static int read_clip(PyObject *dict, void *out) {
         .sizes = {.H = 8, .activation = QV_QUICK_GELU, .eps = 1e-5f},
         .end_id = 49407,
     };
-    return read_sizes(dict, &config->sizes) < 0 || read_pooling(dict, config) < 0
+    return qvpy_read_text_sizes(dict, &config->sizes) < 0 || read_pooling(dict, config) < 0
                ? -1
                : qvpy_read_settings(config, dict, &end, 1);
 }

@@ -438,6 +438,60 @@ static PyGetSetDef attributes[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+/* ---- other sizes ---- */
+
+/* The positions [P, D] that a tower of another size is given, or none where it has none; -1 with an exception. */
+static int read_positions(PyObject *object, const qv_vit *vit, size_t height, size_t width, PyArrayObject **positions) {
+    size_t p = vit->config.patch_size, P = (height / p) * (width / p), D = vit->config.D;
+    bool wanted = vit->positions.data != NULL;
+    *positions = NULL;
+    if ((object != Py_None) != wanted) {
+        PyErr_Format(PyExc_ValueError, "positions: this tower has %s table of positions", wanted ? "a" : "no");
+        return -1;
+    }
+    if (!wanted) {
+        return 0;
+    }
+    *positions = qvpy_float_array(object, "positions", 2);
+    if (*positions != NULL && ((size_t)PyArray_DIM(*positions, 0) != P || (size_t)PyArray_DIM(*positions, 1) != D)) {
+        PyErr_Format(PyExc_ValueError, "positions has shape [%zd, %zd], expected [%zu, %zu]",
+                     (Py_ssize_t)PyArray_DIM(*positions, 0), (Py_ssize_t)PyArray_DIM(*positions, 1), P, D);
+        Py_CLEAR(*positions);
+    }
+    return *positions != NULL ? 0 : -1;
+}
+
+static PyObject *resized(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"height", "width", "positions", NULL};
+    Py_ssize_t height, width;
+    PyObject *object = Py_None, *result = NULL;
+    PyArrayObject *positions;
+    const qv_vit *vit = self->model;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "nn|O:resized", names, &height, &width, &object)) {
+        return NULL;
+    }
+    if (height < 1 || width < 1) {
+        return PyErr_Format(PyExc_ValueError, "image_size %zd x %zd, expected at least one patch", height, width);
+    }
+    if (read_positions(object, vit, (size_t)height, (size_t)width, &positions) < 0) {
+        return NULL;
+    }
+    qv_error err;
+    qv_vit *other = qv_allocate(1, sizeof *other);
+    qv_status status =
+        other == NULL ? qv_fail_memory(&err, "a vision transformer")
+                      : qv_vit_resize(other, vit, (size_t)height, (size_t)width,
+                                      positions != NULL ? PyArray_DATA(positions) : NULL, &err);
+    if (status == QV_OK) {
+        result = qvpy_model_sharing(self, other);
+    } else {
+        qv_free(other);
+        qvpy_raise(&err);
+    }
+    Py_XDECREF(positions);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"forward", QVPY_KEYWORDS(forward),
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
@@ -449,6 +503,9 @@ static PyMethodDef methods[] = {
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes."},
     {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
+    {"resized", QVPY_KEYWORDS(resized),
+     "resized(height, width, positions=None)\n--\n\nThe same tower for images of another size, as a Vit that shares the\n"
+     "weights; positions [P, D] of its patches, where the tower has a table of them."},
     {"gradients", QVPY_KEYWORDS(qvpy_vit_gradients), qvpy_vit_gradients_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -161,9 +161,11 @@ class RunProgress:
         """How much of the input is done, from 0 to 1."""
         return min(1.0, sum(size * position for size, position in zip(self._sizes, self._positions)) / self._total)
 
-    def begin(self, **about: Any) -> None:
-        """The first word."""
+    def begin(self, estimate: Optional[str] = None, **about: Any) -> None:
+        """The first word, with what is to be expected."""
         self._teller.event("start", **about)
+        if estimate and not self._events:
+            self._teller.say(f"qavit: {estimate}", sys.stderr)
 
     def start(self, file: int, position: float) -> None:
         """Told of each part that is begun: what lies before the first was done by an earlier run."""

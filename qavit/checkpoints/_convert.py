@@ -31,7 +31,7 @@ _LAYERS = re.compile(
     r"|text_model\.translation_mlp\.layers\.[01]"
     r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
     r"|text_(encoder|decoder\.bert)\.encoder\.layer\.\d+\.((cross)?attention\.self\.(query|key|value)"
-    r"|((cross)?attention\.)?output\.dense|intermediate\.dense))\.weight$"
+    r"|((cross)?attention\.)?output\.dense|output_query\.dense|intermediate(_query)?\.dense))\.weight$"
 )
 
 
@@ -129,7 +129,7 @@ def _config(source: ModelSource, dtypes: dict[str, str]) -> dict[str, Any]:
         "answers": source.answers,
         "defaults": source.defaults,
     }
-    return {key: value for key, value in result.items() if value not in (None, {})}
+    return {key: value for key, value in result.items() if key == "vision" or value not in (None, {})}
 
 
 def _check_target(target: Path) -> None:

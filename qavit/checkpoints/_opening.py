@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .._base.arguments import image_size as checked_image_size
+from .._base.types import ImageSize
 from .._base.vocabularies import read_tokenizer
 from ._adapters import CONFIG, open_adapter
 from ._given import Asked, Given, folder_content, plain_names
 from ._hub import Hub
-from ._pictures import OPEN_CLIP, default_preprocessing
+from ._pictures import OPEN_CLIP, at_size, default_preprocessing
 from ._places import BUNDLED, PathLike, _file, _folder, _folder_config, _path
 from ._source import PROMPT_TOKENIZER, PROMPTS, ModelSource, Prompts, _known_options, _read_tokenizer, _source
 from ._states import without_wrappers
@@ -41,8 +41,9 @@ def open_model(
     vision: PathLike | None = None,
     text: PathLike | None = None,
     tokenizer: PathLike | None = None,
+    reader: PathLike | None = None,
     config: Mapping[str, Any] | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     hub: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -62,13 +63,17 @@ def open_model(
         A text encoder: T5, BERT, RoBERTa or CLIP text.
     tokenizer : file or folder, optional
         tokenizer.json, vocab.txt, or a folder with one; in place of the text folder's own.
+    reader : folder or hub name, optional
+        A T5 that answers, as UnifiedQA v2; alone.
     config : dict, optional
         What files cannot tell: integration_point, lora_alpha, heads, hidden_act, layer_norm_eps; 'vision' and 'text'
         with Hugging Face's keys (for BLIP also LAVIS's); 'preprocessing', 'questions', 'answers', 'defaults' as in a
-        converted folder. 'state': which of several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors
-        that are not known, with a warning in the log; 'base': the folder of an adapter's base model.
-    image_size : int, optional
-        Another image size than the weights' own, a multiple of the patch size; position embeddings are interpolated.
+        converted folder. 'position_resize': how positions are taken to another grid, see :func:`qavit.load`. 'state': which
+        of several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors that are not known, with a warning
+        in the log; 'base': the folder of an adapter's base model.
+    image_size : int or (int, int), optional
+        Another image size than the weights' own, a side or (height, width), multiples of the patch size; position embeddings
+        are interpolated, as `config` says.
     hub : bool
         Look up names that are no folders on the Hugging Face hub; "hf://owner/name" always is.
     revision : str, optional
@@ -83,11 +88,16 @@ def open_model(
     """
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config: expected a dict, got {type(config).__name__}")
-    if image_size is not None and (not isinstance(image_size, (int, np.integer)) or isinstance(image_size, bool)):
-        raise TypeError(f"image_size: expected a whole number, got {type(image_size).__name__}")
-    size = None if image_size is None else int(image_size)
+    size = None if image_size is None else checked_image_size(image_size, "image_size")
     options = dict(config or {})
     asked = Asked(tokenizer, options, size, Hub(hub, revision, local_files_only))
+    if reader is not None:
+        if not (path is None and checkpoint is None and vision is None and text is None):
+            raise ValueError("reader: expected alone, without path=, checkpoint=, vision= and text=")
+        source = _open_folder(reader, None, asked, "reader")
+        if source.architecture != "reader":
+            raise ValueError(f"reader: {source.name} holds a model of kind {source.architecture!r}, expected a T5")
+        return source
     if path is not None:
         if checkpoint is not None or vision is not None:
             raise ValueError("give either a folder, or checkpoint=, vision= and text=, not both")
@@ -115,12 +125,12 @@ def _opener(family: Family) -> Any:
     return importlib.import_module(f".towers.{family.opened_by}", __package__)
 
 
-def _open_folder(path: PathLike, text: PathLike | None, asked: Asked) -> ModelSource:
-    folder = _folder(path, "path", asked.hub)
+def _open_folder(path: PathLike, text: PathLike | None, asked: Asked, argument: str = "path") -> ModelSource:
+    folder = _folder(path, argument, asked.hub)
     given = Given(str(path), asked, folder, text=text)
     if not (folder / "config.json").is_file() and ((folder / CONFIG).is_file() or (folder / OPEN_CLIP).is_file()):
         return _open_family(HALVES, given)
-    config = _folder_config(folder, "path")
+    config = _folder_config(folder, argument)
     if config.get("format") == "qavit":
         if text is not None:
             raise ValueError(f"text: the converted folder {folder} has its own text encoder")
@@ -180,7 +190,8 @@ def _open_converted(folder: Path, config: dict[str, Any], asked: Asked) -> Model
     preprocessing: dict[str, Any] = {}
     if vision:
         own = config.get("preprocessing") or default_preprocessing(architecture, vision["image_size"])
-        preprocessing = {**own, **({"size": size} if size is not None else {}), **(options.get("preprocessing") or {})}
+        own = own if size is None else at_size(own, size)
+        preprocessing = {**own, **(options.get("preprocessing") or {})}
     json_text = _read_tokenizer(asked.tokenizer, folder, text)
     source = _source(
         architecture, vision, text, weights, json_text, preprocessing,

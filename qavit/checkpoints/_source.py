@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._base.types import ImageSize
 from .._base.vocabularies import read_tokenizer, tokenizer_file
 from ..images import Preprocessing
 from ._places import PathLike
@@ -28,6 +29,7 @@ _OPTIONS = (
     "num_attention_heads",
     "hidden_act",
     "layer_norm_eps",
+    "position_resize",
     "vision",
     "text",
     "preprocessing",
@@ -146,9 +148,9 @@ def _source(
     )  # fmt: skip
 
 
-def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: int, name: str) -> None:
-    if preprocessing.get("size") != image_size:
-        size = preprocessing.get("size")
+def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: ImageSize, name: str) -> None:
+    size = preprocessing.get("size")
+    if (tuple(size) if isinstance(size, list) else size) != image_size:
         raise ValueError(f"{name}: preprocessing.size is {size!r}, the model takes images of {image_size}")
     try:
         Preprocessing.from_dict(preprocessing)

@@ -7,8 +7,10 @@ import json
 import statistics
 import time
 import warnings
+from pathlib import Path
 
 from .._base.about import build_info
+from .._base.arguments import height_and_width
 from .._base.progress import Progress
 from .._base.warnings import QavitWarning
 from ._options import FILE, OK, UsageError, add_model_options, add_out, add_questions, completed, load_model, model_arguments
@@ -99,7 +101,9 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def add_info_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``qavit info``."""
-    parser.add_argument("folder", nargs="?", metavar="NAME", help="as --model; without either, this build")
+    parser.add_argument(
+        "folder", nargs="?", metavar="NAME", help="as --model, or a file as --checkpoint; without either, this build"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     add_model_options(parser, precision=False, model="demo, a model's folder, or hf://owner/name on the hub")
 
@@ -120,11 +124,40 @@ def run_info(options: argparse.Namespace) -> int:
                 shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
                 print(f"{key:<{width}}  {shown}")
         return OK
+    if name is not None and Path(name).is_file():
+        if arguments["checkpoint"] is not None:
+            raise UsageError("give a file once: by --checkpoint, or without")
+        name, arguments["checkpoint"] = None, name
     from ..checkpoints._describe import describe, description_text
     from ..checkpoints._opening import open_model
+    from ..models._catalogue import family_of
 
     described = describe(open_model(name, **arguments))
-    print(json.dumps(described, ensure_ascii=False) if options.json else description_text(described))
+    family = family_of(described["architecture"], described["text"] is not None)
+    if options.json:
+        print(json.dumps({**described, "methods": family["methods"], "calls": family["calls"]}, ensure_ascii=False))
+        return OK
+    print(description_text(described))
+    for key in ("methods", "calls"):
+        print(f"{key:<11} {', '.join(family[key])}")
+    return OK
+
+
+def add_models_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``qavit models``."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    group.add_argument("--markdown", action="store_true", help="as the table of docs/MODELS.md")
+
+
+def run_models(options: argparse.Namespace) -> int:
+    """Every family of models that loads, and what it can do."""
+    from ..models._catalogue import catalogue, catalogue_markdown, catalogue_text, refused
+
+    if options.json:
+        print(json.dumps({"families": catalogue(), "refused": refused()}, ensure_ascii=False))
+    else:
+        print(catalogue_markdown() if options.markdown else catalogue_text())
     return OK
 
 
@@ -146,8 +179,7 @@ def run_bench(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     model = load_model(options)
     loading = time.perf_counter() - start
-    side = model.image_size
-    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (*height_and_width(model.image_size), 3), np.uint8)
     questions = [f"where is object number {i}?" for i in range(options.number)] if model.takes_questions else None
     times = []
     block = model.default_block if options.block is None else model.check_block(options.block, "--block")

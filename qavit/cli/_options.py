@@ -78,6 +78,25 @@ def reading_arguments(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def add_answering(parser: Any) -> None:
+    """--answering."""
+    parser.add_argument(
+        "--answering", type=numbers, default={}, metavar="A=N,...",
+        help="how to answer: num_captions=50,seed=1 of PnP-VQA, num_beams=3 of models that write",
+    )  # fmt: skip
+
+
+def numbers(text: str) -> dict[str, Any]:
+    """From "a=1,b=0.5": {"a": 1, "b": 0.5}."""
+    found: dict[str, Any] = {}
+    for name, value in pairs(text).items():
+        try:
+            found[name] = int(value) if value.lstrip("-").isdecimal() else float(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{name}={value}: expected a number, as in num_captions=50") from None
+    return found
+
+
 def precision_name(text: str) -> str:
     """A precision under the short name that others have for it too."""
     return {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}.get(text.lower(), text)
@@ -101,6 +120,17 @@ def blocks_of(text: str) -> Any:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected the number of a block, or several: 6,7,8") from None
     return numbers if len(numbers) > 1 else numbers[0]
+
+
+def size_of(text: str) -> Any:
+    """A side, or height x width."""
+    try:
+        edges = [int(edge) for edge in text.lower().split("x")]
+    except ValueError:
+        edges = []
+    if len(edges) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a side, or height and width: 336x448")
+    return edges[0] if len(edges) == 1 else (edges[0], edges[1])
 
 
 def heads_of(text: str) -> Any:
@@ -129,7 +159,9 @@ def add_model_options(
         ("--config", "JSON", FILE, "what the files do not tell, as a JSON object or a file of one"),
     ):
         completed(group.add_argument(name, metavar=metavar, help=said), by)
-    group.add_argument("--image-size", type=int, metavar="N", help="another input side than the model was trained at")
+    group.add_argument(
+        "--image-size", type=size_of, metavar="N|HxW", help="another input size than the model was trained at"
+    )
     if precision:
         group.add_argument(
             "--precision",

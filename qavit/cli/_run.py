@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from ._options import (
@@ -12,6 +14,7 @@ from ._options import (
     OK,
     SOME_FAILED,
     UsageError,
+    add_answering,
     add_input_options,
     add_map_options,
     add_model_options,
@@ -20,9 +23,10 @@ from ._options import (
     pairs,
     reading_arguments,
 )
+from ._score import score_of, score_text
 
 EXAMPLE = "qavit run v2_OpenEnded_mscoco_val2014_questions.json --images val2014/ --model qavit-base2/ -o maps/ --workers 2"
-SUMMARY = "maps for every question of a data set, as Parquet files"
+SUMMARY = "maps, and answers, for every question of a data set"
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
             help=".jsonl, .csv, .tsv, .parquet, .json (VQAv2, TextVQA, GQA, LLaVA, COCO captions), or webdataset .tar",
         ), FILE,
     )  # fmt: skip
-    completed(parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the folder to write"), FOLDER)
+    completed(
+        parser.add_argument(
+            "-o", "--out", metavar="DIR", help="the folder to write (default with --answers: its name without the ending)"
+        ), FOLDER,
+    )  # fmt: skip
+    add_answer_options(parser)
     parser.add_argument(
         "--keep", type=pairs, default={}, metavar="A,B=C", help="columns that go along with their rows, C under the name B"
     )
@@ -61,6 +70,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
 
 
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """The options that are for answers."""
+    group = parser.add_argument_group("answers")
+    completed(
+        group.add_argument("--answers", metavar="FILE", help="answer, too, and write the file that scorers take"), FILE
+    )
+    group.add_argument("--layout", choices=("vqa", "gqa"), help="of that file (default: as the questions have it)")
+    add_answering(group)
+    group.add_argument("--sample", type=int, metavar="N", help="only N questions, drawn at random; also without --answers")
+    completed(group.add_argument("--annotations", metavar="FILE", help="score the answers by these at the end"), FILE)
+
+
 def _shard(text: str) -> Any:
     from ..data._plan import Shard
 
@@ -80,10 +101,12 @@ def run_data_set(options: argparse.Namespace) -> int:
 
     if options.again and (options.resume or options.retry_errors):
         raise UsageError("--again does everything anew: leave --resume and --retry-errors out")
+    check_answers(options)
+    out = options.out or str(Path(options.answers).with_suffix(""))
     limits = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
     summary = run(
         options.questions,
-        options.out,
+        out,
         keep=options.keep,
         **reading_arguments(options),
         model=options.model,
@@ -91,6 +114,10 @@ def run_data_set(options: argparse.Namespace) -> int:
         block=options.block,
         heads=options.heads,
         fit=options.fit,
+        answers=options.answers,
+        layout=options.layout,
+        answering=options.answering or None,
+        sample=options.sample,
         dtype=options.dtype,
         engine=options.engine,
         workers=options.workers,
@@ -114,5 +141,32 @@ def run_data_set(options: argparse.Namespace) -> int:
         failed = f"; {errors:,} of all {'has' if errors == 1 else 'have'} an error instead of a map" if errors else ""
         failed += " (--retry-errors does their parts anew)" if errors else ""
         written = f"{_counted(summary.rows, 'row')} of {_counted(summary.images, 'picture')} written"
-        print(f"{options.out}: {written}{before}{failed}", file=sys.stderr)
+        print(f"{out}: {written}{before}{failed}", file=sys.stderr)
+    if options.answers is not None:
+        tell_answers(options)
     return SOME_FAILED if errors else OK
+
+
+def check_answers(options: argparse.Namespace) -> None:
+    """What cannot be meant, before anything is read."""
+    if options.out is None and options.answers is None:
+        raise UsageError("name a folder to write (-o), or a file of answers (--answers)")
+    for name in ("layout", "annotations", "answering"):
+        if options.answers is None and getattr(options, name):
+            raise UsageError(f"--{name} is for --answers")
+    if options.answers is not None and Path(options.answers).suffix.lower() != ".json":
+        raise UsageError(f"--answers: {options.answers!r} is no .json file")
+    if options.annotations is not None and not Path(options.annotations).is_file():
+        raise UsageError(f"--annotations: there is no file {options.annotations!r}")
+
+
+def tell_answers(options: argparse.Namespace) -> None:
+    """Where the answers are, and how good."""
+    if not Path(options.answers).is_file():
+        print(f"{options.answers}: written when the other shares are done", file=sys.stderr)
+        return
+    if options.annotations is None:
+        print(options.answers, flush=True)
+        return
+    score = score_of(options.answers, options.annotations, options.sample is not None)
+    print(json.dumps({"event": "score", **score}, ensure_ascii=False) if options.json else score_text(score), flush=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union, cast
 
 import numpy as np
 
-from .._base.arguments import is_pixel_values, one_line
+from .._base.arguments import height_and_width, is_pixel_values, one_line
 from .._base.files import PathLike
 from .._base.pictures import MAX_PIXELS, load_image
 from .._base.types import Fit, FloatArray, Heads
-from .._base.warnings import warn_of
+from .._base.warnings import QavitWarning, warn_of
+from ..answers._open import open_answering
+from ..answers._pnpvqa import PNPVQA
 from ..images import Region
-from ..models._load import load
 from ..models._model import Model
 from ._pictures import ImageSource
 from ._plan import Group, Row
@@ -40,6 +43,7 @@ class Found(NamedTuple):
     notes: tuple[str, ...] = ()
     answer: Optional[str] = None
     answer_score: Optional[float] = None
+    captions: Optional[tuple[str, ...]] = None
 
 
 class HeatmapActor:
@@ -51,7 +55,8 @@ class HeatmapActor:
     Parameters
     ----------
     model : str or path, optional
-        As for `qavit.load`: "demo" (also when no other part is given), a folder, or "hf://owner/name".
+        As for `qavit.load`: "demo" (also when no other part is given), a folder, or "hf://owner/name"; or a configuration
+        file of PnP-VQA (.yaml, .json), whose matcher's maps they are.
     method : {"class", "question", "gradcam"}, optional
         How a map is read, one of the model's `methods`; None: its default. BLIP's "gradcam" is on its own scale, the others'
         maps sum to 1.
@@ -71,6 +76,10 @@ class HeatmapActor:
         A larger picture is refused before it is decoded.
     fit : {"crop", "stretch", "pad"}, optional
         What of a picture is seen; None: as the model was trained.
+    answers : bool
+        Whether questions are answered, too.
+    answering : dict, optional
+        How: options of the model's `answer`, such as ``{"num_captions": 50}`` of `PNPVQA`.
     **parts
         `checkpoint`, `vision`, `text`, `tokenizer`, `config`, `precision`, `device`, `image_size`, as for `qavit.load`.
 
@@ -85,7 +94,7 @@ class HeatmapActor:
     Raises
     ------
     ValueError, TypeError, FileNotFoundError
-        What `qavit.load` raises; or the model has no maps by this method or block.
+        What `qavit.load` raises; or the model has no maps by this method or block, or does not answer.
 
     Examples
     --------
@@ -108,11 +117,14 @@ class HeatmapActor:
         decoders: int = 2,
         max_pixels: int = MAX_PIXELS,
         fit: Optional[Fit] = None,
+        answers: bool = False,
+        answering: Optional[Mapping[str, Any]] = None,
         **parts: Any,
     ) -> None:
         self._arguments = {
             "model": model, "method": method, "block": block, "heads": heads, "dtype": dtype,
-            "images": images, "threads": threads, "decoders": decoders, "max_pixels": max_pixels, "fit": fit, **parts,
+            "images": images, "threads": threads, "decoders": decoders, "max_pixels": max_pixels, "fit": fit,
+            "answers": answers, "answering": answering, **parts,
         }  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float16'")
@@ -125,12 +137,18 @@ class HeatmapActor:
         if model is not None and not isinstance(model, (str, os.PathLike)):
             hint = "; it is loaded anew in every process" if isinstance(model, Model) else ""
             raise TypeError(f"model: expected what qavit.load takes, got {type(model).__name__}{hint}")
-        self.model: Model = load(None if model is None else os.fspath(model), **parts)
+        opened = open_answering(model, **parts)
+        self.model: Model = opened.matcher if isinstance(opened, PNPVQA) else opened
+        self._pnp_vqa = opened if isinstance(opened, PNPVQA) and answers else None
         self.dtype = np.dtype(dtype)
         self.grid: tuple[int, int] = self.model.grid
         self._images = images
-        self._decoders, self._max_pixels, self._fit = decoders, max_pixels, fit
+        self._decoders, self._max_pixels = decoders, max_pixels
+        self._fit: Optional[Fit] = "stretch" if fit is None and isinstance(opened, PNPVQA) else fit
+        self._answers, self._answering = answers, dict(answering or {})
         self._choose(method, block, heads)
+        if answers:
+            self._check_answering()
 
     def _choose(self, method: Optional[str], block: Union[int, Sequence[int], None], heads: Heads) -> None:
         """What is asked of the model, checked."""
@@ -145,9 +163,25 @@ class HeatmapActor:
         self.at_once = model._questions_at_once(self._request)
         if self.takes_questions:
             # What is wrong with block, method or heads is wrong for every row: it shows here, once.
-            side = model.image_size
-            look = model._result(model._see(np.zeros((side, side, 3), np.uint8), self._fit), "a", self._request)
+            blank = np.zeros((*height_and_width(model.image_size), 3), np.uint8)
+            look = model._result(model._see(blank, self._fit), "a", self._request)
             warn_of(note for note in look.notes if note.kind == "question_blind")
+
+    def _check_answering(self) -> None:
+        """What is wrong with the way of answering is wrong for every row: it shows here, once."""
+        if self._pnp_vqa is not None:
+            usual = (self.model.default_method, "stretch", "mean")
+            if (self.method, self._fit, self._request.heads) != usual or not isinstance(self.block, int):
+                raise ValueError("method, block, heads, fit: PnP-VQA draws patches by its matcher's map of one block")
+            self._pnp_vqa.check_options(**self._answering)
+            return
+        if self.model.answer_names is not None and not self._answering:
+            return  # answers come with the maps
+        model: Any = self.model
+        blank = np.zeros((32, 32, 3), np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", QavitWarning)  # of a black picture
+            model.answer(blank, ["a"], **self._answering)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._arguments,)
@@ -231,6 +265,27 @@ class HeatmapActor:
 
     def _ask(self, shown: Shown, questions: list[str]) -> list[Found]:
         """What the model says of different questions about one picture."""
+        if self._pnp_vqa is not None:
+            return self._explained(shown, questions)
+        found = self._looked(shown, questions)
+        if not self._answers or all(one.answer is not None for one in found):
+            return found
+        model: Any = self.model
+        generated = model.answer(shown.picture, questions, **self._answering)
+        return [one._replace(answer=said.text, answer_score=math.exp(said.score)) for one, said in zip(found, generated)]
+
+    def _explained(self, shown: Shown, questions: list[str]) -> list[Found]:
+        """Answers by PnP-VQA, with its captions and its matcher's maps."""
+        assert self._pnp_vqa is not None
+        found = []
+        for one in self._pnp_vqa.explanations(shown.picture, questions, block=self._request.blocks[0], **self._answering):
+            (looked,) = self._found(one.result)
+            score = math.exp(one.answer.score)
+            found.append(looked._replace(answer=one.answer.text, answer_score=score, captions=tuple(one.captions)))
+        return found
+
+    def _looked(self, shown: Shown, questions: list[str]) -> list[Found]:
+        """The maps of different questions about one picture."""
         if not self.takes_questions:
             return self._found(self.model._result(shown, None, self._request))
         step = self.at_once or len(questions)

@@ -48,6 +48,7 @@ def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] =
         pa.field("score", pa.float32()),
         pa.field("answer", pa.string()),
         pa.field("answer_score", pa.float32()),
+        pa.field("captions", pa.list_(pa.string())),
         pa.field("picture_size", pa.list_(pa.int32())),
         pa.field("region", pa.list_(pa.float64())),
         pa.field("notes", pa.list_(pa.string()), nullable=False),
@@ -85,10 +86,17 @@ def table_of(rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike
 
     def column(name: str) -> Any:
         values = [row.kept.get(name) if name in keep else getattr(row, name) for row in rows]
-        return pa.array([storable(value) if isinstance(value, str) else value for value in values], schema.field(name).type)
+        return pa.array([_storable(value) for value in values], schema.field(name).type)
 
     columns = [made[name] if name in made else column(name) for name in schema.names]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _storable(value: Any) -> Any:
+    """A cell with what no file can hold, in a text or in several, written as escapes."""
+    if isinstance(value, tuple):
+        return [_storable(one) for one in value]
+    return storable(value) if isinstance(value, str) else value
 
 
 def write_part(
@@ -114,18 +122,21 @@ def file_identity(path: PathLike) -> str:
 
 def model_identity(parts: Mapping[str, Any]) -> str:
     """A name for what `qavit.load` is given: the files, wherever they lie, and the options."""
+    from ..answers._open import is_configuration, parts_named
     from ..checkpoints._hub import Hub
     from ..checkpoints._places import hub_folder
 
     hub = Hub(bool(parts.get("hub")), parts.get("revision"), bool(parts.get("local_files_only")))
     said: dict[str, Any] = {}
+    if is_configuration(parts.get("model")):
+        said = {name: model_identity(block) for name, block in parts_named(parts["model"]).items()}
     for name, value in sorted(parts.items()):
         if value is None or (name, value) in (("precision", "float32"), ("device", "cpu")):
             continue
-        if name not in ("model", "checkpoint", "vision", "text", "tokenizer"):
+        if name not in ("model", "path", "checkpoint", "vision", "text", "tokenizer", "reader"):
             said[name] = value
             continue
-        place = Path(__file__).parents[1] / "demo_model" if name == "model" and value == "demo" else Path(value)
+        place = Path(__file__).parents[1] / "demo_model" if name in ("model", "path") and value == "demo" else Path(value)
         place = hub_folder(value, name, hub) or place
         files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place]
         if place.is_dir():

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from .._base.arguments import whole_number
 from .._base.extras import require
-from .._base.files import PathLike, absolute_paths, remove_leftovers
+from .._base.files import PathLike, absolute_paths, make_folder, remove_leftovers
 from .._base.progress import RunProgress
 from .._base.types import Fit, Heads
+from .._core import get_num_threads
 from ._actor import HeatmapActor
+from ._estimate import COUNTED_BYTES, Estimate, measure, rows_left
 from ._local import run_here, run_processes, usable_cpus
 from ._output import OutputFolder, PartFolder, check_keep, file_identity, model_identity
 from ._plan import ENGINES, PART_ROWS, WINDOW, Part, Shard, plan_file
 from ._questions import QuestionFile, open_questions
+from ._results import LAYOUTS, ResultLayout, write_finished
+from ._sample import Sample, draw_sample
 from ._worker import PartDone, Settings
 
 
@@ -50,11 +56,12 @@ class Plan(NamedTuple):
     part_rows: int
     shard: Shard
     done: frozenset[str]
+    sample: Optional[Sample] = None
 
     def parts(self, file: int, out: PartFolder) -> Iterator[Part]:
         """The parts of one input file that are to be done."""
         count = rows = 0
-        for part in plan_file(self.sources[file], file, self.window, self.part_rows):
+        for part in plan_file(self.sources[file], file, self.window, self.part_rows, self.sample):
             count += 1
             rows += part.rows
             if part.name not in self.done and self.shard.has_part(part, len(self.sources)):
@@ -89,6 +96,10 @@ def run(
     block: Union[int, Sequence[int], None] = None,
     heads: Heads = "mean",
     fit: Optional[Fit] = None,
+    answers: Optional[PathLike] = None,
+    layout: Optional[ResultLayout] = None,
+    answering: Optional[Mapping[str, Any]] = None,
+    sample: Optional[int] = None,
     dtype: str = "float32",
     engine: str = "local",
     workers: int = 1,
@@ -111,8 +122,16 @@ def run(
         As for `open_questions`.
     out : path
         The folder to write. A run that is there already, whole or not, is gone on with: its parts are not done again.
-    model, method, block, heads, fit, dtype
+    model, method, block, heads, fit, answering, dtype
         As for `HeatmapActor`.
+    answers : path, optional
+        The file that the model's answers are written to when every row of `out` is there, in the layout that the data set's
+        scorer takes; a row that failed has the answer "".
+    layout : {"vqa", "gqa"}, optional
+        ``[{"question_id": int, "answer": str}]``, or ``[{"questionId": str, "prediction": str}]``; None: as the questions
+        have it.
+    sample : int, optional
+        Only so many rows, drawn at random: which they are depends on the input alone.
     engine : {"local", "ray"}
         Worker processes of this machine, or actors of a Ray cluster, whose machines all see `out` and the input.
     workers : int
@@ -158,42 +177,37 @@ def run(
     of another kind the last bits may differ.
     """
     share = _check_numbers(engine, workers, window, part_rows, shard)
+    answer_options = _answer_options(answers, layout, answering, sample)
     sources = open_questions(questions, images, image_name, columns, keep, encoding)
     kept = tuple(keep)
     check_keep(kept)
-    if threads is None and engine == "ray":
-        threads = 1
-    elif threads is None and workers > 1:
-        threads = max(1, usable_cpus() // workers)
+    threads = _threads_each(threads, engine, workers)
     if model is None and not (parts.get("checkpoint") or parts.get("vision")):
         model = "demo"
     asked = {"model": model, "method": method, "block": block, "heads": heads, "fit": fit, "dtype": dtype, **parts}
+    asked.update(answer_options)
     actor = HeatmapActor(**asked, threads=threads if engine == "local" else None)
     manifest = {
-        "model": model_identity({"model": model, **parts}),
-        "method": actor.method,
-        "block": actor.block,
+        **_about_model(actor, {"model": model, **parts}),
+        **_about_input(sources, image_name, columns, keep, encoding),
         "heads": heads,
         "fit": fit,
         "dtype": dtype,
-        "grid": list(actor.grid),
-        "questions": [[os.path.basename(source.path), file_identity(source.path)] for source in sources],
-        "image_name": image_name,
-        "columns": dict(columns or {}),
-        "keep": dict(keep) if isinstance(keep, Mapping) else {name: name for name in keep},
-        "encoding": encoding,
         "window": window,
         "part_rows": part_rows,
-        "about": {"model": repr(actor.model), "qavit": _version()},
+        "answers": answer_options.get("answering"),
+        "sample": sample,
     }
     folder = OutputFolder(out, manifest, share, len(sources), again, retry_errors)
     try:
-        plan = Plan(sources, window, part_rows, share, frozenset(folder.done))
+        drawn = None if sample is None else draw_sample(sources, sample)
+        plan = Plan(sources, window, part_rows, share, frozenset(folder.done), drawn)
         settings = Settings({**asked, **absolute_paths(asked), "threads": threads}, os.path.abspath(folder.parts), kept)
         left = plan.files(folder)
         sizes = [source.size if share.has_file(file, len(sources)) else 0 for file, source in enumerate(sources)]
         progress = RunProgress(sizes, [file not in left for file in range(len(sources))], events)
-        progress.begin(out=str(folder.path), engine=engine, workers=workers, shard=str(share), model=repr(actor.model))
+        about = {"engine": engine, "workers": workers, "shard": str(share), "model": repr(actor.model)}
+        _begin(progress, _estimate(actor, plan, left, folder, sizes, workers, threads), out=str(folder.path), **about)
         if engine == "local" and workers == 1:
             results = run_here(actor, settings, _begun(plan, left, folder, progress), progress.tick)
         elif engine == "local":
@@ -203,10 +217,100 @@ def run(
 
             results = run_ray(settings, plan, left, PartFolder(os.path.abspath(out)), workers, gpus, progress.tick)
         del actor  # workers have models of their own
-        return _follow(results, folder, progress, keep_going)
+        summary = _follow(results, folder, progress, keep_going)
+        if answers is not None:
+            write_finished(folder.path, answers, layout or ("gqa" if all(source.is_gqa for source in sources) else "vqa"))
+        return summary
     finally:
         remove_leftovers(folder.parts)
         folder.close()
+
+
+def _answer_options(
+    answers: Optional[PathLike],
+    layout: Optional[ResultLayout],
+    answering: Optional[Mapping[str, Any]],
+    sample: Optional[int],
+) -> dict[str, Any]:
+    """What the actor is told of answers; ValueError or TypeError where that cannot be."""
+    if sample is not None and whole_number(sample, "sample") < 1:
+        raise ValueError(f"sample: got {sample}, expected at least 1")
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout: got {layout!r}, expected {' or '.join(map(repr, LAYOUTS))}")
+    if answers is None:
+        if layout or answering:
+            raise ValueError("layout, answering: they are for answers; name the file that they go to (answers, --answers)")
+        return {}
+    make_folder(Path(answers).absolute().parent, "answers")
+    return {"answers": True, "answering": dict(answering or {})}
+
+
+def _threads_each(threads: Optional[int], engine: str, workers: int) -> Optional[int]:
+    """The width of a worker's thread pool; None: as it is."""
+    if threads is not None or (engine == "local" and workers == 1):
+        return threads
+    return 1 if engine == "ray" else max(1, usable_cpus() // workers)
+
+
+def _about_model(actor: HeatmapActor, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's share of the manifest."""
+    return {
+        "model": model_identity(parts),
+        "method": actor.method,
+        "block": actor.block,
+        "grid": list(actor.grid),
+        "about": {"model": repr(actor.model), "qavit": _version()},
+    }
+
+
+def _about_input(
+    sources: Sequence[QuestionFile],
+    image_name: Optional[str],
+    columns: Optional[Mapping[str, str]],
+    keep: Union[Mapping[str, str], Sequence[str]],
+    encoding: Optional[str],
+) -> dict[str, Any]:
+    """The input's share of the manifest."""
+    return {
+        "questions": [[os.path.basename(source.path), file_identity(source.path)] for source in sources],
+        "image_name": image_name,
+        "columns": dict(columns or {}),
+        "keep": dict(keep) if isinstance(keep, Mapping) else {name: name for name in keep},
+        "encoding": encoding,
+    }
+
+
+def _begin(progress: RunProgress, estimate: Optional[Estimate], **about: Any) -> None:
+    """The first word of a run, with what is to be expected of it."""
+    if estimate is None:
+        progress.begin(**about)
+    else:
+        progress.begin(estimate.text(), **about, **estimate.to_dict())
+
+
+def _estimate(
+    actor: HeatmapActor,
+    plan: Plan,
+    left: Sequence[int],
+    folder: PartFolder,
+    sizes: Sequence[int],
+    workers: int,
+    threads: Optional[int],
+) -> Optional[Estimate]:
+    """How long the run will take; None where nothing is left to do."""
+    share = 1.0 if len(plan.sources) >= plan.shard.total else 1.0 / plan.shard.total
+    own = get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the rows are read to be done
+        parts = ((place, part) for place, file in enumerate(left) for part in plan.parts(file, folder))
+        place, first = next(parts, (0, None))
+        if first is None:
+            return None
+        if sum(sizes[file] for file in left) <= COUNTED_BYTES:
+            rows = first.rows + sum(part.rows for _, part in parts)
+        else:
+            rows = rows_left(first, sizes, left[place:], share)
+        return measure(actor, first, rows, workers * (threads or own) / own)
 
 
 def _check_numbers(engine: str, workers: int, window: int, part_rows: int, shard: Union[str, Shard, None]) -> Shard:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional
 
 from ._pictures import ImageSource
 from ._questions import Item, QuestionFile
+from ._sample import Sample
 
 ENGINES = ("local", "ray")
 WINDOW, PART_ROWS = 8192, 512
@@ -90,7 +91,9 @@ class Shard(NamedTuple):
         return f"{self.number}/{self.total}"
 
 
-def plan_file(source: QuestionFile, file: int, window: int, part_rows: int) -> Iterator[Part]:
+def plan_file(
+    source: QuestionFile, file: int, window: int, part_rows: int, sample: Optional[Sample] = None
+) -> Iterator[Part]:
     """The parts of one input file, in order.
 
     Parameters
@@ -102,13 +105,15 @@ def plan_file(source: QuestionFile, file: int, window: int, part_rows: int) -> I
         Rows that are looked at together: questions of one picture meet when they stand in the same window.
     part_rows : int
         The most rows of a part. A picture's questions share a part unless they are more than that.
+    sample : Sample, optional
+        Only the rows of it.
 
     Yields
     ------
     Part
     """
     number, start = 0, 0.0
-    for items in _windows(source, window):
+    for items in _windows(source if sample is None else sample.items(source, file), window):
         _warn_of_twins(source, items)
         each = (source.position - start) / len(items)
         for groups in _filled(_grouped(items, part_rows), part_rows):
@@ -138,7 +143,7 @@ def _filled(groups: Iterable[Group], most: int) -> Iterator[list[Group]]:
         yield waiting
 
 
-def _windows(source: QuestionFile, window: int) -> Iterator[list[Item]]:
+def _windows(source: Iterable[Item], window: int) -> Iterator[list[Item]]:
     items: list[Item] = []
     held = 0
     for item in source:

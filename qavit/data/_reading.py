@@ -95,7 +95,7 @@ class MapReader:
             for place, row in enumerate(plain.to_pylist()):
                 values = maps[place].copy() if there[place] else None
                 own = {name: row[name] for name in plain.column_names if name not in kept}
-                for name in ("picture_size", "region", "notes"):
+                for name in ("picture_size", "region", "notes", "captions"):
                     own[name] = None if own[name] is None else tuple(own[name])
                 yield MapRow(**own, grid=self.grid, block=self.block, map=values, kept={name: row[name] for name in kept})
 
@@ -141,7 +141,8 @@ class MapReader:
         ----------
         columns : sequence of str, optional
             By default id, image, question, map, score, answer, notes, error, seconds and what was kept of the input; there
-            are method, block, grid, answer_score, picture_size and region too. `map` holds float32 [gh, gw], or None.
+            are method, block, grid, answer_score, captions, picture_size and region too. `map` holds float32
+            [gh, gw], or None.
         """
         pandas = require("pandas", "data")
         usual = ["id", "image", "question", "map", "score", "answer", "notes", "error", "seconds"]

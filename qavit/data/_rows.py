@@ -42,7 +42,9 @@ class MapRow(NamedTuple):
     notes : tuple of str
         What a reader of the map ought to know: a question that was cut, a picture that was cropped.
     answer, answer_score : str or None, float or None
-        The model's answer, and how sure of it the model is, where it answers.
+        The model's answer, and how probable it finds it, where it answers.
+    captions : tuple of str or None
+        What the answer was read out of, where it was: PnP-VQA's.
     kept : mapping of str to (str or None)
         The columns of the input that were asked for by `keep`, as text.
     """
@@ -63,6 +65,7 @@ class MapRow(NamedTuple):
     answer: Optional[str] = None
     answer_score: Optional[float] = None
     kept: Mapping[str, Optional[str]] = {}
+    captions: Optional[tuple[str, ...]] = None
 
 
 HALF_RANGE = (2.0**-10, 2.0**15)  # of a map's largest value: what float16 keeps well as it is

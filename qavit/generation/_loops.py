@@ -20,7 +20,14 @@ LOGITS_AT_ONCE = 2**24
 
 
 class Decoder(Protocol):
-    """What the loops ask of a decoder: of the core's, or of one that stands in for it."""
+    """What the loops ask of a decoder: of the core's, or of one that stands in for it.
+
+    Attributes
+    ----------
+    vocab_size : int
+    max_tokens : int
+        The most a text may have; 0: any number.
+    """
 
     vocab_size: int
     max_tokens: int
@@ -79,7 +86,7 @@ def decode(
     rows, length = prompt.shape
     if length < 1 or length >= how.max_length:
         raise ValueError(f"max_length: {how.max_length}, expected more than the {length} tokens that a text begins with")
-    if how.max_length > decoder.max_tokens:
+    if 0 < decoder.max_tokens < how.max_length:
         raise ValueError(f"max_length: {how.max_length}, expected at most {decoder.max_tokens}, the decoder's positions")
     if how.do_sample and keys is None:
         raise ValueError("keys: tokens are to be drawn; expected a key for each row")

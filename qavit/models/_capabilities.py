@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Optional, Union
 
+import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import PNP_VQA_BLOCK
@@ -12,6 +13,7 @@ from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues
 from ..methods._registry import MethodLike
 
 if TYPE_CHECKING:
+    from ..generation._generated import Generated
     from ._outputs import EncodedQuestions, VisionOutput
 
 #: One question, several, embeddings of several [Q, E], or None for a model that takes none.
@@ -25,17 +27,20 @@ class Capabilities:
 
     #: For what not every kind has, by the method's name: the kinds that have it.
     HAVE: ClassVar[dict[str, str]] = {
-        "forward_itm": "a QA-ViT, a dual encoder and a BLIP-ITM have it",
-        "extract_attention": "a QA-ViT, CLIP and SigLIP have it",
-        "vision": "a QA-ViT, CLIP and SigLIP have it",
+        "forward_itm": "a QA-ViT, a dual encoder and a matcher (BLIP, BLIP-2, ALBEF) have it",
+        "extract_attention": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
+        "vision": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
         "encode_questions": "a QA-ViT has it",
         "answer": "a QA-ViT with a list of answers has it, as the bundled model",
-        "itm": "a BLIP-ITM has it",
-        "itc": "a BLIP-ITM has it",
-        "gradcam_tokens": "a BLIP-ITM has it",
+        "itm": "a matcher (BLIP, BLIP-2, ALBEF) has it",
+        "itc": "a matcher (BLIP, BLIP-2, ALBEF) has it",
+        "gradcam_tokens": "a matcher (BLIP, BLIP-2, ALBEF) has it",
         "encode_text": "a dual encoder has it: CLIP or SigLIP with both halves",
         "encode_image": "a dual encoder has it: CLIP or SigLIP with both halves",
         "similarity": "a dual encoder has it: CLIP or SigLIP with both halves",
+        "image_states": "a captioner (BLIP) has it",
+        "generate": "a captioner (BLIP) has it",
+        "score": "a captioner (BLIP) has it",
     }
 
     def _lacks(self, what: str) -> NoReturn:
@@ -132,8 +137,29 @@ class Capabilities:
         """Encode questions for the vision model; see :meth:`QAViT.encode_questions`."""
         self._lacks("encode_questions")
 
-    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
-        """The answers the model knows, likeliest first, with their probabilities.
+    def answer(
+        self,
+        image: ImageLike,
+        questions: Union[str, Sequence[str]],
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        return_logits: bool = False,
+    ) -> list[Generated]:
+        """An answer to each question about a picture.
+
+        Parameters
+        ----------
+        image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
+        questions : str or list of str
+        max_new_tokens, min_new_tokens, num_beams, return_logits
+            Of models that write their answers; one that chooses from a list (`answer_names`) takes none of them.
+
+        Returns
+        -------
+        list of Generated
+            One a question. `ranked` holds all answers of a list, the likeliest first; `result` is the map.
 
         Raises
         ------
@@ -172,8 +198,8 @@ class Capabilities:
 
         Returns
         -------
-        ndarray of float32, [I, number of texts]
-            Cosines.
+        ndarray of float32, [number of texts], or of several pictures [I, number of texts]
+            Cosines. Of BLIP-2, that of the query that is most alike.
 
         Raises
         ------
@@ -242,3 +268,15 @@ class Capabilities:
     ) -> tuple[list[FloatArray], FloatArray]:
         """The map of every token, as LAVIS's ``compute_gradcam`` lists them; see :meth:`BlipITM.gradcam_tokens`."""
         self._lacks("gradcam_tokens")
+
+    def image_states(self, pixel_values: Union[ImageLike, PixelValues]) -> FloatArray:
+        """What the text half reads of pictures; see :meth:`BlipCaptioner.image_states`."""
+        self._lacks("image_states")
+
+    def generate(self, *arguments: Any, **settings: Any) -> list[Generated]:
+        """Captions of a picture; see :meth:`BlipCaptioner.generate`."""
+        self._lacks("generate")
+
+    def score(self, *arguments: Any, **settings: Any) -> npt.NDArray[np.float64]:
+        """How likely the model is to write captions about a picture; see :meth:`BlipCaptioner.score`."""
+        self._lacks("score")

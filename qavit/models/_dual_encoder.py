@@ -217,7 +217,7 @@ class DualEncoder(QAViT):
     def __repr__(self) -> str:
         return (
             f"DualEncoder({self.name!r}: {self.kind}, {self.num_blocks} blocks, width {self.hidden_size}, "
-            f"{self.grid[0]}x{self.grid[1]} patches of {self.image_size}x{self.image_size}, embeddings of "
+            f"{self.grid[0]}x{self.grid[1]} patches of {self._vit.image_size}x{self._vit.image_width}, embeddings of "
             f"{self.embedding_dim}, {self.precision})"
         )
 

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._base.types import Precision
+from .._base.types import ImageSize, Precision
 from ._devices import check_device, check_precision
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ MODELS = {
     "siglip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
+    "reader": ("._reader", "Reader"),
+    "albef": ("._albef", "ALBEF"),
+    "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
+    "blip_caption": ("._captioner", "BlipCaptioner"),
 }
 #: Where those are made that have both halves.
 DUAL = ("._dual_encoder", "DualEncoder")
@@ -31,10 +35,11 @@ def load(
     vision: str | Path | None = None,
     text: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    reader: str | Path | None = None,
     config: dict[str, Any] | None = None,
     precision: Precision = "float32",
     device: str = "cpu",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     offload_model: bool = False,
     hub: bool = False,
     revision: str | None = None,
@@ -56,15 +61,21 @@ def load(
         half alone takes no questions.
     tokenizer : str or Path, optional
         A ``tokenizer.json``, ``vocab.txt`` or OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, where the files have none.
+    reader : str or Path, optional
+        A T5 that answers, alone: a folder of UnifiedQA v2 or flan-T5.
     config : dict, optional
-        What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
+        What the files do not tell: ``integration_point``, ``lora_alpha``, ... . ``position_resize``: how position embeddings
+        are taken to another grid, by the name of one of the field's ways, whose results differ: "bicubic" (transformers,
+        Grad-ECLIP; the default but for towers whose own code has another), "bicubic_antialias" (LeGrad, GEM, open_clip),
+        "bicubic_offset" (NACLIP, ClearCLIP, DINOv2), "bilinear" (CLIP Surgery), "bilinear_antialias".
     precision : {"float32", "bfloat16", "tf32"}
         Of the products. Where the CPU has no bfloat16 products, float32 computes, with a `PrecisionWarning`. "tf32" is
         for GPUs: float32 with factors rounded to 10 bits.
     device : {"cpu", "cuda", "cuda:N"} or torch.device
         Where to run. A GPU needs a build with CUDA, see docs/CUDA.md.
-    image_size : int, optional
-        Another input side than the model was trained at, a multiple of its patch size; position embeddings are interpolated.
+    image_size : int or (int, int), optional
+        Another input size than the model was trained at, a side or (height, width), multiples of its patch size; position
+        embeddings are interpolated. 448 is what LeGrad and GEM show B/16.
     offload_model : bool
         On a GPU: keep the weights in the host's memory and stream them through two buffers, a block at a time, so that a
         model larger than the GPU's free memory runs. On the CPU it changes nothing.
@@ -89,16 +100,18 @@ def load(
     """
     check_precision(precision)
     check_device(device)
-    if path is None and checkpoint is None and vision is None:
+    if path is None and checkpoint is None and vision is None and reader is None:
         if text is not None:
             raise ValueError("text: given alone; expected checkpoint= (QA-ViT) or vision= (CLIP) beside it")
         path = "demo"
     from ..checkpoints._opening import open_model
 
-    files = {"path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer}
+    files = {
+        "path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer, "reader": reader
+    }  # fmt: skip
     source = open_model(
-        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size,
-        hub=hub, revision=revision, local_files_only=local_files_only,
+        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, reader=reader, config=config,
+        image_size=image_size, hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
     both = source.text is not None and source.architecture in ("clip", "siglip")
     module, name = DUAL if both else MODELS[source.architecture]

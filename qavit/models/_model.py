@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, TypeVar, Union
 import numpy as np
 import numpy.typing as npt
 
-from .._base.arguments import is_pixel_values, question_list, whole_number, whole_numbers
+from .._base.arguments import height_and_width, is_pixel_values, question_list, whole_number, whole_numbers
 from .._base.files import absolute_paths
-from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, Precision, Score
+from .._base.types import Fit, FloatArray, Heads, ImageLike, ImageSize, Kind, Precision, Score
 from .._base.warnings import Note, PrecisionWarning, QuestionBlindWarning, note_of, warn, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins
 from ..heatmaps._distribution import to_distribution
@@ -73,7 +73,9 @@ class Model(Capabilities, ABC):
         Of the half whose blocks are read.
     grid : tuple of int
         Rows and columns of patches, (gh, gw).
-    image_size, patch_size : int
+    image_size : int or (int, int)
+        In pixels: the side of a square input, or (height, width).
+    patch_size : int
         In pixels.
     preprocessing : Preprocessing
         How a picture becomes pixel values.
@@ -96,7 +98,7 @@ class Model(Capabilities, ABC):
     num_blocks: int
     num_heads: int
     grid: tuple[int, int]
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     preprocessing: Preprocessing
     precision: Precision
@@ -365,16 +367,19 @@ class Model(Capabilities, ABC):
 
     def _result(self, shown: Shown, questions: Questions, request: Request) -> HeatmapResult:
         """The maps of one picture, with all that belongs to them."""
-        from .._result import HeatmapResult
-
-        method, blocks, heads, options = request
         asked, given = self._named(questions)
-        if asked is None and self._asks(method):
+        if asked is None and self._asks(request.method):
             raise ValueError("questions: this model takes questions; give at least one")
         if asked is not None and not self.takes_questions:
             raise ValueError(f"questions: this model takes no questions: {self._why_no_questions()}")
+        return self._result_of(shown, self._look(shown.pixels, given), asked, request)
+
+    def _result_of(self, shown: Shown, look: ModelLook, asked: Optional[list[str]], request: Request) -> HeatmapResult:
+        """The maps of what was looked at."""
+        from .._result import HeatmapResult
+
+        method, blocks, heads, options = request
         shape = (-1, *self.grid)
-        look = self._look(shown.pixels, given)
         look.options = options
         raw = self._finite_map(method.read(look, blocks, heads)).reshape(shape)
         usable = tuple(block for block in range(self.num_blocks) if self._has_map(method, block))
@@ -463,9 +468,9 @@ class Model(Capabilities, ABC):
         images = as_pixel_values(pixel_values, argument)
         if images.ndim == 3:
             images = images[None]
-        side = self.image_size
-        if images.shape[1:] != (3, side, side):
-            raise ValueError(f"{argument}: shape {list(images.shape)}, expected [B, 3, {side}, {side}]")
+        height, width = height_and_width(self.image_size)
+        if images.shape[1:] != (3, height, width):
+            raise ValueError(f"{argument}: shape {list(images.shape)}, expected [B, 3, {height}, {width}]")
         return images
 
     def _pixels(self, pixel_values: Any, argument: str = "pixel_values") -> FloatArray:

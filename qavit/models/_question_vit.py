@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -9,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
+from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
+from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
@@ -71,15 +73,15 @@ class QAViT(Model):
         self._cache: QuestionCache[Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
-        self.image_size, self.patch_size = vit.image_size, vit.patch_size
+        self.image_size = image_size((vit.image_size, vit.image_width), "image_size")
+        self.patch_size = vit.patch_size
         self.num_blocks, self.num_heads = vit.blocks, vit.heads
         self.hidden_size: int = vit.hidden_size
         self.instruction_dim: int = vit.instruction_dim
         self.integrated: tuple[int, ...] = vit.integrated
         self.question_blocks = self.integrated
         self.integration_point: Optional[str] = point
-        side = self.image_size // self.patch_size
-        self.grid = (side, side)
+        self.grid = (vit.image_size // vit.patch_size, vit.image_width // vit.patch_size)
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
@@ -131,8 +133,8 @@ class QAViT(Model):
             "class_token": self._vit.prefix > self._registers,
             "registers": self._registers > 0,
             "attention_head": head,
-            "texts": self._source.prompts is not None,
             "answer_head": bool(self._source.answers),
+            "texts": self._source.prompts is not None,
         }
         return frozenset(name for name, is_there in there.items() if is_there)
 
@@ -366,8 +368,8 @@ class QAViT(Model):
         encoded = self._encode(questions)
         pairs = np.zeros(len(questions), np.int32)
         look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
+        look.prompts = questions
         look.words = [list(words) for words, _ in encoded.words]
-        look.asked = questions
         look.notes = encoded.notes
         return look
 
@@ -416,18 +418,32 @@ class QAViT(Model):
         elif self.integrated and max(numbers) >= self.integrated[0]:
             raise ValueError("questions: the asked blocks take questions; give one a picture")
         look = AttentionLook(self, images, encoded, pairs)
+        look.prompts = asked
         return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
 
-    def answer(self, image: ImageLike, question: str) -> list[tuple[str, float]]:
+    def answer(
+        self,
+        image: ImageLike,
+        questions: Union[str, Sequence[str]],
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        return_logits: bool = False,
+    ) -> list[Generated]:
         if self.answer_names is None:
             raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        shown = self._see(image)
-        if not isinstance(question, str):
-            raise TypeError(f"question: expected a str, got {type(question).__name__}")
-        encoded = self._encode(question_list(question, "question"))
-        warn_of([*shown.notes, *encoded.notes])
-        look = AttentionLook(self, shown.pixels, encoded, np.zeros(1, np.int32), answering=True)
-        return (look.answers() or [])[0]
+        if (max_new_tokens, min_new_tokens, num_beams, return_logits) != (30, 0, 1, False):
+            raise ValueError(
+                "max_new_tokens, min_new_tokens, num_beams, return_logits: this model chooses from a list of answers and "
+                "writes none; leave them out"
+            )
+        result = self.heatmaps(image, questions)
+        found = []
+        for row, ranked in enumerate(result.answers or []):
+            text, probability = ranked[0]
+            found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
+        return found
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
@@ -438,15 +454,15 @@ class QAViT(Model):
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
         return (
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
-            f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+            f"patches of {self._vit.image_size}x{self._vit.image_width}, {kind}, {self.precision})"
         )
 
 
 class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
 
-    asked: Sequence[str] = ()
     _model: QAViT
+    prompts: Optional[Sequence[str]] = None
 
     def __init__(
         self,
@@ -476,6 +492,15 @@ class AttentionLook(TowerLook):
     def registers(self) -> int:
         return self._model._registers
 
+    @property
+    def texts(self) -> FloatArray:
+        if self.prompts is None or self._model._source.prompts is None:
+            return super().texts
+        return self._model._prompt_half().embeddings(self.prompts)
+
+    def scores(self) -> Optional[FloatArray]:
+        return self.fits
+
     def pool_attention(self) -> FloatArray:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
         found = self._model._run(self._pixels, states, mask, [], outputs=("pool_attention",), pair_image=self._pair_image)
@@ -485,10 +510,6 @@ class AttentionLook(TowerLook):
         if self._encoded is None or block not in self._model.integrated:
             return 0
         return int(self._encoded.mask.shape[1])
-
-    @property
-    def texts(self) -> FloatArray:
-        return self._model._prompt_half().embeddings(self.asked)
 
     @property
     def logit_scale(self) -> float:
@@ -511,12 +532,6 @@ class AttentionLook(TowerLook):
             result["instruct"] = self._encoded.states
             result["instruct_length"] = self._encoded.mask.sum(axis=1, dtype=np.int32)
         return result
-
-    def scores(self) -> Optional[FloatArray]:
-        """Of prompts, where a method embedded the picture: cosines."""
-        return (
-            None if self.image is None else np.einsum("qe,qe->q", self.texts, np.broadcast_to(self.image, self.texts.shape))
-        )
 
     def empty(self, text: str) -> FloatArray:
         given = self.options.empty

@@ -66,21 +66,23 @@ def whole_head(tensors: Stored, prefix: str) -> Stored:
     return result
 
 
-def bert_shapes(config: Mapping[str, Any], prefix: str = "text_model.", image_width: int | None = None) -> Shapes:
-    """A BERT encoder's tensors; with cross-attention (and no token types) where ``image_width`` is given."""
+def bert_shapes(
+    config: Mapping[str, Any], prefix: str = "text_model.", cross_width: int = 0, attends: range | None = None
+) -> Shapes:
+    """A BERT encoder's tensors; all blocks, or those in `attends`, have cross-attention to what is ``cross_width`` wide."""
     width, hidden = config["hidden_size"], config["intermediate_size"]
     shapes: Shapes = {
         prefix + "embeddings.word_embeddings.weight": (config["vocab_size"], width),
         prefix + "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
     }
-    if image_width is None:
+    if "type_vocab_size" in config:
         shapes[prefix + "embeddings.token_type_embeddings.weight"] = (config["type_vocab_size"], width)
     _affine(shapes, prefix + "embeddings.LayerNorm", width)
     for number in range(config["num_hidden_layers"]):
         block = f"{prefix}encoder.layer.{number}."
         _bert_attention(shapes, block + "attention", width, width)
-        if image_width is not None:
-            _bert_attention(shapes, block + "crossattention", width, image_width)
+        if cross_width and (attends is None or number in attends):
+            _bert_attention(shapes, block + "crossattention", width, cross_width)
         _affine(shapes, block + "intermediate.dense", hidden, width)
         _affine(shapes, block + "output.dense", width, hidden)
         _affine(shapes, block + "output.LayerNorm", width)

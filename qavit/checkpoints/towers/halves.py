@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..._base.small_files import read_json_object
+from ..._base.types import ImageSize
 from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_option
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
@@ -23,7 +24,7 @@ from .families import told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
 from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename
 from .question_blocks import integration_point
-from .sizes import Shapes, check, count_blocks, need, settle, take
+from .sizes import Shapes, check, count_blocks, need, settle, stated_size, take
 from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
 from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text, text_shapes
 
@@ -243,10 +244,10 @@ def _joined(tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str
     return {key: tensor for key, tensor in others.items() if not key.startswith("text_model.")}, None
 
 
-def _own_size(config: Mapping[str, Any], tensors: Stored, name: str) -> int:
+def _own_size(config: Mapping[str, Any], tensors: Stored, name: str) -> ImageSize:
     """The image size that the weights were made for."""
-    size = config.get("image_size")
-    if isinstance(size, int) and not isinstance(size, bool):
+    size = stated_size(config, name)
+    if size is not None:
         return size
     patches = need(tensors, "vision_model.embeddings.position_embedding.weight", 2, name)[0] - (CLASS_EMBEDDING in tensors)
     return math.isqrt(patches) * need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, name)[-1]
@@ -337,7 +338,7 @@ def _text_folder(tensors: Stored, folder: Path, asked: Asked) -> dict[str, Any]:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None, Weights]:
     """Configurations completed from the weights, and exactly the tensors that they call for."""
     blocks = count_blocks(tensors, "vision_model.encoder.layers.")
@@ -389,5 +390,5 @@ def complete(
                 expected.update({"logit_scale": (), "logit_bias": ()})
     weights = take(tensors, expected, name, optional)
     position = "vision_model.embeddings.position_embedding.weight"
-    weights[position] = _positions(weights[position], complete)
+    weights[position] = _positions(weights[position], complete, stated_size(vision, what))
     return complete, text_config, weights

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from .._base.small_files import parse_json, read_bytes
+from .small_files import parse_json, read_bytes
 
 MAX_BYTES, MAX_VALUES = 1 << 20, 100_000
+_EXAMPLES = Path(__file__).parents[1] / "lavis"
 
 
 def to_mapping(node: Any, argument: str = "config") -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Config(MutableMapping[str, Any]):
         """
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path: expected a str or a path, got {type(path).__name__}")
-        file, bundled = Path(path), Path(__file__).parent / Path(path).name
+        file, bundled = Path(path), _EXAMPLES / Path(path).name
         if not file.is_file() and file == Path(file.name) and file.suffix in {".yaml", ".yml"} and bundled.is_file():
             file = bundled
         if not file.is_file():

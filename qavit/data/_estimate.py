@@ -1,0 +1,108 @@
+"""How long a run will take, told before it begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Optional
+
+from .._base.progress import duration
+from ._actor import HeatmapActor
+from ._plan import Group, Part
+
+COUNTED_BYTES = 64 << 20  # of input whose rows are counted; of more, how many there are is told from the first part
+MEASURED_SECONDS, MEASURED_GROUPS = 1.0, 4  # whichever is first ends the measuring
+WORTH_SECONDS = 10.0  # a run that takes no longer is not measured closer
+
+
+class Estimate(NamedTuple):
+    """About what a run has to do.
+
+    Attributes
+    ----------
+    rows : int
+        That are left to do.
+    seconds : float or None
+        By the clock; None where no row of the first part could be computed.
+    each : float or None
+        Seconds a row, in this process.
+    measured : int
+        Rows that it was measured on.
+    """
+
+    rows: int
+    seconds: Optional[float]
+    each: Optional[float]
+    measured: int
+
+    def text(self) -> str:
+        """As a person says it."""
+        rows = f"about {self.rows:,} question{'' if self.rows == 1 else 's'}"
+        if self.seconds is None or self.each is None:
+            return f"{rows}; how long they take could not be told by the first ones, which failed"
+        return f"{rows}, {duration(self.seconds)}: {self.each:.2g} s each, measured on {self.measured}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the first event."""
+        seconds = None if self.seconds is None else round(self.seconds, 3)
+        return {"rows_estimated": self.rows, "seconds_estimated": seconds}
+
+
+def rows_left(part: Part, sizes: Sequence[int], left: Sequence[int], share: float) -> int:
+    """About how many rows there are from a part on, itself among them.
+
+    Parameters
+    ----------
+    part : Part
+        The first that is to be done.
+    sizes : sequence of int
+        Of the input files, in bytes.
+    left : sequence of int
+        The files that something is left to do for, the part's first.
+    share : float
+        Of these files' parts, how much is to be done here.
+    """
+    taken = max(part.position - part.start, 1e-9) * sizes[part.file]
+    bytes_left = (1.0 - part.start) * sizes[part.file] + sum(sizes[file] for file in left if file != part.file)
+    return max(part.rows, round(part.rows * bytes_left / taken * share))
+
+
+def measure(actor: HeatmapActor, part: Part, rows: int, speed: float) -> Estimate:
+    """Compute a little of a part, and conclude how long so many rows take.
+
+    Parameters
+    ----------
+    actor : HeatmapActor
+    part : Part
+    rows : int
+    speed : float
+        How much faster the run's workers are together than this process.
+    """
+    first: Optional[float] = None
+    spent, done = 0.0, 0
+    for groups in _samples(part):
+        start = time.perf_counter()
+        well = sum(row.error is None for found in actor.compute(groups) for row in found)
+        took = time.perf_counter() - start
+        if well == 0:
+            continue
+        if first is None:
+            first = took / well
+            if took >= MEASURED_SECONDS or first * rows < WORTH_SECONDS:
+                break
+        else:  # by now weights are read
+            spent, done = spent + took, done + well
+            if spent >= MEASURED_SECONDS:
+                break
+    each = spent / done if done else first
+    return Estimate(rows, None if each is None else each * rows / speed, each, done or int(first is not None))
+
+
+def _samples(part: Part) -> Iterator[list[Group]]:
+    """One question, then pictures with all of theirs."""
+    groups = [group for group in part.groups if any(row.problem is None for row in group.rows)]
+    if groups:
+        row = next(row for row in groups[0].rows if row.problem is None)
+        yield [Group(groups[0].image, [row])]
+    for group in groups[1 : 1 + MEASURED_GROUPS]:
+        yield [group]

@@ -1,0 +1,83 @@
+"""A figure of an answer: the map, the patches drawn by it, and the captions that were read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from matplotlib.figure import Figure
+
+from ..heatmaps._maps import Maps
+from . import _labels as labels
+from ._figures import NOTE_SIZE, SMALL_SIZE, TITLE_SIZE, HeatmapFigure, plot
+from ._look import Look
+from ._panels import FAINT, INK
+
+PANEL, TEXT, HEIGHT = 3.4, 4.2, 3.9  # inches
+LETTERS = 52  # of a line of the text
+BAR = "#b9c7e4"
+
+
+def answer_figure(
+    result: Maps,
+    draws: Optional[Maps],
+    question: str,
+    answer: str,
+    texts: Sequence[tuple[str, Optional[float]]],
+    heading: str,
+) -> Figure:
+    """Where the model looked, which patches were drawn how often (where any were), and what was answered, out of what.
+
+    Parameters
+    ----------
+    result, draws : Maps
+        Of one question each.
+    texts : sequence of (str, float or None)
+        With their shares, where they are known; `heading` says what they are.
+    """
+    panels = [(result, "Where the model looks")]
+    if draws is not None:
+        panels.append((draws, "How often each patch was drawn"))
+    width = PANEL * len(panels) + TEXT
+    figure = HeatmapFigure(figsize=(width, HEIGHT))
+    grid = figure.add_gridspec(
+        1, len(panels) + 1, width_ratios=[PANEL] * len(panels) + [TEXT], left=0.015, right=0.985, top=0.88, bottom=0.12,
+        wspace=0.06,
+    )  # fmt: skip
+    for place, (maps, title) in enumerate(panels):
+        plot(maps, figure.add_subplot(grid[place]), None, "overlay", Look(colorbar=False), title)
+    _write(figure.add_subplot(grid[len(panels)]), question, answer, texts, heading)
+    return figure
+
+
+def _write(axes: Any, question: str, answer: str, texts: Sequence[tuple[str, Optional[float]]], heading: str) -> None:
+    """The question, the answer, and below them texts over bars of their shares."""
+    axes.set_axis_off()
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(0.0, 1.0)
+    height = 1.0
+
+    def line(text: str, size: float, colour: str, weight: str = "normal") -> None:
+        nonlocal height
+        for part in labels.wrap(text, int(LETTERS * NOTE_SIZE / size), 4):
+            axes.text(
+                0.02, height, labels.plain(part), fontsize=size, color=colour, fontweight=weight, va="top",
+                fontfamily=labels.families(part),
+            )  # fmt: skip
+            height -= size / 72 * 1.35 / (HEIGHT * 0.76)
+
+    line(question, TITLE_SIZE, FAINT)
+    line(answer or "(no answer)", TITLE_SIZE + 4, INK, "bold")
+    if not texts:
+        return
+    height -= 0.03
+    line(heading, SMALL_SIZE, FAINT)
+    most = max((share for _, share in texts if share is not None), default=0.0)
+    for text, share in texts:
+        if height < 0.03:
+            break
+        top = height
+        shown = text if share is None else f"{share:.0%}  {text}"
+        line(labels.wrap(shown, int(LETTERS * NOTE_SIZE / SMALL_SIZE), 1)[0], SMALL_SIZE, INK)
+        if share is not None and most > 0:
+            axes.barh((top + height) / 2 + 0.008, share / most, top - height, color=BAR, zorder=0, align="center")
