@@ -16,7 +16,7 @@ from ..checkpoints._weights import check_unchanged
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.base import Method
-from ._capabilities import Questions
+from ._capabilities import Capabilities, Questions
 from ._devices import Placement
 from ._model import Request
 from ._notes import question_notes
@@ -68,6 +68,8 @@ class DualEncoder(QAViT):
         assert source.text is not None
         tokens = int(source.questions["max_tokens"])
         self._half = TextHalf(source.name, source.text, source.weights, source.tokenizer, tokens, siglip, placement)
+
+    encode_questions, answer = Capabilities.encode_questions, Capabilities.answer
 
     # ---- embeddings ----
 
