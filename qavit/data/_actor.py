@@ -272,9 +272,7 @@ class HeatmapActor:
             return found
         model: Any = self.model
         generated = model.answer(shown.picture, questions, **self._answering)
-        return [
-            one._replace(answer=said.text, answer_score=math.exp(said.score)) for one, said in zip(found, generated)
-        ]
+        return [one._replace(answer=said.text, answer_score=math.exp(said.score)) for one, said in zip(found, generated)]
 
     def _explained(self, shown: Shown, questions: list[str]) -> list[Found]:
         """Answers by PnP-VQA, with its captions and its matcher's maps."""

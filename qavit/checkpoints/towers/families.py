@@ -97,9 +97,7 @@ FAMILIES = (
         r"visual_encoder|visual\.",
         opened_by="vit",
     ),
-    Family(
-        "a T5 (text alone)", r"EncDecAttention", r"vision", types=("t5",), opened_by="reader", architectures=("reader",)
-    ),
+    Family("a T5 (text alone)", r"EncDecAttention", r"vision", types=("t5",), opened_by="reader", architectures=("reader",)),
     Family("a T5 encoder (text alone)", r"(^|\.)encoder\.block\.\d+\.layer\.0\.SelfAttention", r"vision"),
     Family("an adapter without its base model", r"lora_[AB]|lora_embedding", r"class_embedding|base_layer|visual_encoder"),
     Family("a model quantised by GPTQ, AWQ or bitsandbytes", r"(qweight|qzeros|SCB|quant_state|weight_format)$"),
@@ -108,7 +106,6 @@ FAMILIES = (
     Family("a ResNet", r"layer1\.0\.conv1", types=("resnet",)),
     Family("CLIP's text half alone", r"text_model\.encoder\.layers", r"vision_model"),
     Family("InstructBLIP", types=("instructblip",)),
-    Family("SigLIP 2 of any aspect (NaFlex)", types=("siglip2",)),
     Family("LLaVA", types=("llava",)),
     Family("GIT", types=("git",)),
     Family("PaliGemma", types=("paligemma",)),
@@ -120,7 +117,9 @@ FAMILIES = (
 #: Two halves, from one file or from several: what is opened where no family above tells itself.
 HALVES = Family(
     "QA-ViT, CLIP or SigLIP",
-    types=("clip", "clip_vision_model", "siglip", "siglip_vision_model", "chinese_clip"),
+    types=(
+        "clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "chinese_clip",
+    ),
     opened_by="halves",
     architectures=("qavit", "clip", "siglip"),
 )
