@@ -24,6 +24,7 @@ from .models._blip2_itm import BLIP2ITM as BLIP2ITM
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
+from .models._captioner import BlipCaptioner as BlipCaptioner
 from .models._dual_encoder import DualEncoder as DualEncoder
 from .models._load import load as load
 from .models._model import Model as Model
@@ -31,11 +32,13 @@ from .models._outputs import BlockAttentions as BlockAttentions
 from .models._outputs import EncodedQuestions as EncodedQuestions
 from .models._outputs import VisionOutput as VisionOutput
 from .models._question_vit import QAViT as QAViT
+from .models._reader import Reader as Reader
 
 __all__ = [
     "ALBEF",
     "BLIP2ITM",
     "PNPVQA",
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",
@@ -56,6 +59,7 @@ __all__ = [
     "QavitWarning",
     "QuestionBlindWarning",
     "QuestionCutWarning",
+    "Reader",
     "UnknownWordsWarning",
     "VisionOutput",
     "__version__",

@@ -31,6 +31,9 @@ def next_tokens(
 def best_tokens(
     logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, count: int, /
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def token_log_probabilities(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], /
+) -> npt.NDArray[np.float64]: ...
 def random_uniforms(keys: _Keys, count: int, /) -> npt.NDArray[np.float64]: ...
 
 class Device:

@@ -47,6 +47,11 @@ def clean_question(text: str, max_words: int = 50) -> str:
     return " ".join(words[:max_words]) if len(words) > max_words else cleaned
 
 
+def context_of(question: str, text: str) -> str:
+    """A text behind its question, as PnP-VQA gives it to its reader: the backslash and the n are two characters."""
+    return f"{question.lower().strip()} \\n {text.lower().strip()}"
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Tokenized texts.
@@ -139,6 +144,7 @@ class Tokenizer:
         if padding and table.get(padding["pad_token"]) == padding["pad_id"]:
             self.pad = padding["pad_id"]
         self._unknown = {table.get(name) for name in _UNKNOWN}
+        self._marked = any("\u2581" in piece for piece in table)
         if vocabulary is not None and self.size > vocabulary:
             raise ValueError(
                 f"tokenizer: it has tokens up to number {self.size - 1}, but the text encoder's table has {vocabulary} "
@@ -212,7 +218,7 @@ class Tokenizer:
         ids : list of int
             Those that the tokenizer does not know are left out, too.
         """
-        return clean_up(joined(self.pieces(ids)))
+        return clean_up(joined(self.pieces(ids), self._marked))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as it stands in the vocabulary; "" for a special one, or one that the tokenizer does not know."""
@@ -237,10 +243,10 @@ _ENDINGS = ("n't", "'m", "'s", "'ve", "'re")
 _GLUED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), *((f" {end}", end) for end in _ENDINGS))
 
 
-def joined(pieces: Sequence[str]) -> str:
-    """The text of pieces of a vocabulary, be it BERT's ("##" glues a piece) or SentencePiece's ("\u2581" is a space)."""
+def joined(pieces: Sequence[str], marked: bool) -> str:
+    """The text of pieces of a vocabulary: BERT's ("##" glues a piece), or SentencePiece's (marked: "\u2581" is a space)."""
     kept = [piece for piece in pieces if piece]
-    if any("\u2581" in piece for piece in kept):
+    if marked:
         return "".join(kept).replace("\u2581", " ").strip()
     return " ".join(kept).replace(" ##", "").strip()
 

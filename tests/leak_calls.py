@@ -35,12 +35,12 @@ from PIL import Image
 from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
 from test_array_arguments import CALLS as ARRAY_CALLS
-from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_state, picture, pnpvqa, small, unit
+from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids, image_state, picture, pnpvqa, small, unit
 
 import qavit
 import qavit.data
 import qavit.generation
-from qavit import PNPVQA, PNPVQAWithQAViT, _core, images, text
+from qavit import PNPVQA, BlipCaptioner, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
@@ -67,6 +67,7 @@ from qavit.generation._loops import decode
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
+from qavit.lavis import _modules as lavis_modules
 from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
 from qavit.methods import attention as methods
@@ -290,6 +291,29 @@ def encoder_once(kind: str) -> Any:
     return encoder(kind)
 
 
+@cache
+def text_reader() -> qavit.Reader:
+    loaded = qavit.load(reader=GOLDEN / "unifiedqa_fid")
+    assert isinstance(loaded, qavit.Reader)
+    return loaded
+
+
+def use_decoder(tokens: int) -> None:
+    """Several rows over two memories, reordered, more of them than before."""
+    decoder = text_reader()._decoder
+    states = floats(40, decoder.cross_width)
+    memories = [decoder.read(states, [30, 10]), decoder.read(states[:30], tokens=tokens)]
+    picked = None if tokens else np.zeros((2, 4), np.int32)
+    cache = decoder.begin(memories, 2, 6, np.array([0, 2], np.int32), picked)
+    decoder.step(cache, np.ones((2, 2), np.int64), True)
+    decoder.reorder(cache, np.array([1, 0, 1], np.int32))
+    decoder.attend(cache, np.ones((3, 2), np.int64), [2, 1, 2])
+    refused(lambda: decoder.step(cache, np.full((3, 1), 999)))()
+    refused(lambda: decoder.reorder(cache, np.array([3], np.int32)))()
+    refused(lambda: decoder.begin(memories, 0, 6))()
+    refused(lambda: decoder.read(states * np.nan))()
+
+
 def broken_weights() -> Any:
     source = open_model(folder())
     tensors = {name: weight for name, weight in source.weights.items() if "fc2" not in name}
@@ -475,7 +499,19 @@ def use_decode() -> None:
     prompt = np.ones((3, 2), np.int64)
     for how in (Decoding(6, 2), Decoding(6, 2, num_beams=2), Decoding(6, 2, do_sample=True)):
         decode(Scattered(9), 0, prompt, how, keys=draws.keys(np.arange(3)))
-    draw_patches(np.ones(9), 3, draws, [0, 1])
+    draw_patches(np.ones(9), 3, draws.keys([0, 1]))
+    _core.token_log_probabilities(floats(3, 9), np.ones((3, 1), np.int64))
+
+
+def use_captioner() -> None:
+    model, picture = BlipCaptioner(captioner()._source), floats(3, 32, 32)
+    states = model.image_states(picture)
+    model.logits(states, ids(), tokens=[1, 2])
+    model.score(states, ["two cats", ""])
+    model.generate(states, num_captions=2, num_beams=2, max_length=9)
+    model.generate(picture, num_captions=3, weights=np.ones(4), num_patches=2, do_sample=True, max_length=9, heatmaps=True)
+    model.heatmaps(picture, QUESTIONS[0])
+    repr(model)
 
 
 def use_config() -> None:
@@ -748,6 +784,14 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "BLIP-2": (lambda: use_matcher("blip2_itm"), 1),
     "BlipItm.text_features": (lambda: blip()._core.text_features(ids(), np.ones((2, 6), np.uint8)), 1),
     "BlipItm.image_features": (lambda: blip()._core.image_features(image_state()), 1),
+    "Decoder": (lambda: use_decoder(0), 1),
+    "Decoder, absorbed": (lambda: use_decoder(1), 1),
+    "reader": (lambda: qavit.load(reader=GOLDEN / "unifiedqa_fid"), 4),
+    "Reader.answer": (lambda: text_reader().answer("where is it?", ["a street", "two dogs"], 6, return_logits=True), 1),
+    "Reader.answer, beams": (lambda: text_reader().answer("where is it?", ["a street", "two dogs"], 6, 4, 3), 1),
+    "Reader.logits": (lambda: text_reader().logits(["a street", "two dogs"], [0, 5, 9]), 1),
+    "Reader.attention": (lambda: text_reader().attention("what?", ["a street", "two dogs"], [5, 9]), 1),
+    "Reader, refused": (refused(lambda: text_reader().answer("what?", [])), 1),
     # PnP-VQA and LAVIS
     "PNPVQA": (use_pnp_vqa, 1),
     "PNPVQA, refused": (refused(lambda: pnp_vqa().forward_qa({"text_input": "a", "captions": [[]]})), 1),
@@ -763,9 +807,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "replace_forward_itm": (lambda: replace_and_restore(small(), 14), 1),
     "replace_forward_itm, BLIP": (lambda: replace_and_restore(blip(), 32), 1),
     "compute_gradcam": (lambda: lavis_matcher.compute_gradcam(blip(), floats(2, 3, 32, 32), QUESTIONS, None, 1), 1),
-    "from_lavis": (lambda: lavis_matcher.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
-    "from_lavis, its tokenizer": (lambda: lavis_matcher.from_lavis(live_module()), 1),
-    "from_lavis, refused": (refused(lambda: lavis_matcher.from_lavis(Captioner())), 1),
+    "from_lavis": (lambda: lavis_modules.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
+    "from_lavis, its tokenizer": (lambda: lavis_modules.from_lavis(live_module()), 1),
+    "from_lavis, refused": (refused(lambda: lavis_modules.from_lavis(Captioner())), 1),
     "gradcams_from": (use_stored, 1),
     "gradcams_from, another grid": (lambda: use_stored(grid=(3, 3)), 1),
     # results
@@ -893,6 +937,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "process_logits": (lambda: qavit.generation.process_logits(floats(2, 30), ids(), top_k=5, top_p=0.9), 1),
     "process_logits, refused": (refused(lambda: qavit.generation.process_logits(floats(2, 3), ids())), 1),
     "decode": (use_decode, 1),
+    "BlipCaptioner": (use_captioner, 1),
+    "generate, refused": (refused(lambda: small().generate(floats(3, 14, 14))), 1),
+    "image_states, refused": (refused(lambda: small().image_states(floats(3, 14, 14))), 1),
+    "score, refused": (refused(lambda: small().score(floats(3, 14, 14), "a")), 1),
+    "BlipCaptioner, refused": (refused(lambda: captioner().generate(floats(3, 32, 32), top_k=2)), 1),
     # the rest
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),

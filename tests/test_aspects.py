@@ -122,8 +122,8 @@ def test_data_sets_at_an_aspect(tmp_path: Path, capsys: pytest.CaptureFixture[st
         rows = actor({"image": [str(tmp_path / "a.png")], "question": ["a dog"]})
     assert rows["map"].shape == (1, 48)
     assert rows["grid"].tolist() == [[6, 8]]
-    rows = [{"image": "a.png", "text": text, "box": [5, 5, 30, 30]} for text in TEXTS]
-    boxes = write_lines(tmp_path / "boxes.jsonl", rows)
+    asked = [{"image": "a.png", "text": text, "box": [5, 5, 30, 30]} for text in TEXTS]
+    boxes = write_lines(tmp_path / "boxes.jsonl", asked)
     found = evaluate(boxes, model=CLIP, methods=["gem", "surgery", "class"], image_size=(48, 64))
     assert (found.rows, list(found.methods), found.errors) == (3, ["gem", "surgery", "class"], [])
     command = ["heatmap", str(tmp_path / "a.png"), "-q", "a dog", "--model", str(CLIP), "--method", "gem"]

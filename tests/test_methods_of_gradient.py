@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from reference import close
+from torch_tower import Tower
 
 import qavit
+from qavit.checkpoints._weights import float_array
 from qavit.methods._registry import all_methods
 
 SCENE = Path(qavit.__file__).parent / "demo_model" / "scene.png"
@@ -219,3 +225,86 @@ def test_every_method_says_what_it_is() -> None:
         method = all_methods()[name]
         assert method.name == name
         assert type(method).__doc__
+
+
+# ---- QA-ViT: gradients of a text prompt, embedded by the CLIP that its tower was made from ----
+
+LATE = DATA / "golden" / "qavit_official_late"
+ASKED = ["is the man to the right of the red car?", "what color is the dog?"]
+
+
+@pytest.fixture(scope="module")
+def both_halves(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The golden's CLIP folder with a text half of its own, and that as transformers has it."""
+    folder = tmp_path_factory.mktemp("clip")
+    vision = transformers.CLIPVisionModel.from_pretrained(LATE / "clip")
+    vocabulary = json.loads((CLIP / "config.json").read_text())["text_config"]["vocab_size"]
+    text = {
+        "vocab_size": vocabulary, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 32, "eos_token_id": vocabulary - 1,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision.config.to_dict(), projection_dim=12)
+    model = transformers.CLIPModel(config)
+    model.vision_model.load_state_dict(vision.state_dict())
+    torch.nn.init.normal_(model.visual_projection.weight, std=0.2)
+    torch.nn.init.normal_(model.text_projection.weight, std=0.2)
+    model.eval().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(CLIP / name, folder / name)
+    shutil.copy(LATE / "clip" / "preprocessor_config.json", folder)
+    return folder, model
+
+
+def test_a_qavit_has_gradients_of_a_prompt(both_halves: Any) -> None:
+    folder, torch_model = both_halves
+    model: Any = qavit.load(checkpoint=LATE / "checkpoint.pth", vision=folder, text=LATE / "t5")
+    assert set(OF_GRADIENT) <= set(model.methods)
+    assert model.default_method == "class"
+    pixels = np.load(LATE / "golden.npz")["image"][0]
+    found = {name: model.heatmaps(pixels, ASKED, method=name) for name in OF_GRADIENT}
+    longer = model.heatmaps(pixels, ASKED, method="gae", block=range(1, model.num_blocks))
+
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(ASKED, padding=True, return_tensors="pt")
+    output = torch_model.get_text_features(**tokens)
+    texts = (output if isinstance(output, torch.Tensor) else output.pooler_output).detach().double()
+    texts /= texts.norm(dim=1, keepdim=True)
+    state = {name: torch.tensor(float_array(tensor)) for name, tensor in model._source.weights.items()}
+    tower = Tower(state, {**model._vision, "prefix": 1})
+    encoded = model.encode_questions(ASKED)
+    for q in range(len(ASKED)):
+        instruct = torch.tensor(encoded.states[q][encoded.mask[q] == 1], dtype=torch.float64)
+        states = model._vit.forward(pixels[None], hidden=[0])["hidden"][0][0]
+        x = torch.tensor(states, dtype=torch.float64, requires_grad=True)
+        blocks = tower.run(x, 0, instruct)
+        score = tower.scores(tower.pooled(blocks[-1]["output"])[0], texts, False, 1.0)[q]
+        last, L = blocks[-1], len(blocks)
+        G, d_normed = torch.autograd.grad(score, [last["attention"], last["normed"]], retain_graph=True)
+        once = (last["attention"] * G.clamp(min=0)).mean(dim=0)
+        patches = last["normed"][1:] @ d_normed[1:].mean(dim=0)
+        row = torch.eye(len(x), dtype=torch.float64)[0]
+        every = torch.autograd.grad(score, [block["attention"] for block in blocks], retain_graph=True)
+        for block, gradient in zip(blocks[:0:-1], every[:0:-1]):
+            row = row + row @ (block["attention"] * gradient.clamp(min=0)).mean(dim=0)[:, -len(x) :]
+        legrad = 0
+        for block in blocks[-2:]:
+            own = tower.norm(block["output"].mean(dim=0), "post_layernorm")
+            local = tower.scores(own, texts, False, 1.0)[q]
+            g = torch.autograd.grad(local, block["attention"], retain_graph=True)[0].clamp(min=0)
+            legrad = legrad + g.mean(dim=(0, 1))[-len(x) + 1 :]
+        expected = {
+            "gae": once[0, -len(x) + 1 :], "gradcam_attention": once[0, -len(x) + 1 :], "legrad": legrad,
+            "gradcam": patches.clamp(min=0),
+        }  # fmt: skip
+        for name, value in expected.items():
+            close(found[name].raw[q].reshape(-1), value.detach().numpy(), 5e-5)
+            assert abs(found[name].scores[q] - score.item()) < 1e-5
+        close(longer.raw[q].reshape(-1), row[1:].detach().numpy(), 5e-5)
+        assert model.num_blocks == L
+
+
+def test_a_qavit_without_the_texts_half_says_what_it_needs(both_halves: Any) -> None:
+    model = qavit.load(checkpoint=LATE / "checkpoint.pth", vision=LATE / "clip", text=LATE / "t5")
+    for method in ("gae", "gradcam", "legrad"):
+        with pytest.raises(ValueError, match=rf"got '{method}'; this model has .*load the model with vision= a CLIP folder"):
+            model.heatmaps(np.load(LATE / "golden.npz")["image"][0], ASKED, method=method)

@@ -503,10 +503,10 @@ static PyMethodDef methods[] = {
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes."},
     {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
-    {"gradients", QVPY_KEYWORDS(qvpy_vit_gradients), qvpy_vit_gradients_doc},
     {"resized", QVPY_KEYWORDS(resized),
      "resized(height, width, positions=None)\n--\n\nThe same tower for images of another size, as a Vit that shares the\n"
      "weights; positions [P, D] of its patches, where the tower has a table of them."},
+    {"gradients", QVPY_KEYWORDS(qvpy_vit_gradients), qvpy_vit_gradients_doc},
     {NULL, NULL, 0, NULL},
 };
 

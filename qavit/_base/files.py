@@ -94,7 +94,7 @@ def make_folder(path: PathLike, argument: str) -> Path:
 
 def absolute_paths(parts: Mapping[str, Any]) -> dict[str, Any]:
     """What of a model's parts is a file or folder here, as an absolute path; "demo" is the bundled model, not a folder."""
-    names = ("path", "model", "checkpoint", "vision", "text", "tokenizer")
+    names = ("path", "model", "checkpoint", "vision", "text", "tokenizer", "reader")
     named = {name: parts[name] for name in names if parts.get(name) not in (None, "demo")}
     return {name: os.path.abspath(value) for name, value in named.items() if os.path.exists(value)}
 

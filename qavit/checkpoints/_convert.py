@@ -126,7 +126,7 @@ def _config(source: ModelSource, dtypes: dict[str, str]) -> dict[str, Any]:
         "answers": source.answers,
         "defaults": source.defaults,
     }
-    return {key: value for key, value in result.items() if value not in (None, {})}
+    return {key: value for key, value in result.items() if key == "vision" or value not in (None, {})}
 
 
 def _check_target(target: Path) -> None:

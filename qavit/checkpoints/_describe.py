@@ -30,15 +30,13 @@ def describe(source: ModelSource) -> dict[str, Any]:
     -------
     dict
         name, architecture; vision (image_size, patch_size, grid, hidden_size, blocks, heads, integration_point,
-        integrated, instruction_dim); text (kind, width, blocks, heads, vocabulary) or None; answers (a number);
+        integrated, instruction_dim) or None; text (kind, width, blocks, heads, vocabulary) or None; answers (a number);
         parameters and stored_bytes by part ("vision", "text", "heads", "total"); dtypes (bytes of each); panels
         (bytes by "columns" and "dtype" in a list, empty where all matrices are row-major); memory: bytes of the weights
-        in each precision, and about what the activations of one image take.
+        in each precision, and about what the activations of one image take (0 where none is looked at).
     """
     _check_source(source)
     vision, text = source.vision, source.text
-    grid = tuple(edge // vision["patch_size"] for edge in height_and_width(vision["image_size"]))
-    point = vision.get("integration_point")
     parameters = {"vision": 0, "text": 0, "heads": 0}
     stored = dict(parameters)
     dtypes: dict[str, int] = {}
@@ -56,21 +54,10 @@ def describe(source: ModelSource) -> dict[str, Any]:
         if columns:
             panels[columns, dtype] = panels.get((columns, dtype), 0) + stored_bytes
     parameters["total"], stored["total"] = sum(parameters.values()), sum(stored.values())
-    tokens = 1 + math.prod(grid) + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
     return {
         "name": source.name,
         "architecture": source.architecture,
-        "vision": {
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "grid": grid,
-            "hidden_size": vision["hidden_size"],
-            "blocks": vision["num_hidden_layers"],
-            "heads": vision["num_attention_heads"],
-            "integration_point": point,
-            "integrated": integrated_blocks(point, vision["num_hidden_layers"]) if point else (),
-            "instruction_dim": vision.get("instruction_dim"),
-        },
+        "vision": _describe_vision(vision) if vision else None,
         "text": None if text is None else _describe_text(text),
         "answers": len(source.answers or ()),
         "parameters": parameters,
@@ -80,9 +67,36 @@ def describe(source: ModelSource) -> dict[str, Any]:
         "memory": {
             "float32": 4 * parameters["total"],
             "bfloat16": 2 * parameters["total"],
-            "activations": 4 * tokens * (6 * vision["hidden_size"] + vision["intermediate_size"]),
+            "activations": _activations(source) if vision else 0,
         },
     }
+
+
+def _grid(vision: dict[str, Any]) -> tuple[int, int]:
+    height, width = height_and_width(vision["image_size"])
+    return height // vision["patch_size"], width // vision["patch_size"]
+
+
+def _describe_vision(vision: dict[str, Any]) -> dict[str, Any]:
+    point = vision.get("integration_point")
+    return {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "grid": _grid(vision),
+        "hidden_size": vision["hidden_size"],
+        "blocks": vision["num_hidden_layers"],
+        "heads": vision["num_attention_heads"],
+        "integration_point": point,
+        "integrated": integrated_blocks(point, vision["num_hidden_layers"]) if point else (),
+        "instruction_dim": vision.get("instruction_dim"),
+    }
+
+
+def _activations(source: ModelSource) -> int:
+    """Bytes that one image takes, about."""
+    vision = source.vision
+    tokens = 1 + math.prod(_grid(vision)) + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
+    return int(4 * tokens * (6 * vision["hidden_size"] + vision["intermediate_size"]))
 
 
 def _describe_text(text: dict[str, Any]) -> dict[str, Any]:
@@ -126,23 +140,13 @@ def description_text(description: dict[str, Any]) -> str:
         "albef": "ALBEF image-text matching",
         "blip2_itm": "BLIP-2 image-text matching (Q-Former)",
         "blip_vqa": "BLIP visual question answering",
+        "blip_caption": "BLIP captioner",
         "vit": "vision transformer (takes no questions)",
+        "reader": "T5 reader (answers out of texts)",
     }
-    rows, columns = vision["grid"]
-    height, width = height_and_width(vision["image_size"])
-    lines = [
-        ("model", f"{description['name']}: {kinds[description['architecture']]}"),
-        (
-            "image",
-            f"{height} x {width}, patches of {vision['patch_size']}: {rows} x {columns}",
-        ),
-        ("vision", f"{vision['blocks']} blocks, {vision['hidden_size']} wide, {vision['heads']} heads"),
-    ]
-    if vision["integrated"]:
-        blocks = vision["integrated"]
-        steps = {after - before for before, after in itertools.pairwise(blocks)}
-        named = f"{blocks[0]} to {blocks[-1]}" if steps <= {1} else ", ".join(map(str, blocks))
-        lines.append(("questions", f"blocks {named} ({vision['integration_point']}), {vision['instruction_dim']} wide"))
+    lines = [("model", f"{description['name']}: {kinds[description['architecture']]}")]
+    if vision is not None:
+        lines += _vision_lines(vision)
     if text is not None:
         size = f"{text['blocks']} blocks, {text['width']} wide, {text['heads']} heads, {text['vocabulary']} tokens"
         lines.append(("text", f"{text['kind']}, {size}"))
@@ -153,11 +157,23 @@ def description_text(description: dict[str, Any]) -> str:
     stored = ", ".join(f"{_megabytes(size)} {dtype}" for dtype, size in sorted(description["dtypes"].items()))
     lines.append(("stored", stored))
     lines += [("panels", _panels_text(entry)) for entry in description["panels"]]
-    lines.append(
-        (
-            "memory",
-            f"weights {_megabytes(memory['float32'])} in float32, {_megabytes(memory['bfloat16'])} in bfloat16; "
-            f"activations about {_megabytes(memory['activations'])} an image",
-        )
-    )
+    weights = f"weights {_megabytes(memory['float32'])} in float32, {_megabytes(memory['bfloat16'])} in bfloat16"
+    activations = f"; activations about {_megabytes(memory['activations'])} an image" if vision is not None else ""
+    lines.append(("memory", weights + activations))
     return "\n".join(f"{label:<11} {value}" for label, value in lines)
+
+
+def _vision_lines(vision: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is told of a vision half."""
+    rows, columns = vision["grid"]
+    height, width = height_and_width(vision["image_size"])
+    lines = [
+        ("image", f"{height} x {width}, patches of {vision['patch_size']}: {rows} x {columns}"),
+        ("vision", f"{vision['blocks']} blocks, {vision['hidden_size']} wide, {vision['heads']} heads"),
+    ]
+    if vision["integrated"]:
+        blocks = vision["integrated"]
+        steps = {after - before for before, after in itertools.pairwise(blocks)}
+        named = f"{blocks[0]} to {blocks[-1]}" if steps <= {1} else ", ".join(map(str, blocks))
+        lines.append(("questions", f"blocks {named} ({vision['integration_point']}), {vision['instruction_dim']} wide"))
+    return lines

@@ -40,6 +40,7 @@ def open_model(
     vision: PathLike | None = None,
     text: PathLike | None = None,
     tokenizer: PathLike | None = None,
+    reader: PathLike | None = None,
     config: Mapping[str, Any] | None = None,
     image_size: ImageSize | None = None,
     hub: bool = False,
@@ -61,6 +62,8 @@ def open_model(
         A text encoder: T5, BERT, RoBERTa or CLIP text.
     tokenizer : file or folder, optional
         tokenizer.json, vocab.txt, or a folder with one; in place of the text folder's own.
+    reader : folder or hub name, optional
+        A T5 that answers, as UnifiedQA v2; alone.
     config : dict, optional
         What files cannot tell: integration_point, lora_alpha, heads, hidden_act, layer_norm_eps; 'vision' and 'text'
         with Hugging Face's keys (for BLIP also LAVIS's); 'preprocessing', 'questions', 'answers', 'defaults' as in a
@@ -87,6 +90,13 @@ def open_model(
     size = None if image_size is None else checked_image_size(image_size, "image_size")
     options = dict(config or {})
     asked = Asked(tokenizer, options, size, Hub(hub, revision, local_files_only))
+    if reader is not None:
+        if not (path is None and checkpoint is None and vision is None and text is None):
+            raise ValueError("reader: expected alone, without path=, checkpoint=, vision= and text=")
+        source = _open_folder(reader, None, asked, "reader")
+        if source.architecture != "reader":
+            raise ValueError(f"reader: {source.name} holds a model of kind {source.architecture!r}, expected a T5")
+        return source
     if path is not None:
         if checkpoint is not None or vision is not None:
             raise ValueError("give either a folder, or checkpoint=, vision= and text=, not both")
@@ -114,12 +124,12 @@ def _opener(family: Family) -> Any:
     return importlib.import_module(f".towers.{family.opened_by}", __package__)
 
 
-def _open_folder(path: PathLike, text: PathLike | None, asked: Asked) -> ModelSource:
-    folder = _folder(path, "path", asked.hub)
+def _open_folder(path: PathLike, text: PathLike | None, asked: Asked, argument: str = "path") -> ModelSource:
+    folder = _folder(path, argument, asked.hub)
     given = Given(str(path), asked, folder, text=text)
     if not (folder / "config.json").is_file() and ((folder / CONFIG).is_file() or (folder / OPEN_CLIP).is_file()):
         return _open_family(HALVES, given)
-    config = _folder_config(folder, "path")
+    config = _folder_config(folder, argument)
     if config.get("format") == "qavit":
         if text is not None:
             raise ValueError(f"text: the converted folder {folder} has its own text encoder")

@@ -62,6 +62,8 @@ class ModelSource:
         For messages: where it came from.
     decoder : dict
         name -> tensor: more weights, which only an answer needs, so that they are made when the first is asked for.
+    prompts : Path or None
+        Of a QA-ViT, the folder of the CLIP that embeds texts in its pictures' space: with both halves.
     """
 
     architecture: str
@@ -75,6 +77,7 @@ class ModelSource:
     defaults: dict[str, Any]
     name: str
     decoder: Stored = field(default_factory=dict, repr=False)
+    prompts: Path | None = None
 
     def every_weight(self) -> Weights:
         """The weights with those of the decoder."""

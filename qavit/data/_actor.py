@@ -170,14 +170,15 @@ class HeatmapActor:
     def _check_answering(self) -> None:
         """What is wrong with the way of answering is wrong for every row: it shows here, once."""
         if self._pnp_vqa is not None:
-            if self.method != self.model.default_method or self._fit != "stretch" or self._request.heads != "mean":
-                raise ValueError("method, heads, fit: PnP-VQA draws patches by its matcher's own map; leave them out")
+            usual = (self.model.default_method, "stretch", "mean")
+            if (self.method, self._fit, self._request.heads) != usual or not isinstance(self.block, int):
+                raise ValueError("method, block, heads, fit: PnP-VQA draws patches by its matcher's map of one block")
             self._pnp_vqa.check_options(**self._answering)
             return
         if self.model.answer_names is not None and not self._answering:
             return  # answers come with the maps
         model: Any = self.model
-        blank = np.zeros((model.image_size, model.image_size, 3), np.uint8)
+        blank = np.zeros((32, 32, 3), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", QavitWarning)  # of a black picture
             model.answer(blank, ["a"], **self._answering)
@@ -278,9 +279,8 @@ class HeatmapActor:
     def _explained(self, shown: Shown, questions: list[str]) -> list[Found]:
         """Answers by PnP-VQA, with its captions and its matcher's maps."""
         assert self._pnp_vqa is not None
-        block = self.block if isinstance(self.block, int) else None
         found = []
-        for one in self._pnp_vqa.explanations(shown.picture, questions, block=block, **self._answering):
+        for one in self._pnp_vqa.explanations(shown.picture, questions, block=self._request.blocks[0], **self._answering):
             (looked,) = self._found(one.result)
             score = math.exp(one.answer.score)
             found.append(looked._replace(answer=one.answer.text, answer_score=score, captions=tuple(one.captions)))

@@ -36,9 +36,9 @@ class Readable(Protocol):
     Attributes
     ----------
     reads : frozenset of str
-        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam"; "texts", with `texts`,
-        `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token", "registers", "attention_head"
-        (SigLIP's).
+        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam", "cross_attention";
+        "texts", with `texts`, `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token",
+        "registers", "attention_head" (SigLIP's).
     num_blocks : int
     question_blocks : tuple of int
         The blocks that attend to the question.
@@ -160,4 +160,8 @@ class Look(Protocol):
 
     def pooling_weights(self) -> FloatArray:
         """How much of each token is pooled, [1 or Q, T]: all of the class token, the patches alike, or as a head looks."""
+        ...
+
+    def cross_attention(self) -> FloatArray:
+        """A decoder's attention to each patch while it wrote a text's words, [Q, P]."""
         ...

@@ -12,6 +12,9 @@ from ._look import Look, Readable
 from .attention import merge_heads
 from .base import Method
 
+#: Of a QA-ViT that was opened without the other half of its CLIP.
+NO_PROMPTS = "it is of a text's fit: load the model with vision= a CLIP folder that holds both halves, which embeds the text"
+
 
 class OfGradient(Method):
     """A map of what a score changes with: a text's cosine with the picture, or the log-probability of the best answer."""
@@ -19,6 +22,10 @@ class OfGradient(Method):
     def suits(self, model: Readable) -> bool:
         """Whether there is a score, and what its gradient is read from."""
         return has_score(model) and "class_token" in model.reads
+
+    def lacks(self, model: Readable) -> str:
+        """That a QA-ViT's texts have to be embedded by something."""
+        return NO_PROMPTS if model.question_blocks and not has_score(model) else ""
 
     def blocks(self, model: Readable) -> tuple[int, ...]:
         """The blocks whose maps can know the question: all, as their gradients do."""

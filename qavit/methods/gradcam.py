@@ -9,7 +9,7 @@ import numpy as np
 
 from .._base.types import FloatArray, Heads
 from ._look import Look, Readable
-from ._of_gradient import has_score
+from ._of_gradient import NO_PROMPTS, has_score
 from .base import Method
 
 
@@ -27,6 +27,10 @@ class GradCAM(Method):
     def suits(self, model: Readable) -> bool:
         """Whether the model has what is read."""
         return "gradcam" in model.reads or has_score(model)
+
+    def lacks(self, model: Readable) -> str:
+        """That a QA-ViT's texts have to be embedded by something."""
+        return NO_PROMPTS if model.question_blocks and not has_score(model) else ""
 
     def blocks(self, model: Readable) -> tuple[int, ...]:
         """The blocks whose maps can know the question."""

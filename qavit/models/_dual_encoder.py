@@ -21,8 +21,8 @@ from ._capabilities import Questions
 from ._devices import Placement
 from ._model import Request
 from ._notes import question_notes
-from ._question_vit import TEXT_ENCODERS, AttentionLook, QAViT
-from ._texts import TextHalf, unit
+from ._question_vit import AttentionLook, QAViT
+from ._texts import TEXT_ENCODERS, TextHalf, unit
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource

@@ -19,8 +19,10 @@ MODELS = {
     "siglip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
+    "reader": ("._reader", "Reader"),
     "albef": ("._albef", "ALBEF"),
     "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
+    "blip_caption": ("._captioner", "BlipCaptioner"),
 }
 #: Where those are made that have both halves.
 DUAL = ("._dual_encoder", "DualEncoder")
@@ -34,6 +36,7 @@ def load(
     vision: str | Path | None = None,
     text: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    reader: str | Path | None = None,
     config: dict[str, Any] | None = None,
     precision: Precision = "float32",
     device: str = "cpu",
@@ -59,6 +62,8 @@ def load(
         half alone takes no questions.
     tokenizer : str or Path, optional
         A ``tokenizer.json``, ``vocab.txt`` or OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, where the files have none.
+    reader : str or Path, optional
+        A T5 that answers, alone: a folder of UnifiedQA v2 or flan-T5.
     config : dict, optional
         What the files do not tell: ``integration_point``, ``lora_alpha``, ... . ``position_resize``: how position embeddings
         are taken to another grid, by the name of one of the field's ways, whose results differ: "bicubic" (transformers,
@@ -96,16 +101,18 @@ def load(
     """
     check_precision(precision)
     check_device(device)
-    if path is None and checkpoint is None and vision is None:
+    if path is None and checkpoint is None and vision is None and reader is None:
         if text is not None:
             raise ValueError("text: given alone; expected checkpoint= (QA-ViT) or vision= (CLIP) beside it")
         path = "demo"
     from ..checkpoints._opening import open_model
 
-    files = {"path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer}
+    files = {
+        "path": path, "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer, "reader": reader
+    }  # fmt: skip
     source = open_model(
-        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, config=config, image_size=image_size,
-        hub=hub, revision=revision, local_files_only=local_files_only,
+        path, checkpoint=checkpoint, vision=vision, text=text, tokenizer=tokenizer, reader=reader, config=config,
+        image_size=image_size, hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
     both = source.text is not None and source.architecture in ("clip", "siglip")
     module, name = MODELS[source.architecture] if not both else NAFLEX if "max_patches" in source.vision else DUAL

@@ -79,6 +79,9 @@ class ModelLook(Look, ABC):
     def inputs(self) -> dict[str, Any]:
         raise TypeError("inputs: this model's vision tower cannot be asked")
 
+    def cross_attention(self) -> FloatArray:
+        raise TypeError("cross_attention: this model writes no texts")
+
     def empty(self, text: str) -> FloatArray:
         raise TypeError("empty: this model has no embeddings of texts in its pictures' space")
 

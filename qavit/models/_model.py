@@ -367,16 +367,21 @@ class Model(Capabilities, ABC):
 
     def _result(self, shown: Shown, questions: Questions, request: Request) -> HeatmapResult:
         """The maps of one picture, with all that belongs to them."""
-        from .._result import HeatmapResult
-
-        method, blocks, heads, options = request
         asked, given = self._named(questions)
-        if asked is None and self._asks(method):
+        if asked is None and self._asks(request.method):
             raise ValueError("questions: this model takes questions; give at least one")
         if asked is not None and not self.takes_questions:
             raise ValueError(f"questions: this model takes no questions: {self._why_no_questions()}")
+        return self._result_of(shown, self._look(shown.pixels, given), asked, request)
+
+    def _result_of(
+        self, shown: Shown, look: ModelLook, asked: Optional[list[str]], request: Request
+    ) -> HeatmapResult:
+        """The maps of what was looked at."""
+        from .._result import HeatmapResult
+
+        method, blocks, heads, options = request
         shape = (-1, *self.grid)
-        look = self._look(shown.pixels, given)
         look.options = options
         raw = self._finite_map(method.read(look, blocks, heads)).reshape(shape)
         usable = tuple(block for block in range(self.num_blocks) if self._has_map(method, block))

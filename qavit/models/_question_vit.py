@@ -25,13 +25,14 @@ from ._devices import Placement
 from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+from ._prompts import Prompts
+from ._texts import TEXT_ENCODERS
 from ._tower_look import TowerLook
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
     from ..images import Seen
 
-TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
 PARTS = 4
 REGISTERS = "vision_model.embeddings.register_tokens"
@@ -88,6 +89,7 @@ class QAViT(Model):
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._vision = vision
         self._text: Any = None
+        self._prompts: Optional[Prompts] = None
         self._tokenizer: Any = None
         self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
@@ -140,6 +142,7 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
+        self._placement, self._prompts = placement, None
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -151,6 +154,7 @@ class QAViT(Model):
             "registers": self._registers > 0,
             "attention_head": head,
             "answer_head": bool(self._source.answers),
+            "texts": self._source.prompts is not None,
         }
         return frozenset(name for name, is_there in there.items() if is_there)
 
@@ -394,9 +398,18 @@ class QAViT(Model):
         encoded = self._encode(questions)
         pairs = np.zeros(len(questions), np.int32)
         look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
+        look.prompts = questions
         look.words = [list(words) for words, _ in encoded.words]
         look.notes = encoded.notes
         return look
+
+    def _embed_prompts(self, prompts: Sequence[str]) -> FloatArray:
+        """Texts in the pictures' space, [Q, E]; their encoder is opened when the first ones come."""
+        made = self._prompts
+        if made is None:
+            assert self._source.prompts is not None
+            self._prompts = made = Prompts(self._source.prompts, self._placement)
+        return made.embed(prompts)
 
     def _prepare_question(self, question: str) -> None:
         if self.integrated:
@@ -443,6 +456,7 @@ class QAViT(Model):
         elif self.integrated and max(numbers) >= self.integrated[0]:
             raise ValueError("questions: the asked blocks take questions; give one a picture")
         look = AttentionLook(self, images, encoded, pairs)
+        look.prompts = asked
         return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
 
     def answer(
@@ -486,6 +500,7 @@ class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
 
     _model: QAViT
+    prompts: Optional[Sequence[str]] = None
 
     def __init__(
         self,
@@ -514,6 +529,15 @@ class AttentionLook(TowerLook):
     @property
     def registers(self) -> int:
         return self._model._registers
+
+    @property
+    def texts(self) -> FloatArray:
+        if self.prompts is None or self._model._source.prompts is None:
+            return super().texts
+        return self._model._embed_prompts(self.prompts)
+
+    def scores(self) -> Optional[FloatArray]:
+        return self.fits
 
     def pool_attention(self) -> FloatArray:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]

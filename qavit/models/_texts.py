@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
 
 CACHED_TEXTS = 4096
+#: The core's encoders, by a text half's model_type.
+TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 

@@ -40,6 +40,8 @@ class TowerLook(ModelLook):
     _pixels: Seen
     _encoded: Any
     _pair_image: Optional[npt.NDArray[np.int32]]
+    #: How well each pair's picture fits its text, where that has been computed, [Q].
+    fits: Optional[FloatArray] = None
 
     @property
     def tower(self) -> _core.Vit:
@@ -73,6 +75,8 @@ class TowerLook(ModelLook):
         if texts is not None and single_head is None:  # with a single head it is another model's
             lengths = np.linalg.norm(found["image"].astype(np.float64), axis=1, keepdims=True)
             self.image = np.asarray(found["image"] / np.maximum(lengths, 1e-12), np.float32)
+            if states is not None:
+                self.fits = np.diagonal(found["scores"]).copy()
         return found
 
     def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:

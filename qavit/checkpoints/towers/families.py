@@ -54,7 +54,14 @@ FAMILIES = (
     ),
     Family("Segment Anything", r"mask_decoder\."),
     Family("a diffusion model", r"model\.diffusion_model\.|(^|\.)down_blocks\.\d"),
-    Family("a BLIP captioner", r"text_decoder\.", r"text_encoder\.", ("blip",)),
+    Family(
+        "a BLIP captioner",
+        r"text_decoder\.",
+        r"text_encoder\.",
+        ("blip",),
+        opened_by="blip_caption",
+        architectures=("blip_caption",),
+    ),
     Family("BLIP-VQA", r"text_decoder\.", r"itm_head\.", ("blip",), opened_by="blip_vqa", architectures=("blip_vqa",)),
     Family("ALBEF", r"text_encoder\.bert\.", types=("albef",), opened_by="albef", architectures=("albef",)),
     Family("ALBEF", r"text_encoder\.encoder\.layer\.\d+\.crossattention", r"layer\.0\.crossattention", opened_by="albef"),
@@ -90,7 +97,9 @@ FAMILIES = (
         r"visual_encoder|visual\.",
         opened_by="vit",
     ),
-    Family("a T5 (text alone)", r"EncDecAttention", r"vision"),
+    Family(
+        "a T5 (text alone)", r"EncDecAttention", r"vision", types=("t5",), opened_by="reader", architectures=("reader",)
+    ),
     Family("a T5 encoder (text alone)", r"(^|\.)encoder\.block\.\d+\.layer\.0\.SelfAttention", r"vision"),
     Family("an adapter without its base model", r"lora_[AB]|lora_embedding", r"class_embedding|base_layer|visual_encoder"),
     Family("a model quantised by GPTQ, AWQ or bitsandbytes", r"(qweight|qzeros|SCB|quant_state|weight_format)$"),

@@ -96,6 +96,9 @@ def open_files(given: Given) -> ModelSource:
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
     tensors = merge_adapters(tensors, with_option(adapter, alpha), name)
     tensors, text_config = _joined(tensors, text_config, text is not None, name)
+    prompts = vision_folder if said.text is not None else None
+    if prompts is not None and _takes_questions(tensors):
+        _add_projection(tensors, prompts, asked)
     decoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(DECODER)}
     tensors.update(leave_out(rest, asked.strict, name))
     vision_config.pop("integration_point", None)
@@ -130,6 +133,8 @@ def open_files(given: Given) -> ModelSource:
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
     )  # fmt: skip
+    if architecture == "qavit" and "visual_projection.weight" in weights:
+        source.prompts = prompts
     if decoder and source.text is not None:
         check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
         source.decoder = decoder
@@ -146,6 +151,21 @@ def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, 
 
 def _has_tower(tensors: Stored) -> bool:
     return CLASS_EMBEDDING in tensors or PROBE in tensors
+
+
+def _takes_questions(tensors: Stored) -> bool:
+    return any(".instruct_dim_reduce." in key for key in tensors)
+
+
+def _add_projection(tensors: Stored, folder: Path, asked: Asked) -> None:
+    """The way into the texts' space, which a QA-ViT's own file does not hold, from the CLIP that it was made from."""
+    name = "visual_projection.weight"
+    try:
+        found = {} if name in tensors else _read(folder_content(folder, "vision", asked), asked, str(folder)).vision
+    except FileNotFoundError:  # a folder of settings alone
+        return
+    if name in found:
+        tensors[name] = found[name]
 
 
 def _has_text(tensors: Stored) -> bool:
@@ -199,7 +219,7 @@ def _joined(tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str
     ValueError
         Where the text half was ``asked`` for, and they do not.
     """
-    if any(".instruct_dim_reduce." in key for key in tensors):
+    if _takes_questions(tensors):
         return {key: tensor for key, tensor in tensors.items() if not _BESIDE_TEXT.match(key)}, text
     projected = PROBE in tensors or "visual_projection.weight" in tensors
     if text is not None and projected and "text_projection.weight" in tensors:
