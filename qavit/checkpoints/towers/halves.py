@@ -104,20 +104,11 @@ def open_files(given: Given) -> ModelSource:
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
     vision_config = {**vision_config, **stated, **_vision_options(options)}
-    if openai and "hidden_act" not in vision_config:
-        raise ValueError(
-            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
-            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
-        )
+    _check_asked(vision_config, openai, asked, name)
     if text_config is not None:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
         text_config = {**text_config, **(options.get("text") or {})}
-    if "max_patches" in vision_config and asked.size is not None:
-        raise ValueError(
-            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
-            "patches"
-        )
     with unread_named(unread, name):
         own_size = _own_size(vision_config, tensors, name)
         vision_config, text_config, weights = complete(tensors, vision_config, text_config, asked.size, name)
@@ -139,6 +130,20 @@ def open_files(given: Given) -> ModelSource:
         check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
         source.decoder = decoder
     return source
+
+
+def _check_asked(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
+    """ValueError where what the files do not tell was not given, or what was given does not go with them."""
+    if openai and "hidden_act" not in vision:
+        raise ValueError(
+            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
+            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
+        )
+    if "max_patches" in vision and asked.size is not None:
+        raise ValueError(
+            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
+            "patches"
+        )
 
 
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
