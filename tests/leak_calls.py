@@ -389,7 +389,7 @@ def row_of_output() -> qavit.data.MapRow:
 
 
 def use_evaluation() -> None:
-    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True, events=True)
+    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True)
     str(found), found.to_dict(), found.to_csv()
 
 
