@@ -49,6 +49,7 @@ LOAD: dict[str, Callable[[], Any]] = {
     "blip_itm": load_blip,
     "albef": lambda: matchers.load("albef_itm"),
     "blip2_itm": lambda: matchers.load("blip2_itm"),
+    "reader": lambda: qavit.load(reader=GOLDEN / "unifiedqa_fid"),
 }
 
 

@@ -107,6 +107,10 @@ KNOWN = (
         "maps 1.6e-5, logits 3e-6 of LAVIS's",
         'load(checkpoint="blip2_pretrained.pth", vision="eva_vit_g.pth", tokenizer="vocab.txt")',
     ),
+    Known(
+        "T5 reader: UnifiedQA v2, flan-T5", ("reader",), "Hugging Face folders",
+        "logits 2.1e-5 of LAVIS's", 'load(reader="unifiedqa-v2-t5-large/")',
+    ),
 )  # fmt: skip
 
 

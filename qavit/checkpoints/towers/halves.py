@@ -104,7 +104,7 @@ def open_files(given: Given) -> ModelSource:
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
     vision_config = {**vision_config, **stated, **_vision_options(options)}
-    _check_asked(vision_config, openai, asked, name)
+    _check_told(vision_config, openai, asked, name)
     if text_config is not None:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
@@ -132,8 +132,8 @@ def open_files(given: Given) -> ModelSource:
     return source
 
 
-def _check_asked(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
-    """ValueError where what the files do not tell was not given, or what was given does not go with them."""
+def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
+    """Raise where nothing tells the activation, or a size is asked for where there is none."""
     if openai and "hidden_act" not in vision:
         raise ValueError(
             f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
