@@ -73,7 +73,7 @@ FAMILIES = (
         architectures=("blip_itm",),
     ),
     Family("a ResNet CLIP", r"visual\.layer1\.|visual\.attnpool\."),
-    Family("an open_clip model with a timm tower", r"visual\.trunk\."),
+    Family("an open_clip model with a timm tower", r"visual\.trunk\.", r"visual\.trunk\.attn_pool\.latent"),
     Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
     Family(
         "SigLIP without its attention head", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding|probe"
@@ -118,7 +118,13 @@ FAMILIES = (
 HALVES = Family(
     "QA-ViT, CLIP or SigLIP",
     types=(
-        "clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "chinese_clip",
+        "clip",
+        "clip_vision_model",
+        "siglip",
+        "siglip_vision_model",
+        "siglip2",
+        "siglip2_vision_model",
+        "chinese_clip",
     ),
     opened_by="halves",
     architectures=("qavit", "clip", "siglip"),
