@@ -108,6 +108,8 @@ def clip_text_config(tensors: Stored, config: Mapping[str, Any], what: str) -> d
         result["causal"] = False
     if config.get("strip_sep_token"):  # CLIPA: the closing token of a BERT's vocabulary counts as padding
         result["strip_sep_token"] = True
+    if config.get("clean") is not None:
+        result["clean"] = config["clean"]
     if config.get("pooling") not in (None, "end"):
         result["pooling"] = config["pooling"]
     if "text_projection.weight" in tensors:

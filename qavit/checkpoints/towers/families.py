@@ -81,7 +81,7 @@ FAMILIES = (
     Family("MobileCLIP", r"image_encoder\.model\.|reparam|trunk\.(stem\.\d|patch_embed\.backbone)", alone=True),
     Family("a CLIP of convolutions (ConvNeXt, ViTamin)", r"visual\.trunk\.stages\.\d", alone=True),
     Family("a ResNet CLIP", r"visual\.layer1\.|visual\.attnpool\."),
-    Family("an open_clip model with a timm tower", r"visual\.trunk\."),
+    Family("an open_clip model with a timm tower", r"visual\.trunk\.", r"visual\.trunk\.attn_pool\.latent"),
     Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
     Family(
         "SigLIP without its attention head", r"embeddings\.patch_embedding\.bias", r"class_embedding|probe", opened_by="vit"
@@ -125,7 +125,13 @@ FAMILIES = (
 HALVES = Family(
     "QA-ViT, CLIP or SigLIP",
     types=(
-        "clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "chinese_clip",
+        "clip",
+        "clip_vision_model",
+        "siglip",
+        "siglip_vision_model",
+        "siglip2",
+        "siglip2_vision_model",
+        "chinese_clip",
     ),
     opened_by="halves",
     architectures=("qavit", "clip", "siglip"),
