@@ -496,6 +496,36 @@ def test_caches_and_memories_keep_what_they_need(pair: Pair) -> None:
     assert not any(reference() is not None for reference in alive)
 
 
+@pytest.mark.skipif(not _core.build_info()["debug"], reason="the failing allocator is in QAVIT_DEBUG builds")
+@pytest.mark.parametrize("device", [None, "cuda-host"])
+def test_allocation_failures_are_errors(pair: Pair, device: str | None) -> None:
+    config = {**pair.config.to_dict(), "model_type": type(pair).__name__.lower()}
+    weights, states, ids = weights_of(pair.model), states_of(pair, 300), ids_of(pair, 2, 3)
+
+    def run() -> None:
+        decoder = _core.Decoder(config, weights, **on(device))
+        memories = [decoder.read(states[:4]), decoder.read(states, [200, 100], 1)]
+        cache = decoder.begin(memories, 2, 9, np.array([0, 2], np.int32))
+        decoder.step(cache, ids, True)
+        decoder.reorder(cache, np.array([1, 0, 1], np.int32))
+        decoder.reorder(cache, np.array([1, 0], np.int32))
+        decoder.step(cache, ids, lengths=[1, 3])
+        decoder.attend(cache, ids)
+
+    failures = 0
+    while True:
+        _core.fail_allocation(failures + 1)
+        try:
+            run()
+        except MemoryError:
+            failures += 1
+        else:
+            break
+        finally:
+            _core.fail_allocation(0)
+    assert failures > 20
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_fork_goes_on_with_its_rows_on_the_cpu_and_is_told_on_a_gpu() -> None:
     t5, other = T5(), T5(device="cuda-host")
