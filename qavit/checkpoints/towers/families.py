@@ -75,7 +75,7 @@ FAMILIES = (
         opened_by="blip",
         architectures=("blip_itm",),
     ),
-    Family("a Perception Encoder (PE-Core)", r"visual\.attn_pool\.probe|trunk\.attn_pool\.latent", alone=True),
+    Family("a Perception Encoder (PE-Core)", r"visual\.attn_pool\.probe|trunk\.norm_pre\.", alone=True),
     Family("CoCa", r"visual\.attn_pool\.query", alone=True),
     Family("EVA-CLIP", r"visual\.(trunk\.)?blocks\.\d+\.(attn\.(inner_attn_ln|norm)|mlp\.(ffn_ln|norm))\.", alone=True),
     Family("MobileCLIP", r"image_encoder\.model\.|reparam|trunk\.(stem\.\d|patch_embed\.backbone)", alone=True),
