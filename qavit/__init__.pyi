@@ -24,6 +24,7 @@ from .models._blip2_itm import BLIP2ITM as BLIP2ITM
 from .models._blip_itm import BlipITM as BlipITM
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
+from .models._captioner import BlipCaptioner as BlipCaptioner
 from .models._dual_encoder import DualEncoder as DualEncoder
 from .models._load import load as load
 from .models._model import Model as Model
@@ -37,6 +38,7 @@ __all__ = [
     "ALBEF",
     "BLIP2ITM",
     "PNPVQA",
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "BundledModelWarning",

@@ -31,6 +31,9 @@ def next_tokens(
 def best_tokens(
     logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, count: int, /
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+def token_log_probabilities(
+    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], /
+) -> npt.NDArray[np.float64]: ...
 def random_uniforms(keys: _Keys, count: int, /) -> npt.NDArray[np.float64]: ...
 
 class Device:
@@ -79,6 +82,22 @@ class Vit(_Model):
         preprocessing: _Preprocessing | None = ...,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
     def resized(self, height: int, width: int, positions: npt.NDArray[np.float32] | None = ...) -> Vit: ...
+
+    def gradients(
+        self,
+        states: npt.NDArray[np.float32],
+        first: int,
+        texts: npt.NDArray[np.float32] | None = ...,
+        paired: bool = ...,
+        score: str = ...,
+        scale: float = ...,
+        answer: int | None = ...,
+        instruct: npt.NDArray[np.float32] | None = ...,
+        instruct_length: npt.NDArray[np.int32] | None = ...,
+        wanted: Sequence[tuple[str, int]] = ...,
+        relevance: int | None = ...,
+        single_head: int | None = ...,
+    ) -> dict[str, Any]: ...
 
 class BlipImage:
     @property

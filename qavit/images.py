@@ -16,12 +16,11 @@ from ._base.pictures import MAX_FILE_BYTES as MAX_FILE_BYTES
 from ._base.pictures import MAX_PIXELS as MAX_PIXELS
 from ._base.pictures import Picture as Picture
 from ._base.pictures import load_image as load_image
+from ._base.resampling import Kernel, smoothed_weights
 from ._base.tensors import to_numpy
 from ._base.types import ImageSize
 
-CorePreprocessing = tuple[
-    int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]
-]
+CorePreprocessing = tuple[int, tuple[int, int], int, bool, float, tuple[float, float, float], tuple[float, float, float]]
 FloatArray = npt.NDArray[np.float32]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -34,6 +33,8 @@ ANY_RATIO = {"shortest_edge": "cover", "longest_edge": "inside"}
 """What does the same for a model's input that is not square."""
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The filters of a resize, in Pillow's order."""
+SMOOTH: dict[str, Kernel] = {"bilinear": "linear", "bicubic": "cubic"}
+"""Those that a resize in floats has, by the names of its kernels."""
 MARGINS = ("down", "even")
 """How half of an odd margin is rounded: by transformers, and by torchvision."""
 
@@ -64,6 +65,9 @@ class Preprocessing:
         What bytes are multiplied by; 1 leaves them.
     margin : {"down", "even"}
         How half of an odd number of pixels that stick out is rounded: down (transformers), or to even (torchvision).
+    rounded : bool
+        Whether what is resized is rounded to bytes, as Pillow does; False: it stays in floats (DINOv3), which goes with
+        "exact" and the "bilinear" or "bicubic" filter.
     """
 
     size: ImageSize
@@ -75,6 +79,7 @@ class Preprocessing:
     filter: str = "bicubic"
     rescale: float = 1 / 255
     margin: str = "down"
+    rounded: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _checked_size(self.size))
@@ -84,6 +89,12 @@ class Preprocessing:
                 raise ValueError(f"preprocessing: {name} is {getattr(self, name)!r}, expected one of {expected}")
         if not isinstance(self.crop, bool):
             raise ValueError(f"preprocessing: crop is {self.crop!r}, expected true or false")
+        if not isinstance(self.rounded, bool):
+            raise ValueError(f"preprocessing: rounded is {self.rounded!r}, expected true or false")
+        if not self.rounded and (self.resize != "exact" or self.crop or self.filter not in SMOOTH):
+            raise ValueError(
+                "preprocessing: rounded is false, which goes with resize 'exact', no crop, 'bilinear' or 'bicubic'"
+            )
         if self.resize_to is not None:
             object.__setattr__(self, "resize_to", self._checked_length(self.resize_to))
         if not self.crop:
@@ -157,7 +168,7 @@ class Preprocessing:
         if fit == "stretch":
             return replace(self, resize="exact", crop=False, resize_to=None)
         if fit in ways:
-            return replace(self, resize=ways[fit], crop=True, resize_to=None)
+            return replace(self, resize=ways[fit], crop=True, resize_to=None, rounded=True)
         raise ValueError(f"fit: expected 'crop', 'stretch' or 'pad', got {fit!r}")
 
     def core_arguments(self) -> CorePreprocessing:
@@ -255,8 +266,21 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> tuple[FloatArr
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], as load_image gives it, got {type(picture).__name__}")
     if picture.dtype != np.uint8:
         raise TypeError(f"picture: expected a uint8 array [H, W, 3], got {picture.dtype} of shape {list(picture.shape)}")
-    pixels = _core.preprocess_image(picture, preprocessing.edges, preprocessing.core_arguments())
+    if preprocessing.rounded:
+        pixels = _core.preprocess_image(picture, preprocessing.edges, preprocessing.core_arguments())
+    else:
+        pixels = _resized_in_floats(picture, preprocessing)
     return pixels, seen_region(picture, preprocessing)
+
+
+def _resized_in_floats(picture: Picture, preprocessing: Preprocessing) -> FloatArray:
+    kernel = SMOOTH[preprocessing.filter]
+    down, across = (
+        smoothed_weights(old, new, kernel).astype(np.float32) for old, new in zip(picture.shape[:2], preprocessing.edges)
+    )
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    colours = np.ascontiguousarray(picture.transpose(2, 0, 1), np.float32) * np.float32(preprocessing.rescale)
+    return np.asarray((down @ colours @ across.T - mean) / std, np.float32)
 
 
 def seen_region(picture: Picture, preprocessing: Preprocessing) -> Region:
@@ -303,7 +327,7 @@ def prepare(image: Any, preprocessing: Preprocessing, device: str) -> tuple[Pict
     if isinstance(image, DevicePicture):
         return image.picture, image, seen_region(image.picture, preprocessing)
     picture = load_image(image)
-    if device == "cpu":
+    if device == "cpu" or not preprocessing.rounded:
         pixels, region = preprocess(picture, preprocessing)
         return picture, pixels[None], region
     return picture, DevicePicture(picture, preprocessing), seen_region(picture, preprocessing)

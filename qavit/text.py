@@ -140,6 +140,7 @@ class Tokenizer:
         table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(table.values(), default=-1) + 1
         self.pad = next((table[name] for name in ("<pad>", "[PAD]", "<|endoftext|>") if name in table), 0)
+        self.pads_left = bool(padding) and padding["direction"] == "left"
         if padding and table.get(padding["pad_token"]) == padding["pad_id"]:
             self.pad = padding["pad_id"]
         self._unknown = {table.get(name) for name in _UNKNOWN}

@@ -35,12 +35,12 @@ from PIL import Image
 from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
 from test_array_arguments import CALLS as ARRAY_CALLS
-from test_array_arguments import GOLDEN, QUESTIONS, blip, floats, ids, image_state, picture, pnpvqa, small, unit
+from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids, image_state, picture, pnpvqa, small, unit
 
 import qavit
 import qavit.data
 import qavit.generation
-from qavit import PNPVQA, PNPVQAWithQAViT, _core, images, text
+from qavit import PNPVQA, BlipCaptioner, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
@@ -67,6 +67,7 @@ from qavit.generation._loops import decode
 from qavit.heatmaps import _grid as heatmaps_grid
 from qavit.images import Preprocessing, Region
 from qavit.lavis import _matcher as lavis_matcher
+from qavit.lavis import _modules as lavis_modules
 from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
 from qavit.methods import attention as methods
@@ -377,6 +378,11 @@ def row_of_output() -> qavit.data.MapRow:
     return qavit.data.MapRow("0", "a.png", "what", 2, (2, 2), unit(2, 2), None, None, 0.1)
 
 
+def use_evaluation() -> None:
+    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True, events=True)
+    str(found), found.to_dict(), found.to_csv()
+
+
 def output_folder() -> None:
     target = data_output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
     try:
@@ -483,7 +489,19 @@ def use_decode() -> None:
     prompt = np.ones((3, 2), np.int64)
     for how in (Decoding(6, 2), Decoding(6, 2, num_beams=2), Decoding(6, 2, do_sample=True)):
         decode(Scattered(9), 0, prompt, how, keys=draws.keys(np.arange(3)))
-    draw_patches(np.ones(9), 3, draws, [0, 1])
+    draw_patches(np.ones(9), 3, draws.keys([0, 1]))
+    _core.token_log_probabilities(floats(3, 9), np.ones((3, 1), np.int64))
+
+
+def use_captioner() -> None:
+    model, picture = BlipCaptioner(captioner()._source), floats(3, 32, 32)
+    states = model.image_states(picture)
+    model.logits(states, ids(), tokens=[1, 2])
+    model.score(states, ["two cats", ""])
+    model.generate(states, num_captions=2, num_beams=2, max_length=9)
+    model.generate(picture, num_captions=3, weights=np.ones(4), num_patches=2, do_sample=True, max_length=9, heatmaps=True)
+    model.heatmaps(picture, QUESTIONS[0])
+    repr(model)
 
 
 def use_config() -> None:
@@ -778,9 +796,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "replace_forward_itm": (lambda: replace_and_restore(small(), 14), 1),
     "replace_forward_itm, BLIP": (lambda: replace_and_restore(blip(), 32), 1),
     "compute_gradcam": (lambda: lavis_matcher.compute_gradcam(blip(), floats(2, 3, 32, 32), QUESTIONS, None, 1), 1),
-    "from_lavis": (lambda: lavis_matcher.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
-    "from_lavis, its tokenizer": (lambda: lavis_matcher.from_lavis(live_module()), 1),
-    "from_lavis, refused": (refused(lambda: lavis_matcher.from_lavis(Captioner())), 1),
+    "from_lavis": (lambda: lavis_modules.from_lavis(live_module(), tokenizer=small_vocabulary()), 1),
+    "from_lavis, its tokenizer": (lambda: lavis_modules.from_lavis(live_module()), 1),
+    "from_lavis, refused": (refused(lambda: lavis_modules.from_lavis(Captioner())), 1),
     "gradcams_from": (use_stored, 1),
     "gradcams_from, another grid": (lambda: use_stored(grid=(3, 3)), 1),
     # results
@@ -908,10 +926,16 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "process_logits": (lambda: qavit.generation.process_logits(floats(2, 30), ids(), top_k=5, top_p=0.9), 1),
     "process_logits, refused": (refused(lambda: qavit.generation.process_logits(floats(2, 3), ids())), 1),
     "decode": (use_decode, 1),
+    "BlipCaptioner": (use_captioner, 1),
+    "generate, refused": (refused(lambda: small().generate(floats(3, 14, 14))), 1),
+    "image_states, refused": (refused(lambda: small().image_states(floats(3, 14, 14))), 1),
+    "score, refused": (refused(lambda: small().score(floats(3, 14, 14), "a")), 1),
+    "BlipCaptioner, refused": (refused(lambda: captioner().generate(floats(3, 32, 32), top_k=2)), 1),
     # the rest
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
+    "evaluate": (use_evaluation, 2),
     "attention_inside": (lambda: metrics_pointing.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
     "Progress": (lambda: run_quietly(use_progress), 1),
     "write_whole": (use_files, 1),

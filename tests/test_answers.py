@@ -19,6 +19,7 @@ import qavit.lavis
 from qavit import PNPVQA
 from qavit.answers._captions import MOST_DRAWN, Caption, collect
 from qavit.answers._pipeline import contexts_of
+from qavit.generation._draws import Draws
 
 CAPTION = json.loads((GOLDEN / "blip_caption" / "cases.json").read_text())
 READER = json.loads((GOLDEN / "unifiedqa_fid" / "cases.json").read_text())
@@ -60,6 +61,57 @@ def test_captions_are_kept_as_lavis_keeps_them() -> None:
         every = [Caption(text[13:], np.zeros(1, np.int32)) for one in passes for text in one]
         found = collect(lambda first, count, every=every: every[first : first + count], wanted)
         assert [caption.text for caption in found] == expected
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Any:
+    """The public code's captioner at a small size."""
+    config = {"text": CAPTION["med_config"], "vision": CAPTION["vit"]}
+    folder = GOLDEN / "blip_caption"
+    return qavit.load(checkpoint=folder / "checkpoint.pth", tokenizer=folder / "vocab.txt", config=config)
+
+
+def texts_of(captioner: Any, sequences: np.ndarray) -> list[str]:
+    """What the captioner makes of token rows that end with [SEP] and padding."""
+    end, prompt = CAPTION["special_ids"]["eos [SEP]"], 4
+    return [captioner._text_of([*row[prompt : [*row, end].index(end)]]) for row in sequences.tolist()]
+
+
+def test_lavis_tokens_become_its_captions(captioner: Any) -> None:
+    golden, case = np.load(GOLDEN / "blip_caption" / "golden.npz"), CAPTION["forward_cap"]
+    wanted = case["num_captions"]
+    passes = [texts_of(captioner, sequences) for sequences in golden["cap_sequences"]]
+    for picture, expected in enumerate(case["captions"]):
+        own = [text for one in passes for text in one[picture * wanted : (picture + 1) * wanted]]
+        every = [Caption(text, np.zeros(1, np.int32)) for text in own]
+        found = collect(lambda first, count, every=every: every[first : first + count], wanted)
+        assert [caption.text for caption in found] == expected
+    more = [*texts_of(captioner, golden["post_sequences"]), *texts_of(captioner, golden["post_sequences_2"])]
+    every = [Caption(text, np.zeros(1, np.int32)) for text in more]
+    found = collect(lambda first, count: every[first : first + count], CAPTION["post"]["num_captions"])
+    assert [caption.text for caption in found] == CAPTION["post"]["kept_in_order"]
+
+
+def test_a_real_captioner_draws_by_the_map(captioner: Any, matcher: qavit.QAViT, picture: Path) -> None:
+    model = PNPVQA(matcher, captioner, StandInReader())
+    samples = {"image": np.zeros((1, 3, 384, 384), np.float32), "text_input": ["what?"]}
+    samples["image"][:] = np.random.default_rng(5).standard_normal((3, 384, 384))
+    maps = np.zeros((1, 576), np.float32)
+    maps[0, [7, 300, 500]] = 1.0
+    samples["gradcams"] = maps
+    lengths = {"cap_max_length": 12, "cap_min_length": 10}
+    captions = model.forward_cap(samples, num_captions=6, num_patches=3, seed=2, **lengths)["captions"][0]
+    states = captioner.image_states(samples["image"])
+    keys = Draws.of(2, samples["image"][0], "what?").keys(np.arange(6))
+    written = captioner.generate(
+        states, num_captions=6, tokens=np.array([8, 301, 501]), do_sample=True, max_length=12, min_length=10, top_k=50,
+        keys=keys,
+    )  # fmt: skip
+    assert captions == [one.text for one in written]  # all different
+    found = model.explain(picture, "where is the red car?", num_captions=5, num_patches=4)
+    assert len(found.captions) == 5
+    assert found.draws.grid == (24, 24)
+    assert found.draws.raw.sum() == 20
 
 
 def test_parts_of_earlier_captions_are_dropped_and_longer_ones_kept() -> None:
@@ -265,7 +317,7 @@ def test_parts_of_another_kind_are_named(matcher: qavit.QAViT) -> None:
         PNPVQA(matcher, StandInReader(), StandInReader())
     with pytest.raises(TypeError, match=r"matcher: .*got StandInCaptioner"):
         PNPVQA(StandInCaptioner(), StandInCaptioner(), StandInReader())
-    with pytest.raises(TypeError, match=r"reader: .*got QAViT"):
+    with pytest.raises(TypeError, match=r"reader: expected a model of kind 'reader', got .* of kind 'qavit'"):
         PNPVQA(matcher, StandInCaptioner(), matcher)
     with pytest.raises(ValueError, match="inference_method: got 'rank'"):
         PNPVQA(matcher, StandInCaptioner(), StandInReader()).predict_answers(samples_of(1), inference_method="rank")
@@ -425,3 +477,93 @@ def test_other_pictures_than_blips_are_refused(tmp_path: Path) -> None:
 def test_a_part_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match="image_question_matching_model: "):
         PNPVQA.from_config(lavis_file(tmp_path))
+
+
+# ---- the doors of scripts ----
+
+
+def test_a_qavit_under_pnp_vqas_names_answers(matcher: qavit.QAViT) -> None:
+    parts = {"image_captioning_model": StandInCaptioner(), "question_answering_model": StandInReader()}
+    model = qavit.PNPVQAWithQAViT(matcher, **parts)
+    samples = samples_of(1, 1, 2)
+    answers, captions, maps = model.predict_answers(samples, num_captions=4, num_patches=3)
+    plain = PNPVQA(matcher, StandInCaptioner(), StandInReader())
+    expected = plain.predict_answers(samples_of(1, 1, 2), num_captions=4, num_patches=3)
+    assert (answers, captions) == expected[:2]
+    np.testing.assert_array_equal(maps, expected[2])
+    # forward_itm takes the model's own size, and leaves what forward_cap needs.
+    own = {**samples, "image": qavit.lavis.fit_images(samples["image"], matcher)}
+    found = model.forward_itm(own, block_num=matcher.default_block)
+    np.testing.assert_array_equal(own["gradcams"], found)
+    assert model.forward_qa(model.forward_cap(own, num_captions=4, num_patches=3), num_captions=4)
+    configured = qavit.PNPVQAWithQAViT.from_config({"path": None, **parts})
+    assert configured.captioner is parts["image_captioning_model"]
+    assert configured.reader is parts["question_answering_model"]
+
+
+def test_a_subclass_that_reads_maps_otherwise_is_heard(matcher: qavit.QAViT) -> None:
+    class Uniform(qavit.PNPVQAWithQAViT):
+        def extract_qavit_attention(self, vision_outputs: Any, block_num: Any = None) -> Any:
+            return np.full_like(super().extract_qavit_attention(vision_outputs, block_num), 1 / 9)
+
+    model = Uniform(matcher, image_captioning_model=StandInCaptioner(), question_answering_model=StandInReader())
+    _, _, maps = model.predict_answers(samples_of(1, 2), num_captions=2, num_patches=3)
+    np.testing.assert_allclose(maps, 1 / 9, rtol=1e-6)
+
+
+def test_without_a_captioner_or_a_reader_the_steps_say_so(matcher: qavit.QAViT) -> None:
+    model = qavit.PNPVQAWithQAViT(matcher, block_num=2)
+    samples: dict[str, Any] = {"image": np.zeros((1, 3, 21, 21), np.float32), "text_input": ["where?"]}
+    model.forward_itm(samples)
+    assert samples["gradcams"].shape == (1, 9)
+    with pytest.raises(ValueError, match=r"forward_cap: this model has no captioner; give one .image_captioning_model"):
+        model.forward_cap(samples)
+    with pytest.raises(ValueError, match="forward_qa: this model has no reader"):
+        model.forward_qa({**samples, "captions": [["a"]]})
+
+
+class Live:
+    """A PnP-VQA model as LAVIS's is called."""
+
+    def forward_itm(self, samples: Any, block_num: int = 7) -> Any:
+        return samples
+
+    def forward_cap(self, samples: Any, cap_max_length: int = 20) -> Any:
+        raise NotImplementedError
+
+    def forward_qa(self, samples: Any, num_beams: int = 1) -> Any:
+        raise NotImplementedError
+
+    def predict_answers(self, samples: Any) -> Any:
+        return self.forward_qa(self.forward_cap(self.forward_itm(samples)))
+
+
+def test_steps_of_a_live_model_are_replaced_one_by_one(matcher: qavit.QAViT) -> None:
+    live, captioner, reader = Live(), StandInCaptioner(), StandInReader()
+    samples = {**samples_of(1), "gradcams": np.full((1, 9), 1 / 9, np.float32)}
+    with qavit.lavis.replace_forward_cap(live, captioner), qavit.lavis.replace_forward_qa(live, reader):
+        found = live.forward_cap(samples, 20, num_captions=3, num_patches=2, seed=4)  # type: ignore[call-arg]
+        assert found is samples
+        assert live.forward_qa(samples, num_captions=3) == [reader.answer(None, samples["question_captions"][0]).text]  # type: ignore[call-arg]
+    with pytest.raises(NotImplementedError):
+        live.forward_cap(samples)
+    replaced = qavit.lavis.replace_predict_answers(live, matcher, captioner, reader)
+    expected = PNPVQA(matcher, captioner, reader).predict_answers(samples_of(1), num_captions=3, num_patches=2)
+    answers, captions, maps = live.predict_answers(samples_of(1), num_captions=3, num_patches=2)  # type: ignore[call-arg]
+    assert (answers, captions) == expected[:2]
+    np.testing.assert_array_equal(maps, expected[2])
+    again = qavit.lavis.replace_predict_answers(live, matcher, captioner, reader)
+    with pytest.raises(RuntimeError, match="predict_answers was replaced again since"):
+        replaced.restore()
+    again.restore()
+    replaced.restore()
+    assert "predict_answers" not in vars(live)
+
+
+def test_what_cannot_replace_a_step_is_named(matcher: qavit.QAViT) -> None:
+    with pytest.raises(TypeError, match="pnp_vqa_model: expected an object with forward_cap, got object"):
+        qavit.lavis.replace_forward_cap(object())
+    with pytest.raises(TypeError, match="captioner: none is given, and Live has no image_captioning_model"):
+        qavit.lavis.replace_forward_cap(Live())
+    with pytest.raises(TypeError, match=r"reader: expected a model of kind 'reader', got .* of kind 'qavit'"):
+        qavit.lavis.replace_forward_qa(Live(), matcher)

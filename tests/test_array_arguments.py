@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from small_models import write_qavit
 
 import qavit
-from qavit import BlipITM, QAViT, _core, images, methods
+from qavit import BlipCaptioner, BlipITM, QAViT, _core, images, methods
 from qavit import _result as result_module
 from qavit._heatmap_demo import QAViTHeatmapDemo
 from qavit.answers import _grids as lavis_grids
@@ -69,6 +69,23 @@ def blip() -> BlipITM:
         config={"text": facts["med_config"], "vision": facts["vit"]},
     )  # fmt: skip
     return BlipITM(source)
+
+
+@cache
+def captioner() -> BlipCaptioner:
+    folder = GOLDEN / "blip_caption"
+    facts = json.loads((folder / "cases.json").read_text())
+    source = open_model(
+        checkpoint=folder / "checkpoint.pth", tokenizer=folder / "vocab.txt", image_size=32,
+        config={"text": facts["med_config"], "vision": facts["vit"]},
+    )  # fmt: skip
+    return BlipCaptioner(source)
+
+
+def captions(image: Any, **settings: Any) -> list[Any]:
+    """Numbers of one that is drawn."""
+    (one,) = captioner().generate(image, do_sample=True, max_length=9, return_logits=True, **settings)
+    return [one.ids, one.score, one.logits]
 
 
 @cache
@@ -127,6 +144,13 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "BLIP itm": (lambda: floats(2, 3, 32, 32), lambda a: blip().itm(a, QUESTIONS)),
     "BLIP itc": (lambda: floats(2, 3, 32, 32), lambda a: blip().itc(a, QUESTIONS)),
     "BLIP heatmaps": (lambda: floats(3, 32, 32), lambda a: blip().heatmaps(a, QUESTIONS, block=1).maps),
+    "captioner, image_states": (lambda: floats(2, 3, 32, 32), lambda a: captioner().image_states(a)),
+    "captioner, pixels": (lambda: floats(3, 32, 32), captions),
+    "captioner, states": (lambda: floats(5, 32), captions),
+    "captioner, weights": (lambda: unit(4), lambda a: captions(floats(3, 32, 32), weights=a, num_patches=2)),
+    "captioner, tokens": (lambda: np.array([[1, 4, 3]]), lambda a: captions(floats(3, 32, 32), tokens=a)),
+    "captioner, logits": (ids, lambda a: captioner().logits(floats(2, 5, 32), a)),
+    "captioner, score": (lambda: floats(3, 32, 32), lambda a: captioner().score(a, "two cats")),
     "PNPVQA forward_itm": (
         lambda: floats(2, 3, SIDE, SIDE), lambda a: pnpvqa().forward_itm({"image": a, "text_input": QUESTIONS})),
     "PNPVQA vision model": (

@@ -156,6 +156,7 @@ def test_activation(name: str) -> None:
     wide = x.astype(np.float64)
     slope = (reference.activate(wide + 1e-6, name) - reference.activate(wide - 1e-6, name)) / 2e-6
     close(_core_testing.activation(x, name, dy), dy * slope)
+    close(_core_testing.activation(x, name, True), slope)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda-host"])
@@ -280,6 +281,54 @@ def test_masked_keys_have_no_gradient() -> None:
     assert not d_k[0, [2, 4, 5]].any()
     assert not d_v[0, [2, 4, 5]].any()
     assert not probabilities[..., [2, 4, 5]].any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "keys", "width"), [(1, 1, 1, 1, 1), (2, 3, 5, 7, 4), (1, 4, 70, 65, 16)]
+)
+def test_relevance(batch: int, heads: int, tokens: int, keys: int, width: int, weighted: bool) -> None:
+    """The sum over queries of A max(G, 0), or of max(G, 0)."""
+    case = {name: array for name, array in attention_case(batch, heads, tokens, keys, 0, width).items() if name in "qkv"}
+    d_out, scale = normal(batch, tokens, heads * width, seed=7), width**-0.5
+    weights = normal(batch, tokens, seed=8) if weighted else None
+    expected = torch_attention(case, d_out, heads, scale, False)
+    kept = np.maximum(expected["G"], 0) * (1 if weights is None else weights[:, None, :, None])
+    arguments = (case["q"], case["k"], case["v"], d_out, weights, heads, scale)
+    close(_core_testing.relevance(*arguments, True), kept.sum(axis=2))
+    close(_core_testing.relevance(*arguments, False), (expected["A"] * kept).sum(axis=2))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_text_scores(softmax: bool) -> None:
+    y, texts = normal(33) * 5, normal(7, 33, seed=1)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    tensor = torch.tensor(y, dtype=torch.float64, requires_grad=True)
+    cosines = torch.tensor(texts, dtype=torch.float64) @ (tensor / tensor.norm())
+    scores = (cosines * 4).softmax(dim=0) if softmax else cosines * 4
+    gradients = [torch.autograd.grad(score, tensor, retain_graph=True)[0].numpy() for score in scores]
+    found, d_y = _core_testing.text_scores(y, texts, 2, 4, softmax, 4.0, 0.5, -1)
+    close(found, cosines.detach().numpy(), 1e-6)
+    close(d_y, 0.5 * np.stack(gradients[2:6]))
+
+
+@pytest.mark.parametrize("answer", [-1, 3])
+def test_an_answers_score(answer: int) -> None:
+    y = normal(9) * 3
+    tensor = torch.tensor(y, dtype=torch.float64, requires_grad=True)
+    score = tensor.log_softmax(dim=0)[int(y.argmax()) if answer < 0 else answer]
+    score.backward()
+    found, d_y = _core_testing.text_scores(y, None, 0, 1, False, 1.0, 2.0, answer)
+    close(found, np.array([score.item()]), 1e-6)
+    assert tensor.grad is not None
+    close(d_y[0], 2 * tensor.grad.numpy())
+
+
+def test_dots_and_items() -> None:
+    x, w = normal(5, 7), normal(3, 7, seed=1)
+    close(_core_testing.dots(x, w), w @ x.T, 1e-6)
+    assert np.array_equal(_core_testing.multiply_items(x, x[::-1].copy()), x * x[::-1])
+    assert np.array_equal(_core_testing.multiply_items(x, w[:1]), x * w[:1])
 
 
 @pytest.mark.parametrize("first", [0, 1, 6])

@@ -197,7 +197,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_main.main(["heatmap", "-q", "where?"]) == cli_options.USAGE
     assert cli_main.main(["heatmap", str(SCENE), "-q", "where?", "--no-figures"]) == cli_options.USAGE
     assert cli_main.main(["heatmap", "--method", "magic", str(SCENE), "-q", "where?"]) == cli_options.SOME_FAILED
-    assert "--method: got 'magic'; this model has 'class', 'question'" in capsys.readouterr().err
+    assert "--method: got 'magic'; this model has 'class', 'gae', " in capsys.readouterr().err
     assert cli_main.main(["info", "no/such/folder"]) == cli_options.SOME_FAILED
     assert "no/such/folder" in capsys.readouterr().err
 
@@ -336,7 +336,7 @@ def test_a_wrong_choice_is_one_line_that_names_the_choices(capsys: pytest.Captur
         (["heatmap", "--kind", "pie"], "qavit heatmap: --kind: invalid choice: 'pie' (choose from .*panels"),
         (["heatmap", "--heads", "median"], "--heads: 'median': expected mean, max or a number"),
         (["run", "q.csv", "-o", "x", "--shard", "4/4"], "--shard: shard: got '4/4'"),
-        (["run"], "qavit run: the following arguments are required: QUESTIONS, -o/--out"),
+        (["run"], "qavit run: the following arguments are required: QUESTIONS"),
         (["paint"], "invalid choice: 'paint' (choose from .*heatmap"),
         (["bench", "--repeat", "x"], "--repeat: invalid int value: 'x'"),
     ]:

@@ -169,8 +169,9 @@ def test_an_actor_maps_by_a_configurations_matcher(tmp_path: Path, pnp_vqa: Path
     batch = {"image": [str(picture)], "question": [ASKED[0]]}
     expected = qavit.load("demo").heatmaps(picture, ASKED[0], fit="stretch").maps
     np.testing.assert_array_equal(alone(batch)["map"], expected.reshape(1, -1))
-    with pytest.raises(ValueError, match="PnP-VQA draws patches by its matcher's own map"):
-        HeatmapActor(pnp_vqa, answers=True, method="question")
+    for options in ({"method": "question"}, {"block": [8, 9]}, {"fit": "pad"}, {"heads": 0}):
+        with pytest.raises(ValueError, match="PnP-VQA draws patches by its matcher's map of one block"):
+            HeatmapActor(pnp_vqa, answers=True, **options)
     with pytest.raises(TypeError, match="num_words"):
         HeatmapActor(pnp_vqa, answers=True, answering={"num_words": 3})
     with pytest.raises(ValueError, match=r"tokenizer: .* is a configuration"):

@@ -99,3 +99,17 @@ def test_a_cluster_gives_the_same_rows_and_outlives_a_worker(
     assert len(maps) == 6
     assert all(np.array_equal(row["map"], by_image[row["image"]]) for row in maps)
     assert os.path.exists(maps[0]["image"])
+
+
+def test_answers_are_the_same_by_ray(tmp_path: Path) -> None:
+    rows = make_rows(write_pictures(tmp_path, 5), 3)
+    questions = write_lines(tmp_path / "q.jsonl", rows)
+    options: dict[str, Any] = {"part_rows": 4, "window": 12, "sample": 10}
+    qavit.data.run(questions, tmp_path / "local", answers=tmp_path / "local.json", **options)
+    ray.init(num_cpus=1, object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        qavit.data.run(questions, tmp_path / "ray", answers=tmp_path / "ray.json", engine="ray", **options)
+    finally:
+        ray.shutdown()
+    assert same_rows(tmp_path / "local", tmp_path / "ray") == 10
+    assert (tmp_path / "local.json").read_bytes() == (tmp_path / "ray.json").read_bytes()

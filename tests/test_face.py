@@ -43,11 +43,14 @@ def blip() -> qavit.Model:
     )
 
 
+DEMO_METHODS = ("class", "gae", "grad_eclip", "gradcam", "gradcam_attention", "legrad", "question", "rollout")
+
+
 def test_every_kind_says_what_it_is(demo: qavit.Model, clip: qavit.Model, blip: qavit.Model) -> None:
     said = [(m.kind, m.takes_questions, m.methods, m.default_method) for m in (demo, clip, blip)]
     assert said == [
-        ("qavit", True, ("class", "question"), "class"),
-        ("clip", False, ("class",), "class"),
+        ("qavit", True, DEMO_METHODS, "class"),
+        ("clip", False, ("class", "rollout"), "class"),
         ("blip_itm", True, ("gradcam",), "gradcam"),
     ]
     for model in (demo, clip, blip):
@@ -142,7 +145,7 @@ METHOD = Centre()
         f"room.__path__.append({str(tmp_path)!r})\n"
         "import qavit, numpy as np\n"
         "model = qavit.load('demo')\n"
-        "assert model.methods == ('centre', 'class', 'question'), model.methods\n"
+        f"assert model.methods == {('centre', *DEMO_METHODS)}, model.methods\n"
         f"result = model.heatmaps({str(SCENE)!r}, 'where is the star?', method='centre')\n"
         "assert result.method == 'centre' and result.raw.min() == -7 and result.maps.min() == 0, result\n"
         "assert abs(result.maps.sum() - 1) < 1e-5\n"

@@ -241,6 +241,7 @@ def test_log_probabilities_are_those_of_the_logits() -> None:
     want = torch.log_softmax(torch.from_numpy(logits).double(), dim=1).numpy()
     tokens, found = _core.next_tokens(logits, ids, settings.packed(), Draws.of(1, logits).keys(np.arange(6)))
     np.testing.assert_allclose(found, want[np.arange(6), tokens], atol=2e-6)
+    assert np.array_equal(_core.token_log_probabilities(logits, tokens[:, None]), found)
     scores, tokens, found = _core.best_tokens(logits, ids, Sampling(1.4, 9, EOS).packed(), 11)
     np.testing.assert_allclose(found, np.take_along_axis(want, tokens, axis=1), atol=2e-6)
     processed = expected_scores(want.astype(np.float32), ids, repetition_penalty=1.4, min_length=9)
@@ -282,6 +283,10 @@ def test_the_core_refuses_what_does_not_fit() -> None:
         _core.process_logits(logits, ids, (1.0, 0, -1, 1.0, -1, 1.0))
     with pytest.raises(TypeError, match="settings"):
         _core.process_logits(logits, ids, [1.0, 0, -1, 1.0, 0, 1.0])
+    with pytest.raises(ValueError, match="ids: 2 a row, expected 1"):
+        _core.token_log_probabilities(logits, np.zeros((2, 2), np.int64))
+    with pytest.raises(ValueError, match="ids: 5 is outside"):
+        _core.token_log_probabilities(logits, np.full((2, 1), 5))
     with pytest.raises(ValueError, match="negative"):
         _core.random_uniforms(np.zeros((1, 4), np.uint64), -1)
 
@@ -292,11 +297,11 @@ def test_the_core_refuses_what_does_not_fit() -> None:
 def test_patches_come_in_proportion_to_their_weights() -> None:
     weights = check_weights(np.array([[0.5, 0.2], [0.0, 0.3]]), 4)
     draws = Draws.of(11, np.zeros(2, np.float32))
-    first = draw_patches(weights, 1, draws, np.arange(100_000))[:, 0]
+    first = draw_patches(weights, 1, draws.keys(np.arange(100_000)))[:, 0]
     counts = np.bincount(first, minlength=4)
     assert counts[2] == 0
     assert abs(chi_square(counts[[0, 1, 3]], weights[[0, 1, 3]])) < 4
-    pairs = draw_patches(weights, 2, draws, np.arange(100_000))
+    pairs = draw_patches(weights, 2, draws.keys(np.arange(100_000)))
     assert (pairs[:, 0] < pairs[:, 1]).all()
     # The first is drawn by weight, the second by what is left of it.
     share = 0.5 * 0.2 / 0.5 + 0.2 * 0.5 / 0.8
@@ -306,18 +311,18 @@ def test_patches_come_in_proportion_to_their_weights() -> None:
 def test_patches_without_weight_fill_up() -> None:
     weights = check_weights(np.array([0, 0, 0, 1e-30, 0, 2.0]), 6)
     draws = Draws.of(0, np.zeros(1, np.float32))
-    assert draw_patches(weights, 4, draws, [0, 9]).tolist() == [[0, 1, 3, 5]] * 2
-    assert draw_patches(weights, 6, draws, [0]).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert draw_patches(weights, 4, draws.keys([0, 9])).tolist() == [[0, 1, 3, 5]] * 2
+    assert draw_patches(weights, 6, draws.keys([0])).tolist() == [[0, 1, 2, 3, 4, 5]]
     for bad in (0, 7):
         with pytest.raises(ValueError, match=f"num_patches: {bad}, expected 1 to the 6 patches"):
-            draw_patches(weights, bad, draws, [0])
+            draw_patches(weights, bad, draws.keys([0]))
 
 
 def test_a_draw_of_patches_is_its_own() -> None:
     weights = np.random.default_rng(0).random(30)
     draws = Draws.of(3, np.zeros(1, np.float32))
-    every = draw_patches(weights, 5, draws, np.arange(8))
-    assert np.array_equal(draw_patches(weights, 5, draws, [6, 2]), every[[6, 2]])
+    every = draw_patches(weights, 5, draws.keys(np.arange(8)))
+    assert np.array_equal(draw_patches(weights, 5, draws.keys([6, 2])), every[[6, 2]])
     assert len(np.unique(every, axis=0)) == 8
 
 

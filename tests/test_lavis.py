@@ -15,6 +15,7 @@ import pytest
 from small_models import MEAN, STD, write_qavit
 
 import qavit
+from qavit import lavis
 from qavit.answers import _grids as lavis_grids
 from qavit.lavis import _matcher as lavis_matcher
 from qavit.lavis import _replace as lavis_replace
@@ -367,11 +368,11 @@ def module() -> Module:
 
 def test_weights_of_a_live_module(module, golden, images):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    live = lavis_matcher.from_lavis(module)
+    live = lavis.from_lavis(module)
     maps = live.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
     assert relative(maps, golden["gradcams_block7"]) < MAPS
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    other = lavis_matcher.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
+    other = lavis.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
     np.testing.assert_array_equal(other.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7), maps)
     del module
     gc.collect()
@@ -380,7 +381,7 @@ def test_weights_of_a_live_module(module, golden, images):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_weights_of_other_dtypes(module, golden, images, dtype):
-    live = lavis_matcher.from_lavis(module.to(getattr(torch, dtype)))
+    live = lavis.from_lavis(module.to(getattr(torch, dtype)))
     maps = live.forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
     # Observed: 5e-3 for float16, 2e-2 for bfloat16: the weights themselves are rounded.
     assert relative(maps, golden["gradcams_block7"]) < {"float16": 3e-2, "bfloat16": 1e-1, "float64": MAPS}[dtype]
@@ -392,7 +393,7 @@ def test_a_tokenizer_of_transformers(module, golden, images):
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     module.tokenizer = tokenizer
-    maps = lavis_matcher.from_lavis(module).forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
+    maps = lavis.from_lavis(module).forward_itm({"image": images, "text_input": QUESTIONS}, block_num=7)
     assert relative(maps, golden["gradcams_block7"]) < MAPS
 
 
@@ -415,14 +416,14 @@ def test_compute_gradcam_takes_a_live_module_and_sees_its_weights_change(module,
 
 
 def test_modules_that_are_no_such_module(module):
-    with pytest.raises(TypeError, match="blip_itm_module: expected a torch module"):
-        lavis_matcher.from_lavis(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="module: expected a torch module of a matcher"):
+        lavis.from_lavis(torch.nn.Linear(2, 2))
     module.tokenizer = None
     with pytest.raises(ValueError, match="tokenizer: the module has none"):
-        lavis_matcher.from_lavis(module)
+        lavis.from_lavis(module)
     del module.itm_head
     with pytest.raises(TypeError, match="Module"):
-        lavis_matcher.from_lavis(module)
+        lavis.from_lavis(module)
 
 
 def test_a_live_module_of_hugging_face():
@@ -440,7 +441,7 @@ def test_a_live_module_of_hugging_face():
     module = transformers.BlipForImageTextRetrieval(config).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    live = lavis_matcher.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
+    live = lavis.from_lavis(module, tokenizer=GOLDEN / "vocab.txt")
     pixels = torch.randn(1, 3, 48, 48)
     tokens = live._tokenize(["where is the man"])
     with torch.no_grad():
@@ -450,4 +451,78 @@ def test_a_live_module_of_hugging_face():
     # Observed: 1.2e-7.
     assert relative(logits, expected) < 1e-6
     with pytest.raises(ValueError, match="tokenizer: the module has none"):
-        lavis_matcher.from_lavis(module)
+        lavis.from_lavis(module)
+
+
+# ---- captioners ----
+
+CAPTION = GOLDEN.parent / "blip_caption"
+CAPTION_CASES = json.loads((CAPTION / "cases.json").read_text())
+
+
+def live_captioner() -> Any:
+    """A torch module with the names and attributes of LAVIS's blip_caption."""
+    state = torch.load(CAPTION / "checkpoint.pth", map_location="cpu", weights_only=True)["model"]
+    state["text_encoder.nothing"] = torch.zeros(1)  # which Module gives its settings to
+    module: Any = Module(state, None)
+    del module.text_encoder
+    module.text_decoder.config = SimpleNamespace(**CAPTION_CASES["med_config"])
+    for block in module.visual_encoder.blocks:
+        block.attn.num_heads = CAPTION_CASES["vit"]["num_heads"]
+    module.prompt = "a picture of "
+    lines = (CAPTION / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    module.tokenizer = SimpleNamespace(vocab={token: number for number, token in enumerate(lines)}, do_lower_case=True)
+    return module
+
+
+def test_a_live_captioner_writes_what_its_file_writes():
+    config = {"text": CAPTION_CASES["med_config"], "vision": CAPTION_CASES["vit"]}
+    stored = qavit.load(checkpoint=CAPTION / "checkpoint.pth", tokenizer=CAPTION / "vocab.txt", config=config)
+    live = lavis.from_lavis(live_captioner())
+    assert live.kind == "blip_caption"
+    assert live.prompt == "a picture of "
+    pixels = np.random.default_rng(1).standard_normal((1, 3, 384, 384)).astype(np.float32)
+    expected = stored.generate(pixels, do_sample=True, num_captions=4, max_length=12, seed=3)
+    found = live.generate(pixels, do_sample=True, num_captions=4, max_length=12, seed=3)
+    assert [one.text for one in found] == [one.text for one in expected]
+    with pytest.raises(TypeError, match="model: expected a matcher, got Module, which is of kind 'blip_caption'"):
+        lavis_matcher.compute_gradcam(live_captioner(), pixels, ["a man"])
+
+
+def test_captions_of_a_live_model_without_torch():
+    model: Any = PnpVqa()
+    model.image_captioning_model = live_captioner()
+    samples = {
+        "image": torch.from_numpy(np.random.default_rng(1).standard_normal((1, 3, 384, 384)).astype(np.float32)),
+        "text_input": ["what is it?"], "gradcams": torch.ones(1, 576),
+    }  # fmt: skip
+    with lavis.replace_forward_cap(model):
+        captions = model.forward_cap(samples, num_captions=3, num_patches=20, seed=1)["captions"]
+        again = model.forward_cap(dict(samples), num_captions=3, num_patches=20, seed=1)["captions"]
+    assert captions == again
+    assert len(captions[0]) == 3
+
+
+def test_a_live_captioner_of_hugging_face():
+    transformers = pytest.importorskip("transformers", minversion="4.40")
+    vision = {
+        "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 48,
+        "patch_size": 16,
+    }  # fmt: skip
+    text = {
+        "vocab_size": 145, "hidden_size": 32, "encoder_hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 40, "bos_token_id": 143, "sep_token_id": 23, "pad_token_id": 0,
+        "eos_token_id": 23,
+    }  # fmt: skip
+    torch.manual_seed(3)
+    config = transformers.BlipConfig(vision_config=vision, text_config=text)
+    module = transformers.BlipForConditionalGeneration(config).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    live = lavis.from_lavis(module, tokenizer=CAPTION / "vocab.txt")
+    assert live.prompt == ""
+    pixels, ids = torch.randn(1, 3, 48, 48), torch.tensor([[143, 5, 9, 30]])
+    with torch.no_grad():
+        expected = module(pixel_values=pixels, input_ids=ids).logits.numpy()
+    found = live.logits(live.image_states(pixels.numpy()), ids.numpy())
+    assert relative(found, expected) < 1e-5

@@ -171,6 +171,8 @@ def test_rotate(batch: int, tokens: int, first: int, heads: int, width: int) -> 
     close(x, expected, 1e-6)
     np.testing.assert_array_equal(x[:, :first], before[:, :first, 1:-2])
     np.testing.assert_array_equal(wide[..., [0, -2, -1]], before[..., [0, -2, -1]])
+    _core_testing.rotate(x, table, heads, True)
+    close(x, before[..., 1:-2], 1e-6)
     with pytest.raises(ValueError, match="do not fit together"):
         _core_testing.rotate(x, table, heads + 1)
 

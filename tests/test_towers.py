@@ -312,8 +312,6 @@ def test_what_a_tower_cannot_give_is_said() -> None:
         tower.forward(images, outputs=("pool_attention",))
     with pytest.raises(ValueError, match=r"pixel_values has shape \[1, 3, 28, 20\], expected \[images, 3, 20, 28\]"):
         tower.forward(np.zeros((1, 3, 28, 20), np.float32))
-    with pytest.raises(ValueError, match="pictures become square pixel values, this model takes 20 x 28"):
-        tower.forward([np.zeros((9, 9, 3), np.uint8)], preprocessing=(True, (0.5,) * 3, (0.5,) * 3))
 
 
 # ---- one tower, many sizes ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,24 @@ def test_pictures_become_what_the_processor_makes(family: str, tmp_path: Path, p
     assert loaded.image_size == SIZE
     wanted = processor(Image.fromarray(photo), return_tensors="np")["pixel_values"]
     assert np.abs(pixels_of(photo, loaded) - wanted).max() < 0.02
+
+
+def test_dinov3s_pictures_are_resized_in_floats(tmp_path: Path, photo: np.ndarray) -> None:
+    made("dinov3").save_pretrained(tmp_path)
+    settings = {
+        "image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": SIZE, "width": SIZE},
+        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2, "rescale_factor": 1 / 255,
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    loaded = qavit.load(tmp_path)
+    scaled = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    resized = torch.nn.functional.interpolate(scaled, (SIZE, SIZE), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(settings[name]).reshape(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+    assert worst(pixels_of(photo, loaded), (resized - mean) / std) < 1e-6
+    assert not loaded.preprocessing.rounded
+    assert loaded.heatmaps(photo, fit="crop").maps.shape == (1, 5, 5)
+    with pytest.raises(ValueError, match="rounded is false, which goes with resize 'exact'"):
+        replace(loaded.preprocessing, filter="lanczos")
 
 
 def test_a_classifier_says_its_classes(tmp_path: Path, photo: np.ndarray) -> None:

@@ -454,11 +454,6 @@ def test_files_are_told_by_their_bytes(head, message, tmp_path):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["visual_encoder.cls_token", "text_decoder.bert.embeddings.word_embeddings.weight"], "a BLIP captioner"),
-        (["visual_encoder.cls_token", "text_encoder.encoder.layer.0.crossattention.self.key.weight", "text_decoder.x.y"],
-         "a BLIP VQA model"),
-        (["visual_encoder.cls_token", "Qformer.bert.embeddings.LayerNorm.weight"], "BLIP-2 or InstructBLIP"),
-        (["visual_encoder.cls_token", "text_encoder.bert.embeddings.LayerNorm.weight"], "ALBEF"),
         (["visual.layer1.0.conv1.weight", "visual.attnpool.positional_embedding"], "a ResNet CLIP"),
         (["visual.trunk.blocks.0.attn.qkv.weight"], "an open_clip model with a timm tower"),
         (["vision_model.embeddings.patch_embedding.bias"], "SigLIP without its attention head"),

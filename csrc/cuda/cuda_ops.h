@@ -166,11 +166,13 @@ void qv_cuda_attention(qv_call *call, const qv_attention *attention);
 void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                        size_t n, size_t D);
-void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
+void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, bool back, size_t B, size_t T, size_t first, size_t H,
+                    size_t d);
 void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H,
                            size_t T, size_t S);
 void qv_cuda_softmax(qv_call *call, float *x, float scale, size_t R, size_t S);
 void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
+void qv_cuda_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_const_rows y, size_t R, size_t D);
 void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 
@@ -184,6 +186,8 @@ void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *back
 void qv_cuda_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);
 void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                      size_t H, size_t T, size_t S);
+void qv_cuda_text_scores(qv_call *call, const qv_text_scores *scores);
+void qv_cuda_dots(qv_call *call, float *out, qv_const_rows x, qv_const_rows w, size_t Q, size_t R, size_t D);
 void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D);
 void qv_cuda_row_lengths(qv_call *call, float *out, qv_const_rows x, size_t R, size_t D);
 void qv_cuda_head_lengths(qv_call *call, qv_rows out, qv_const_rows x, const float *lengths, float factor, size_t B, size_t T,

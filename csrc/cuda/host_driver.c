@@ -7,6 +7,7 @@
 #include "cuda/kernel_attention.h"
 #include "cuda/kernel_bodies.h"
 #include "cuda/kernel_pictures.h"
+#include "cuda/kernel_scores.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -106,8 +106,8 @@ static inline float qvk_sum(const float *items, unsigned n) {
 }
 
 static inline float qvk_max(const float *items, unsigned n) {
-    float top = items[0];
-    for (unsigned i = 1; i < n; i++) {
+    float top = -INFINITY;
+    for (unsigned i = 0; i < n; i++) {
         top = fmaxf(top, items[i]);
     }
     return top;
@@ -404,8 +404,9 @@ QVK_BODY(qvk_rotate_row, qvk_rotate) {
         for (size_t i = t; i < p->H * half; i += QVK_WIDTH) {
             const size_t j = i % half, at = i / half * p->d + j;
             const float a = row[at], b = row[at + half];
-            row[at] = a * cosines[j] - b * sines[j];
-            row[at + half] = b * cosines[j] + a * sines[j];
+            const float sine = p->way * sines[j];
+            row[at] = a * cosines[j] - b * sine;
+            row[at + half] = b * cosines[j] + a * sine;
         }
     }
 }

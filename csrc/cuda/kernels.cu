@@ -4,6 +4,7 @@
 #include "cuda/kernel_attention.h"
 #include "cuda/kernel_bodies.h"
 #include "cuda/kernel_pictures.h"
+#include "cuda/kernel_scores.h"
 
 #define QVK_DEFINE(id, body, parameters)                                                                    \
     __global__ void __launch_bounds__(QVK_MAX_THREADS) body##_kernel(const __grid_constant__ parameters p) { \

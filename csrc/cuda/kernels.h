@@ -90,6 +90,7 @@ typedef struct {
     float *x;
     size_t ld_x;
     const float *angles; /* [T - first, d] */
+    float way;           /* 1, or -1 back */
     size_t T, first, H, d;
 } qvk_rotate;
 
@@ -135,6 +136,31 @@ typedef struct {
     float *probabilities, *d_probabilities;
     float *kept_probabilities, *kept_d_scores;
 } qvk_attention_backward;
+
+/* out [B H, keys] = sum over t of weights[t] A max(G, 0), without A where it is NULL; `chunks` blocks a row. */
+typedef struct {
+    float *out;
+    const float *probabilities, *d_probabilities; /* [B, H, T, keys] */
+    const float *weights;                         /* [B, T], or NULL */
+    size_t H, T, keys, chunks;
+} qvk_relevance;
+
+/* As qv_text_scores. A block a text, each with all the cosines [Q] in shared memory; of an answer, one block. */
+typedef struct {
+    float *scores, *d_y;
+    const float *y, *texts;
+    size_t Q, E, first;
+    int softmax;
+    float scale, factor;
+    size_t answer;
+} qvk_text_scores;
+
+/* out [Q, R] = w x^T; a block a row of x. */
+typedef struct {
+    float *out;
+    qv_const_rows x, w;
+    size_t Q, R, D;
+} qvk_dots;
 
 /* As the op; a block a row. */
 typedef struct {
@@ -196,6 +222,9 @@ typedef struct {
     X(ATTENTION_256, qvk_attention_tile_256, qvk_attention)            \
     X(ATTENTION_BACKWARD_ROW, qvk_backward_row, qvk_attention_backward) \
     X(ATTENTION_BACKWARD_KEY, qvk_backward_key, qvk_attention_backward) \
+    X(RELEVANCE, qvk_relevance_chunk, qvk_relevance)                   \
+    X(TEXT_SCORES, qvk_text_score, qvk_text_scores)                    \
+    X(DOTS, qvk_dots_row, qvk_dots)                                    \
     X(LIKELIHOOD, qvk_likelihood_row, qvk_likelihood)                  \
     X(GRADCAM, qvk_gradcam_chunk, qvk_gradcam)                         \
     X(UNIT_LENGTH, qvk_unit_length_row, qvk_unit_length)               \

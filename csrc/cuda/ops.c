@@ -224,21 +224,36 @@ void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *back
         }
         return;
     }
-    bool keeps = backward->d_k.at != NULL;
+    bool keeps = backward->d_k.at != NULL, relevant = backward->relevance != NULL;
+    /* What the relevance is made of, behind what the keys need, where the caller does not take it. */
+    float *scratch = (float *)call->scratch + (keeps ? 2 * heads * a->T * a->S : 0);
+    float *A = backward->probabilities, *G = backward->d_probabilities;
+    if (relevant && A == NULL && !backward->gradient_alone) {
+        A = scratch;
+        scratch += heads * a->T * keys;
+    }
+    if (relevant && G == NULL) {
+        G = scratch;
+    }
     qvk_attention_backward p = {
         .forward = attention_parameters(device, a),
         .d_out = backward->d_out,
         .d_q = backward->d_q,
         .d_k = backward->d_k,
         .d_v = backward->d_v,
-        .probabilities = backward->probabilities,
-        .d_probabilities = backward->d_probabilities,
+        .probabilities = A,
+        .d_probabilities = G,
         .kept_probabilities = keeps ? call->scratch : NULL,
         .kept_d_scores = keeps ? (float *)call->scratch + heads * a->T * a->S : NULL,
     };
     qv_cuda_launch_kernel(device, QVK_ATTENTION_BACKWARD_ROW, &p, heads * a->T, QVK_MAX_THREADS, shared);
     if (keeps) {
         qv_cuda_launch_kernel(device, QVK_ATTENTION_BACKWARD_KEY, &p, heads * a->S, qv_cuda_row_threads(4 * a->d), 0);
+    }
+    if (relevant) {
+        qvk_relevance r = {backward->relevance, backward->gradient_alone ? NULL : A, G, backward->query_weights,
+                           a->H, a->T, keys, qv_cuda_chunks(keys)};
+        qv_cuda_launch_kernel(device, QVK_RELEVANCE, &r, heads * r.chunks, QVK_MAX_THREADS, 0);
     }
 }
 
@@ -276,8 +291,9 @@ void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const 
     }
 }
 
-void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d) {
-    qvk_rotate p = {x.at, x.ld, angles, T, first, H, d};
+void qv_cuda_rotate(qv_call *call, qv_rows x, const float *angles, bool back, size_t B, size_t T, size_t first, size_t H,
+                    size_t d) {
+    qvk_rotate p = {x.at, x.ld, angles, back ? -1.0f : 1.0f, T, first, H, d};
     qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ROTATE, &p, B * (T - first), qv_cuda_row_threads(2 * H * d), 0);
 }
 
@@ -291,6 +307,11 @@ void qv_cuda_relative_bias(qv_call *call, float *out, const float *offsets, size
 
 void qv_cuda_add(qv_call *call, float *out, const float *x, size_t R, size_t D) {
     qvk_elements p = {.out = {out, D}, .x = {x, D}, .residual = {out, D}, .D = D};
+    run_elements(qv_cuda_device_of(call), &p, R);
+}
+
+void qv_cuda_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_const_rows y, size_t R, size_t D) {
+    qvk_elements p = {.out = out, .x = x, .multiply = y, .D = D};
     run_elements(qv_cuda_device_of(call), &p, R);
 }
 
@@ -328,6 +349,26 @@ void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, cons
                      size_t H, size_t T, size_t S) {
     qvk_gradcam p = {out, probabilities, d_probabilities, first, H, T, S, qv_cuda_chunks(S - first)};
     qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_GRADCAM, &p, T * p.chunks, QVK_MAX_THREADS, 0);
+}
+
+void qv_cuda_text_scores(qv_call *call, const qv_text_scores *s) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    size_t shared = s->Q * sizeof(float);
+    if (shared > QVK_SHARED_BYTES) {
+        if (device->status == QV_OK) {
+            device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED, "%s: %zu texts are more than its kernels take (12224)",
+                                     device->driver->name, s->Q);
+        }
+        return;
+    }
+    qvk_text_scores p = {s->scores, s->d_y,   s->y,      s->texts, s->Q, s->E, s->first, s->softmax ? 1 : 0,
+                         s->scale,  s->factor, s->answer};
+    qv_cuda_launch_kernel(device, QVK_TEXT_SCORES, &p, s->texts != NULL ? s->count : 1, qv_cuda_row_threads(s->E), shared);
+}
+
+void qv_cuda_dots(qv_call *call, float *out, qv_const_rows x, qv_const_rows w, size_t Q, size_t R, size_t D) {
+    qvk_dots p = {out, x, w, Q, R, D};
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_DOTS, &p, R, qv_cuda_row_threads(D), 0);
 }
 
 void qv_cuda_unit_length(qv_call *call, float *x, size_t R, size_t D) {

@@ -87,13 +87,15 @@ qv_block_activations qv_block_plan_kept(qv_arena *arena, const qv_block_kind *ki
                                         size_t R, size_t queries) {
     size_t inner = inner_width(kind), D = kind->D;
     qv_block_activations a = *shared;
+    bool first = kind->norm_first;
     a.q = (qv_rows){qv_arena_take(arena, queries, inner * sizeof(float)), inner};
     a.kv = (qv_rows){qv_arena_take(arena, R, 2 * inner * sizeof(float)), 2 * inner};
-    a.cross_q = qv_arena_take(arena, queries, inner * sizeof(float));
+    a.cross_q = first ? a.cross_q : qv_arena_take(arena, queries, inner * sizeof(float));
     a.sum1 = qv_arena_take(arena, queries, D * sizeof(float));
-    a.cross_sum = qv_arena_take(arena, queries, D * sizeof(float));
-    a.sum2 = qv_arena_take(arena, queries, D * sizeof(float));
+    a.cross_sum = first ? NULL : qv_arena_take(arena, queries, D * sizeof(float));
+    a.sum2 = first ? NULL : qv_arena_take(arena, queries, D * sizeof(float));
     a.before = qv_arena_take(arena, queries, kind->F * sizeof(float));
+    a.activated = first && kind->gated ? qv_arena_take(arena, queries, kind->F * sizeof(float)) : NULL;
     return a;
 }
 
@@ -194,21 +196,32 @@ qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_
     };
 }
 
+/* The hidden layer of h, before it is activated, and its gate. */
+static void hide(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                 qv_const_rows from, size_t count) {
+    size_t F = kind->F;
+    if (kind->gated) {
+        call->ops->linear(call, (qv_rows){a->gate, F}, from, &block->hidden, F, F, NULL, count);
+    }
+    if (a->before != NULL) {
+        call->ops->linear(call, (qv_rows){a->before, F}, from, &block->hidden, 0, F, NULL, count);
+    }
+}
+
 void qv_block_feed_forward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                            const qv_block_activations *a, qv_rows h, qv_rows out, size_t count) {
     size_t F = kind->F;
-    qv_rows hidden = {a->hidden, F}, gate = {a->gate, F}, before = {a->before, F};
+    qv_rows hidden = {a->hidden, F}, gate = {kind->gated ? a->gate : NULL, F};
     qv_const_rows from = enter(call, kind, a, &block->norm2, h, count);
-    qv_epilogue activate = {.activation = kind->activation};
-    if (kind->gated) {
-        call->ops->linear(call, gate, from, &block->hidden, F, F, NULL, count);
-        activate.multiply = qv_as_const(gate);
-    }
-    if (before.at != NULL) {
-        call->ops->linear(call, before, from, &block->hidden, 0, F, NULL, count);
-        call->ops->activation(call, hidden.at, before.at, kind->activation, count * F);
-    } else {
+    const qv_epilogue activate = {.activation = kind->activation, .multiply = qv_as_const(gate)};
+    hide(call, kind, block, a, from, count);
+    if (a->before == NULL) {
         call->ops->linear(call, hidden, from, &block->hidden, 0, F, &activate, count);
+    } else {
+        call->ops->activation(call, hidden.at, a->before, kind->activation, count * F);
+        if (kind->gated) {
+            call->ops->multiply_items(call, hidden, qv_as_const(hidden), qv_as_const(gate), count, F);
+        }
     }
     leave(call, kind, a, &block->output, &block->norm2, qv_as_const(hidden), h, a->sum2, out, count);
 }
@@ -241,6 +254,12 @@ void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *b
         h = qv_block_add_cross(call, kind, block, a, h, rows, count);
     }
     qv_block_feed_forward(call, kind, block, a, h, rows, count);
+}
+
+void qv_block_keep(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                   qv_const_rows attended, qv_rows rows, size_t count) {
+    qv_rows h = leave(call, kind, a, &block->out, &block->norm1, attended, rows, a->sum1, rows, count);
+    hide(call, kind, block, a, enter(call, kind, a, &block->norm2, h, count), count);
 }
 
 void qv_block_run(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,

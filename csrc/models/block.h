@@ -63,12 +63,14 @@ typedef struct {
     float *cross_q;  /* [R, H d] */
     /* Kept for the backward pass, else NULL. */
     float *sum1, *cross_sum, *sum2; /* [queries, D]: the sum of each part */
-    float *before;                  /* [queries, F]: what is activated */
+    float *before;                  /* [queries, F]: what is activated; norm first, then what its gradient is times */
+    float *activated;               /* [queries, F], gated and norm first: act(before) */
 } qv_block_activations;
 
 /* For up to R rows; `columns` of a row are there for the caller, too, as long as no block runs: activations.q.at. */
 qv_block_activations qv_block_plan(qv_arena *arena, const qv_block_kind *kind, size_t R, size_t columns);
-/* The same, but with memory of its own for what the backward pass reads of a block with so many queries. */
+/* The same, but with memory of its own for what the backward pass reads of a block with so many queries; norm first, that is
+ * `sum1`, `before` and the rest of qkv, without cross-attention. */
 qv_block_activations qv_block_plan_kept(qv_arena *arena, const qv_block_kind *kind, const qv_block_activations *shared,
                                         size_t R, size_t queries);
 /* The deepest of a block's products. */
@@ -122,6 +124,9 @@ qv_rows qv_block_add_cross(qv_call *call, const qv_block_kind *kind, const qv_bl
 /* rows [count, D] of the residual stream go on from what was attended to, through the rest of the block. */
 void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                      qv_const_rows attended, qv_rows rows, size_t count, const qv_cross_states *cross);
+/* As far as the backward pass reads of it, norm first and without cross-attention: rows stay as they are. */
+void qv_block_keep(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                   qv_const_rows attended, qv_rows rows, size_t count);
 /* The feed-forward alone: `out` [count, D] from h; norm first, out = h + .. */
 void qv_block_feed_forward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                            const qv_block_activations *a, qv_rows h, qv_rows out, size_t count);
@@ -129,13 +134,13 @@ void qv_block_feed_forward(qv_call *call, const qv_block_kind *kind, const qv_bl
 void qv_block_run(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                   const qv_block_rows *rows, const qv_sequences *sequences, const qv_cross_states *cross);
 
-/* ---- the backward pass (block_backward.c): gradients of what goes in, norm last ---- */
+/* ---- the backward pass: gradients of what goes in; norm last block_backward.c, norm first block_gradients.c ---- */
 
 /* Shared by all blocks. */
 typedef struct {
     float *d_x;        /* [R, D]: of a block's output (its queries), then of its input x */
     float *d_rows;     /* [R, D]: the running gradient of the queries */
-    float *d_hidden;   /* [R, F] */
+    float *d_hidden;   /* [R, F], gated [R, 2 F] */
     float *d_attended; /* [R, H d] */
     float *d_q;        /* [R, H d] */
     float *d_kv;       /* [R, 2 H d] */
@@ -164,5 +169,22 @@ void qv_block_attend_backward(qv_call *call, const qv_block_kind *kind, const qv
 /* d_rows [count, D] += d_q Wq; d_x [R, D] = d_k Wk + d_v Wv. */
 void qv_block_project_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                                const qv_block_gradients *g, size_t count, size_t R);
+
+/* Norm first, of one sequence of T rows that has been run, `count` of them, the first ones, as queries: any number of items,
+ * gradients of different things, go back together. */
+
+/* Once behind the run: before and gate become what the gradient of the hidden layer is multiplied by. */
+void qv_block_keep_slopes(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a, size_t count);
+/* From d_rows [items, count, D], gradients of what leaves the block, to those of its first sum, in d_rows, and to d_attended;
+ * `row` [items, D], where it is given, is what all the rows of an item begin as, in place of d_rows. `once` [items, F] is
+ * room for that. */
+void qv_block_backward_to_attention(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                    const qv_block_activations *a, const qv_block_gradients *g, const float *row, float *once,
+                                    size_t items, size_t count);
+/* From d_q [items, count, H d], d_kv [items, T, 2 H d] and d_rows to out [items, T, D], the gradients of the block's input x;
+ * with count T, out may be d_rows, and without it d_rows is to be another. */
+void qv_block_backward_from_attention(qv_call *call, const qv_block_kind *kind, const qv_block *block,
+                                      const qv_block_gradients *g, qv_const_rows x, float *out, size_t items, size_t count,
+                                      size_t T);
 
 #endif

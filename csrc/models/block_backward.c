@@ -15,7 +15,7 @@ qv_block_gradients qv_block_plan_gradients(qv_arena *arena, const qv_block_kind 
     qv_block_gradients g;
     g.d_x = qv_arena_take(arena, R, D);
     g.d_rows = qv_arena_take(arena, R, D);
-    g.d_hidden = qv_arena_take(arena, R, kind->F * sizeof(float));
+    g.d_hidden = qv_arena_take(arena, R, (kind->gated ? 2 : 1) * kind->F * sizeof(float));
     g.d_attended = qv_arena_take(arena, R, inner);
     g.d_q = qv_arena_take(arena, R, inner);
     g.d_kv = qv_arena_take(arena, R, 2 * inner);

@@ -14,8 +14,6 @@
  *
  * The question enters in the first integrated block, so everything before it, and that block's q, k, v of the patches,
  * is computed once an image; from there on there is one sequence a pair. */
-#include "models/vit.h"
-
 #include "models/planned.h"
 #include "models/vit_ends.h"
 
@@ -39,14 +37,12 @@ typedef struct {
     float *qkv_image;     /* [images, T, 3 D], of the first integrated block; the activations' where no pair follows */
     float *x_pair;        /* [pairs, T, D] */
     qv_block_activations a;
-    float *instruct_norm;   /* [pairs, M, Dt] */
-    float *instruct_hidden; /* [pairs, M, reduce_width] */
-    float *instruct;        /* [pairs, M, D] */
-    float *instruct_kv;     /* [pairs, M, 2 D] */
+    qv_vit_question question;
     size_t *kv_index;       /* [pairs] */
     float *pixels;    /* see qv_vit_plan_pixels */
     float *questions; /* [pairs, M, Dt], likewise */
     float *attention; /* the largest window of any tap, for a chunk, where the ops cannot write to the caller's memory */
+    float *heads;     /* the same of a mean, before it is taken */
     qv_vit_pooling_place pool;
     qv_output normed, pooled, projected, pool_attention;
 } vit_pass;
@@ -64,12 +60,12 @@ static const qv_vit_tap *tap_of(const qv_vit_request *request, size_t block) {
     return request->taps != NULL ? &request->taps[block] : &none;
 }
 
-/* Items of the largest window of attention that is wanted of one block, for a chunk. */
-static size_t attention_items(const vit_pass *pass, qv_arena *arena, size_t sequences) {
+/* Items of the largest window of attention that is wanted of one block, for a chunk; all the heads of a mean. */
+static size_t attention_items(const vit_pass *pass, qv_arena *arena, size_t sequences, bool mean) {
     size_t largest = 0;
     for (size_t i = 0; i < pass->vit->config.L; i++) {
         const qv_vit_tap *tap = tap_of(pass->request, i);
-        if (tap->attention != NULL) {
+        if (tap->attention != NULL && (tap->mean || !mean)) {
             size_t window = tap->row_count * tap->column_count;
             largest = at_least(qv_plan_product(arena, sequences * pass->vit->config.H, window), largest);
         }
@@ -85,7 +81,8 @@ static void plan_crossings(vit_pass *pass, qv_arena *arena, size_t sequences) {
     size_t tokens = qv_plan_product(arena, pass->pairs, request->M);
     pass->pixels = qv_vit_plan_pixels(arena, vit, &request->images, pass->images);
     pass->questions = qv_arena_floats(arena, qv_place_size(ops, tokens * vit->config.instruction_dim));
-    pass->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(pass, arena, sequences)));
+    pass->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(pass, arena, sequences, false)));
+    pass->heads = qv_arena_floats(arena, attention_items(pass, arena, sequences, true));
     pass->normed = qv_output_lay_out(arena, ops, request->normed, rows * D);
     pass->pooled = qv_output_lay_out(arena, ops, request->pooled, sequences * D);
     pass->projected = qv_output_lay_out(arena, ops, request->projected, sequences * vit->projection.columns);
@@ -106,10 +103,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     pass->qkv_image = qv_arena_take(arena, pair_rows == 0 ? 0 : image_rows, 3 * D * sizeof(float));
     pass->x_pair = qv_arena_take(arena, pair_rows, D * sizeof(float));
     pass->a = qv_block_plan(arena, &vit->kind, rows, 3 * p * p);
-    pass->instruct_norm = qv_arena_take(arena, tokens, dim * sizeof(float));
-    pass->instruct_hidden = qv_arena_take(arena, tokens, vit->reduce_width * sizeof(float));
-    pass->instruct = qv_arena_take(arena, tokens, D * sizeof(float));
-    pass->instruct_kv = qv_arena_take(arena, tokens, 2 * D * sizeof(float));
+    pass->question = qv_vit_plan_question(arena, vit, tokens);
     pass->kv_index = qv_arena_take_host(arena, pass->pairs, sizeof(size_t));
     pass->pool = qv_vit_plan_pooling(arena, vit, sequences);
     size_t deepest = at_least(at_least(qv_block_depth(&vit->kind), 3 * p * p), at_least(dim, vit->reduce_width));
@@ -163,19 +157,6 @@ static row_set choose_rows(const qv_vit *vit, size_t B, bool class_alone) {
     return class_alone ? (row_set){B, vit->T} : (row_set){B * vit->T, 1};
 }
 
-/* instruct_kv [B, M, 2 D]: the question's keys and values for this block */
-static void embed_instruct(const vit_pass *pass, qv_call *call, const qv_vit_block *block, const sequences *s) {
-    const qv_ops *ops = call->ops;
-    size_t Dt = pass->vit->config.instruction_dim, D = pass->vit->config.D, rows = s->B * pass->request->M;
-    size_t width = block->reduce1.columns;
-    const qv_epilogue gelu = {.activation = QV_GELU};
-    qv_rows norm = {pass->instruct_norm, Dt}, hidden = {pass->instruct_hidden, width}, z = {pass->instruct, D};
-    ops->norm(call, norm, (qv_const_rows){s->instruct, Dt}, &block->reduce_norm, rows);
-    ops->linear(call, hidden, qv_as_const(norm), &block->reduce1, 0, width, &gelu, rows);
-    ops->linear(call, z, qv_as_const(hidden), &block->reduce2, 0, D, NULL, rows);
-    ops->linear(call, (qv_rows){pass->instruct_kv, 2 * D}, qv_as_const(z), &block->block.qkv, D, 2 * D, NULL, rows);
-}
-
 /* q, k and v of the sequences, the patches' q and k turned. */
 static void project(const vit_pass *pass, qv_call *call, const qv_vit_block *block, const qv_block_activations *a,
                     const sequences *s, row_set queries, bool values) {
@@ -183,9 +164,9 @@ static void project(const vit_pass *pass, qv_call *call, const qv_vit_block *blo
     size_t D = vit->config.D;
     const qv_block_rows rows = {{s->x, D}, s->B * vit->T, {s->x, queries.step * D}, queries.count};
     qv_block_project(call, &vit->kind, &block->block, a, &rows, values);
-    qv_vit_rotate(vit, call, a->kv, s->B);
+    qv_vit_rotate(vit, call, a->kv, false, s->B);
     if (queries.step == 1) {
-        qv_vit_rotate(vit, call, a->q, s->B);
+        qv_vit_rotate(vit, call, a->q, false, s->B);
     }
 }
 
@@ -210,8 +191,8 @@ static void attend(const vit_pass *pass, qv_call *call, const sequences *s, cons
     a.T = queries.count / s->B;
     a.S = T;
     if (s->instruct != NULL) {
-        a.extra_k = (qv_const_rows){pass->instruct_kv, 2 * D};
-        a.extra_v = (qv_const_rows){pass->instruct_kv + D, 2 * D};
+        a.extra_k = (qv_const_rows){pass->question.kv, 2 * D};
+        a.extra_v = (qv_const_rows){pass->question.kv + D, 2 * D};
         a.extra_length = s->instruct_length;
         a.M = pass->request->M;
     }
@@ -220,10 +201,13 @@ static void attend(const vit_pass *pass, qv_call *call, const sequences *s, cons
         a.row_count = tap->row_count;
         a.first_column = tap->first_column;
         a.column_count = tap->column_count;
-        size_t window = a.H * a.row_count * a.column_count;
+        size_t one = a.row_count * a.column_count, window = tap->mean ? one : a.H * one;
         qv_output seen = qv_output_at(vit->ops, pass->attention, tap->attention + s->first * window, s->B * window);
-        a.probabilities = seen.at;
+        a.probabilities = tap->mean ? pass->heads : seen.at;
         call->ops->attention(call, &a);
+        for (size_t b = 0; tap->mean && b < s->B; b++) {
+            call->ops->mean_rows(call, seen.at + b * one, pass->heads + b * a.H * one, a.H, one);
+        }
         qv_output_take(call, &seen);
         return;
     }
@@ -239,7 +223,7 @@ static void run_block(const vit_pass *pass, qv_call *call, size_t i, const seque
     row_set queries = choose_rows(vit, s->B, extent != WHOLE && first_row && vit->has_class);
     row_set results = choose_rows(vit, s->B, extent == CLASS_TOKEN);
     if (s->instruct != NULL) {
-        embed_instruct(pass, call, block, s);
+        qv_vit_embed_question(call, vit, block, &pass->question, s->instruct, s->B * pass->request->M);
     }
     if (s->qkv == NULL) {
         project(pass, call, block, &pass->a, s, queries, extent != STOP_AT_ATTENTION);

@@ -48,6 +48,7 @@ typedef struct {
     qv_norm pre_norm;      /* may be empty */
     qv_norm post_norm;
     qv_linear projection; /* [E, D], of what is pooled into the space of texts; columns 0: there is none */
+    qv_linear answers;    /* [., D], the logits of what is pooled; columns 0: there are none */
     qv_vit_block *blocks; /* [L] */
     qv_vector probe;      /* [D], of the attention head, which is a block of one query without a first norm */
     qv_block head;
@@ -78,6 +79,7 @@ typedef struct {
  * (questions share an image's pass) and pair_count from it on. */
 typedef struct {
     float *attention; /* [B, H, row_count, column_count], or NULL */
+    bool mean;        /* [B, row_count, column_count], of the heads, in place of each */
     size_t first_row, row_count;
     size_t first_column, column_count; /* of the keys: T, or M + T in an integrated block */
     float *hidden;                     /* [B, T, D], the block's output, or NULL */

@@ -184,8 +184,8 @@ static void run_block(const dense_pass *pass, qv_call *call, size_t i, size_t B)
     qv_rows x = {pass->x, D}, y = {pass->y, D};
     const qv_block_rows all = {x, rows, x, rows};
     qv_block_project(call, &vit->kind, block, a, &all, true);
-    qv_vit_rotate(vit, call, a->q, B);
-    qv_vit_rotate(vit, call, a->kv, B);
+    qv_vit_rotate(vit, call, a->q, false, B);
+    qv_vit_rotate(vit, call, a->kv, false, B);
     if (second) {
         mix(pass, call, B);
     }

@@ -61,9 +61,9 @@ qv_status qv_vit_embed(const qv_vit *vit, qv_call *call, const qv_vit_images *im
     return QV_OK;
 }
 
-void qv_vit_rotate(const qv_vit *vit, qv_call *call, qv_rows x, size_t B) {
+void qv_vit_rotate(const qv_vit *vit, qv_call *call, qv_rows x, bool back, size_t B) {
     if (vit->angles.data != NULL) {
-        call->ops->rotate(call, x, vit->angles.data, B, vit->T, vit->prefix, vit->kind.H, vit->kind.d);
+        call->ops->rotate(call, x, vit->angles.data, back, B, vit->T, vit->prefix, vit->kind.H, vit->kind.d);
     }
 }
 
@@ -76,14 +76,19 @@ qv_vit_pooling_place qv_vit_plan_pooling(qv_arena *arena, const qv_vit *vit, siz
     };
 }
 
-/* pooled [B, D] of the attention head, from normed [B, T, D], which is overwritten: it is the activations' own. */
-static void run_head(const qv_vit *vit, qv_call *call, const qv_vit_pooling_place *place, const qv_block_activations *a,
-                     qv_rows pooled, qv_rows normed, float *probabilities, size_t B) {
+qv_block_kind qv_vit_head_kind(const qv_vit *vit) {
     qv_block_kind kind = vit->kind;
-    size_t D = vit->config.D;
     kind.gated = false;
+    return kind;
+}
+
+void qv_vit_run_head(const qv_vit *vit, qv_call *call, const qv_vit_pooling_place *place, const qv_block_activations *a,
+                     qv_rows pooled, const float *tokens, float *probabilities, size_t B) {
+    const qv_block_kind kind = qv_vit_head_kind(vit);
+    size_t D = vit->config.D;
+    qv_rows y = a->sum1 != NULL ? (qv_rows){a->sum1, D} : pooled;
     call->ops->linear(call, a->q, (qv_const_rows){vit->probe.data, D}, &vit->head.qkv, 0, D, NULL, 1);
-    call->ops->linear(call, a->kv, qv_as_const(normed), &vit->head.qkv, D, 2 * D, NULL, B * vit->T);
+    call->ops->linear(call, a->kv, (qv_const_rows){tokens, D}, &vit->head.qkv, D, 2 * D, NULL, B * vit->T);
     qv_attention attention = qv_block_attention(&kind, a);
     for (size_t b = 0; b < B; b++) {
         place->zeros[b] = 0;
@@ -97,8 +102,8 @@ static void run_head(const qv_vit *vit, qv_call *call, const qv_vit_pooling_plac
     attention.row_count = 1;
     attention.column_count = vit->T;
     call->ops->attention(call, &attention);
-    call->ops->linear(call, pooled, qv_as_const(attention.out), &vit->head.out, 0, D, NULL, B);
-    qv_block_feed_forward(call, &kind, &vit->head, a, pooled, pooled, B);
+    call->ops->linear(call, y, qv_as_const(attention.out), &vit->head.out, 0, D, NULL, B);
+    qv_block_feed_forward(call, &kind, &vit->head, a, y, pooled, B);
 }
 
 void qv_vit_pool(const qv_vit *vit, qv_call *call, const qv_vit_pooling_place *place, const qv_block_activations *a,
@@ -116,7 +121,7 @@ void qv_vit_pool(const qv_vit *vit, qv_call *call, const qv_vit_pooling_place *p
         ops->norm(call, normed, (qv_const_rows){x, D}, &vit->post_norm, B * T);
     }
     if (vit->config.pooling == QV_POOL_MAP) {
-        run_head(vit, call, place, a, out, normed, probabilities, B);
+        qv_vit_run_head(vit, call, place, a, out, normed.at, probabilities, B);
     }
     for (size_t b = 0; vit->config.pooling != QV_POOL_MAP && b < B; b++) {
         ops->mean_rows(call, out.at + b * D, tokens + (b * T + vit->prefix) * D, vit->P, D);

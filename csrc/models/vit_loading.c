@@ -278,6 +278,7 @@ qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loade
         load_head(vit, loader);
     }
     qv_load_beside(loader, &vit->projection, "vision_model.", "visual_projection", config->D);
+    qv_load_beside(loader, &vit->answers, "vision_model.", "answer_head", config->D);
     vit->config.integrated = NULL;
     qv_status status = qv_load_finish(loader, what);
     if (status != QV_OK) {
@@ -333,6 +334,7 @@ void qv_vit_free(qv_vit *vit) {
     qv_block_free(vit->ops, &vit->head);
     qv_linear_free(vit->ops, &vit->patch_embedding);
     qv_linear_free(vit->ops, &vit->projection);
+    qv_linear_free(vit->ops, &vit->answers);
     qv_norm_free(vit->ops, &vit->pre_norm);
     qv_norm_free(vit->ops, &vit->post_norm);
     qv_vector *vectors[] = {&vit->prefix_rows, &vit->positions, &vit->angles, &vit->probe};

@@ -341,26 +341,52 @@ static void score_gradient(float *g, const float *probabilities, size_t keys) {
     }
 }
 
+/* relevance [M + S] of the head gets its part of rows t0 .. */
+static void add_relevance(const qv_attention_backward *w, const qv_attention_head *head, const float *A, const float *G,
+                          size_t t0, size_t rows) {
+    const qv_attention *a = &w->forward;
+    size_t keys = a->M + a->S;
+    float *out = w->relevance + (head->b * a->H + head->h) * keys;
+    if (t0 == 0) {
+        memset(out, 0, keys * sizeof *out);
+    }
+    for (size_t r = 0; r < rows; r++, A += keys, G += keys) {
+        float weight = w->query_weights != NULL ? w->query_weights[head->b * a->T + t0 + r] : 1.0f;
+        for (size_t s = 0; w->gradient_alone && s < keys; s++) {
+            out[s] += weight * (G[s] < 0.0f ? 0.0f : G[s]);
+        }
+        for (size_t s = 0; !w->gradient_alone && s < keys; s++) {
+            out[s] += weight * A[s] * (G[s] < 0.0f ? 0.0f : G[s]);
+        }
+    }
+}
+
 static void backward_tile(const qv_attention_backward *w, const qv_attention_head *head, float *A, float *G, size_t t0,
                           size_t rows) {
     const qv_attention *a = &w->forward;
     size_t keys = a->M + a->S, column = head->h * a->d;
     qv_const_rows q = {head->q.at + t0 * head->q.ld, head->q.ld};
     qv_const_rows d_out = {w->d_out.at + (head->b * a->T + t0) * w->d_out.ld + column, w->d_out.ld};
-    multiply_keys(A, a, q, head->extra_k, head->k, a->scale, rows);
-    for (size_t r = 0; r < rows; r++) {
-        hide_row(A + r * keys, a, head, t0 + r);
-        qv_softmax(A + r * keys, keys);
+    bool scores = w->d_q.at != NULL || w->d_k.at != NULL;
+    if (scores || w->probabilities != NULL || (w->relevance != NULL && !w->gradient_alone)) {
+        multiply_keys(A, a, q, head->extra_k, head->k, a->scale, rows);
+        for (size_t r = 0; r < rows; r++) {
+            hide_row(A + r * keys, a, head, t0 + r);
+            qv_softmax(A + r * keys, keys);
+        }
     }
     multiply_keys(G, a, d_out, head->extra_v, head->v, 1.0f, rows);
     size_t place = ((head->b * a->H + head->h) * a->T + t0) * keys;
+    if (w->relevance != NULL) {
+        add_relevance(w, head, A, G, t0, rows);
+    }
     if (w->probabilities != NULL) {
         memcpy(w->probabilities + place, A, rows * keys * sizeof *A);
     }
     if (w->d_probabilities != NULL) {
         memcpy(w->d_probabilities + place, G, rows * keys * sizeof *G);
     }
-    if (w->d_q.at == NULL && w->d_k.at == NULL) {
+    if (!scores) {
         return;
     }
     for (size_t r = 0; r < rows; r++) {

@@ -41,10 +41,12 @@ qv_status qv_cpu_preprocess(qv_call *call, float *out, const qv_picture_view *pi
 void qv_cpu_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cpu_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                       size_t n, size_t D);
-void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
+void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, bool back, size_t B, size_t T, size_t first, size_t H,
+                   size_t d);
 void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_t reach, size_t first, size_t H, size_t T,
                           size_t S);
 void qv_cpu_add(qv_call *call, float *out, const float *x, size_t R, size_t D);
+void qv_cpu_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_const_rows y, size_t R, size_t D);
 void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
 
 void qv_cpu_softmax(qv_call *call, float *x, float scale, size_t R, size_t S);
@@ -54,6 +56,8 @@ void qv_cpu_activation_backward(qv_call *call, float *dx, const float *dy, const
 void qv_cpu_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);
 void qv_cpu_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S);
+void qv_cpu_text_scores(qv_call *call, const qv_text_scores *scores);
+void qv_cpu_dots(qv_call *call, float *out, qv_const_rows x, qv_const_rows w, size_t Q, size_t R, size_t D);
 void qv_cpu_unit_length(qv_call *call, float *x, size_t R, size_t D);
 void qv_cpu_row_lengths(qv_call *call, float *out, qv_const_rows x, size_t R, size_t D);
 void qv_cpu_head_lengths(qv_call *call, qv_rows out, qv_const_rows x, const float *lengths, float factor, size_t B, size_t T,

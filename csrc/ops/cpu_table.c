@@ -52,10 +52,13 @@ const qv_ops qv_cpu_ops = {
     .attention_backward = qv_cpu_attention_backward,
     .likelihood = qv_cpu_likelihood,
     .gradcam = qv_cpu_gradcam,
+    .text_scores = qv_cpu_text_scores,
+    .dots = qv_cpu_dots,
     .unit_length = qv_cpu_unit_length,
     .row_lengths = qv_cpu_row_lengths,
     .head_lengths = qv_cpu_head_lengths,
     .mean_rows = qv_cpu_mean_rows,
+    .multiply_items = qv_cpu_multiply_items,
     .copy = qv_cpu_copy,
 };
 

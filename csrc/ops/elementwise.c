@@ -73,6 +73,31 @@ void qv_cpu_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D
     }
 }
 
+typedef struct {
+    qv_rows out;
+    qv_const_rows x, y;
+    size_t R, D, rows_a_task;
+} multiply_work;
+
+static void multiply_rows(void *context, size_t task, size_t lane) {
+    (void)lane;
+    const multiply_work *w = context;
+    size_t first = task * w->rows_a_task, left = w->R - first, rows = left < w->rows_a_task ? left : w->rows_a_task;
+    for (size_t r = first; r < first + rows; r++) {
+        const float *x = w->x.at + r * w->x.ld, *y = w->y.at + r * w->y.ld;
+        float *out = w->out.at + r * w->out.ld;
+        for (size_t i = 0; i < w->D; i++) {
+            out[i] = x[i] * y[i];
+        }
+    }
+}
+
+void qv_cpu_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_const_rows y, size_t R, size_t D) {
+    size_t least = 16384 / (D + 1) + 1, share = (R + call->lanes - 1) / call->lanes;
+    multiply_work work = {out, x, y, R, D, share < least ? least : share};
+    qv_cpu_run(call, call->lanes, (R + work.rows_a_task - 1) / work.rows_a_task, multiply_rows, &work);
+}
+
 /* Items that are a task's share. */
 #define CHUNK ((size_t)4096)
 
@@ -166,7 +191,7 @@ static void backward_chunk(void *context, size_t task, size_t lane) {
             slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
             break;
         }
-        w->out[i] = w->dy[i] * slope;
+        w->out[i] = w->dy != NULL ? w->dy[i] * slope : slope;
     }
 }
 

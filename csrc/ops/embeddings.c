@@ -63,6 +63,7 @@ void qv_cpu_relative_bias(qv_call *call, float *out, const float *offsets, size_
 typedef struct {
     qv_rows x;
     const float *angles; /* [T - first, d] */
+    float way; /* 1, or -1 back */
     size_t T, first, H, d;
 } rotate_work;
 
@@ -76,14 +77,15 @@ static void rotate_row(void *context, size_t task, size_t lane) {
     for (size_t h = 0; h < w->H; h++, a += w->d) {
         float *b = a + half;
         for (size_t j = 0; j < half; j++) {
-            float turned = a[j] * cosines[j] - b[j] * sines[j];
-            b[j] = b[j] * cosines[j] + a[j] * sines[j];
+            float sine = w->way * sines[j], turned = a[j] * cosines[j] - b[j] * sine;
+            b[j] = b[j] * cosines[j] + a[j] * sine;
             a[j] = turned;
         }
     }
 }
 
-void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d) {
-    rotate_work work = {x, angles, T, first, H, d};
+void qv_cpu_rotate(qv_call *call, qv_rows x, const float *angles, bool back, size_t B, size_t T, size_t first, size_t H,
+                   size_t d) {
+    rotate_work work = {x, angles, back ? -1.0f : 1.0f, T, first, H, d};
     qv_cpu_run(call, call->lanes, B * (T - first), rotate_row, &work);
 }

@@ -122,7 +122,23 @@ typedef struct {
     qv_rows d_q;                            /* [B, T] = scale dS k, or none */
     qv_rows d_k, d_v;                       /* [B, S] = scale dS^T q and A^T d_out; both or neither */
     float *probabilities, *d_probabilities; /* [B, H, T, M + S] A and G, each or NULL */
+    float *relevance;           /* [B, H, M + S] = sum over t of weights[t] A max(G, 0), or NULL */
+    const float *query_weights; /* [B, T]; NULL: all 1 */
+    bool gradient_alone;        /* relevance without A */
 } qv_attention_backward;
+
+/* How well y [E] fits each of Q texts, and the gradient of that. */
+typedef struct {
+    float *scores;      /* [Q], cosines; without texts [1], the answer's log-probability; always given */
+    float *d_y;         /* [count, E], of texts `first` .. */
+    const float *y;     /* [E] */
+    const float *texts; /* [Q, E], of unit length; NULL: y is the logits of answers, of which one counts */
+    size_t Q, E, first, count;
+    bool softmax;  /* the gradient is of a text's share among all, not of its cosine */
+    float scale;   /* of the cosines */
+    float factor;  /* of d_y */
+    size_t answer; /* without texts; SIZE_MAX: the likeliest */
+} qv_text_scores;
 
 typedef struct qv_ops qv_ops;
 
@@ -190,8 +206,11 @@ struct qv_ops {
     void (*add)(qv_call *call, float *out, const float *x, size_t R, size_t D);
     /* Rotary positions (Su et al., arXiv 2104.09864): rows `first` to T of each of B sequences, heads of width d beside each
      * other; the pair (x[j], x[j + d / 2]) of a head turns by an angle, whose cosine and sine are items j and j + d / 2 of
-     * the row's angles [T - first, d] */
-    void (*rotate)(qv_call *call, qv_rows x, const float *angles, size_t B, size_t T, size_t first, size_t H, size_t d);
+     * the row's angles [T - first, d]; `back`: by its negative */
+    void (*rotate)(qv_call *call, qv_rows x, const float *angles, bool back, size_t B, size_t T, size_t first, size_t H,
+                   size_t d);
+    /* out [R, D] = x * y, item by item; a stride of 0 repeats a row; out may be x or y */
+    void (*multiply_items)(qv_call *call, qv_rows out, qv_const_rows x, qv_const_rows y, size_t R, size_t D);
     /* out [R, D] = x [R, D]; ld_x 0 repeats one row */
     void (*copy)(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
     /* each row of x [R, S] = softmax(scale x) */
@@ -201,7 +220,7 @@ struct qv_ops {
 
     /* Gradients of what goes in, from the gradients of what comes out; weights are constants, theirs are not computed.
      * Their scratch, which a call needs beside scratch_bytes (the larger of both): for attention over up to `keys` keys,
-     * with d_k over up to `rows` queries and keys of H heads. */
+     * with d_k over up to `rows` queries and keys of H heads; for relevance of that many, as for 2 H. */
     size_t (*backward_scratch_bytes)(size_t lanes, size_t keys, size_t H, size_t rows);
     /* dx [R, K] = dy [R, count] W[first : first + count], added to what is in dx where `accumulate`: by the weights that
      * `linear` multiplies with, so in bfloat16 by the rounded ones. */
@@ -210,7 +229,7 @@ struct qv_ops {
     /* With g = dy * weight: dx = (g - mean(g) - n mean(g n)) / sqrt(variance + eps); an RMS norm's without mean(g).
      * dx may be dy. */
     void (*norm_backward)(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R);
-    /* dx [n] = dy act'(x); dx may be dy */
+    /* dx [n] = dy act'(x); dx may be dy, or x; dy NULL: 1 */
     void (*activation_backward)(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n);
     void (*attention_backward)(qv_call *call, const qv_attention_backward *backward);
@@ -220,6 +239,9 @@ struct qv_ops {
     /* out [T, S - first] = mean over h of A max(G, 0), from column `first` on; A, G [H, T, S] */
     void (*gradcam)(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                     size_t H, size_t T, size_t S);
+    void (*text_scores)(qv_call *call, const qv_text_scores *scores);
+    /* out [Q, R] = w [Q, D] x [R, D]^T */
+    void (*dots)(qv_call *call, float *out, qv_const_rows x, qv_const_rows w, size_t Q, size_t R, size_t D);
     /* each row of x [R, D] divided by its length, or by 1e-12 if that is larger */
     void (*unit_length)(qv_call *call, float *x, size_t R, size_t D);
     /* out [R] = the length of each row of x [R, D] */

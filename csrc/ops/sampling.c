@@ -288,7 +288,7 @@ static size_t draw(candidate_row *row, const qv_random_key *key) {
 
 typedef struct {
     const qv_logits *in;
-    const qv_sampling *how;
+    const qv_sampling *how; /* NULL: the tokens are given */
     const qv_random_key *keys;
     candidate_row *lanes;
     size_t first;
@@ -323,6 +323,10 @@ static void run_row(void *context, size_t number, size_t lane) {
         task->bad[number] = true;
         return;
     }
+    if (task->how == NULL) {
+        task->log_probabilities[r] = (double)logits[in->ids[r]] - row->log_sum;
+        return;
+    }
     const float *before = logits;
     if (task->count != 0) {
         for (size_t i = 0; i < V; i++) {
@@ -353,7 +357,19 @@ static void run_row(void *context, size_t number, size_t lane) {
     }
 }
 
-qv_status qv_sampling_check(const qv_sampling *how, const qv_logits *in, qv_error *err) {
+static qv_status check_rows(const qv_logits *in, qv_error *err) {
+    if (in->V == 0 || in->V > INT32_MAX) {
+        return qv_fail(err, QV_ERR_VALUE, "logits: %zu of them a row, expected 1 to 2^31 - 1", in->V);
+    }
+    for (size_t i = 0; i < in->R * in->L; i++) {
+        if (in->ids[i] < 0 || in->ids[i] >= (int64_t)in->V) {
+            return qv_fail(err, QV_ERR_VALUE, "ids: %lld is outside the vocabulary of %zu", (long long)in->ids[i], in->V);
+        }
+    }
+    return QV_OK;
+}
+
+static qv_status check_settings(const qv_sampling *how, const qv_logits *in, qv_error *err) {
     if (!(how->repetition_penalty > 0.0f) || !isfinite(how->repetition_penalty)) {
         return qv_fail(err, QV_ERR_VALUE, "repetition_penalty: %g, expected a number above 0",
                        (double)how->repetition_penalty);
@@ -364,16 +380,8 @@ qv_status qv_sampling_check(const qv_sampling *how, const qv_logits *in, qv_erro
     if (!(how->top_p > 0.0 && how->top_p <= 1.0)) {
         return qv_fail(err, QV_ERR_VALUE, "top_p: %g, expected a number above 0, to 1", how->top_p);
     }
-    if (in->V == 0 || in->V > INT32_MAX) {
-        return qv_fail(err, QV_ERR_VALUE, "logits: %zu of them a row, expected 1 to 2^31 - 1", in->V);
-    }
     if (how->eos >= (int64_t)in->V) {
         return qv_fail(err, QV_ERR_VALUE, "eos: %lld, expected an id below %zu", (long long)how->eos, in->V);
-    }
-    for (size_t i = 0; i < in->R * in->L; i++) {
-        if (in->ids[i] < 0 || in->ids[i] >= (int64_t)in->V) {
-            return qv_fail(err, QV_ERR_VALUE, "ids: %lld is outside the vocabulary of %zu", (long long)in->ids[i], in->V);
-        }
     }
     return QV_OK;
 }
@@ -405,7 +413,10 @@ static candidate_row *make_lanes(size_t width, size_t V) {
 static qv_status run_rows(row_task *task, qv_poll poll, qv_error *err) {
     bool bad[ROWS_AT_ONCE] = {false};
     size_t width = qv_thread_count(), R = task->in->R;
-    qv_status status = qv_sampling_check(task->how, task->in, err);
+    qv_status status = check_rows(task->in, err);
+    if (status == QV_OK && task->how != NULL) {
+        status = check_settings(task->how, task->in, err);
+    }
     if (status != QV_OK) {
         return status;
     }
@@ -448,5 +459,10 @@ qv_status qv_best_tokens(float *scores, int64_t *tokens, double *log_probabiliti
                          const qv_sampling *how, qv_poll poll, qv_error *err) {
     row_task task = {.in = in, .how = how, .count = count, .scores = scores, .tokens = tokens,
                      .log_probabilities = log_probabilities};
+    return run_rows(&task, poll, err);
+}
+
+qv_status qv_token_log_probabilities(double *log_probabilities, const qv_logits *in, qv_poll poll, qv_error *err) {
+    row_task task = {.in = in, .log_probabilities = log_probabilities};
     return run_rows(&task, poll, err);
 }

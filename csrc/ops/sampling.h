@@ -23,11 +23,9 @@ typedef struct {
     size_t R, V, L;
 } qv_logits;
 
-/* QV_ERR_VALUE: a setting, or an id outside the vocabulary. */
-qv_status qv_sampling_check(const qv_sampling *how, const qv_logits *in, qv_error *err);
-
-/* The three below fail for a row that holds NaN or INFINITY, or of which nothing is left (QV_ERR_VALUE); with no memory; and
- * when `poll` says to stop (QV_ERR_CANCELLED; outputs then hold anything). */
+/* All of these fail with QV_ERR_VALUE for a setting out of range, for an id outside the vocabulary, and for a row that holds NaN
+ * or INFINITY, or of which nothing is left; with no memory; and when `poll` says to stop (QV_ERR_CANCELLED; outputs then hold
+ * anything). */
 
 /* out [R, V]: the scores, -INFINITY where one was removed */
 qv_status qv_process_logits(float *out, const qv_logits *in, const qv_sampling *how, qv_poll poll, qv_error *err);
@@ -41,5 +39,8 @@ qv_status qv_next_tokens(int64_t *tokens, double *log_probabilities, const qv_lo
  * best first (of equals the first), and their log-probabilities as above; -INFINITY and token 0 behind the last. */
 qv_status qv_best_tokens(float *scores, int64_t *tokens, double *log_probabilities, size_t count, const qv_logits *in,
                          const qv_sampling *how, qv_poll poll, qv_error *err);
+
+/* log_probabilities [R]: those of ids [R, 1] by the softmax of the logits */
+qv_status qv_token_log_probabilities(double *log_probabilities, const qv_logits *in, qv_poll poll, qv_error *err);
 
 #endif

@@ -48,6 +48,9 @@ int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err);
 PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims);
 PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims);
 PyArrayObject *qvpy_new_floats(int dims, const size_t *shape);
+/* int32 [N] into out, each item in low .. high; *keep holds the array. 0, or -1 with an exception. */
+int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out, npy_int32 low,
+                      size_t high);
 
 /* The weights given as a dict name -> (buffer, dtype, shape tuple, byte offset). The dtype is "float32", "float16" or
  * "bfloat16", for a matrix in panels followed by their width: "float32@64" (see base/tensor.h).
@@ -170,6 +173,8 @@ PyObject *qvpy_get_size(PyObject *self, void *offset);
 #define QVPY_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
 /* Vit's methods in files of their own. */
+PyObject *qvpy_vit_gradients(qvpy_model *self, PyObject *arguments, PyObject *keywords);
+extern const char qvpy_vit_gradients_doc[];
 PyObject *qvpy_vit_dense(qvpy_model *self, PyObject *arguments, PyObject *keywords);
 extern const char qvpy_vit_dense_doc[];
 

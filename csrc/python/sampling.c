@@ -15,19 +15,17 @@ static void release(sampling_call *call) {
     Py_CLEAR(call->ids);
 }
 
-/* settings: (repetition_penalty, min_length, eos, temperature, top_k, top_p). 0, or -1 with an exception. */
-static int acquire(sampling_call *call, PyObject *logits, PyObject *ids, PyObject *settings) {
+static int read_settings(qv_sampling *how, PyObject *settings) {
     Py_ssize_t min_length, top_k;
     long long eos;
-    *call = (sampling_call){.logits = NULL};
     if (!PyTuple_Check(settings)) {
         PyErr_Format(PyExc_TypeError,
                      "settings: expected a tuple (repetition_penalty, min_length, eos, temperature, top_k, top_p), got %s",
                      Py_TYPE(settings)->tp_name);
         return -1;
     }
-    if (!PyArg_ParseTuple(settings, "fnLfnd:settings", &call->how.repetition_penalty, &min_length, &eos,
-                          &call->how.temperature, &top_k, &call->how.top_p)) {
+    if (!PyArg_ParseTuple(settings, "fnLfnd:settings", &how->repetition_penalty, &min_length, &eos, &how->temperature, &top_k,
+                          &how->top_p)) {
         return -1;
     }
     if (min_length < 0 || top_k < 0) {
@@ -35,9 +33,18 @@ static int acquire(sampling_call *call, PyObject *logits, PyObject *ids, PyObjec
                      min_length < 0 ? min_length : top_k);
         return -1;
     }
-    call->how.min_length = (size_t)min_length;
-    call->how.top_k = (size_t)top_k;
-    call->how.eos = eos;
+    how->min_length = (size_t)min_length;
+    how->top_k = (size_t)top_k;
+    how->eos = eos;
+    return 0;
+}
+
+/* settings: (repetition_penalty, min_length, eos, temperature, top_k, top_p), or NULL for none. 0, or -1 with an exception. */
+static int acquire(sampling_call *call, PyObject *logits, PyObject *ids, PyObject *settings) {
+    *call = (sampling_call){.logits = NULL};
+    if (settings != NULL && read_settings(&call->how, settings) < 0) {
+        return -1;
+    }
     call->logits = qvpy_float_array(logits, "logits", 2);
     call->ids = call->logits != NULL ? qvpy_array(ids, "ids", NPY_INT64, 2) : NULL;
     if (call->ids == NULL) {
@@ -161,6 +168,34 @@ done:
     return result;
 }
 
+static PyObject *token_log_probabilities(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *logits, *ids;
+    sampling_call call;
+    if (!PyArg_ParseTuple(arguments, "OO:token_log_probabilities", &logits, &ids) ||
+        acquire(&call, logits, ids, NULL) < 0) {
+        return NULL;
+    }
+    npy_intp rows = (npy_intp)call.in.R;
+    PyArrayObject *out = NULL;
+    if (call.in.L != 1) {
+        PyErr_Format(PyExc_ValueError, "ids: %zu a row, expected 1", call.in.L);
+    } else {
+        out = (PyArrayObject *)PyArray_SimpleNew(1, &rows, NPY_FLOAT64);
+    }
+    if (out != NULL) {
+        qv_error err;
+        qvpy_poll poll;
+        qvpy_release(&poll);
+        qv_status status = qv_token_log_probabilities(PyArray_DATA(out), &call.in, (qv_poll){qvpy_poll_signals, &poll}, &err);
+        if (qvpy_acquire(&poll, status, &err) < 0) {
+            Py_CLEAR(out);
+        }
+    }
+    release(&call);
+    return (PyObject *)out;
+}
+
 static PyObject *random_uniforms(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *object;
@@ -197,6 +232,8 @@ static PyMethodDef functions[] = {
     {"best_tokens", best_tokens, METH_VARARGS,
      "best_tokens(logits, ids, settings, count) -> float32, int64, float64 [R, count]: of the log-softmax that the settings\n"
      "changed, the best of each row, best first; the tokens; their log-probabilities."},
+    {"token_log_probabilities", token_log_probabilities, METH_VARARGS,
+     "token_log_probabilities(logits, ids) -> float64 [R], of ids int64 [R, 1] by the softmax of the logits."},
     {"random_uniforms", random_uniforms, METH_VARARGS,
      "random_uniforms(keys, count) -> float64 [R, count], above 0 and below 1, by uint64 [R, 4]."},
     {NULL, NULL, 0, NULL},

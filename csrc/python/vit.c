@@ -171,8 +171,7 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
     return 0;
 }
 
-/* int32 [N] into out, each item in low..high */
-static int read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
+int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
                         npy_int32 low, size_t high) {
     *keep = qvpy_array(object, argument, NPY_INT32, 1);
     if (*keep == NULL) {
@@ -225,9 +224,9 @@ static int read_questions(forward_call *c, const qv_vit *vit, PyObject *pair_ima
     c->request.pair_image = c->indices;
     c->request.instruct_length = c->indices + N;
     size_t last_image = c->request.images.count == 0 ? 0 : c->request.images.count - 1;
-    return read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
+    return qvpy_read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
                ? -1
-               : read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
+               : qvpy_read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
                               c->request.M);
 }
 
@@ -243,12 +242,12 @@ static size_t sequences_at(const forward_call *c, const qv_vit *vit, size_t bloc
     return block < vit->first_integrated ? c->request.images.count : c->request.pair_count;
 }
 
-/* One (block, "class" | "raw") of the attention asked for: the class token's row, or all. */
+/* One (block, "class" | "raw" | "mean") of the attention asked for: the class token's row, all, or all as one head. */
 static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     Py_ssize_t block;
     const char *kind;
     if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "ns", &block, &kind)) {
-        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw') pairs");
+        PyErr_SetString(PyExc_TypeError, "attention: expected (block, 'class' | 'raw' | 'mean') pairs");
         return -1;
     }
     if (block < 0 || (size_t)block >= vit->config.L) {
@@ -266,11 +265,13 @@ static int add_attention(forward_call *c, const qv_vit *vit, PyObject *item) {
     tap->column_count = extra + vit->T;
     if (strcmp(kind, "class") == 0) {
         tap->row_count = 1;
+    } else if (strcmp(kind, "mean") == 0) {
+        tap->mean = true;
     } else if (strcmp(kind, "raw") != 0) {
-        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class' or 'raw'", kind, i);
+        PyErr_Format(PyExc_ValueError, "attention: '%s' of block %zu, expected 'class', 'raw' or 'mean'", kind, i);
         return -1;
     }
-    size_t shape[4] = {sequences_at(c, vit, i), vit->config.H, tap->row_count, tap->column_count};
+    size_t shape[4] = {sequences_at(c, vit, i), tap->mean ? 1 : vit->config.H, tap->row_count, tap->column_count};
     tap->attention = new_output(c, i, 4, shape);
     return tap->attention == NULL ? -1 : 0;
 }
@@ -505,6 +506,7 @@ static PyMethodDef methods[] = {
     {"resized", QVPY_KEYWORDS(resized),
      "resized(height, width, positions=None)\n--\n\nThe same tower for images of another size, as a Vit that shares the\n"
      "weights; positions [P, D] of its patches, where the tower has a table of them."},
+    {"gradients", QVPY_KEYWORDS(qvpy_vit_gradients), qvpy_vit_gradients_doc},
     {NULL, NULL, 0, NULL},
 };
 

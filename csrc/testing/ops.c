@@ -387,13 +387,14 @@ done:
     return result;
 }
 
-/* rotate(x [B, T, H d], angles [T - first, d], heads) */
+/* rotate(x [B, T, H d], angles [T - first, d], heads, back=False) */
 static PyObject *rotate(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *x_object, *angles_object;
     Py_ssize_t heads;
+    int back = 0;
     row_view x, angles;
-    if (!PyArg_ParseTuple(arguments, "OOn", &x_object, &angles_object, &heads) ||
+    if (!PyArg_ParseTuple(arguments, "OOn|p", &x_object, &angles_object, &heads, &back) ||
         view_rows(x_object, "x", false, true, &x) < 0 || view_rows(angles_object, "angles", false, false, &angles) < 0) {
         return NULL;
     }
@@ -403,8 +404,8 @@ static PyObject *rotate(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
-    qv_cpu_ops.rotate(&call, rows_of(&x), angles.data, x.shape[0], x.shape[1], x.shape[1] - angles.rows, (size_t)heads,
-                      angles.columns);
+    qv_cpu_ops.rotate(&call, rows_of(&x), angles.data, back != 0, x.shape[0], x.shape[1], x.shape[1] - angles.rows,
+                      (size_t)heads, angles.columns);
     Py_RETURN_NONE;
 }
 
@@ -498,7 +499,7 @@ static PyMethodDef functions[] = {
     {"linear_backward", linear_backward, METH_VARARGS,
      "linear_backward(layer, dx, dy, first, count, accumulate), written or added to dx."},
     {"attention", attention, METH_VARARGS, "Attention, written to out and probabilities; see csrc/testing/ops.c."},
-    {"rotate", rotate, METH_VARARGS, "rotate(x, angles, heads): the last rows of each sequence turn where they lie."},
+    {"rotate", rotate, METH_VARARGS, "rotate(x, angles, heads, back=False): the last rows of each sequence turn where they lie."},
     {"norm", norm, METH_VARARGS, "norm(out, x, weight, bias, eps, rms), written to out."},
     {"head_lengths", head_lengths, METH_VARARGS, "head_lengths(out, x, rows, factor, heads), written to out."},
     {"burn", burn, METH_VARARGS, "burn(precision, steps): operations done by multiplying in registers alone."},

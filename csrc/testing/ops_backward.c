@@ -83,7 +83,7 @@ done:
     return (PyObject *)dx;
 }
 
-/* activation(x, name) -> act(x); activation_backward(x, name, dy) -> dy act'(x); one dimension */
+/* activation(x, name) -> act(x); with dy, dy act'(x), True: act'(x) alone; one dimension */
 static PyObject *activation(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *x_object, *name, *dy_object = Py_None;
@@ -96,6 +96,8 @@ static PyObject *activation(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     PyArrayObject *x = take(&held, x_object, "x", NPY_FLOAT32, 1, &x_data);
+    bool slope = dy_object != Py_None;
+    dy_object = dy_object == Py_True ? Py_None : dy_object;
     if (x == NULL || take_optional(&held, dy_object, "dy", NPY_FLOAT32, 1, &dy_data) < 0) {
         goto done;
     }
@@ -106,7 +108,7 @@ static PyObject *activation(PyObject *module, PyObject *arguments) {
     out = new_like(x);
     if (out != NULL) {
         qv_call call = new_call();
-        if (dy_data != NULL) {
+        if (slope) {
             qv_cpu_ops.activation_backward(&call, PyArray_DATA(out), dy_data, x_data, kind, dim(x, 0));
         } else {
             qv_cpu_ops.activation(&call, PyArray_DATA(out), x_data, kind, dim(x, 0));
@@ -253,6 +255,139 @@ done:
     return (PyObject *)out;
 }
 
+/* relevance(q [B, T, H d], k [B, S, H d], v, d_out, weights [B, T] or None, heads, scale, alone) -> [B, H, S] */
+static PyObject *relevance(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *o[9] = {NULL, NULL, NULL, NULL, Py_None, Py_None, Py_None, Py_None, Py_None}, *weights_object;
+    Py_ssize_t heads;
+    int alone;
+    void *weights;
+    qv_attention_backward w = {.forward = {.B = 0}};
+    if (!PyArg_ParseTuple(arguments, "OOOOOnfp", &o[0], &o[1], &o[2], &o[3], &weights_object, &heads, &w.forward.scale,
+                          &alone)) {
+        return NULL;
+    }
+    holder held = {.count = 0};
+    PyArrayObject *out = NULL;
+    qv_call call = new_call();
+    w.forward.H = heads > 0 ? (size_t)heads : 0;
+    w.gradient_alone = alone != 0;
+    if (read_attention(&held, o, &w) < 0 || take_optional(&held, weights_object, "weights", NPY_FLOAT32, 2, &weights) < 0) {
+        goto done;
+    }
+    PyArrayObject *last = held.arrays[held.count - 1];
+    if (weights != NULL && (dim(last, 0) != w.forward.B || dim(last, 1) != w.forward.T)) {
+        fail_shapes();
+        goto done;
+    }
+    size_t shape[3] = {w.forward.B, w.forward.H, w.forward.S};
+    out = qvpy_new_floats(3, shape);
+    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, w.forward.S, 0, 0), 1);
+    if (out != NULL && call.scratch != NULL) {
+        w.query_weights = weights;
+        w.relevance = PyArray_DATA(out);
+        qv_cpu_ops.attention_backward(&call, &w);
+    }
+done:
+    qv_free(call.scratch);
+    release(&held);
+    return (PyObject *)out;
+}
+
+/* text_scores(y [E], texts [Q, E] or None, first, count, softmax, scale, factor, answer) -> (scores, d_y); answer -1: the
+ * likeliest */
+static PyObject *text_scores(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *y_object, *texts_object, *result = NULL;
+    Py_ssize_t first, count, answer;
+    int softmax;
+    void *y_data, *texts_data;
+    qv_text_scores w = {.Q = 1};
+    holder held = {.count = 0};
+    PyArrayObject *scores = NULL, *d_y = NULL;
+    if (!PyArg_ParseTuple(arguments, "OOnnpffn", &y_object, &texts_object, &first, &count, &softmax, &w.scale, &w.factor,
+                          &answer)) {
+        return NULL;
+    }
+    PyArrayObject *y = take(&held, y_object, "y", NPY_FLOAT32, 1, &y_data);
+    if (y == NULL || take_optional(&held, texts_object, "texts", NPY_FLOAT32, 2, &texts_data) < 0) {
+        goto done;
+    }
+    w.E = dim(y, 0);
+    w.Q = texts_data != NULL ? dim(held.arrays[1], 0) : 1;
+    if ((texts_data != NULL && dim(held.arrays[1], 1) != w.E) || first < 0 || count < 0 ||
+        (size_t)first + (size_t)count > w.Q) {
+        fail_shapes();
+        goto done;
+    }
+    size_t shape[2] = {(size_t)count, w.E};
+    scores = qvpy_new_floats(1, &w.Q);
+    d_y = qvpy_new_floats(2, shape);
+    if (scores != NULL && d_y != NULL) {
+        qv_call call = new_call();
+        w.scores = PyArray_DATA(scores);
+        w.d_y = PyArray_DATA(d_y);
+        w.y = y_data;
+        w.texts = texts_data;
+        w.first = (size_t)first;
+        w.count = (size_t)count;
+        w.softmax = softmax != 0;
+        w.answer = (size_t)answer;
+        qv_cpu_ops.text_scores(&call, &w);
+        result = Py_BuildValue("OO", scores, d_y);
+    }
+done:
+    release(&held);
+    Py_XDECREF(scores);
+    Py_XDECREF(d_y);
+    return result;
+}
+
+/* dots(x [R, D], w [Q, D]) -> [Q, R]; multiply_items(x [R, D], w [R, D] or [1, D]) -> [R, D] */
+static PyObject *pairwise(PyObject *arguments, bool dots) {
+    PyObject *x_object, *w_object;
+    void *x_data, *w_data;
+    holder held = {.count = 0};
+    PyArrayObject *out = NULL;
+    if (!PyArg_ParseTuple(arguments, "OO", &x_object, &w_object)) {
+        return NULL;
+    }
+    PyArrayObject *x = take(&held, x_object, "x", NPY_FLOAT32, 2, &x_data);
+    PyArrayObject *w = x != NULL ? take(&held, w_object, "w", NPY_FLOAT32, 2, &w_data) : NULL;
+    if (w == NULL) {
+        goto done;
+    }
+    size_t R = dim(x, 0), D = dim(x, 1), Q = dim(w, 0), shape[2] = {dots ? Q : R, dots ? R : D};
+    if (dim(w, 1) != D || (!dots && Q != R && Q != 1)) {
+        fail_shapes();
+        goto done;
+    }
+    out = qvpy_new_floats(2, shape);
+    if (out != NULL) {
+        qv_call call = new_call();
+        if (dots) {
+            qv_cpu_ops.dots(&call, PyArray_DATA(out), (qv_const_rows){x_data, D}, (qv_const_rows){w_data, D}, Q, R, D);
+        } else {
+            qv_cpu_ops.multiply_items(&call, (qv_rows){PyArray_DATA(out), D}, (qv_const_rows){x_data, D},
+                                      (qv_const_rows){w_data, Q == R ? D : 0}, R, D);
+        }
+    }
+done:
+    release(&held);
+    return (PyObject *)out;
+}
+
+static PyObject *dots(PyObject *module, PyObject *arguments) {
+    (void)module;
+    return pairwise(arguments, true);
+}
+
+static PyObject *multiply_items(PyObject *module, PyObject *arguments) {
+    (void)module;
+    return pairwise(arguments, false);
+}
+
+
 /* likelihood(logits [R, V], targets [R]) -> log-probabilities [R], their gradient [R, V] */
 static PyObject *likelihood(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -293,8 +428,12 @@ done:
 }
 
 static PyMethodDef functions[] = {
+    {"relevance", relevance, METH_VARARGS, "What attention_backward adds up over queries; see ops_backward.c."},
+    {"text_scores", text_scores, METH_VARARGS, "How y fits texts, and the gradient of that; see ops_backward.c."},
+    {"dots", dots, METH_VARARGS, "dots(x, w): w x^T."},
+    {"multiply_items", multiply_items, METH_VARARGS, "multiply_items(x, w): item by item, a single row for all."},
     {"norm_backward", norm_backward, METH_VARARGS, "norm_backward(dy, x, weight, eps, rms)."},
-    {"activation", activation, METH_VARARGS, "activation(x, name), or with dy: dy act'(x)."},
+    {"activation", activation, METH_VARARGS, "activation(x, name), or with dy: dy act'(x); True: act'(x)."},
     {"attention_backward", attention_backward, METH_VARARGS, "The gradients of attention; see ops_backward.c."},
     {"likelihood", likelihood, METH_VARARGS, "likelihood(logits, targets): log-probabilities and their gradient."},
     {"gradcam", gradcam, METH_VARARGS, "gradcam(A, G, first): the mean over heads of A max(G, 0)."},

@@ -28,7 +28,8 @@ Kind = Literal[
     "qavit", "clip", "siglip", "blip_itm", "blip2_itm", "albef", "blip_vqa", "blip_caption", "reader", "vit",
 ]  # fmt: skip
 MethodName = Literal[
-    "class", "question", "gradcam", "pool", "registers",
+    "class", "question", "gradcam", "cross_attention", "pool", "registers",
+    "rollout", "gradcam_attention", "gae", "grad_eclip", "legrad",
     "maskclip", "sclip", "clearclip", "naclip", "surgery", "gem",
 ]  # fmt: skip
 

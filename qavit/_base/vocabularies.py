@@ -1,13 +1,16 @@
 """Tokenizers in all the files that people have, as the JSON of the tokenizers library, with the settings beside them obeyed.
 
-tokenizer.json; vocab.txt (BERT); vocab.json and merges.txt (RoBERTa, CLIP); spiece.model, sentencepiece.bpe.model and
-tokenizer.model (T5, CamemBERT, XLM-RoBERTa). Beside them tokenizer_config.json, special_tokens_map.json, added_tokens.json.
+tokenizer.json; vocab.txt (BERT); vocab.json and merges.txt (RoBERTa, CLIP); OpenAI's bpe_simple_vocab_16e6.txt.gz;
+spiece.model, sentencepiece.bpe.model and tokenizer.model (T5, SigLIP, CamemBERT, XLM-RoBERTa).
+Beside them tokenizer_config.json, special_tokens_map.json, added_tokens.json.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,13 @@ from .small_files import parse_json, read_bytes
 
 SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 #: What is looked for in a folder, the first that is there.
-FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE)
+OPENAI = "bpe_simple_vocab_16e6.txt.gz"
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE, OPENAI)
 _CLIP_PIECES = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
+#: How many pairs OpenAI's CLIP takes of its file: what makes 49,408 pieces.
+_OPENAI_PAIRS = 49152 - 256 - 2
+_MAX_PAIRS_FILE = 1 << 24
 #: Lengths that mean no limit.
 _NO_LENGTH = 1 << 24
 
@@ -47,7 +54,9 @@ def read_tokenizer(path: Path) -> str:
             raise FileNotFoundError(f"tokenizer: {path} holds no tokenizer: none of {', '.join(FILES)}")
         path = found
     settings = read_settings(path.parent)
-    if path.name == "vocab.json":
+    if path.suffix == ".gz":
+        built = _openai_pairs(path, settings)
+    elif path.name == "vocab.json":
         built = _byte_pairs(path, path.with_name("merges.txt"), settings)
     elif path.suffix == ".txt":
         built = _word_pieces(path, settings)
@@ -134,7 +143,10 @@ def _with_settings(json_text: str, settings: Mapping[str, Any], path: Path) -> s
     pad = _text_of(settings.get("pad_token"))
     number = None if pad is None else result.token_to_id(pad)
     if pad is not None and number is not None:
-        result.enable_padding(pad_id=number, pad_token=pad)
+        before = settings.get("padding_side", (result.padding or {}).get("direction", "right"))
+        if before not in ("left", "right"):
+            raise ValueError(f"{path.parent}: padding_side is {before!r:.40}, expected 'left' or 'right'")
+        result.enable_padding(pad_id=number, pad_token=pad, direction=before)
     longest = settings.get("model_max_length")
     side = settings.get("truncation_side", "right")
     if side not in ("left", "right"):
@@ -158,8 +170,11 @@ def _refuse_settings(settings: Mapping[str, Any], path: Path) -> None:
     for key in ("split_special_tokens", "sp_model_kwargs", "remove_space", "keep_accents"):
         if settings.get(key) not in (None, False, {}):
             raise ValueError(f"{path.parent}: tokenizer_config.json: {key} is {settings[key]!r:.60}, which cannot be obeyed")
-    if path.suffix == ".model" and settings.get("do_lower_case"):
-        raise ValueError(f"{path.parent}: tokenizer_config.json: do_lower_case is true, which {path.name} cannot obey")
+    # SigLIP's texts are lower-cased before they come here.
+    siglip = "siglip" in str(settings.get("tokenizer_class", "")).lower()
+    if path.suffix == ".model" and bool(settings.get("do_lower_case", siglip)) is not siglip:
+        said = "true" if settings["do_lower_case"] else "false"
+        raise ValueError(f"{path.parent}: tokenizer_config.json: do_lower_case is {said}, which {path.name} cannot obey")
 
 
 def _add_tokens(result: Any, settings: Mapping[str, Any], path: Path) -> None:
@@ -246,24 +261,55 @@ def _word_pieces(path: Path, settings: Mapping[str, Any]) -> str:
 
 def _byte_pairs(vocab_path: Path, merges_path: Path, settings: Mapping[str, Any]) -> str:
     """The tokenizer of a vocab.json with merges.txt: RoBERTa's, or CLIP's where the vocabulary has CLIP's marks."""
-    import tokenizers
-    from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
-
     if not merges_path.is_file():
         raise FileNotFoundError(f"tokenizer: {vocab_path} needs merges.txt beside it")
     vocabulary = parse_json(read_bytes(vocab_path), str(vocab_path))
     if not isinstance(vocabulary, dict) or not all(map(_is_number, vocabulary.values())):
         raise ValueError(f"{vocab_path}: expected an object of token numbers")
+    merges = _read_merges(decode(read_bytes(merges_path), merges_path).split("\n"), merges_path)
+    for pair in merges:
+        if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
+            line = " ".join(pair)
+            raise ValueError(f"{merges_path}: {line[:80]!r} joins or makes a piece that {vocab_path.name} lacks")
+    return _pair_tokenizer(vocabulary, merges, settings, f"{vocab_path} and {merges_path.name}", str(vocab_path))
+
+
+def _read_merges(lines: Iterable[str], path: Path) -> list[tuple[str, str]]:
     merges = []
-    for line in decode(read_bytes(merges_path), merges_path).split("\n"):
+    for line in lines:
         pair = line.rstrip("\r").split(" ")
         if line.startswith("#version") or line.strip() == "":
             continue
         if len(pair) != 2:
-            raise ValueError(f"{merges_path}: {line[:80]!r} is not a pair of pieces")
-        if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
-            raise ValueError(f"{merges_path}: {line[:80]!r} joins or makes a piece that {vocab_path.name} lacks")
+            raise ValueError(f"{path}: {line[:80]!r} is not a pair of pieces")
         merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _openai_pairs(path: Path, settings: Mapping[str, Any]) -> str:
+    """The tokenizer of OpenAI's bpe_simple_vocab_16e6.txt.gz: its pairs, behind the bytes and the bytes that end a word."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read(_MAX_PAIRS_FILE + 1)
+    except (OSError, EOFError, zlib.error) as err:
+        raise ValueError(f"{path}: not a file of pairs that gzip packed: {err}") from None
+    if len(data) > _MAX_PAIRS_FILE:
+        raise ValueError(f"{path}: more than {_MAX_PAIRS_FILE} bytes when unpacked, which no vocabulary has")
+    lines = decode(data, path).split("\n")[1 : 1 + _OPENAI_PAIRS]  # the first is a title
+    merges = _read_merges(lines, path)
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in plain] + [chr(256 + number) for number in range(256 - len(plain))]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    return _pair_tokenizer(vocabulary, merges, settings, str(path), str(path))
+
+
+def _pair_tokenizer(
+    vocabulary: Mapping[str, int], merges: list[tuple[str, str]], settings: Mapping[str, Any], what: str, source: str
+) -> str:
+    import tokenizers
+    from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
+
     clip = "<|startoftext|>" in vocabulary
     first = _text_of(settings.get("bos_token")) or ("<|startoftext|>" if clip else "<s>")
     last = _text_of(settings.get("eos_token")) or ("<|endoftext|>" if clip else "</s>")
@@ -271,11 +317,11 @@ def _byte_pairs(vocab_path: Path, merges_path: Path, settings: Mapping[str, Any]
         first, last = _text_of(settings.get("cls_token")) or first, _text_of(settings.get("sep_token")) or last
     for token in (first, last):
         if token not in vocabulary:
-            raise ValueError(f"{vocab_path}: neither RoBERTa's nor CLIP's vocabulary: {token} is missing")
+            raise ValueError(f"{source}: neither RoBERTa's nor CLIP's vocabulary: {token} is missing")
     unknown = _text_of(settings.get("unk_token")) or (last if clip else "<unk>")
-    with refusals(f"{vocab_path} and {merges_path.name} do not fit together"):
+    with refusals(f"{what} do not make a tokenizer"):
         model = models.BPE(
-            vocab=vocabulary,
+            vocab=dict(vocabulary),
             merges=merges,
             continuing_subword_prefix="",
             end_of_word_suffix="</w>" if clip else "",
@@ -311,11 +357,20 @@ def _family(path: Path, settings: Mapping[str, Any], model: SentencePieceModel) 
         content = parse_json(read_bytes(config), str(config))
         told = str(content.get("model_type", "")) if isinstance(content, dict) else ""
     plain = told.lower().replace("-", "").replace("tokenizer", "").replace("fast", "")
-    families = {"t5": "t5", "mt5": "mt5", "umt5": "mt5", "camembert": "camembert", "xlmroberta": "xlm-roberta"}
+    families = {
+        "t5": "t5",
+        "mt5": "mt5",
+        "umt5": "mt5",
+        "siglip": "siglip",
+        "camembert": "camembert",
+        "xlmroberta": "xlm-roberta",
+    }
     if plain in families:
         return families[plain]
     if told and plain not in ("pretrained", "pretraineds", "sbackend", "s"):
-        raise ValueError(f"{path}: a SentencePiece model of {told!r:.60}, expected one of T5, CamemBERT or XLM-RoBERTa")
+        raise ValueError(
+            f"{path}: a SentencePiece model of {told!r:.60}, expected one of T5, SigLIP, CamemBERT or XLM-RoBERTa"
+        )
     if [piece.text for piece in model.pieces[:3]] == ["<pad>", "</s>", "<unk>"]:
         return "t5"
     raise ValueError(
@@ -325,17 +380,17 @@ def _family(path: Path, settings: Mapping[str, Any], model: SentencePieceModel) 
 
 
 def _sentence_pieces(path: Path, settings: Mapping[str, Any]) -> str:
-    """The tokenizer of a SentencePiece model by the convention of T5, CamemBERT or XLM-RoBERTa."""
+    """The tokenizer of a SentencePiece model by the convention of T5, SigLIP, CamemBERT or XLM-RoBERTa."""
     from tokenizers import AddedToken, processors
 
     model = read_sentencepiece(read_bytes(path, 1 << 28), str(path))
     unknown = model.unknown(str(path))
     family = _family(path, settings, model)
-    if family in ("t5", "mt5"):
+    if family in ("t5", "mt5", "siglip"):
         vocabulary = list(model.pieces)
         first, last = None, _text_of(settings.get("eos_token")) or "</s>"
         said = settings.get("additional_special_tokens")
-        named = said or settings.get("added_tokens_decoder") or family == "mt5"
+        named = said or settings.get("added_tokens_decoder") or family != "t5"
         count = settings.get("extra_ids", 0 if named else 100)
         if not _is_number(count) or count > 10_000:
             raise ValueError(f"{path.parent}: tokenizer_config.json: extra_ids is {count!r:.40}, expected up to 10000")

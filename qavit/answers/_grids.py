@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base.arguments import finite_numbers
+from .._base.arguments import finite_numbers, height_and_width
 from .._base.resampling import grid_weights
 from .._base.tensors import to_numpy
 from .._base.types import FloatArray
@@ -77,15 +77,15 @@ def fit_images(images: npt.NDArray[Any], matcher: Any) -> FloatArray:
 
     Returns
     -------
-    float32 [B, 3, image_size, image_size]
+    float32 [B, 3, height, width], of its input
         Resized by Pillow's antialiased bicubic filter where the size differs; without keeping the aspect, as LAVIS does.
     """
     images = to_numpy(images, "samples['image']")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or images.dtype.kind != "f":
         raise ValueError(f"samples['image']: expected floats [B, 3, H, W], got {images.dtype} of shape {list(images.shape)}")
     images = finite_numbers(images, "samples['image']")
-    size = int(matcher.image_size)
-    if images.shape[2:] != (size, size):
+    size = height_and_width(matcher.image_size)
+    if images.shape[2:] != size:
         images = _resized(images, size)
     # LAVIS's processors ("blip_image_eval") subtract and divide by CLIP's numbers.
     mean, std = matcher.preprocessing.mean, matcher.preprocessing.std
@@ -96,11 +96,11 @@ def fit_images(images: npt.NDArray[Any], matcher: Any) -> FloatArray:
     return np.asarray(images * scale[:, None, None] + shift[:, None, None], np.float32)
 
 
-def _resized(images: FloatArray, size: int) -> FloatArray:
-    """[B, 3, H, W] -> [B, 3, size, size], float by float."""
+def _resized(images: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """[B, 3, H, W] -> [B, 3, *size], float by float."""
     from PIL import Image
 
-    out = np.empty((*images.shape[:2], size, size), np.float32)
-    for source, target in zip(images.reshape(-1, *images.shape[2:]), out.reshape(-1, size, size)):
-        target[:] = np.asarray(Image.fromarray(np.ascontiguousarray(source)).resize((size, size), Image.Resampling.BICUBIC))
+    out = np.empty((*images.shape[:2], *size), np.float32)
+    for source, target in zip(images.reshape(-1, *images.shape[2:]), out.reshape(-1, *size)):
+        target[:] = np.asarray(Image.fromarray(np.ascontiguousarray(source)).resize(size[::-1], Image.Resampling.BICUBIC))
     return out

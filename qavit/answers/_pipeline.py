@@ -286,8 +286,8 @@ def draw_captions(
     """Captions of one question about one picture, whose states are [1, 1 + P, W]."""
 
     def draw(first: int, count: int) -> list[Caption]:
-        numbers = np.arange(first, first + count)
-        patches = draw_patches(weights, settings.num_patches, draws, numbers)
+        keys = draws.keys(np.arange(first, first + count))
+        patches = draw_patches(weights, settings.num_patches, keys)
         generated = captioner.generate(
             states,
             num_captions=count,
@@ -298,7 +298,7 @@ def draw_captions(
             top_k=settings.top_k,
             top_p=settings.top_p,
             repetition_penalty=settings.repetition_penalty,
-            keys=draws.keys(numbers),
+            keys=keys,
         )
         return [Caption(one.text, drawn) for one, drawn in zip(generated, patches)]
 

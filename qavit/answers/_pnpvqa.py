@@ -13,6 +13,7 @@ from .._base.pictures import Picture, load_image
 from .._base.types import FloatArray, ImageLike
 from .._base.warnings import warn_of
 from ..images import preprocess
+from ..models._model import Model
 from ..text import clean_question
 from ._captions import Caption, CaptionSettings
 from ._explanation import Explanation, drawn_patches
@@ -28,6 +29,14 @@ NEEDED = {
     "matcher": ("forward_itm", "heatmaps", "grid"),
     "captioner": ("image_states", "generate", "grid"),
     "reader": ("answer", "logits"),
+}
+
+
+#: The kinds of models that have it.
+KINDS = {
+    "matcher": ("blip_itm", "qavit", "blip2_itm", "albef"),
+    "captioner": ("blip_caption",),
+    "reader": ("reader",),
 }
 
 
@@ -98,11 +107,7 @@ class PNPVQA(Pipeline):
 
     def __init__(self, matcher: Any, captioner: Any, reader: Any, *, offload_model: bool = False) -> None:
         for name, part in (("matcher", matcher), ("captioner", captioner), ("reader", reader)):
-            missing = [need for need in NEEDED[name] if not hasattr(part, need)]
-            if missing:
-                raise TypeError(f"{name}: expected a model with {', '.join(NEEDED[name])}, got {type(part).__name__}")
-        if not matcher.takes_questions:
-            raise ValueError(f"matcher: {matcher.name} takes no questions, so its map cannot depend on one")
+            check_part(name, part)
         self.matcher, self.captioner, self.reader = matcher, captioner, reader
         self.offload_model = bool(offload_model)
 
@@ -250,6 +255,16 @@ class PNPVQA(Pipeline):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.matcher!r}, {self.captioner!r}, {self.reader!r})"
+
+
+def check_part(name: str, part: Any) -> None:
+    """TypeError where a part lacks what it is needed for: a model of another kind, or an object without those methods."""
+    if isinstance(part, Model):
+        if part.kind not in KINDS[name]:
+            kinds = " or ".join(map(repr, KINDS[name]))
+            raise TypeError(f"{name}: expected a model of kind {kinds}, got {part.name} of kind {part.kind!r}")
+    elif not all(hasattr(part, need) for need in NEEDED[name]):
+        raise TypeError(f"{name}: expected a model with {', '.join(NEEDED[name])}, got {type(part).__name__}")
 
 
 def attended(reader: Any, contexts: Sequence[str], answer: Generated) -> FloatArray | None:

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+from .._base.arguments import height_and_width
 from .._core import build_info
 from ._source import ModelSource
 from ._weights import ITEM_SIZES, base_dtype, dtype_of, panel_columns, shape_of
@@ -71,12 +72,17 @@ def describe(source: ModelSource) -> dict[str, Any]:
     }
 
 
+def _grid(vision: dict[str, Any]) -> tuple[int, int]:
+    height, width = height_and_width(vision["image_size"])
+    return height // vision["patch_size"], width // vision["patch_size"]
+
+
 def _describe_vision(vision: dict[str, Any]) -> dict[str, Any]:
-    side, point = vision["image_size"] // vision["patch_size"], vision.get("integration_point")
+    point = vision.get("integration_point")
     return {
         "image_size": vision["image_size"],
         "patch_size": vision["patch_size"],
-        "grid": (side, side),
+        "grid": _grid(vision),
         "hidden_size": vision["hidden_size"],
         "blocks": vision["num_hidden_layers"],
         "heads": vision["num_attention_heads"],
@@ -89,8 +95,7 @@ def _describe_vision(vision: dict[str, Any]) -> dict[str, Any]:
 def _activations(source: ModelSource) -> int:
     """Bytes that one image takes, about."""
     vision = source.vision
-    side = vision["image_size"] // vision["patch_size"]
-    tokens = 1 + side * side + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
+    tokens = 1 + math.prod(_grid(vision)) + (source.questions["max_tokens"] if "instruction_dim" in vision else 0)
     return int(4 * tokens * (6 * vision["hidden_size"] + vision["intermediate_size"]))
 
 
@@ -129,11 +134,13 @@ def description_text(description: dict[str, Any]) -> str:
     parameters, memory = description["parameters"], description["memory"]
     kinds = {
         "qavit": "QA-ViT (question-aware vision transformer)",
-        "clip": "CLIP vision transformer (takes no questions)",
+        "clip": "CLIP vision transformer (takes no questions)" if text is None else "CLIP (pictures and texts in one space)",
+        "siglip": "SigLIP vision transformer" if text is None else "SigLIP (pictures and texts in one space)",
         "blip_itm": "BLIP image-text matching",
         "albef": "ALBEF image-text matching",
         "blip2_itm": "BLIP-2 image-text matching (Q-Former)",
         "blip_vqa": "BLIP visual question answering",
+        "blip_caption": "BLIP captioner",
         "vit": "vision transformer (takes no questions)",
         "reader": "T5 reader (answers out of texts)",
     }
@@ -159,9 +166,9 @@ def description_text(description: dict[str, Any]) -> str:
 def _vision_lines(vision: dict[str, Any]) -> list[tuple[str, str]]:
     """What is told of a vision half."""
     rows, columns = vision["grid"]
-    size = vision["image_size"]
+    height, width = height_and_width(vision["image_size"])
     lines = [
-        ("image", f"{size} x {size}, patches of {vision['patch_size']}: {rows} x {columns}"),
+        ("image", f"{height} x {width}, patches of {vision['patch_size']}: {rows} x {columns}"),
         ("vision", f"{vision['blocks']} blocks, {vision['hidden_size']} wide, {vision['heads']} heads"),
     ]
     if vision["integrated"]:

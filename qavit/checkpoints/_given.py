@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.small_files import read_json_object
+from .._base.types import ImageSize
 from ._adapters import CONFIG, AdapterSettings, adapter_settings, add_adapter, open_adapter
 from ._hub import NO_HUB, Hub
 from ._places import PathLike, _folder
@@ -25,7 +26,7 @@ class Asked:
 
     tokenizer: PathLike | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    size: int | None = None
+    size: ImageSize | None = None
     hub: Hub = NO_HUB
 
     @property

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .._base.arguments import image_size as checked_image_size
+from .._base.types import ImageSize
 from ._adapters import CONFIG, open_adapter
 from ._given import Asked, Given, folder_content, plain_names
 from ._hub import Hub
-from ._pictures import OPEN_CLIP, default_preprocessing
+from ._pictures import OPEN_CLIP, at_size, default_preprocessing
 from ._places import BUNDLED, PathLike, _file, _folder, _folder_config, _path
 from ._source import ModelSource, _known_options, _read_tokenizer, _source
 from ._states import without_wrappers
@@ -42,7 +42,7 @@ def open_model(
     tokenizer: PathLike | None = None,
     reader: PathLike | None = None,
     config: Mapping[str, Any] | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     hub: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -51,8 +51,9 @@ def open_model(
 
     Parameters
     ----------
-    path : folder, optional
-        A converted folder, or a Hugging Face folder of CLIP or of BLIP image-text matching; ``"demo"``: the bundled model.
+    path : folder or file, optional
+        A converted folder; a Hugging Face folder of CLIP, SigLIP or BLIP; an open_clip folder; or a file of weights, as for
+        ``checkpoint``. ``"demo"``: the bundled model.
     checkpoint : file, optional
         A QA-ViT checkpoint (with ``text=`` and ``vision=``), or LAVIS's BLIP image-text matching (with ``tokenizer=``).
     vision : folder or hub name, optional
@@ -66,10 +67,12 @@ def open_model(
     config : dict, optional
         What files cannot tell: integration_point, lora_alpha, heads, hidden_act, layer_norm_eps; 'vision' and 'text'
         with Hugging Face's keys (for BLIP also LAVIS's); 'preprocessing', 'questions', 'answers', 'defaults' as in a
-        converted folder. 'state': which of several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors
-        that are not known, with a warning in the log; 'base': the folder of an adapter's base model.
-    image_size : int, optional
-        Another image size than the weights' own, a multiple of the patch size; position embeddings are interpolated.
+        converted folder. 'position_resize': how positions are taken to another grid, see :func:`qavit.load`. 'state': which
+        of several copies in a file ("ema", "teacher"); 'strict': False leaves out tensors that are not known, with a warning
+        in the log; 'base': the folder of an adapter's base model.
+    image_size : int or (int, int), optional
+        Another image size than the weights' own, a side or (height, width), multiples of the patch size; position embeddings
+        are interpolated, as `config` says.
     hub : bool
         Look up names that are no folders on the Hugging Face hub; "hf://owner/name" always is.
     revision : str, optional
@@ -84,9 +87,7 @@ def open_model(
     """
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config: expected a dict, got {type(config).__name__}")
-    if image_size is not None and (not isinstance(image_size, (int, np.integer)) or isinstance(image_size, bool)):
-        raise TypeError(f"image_size: expected a whole number, got {type(image_size).__name__}")
-    size = None if image_size is None else int(image_size)
+    size = None if image_size is None else checked_image_size(image_size, "image_size")
     options = dict(config or {})
     asked = Asked(tokenizer, options, size, Hub(hub, revision, local_files_only))
     if reader is not None:
@@ -100,6 +101,8 @@ def open_model(
         if checkpoint is not None or vision is not None:
             raise ValueError("give either a folder, or checkpoint=, vision= and text=, not both")
         demo = isinstance(path, str) and path == "demo"
+        if not demo and _path(path, "path").is_file():
+            return _open_checkpoint(path, None, text, asked)
         source = _open_folder(BUNDLED if demo else path, text, asked)
         if demo:
             source.name = "demo"
@@ -185,7 +188,8 @@ def _open_converted(folder: Path, config: dict[str, Any], asked: Asked) -> Model
     preprocessing: dict[str, Any] = {}
     if vision:
         own = config.get("preprocessing") or default_preprocessing(architecture, vision["image_size"])
-        preprocessing = {**own, **({"size": size} if size is not None else {}), **(options.get("preprocessing") or {})}
+        own = own if size is None else at_size(own, size)
+        preprocessing = {**own, **(options.get("preprocessing") or {})}
     json_text = _read_tokenizer(asked.tokenizer, folder, text)
     return _source(
         architecture, vision, text, weights, json_text, preprocessing,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._base.arguments import height_and_width
+from .._base.arguments import height_and_width, image_size
 from .._base.small_files import read_json_object
 from .._base.types import ImageSize
-from ..images import CLIP_MEAN, CLIP_STD, FILTERS, Preprocessing
+from ..images import CLIP_MEAN, CLIP_STD, FILTERS, SMOOTH, Preprocessing
 
 OPEN_CLIP = "open_clip_config.json"
 _HALF = (0.5, 0.5, 0.5)
@@ -21,7 +21,7 @@ _SIGLIP = {**_BLIP, "image_mean": _HALF, "image_std": _HALF, "default_to_square"
 _VIT = {**_SIGLIP, "resample": 2, "default_to_square": True}
 _BIT = {**_CLIP, "size": {"shortest_edge": 224}}
 _DINO = {**_CLIP, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "size": {"shortest_edge": 256}}
-_DINO3 = {**_VIT, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]}
+_DINO3 = {**_VIT, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "rounded": False}
 _DEIT = {
     **_VIT, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "resample": 3, "do_center_crop": True,
     "size": {"height": 256, "width": 256},
@@ -29,10 +29,11 @@ _DEIT = {
 #: What transformers' processors take where a file says nothing; the class's name without "ImageProcessor" and what follows.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": _CLIP, "ChineseCLIP": _CLIP, "Blip": _BLIP, "ViT": _VIT, "DeiT": _DEIT, "Siglip": _SIGLIP, "Bit": _BIT,
+    "DINOv3ViT": _DINO3,
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
 _OWN = {
-    "blip_itm": _BLIP, "blip2_itm": _BLIP, "albef": _BLIP, "blip_vqa": _BLIP,
+    "blip_itm": _BLIP, "blip2_itm": _BLIP, "albef": _BLIP, "blip_vqa": _BLIP, "blip_caption": _BLIP,
     "siglip": {**_SIGLIP, "default_to_square": True}, "vit": _VIT, "deit": _DEIT, "dinov2": _DINO, "dinov3": _DINO3,
     "timm": _VIT,
 }  # fmt: skip
@@ -54,7 +55,7 @@ _OBEYED = {
 def default_preprocessing(architecture: str, size: ImageSize) -> dict[str, Any]:
     """What a model of this kind was trained with, where nothing is said."""
     if architecture in _MADE_FOR:
-        return _at_size(from_image_processor({}, _MADE_FOR[architecture], architecture), size)
+        return at_size(from_image_processor({}, _MADE_FOR[architecture], architecture), size)
     return from_image_processor({}, size, architecture)
 
 
@@ -86,17 +87,17 @@ def folder_preprocessing(
             except ValueError as err:
                 raise ValueError(f"{path}: {err}") from None
     if asked is not None and asked != own:
-        result = _at_size(result, asked)
+        result = at_size(result, asked)
     return {**result, **given}
 
 
-def _at_size(settings: Mapping[str, Any], size: ImageSize) -> dict[str, Any]:
+def at_size(settings: Mapping[str, Any], size: ImageSize) -> dict[str, Any]:
     """The same for a model of another size."""
     return Preprocessing.from_dict(settings).resized(size).to_dict()
 
 
-def folder_size(folder: Path, usual: int) -> int:
-    """The side in pixels of what a folder's picture settings make; ``usual`` where they do not say."""
+def folder_size(folder: Path, usual: ImageSize) -> ImageSize:
+    """The size in pixels of what a folder's picture settings make; ``usual`` where they do not say."""
     found = _settings_file(folder)
     if found is None:
         return usual
@@ -106,7 +107,7 @@ def folder_size(folder: Path, usual: int) -> int:
             return _timm_size(settings)
         wanted = settings.get("crop_size") if settings.get("do_center_crop") is not False else None
         wanted = settings.get("size") if wanted is None else wanted
-        return usual if wanted is None else _pair(wanted, "size")[0]
+        return usual if wanted is None else image_size(_pair(wanted, "size"), "size")
     except ValueError as err:
         raise ValueError(f"{path}: {err}") from None
 
@@ -169,6 +170,8 @@ def from_image_processor(settings: Mapping[str, Any], size: ImageSize, architect
     normalize = say("do_normalize", True)
     result["mean"] = say("image_mean", CLIP_MEAN) if normalize else 0.0
     result["std"] = say("image_std", CLIP_STD) if normalize else 1.0
+    if result["resize"] == "exact" and not result["crop"] and result.get("filter") in SMOOTH:
+        result["rounded"] = defaults.get("rounded", True)  # no setting: that processor's way
     return _checked(result)
 
 

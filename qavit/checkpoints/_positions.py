@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._base.resampling import Weights, grid_weights, smoothed_weights
 
-PositionResize = Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear", "bilinear_antialias"]
 #: By name: the weights of one axis. Public code differs here, and the results by 9 to 24% of the largest embedding.
 WAYS: dict[str, Callable[[int, int], Weights]] = {
     # transformers, Grad-ECLIP
@@ -30,7 +28,7 @@ def resize_positions(
     positions: NDArray[np.float32],
     old: tuple[int, int],
     new: tuple[int, int],
-    way: PositionResize = "bicubic",
+    way: str = "bicubic",
 ) -> NDArray[np.float32]:
     """Position embeddings for a grid of another size.
 

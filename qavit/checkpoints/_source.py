@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._base.types import ImageSize
 from .._base.vocabularies import read_tokenizer, tokenizer_file
 from ..images import Preprocessing
 from ._places import PathLike
@@ -25,6 +26,7 @@ _OPTIONS = (
     "num_attention_heads",
     "hidden_act",
     "layer_norm_eps",
+    "position_resize",
     "vision",
     "text",
     "preprocessing",
@@ -60,6 +62,8 @@ class ModelSource:
         For messages: where it came from.
     decoder : dict
         name -> tensor: more weights, which only an answer needs, so that they are made when the first is asked for.
+    prompts : Path or None
+        Of a QA-ViT, the folder of the CLIP that embeds texts in its pictures' space: with both halves.
     """
 
     architecture: str
@@ -73,6 +77,7 @@ class ModelSource:
     defaults: dict[str, Any]
     name: str
     decoder: Stored = field(default_factory=dict, repr=False)
+    prompts: Path | None = None
 
     def every_weight(self) -> Weights:
         """The weights with those of the decoder."""
@@ -120,9 +125,9 @@ def _source(
     )  # fmt: skip
 
 
-def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: int, name: str) -> None:
-    if preprocessing.get("size") != image_size:
-        size = preprocessing.get("size")
+def _check_preprocessing(preprocessing: Mapping[str, Any], image_size: ImageSize, name: str) -> None:
+    size = preprocessing.get("size")
+    if (tuple(size) if isinstance(size, list) else size) != image_size:
         raise ValueError(f"{name}: preprocessing.size is {size!r}, the model takes images of {image_size}")
     try:
         Preprocessing.from_dict(preprocessing)

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from .._base.about import build_info
+from .._base.arguments import height_and_width
 from .._base.progress import Progress
 from .._base.warnings import QavitWarning
 from ._options import FILE, OK, UsageError, add_model_options, add_out, add_questions, completed, load_model, model_arguments
@@ -71,7 +72,10 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights (default: as they are)"
     )
     parser.add_argument(
-        "--panels", type=int, choices=(0, 16, 64), metavar="N",
+        "--panels",
+        type=int,
+        choices=(0, 16, 64),
+        metavar="N",
         help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -175,8 +179,7 @@ def run_bench(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     model = load_model(options)
     loading = time.perf_counter() - start
-    side = model.image_size
-    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (*height_and_width(model.image_size), 3), np.uint8)
     questions = [f"where is object number {i}?" for i in range(options.number)] if model.takes_questions else None
     times = []
     block = model.default_block if options.block is None else model.check_block(options.block, "--block")

@@ -140,11 +140,11 @@ def run_heatmap(options: argparse.Namespace) -> int:
 def check_request(model: Model, jobs: Sequence[Job], options: argparse.Namespace) -> None:
     """What is wrong for every picture is said once, before the first."""
     silent = [job.image for job in jobs if not job.questions]
-    if model.takes_questions and silent:
+    request = model._request(options.method, options.block, options.heads)
+    if model._asks(request.method) and silent:
         raise UsageError(f'{silent[0]}: no question; give some with -q "..." or --questions FILE')
     if not model.takes_questions and len(silent) < len(jobs):
-        raise UsageError(f"{model.name} is plain CLIP, which takes no questions; leave -q and --questions out")
-    model._request(options.method, options.block, options.heads)
+        raise UsageError(f"{model.name} takes no questions: {model._why_no_questions()}; leave -q and --questions out")
     if not options.no_figures or options.html:
         from ..plots._pixels import check_weight, colormap, scale_of
 

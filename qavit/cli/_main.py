@@ -1,4 +1,4 @@
-"""The command line: ``qavit heatmap | ask | demo | run | score | convert | info | models | bench``."""
+"""The command line: ``qavit heatmap | ask | demo | run | score | eval | convert | info | models | bench``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ._about import (
     run_models,
 )
 from ._ask import add_ask_options, run_ask
+from ._eval import add_eval_options, run_eval
 from ._heatmap import add_heatmap_options, run_heatmap
 from ._options import INTERRUPTED, OK, SOME_FAILED, USAGE, Parser, UsageError
 from ._run import EXAMPLE, SUMMARY, add_run_options, run_data_set
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         return code
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on where it stopped" if options.command in ("heatmap", "run") else ""
+        goes_on = "; the same command goes on where it stopped" if options.command in ("heatmap", "run", "eval") else ""
         print(f"interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -126,6 +127,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("run", run_data_set, add_run_options, SUMMARY, EXAMPLE),
         ("score", run_score, add_score_options, "the accuracy of answers, as VQAv2 and GQA count it",
          "qavit score results.json v2_mscoco_val2014_annotations.json"),
+        ("eval", run_eval, add_eval_options, "how well maps find what texts refer to, method by method, with intervals",
+         "qavit eval boxes.jsonl --model clip-vit-base-patch16/ --method legrad,gae,gem -o figures/"),
         ("convert", run_convert, add_convert_options, "write a model as one folder that is mapped in place",
          "qavit convert --checkpoint qavit-base2.pth --vision clip-vit-large-patch14-336 --text flan-t5-base -o base2"),
         ("info", run_info, add_info_options, "what a model is and can do, or what this build is", "qavit info qavit-base2/"),

@@ -63,9 +63,7 @@ def pairs(text: str) -> dict[str, str]:
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """-q and --questions, which mean the same in every command."""
     parser.add_argument("-q", "--question", action="append", default=[], help="a question; may be given many times")
-    completed(
-        parser.add_argument("--questions", metavar="FILE", help="a file of questions, as qavit run reads it"), FILE
-    )
+    completed(parser.add_argument("--questions", metavar="FILE", help="a file of questions, as qavit run reads it"), FILE)
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +122,17 @@ def blocks_of(text: str) -> Any:
     return numbers if len(numbers) > 1 else numbers[0]
 
 
+def size_of(text: str) -> Any:
+    """A side, or height x width."""
+    try:
+        edges = [int(edge) for edge in text.lower().split("x")]
+    except ValueError:
+        edges = []
+    if len(edges) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a side, or height and width: 336x448")
+    return edges[0] if len(edges) == 1 else (edges[0], edges[1])
+
+
 def heads_of(text: str) -> Any:
     """mean, max, or a number."""
     if text in ("mean", "max", "single"):
@@ -150,10 +159,15 @@ def add_model_options(
         ("--config", "JSON", FILE, "what the files do not tell, as a JSON object or a file of one"),
     ):
         completed(group.add_argument(name, metavar=metavar, help=said), by)
-    group.add_argument("--image-size", type=int, metavar="N", help="another input side than the model was trained at")
+    group.add_argument(
+        "--image-size", type=size_of, metavar="N|HxW", help="another input size than the model was trained at"
+    )
     if precision:
         group.add_argument(
-            "--precision", choices=PRECISIONS, default="float32", type=precision_name,
+            "--precision",
+            choices=PRECISIONS,
+            default="float32",
+            type=precision_name,
             help="of the products (default: float32; tf32 is for a GPU)",
         )
         group.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")

@@ -1,4 +1,6 @@
 from ._actor import HeatmapActor as HeatmapActor
+from ._evaluation import Evaluation as Evaluation
+from ._evaluation import evaluate as evaluate
 from ._pipeline import RunSummary as RunSummary
 from ._pipeline import run as run
 from ._plan import Shard as Shard
@@ -9,11 +11,13 @@ from ._rows import MapRow as MapRow
 from ._rows import scale_maps as scale_maps
 
 __all__ = [
+    "Evaluation",
     "HeatmapActor",
     "MapReader",
     "MapRow",
     "RunSummary",
     "Shard",
+    "evaluate",
     "open_questions",
     "read_maps",
     "run",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union, cast
 
 import numpy as np
 
-from .._base.arguments import is_pixel_values, one_line
+from .._base.arguments import height_and_width, is_pixel_values, one_line
 from .._base.files import PathLike
 from .._base.pictures import MAX_PIXELS, load_image
 from .._base.types import Fit, FloatArray, Heads
@@ -163,21 +163,22 @@ class HeatmapActor:
         self.at_once = model._questions_at_once(self._request)
         if self.takes_questions:
             # What is wrong with block, method or heads is wrong for every row: it shows here, once.
-            side = model.image_size
-            look = model._result(model._see(np.zeros((side, side, 3), np.uint8), self._fit), "a", self._request)
+            blank = np.zeros((*height_and_width(model.image_size), 3), np.uint8)
+            look = model._result(model._see(blank, self._fit), "a", self._request)
             warn_of(note for note in look.notes if note.kind == "question_blind")
 
     def _check_answering(self) -> None:
         """What is wrong with the way of answering is wrong for every row: it shows here, once."""
         if self._pnp_vqa is not None:
-            if self.method != self.model.default_method or self._fit != "stretch" or self._request.heads != "mean":
-                raise ValueError("method, heads, fit: PnP-VQA draws patches by its matcher's own map; leave them out")
+            usual = (self.model.default_method, "stretch", "mean")
+            if (self.method, self._fit, self._request.heads) != usual or not isinstance(self.block, int):
+                raise ValueError("method, block, heads, fit: PnP-VQA draws patches by its matcher's map of one block")
             self._pnp_vqa.check_options(**self._answering)
             return
         if self.model.answer_names is not None and not self._answering:
             return  # answers come with the maps
         model: Any = self.model
-        blank = np.zeros((model.image_size, model.image_size, 3), np.uint8)
+        blank = np.zeros((32, 32, 3), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", QavitWarning)  # of a black picture
             model.answer(blank, ["a"], **self._answering)
@@ -252,7 +253,7 @@ class HeatmapActor:
     def _problem(self, question: str) -> Optional[str]:
         """Why a question cannot be asked; a good one is now in the model's cache of encoded questions."""
         if not self.takes_questions:
-            return None if not question else "question: this model takes none (plain CLIP)"
+            return None if not question else f"question: this model takes none: {self.model._why_no_questions()}"
         if not question.strip():
             return "question: it is empty"
         try:
@@ -278,9 +279,8 @@ class HeatmapActor:
     def _explained(self, shown: Shown, questions: list[str]) -> list[Found]:
         """Answers by PnP-VQA, with its captions and its matcher's maps."""
         assert self._pnp_vqa is not None
-        block = self.block if isinstance(self.block, int) else None
         found = []
-        for one in self._pnp_vqa.explanations(shown.picture, questions, block=block, **self._answering):
+        for one in self._pnp_vqa.explanations(shown.picture, questions, block=self._request.blocks[0], **self._answering):
             (looked,) = self._found(one.result)
             score = math.exp(one.answer.score)
             found.append(looked._replace(answer=one.answer.text, answer_score=score, captions=tuple(one.captions)))

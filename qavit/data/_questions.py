@@ -77,6 +77,7 @@ class Reading(NamedTuple):
     columns: Mapping[str, str] = {}
     keep: Mapping[str, str] = {}
     encoding: Optional[str] = None
+    seek: tuple[str, ...] = ()  # columns that go along, behind those of `keep`, where they are there
 
     def column(self, role: str) -> tuple[str, ...]:
         """Where a row has its id, image or question."""
@@ -250,7 +251,7 @@ class QuestionFile:
         return ["" if question is None else question]
 
     def _kept(self, values: Mapping[str, Any]) -> tuple[Optional[str], ...]:
-        return tuple(_as_text(values.get(column)) for column in self._reading.keep.values())
+        return tuple(_as_text(values.get(column)) for column in (*self._reading.keep.values(), *self._reading.seek))
 
     def _image(self, values: Mapping[str, Any]) -> ImageSource:
         image, name = self._value(values, "image"), ""
@@ -297,7 +298,8 @@ class QuestionFile:
             raise ValueError(f"{said} 'image'{hint('image')}")
         if not {*reading.column("question"), "conversations"} & set(names):
             raise ValueError(f"{said} 'question'{hint('question')}")
-        wanted = {"conversations", *fields, *reading.keep.values()}.union(*(reading.column(role) for role in KEYS))
+        kept = {*reading.keep.values(), *reading.seek}
+        wanted = {"conversations", *fields, *kept}.union(*(reading.column(role) for role in KEYS))
         return [name for name in names if name in wanted]
 
     # ---- formats ----
@@ -364,12 +366,15 @@ class Layout(NamedTuple):
         What the file says of all questions.
     files : dict
         COCO: the file name of each picture's id.
+    categories : dict
+        COCO: the name of each category's id, which is what is asked for where an object has no text.
     """
 
     list_name: str = ""
     image_name: Optional[str] = None
     shared: Mapping[str, Any] = {}
     files: Mapping[str, str] = {}
+    categories: Mapping[str, str] = {}
 
     def rows(self, scanner: JsonScanner, path: str) -> Iterator[Row]:
         """The questions, from the beginning of the file."""
@@ -389,6 +394,8 @@ class Layout(NamedTuple):
             row = row_of_value(value, f"{path}, line {line}, question {number}")
             if self.files and "file_name" not in row.values:
                 row = row._replace(values={**row.values, "file_name": self.files.get(str(row.values.get("image_id")))})
+            if (category := self.categories.get(str(row.values.get("category_id")))) is not None:
+                row = row._replace(values={"text": category, "label": category, **row.values})
             yield row._replace(values={**self.shared, **row.values})
         if not self.list_name and scanner.peek():
             raise scanner.error("there is more after the list")
@@ -401,7 +408,8 @@ def find_layout(scanner: JsonScanner, path: str) -> Layout:
     if scanner.peek() != "{":
         raise scanner.error("expected a list or an object")
     shared: dict[str, Any] = {}
-    files: dict[str, str] = {}
+    named: dict[str, dict[str, str]] = {"images": {}, "categories": {}}
+    keys = {"images": "file_name", "categories": "name"}
     lists = []
     for name in scanner.members():
         ahead = scanner.peek()
@@ -410,8 +418,8 @@ def find_layout(scanner: JsonScanner, path: str) -> Layout:
             if name == "questions" and "data_subtype" in shared:
                 break  # what comes later changes nothing
             for _, value in scanner.items():
-                if name == "images" and isinstance(value, Mapping) and isinstance(value.get("file_name"), str):
-                    files[str(value.get("id"))] = value["file_name"]
+                if name in keys and isinstance(value, Mapping) and isinstance(value.get(keys[name]), str):
+                    named[name][str(value.get("id"))] = value[keys[name]]
             continue
         value = scanner.value()
         if ahead != "{":
@@ -431,7 +439,7 @@ def find_layout(scanner: JsonScanner, path: str) -> Layout:
         else:
             shared["data_subtype"] = subtype
     shared = {name: value for name, value in shared.items() if name in ("data_subtype", "data_type", "task_type")}
-    return Layout(found, template, shared, files)
+    return Layout(found, template, shared, named["images"], named["categories"])
 
 
 class _Text(str):

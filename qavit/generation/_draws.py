@@ -79,9 +79,9 @@ def check_weights(weights: Any, patches: int, argument: str = "weights") -> npt.
 
 
 def draw_patches(
-    weights: npt.NDArray[np.float64], count: int, draws: Draws, numbers: npt.ArrayLike
+    weights: npt.NDArray[np.float64], count: int, keys: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.int32]:
-    """Patches without replacement, in proportion to their weights, anew for each of the texts `numbers` [n].
+    """Patches without replacement, in proportion to their weights, anew for each text.
 
     By the exponential race: those of the `count` largest w / e, with e drawn from the exponential distribution. Where fewer
     weights than that are above 0, the first ones of weight 0 fill up.
@@ -92,6 +92,8 @@ def draw_patches(
         As :func:`check_weights` gives them.
     count : int
         1 to P.
+    keys : uint64 [n, 4]
+        :meth:`Draws.keys` of each text.
 
     Returns
     -------
@@ -105,6 +107,8 @@ def draw_patches(
     """
     if not 1 <= whole_number(count, "num_patches") <= len(weights):
         raise ValueError(f"num_patches: {count}, expected 1 to the {len(weights)} patches there are")
-    uniforms = _core.random_uniforms(draws.keys(numbers, PATCH_STEP), len(weights))
+    keys = keys.copy()
+    keys[:, 3] = PATCH_STEP
+    uniforms = _core.random_uniforms(keys, len(weights))
     order = np.argsort(weights / np.log(uniforms), axis=1, kind="stable")
     return np.sort(order[:, :count], axis=1).astype(np.int32)

@@ -1,22 +1,15 @@
-"""Matchers made of live LAVIS modules."""
+"""GradCAM as LAVIS's scripts call it."""
 
 from __future__ import annotations
 
-import importlib
-import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .._base.tensors import as_kind, to_numpy, torch_of
-from .._base.types import Precision
+from ._modules import from_lavis
 
 if TYPE_CHECKING:
-    from ..checkpoints._weights import Weight
     from ..models._matcher import Matcher
 
 # Torch modules that compute_gradcam was called with: what their weights were then, and the matcher made of them.
@@ -64,61 +57,6 @@ def compute_gradcam(
     return [as_kind(stack, torch) for stack in maps], as_kind(logits, torch)
 
 
-def from_lavis(blip_itm_module: Any, *, tokenizer: Any = None, precision: Precision = "float32") -> Matcher:
-    """A matcher with the weights of a live torch module, without a file in between.
-
-    Parameters
-    ----------
-    blip_itm_module : torch module
-        LAVIS's blip_image_text_matching (``pnp_vqa.image_question_matching_model``) or blip2_image_text_matching, or Hugging
-        Face's BlipForImageTextRetrieval or Blip2ForImageTextRetrieval. It is not changed.
-    tokenizer : path, optional
-        vocab.txt or tokenizer.json; None: the module's own tokenizer (LAVIS's has one).
-    precision : {"float32", "bfloat16"}
-        As for `qavit.load`.
-
-    Returns
-    -------
-    BlipITM or BLIP2ITM
-        It shares the memory of weights that lie on the CPU in float32, float16 or bfloat16: do not train them on; make a
-        new matcher afterwards.
-
-    Raises
-    ------
-    TypeError
-        This is no such module.
-    ValueError
-        Weights are missing or mis-shaped, or no tokenizer is there.
-    """
-    from ..checkpoints.towers import blip, blip2
-    from ..models._blip2_itm import BLIP2ITM
-    from ..models._blip_itm import BlipITM
-    from ..text import Tokenizer, with_blip_tokens
-
-    module = blip_itm_module
-    queries = hasattr(module, "query_tokens")
-    text = ("Qformer", "qformer") if queries else ("text_encoder", "text_encoder")
-    lavis = all(hasattr(module, name) for name in ("visual_encoder", text[0], "itm_head"))
-    hugging_face = all(hasattr(module, name) for name in ("vision_model", text[1], "config", "itm_head"))
-    if not (lavis or hugging_face) or not callable(getattr(module, "state_dict", None)):
-        raise TypeError(
-            "blip_itm_module: expected a torch module with visual_encoder, text_encoder (or Qformer) and itm_head (LAVIS's "
-            f"blip_image_text_matching or blip2_image_text_matching), got {type(module).__name__}"
-        )
-    weights = {name: _weight(tensor) for name, tensor in module.state_dict().items()}
-    config = {} if lavis else module.config.to_dict()
-    options = _lavis_options(module) if lavis else {}
-    opened = blip2.open_tensors if queries else blip.open_tensors
-    source = opened(dict(weights), config, options, type(module).__name__)
-    if tokenizer is not None:
-        vocabulary = Tokenizer.from_folder(tokenizer).to_json()
-    else:
-        vocabulary = _tokenizer_json(getattr(module, "tokenizer", None))
-    if queries:
-        return BLIP2ITM(replace(source, tokenizer=vocabulary), precision=precision)
-    return BlipITM(replace(source, tokenizer=with_blip_tokens(vocabulary)), precision=precision)
-
-
 def _matcher_of(model: Any) -> Matcher:
     """The matcher itself, or the one made of a torch module's present weights."""
     from ..models._matcher import Matcher
@@ -130,60 +68,9 @@ def _matcher_of(model: Any) -> Matcher:
     state = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters())
     known = _converted.get(model)
     if known is None or known[0] != state:
-        known = (state, from_lavis(model))
+        made = from_lavis(model)
+        if not isinstance(made, Matcher):
+            raise TypeError(f"model: expected a matcher, got {type(model).__name__}, which is of kind {made.kind!r}")
+        known = (state, made)
         _converted[model] = known
     return known[1]
-
-
-def _weight(tensor: Any) -> Weight:
-    """A torch tensor as the core takes it: its own memory where that is possible."""
-    tensor = tensor.detach().cpu().contiguous()
-    dtype = str(tensor.dtype).rpartition(".")[2]
-    shape = tuple(tensor.shape)
-    if dtype == "bfloat16":
-        torch: Any = importlib.import_module("torch")
-        return (tensor.view(torch.int16).numpy(), dtype, shape, 0)
-    array = tensor.numpy()
-    if dtype == "float64":
-        array, dtype = array.astype(np.float32), "float32"
-    return (array, dtype, shape, 0)
-
-
-def _lavis_options(module: Any) -> dict[str, Any]:
-    """What the weights' shapes do not tell, from the module's attributes."""
-    vision: dict[str, Any] = {}
-    blocks = getattr(module.visual_encoder, "blocks", None)
-    if blocks is not None and len(blocks):
-        vision["num_attention_heads"] = int(blocks[0].attn.num_heads)
-    last = getattr(module, "ln_vision", None)
-    norm: Any = getattr(module.visual_encoder, "norm", None) if last is None or not blocks else blocks[0].norm1
-    norms = {"layer_norm_eps": norm, "post_norm_eps": last}
-    vision.update((key, float(one.eps)) for key, one in norms.items() if one is not None)
-    known = ("num_attention_heads", "hidden_act", "layer_norm_eps", "fusion_layer")
-    queries = getattr(module, "Qformer", None)
-    config = getattr(module.text_encoder if queries is None else queries.bert, "config", None)
-    text = {name: getattr(config, name) for name in known if isinstance(getattr(config, name, None), (int, float, str))}
-    options: dict[str, Any] = {"vision": vision, "text": text}
-    if getattr(module, "max_txt_len", None):
-        options["max_txt_len"] = int(module.max_txt_len)
-    return options
-
-
-def _tokenizer_json(tokenizer: Any) -> str:
-    """A Hugging Face BERT tokenizer, slow or fast, as the content of a tokenizer.json."""
-    from ..text import Tokenizer
-
-    if tokenizer is None:
-        raise ValueError("tokenizer: the module has none; give tokenizer= a vocab.txt or tokenizer.json")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return str(backend.to_str())
-    by_number = sorted((number, token) for token, number in tokenizer.vocab.items())
-    if [number for number, _ in by_number] != list(range(len(by_number))):
-        raise ValueError("tokenizer: its vocabulary has gaps; give tokenizer= a vocab.txt or tokenizer.json")
-    basic = getattr(tokenizer, "basic_tokenizer", None)
-    lower = bool(getattr(basic, "do_lower_case", getattr(tokenizer, "do_lower_case", True)))
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "vocab.txt").write_text("".join(f"{token}\n" for _, token in by_number), encoding="utf-8")
-        Path(folder, "tokenizer_config.json").write_text(f'{{"do_lower_case": {str(lower).lower()}}}', encoding="utf-8")
-        return Tokenizer.from_folder(folder).to_json()

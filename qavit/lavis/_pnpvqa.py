@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -16,7 +16,12 @@ from .._base.config import Config as Config
 from .._base.config import to_mapping
 from .._base.files import PathLike
 from .._base.tensors import as_kind, to_numpy, torch_of
+from .._base.types import FloatArray
 from .._base.warnings import QuestionBlindWarning, warn_of
+from ..answers._grids import fit_images
+from ..answers._parts import load_block
+from ..answers._pipeline import Pipeline
+from ..answers._pnpvqa import check_part
 from ..methods.class_token import METHOD as CLASS_TOKEN
 from ..methods.class_token import read_class
 from ..models._load import load
@@ -33,12 +38,15 @@ _SETTINGS = (
 )  # fmt: skip
 _LAVIS_ONLY = (
     "arch", "model_type", "load_finetuned", "load_pretrained", "finetuned", "pretrained",
-    "image_question_matching_model", "image_captioning_model", "question_answering_model",
+    "image_question_matching_model",
 )  # fmt: skip
+_PARTS = ("image_captioning_model", "question_answering_model")
 
 
-class PNPVQAWithQAViT:
+class PNPVQAWithQAViT(Pipeline):
     """Question-aware attention maps under PnP-VQA's names: ``forward_itm(samples)`` gives one map a pair.
+
+    With a captioner and a reader, the other steps are there, too: ``predict_answers(samples)``.
 
     What comes in decides what goes out: where the images are torch tensors, maps and attentions are float32 tensors on
     the CPU; otherwise they are NumPy arrays. torch itself is never imported here.
@@ -69,11 +77,14 @@ class PNPVQAWithQAViT:
         loaded model is.
     checkpoint, vision, text, tokenizer, config, precision
         As for `qavit.load`, instead of a path.
+    image_captioning_model, question_answering_model : Model, path or mapping, optional
+        Captioner and reader: loaded, or as for :meth:`qavit.PNPVQA.from_config`.
 
     Attributes
     ----------
-    qavit : QAViT
+    qavit, matcher : QAViT
         The model itself.
+    captioner, reader : Model or None
     device : str
         Where it computes.
     block_num : int or None
@@ -108,6 +119,8 @@ class PNPVQAWithQAViT:
         tokenizer: PathLike | None = None,
         config: Mapping[str, Any] | None = None,
         precision: str | None = None,
+        image_captioning_model: Any = None,
+        question_answering_model: Any = None,
     ) -> None:
         named = {
             "checkpoint": checkpoint, "vision": vision, "text": text, "tokenizer": tokenizer, "config": config,
@@ -118,7 +131,7 @@ class PNPVQAWithQAViT:
         if not self.qavit.integrated:
             raise ValueError(
                 "model: plain CLIP, no block of it attends to a question; "
-                "its maps come from qavit.load(...).heatmaps(image, questions=None)"
+                "its maps come from qavit.load(...).heatmaps(image, ...)"
             )
         _check_agrees("integration_point", integration_point, self.qavit.integration_point)
         _check_agrees("instruction_dim", instruction_dim, self.qavit.instruction_dim)
@@ -127,6 +140,12 @@ class PNPVQAWithQAViT:
         self.block_num = None if block_num is None else self.qavit.check_block(block_num, "block_num")
         self.offload_model = bool(offload_model)
         self.gradient_checkpointing = bool(gradient_checkpointing)
+        if image_captioning_model is not None:
+            self.captioner = load_block("image_captioning_model", image_captioning_model)
+            check_part("captioner", self.captioner)
+        if question_answering_model is not None:
+            self.reader = load_block("question_answering_model", question_answering_model)
+            check_part("reader", self.reader)
         if offload_model and self.device == "cpu":
             _log.info("offload_model changes nothing: weights are mapped from disk, there is nothing to move away")
         if gradient_checkpointing:
@@ -141,7 +160,8 @@ class PNPVQAWithQAViT:
         config : mapping, Config, namespace, OmegaConf node or None
             ``path`` (or checkpoint, vision, text, tokenizer, config) and precision say what `qavit.load` reads; the
             other names are the constructor's. ``qavit_config_example.yaml`` lists them all under ``model:``. None as a
-            value stands for the default. Names that only LAVIS knows (arch, model_type, ...) are passed over.
+            value stands for the default. ``image_captioning_model`` and ``question_answering_model`` are as in LAVIS's
+            files, with paths in place of addresses. Names that only LAVIS knows (arch, model_type, ...) are passed over.
 
         Returns
         -------
@@ -157,9 +177,9 @@ class PNPVQAWithQAViT:
         if passed_over:
             _log.info("config: %s mean nothing to a QA-ViT and are passed over", ", ".join(passed_over))
         settings = {name: value for name, value in settings.items() if name not in _LAVIS_ONLY}
-        unknown = sorted(set(settings) - {"path", *_SOURCES, *_SETTINGS})
+        unknown = sorted(set(settings) - {"path", *_SOURCES, *_SETTINGS, *_PARTS})
         if unknown:
-            known = ", ".join(("path", *_SOURCES, *_SETTINGS))
+            known = ", ".join(("path", *_SOURCES, *_SETTINGS, *_PARTS))
             raise ValueError(f"config: unknown settings {', '.join(unknown)}; expected {known}")
         if "config" in settings:
             settings["config"] = Config(settings["config"]).to_dict()
@@ -172,7 +192,8 @@ class PNPVQAWithQAViT:
         ----------
         samples : mapping
             'image': float [B, 3, image_size, image_size], normalised, NumPy or torch; 'text_input': B questions, or one
-            str for B = 1. Other keys are left alone.
+            str for B = 1. 'gradcams' is put in for `forward_cap`: the maps over the captioner's patches, or over the
+            model's own where there is no captioner.
         block_num : int, optional
             The block to read, counted from 0. None: the model's `block_num`, which is 7 unless set.
 
@@ -194,7 +215,29 @@ class PNPVQAWithQAViT:
         image, questions = read_samples(samples)
         instruct_states = self.encode_questions(questions)
         vision_outputs = self.qavit_vision_model(pixel_values=image, instruct_states=instruct_states, output_attentions=True)
-        return self.extract_qavit_attention(vision_outputs, self._block(block_num))
+        maps = self.extract_qavit_attention(vision_outputs, self._block(block_num))
+        if isinstance(samples, MutableMapping):
+            samples["gradcams"] = as_kind(self._on_captioners_grid(to_numpy(maps, "maps")), torch_of(maps))
+        return maps
+
+    def _put_maps(self, samples: MutableMapping[str, Any], block_num: int | None) -> FloatArray:
+        """Each pair's map by `forward_itm`, which a subclass may have made its own."""
+        image, questions = read_samples(samples)
+        pixels = fit_images(to_numpy(image, "samples['image']"), self.qavit)
+        if block_num is None:
+            block_num = self.qavit.default_block if self.block_num is None else self.block_num
+        found = [
+            to_numpy(self.forward_itm({"image": pixels[row : row + 1], "text_input": [question]}, block_num), "maps")
+            for row, question in enumerate(questions)
+        ]
+        maps = np.concatenate(found)
+        samples["gradcams"] = as_kind(self._on_captioners_grid(maps), torch_of(image))
+        return maps
+
+    @property
+    def matcher(self) -> QAViT:
+        """The model itself."""
+        return self.qavit
 
     def encode_questions(self, questions: str | Sequence[str]) -> EncodedQuestions:
         """The questions as the vision model takes them.
@@ -308,6 +351,9 @@ class PNPVQAWithQAViT:
             What is missing: CUDA in this build, the driver, or a GPU.
         """
         self.qavit.to(self.device if device is None else device, offload_model=self.offload_model or None)
+        for part in (self.captioner, self.reader):
+            if part is not None and device is not None:
+                part.to(device)
         return self
 
     @property

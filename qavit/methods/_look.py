@@ -36,9 +36,9 @@ class Readable(Protocol):
     Attributes
     ----------
     reads : frozenset of str
-        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam"; "texts", with `texts`,
-        `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token", "registers", "attention_head"
-        (SigLIP's).
+        What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam", "cross_attention";
+        "texts", with `texts`, `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token",
+        "registers", "attention_head" (SigLIP's).
     num_blocks : int
     question_blocks : tuple of int
         The blocks that attend to the question.
@@ -127,5 +127,41 @@ class Look(Protocol):
         ...
 
     def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        """The text half's cross-attention times its gradient, by block, [Q, P]."""
+        """By block, [Q, P]: the text half's cross-attention times its gradient, or a tower's norm times its own."""
+        ...
+
+    @property
+    def has_attention_head(self) -> bool:
+        """Whether the tower pools by attention, as SigLIP's does."""
+        ...
+
+    def gradients(
+        self,
+        first: int,
+        wanted: Sequence[tuple[str, int]] = (),
+        *,
+        beside: Optional[FloatArray] = None,
+        score: Score = "cosine",
+        scale: float = 1.0,
+        relevance: Optional[int] = None,
+        single_head: Optional[int] = None,
+    ) -> dict[str, Any]:
+        """Gradients of the texts' scores, or where there are no texts of the best answer's log-probability.
+
+        In one pass up to block `first` and on from there, whatever the number of texts; `wanted` holds (name, block) pairs,
+        and what they are, and the other arguments, is told by ``_core.Vit.gradients``. `beside` are more texts [., E]
+        behind the look's own.
+        """
+        ...
+
+    def mean_attention(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
+        """Attention probabilities by block, the mean over heads, [Q, T, M + T], computed in one pass."""
+        ...
+
+    def pooling_weights(self) -> FloatArray:
+        """How much of each token is pooled, [1 or Q, T]: all of the class token, the patches alike, or as a head looks."""
+        ...
+
+    def cross_attention(self) -> FloatArray:
+        """A decoder's attention to each patch while it wrote a text's words, [Q, P]."""
         ...

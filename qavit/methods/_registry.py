@@ -41,7 +41,9 @@ def method_of(method: Any, model: Readable) -> Method:
         known = methods_of(model)
         if method not in known:
             others = " or a function" if "attention" in model.reads else ""
-            raise ValueError(f"method: got {method!r}; this model has {', '.join(map(repr, known))}{others}")
+            hint = all_methods()[method].lacks(model) if method in all_methods() else ""
+            said = f"; {hint}" if hint else ""
+            raise ValueError(f"method: got {method!r}; this model has {', '.join(map(repr, known))}{others}{said}")
         return all_methods()[method]
     if not isinstance(method, Method) and not callable(method):
         raise TypeError(f"method: expected a name, a Method or a function, got {type(method).__name__}")

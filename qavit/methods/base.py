@@ -36,6 +36,10 @@ class Method(ABC):
     def suits(self, model: Readable) -> bool:
         """Whether the model has what this method reads."""
 
+    def lacks(self, model: Readable) -> str:
+        """What to do about a model that does not suit, in an error; empty where nothing can be done."""
+        return ""
+
     @abstractmethod
     def blocks(self, model: Readable) -> tuple[int, ...]:
         """The blocks that have a map by this method that can know the question."""

@@ -17,6 +17,8 @@ from ._faithfulness import perturbation as perturbation
 from ._faithfulness import road as road
 from ._gqa import GqaAccuracy as GqaAccuracy
 from ._gqa import gqa_accuracy as gqa_accuracy
+from ._localization import Estimate as Estimate
+from ._localization import Localization as Localization
 from ._pointing import attention_inside as attention_inside
 from ._vqa import VqaAccuracy as VqaAccuracy
 from ._vqa import accuracy_interval as accuracy_interval
@@ -25,7 +27,9 @@ from ._vqa import vqa_accuracy as vqa_accuracy
 
 __all__ = [
     "Curve",
+    "Estimate",
     "GqaAccuracy",
+    "Localization",
     "PointingGame",
     "Road",
     "Segmentation",

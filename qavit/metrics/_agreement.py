@@ -148,36 +148,44 @@ class Segmentation:
 
     def update(self, heatmap: Any, mask: Any) -> None:
         """Add a map with its mask, both [H, W]; pixels of -1 do not count."""
-        values, marked = _checked(heatmap, mask)
-        known = marked >= 0
-        scaled = _min_max(values)
-        predicted = (scaled > scaled.mean())[known]
-        truth = (marked == 1)[known]
-        self._correct += int((predicted == truth).sum())
-        self._labelled += int(truth.size)
-        for place, (found, wanted) in enumerate(((~predicted, ~truth), (predicted, truth))):
-            self._intersection[place] += int((found & wanted).sum())
-            self._union[place] += int((found | wanted).sum())
-        scores = np.concatenate([1.0 - scaled[known], scaled[known]])
-        self._precisions.append(_average_precision(scores, np.concatenate([~truth, truth])))
+        self._counts.append(segmentation_counts(heatmap, mask))
 
     def summary(self) -> dict[str, float]:
         """``pixel_accuracy``, ``miou`` and ``map`` (mean average precision), from 0 to 1, and ``count``."""
-        if not self._precisions:
+        if not self._counts:
             raise ValueError("no maps yet: call update first")
-        iou = self._intersection / (_EPSILON + self._union)
-        return {
-            "pixel_accuracy": self._correct / max(self._labelled, 1),
-            "miou": float(iou.mean()),
-            "map": float(np.mean(self._precisions)),
-            "count": float(len(self._precisions)),
-        }
+        return {**segmentation_summary(np.sum(self._counts, axis=0), len(self._counts)), "count": float(len(self._counts))}
 
     def reset(self) -> None:
         """Forget what was added."""
-        self._correct = self._labelled = 0
-        self._intersection, self._union = np.zeros(2), np.zeros(2)
-        self._precisions: list[float] = []
+        self._counts: list[Doubles] = []
+
+
+def segmentation_counts(heatmap: Any, mask: Any) -> Doubles:
+    """Of one map [7]: pixels that are right, that are labelled; of background and object, intersection; union; precision."""
+    values, marked = _checked(heatmap, mask)
+    known = marked >= 0
+    scaled = _min_max(values)
+    predicted = (scaled > scaled.mean())[known]
+    truth = (marked == 1)[known]
+    sides = ((~predicted, ~truth), (predicted, truth))
+    scores = np.concatenate([1.0 - scaled[known], scaled[known]])
+    return np.array(
+        [
+            (predicted == truth).sum(), truth.size, *((found & wanted).sum() for found, wanted in sides),
+            *((found | wanted).sum() for found, wanted in sides),
+            _average_precision(scores, np.concatenate([~truth, truth])),
+        ], np.float64,
+    )  # fmt: skip
+
+
+def segmentation_summary(sums: Doubles, count: float) -> dict[str, float]:
+    """``pixel_accuracy``, ``miou`` and ``map`` of the summed counts of `count` maps."""
+    return {
+        "pixel_accuracy": float(sums[0] / max(sums[1], 1.0)),
+        "miou": float((sums[2:4] / (_EPSILON + sums[4:6])).mean()),
+        "map": float(sums[6] / count),
+    }
 
 
 def _finite(values: Any, name: str) -> Doubles:

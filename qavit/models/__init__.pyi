@@ -3,6 +3,7 @@ from ._blip2_itm import BLIP2ITM as BLIP2ITM
 from ._blip_itm import BlipITM as BlipITM
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
+from ._captioner import BlipCaptioner as BlipCaptioner
 from ._dual_encoder import DualEncoder as DualEncoder
 from ._load import load as load
 from ._model import Model as Model
@@ -15,6 +16,7 @@ from ._reader import Reader as Reader
 __all__ = [
     "ALBEF",
     "BLIP2ITM",
+    "BlipCaptioner",
     "BlipITM",
     "BlockAttentions",
     "DualEncoder",

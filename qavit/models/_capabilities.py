@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Optional, Union
 
+import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import PNP_VQA_BLOCK
@@ -26,9 +27,9 @@ class Capabilities:
 
     #: For what not every kind has, by the method's name: the kinds that have it.
     HAVE: ClassVar[dict[str, str]] = {
-        "forward_itm": "a QA-ViT and a matcher (BLIP, BLIP-2, ALBEF) have it",
-        "extract_attention": "a QA-ViT and plain CLIP have it",
-        "vision": "a QA-ViT and plain CLIP have it",
+        "forward_itm": "a QA-ViT, a dual encoder and a matcher (BLIP, BLIP-2, ALBEF) have it",
+        "extract_attention": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
+        "vision": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
         "encode_questions": "a QA-ViT has it",
         "answer": "a QA-ViT with a list of answers has it, as the bundled model",
         "itm": "a matcher (BLIP, BLIP-2, ALBEF) has it",
@@ -37,6 +38,9 @@ class Capabilities:
         "encode_text": "a dual encoder has it: CLIP or SigLIP with both halves",
         "encode_image": "a dual encoder has it: CLIP or SigLIP with both halves",
         "similarity": "a dual encoder has it: CLIP or SigLIP with both halves",
+        "image_states": "a captioner (BLIP) has it",
+        "generate": "a captioner (BLIP) has it",
+        "score": "a captioner (BLIP) has it",
     }
 
     def _lacks(self, what: str) -> NoReturn:
@@ -83,7 +87,7 @@ class Capabilities:
         image : picture, or array-like [B, 3, S, S]
             One picture for all questions, or one a question.
         questions : str or list of str, optional
-            None for plain CLIP only.
+            None for a model, or a method, that takes none.
         blocks : iterable of int, optional
             Which blocks, in the order wanted. None: four, evenly spread over those that have a map that knows the question.
         heads : {"mean", "max"}, int or None
@@ -264,3 +268,15 @@ class Capabilities:
     ) -> tuple[list[FloatArray], FloatArray]:
         """The map of every token, as LAVIS's ``compute_gradcam`` lists them; see :meth:`BlipITM.gradcam_tokens`."""
         self._lacks("gradcam_tokens")
+
+    def image_states(self, pixel_values: Union[ImageLike, PixelValues]) -> FloatArray:
+        """What the text half reads of pictures; see :meth:`BlipCaptioner.image_states`."""
+        self._lacks("image_states")
+
+    def generate(self, *arguments: Any, **settings: Any) -> list[Generated]:
+        """Captions of a picture; see :meth:`BlipCaptioner.generate`."""
+        self._lacks("generate")
+
+    def score(self, *arguments: Any, **settings: Any) -> npt.NDArray[np.float64]:
+        """How likely the model is to write captions about a picture; see :meth:`BlipCaptioner.score`."""
+        self._lacks("score")

@@ -87,6 +87,11 @@ KNOWN = (
         'load(checkpoint="model_base_retrieval_coco.pth", tokenizer="vocab.txt")',
     ),
     Known(
+        "BLIP captioner", ("blip_caption",), "LAVIS checkpoints, Hugging Face folders",
+        "states 1.6e-6, logits 3.2e-6 of LAVIS's",
+        'load(checkpoint="model_large_caption_coco_train2014.pth", tokenizer="vocab.txt")',
+    ),
+    Known(
         "ALBEF", ("albef",), "pretraining, retrieval and grounding checkpoints, bare ones too",
         "maps 2.4e-5, logits 7e-6 of the public code's",
         'load(checkpoint="refcoco.pth", tokenizer="vocab.txt", config={"sep": False})',

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import whole_number
+from .._base.arguments import height_and_width, whole_number
 from .._base.types import FloatArray, Heads, Precision
 from ..checkpoints._weights import check_unchanged
 from ..text import words_with_tokens
-from ._model import Model, ModelLook
+from ._look import ModelLook
+from ._model import Model
 from ._notes import question_notes
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class CrossAttending(Model):
             )
         super().__init__(source, precision, device, offload_model)
         self.image_size, self.patch_size = self._core.image_size, self._core.patch_size
-        side = self.image_size // self.patch_size
-        self.grid = (side, side)
+        height, width = height_and_width(self.image_size)
+        self.grid = (height // self.patch_size, width // self.patch_size)
         self.num_blocks, self.num_heads = self._core.blocks, self._core.heads
         self.usable_blocks = self._find_usable()
         self.default_block = self._choose_block() if self.usable_blocks else 0

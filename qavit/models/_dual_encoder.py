@@ -21,8 +21,8 @@ from ._capabilities import Questions
 from ._devices import Placement
 from ._model import Request
 from ._notes import question_notes
-from ._question_vit import TEXT_ENCODERS, AttentionLook, QAViT
-from ._texts import TextHalf, unit
+from ._question_vit import AttentionLook, QAViT
+from ._texts import TEXT_ENCODERS, TextHalf, unit
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: exp(logit_scale) of CLIPs whose files do not hold it: where training ends, at the largest that it may be.
 USUAL_SCALE = 100.0
+#: Cosines no further apart are of equal texts, but for rounding.
+SAME_SCORE = 1e-6
 
 
 class DualEncoder(QAViT):
@@ -222,7 +224,7 @@ class DualEncoder(QAViT):
     def __repr__(self) -> str:
         return (
             f"DualEncoder({self.name!r}: {self.kind}, {self.num_blocks} blocks, width {self.hidden_size}, "
-            f"{self.grid[0]}x{self.grid[1]} patches of {self.image_size}x{self.image_size}, embeddings of "
+            f"{self.grid[0]}x{self.grid[1]} patches of {self._vit.image_size}x{self._vit.image_width}, embeddings of "
             f"{self.embedding_dim}, {self.precision})"
         )
 
@@ -321,7 +323,7 @@ class DualLook(AttentionLook):
                 number,
             )
             for number, (score, cosine, blank) in enumerate(zip(said, cosines, self.blank))
-            if cosine < bar[0] and not blank
+            if cosine < bar[0] - SAME_SCORE and not blank
         ]
 
 

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._base.types import Precision
+from .._base.types import ImageSize, Precision
 from ._devices import check_device, check_precision
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ MODELS = {
     "reader": ("._reader", "Reader"),
     "albef": ("._albef", "ALBEF"),
     "blip2_itm": ("._blip2_itm", "BLIP2ITM"),
+    "blip_caption": ("._captioner", "BlipCaptioner"),
 }
 #: Where those are made that have both halves.
 DUAL = ("._dual_encoder", "DualEncoder")
@@ -38,7 +39,7 @@ def load(
     config: dict[str, Any] | None = None,
     precision: Precision = "float32",
     device: str = "cpu",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     offload_model: bool = False,
     hub: bool = False,
     revision: str | None = None,
@@ -49,27 +50,32 @@ def load(
     Parameters
     ----------
     path : str or Path, optional
-        ``"demo"``, the bundled model (also when nothing at all is given); a folder; or ``"hf://owner/name"``, a model on the
-        Hugging Face hub (that works for `vision` and `text` as well).
+        ``"demo"``, the bundled model (also when nothing at all is given); a folder, or a file of weights; or
+        ``"hf://owner/name"``, a model on the Hugging Face hub (that works for `vision` and `text` as well).
     checkpoint : str or Path, optional
         A public QA-ViT checkpoint (``qavit-base2.pth``; with `vision` and `text`), or a LAVIS BLIP-ITM one
         (with `tokenizer`).
     vision, text : str or Path, optional
-        Folders in the Hugging Face layout: a CLIP model; a T5, BERT, (XLM-)RoBERTa or CLIP text encoder. `vision` alone is
-        plain CLIP.
+        Folders in the Hugging Face layout: a CLIP or SigLIP model; a T5, BERT, (XLM-)RoBERTa, CLIP or SigLIP text encoder. A
+        CLIP or SigLIP that holds both halves, or whose halves are given one by one, is a :class:`DualEncoder`; its vision
+        half alone takes no questions.
     tokenizer : str or Path, optional
-        A ``tokenizer.json`` or ``vocab.txt``, where the text folder has none.
+        A ``tokenizer.json``, ``vocab.txt`` or OpenAI's ``bpe_simple_vocab_16e6.txt.gz``, where the files have none.
     reader : str or Path, optional
         A T5 that answers, alone: a folder of UnifiedQA v2 or flan-T5.
     config : dict, optional
-        What the files do not tell: ``integration_point``, ``lora_alpha``, ... .
+        What the files do not tell: ``integration_point``, ``lora_alpha``, ... . ``position_resize``: how position embeddings
+        are taken to another grid, by the name of one of the field's ways, whose results differ: "bicubic" (transformers,
+        Grad-ECLIP; the default but for towers whose own code has another), "bicubic_antialias" (LeGrad, GEM, open_clip),
+        "bicubic_offset" (NACLIP, ClearCLIP, DINOv2), "bilinear" (CLIP Surgery), "bilinear_antialias".
     precision : {"float32", "bfloat16", "tf32"}
         Of the products. Where the CPU has no bfloat16 products, float32 computes, with a `PrecisionWarning`. "tf32" is
         for GPUs: float32 with factors rounded to 10 bits.
     device : {"cpu", "cuda", "cuda:N"} or torch.device
         Where to run. A GPU needs a build with CUDA, see docs/CUDA.md.
-    image_size : int, optional
-        Another input side than the model was trained at, a multiple of its patch size; position embeddings are interpolated.
+    image_size : int or (int, int), optional
+        Another input size than the model was trained at, a side or (height, width), multiples of its patch size; position
+        embeddings are interpolated. 448 is what LeGrad and GEM show B/16.
     offload_model : bool
         On a GPU: keep the weights in the host's memory and stream them through two buffers, a block at a time, so that a
         model larger than the GPU's free memory runs. On the CPU it changes nothing.

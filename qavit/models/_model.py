@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, TypeVar, Union
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
-from .._base.arguments import is_pixel_values, question_list, whole_number, whole_numbers
+from .._base.arguments import height_and_width, is_pixel_values, question_list, whole_number, whole_numbers
 from .._base.files import absolute_paths
-from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, Precision, Score
+from .._base.types import Fit, FloatArray, Heads, ImageLike, ImageSize, Kind, Precision, Score
 from .._base.warnings import Note, PrecisionWarning, QuestionBlindWarning, note_of, warn, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins
 from ..heatmaps._distribution import to_distribution
-from ..methods._look import Look, Options
+from ..methods._look import Options
 from ..methods._registry import MethodLike, method_of, methods_of
 from ..methods.base import Method
 from ._capabilities import Capabilities, Questions
 from ._devices import Placement, computing_precision, place, same_device
+from ._look import ModelLook
 from ._notes import bundled_notes, crop_notes, pixel_notes
 from ._stream import stream
 
@@ -50,70 +50,6 @@ class Request(NamedTuple):
     options: Options
 
 
-class ModelLook(Look, ABC):
-    """What a model gives methods to read, and what else a result is made of."""
-
-    questions: list[str]
-    options = Options()
-    image: Optional[FloatArray] = None
-    words: Optional[list[list[str]]] = None
-    notes: Sequence[Note] = ()
-
-    @abstractmethod
-    def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
-        """A question each [words, gh, gw]."""
-
-    @property
-    def texts(self) -> FloatArray:
-        raise TypeError("texts: this model has no embeddings of texts in its pictures' space")
-
-    @property
-    def logit_scale(self) -> float:
-        return 1.0
-
-    @property
-    def logit_bias(self) -> float:
-        return 0.0
-
-    @property
-    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
-        return None
-
-    @property
-    def tower(self) -> _core.Vit:
-        raise TypeError("tower: this model's vision tower cannot be asked")
-
-    @property
-    def registers(self) -> int:
-        return 0
-
-    def pool_attention(self) -> FloatArray:
-        raise TypeError("pool_attention: this model's vision tower has no attention head")
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        raise TypeError("inputs: this model's vision tower cannot be asked")
-
-    def empty(self, text: str) -> FloatArray:
-        raise TypeError("empty: this model has no embeddings of texts in its pictures' space")
-
-    def scores(self) -> Optional[FloatArray]:
-        """How well the picture fits each text; None where nothing says so."""
-        return None
-
-    def score_notes(self) -> Sequence[Note]:
-        """What the scores say against the maps, before `release`."""
-        return ()
-
-    def answers(self) -> Optional[list[list[tuple[str, float]]]]:
-        """Ranked answers; None where there are none."""
-        return None
-
-    @abstractmethod
-    def release(self) -> None:
-        """Let go of what can be computed again."""
-
-
 class Model(Capabilities, ABC):
     """A model that :func:`qavit.load` made: pictures and questions go in, and maps come out.
 
@@ -137,7 +73,9 @@ class Model(Capabilities, ABC):
         Of the half whose blocks are read.
     grid : tuple of int
         Rows and columns of patches, (gh, gw).
-    image_size, patch_size : int
+    image_size : int or (int, int)
+        In pixels: the side of a square input, or (height, width).
+    patch_size : int
         In pixels.
     preprocessing : Preprocessing
         How a picture becomes pixel values.
@@ -160,7 +98,7 @@ class Model(Capabilities, ABC):
     num_blocks: int
     num_heads: int
     grid: tuple[int, int]
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     preprocessing: Preprocessing
     precision: Precision
@@ -429,16 +367,21 @@ class Model(Capabilities, ABC):
 
     def _result(self, shown: Shown, questions: Questions, request: Request) -> HeatmapResult:
         """The maps of one picture, with all that belongs to them."""
-        from .._result import HeatmapResult
-
-        method, blocks, heads, options = request
         asked, given = self._named(questions)
-        if asked is None and self._asks(method):
+        if asked is None and self._asks(request.method):
             raise ValueError("questions: this model takes questions; give at least one")
         if asked is not None and not self.takes_questions:
             raise ValueError(f"questions: this model takes no questions: {self._why_no_questions()}")
+        return self._result_of(shown, self._look(shown.pixels, given), asked, request)
+
+    def _result_of(
+        self, shown: Shown, look: ModelLook, asked: Optional[list[str]], request: Request
+    ) -> HeatmapResult:
+        """The maps of what was looked at."""
+        from .._result import HeatmapResult
+
+        method, blocks, heads, options = request
         shape = (-1, *self.grid)
-        look = self._look(shown.pixels, given)
         look.options = options
         raw = self._finite_map(method.read(look, blocks, heads)).reshape(shape)
         usable = tuple(block for block in range(self.num_blocks) if self._has_map(method, block))
@@ -527,9 +470,9 @@ class Model(Capabilities, ABC):
         images = as_pixel_values(pixel_values, argument)
         if images.ndim == 3:
             images = images[None]
-        side = self.image_size
-        if images.shape[1:] != (3, side, side):
-            raise ValueError(f"{argument}: shape {list(images.shape)}, expected [B, 3, {side}, {side}]")
+        height, width = height_and_width(self.image_size)
+        if images.shape[1:] != (3, height, width):
+            raise ValueError(f"{argument}: shape {list(images.shape)}, expected [B, 3, {height}, {width}]")
         return images
 
     def _pixels(self, pixel_values: Any, argument: str = "pixel_values") -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, question_list, read_samples, unique_images
+from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import Note, warn_of
@@ -22,15 +22,17 @@ from ..methods.words import read_words
 from ._answer_head import AnswerHead
 from ._capabilities import Questions
 from ._devices import Placement
-from ._model import Model, ModelLook, Request
+from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
+from ._prompts import Prompts
+from ._texts import TEXT_ENCODERS
+from ._tower_look import TowerLook
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
     from ..images import Seen
 
-TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 CACHED_QUESTIONS = 4096
 PARTS = 4
 REGISTERS = "vision_model.embeddings.register_tokens"
@@ -87,19 +89,20 @@ class QAViT(Model):
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._vision = vision
         self._text: Any = None
+        self._prompts: Optional[Prompts] = None
         self._tokenizer: Any = None
         self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
-        self.image_size, self.patch_size = vit.image_size, vit.patch_size
+        self.image_size = image_size((vit.image_size, vit.image_width), "image_size")
+        self.patch_size = vit.patch_size
         self.num_blocks, self.num_heads = vit.blocks, vit.heads
         self.hidden_size: int = vit.hidden_size
         self.instruction_dim: int = vit.instruction_dim
         self.integrated: tuple[int, ...] = vit.integrated
         self.question_blocks = self.integrated
         self.integration_point: Optional[str] = point
-        side = self.image_size // self.patch_size
-        self.grid = (side, side)
+        self.grid = (vit.image_size // vit.patch_size, vit.image_width // vit.patch_size)
         self.preprocessing: Preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_words = int(source.questions.get("max_words", 50))
         self.max_tokens = int(source.questions.get("max_tokens", 30))
@@ -139,6 +142,7 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
+        self._placement, self._prompts = placement, None
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -149,6 +153,8 @@ class QAViT(Model):
             "class_token": self._vit.prefix > self._registers,
             "registers": self._registers > 0,
             "attention_head": head,
+            "answer_head": bool(self._source.answers),
+            "texts": self._source.prompts is not None,
         }
         return frozenset(name for name, is_there in there.items() if is_there)
 
@@ -392,9 +398,18 @@ class QAViT(Model):
         encoded = self._encode(questions)
         pairs = np.zeros(len(questions), np.int32)
         look = AttentionLook(self, pixels, encoded, pairs, answering=self.answer_names is not None)
+        look.prompts = questions
         look.words = [list(words) for words, _ in encoded.words]
         look.notes = encoded.notes
         return look
+
+    def _embed_prompts(self, prompts: Sequence[str]) -> FloatArray:
+        """Texts in the pictures' space, [Q, E]; their encoder is opened when the first ones come."""
+        made = self._prompts
+        if made is None:
+            assert self._source.prompts is not None
+            self._prompts = made = Prompts(self._source.prompts, self._placement)
+        return made.embed(prompts)
 
     def _prepare_question(self, question: str) -> None:
         if self.integrated:
@@ -441,6 +456,7 @@ class QAViT(Model):
         elif self.integrated and max(numbers) >= self.integrated[0]:
             raise ValueError("questions: the asked blocks take questions; give one a picture")
         look = AttentionLook(self, images, encoded, pairs)
+        look.prompts = asked
         return to_distribution(self._finite_map(chosen.by_block(look, numbers, heads)))
 
     def answer(
@@ -470,18 +486,21 @@ class QAViT(Model):
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
             return "it is a vision transformer that knows no text"
-        return "none of its blocks has instruct weights (plain CLIP)"
+        return "none of its blocks has instruct weights, and it has no text half beside its pictures'"
 
     def __repr__(self) -> str:
         kind = f"questions in blocks {list(self.integrated)}" if self.integrated else "takes no questions"
         return (
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
-            f"patches of {self.image_size}x{self.image_size}, {kind}, {self.precision})"
+            f"patches of {self._vit.image_size}x{self._vit.image_width}, {kind}, {self.precision})"
         )
 
 
-class AttentionLook(ModelLook):
+class AttentionLook(TowerLook):
     """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
+
+    _model: QAViT
+    prompts: Optional[Sequence[str]] = None
 
     def __init__(
         self,
@@ -511,6 +530,15 @@ class AttentionLook(ModelLook):
     def registers(self) -> int:
         return self._model._registers
 
+    @property
+    def texts(self) -> FloatArray:
+        if self.prompts is None or self._model._source.prompts is None:
+            return super().texts
+        return self._model._embed_prompts(self.prompts)
+
+    def scores(self) -> Optional[FloatArray]:
+        return self.fits
+
     def pool_attention(self) -> FloatArray:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
         found = self._model._run(self._pixels, states, mask, [], outputs=("pool_attention",), pair_image=self._pair_image)
@@ -520,9 +548,6 @@ class AttentionLook(ModelLook):
         if self._encoded is None or block not in self._model.integrated:
             return 0
         return int(self._encoded.mask.shape[1])
-
-    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        raise TypeError("gradcam: this model has no text half with cross-attention")
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
 
 CACHED_TEXTS = 4096
+#: The core's encoders, by a text half's model_type.
+TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -84,7 +86,10 @@ class TextHalf:
         if not self.whole:
             return batch.ids, batch.mask, batch
         ids = np.full((len(batch.ids), self.max_tokens), self._padding(), np.int32)
-        ids[:, : batch.ids.shape[1]] = np.where(batch.mask != 0, batch.ids, ids[:, : batch.ids.shape[1]])
+        for row, (own, mask) in enumerate(zip(batch.ids, batch.mask)):
+            count = int(mask.sum())
+            first = self.max_tokens - count if self._tokenizer.pads_left else 0
+            ids[row, first : first + count] = own[:count]
         if self._strip_sep:
             ids[ids == self._tokenizer.id_of("[SEP]")] = 0
         return ids, None, batch

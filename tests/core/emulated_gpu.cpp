@@ -89,6 +89,7 @@ thread_local float memory[SHARED_FLOATS + 1];
 #include "cuda/kernel_attention.h"
 #include "cuda/kernel_bodies.h"
 #include "cuda/kernel_pictures.h"
+#include "cuda/kernel_scores.h"
 
 namespace {
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..._base.types import ImageSize
 from .._given import Given
 from .._source import ModelSource
 from .._weights import Stored, Weights, shape_of
@@ -24,7 +25,7 @@ def _fused(tensors: Stored) -> range:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights, and exactly the tensors that they call for."""
     if text is None:

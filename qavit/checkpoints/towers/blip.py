@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional
 
+from ..._base.types import ImageSize
 from .._adapters import merge_adapters, with_option
 from .._given import Asked, Given, adapter_of, unread_named
 from .._pictures import folder_preprocessing
@@ -32,7 +33,7 @@ from .sizes import (
 )
 
 Complete = Callable[
-    [Stored, Mapping[str, Any], Optional[Mapping[str, Any]], Optional[int], str],
+    [Stored, Mapping[str, Any], Optional[Mapping[str, Any]], Optional[ImageSize], str],
     tuple[dict[str, Any], dict[str, Any], Weights],
 ]
 
@@ -69,7 +70,7 @@ class Kind(NamedTuple):
 
 
 def vision_config(
-    tensors: Stored, vision: Mapping[str, Any], image_size: int | None, what: str, eps: float = 1e-6
+    tensors: Stored, vision: Mapping[str, Any], image_size: ImageSize | None, what: str, eps: float = 1e-6
 ) -> dict[str, Any]:
     """Hugging Face's keys for the vision half."""
     width, channels, patch, patch2 = need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, what)
@@ -225,14 +226,14 @@ def _matching_shapes(vision: Mapping[str, Any], text: Mapping[str, Any], tokens:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights, and exactly the tensors that they call for."""
     return complete_blip(tensors, vision, text, size, name, _matching_shapes)
 
 
 def complete_blip(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str,
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str,
     shapes: Callable[[Mapping[str, Any], Mapping[str, Any], int], Shapes],
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:  # fmt: skip
     """The same for any model of BLIP's halves; `shapes` of (vision, text, tokens) are those of its tensors."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..._base.types import ImageSize
 from .._given import Asked, Given
 from .._places import _path
 from .._source import ModelSource
@@ -41,7 +42,7 @@ def _attends(tensors: Stored) -> range:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights, and exactly the tensors that they call for."""
     if text is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..._base.types import ImageSize
 from .._given import Given
 from .._source import ModelSource
 from .._weights import Stored, Weights
@@ -19,7 +20,7 @@ def open_files(given: Given) -> ModelSource:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     """Both configurations completed from the weights; the decoder is of the question encoder's sizes."""
     return complete_blip(whole_head(tensors, "text_decoder."), vision, text, size, name, _shapes)

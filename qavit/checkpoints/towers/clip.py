@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..._base.arguments import height_and_width
+from ..._base.types import ImageSize
 from .._positions import resize_positions
 from .._weights import Stored, Weight, float_array, from_array
 from .names import BARE, PROBE
 from .siglip import head_shapes
-from .sizes import MAX_IMAGE_SIZE, Shapes, _activation, _affine, _epsilon, _grid, choose_heads, count_blocks, need, settle
+from .sizes import (
+    Shapes,
+    _activation,
+    _affine,
+    _epsilon,
+    checked_size,
+    choose_heads,
+    count_blocks,
+    need,
+    position_grid,
+    position_resize,
+    settle,
+    stated_size,
+)
 
 
-def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: int | None, what: str) -> dict[str, Any]:
+def clip_vision_config(
+    tensors: Stored, config: Mapping[str, Any], image_size: ImageSize | None, what: str
+) -> dict[str, Any]:
     """Hugging Face's keys for a CLIP vision tower: sizes from the weights, CLIP's defaults for what they do not tell.
 
     ``image_size`` asks for another size than the weights' own; see `resize_positions`.
@@ -28,20 +45,16 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     blocks = count_blocks(tensors, prefix + "encoder.layers.")
     if blocks == 0:
         raise ValueError(f"{what}: no blocks (vision_model.encoder.layers.0...) among the weights")
-    side = _grid(tokens - first_tokens(pooling), what)
     inner = need(tensors, prefix + "encoder.layers.0.mlp.fc1.weight", 2, what)[0]
     sizes = {"hidden_size": width, "patch_size": patch, "num_hidden_layers": blocks, "intermediate_size": inner}
     settle(config, sizes, what)
-    own = config.get("image_size", side * patch)
-    if not isinstance(own, int) or own // patch != side:
-        raise ValueError(f"{what}: the configuration says image_size {own!r}, the weights have {side}x{side} patches")
-    if image_size is not None and (not patch <= image_size <= MAX_IMAGE_SIZE or image_size % patch):
-        raise ValueError(f"image_size: got {image_size}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
+    own = stated_size(config, what)
+    grid = position_grid(tokens - first_tokens(pooling), own, patch, what)
     default = 12 if width % 12 == 0 and config else None
     if config.get("num_channels", 3) != 3:
         raise ValueError(f"{what}: num_channels {config['num_channels']!r}, expected 3")
     result = {
-        "image_size": image_size or own,
+        "image_size": own or grid[0] * patch if image_size is None else checked_size(image_size, patch),
         **sizes,
         "num_attention_heads": choose_heads(config, "num_attention_heads", width, default, what),
         "hidden_act": _activation(config, "hidden_act", "quick_gelu", what),
@@ -49,6 +62,8 @@ def clip_vision_config(tensors: Stored, config: Mapping[str, Any], image_size: i
     }
     if pooling != "class":
         result["pooling"] = pooling
+    if config.get("position_resize") is not None:
+        result["position_resize"] = position_resize(config, what)
     if "visual_projection.weight" in tensors:
         result["projection_dim"] = need(tensors, "visual_projection.weight", 2, what)[0]
     return result
@@ -80,6 +95,8 @@ def clip_text_config(tensors: Stored, config: Mapping[str, Any], what: str) -> d
     }
     if config.get("causal") is False:
         result["causal"] = False
+    if config.get("strip_sep_token"):  # CLIPA: the closing token of a BERT's vocabulary counts as padding
+        result["strip_sep_token"] = True
     if config.get("pooling") not in (None, "end"):
         result["pooling"] = config["pooling"]
     if "text_projection.weight" in tensors:
@@ -157,7 +174,8 @@ def full_names(tensors: Stored) -> Stored:
 def _vision_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The vision half's keys of ``config=``."""
     result = dict(options.get("vision") or {})
-    for key in ("integration_point", "instruction_dim", "hidden_act", "layer_norm_eps", "num_attention_heads"):
+    stated = ("integration_point", "instruction_dim", "hidden_act", "layer_norm_eps", "num_attention_heads")
+    for key in (*stated, "position_resize"):
         if options.get(key) is not None:
             result[key] = options[key]
     if options.get("heads") is not None:
@@ -174,13 +192,16 @@ def _vision_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _positions(weight: Weight, config: Mapping[str, Any]) -> Weight:
-    """Position embeddings for the configured image size: the same view where it is the weights' own."""
-    side = config["image_size"] // config["patch_size"]
-    shape = weight[2]
-    first = first_tokens(config.get("pooling", "class"))
-    if shape[-2] == first + side * side:
+def _positions(weight: Weight, config: Mapping[str, Any], stated: ImageSize | None = None) -> Weight:
+    """Position embeddings for the configured image size: the same view where it is the weights' own.
+
+    ``stated`` is the weights' own size where they are not of a square.
+    """
+    patch, shape = config["patch_size"], weight[2]
+    rows, columns = (edge // patch for edge in height_and_width(config["image_size"]))
+    old = position_grid(shape[-2] - first_tokens(config.get("pooling", "class")), stated, patch, "positions")
+    if old == (rows, columns):
         return weight
-    own = _grid(shape[-2] - first, "positions")
-    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), (own, own), (side, side))
+    way = position_resize(config, "positions")
+    resized = resize_positions(float_array(weight).reshape(shape[-2], shape[-1]), old, (rows, columns), way)
     return from_array(resized.reshape(*shape[:-2], *resized.shape))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..._base.small_files import read_json_object
+from ..._base.types import ImageSize
 from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_option
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
@@ -23,7 +24,7 @@ from .families import told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
 from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename
 from .question_blocks import integration_point
-from .sizes import Shapes, check, count_blocks, need, settle, take
+from .sizes import Shapes, check, count_blocks, need, settle, stated_size, take
 from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
 from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text, text_shapes
 
@@ -95,6 +96,9 @@ def open_files(given: Given) -> ModelSource:
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
     tensors = merge_adapters(tensors, with_option(adapter, alpha), name)
     tensors, text_config = _joined(tensors, text_config, text is not None, name)
+    prompts = vision_folder if said.text is not None else None
+    if prompts is not None and _takes_questions(tensors):
+        _add_projection(tensors, prompts, asked)
     decoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(DECODER)}
     tensors.update(leave_out(rest, asked.strict, name))
     vision_config.pop("integration_point", None)
@@ -123,6 +127,8 @@ def open_files(given: Given) -> ModelSource:
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
     )  # fmt: skip
+    if architecture == "qavit" and "visual_projection.weight" in weights:
+        source.prompts = prompts
     if decoder and source.text is not None:
         check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
         source.decoder = decoder
@@ -139,6 +145,21 @@ def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, 
 
 def _has_tower(tensors: Stored) -> bool:
     return CLASS_EMBEDDING in tensors or PROBE in tensors
+
+
+def _takes_questions(tensors: Stored) -> bool:
+    return any(".instruct_dim_reduce." in key for key in tensors)
+
+
+def _add_projection(tensors: Stored, folder: Path, asked: Asked) -> None:
+    """The way into the texts' space, which a QA-ViT's own file does not hold, from the CLIP that it was made from."""
+    name = "visual_projection.weight"
+    try:
+        found = {} if name in tensors else _read(folder_content(folder, "vision", asked), asked, str(folder)).vision
+    except FileNotFoundError:  # a folder of settings alone
+        return
+    if name in found:
+        tensors[name] = found[name]
 
 
 def _has_text(tensors: Stored) -> bool:
@@ -192,7 +213,7 @@ def _joined(tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str
     ValueError
         Where the text half was ``asked`` for, and they do not.
     """
-    if any(".instruct_dim_reduce." in key for key in tensors):
+    if _takes_questions(tensors):
         return {key: tensor for key, tensor in tensors.items() if not _BESIDE_TEXT.match(key)}, text
     projected = PROBE in tensors or "visual_projection.weight" in tensors
     if text is not None and projected and "text_projection.weight" in tensors:
@@ -209,10 +230,10 @@ def _joined(tensors: Stored, text: dict[str, Any] | None, asked: bool, name: str
     return {key: tensor for key, tensor in others.items() if not key.startswith("text_model.")}, None
 
 
-def _own_size(config: Mapping[str, Any], tensors: Stored, name: str) -> int:
+def _own_size(config: Mapping[str, Any], tensors: Stored, name: str) -> ImageSize:
     """The image size that the weights were made for."""
-    size = config.get("image_size")
-    if isinstance(size, int) and not isinstance(size, bool):
+    size = stated_size(config, name)
+    if size is not None:
         return size
     patches = need(tensors, "vision_model.embeddings.position_embedding.weight", 2, name)[0] - (CLASS_EMBEDDING in tensors)
     return math.isqrt(patches) * need(tensors, "vision_model.embeddings.patch_embedding.weight", 4, name)[-1]
@@ -303,7 +324,7 @@ def _text_folder(tensors: Stored, folder: Path, asked: Asked) -> dict[str, Any]:
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None, Weights]:
     """Configurations completed from the weights, and exactly the tensors that they call for."""
     blocks = count_blocks(tensors, "vision_model.encoder.layers.")
@@ -355,5 +376,5 @@ def complete(
                 expected.update({"logit_scale": (), "logit_bias": ()})
     weights = take(tensors, expected, name, optional)
     position = "vision_model.embeddings.position_embedding.weight"
-    weights[position] = _positions(weights[position], complete)
+    weights[position] = _positions(weights[position], complete, stated_size(vision, what))
     return complete, text_config, weights

@@ -179,4 +179,9 @@ def open_clip_text(config: Mapping[str, Any], what: str) -> dict[str, Any] | Non
     }  # fmt: skip
     if text.get("no_causal_mask"):
         result["causal"] = False
+    told = text.get("tokenizer_kwargs") or {}
+    if not isinstance(told, Mapping) or told not in ({}, {"strip_sep_token": True}, {"strip_sep_token": False}):
+        raise ValueError(f"{what}: text_cfg tokenizer_kwargs {told!r:.60}, expected strip_sep_token alone")
+    if told.get("strip_sep_token"):
+        result["strip_sep_token"] = True
     return {**result, "pooling": "last"} if pooling == "last" else result

@@ -11,6 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..._base.arguments import image_size
+from ..._base.types import ImageSize
+from .._positions import WAYS
 from .._weights import CORE_DTYPES, Stored, Weights, base_dtype, core_weight, dtype_of, shape_of
 
 Shapes = dict[str, tuple[int, ...]]
@@ -75,6 +78,53 @@ def _grid(positions: int, what: str) -> int:
     if side * side != positions or side == 0:
         raise ValueError(f"{what}: {positions} patch positions are not a square grid")
     return side
+
+
+def stated_size(config: Mapping[str, Any], what: str) -> ImageSize | None:
+    """A configuration's image_size, a side or (height, width); None where it says none."""
+    stated = config.get("image_size")
+    if stated is None:
+        return None
+    try:
+        return image_size(stated, "image_size")
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}: image_size {stated!r:.60}, expected a side or (height, width)") from None
+
+
+def position_grid(count: int, stated: ImageSize | None, patch: int, what: str) -> tuple[int, int]:
+    """Rows and columns of a table of patch positions: those of the image size that is stated, or a square's.
+
+    Raises
+    ------
+    ValueError
+        They are no square's, or not those of the image size.
+    """
+    if isinstance(stated, tuple):
+        rows, columns, found = stated[0] // patch, stated[1] // patch, str(count)
+        fits = rows * columns == count
+    else:
+        rows = columns = _grid(count, what)
+        fits, found = stated is None or stated // patch == rows, f"{rows}x{rows}"
+    if not fits:
+        raise ValueError(f"{what}: the configuration says image_size {stated!r}, the weights have {found} patches")
+    return rows, columns
+
+
+def position_resize(config: Mapping[str, Any], what: str) -> str:
+    """How positions are taken to another grid: one of `WAYS`."""
+    way = config.get("position_resize") or "bicubic"
+    if way not in WAYS:
+        raise ValueError(f"{what}: position_resize {way!r:.40}, expected one of {', '.join(WAYS)}")
+    return str(way)
+
+
+def checked_size(size: Any, patch: int) -> ImageSize:
+    """An image size that patches fill. ValueError for any other."""
+    edges = size if isinstance(size, tuple) else (size,)
+    for edge in edges:
+        if not isinstance(edge, int) or isinstance(edge, bool) or not patch <= edge <= MAX_IMAGE_SIZE or edge % patch:
+            raise ValueError(f"image_size: got {size!r}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
+    return edges[0] if len(edges) == 1 else (edges[0], edges[-1])
 
 
 def _affine(shapes: Shapes, name: str, rows: int, columns: int | None = None, bias: bool = True) -> None:

@@ -67,8 +67,6 @@ def t5_shapes(config: Mapping[str, Any]) -> Shapes:
 TRANSLATION = "text_model.translation_mlp.layers.0.weight"
 
 
-
-
 def t5_picture_shapes(config: Mapping[str, Any], picture_width: int, what: str) -> Shapes:
     """The tensors of a T5's encoder, beside its own, by which it takes pictures."""
     if config["model_type"] != "t5":

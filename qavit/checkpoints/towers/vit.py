@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..._base.arguments import height_and_width, image_size
+from ..._base.types import ImageSize
 from .._given import Given, unread_named
 from .._pictures import folder_preprocessing, folder_size
 from .._positions import resize_positions
@@ -17,16 +19,18 @@ from .._weights import Stored, Weights, float_array, from_array, shape_of
 from .clip import _vision_options
 from .families import told_by_names
 from .sizes import (
-    MAX_IMAGE_SIZE,
     Shapes,
     _activation,
     _affine,
     _epsilon,
     _grid,
+    checked_size,
     choose_heads,
     count_blocks,
     need,
+    position_resize,
     settle,
+    stated_size,
     take,
 )
 from .vit_names import ROOT, core_names
@@ -90,8 +94,8 @@ def open_files(given: Given) -> ModelSource:
     gated = any(key.endswith(".mlp.gate.weight") for key in tensors)
     vision = {**_settings(config, kind, gated), **_vision_options(options)}
     patch = need(tensors, _PREFIX + "embeddings.patch_embedding.weight", 4, name)[-1]
-    side = _positions_grid(tensors, vision, patch, name)
-    own = _KINDS[kind].size or (224 if side is None else side * patch)
+    grid = _positions_grid(tensors, vision, patch, name)
+    own = _KINDS[kind].size or (224 if grid is None else image_size((grid[0] * patch, grid[1] * patch), "image_size"))
     usual = own if given.folder is None else folder_size(given.folder, own)
     with unread_named(given.content.unread, name):
         vision, _, weights = complete(tensors, vision, None, asked.size or usual, name)
@@ -156,22 +160,24 @@ def _answer_head(tensors: Stored, heads: Stored, config: Mapping[str, Any]) -> l
     return [named.get(str(number), f"class {number}") for number in range(count)]
 
 
-def _positions_grid(tensors: Stored, config: Mapping[str, Any], patch: int, what: str) -> int | None:
-    """The side of the grid that the table of positions is for; None where there is none."""
+def _positions_grid(tensors: Stored, config: Mapping[str, Any], patch: int, what: str) -> tuple[int, int] | None:
+    """Rows and columns that the table of positions is for; None where there is none."""
     if _POSITIONS not in tensors:
         return None
     rows = need(tensors, _POSITIONS, 2, what)[0]
     classes = sum(f"{_PREFIX}embeddings.{one}_embedding" in tensors for one in ("class", "distillation"))
-    stated = config.get("image_size")
-    side = stated // patch if isinstance(stated, int) else 0
+    stated = height_and_width(stated_size(config, what) or 0)
+    across, down = (edge // patch for edge in stated)
     for count in (rows - classes, rows):
-        if count == side * side or (count > 0 and math.isqrt(count) ** 2 == count):
-            return math.isqrt(count)
-    return _grid(rows - classes, what)
+        if count == across * down:
+            return across, down
+        if count > 0 and math.isqrt(count) ** 2 == count:
+            return math.isqrt(count), math.isqrt(count)
+    return (_grid(rows - classes, what),) * 2
 
 
 def complete(
-    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: int | None, name: str
+    tensors: Stored, vision: Mapping[str, Any], text: Mapping[str, Any] | None, size: ImageSize | None, name: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None, Weights]:
     """The configuration completed from the weights, and exactly the tensors that it calls for."""
     what = f"{name}: vision"
@@ -184,10 +190,8 @@ def complete(
     inner = need(tensors, _PREFIX + "encoder.layers.0.mlp.fc1.weight", 2, what)[0]
     sizes = {"hidden_size": width, "patch_size": patch, "num_hidden_layers": blocks, "intermediate_size": inner}
     settle(vision, sizes, what)
-    side = _positions_grid(tensors, vision, patch, what)
-    asked = size or vision.get("image_size") or (None if side is None else side * patch)
-    if not isinstance(asked, int) or isinstance(asked, bool) or not patch <= asked <= MAX_IMAGE_SIZE or asked % patch:
-        raise ValueError(f"image_size: got {asked!r}, expected a multiple of the patch size {patch}, to {MAX_IMAGE_SIZE}")
+    grid = _positions_grid(tensors, vision, patch, what)
+    asked = checked_size(size or stated_size(vision, what) or (None if grid is None else grid[0] * patch), patch)
     tokens = _PREFIX + "embeddings.class_embedding" in tensors
     pooling = vision.get("pooling") or ("map" if _PREFIX + "head.probe" in tensors else "class" if tokens else "mean")
     result = {
@@ -203,11 +207,10 @@ def complete(
     if vision.get("rope_theta") is not None:
         result["rope_theta"] = float(vision["rope_theta"])
     weights = take(tensors, _shapes(tensors, result, what), name)
-    if side is not None and side != asked // patch:
-        grid = asked // patch
-        table = float_array(weights[_POSITIONS])
-        way = vision.get("position_resize", "bicubic")
-        weights[_POSITIONS] = from_array(resize_positions(table, (side, side), (grid, grid), way))
+    rows, columns = (edge // patch for edge in height_and_width(asked))
+    if grid is not None and grid != (rows, columns):
+        table, way = float_array(weights[_POSITIONS]), position_resize(vision, what)
+        weights[_POSITIONS] = from_array(resize_positions(table, grid, (rows, columns), way))
     return result, None, weights
 
 

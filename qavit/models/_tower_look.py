@@ -1,0 +1,115 @@
+"""What methods read from a vision tower beside its attention: gradients of scores, and the mean over heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Optional, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from .._base.types import FloatArray, Score
+from ..methods._of_gradient import norm_gradcam
+from ._look import ModelLook
+
+if TYPE_CHECKING:
+    from ..images import Seen
+
+
+class HasTower(Protocol):
+    """What is needed of a model: `_run` gives a pair's rows in the order of the pairs."""
+
+    reads: frozenset[str]
+
+    @property
+    def _vit(self) -> _core.Vit: ...
+    @property
+    def _vision(self) -> Any: ...
+    @property
+    def _run(self) -> Any: ...
+
+
+class TowerLook(ModelLook):
+    """A picture and its questions, or pairs of both, inside of a vision tower.
+
+    `_encoded` begins with the questions' states [Q, M, Dt] and which of their tokens count, [Q, M].
+    """
+
+    _model: HasTower
+    _pixels: Seen
+    _encoded: Any
+    _pair_image: Optional[npt.NDArray[np.int32]]
+    #: How well each pair's picture fits its text, where that has been computed, [Q].
+    fits: Optional[FloatArray] = None
+
+    @property
+    def tower(self) -> _core.Vit:
+        return self._model._vit
+
+    @property
+    def has_attention_head(self) -> bool:
+        return "attention_head" in self._model.reads
+
+    def gradients(
+        self,
+        first: int,
+        wanted: Sequence[tuple[str, int]] = (),
+        *,
+        beside: Optional[FloatArray] = None,
+        score: Score = "cosine",
+        scale: float = 1.0,
+        relevance: Optional[int] = None,
+        single_head: Optional[int] = None,
+    ) -> dict[str, Any]:
+        model = self._model
+        states, mask = (None, None) if self._encoded is None else self._encoded[:2]
+        run = model._run(self._pixels, states, mask, [], hidden=(first,), pair_image=self._pair_image)
+        texts = self.texts if "texts" in model.reads else None
+        if texts is not None and beside is not None:
+            texts = np.concatenate([texts, beside])
+        found = self.tower.gradients(
+            run["hidden"][first], first, texts, paired=states is not None, score=score, scale=scale, wanted=wanted,
+            relevance=relevance, single_head=single_head, **_in_front(states, mask),
+        )  # fmt: skip
+        if texts is not None and single_head is None:  # with a single head it is another model's
+            lengths = np.linalg.norm(found["image"].astype(np.float64), axis=1, keepdims=True)
+            self.image = np.asarray(found["image"] / np.maximum(lengths, 1e-12), np.float32)
+            if states is not None:
+                self.fits = np.diagonal(found["scores"]).copy()
+        return found
+
+    def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
+        return norm_gradcam(self, blocks)
+
+    def mean_attention(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
+        found = self._run([(block, "mean") for block in sorted(set(blocks))])
+        return {block: self._for_each(array)[:, 0] for block, array in found.items()}
+
+    def pooling_weights(self) -> FloatArray:
+        if self.has_attention_head:
+            return np.asarray(self.pool_attention().mean(axis=1))
+        weights, patches = np.zeros((1, self.tower.tokens), np.float32), self.grid[0] * self.grid[1]
+        if self._model._vision.get("pooling", "class") == "class":
+            weights[:, 0] = 1
+        else:
+            weights[:, -patches:] = 1 / patches
+        return weights
+
+    def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
+        raise NotImplementedError
+
+    def _for_each(self, array: FloatArray) -> FloatArray:
+        """What is the picture's own, once a text."""
+        return array
+
+
+def _in_front(states: Optional[FloatArray], mask: Optional[npt.NDArray[np.uint8]]) -> dict[str, Any]:
+    """Question states with the tokens that count in front, and how many these are."""
+    if states is None or mask is None:
+        return {}
+    order = np.argsort(mask == 0, axis=1, kind="stable")
+    return {
+        "instruct": np.take_along_axis(states, order[:, :, None], axis=1),
+        "instruct_length": mask.sum(axis=1, dtype=np.int32),
+    }
