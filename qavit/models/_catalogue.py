@@ -66,6 +66,11 @@ KNOWN = (
         'load("siglip-base-patch16-224/")', reads=("attention", "attention_head", "texts"), dual=True,
     ),
     Known(
+        "SigLIP 2 NaFlex", ("siglip",), "Hugging Face folders; pictures of any aspect, each on its own grid",
+        "embeddings 3e-7, attention 3e-7 of transformers'",
+        'load("siglip2-base-patch16-naflex/")', reads=("attention", "attention_head", "texts"), dual=True,
+    ),
+    Known(
         "CLIP's vision half alone", ("clip",), "the same, and CLIPSeg's half",
         "states 2e-6, attention 5e-7 of transformers'", 'load(vision="clip-vit-base-patch16/")',
         reads=("attention", "class_token"), calls=_TOWER,

@@ -1,0 +1,173 @@
+"""Captions at the size of PnP-VQA (ViT-L/16 at 384, BERT-base with cross-attention): transformers and qavit.
+
+    python -m benchmarks.captions_bench                                       # 100 captions, float32 and bfloat16
+    python -m benchmarks.captions_bench --captions 10 --repeats 1 --small     # the same code in a few seconds
+
+Both sides read the same random weights from one folder and draw 100 captions of 20 patches each (top-k 50, 10 to 20
+tokens, the prompt's four among them). "new": of a picture's pixels; "known": of its states, which are given. transformers
+is run at its best: only the patches of a caption are its encoder's states, and its caches hold the keys and values of
+those. Each (side, scenario) is a process of its own, so that its peak memory is its own; the sides take turns. Random
+weights all but never end a caption, so all are of the full length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from .blip_bench import TEXT, VISION
+
+SCENARIOS = ("new", "known")
+SIDES = ("transformers", "transformers bfloat16", "float32", "bfloat16")
+SMALL = ({"num_hidden_layers": 2}, {"num_hidden_layers": 2, "vocab_size": 2000})
+PROMPT = ["a", "picture", "of"]
+PATCHES = 20
+LENGTHS = {"max_length": 20, "min_length": 10}
+
+
+def make_folder(folder: Path, small: bool) -> None:
+    """The model with random weights, and a tokenizer that has the prompt's words."""
+    import torch
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    vision, text = ({**full, **less} for full, less in zip((VISION, TEXT), SMALL if small else ({}, {})))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    filler = [f"filler{i}" for i in range(text["vocab_size"] - 2 - len(special) - len(PROMPT))]
+    (folder / "vocab.txt").write_text("\n".join([*special, *PROMPT, *filler]) + "\n")
+    start = text["vocab_size"] - 2
+    torch.manual_seed(0)
+    config = BlipConfig(
+        vision_config=vision,
+        text_config={**text, "bos_token_id": start, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0},
+    )
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+
+
+def inputs(patches: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture [3, 384, 384], and a map of it [patches]."""
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((3, 384, 384), np.float32), rng.random(patches).astype(np.float32)
+
+
+def transformers_side(folder: Path, known: bool, count: int, repeats: int, precision: str) -> list[tuple[float, float]]:
+    import torch
+    from transformers import BlipForConditionalGeneration
+
+    dtype = getattr(torch, precision)
+    model = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+    pixels, weights = inputs(576)
+    image = torch.from_numpy(pixels[None]).to(dtype)
+    prompt = torch.tensor([[model.config.text_config.bos_token_id, 5, 6, 7]]).repeat(count, 1)
+
+    @torch.no_grad()
+    def states() -> Any:
+        return model.vision_model(image).last_hidden_state[0]
+
+    @torch.no_grad()
+    def captions(of: Any) -> None:
+        drawn = torch.multinomial(torch.from_numpy(weights).repeat(count, 1), PATCHES) + 1
+        out = model.text_decoder.generate(
+            input_ids=prompt, encoder_hidden_states=of[drawn], do_sample=True, top_k=50, eos_token_id=3, pad_token_id=0,
+            **LENGTHS,
+        )  # fmt: skip
+        assert len(out) == count
+
+    given = states() if known else None
+    return timed(lambda: captions(states() if given is None else given), repeats)
+
+
+def qavit_side(folder: Path, known: bool, count: int, repeats: int, precision: str) -> list[tuple[float, float]]:
+    import qavit
+
+    model = qavit.load(folder, config={"prompt": " ".join(PROMPT) + " "}, precision=precision)
+    pixels, weights = inputs(576)
+    given = model.image_states(pixels) if known else pixels
+    settings = {"num_captions": count, "weights": weights, "num_patches": PATCHES, "do_sample": True, "top_k": 50, **LENGTHS}
+    return timed(lambda: model.generate(given, **settings), repeats)
+
+
+def timed(run: Any, repeats: int) -> list[tuple[float, float]]:
+    """Seconds on the wall and of this process, of all runs but the first."""
+    times = []
+    for _ in range(repeats + 1):
+        wall, own = time.perf_counter(), time.process_time()
+        run()
+        times.append((time.perf_counter() - wall, time.process_time() - own))
+    return times[1:]
+
+
+def run_side(side: str, folder: Path, scenario: str, count: int, repeats: int) -> dict[str, Any]:
+    """In this process: times in seconds, peak memory in megabytes."""
+    known = scenario == "known"
+    if side.startswith("transformers"):
+        times = transformers_side(folder, known, count, repeats, "bfloat16" if side.endswith("16") else "float32")
+    else:
+        times = qavit_side(folder, known, count, repeats, side)
+    return {"times": times, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def start_side(side: str, folder: Path, scenario: str, count: int, repeats: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.captions_bench", "--side", side, "--folder", str(folder)]
+    options = ["--scenarios", scenario, "--captions", str(count), "--repeats", str(repeats)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{side}, {scenario}: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def report(results: dict[str, dict[str, dict[str, Any]]], count: int) -> str:
+    lines = [
+        f"| {count} captions of a picture | side | seconds | CPU seconds | captions a second | peak MB | x transformers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for scenario, sides in results.items():
+        base = sides.get("transformers")
+        for side, found in sides.items():
+            wall, own = (median(column) for column in zip(*found["times"]))
+            ratio = f"{median(one for one, _ in base['times']) / wall:.2f}" if base else ""
+            rate, peak = count / wall, found["peak"]
+            lines.append(f"| {scenario} | {side} | {wall:.2f} | {own:.2f} | {rate:.1f} | {peak:.0f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--captions", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side, after one that is not counted")
+    parser.add_argument("--small", action="store_true", help="two blocks a half, 2000 words: to try it")
+    parser.add_argument("--folder", type=Path, help="keep the model here, and use it if it is there")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    count, repeats = arguments.captions, arguments.repeats
+    if arguments.side is not None:
+        (scenario,) = arguments.scenarios
+        print(json.dumps(run_side(arguments.side, arguments.folder, scenario, count, repeats)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or Path(scratch)
+        if not (folder / "vocab.txt").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, arguments.small)
+        results: dict[str, dict[str, dict[str, Any]]] = {}
+        for scenario in arguments.scenarios:
+            for side in arguments.sides:
+                found = results.setdefault(scenario, {})[side] = start_side(side, folder, scenario, count, repeats)
+                print(f"{scenario} {side}: {found['times'][0][0]:.3f} s, {found['peak']:.0f} MB", file=sys.stderr)
+        print(report(results, count))
+
+
+if __name__ == "__main__":
+    main()
