@@ -309,6 +309,7 @@ class DevicePicture:
     def __init__(self, picture: Picture, preprocessing: Preprocessing) -> None:
         self.picture = picture.copy()
         self.preprocessing = preprocessing.core_arguments()
+        self.size = preprocessing.edges
 
     def __len__(self) -> int:
         return 1

@@ -34,6 +34,7 @@ from decoders import Scattered
 from PIL import Image
 from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
+from test_answers import Live
 from test_array_arguments import CALLS as ARRAY_CALLS
 from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids, image_state, picture, pnpvqa, small, unit
 
@@ -178,6 +179,16 @@ def blip_checkpoint() -> Path:
 
 def load_blip() -> Any:
     return qavit.load(checkpoint=blip_checkpoint(), tokenizer=small_vocabulary(), image_size=32, config=blip_settings())
+
+
+def resized() -> None:
+    """A tower of another size, which lives longer than what it came from."""
+    vit = qavit.load(folder())._vit
+    patch = vit.patch_size
+    other = vit.resized(patch, 2 * patch, np.zeros((2, vit.hidden_size), np.float32))
+    del vit
+    other.forward(np.zeros((1, 3, patch, 2 * patch), np.float32), hidden=(0,))
+    refused(lambda: other.resized(patch, patch))()
 
 
 @cache
@@ -585,6 +596,18 @@ def use_pnp_vqa() -> None:
     assert None not in named
 
 
+def use_replaced_steps() -> None:
+    live, captioner, reader = Live(), StandInCaptioner(), StandInReader()
+    samples = {"image": floats(1, 3, 24, 24), "text_input": ["what"], "gradcams": unit(1, 9) + np.float32(0.1)}
+    with lavis_replace.replace_forward_cap(live, captioner), lavis_replace.replace_forward_qa(live, reader):
+        live.forward_cap(samples, num_captions=2, num_patches=2)  # type: ignore[call-arg]
+        live.forward_qa(samples)
+    with lavis_replace.replace_predict_answers(live, small(), captioner, reader):
+        live.predict_answers(samples, num_captions=2, num_patches=2)  # type: ignore[call-arg]
+    parts = {"image_captioning_model": captioner, "question_answering_model": reader}
+    PNPVQAWithQAViT(small(), **parts).predict_answers(samples, num_captions=2, num_patches=2)
+
+
 def use_explanation() -> None:
     found = pnp_vqa().explain(photo(), "what", num_captions=2, num_patches=2)
     str(found)
@@ -750,6 +773,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "load CLIP": (lambda: qavit.load(vision=LATE / "clip"), 1),
     "load BLIP": (load_blip, 1),
     "load a checkpoint": (lambda: qavit.load(**late()), 1),
+    "Vit.resized": (resized, 1),
     "Vit, refused": (refused(broken_weights), 1),
     "moves": (lambda: (small().to("cpu").cpu(), blip().to("cpu").cpu(), repr(small()), repr(blip())), 1),
     "cuda, refused": (lambda: [refused(model.cuda)() for model in (small(), blip(), pnpvqa())], 1),
@@ -784,6 +808,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     # PnP-VQA and LAVIS
     "PNPVQA": (use_pnp_vqa, 1),
     "PNPVQA, refused": (refused(lambda: pnp_vqa().forward_qa({"text_input": "a", "captions": [[]]})), 1),
+    "replace_forward_cap": (use_replaced_steps, 1),
     "Explanation": (drawn_small(use_explanation), 4),
     "PNPVQAWithQAViT": (use_pnpvqa, 1),
     "PNPVQAWithQAViT.from_config": (lambda: PNPVQAWithQAViT.from_config({"path": str(folder())}), 1),

@@ -130,6 +130,30 @@ def test_contexts_are_lavis_own(name: str) -> None:
         assert found == expected
 
 
+@pytest.fixture(scope="module")
+def reader() -> Any:
+    """The public code's reader at a small size."""
+    return qavit.load(reader=GOLDEN / "unifiedqa_fid")
+
+
+@pytest.mark.parametrize("name", [name for name in READER["cases"] if name != "internal2"])
+def test_answers_out_of_captions_are_lavis_own(matcher: qavit.QAViT, captioner: Any, reader: Any, name: str) -> None:
+    samples = {"text_input": READER["questions"], "captions": READER["captions"]}
+    case = READER["cases"][name]
+    assert PNPVQA(matcher, captioner, reader).forward_qa(samples, **case["settings"]) == case["answers"]
+    assert samples["question_captions"] == case["question_captions"]
+
+
+def test_how_much_each_caption_was_attended_to(matcher: qavit.QAViT, captioner: Any, reader: Any, picture: Path) -> None:
+    model = PNPVQA(matcher, captioner, reader)
+    found = model.explain(picture, "where is the red car?", num_captions=8, num_captions_fid=3, num_patches=4, min_len=5)
+    assert len(found.contexts) == 3
+    expected = reader.attention(None, found.contexts, found.answer.ids).mean(axis=0)
+    np.testing.assert_allclose(found.attended, expected, rtol=1e-6)
+    assert found.attended.sum() == pytest.approx(1.0, abs=1e-5)
+    assert found.answer.text == reader.answer(None, found.contexts, min_len=5).text
+
+
 def test_several_contexts_batches_are_refused_by_name(model: PNPVQA) -> None:
     samples = {"text_input": READER["questions"], "captions": READER["captions"]}
     with pytest.raises(ValueError, match="internal_bsz_fid: got 2, expected 1"):
@@ -339,6 +363,7 @@ def test_an_explanation_says_what_the_answer_is_made_of(model: PNPVQA, picture: 
     counts = np.bincount(drawn.ravel() - 1, minlength=9).reshape(3, 3)
     np.testing.assert_array_equal(found.draws.raw[0], counts)
     assert found.draws.raw.sum() == 6 * 3
+    assert repr(found) == f"Explanation({found.question!r}: {found.answer.text!r}, out of 6 captions)"
     ranked = found.ranked_captions()
     shares = [share for _, share in ranked]
     assert shares == sorted(shares, reverse=True)

@@ -20,6 +20,7 @@ from qavit.models._load import MODELS
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "data" / "golden"
+OFFICIAL = GOLDEN / "qavit_official_late"
 
 
 def test_every_kind_of_model_is_in_one_family() -> None:
@@ -42,12 +43,13 @@ def load_blip() -> Any:
 
 
 LOAD: dict[str, Callable[[], Any]] = {
-    "qavit": lambda: qavit.load("demo"),
+    "qavit": lambda: qavit.load(checkpoint=OFFICIAL / "checkpoint.pth", vision=OFFICIAL / "clip", text=OFFICIAL / "t5"),
     "clip": lambda: qavit.load(vision=GOLDEN / "qavit_official_late" / "clip"),
     "clip with texts": lambda: qavit.load(GOLDEN / "methods_clip"),
     "blip_itm": load_blip,
     "albef": lambda: matchers.load("albef_itm"),
     "blip2_itm": lambda: matchers.load("blip2_itm"),
+    "reader": lambda: qavit.load(reader=GOLDEN / "unifiedqa_fid"),
 }
 
 

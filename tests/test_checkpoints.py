@@ -686,7 +686,7 @@ def test_files_that_are_something_else_are_named(tmp_path):
 
 def test_the_kind_of_a_folder_is_checked(tmp_path):
     for name, message in (
-        ("siglip2", r"path: .* of type 'siglip2' \(SigLIP 2 of any aspect \(NaFlex\)\), expected CLIP, BLIP or a converted"),
+        ("git", r"path: .* of type 'git' \(GIT\), expected CLIP, BLIP or a converted"),
         ("vit", "no patch embedding of ViT, DeiT, DINOv2, DINOv3 or timm among its tensors"),
     ):
         with pytest.raises(ValueError, match=message):

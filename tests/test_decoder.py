@@ -40,10 +40,14 @@ def weights_of(model: torch.nn.Module, *leave_out: str) -> dict[str, tuple[Any, 
     }
 
 
+def on(device: str | None) -> dict[str, Any]:
+    return {} if device is None else {"device": _core.Device(device)}
+
+
 class T5:
     """A T5, by transformers and by the core."""
 
-    def __init__(self, seed: int = 0, precision: str = "float32", **config: Any) -> None:
+    def __init__(self, seed: int = 0, precision: str = "float32", device: str | None = None, **config: Any) -> None:
         sizes = {"vocab_size": 37, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_decoder_layers": 2}
         settings = {"num_heads": 3, "feed_forward_proj": "relu", "tie_word_embeddings": True, **sizes, **config}
         self.config = transformers.T5Config(**settings)
@@ -51,7 +55,7 @@ class T5:
         self.width = self.config.d_model
         self.vocabulary = self.config.vocab_size
         options = {**self.config.to_dict(), "model_type": "t5"}
-        self.decoder = _core.Decoder(options, weights_of(self.model), precision)
+        self.decoder = _core.Decoder(options, weights_of(self.model), precision, **on(device))
 
     def logits(self, states: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Logits [L, V] of ids [L] over states [S, W]."""
@@ -64,7 +68,7 @@ class T5:
 class Bert:
     """BLIP's text decoder, by transformers and by the core."""
 
-    def __init__(self, seed: int = 0, precision: str = "float32", **config: Any) -> None:
+    def __init__(self, seed: int = 0, precision: str = "float32", device: str | None = None, **config: Any) -> None:
         sizes = {"vocab_size": 41, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2}
         more = {"intermediate_size": 40, "encoder_hidden_size": 20, "max_position_embeddings": 30}
         more |= {"bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
@@ -73,7 +77,7 @@ class Bert:
         self.width = self.config.encoder_hidden_size
         self.vocabulary = self.config.vocab_size
         options = {**self.config.to_dict(), "model_type": "bert"}
-        self.decoder = _core.Decoder(options, weights_of(self.model), precision)
+        self.decoder = _core.Decoder(options, weights_of(self.model), precision, **on(device))
 
     def logits(self, states: np.ndarray, ids: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -174,6 +178,24 @@ def test_bert_matches_transformers(
         encoder_hidden_size=width,
     )  # fmt: skip
     assert_decodes(bert, states_of(bert, states, seed), ids_of(bert, rows, length, seed), tokens=tokens)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+@pytest.mark.parametrize("make", [T5, Bert])
+def test_a_gpus_kernels_give_the_same(make: Any, tokens: int) -> None:
+    pair = make(2, device="cuda-host")
+    assert_decodes(pair, states_of(pair, 300), ids_of(pair, 3, 7), tokens=tokens)
+    states, ids, decoder = states_of(pair, 60), ids_of(pair, 4, 5), pair.decoder
+    picked = np.random.default_rng(0).integers(0, 60, (4, 6)).astype(np.int32)
+    cache = decoder.begin(decoder.read(states, tokens=0), 4, 5, tokens=picked)
+    decoder.step(cache, ids[:, :4], lengths=[4, 2, 3, 4])
+    decoder.reorder(cache, np.array([3, 1, 1, 0, 2], np.int32))
+    found = decoder.step(cache, ids[[3, 1, 1, 0, 2], 4:])
+    for row, (parent, length) in enumerate([(3, 4), (1, 2), (1, 2), (0, 4), (2, 3)]):
+        assert_close(found[row], pair.logits(states[picked[parent]], np.append(ids[parent, :length], ids[parent, 4]))[-1])
+    weights = decoder.attend(decoder.begin(decoder.read(states), 4, 5), ids)
+    cpu = make(2).decoder
+    np.testing.assert_allclose(weights, cpu.attend(cpu.begin(cpu.read(states), 4, 5), ids), atol=2e-6)
 
 
 @pytest.fixture(params=["t5", "bert"])

@@ -17,6 +17,7 @@ from PIL import Image
 from small_models import GOLDEN
 
 import qavit
+import qavit.data
 from qavit.cli import _main as cli_main
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_readme(place: Path) -> None:
-    five_lines, public_weights, pnp_vqa, stream, numbers = python("README.md")
+    five_lines, public_weights, pnp_vqa, _, stream, numbers = python("README.md")
     names: dict[str, Any] = {}
     run(five_lines, names)
     assert names["result"].maps.shape == (3, *names["model"].grid)
@@ -88,6 +89,54 @@ def test_readme(place: Path) -> None:
     answers, maps = model.predict_answers({"image": torch.rand(1, 3, 384, 384), "text_input": ["where is it?"]})
     assert answers == ["20 patches"]
     assert tuple(maps.shape) == (1, 576)
+
+
+def write_three_models(place: Path) -> None:
+    """LAVIS's file of PnP-VQA with the public code's small models, whose sizes no shape tells."""
+    import yaml
+
+    text = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "ANSWERS.md").read_text(encoding="utf-8"), re.M | re.S)[0]
+    settings: Any = yaml.safe_load(text)
+    for name, folder in (("image_question_matching_model", "blip_itm"), ("image_captioning_model", "blip_caption")):
+        facts = json.loads((GOLDEN / folder / "cases.json").read_text())
+        block = settings["model"][name]
+        shutil.copytree(GOLDEN / folder, place / folder)
+        del block["vit_type"]  # large
+        block.update(
+            finetuned=f"{folder}/checkpoint.pth", config={"text": facts["med_config"], "vision": facts["vit"]}
+        )
+    settings["model"]["question_answering_model"]["pretrained"] = str(GOLDEN / "unifiedqa_fid")
+    (place / "pnp_vqa.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_answers_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("yaml")
+    pytest.importorskip("pyarrow")
+    write_three_models(place)
+    names: dict[str, Any] = {}
+    (bundled,) = python("docs/ANSWERS.md")
+    run(bundled, names)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    run(python("README.md")[3], {"qavit": qavit}, {'"what color is the car?")': '"what color is the car?", num_captions=9)'})
+    assert Image.open("why.png").width > 1000
+    few = ["--answering", "num_captions=5"]
+    (ask, *_), (data_set, _), (score, *_) = (commands("docs/ANSWERS.md", verb) for verb in ("ask", "run", "score"))
+    assert cli_main.main([*ask, *few]) == 0
+    answer = capsys.readouterr().out
+    data_set = [one for one in data_set if one not in ("--workers", "2")]
+    assert cli_main.main([*data_set, *few]) == 0
+    (row,) = json.loads(Path("val.json").read_text())
+    assert row["question_id"] == 42000
+    (stored,) = qavit.data.read_maps("val")
+    assert stored.answer == row["answer"]
+    assert len(stored.captions) == 5
+    people = [{"answer": row["answer"] or "none", "answer_id": number} for number in range(10)]
+    truth = {"annotations": [{"question_id": 42000, "answer_type": "other", "question_type": "what", "answers": people}]}
+    Path("v2_mscoco_val2014_annotations.json").write_text(json.dumps(truth))
+    capsys.readouterr()
+    assert cli_main.main(score) == 0
+    assert capsys.readouterr().out.startswith("VQAv2 accuracy")
+    assert answer
 
 
 def test_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -526,3 +526,31 @@ def test_a_live_captioner_of_hugging_face():
         expected = module(pixel_values=pixels, input_ids=ids).logits.numpy()
     found = live.logits(live.image_states(pixels.numpy()), ids.numpy())
     assert relative(found, expected) < 1e-5
+
+
+# ---- readers ----
+
+READER = GOLDEN.parent / "unifiedqa_fid"
+
+
+def test_a_live_reader_answers_as_its_files_do():
+    transformers = pytest.importorskip("transformers", minversion="4.40")
+    module = transformers.T5ForConditionalGeneration.from_pretrained(READER).eval()
+    cases = json.loads((READER / "cases.json").read_text())
+    live = lavis.from_lavis(module, tokenizer=READER / "spiece.model")
+    stored = qavit.load(reader=READER)
+    for question, captions in zip(cases["questions"], cases["captions"]):
+        assert live.answer(question, captions).text == stored.answer(question, captions).text
+    with pytest.raises(ValueError, match="tokenizer: the module has none"):
+        lavis.from_lavis(module)
+    wrapper: Any = torch.nn.Module()  # as LAVIS wraps it to fuse contexts
+    wrapper.encoder, wrapper.block = module.encoder, module.encoder.block
+    module.encoder = wrapper
+    module.tokenizer = SimpleNamespace(vocab_file=str(READER / "spiece.model"))
+    model: Any = PnpVqa()
+    model.question_answering_model = module
+    model.forward_qa = print
+    samples = {"text_input": cases["questions"], "captions": cases["captions"]}
+    lavis.replace_forward_qa(model)
+    case = cases["cases"]["fid2"]
+    assert model.forward_qa(samples, **case["settings"]) == case["answers"]

@@ -266,14 +266,45 @@ def attention(
     bias: Array | None = None,
     q_index: Array | None = None,
     kv_index: Array | None = None,
+    key_index: Array | None = None,
+    keys: int | None = None,
     causal: bool = False,
+    past: int = 0,
     first_row: int = 0,
     first_column: int = 0,
     precision: str = "float32",
 ) -> None:
     batch = len(q) if q_index is None else len(q_index)
-    _core_testing.attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index,
-                            probabilities, heads, batch, scale, causal, first_row, first_column, precision)  # fmt: skip
+    count = key_index.shape[1] if key_index is not None else k.shape[1] if keys is None else keys
+    _core_testing.attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities,
+                            key_index, heads, batch, scale, causal, past, count, first_row, first_column,
+                            precision)  # fmt: skip
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("tokens", [1, 2, 5, 40])
+def test_attention_over_a_part_of_each_set(tokens: int) -> None:
+    """Queries that go on from keys before them, and keys that are picked."""
+    q, k, v = normal(4, tokens, 48), normal(3, 71, 48, seed=1), normal(3, 71, 48, seed=2)
+    kv_index, past = np.array([2, 0, 0, 1], np.uintp), 71 - tokens - 9
+    out, probabilities = np.empty_like(q), np.empty((4, 3, tokens, past + tokens), np.float32)
+    more = {"heads": 3, "scale": 0.2, "bias": normal(3, tokens, past + tokens, seed=3)}
+    more = {"probabilities": probabilities, **more}
+    attention(out, q, k, v, kv_index=kv_index, keys=past + tokens, past=past, causal=True, **more)
+    near = [x[kv_index, : past + tokens] for x in (k, v)]
+    hidden = np.where(np.arange(past + tokens) > past + np.arange(tokens)[:, None], -np.inf, 0)
+    expected, expected_out = reference.attention(q, *near, heads=3, scale=0.2, bias=more["bias"] + hidden)
+    assert np.abs(probabilities - expected).max() < 2e-6  # 3e-7
+    close(out, expected_out, 3e-6)  # 7e-7
+    key_index = np.stack([np.random.default_rng(row).permutation(71)[:13] for row in range(4)]).astype(np.int32)
+    probabilities = np.empty((4, 3, tokens, 13), np.float32)
+    attention(
+        out, q, k, v, heads=3, scale=0.2, kv_index=kv_index, key_index=key_index, probabilities=probabilities
+    )  # fmt: skip
+    picked = [x[kv_index[:, None], key_index] for x in (k, v)]
+    expected, expected_out = reference.attention(q, *picked, heads=3, scale=0.2)
+    assert np.abs(probabilities - expected).max() < 2e-6  # 3e-7
+    close(out, expected_out, 3e-6)  # 6e-7
 
 
 def test_attention_of_no_queries() -> None:

@@ -277,7 +277,7 @@ static bool sets_exist(const size_t *index, size_t B, size_t sets) {
 
 typedef struct {
     row_view out, q, k, v, extra_k, extra_v, bias, probabilities;
-    PyArrayObject *extra_length, *key_mask, *q_index, *kv_index;
+    PyArrayObject *extra_length, *key_mask, *q_index, *kv_index, *key_index;
 } attention_arrays;
 
 static int read_arrays(PyObject *const *objects, attention_arrays *x) {
@@ -291,7 +291,8 @@ static int read_arrays(PyObject *const *objects, attention_arrays *x) {
                    view_rows(objects[8], "bias", true, false, &x->bias) < 0 ||
                    optional_array(objects[9], "q_index", NPY_UINTP, 1, &x->q_index) < 0 ||
                    optional_array(objects[10], "kv_index", NPY_UINTP, 1, &x->kv_index) < 0 ||
-                   view_rows(objects[11], "probabilities", true, true, &x->probabilities) < 0
+                   view_rows(objects[11], "probabilities", true, true, &x->probabilities) < 0 ||
+                   optional_array(objects[12], "key_index", NPY_INT32, 2, &x->key_index) < 0
                ? -1
                : 0;
 }
@@ -301,13 +302,24 @@ static void release_arrays(attention_arrays *x) {
     Py_XDECREF(x->key_mask);
     Py_XDECREF(x->q_index);
     Py_XDECREF(x->kv_index);
+    Py_XDECREF(x->key_index);
+}
+
+/* Each of the B S keys named is a row of a set. */
+static bool keys_exist(const qv_attention *a, const attention_arrays *x) {
+    bool exist = array_is_none_or(x->key_index, a->B, a->S) && a->S <= (a->key_index != NULL ? a->S : x->k.shape[1]);
+    for (size_t i = 0; exist && a->key_index != NULL && i < a->B * a->S; i++) {
+        exist = a->key_index[i] >= 0 && (size_t)a->key_index[i] < x->k.shape[1];
+    }
+    return exist;
 }
 
 /* Whether the arrays are of the sizes that the op will take them to be. */
 static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
     size_t D = x->q.columns;
     const row_view *seen = &x->probabilities;
-    return x->k.columns == D && is_none_or(&x->out, a->B, a->T, D) && is_none_or(&x->v, x->k.shape[0], a->S, D) &&
+    return x->k.columns == D && is_none_or(&x->out, a->B, a->T, D) && is_none_or(&x->v, x->k.shape[0], x->k.shape[1], D) &&
+           keys_exist(a, x) &&
            is_none_or(&x->extra_k, a->B, a->M, D) && is_none_or(&x->extra_v, a->B, a->M, D) &&
            is_none_or(&x->bias, a->bias_rows == 0 ? 1 : a->H, a->T, a->S) &&
            array_is_none_or(x->extra_length, a->B, 0) && array_is_none_or(x->key_mask, a->B, a->S) &&
@@ -320,19 +332,19 @@ static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
              a->column_count <= a->M + a->S - a->first_column));
 }
 
-/* attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, heads,
- * batch, scale, causal, first_row, first_column, precision): every array but q and k may be None, and bias [1, T, S] is of
- * all heads */
+/* attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, key_index, heads,
+ * batch, scale, causal, past, keys, first_row, first_column, precision): every array but q and k may be None, and bias
+ * [1, T, S] is of all heads; of a set's rows of k and v the first `keys` are seen, or those of key_index */
 static PyObject *attention(PyObject *module, PyObject *arguments) {
     (void)module;
-    PyObject *o[12], *result = NULL;
-    Py_ssize_t heads, batch, first_row, first_column;
+    PyObject *o[13], *result = NULL;
+    Py_ssize_t heads, batch, past, keys, first_row, first_column;
     int causal;
     const char *precision;
     qv_attention a = {.scale = 1.0f};
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOnnfpnns", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
-                          &o[8], &o[9], &o[10], &o[11], &heads, &batch, &a.scale, &causal, &first_row, &first_column,
-                          &precision) ||
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOOnnfpnnnns", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
+                          &o[8], &o[9], &o[10], &o[11], &o[12], &heads, &batch, &a.scale, &causal, &past, &keys, &first_row,
+                          &first_column, &precision) ||
         qvpy_precision(precision, &a.precision) < 0) {
         return NULL;
     }
@@ -341,7 +353,7 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     if (read_arrays(o, &x) < 0) {
         goto done;
     }
-    if (heads < 1 || batch < 0 || first_row < 0 || first_column < 0 || x.q.dims != 3 || x.k.dims != 3 ||
+    if (heads < 1 || batch < 0 || past < 0 || keys < 0 || first_row < 0 || first_column < 0 || x.q.dims != 3 || x.k.dims != 3 ||
         x.q.columns % (size_t)heads != 0) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
         goto done;
@@ -351,11 +363,12 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
         .extra_k = const_rows_of(&x.extra_k), .extra_v = const_rows_of(&x.extra_v),
         .extra_length = data_of(x.extra_length), .key_mask = data_of(x.key_mask), .bias = const_rows_of(&x.bias),
         .bias_rows = x.bias.shape[0] == 1 ? 0 : x.q.shape[1],
-        .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .causal = causal != 0, .scale = a.scale,
+        .q_index = data_of(x.q_index), .kv_index = data_of(x.kv_index), .kv_stride = x.k.shape[1],
+        .key_index = data_of(x.key_index), .causal = causal != 0, .past = (size_t)past, .scale = a.scale,
         .precision = a.precision, .probabilities = x.probabilities.data, .first_row = (size_t)first_row,
         .row_count = x.probabilities.shape[2], .first_column = (size_t)first_column,
         .column_count = x.probabilities.shape[3], .B = (size_t)batch, .H = (size_t)heads, .T = x.q.shape[1],
-        .S = x.k.shape[1], .M = x.extra_k.data != NULL ? x.extra_k.shape[1] : 0, .d = x.q.columns / (size_t)heads,
+        .S = (size_t)keys, .M = x.extra_k.data != NULL ? x.extra_k.shape[1] : 0, .d = x.q.columns / (size_t)heads,
     };
     if (!arrays_fit(&a, &x)) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");

@@ -33,8 +33,3 @@ def grouped(captions: Sequence[str], num_captions: int, num_captions_fid: int) -
             f"expected {num_captions} (num_captions)"
         )
     return groups
-
-
-def context_of(question: str, text: str) -> str:
-    """A text behind its question; the backslash and the n are two letters."""
-    return f"{question.lower().strip()} \\n {text.lower().strip()}"

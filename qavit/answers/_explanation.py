@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..generation import Generated
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """How PnP-VQA came to its answer. A notebook shows it as a figure.
 
@@ -50,6 +50,9 @@ class Explanation:
 
     def __str__(self) -> str:
         return self.answer.text
+
+    def __repr__(self) -> str:
+        return f"Explanation({self.question!r}: {self.answer.text!r}, out of {len(self.captions)} captions)"
 
     def ranked_captions(self) -> list[tuple[str, Optional[float]]]:
         """The contexts' captions, the most attended first, each with its share; in their order where nothing says so."""

@@ -12,8 +12,9 @@ from .._base.arguments import question_list, read_samples, unique_images
 from .._base.tensors import as_kind, to_numpy, torch_of
 from .._base.types import FloatArray
 from ..generation._draws import Draws, check_weights, draw_patches
+from ..text import context_of
 from ._captions import Caption, CaptionSettings, collect
-from ._contexts import context_of, grouped
+from ._contexts import grouped
 from ._grids import fit_images, resample_mass
 
 Samples = MutableMapping[str, Any]

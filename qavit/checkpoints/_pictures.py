@@ -29,13 +29,13 @@ _DEIT = {
 #: What transformers' processors take where a file says nothing; the class's name without "ImageProcessor" and what follows.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": _CLIP, "ChineseCLIP": _CLIP, "Blip": _BLIP, "ViT": _VIT, "DeiT": _DEIT, "Siglip": _SIGLIP, "Bit": _BIT,
-    "DINOv3ViT": _DINO3,
+    "DINOv3ViT": _DINO3, "Siglip2": _VIT,
 }  # fmt: skip
 #: The same by architecture, where no file says anything, or no processor's name; CLIP's for the others.
 _OWN = {
     "blip_itm": _BLIP, "blip2_itm": _BLIP, "albef": _BLIP, "blip_vqa": _BLIP, "blip_caption": _BLIP,
     "siglip": {**_SIGLIP, "default_to_square": True}, "vit": _VIT, "deit": _DEIT, "dinov2": _DINO, "dinov3": _DINO3,
-    "timm": _VIT,
+    "timm": _VIT, "naflex": _VIT,
 }  # fmt: skip
 #: The side in pixels that lengths among those defaults belong to.
 _MADE_FOR = {"dinov2": 224, "deit": 224}
@@ -44,7 +44,7 @@ _SILENT = {
     "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "auto_map", "default_to_square",
     "do_convert_rgb", "do_reduce_labels", "reduce_labels", "return_tensors", "data_format", "input_data_format", "device",
     "disable_grouping", "use_fast", "_valid_processor_keys", "model_input_names", "image_seq_length", "num_channels",
-    "transformers_version", "patch_size", "do_pad", "pad_size", "backend",
+    "transformers_version", "patch_size", "do_pad", "pad_size", "backend", "max_num_patches",
 }  # fmt: skip
 _OBEYED = {
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,7 +83,7 @@ def from_lavis(module: Any, *, tokenizer: Any = None, precision: Precision = "fl
 
     live = _told(module)
     lavis = hasattr(module, "visual_encoder")
-    tensors = {name: _weight(tensor) for name, tensor in module.state_dict().items()}
+    tensors = {name: _weight(tensor) for name, tensor in _unwrapped(module.state_dict()).items()}
     options = _lavis_options(module) if lavis else {"prompt": ""} if live.opened_by == "blip_caption" else {}
     config = {} if lavis else module.config.to_dict()
     given = Given(type(module).__name__, Asked(options=options), config=config, checkpoint=Content(dict(tensors)))
@@ -108,6 +109,15 @@ def _told(module: Any) -> Live:
         "blip_image_text_matching), a captioner (visual_encoder, text_decoder) or a T5 (encoder, decoder, lm_head), got "
         f"{type(module).__name__}"
     )
+
+
+def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors by their usual names: LAVIS wraps its reader's encoder, and lists the encoder's blocks a second time."""
+    inner = "encoder.encoder."
+    if not any(name.startswith(inner) for name in state):
+        return dict(state)
+    own = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
+    return own | {name[len("encoder.") :]: tensor for name, tensor in state.items() if name.startswith(inner)}
 
 
 def _weight(tensor: Any) -> Weight:

@@ -66,6 +66,11 @@ KNOWN = (
         'load("siglip-base-patch16-224/")', reads=("attention", "attention_head", "texts"), dual=True,
     ),
     Known(
+        "SigLIP 2 NaFlex", ("siglip",), "Hugging Face folders; pictures of any aspect, each on its own grid",
+        "embeddings 3e-7, attention 3e-7 of transformers'",
+        'load("siglip2-base-patch16-naflex/")', reads=("attention", "attention_head", "texts"), dual=True,
+    ),
+    Known(
         "CLIP's vision half alone", ("clip",), "the same, and CLIPSeg's half",
         "states 2e-6, attention 5e-7 of transformers'", 'load(vision="clip-vit-base-patch16/")',
         reads=("attention", "class_token"), calls=_TOWER,
@@ -101,6 +106,10 @@ KNOWN = (
         "LAVIS checkpoints with or without their vision half, Hugging Face folders",
         "maps 1.6e-5, logits 3e-6 of LAVIS's",
         'load(checkpoint="blip2_pretrained.pth", vision="eva_vit_g.pth", tokenizer="vocab.txt")',
+    ),
+    Known(
+        "T5 reader: UnifiedQA v2, flan-T5", ("reader",), "Hugging Face folders",
+        "logits 2.1e-5 of LAVIS's", 'load(reader="unifiedqa-v2-t5-large/")',
     ),
 )  # fmt: skip
 

@@ -26,6 +26,7 @@ MODELS = {
 }
 #: Where those are made that have both halves.
 DUAL = ("._dual_encoder", "DualEncoder")
+NAFLEX = ("._naflex", "NaFlexEncoder")
 
 
 def load(
@@ -114,7 +115,7 @@ def load(
         image_size=image_size, hub=hub, revision=revision, local_files_only=local_files_only,
     )  # fmt: skip
     both = source.text is not None and source.architecture in ("clip", "siglip")
-    module, name = DUAL if both else MODELS[source.architecture]
+    module, name = MODELS[source.architecture] if not both else NAFLEX if "max_patches" in source.vision else DUAL
     kind = getattr(importlib.import_module(module, __package__), name)
     model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
     others = {"config": config, "image_size": image_size, "precision": precision}

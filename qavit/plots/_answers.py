@@ -14,7 +14,7 @@ from ._look import Look
 from ._panels import FAINT, INK
 
 PANEL, TEXT, HEIGHT = 3.4, 4.2, 3.9  # inches
-LETTERS = 52  # of a line of the text
+LETTERS, BOLD_LETTERS = 52, 43  # of a line of the text
 BAR = "#b9c7e4"
 
 
@@ -59,7 +59,7 @@ def _write(axes: Any, question: str, answer: str, texts: Sequence[tuple[str, Opt
 
     def line(text: str, size: float, colour: str, weight: str = "normal") -> None:
         nonlocal height
-        for part in labels.wrap(text, int(LETTERS * NOTE_SIZE / size), 4):
+        for part in labels.wrap(text, int((LETTERS if weight == "normal" else BOLD_LETTERS) * NOTE_SIZE / size), 4):
             axes.text(
                 0.02, height, labels.plain(part), fontsize=size, color=colour, fontweight=weight, va="top",
                 fontfamily=labels.families(part),

@@ -26,6 +26,9 @@ from .sizes import (
     stated_size,
 )
 
+#: Of a picture of any aspect.
+MAX_PATCHES = 65536
+
 
 def clip_vision_config(
     tensors: Stored, config: Mapping[str, Any], image_size: ImageSize | None, what: str
@@ -64,6 +67,11 @@ def clip_vision_config(
         result["pooling"] = pooling
     if config.get("position_resize") is not None:
         result["position_resize"] = position_resize(config, what)
+    most = config.get("max_patches")
+    if most is not None:
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= MAX_PATCHES:
+            raise ValueError(f"{what}: max_patches {most!r}, expected a whole number from 1 to {MAX_PATCHES}")
+        result["max_patches"] = most
     if "visual_projection.weight" in tensors:
         result["projection_dim"] = need(tensors, "visual_projection.weight", 2, what)[0]
     return result

@@ -108,7 +108,6 @@ FAMILIES = (
     Family("a ResNet", r"layer1\.0\.conv1", types=("resnet",)),
     Family("CLIP's text half alone", r"text_model\.encoder\.layers", r"vision_model"),
     Family("InstructBLIP", types=("instructblip",)),
-    Family("SigLIP 2 of any aspect (NaFlex)", types=("siglip2",)),
     Family("LLaVA", types=("llava",)),
     Family("GIT", types=("git",)),
     Family("PaliGemma", types=("paligemma",)),
@@ -120,7 +119,9 @@ FAMILIES = (
 #: Two halves, from one file or from several: what is opened where no family above tells itself.
 HALVES = Family(
     "QA-ViT, CLIP or SigLIP",
-    types=("clip", "clip_vision_model", "siglip", "siglip_vision_model", "chinese_clip"),
+    types=(
+        "clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "chinese_clip",
+    ),
     opened_by="halves",
     architectures=("qavit", "clip", "siglip"),
 )

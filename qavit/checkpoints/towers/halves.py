@@ -104,11 +104,7 @@ def open_files(given: Given) -> ModelSource:
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
     vision_config = {**vision_config, **stated, **_vision_options(options)}
-    if openai and "hidden_act" not in vision_config:
-        raise ValueError(
-            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
-            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
-        )
+    _check_told(vision_config, openai, asked, name)
     if text_config is not None:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
@@ -122,7 +118,8 @@ def open_files(given: Given) -> ModelSource:
     picture = options.get("preprocessing") or {}
     if vision_folder is None and openai:
         picture = {**(_CLIPA if vision_config.get("pooling") else {}), "margin": "even", **picture}
-    preprocessing = folder_preprocessing(vision_folder, architecture, own_size, vision_config["image_size"], picture)
+    processor = "naflex" if "max_patches" in vision_config else architecture
+    preprocessing = folder_preprocessing(vision_folder, processor, own_size, vision_config["image_size"], picture)
     source = _source(
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
@@ -133,6 +130,20 @@ def open_files(given: Given) -> ModelSource:
         check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
         source.decoder = decoder
     return source
+
+
+def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
+    """Raise where nothing tells the activation, or a size is asked for where there is none."""
+    if openai and "hidden_act" not in vision:
+        raise ValueError(
+            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
+            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
+        )
+    if "max_patches" in vision and asked.size is not None:
+        raise ValueError(
+            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
+            "patches"
+        )
 
 
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
@@ -265,12 +276,14 @@ def _settings(folder: Path, argument: str) -> _Settings:
     kind, text = str(whole.get("model_type", "clip")), whole.get("text_config")
     if kind in ("siglip", "siglip_vision_model"):
         vision = siglip.vision_settings(vision)
+    if kind in ("siglip2", "siglip2_vision_model"):
+        vision = siglip.naflex_settings(vision, folder)
     return _Settings(vision, _text_half(kind, text) if isinstance(text, Mapping) else None)
 
 
 def _text_half(kind: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration of the text half of a model of a type, as the core knows it."""
-    if kind in ("siglip", "siglip_text_model"):
+    if kind in ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model"):
         return siglip.text_settings(config)
     known = {"clip": "clip_text_model", "clip_text_model": "clip_text_model"}
     known.update(chinese_clip="bert", chinese_clip_text_model="bert")
@@ -283,7 +296,7 @@ def _check_type(config: Mapping[str, Any], folder: Path, argument: str) -> None:
     other = told_by_type(kind)
     vision = config.get("vision_config")
     inner = str(vision.get("model_type", "clip")) if isinstance(vision, Mapping) else kind
-    towers = ("clip", "clip_vision_model", "siglip_vision_model")
+    towers = ("clip", "clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
     if kind.startswith("blip") or told_by_type(inner) or (vision is None and kind not in towers):
         called = f" ({other or told_by_type(inner)})" if other or told_by_type(inner) else ""
         expected = "CLIP, BLIP or a converted folder" if argument == "path" else "CLIP"
