@@ -108,6 +108,7 @@ bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.blip_bench
 	@$(BIN)/python -m benchmarks.memory_bench
+	@$(BIN)/python -m benchmarks.methods_bench
 
 docs: $(STAMPS)/docs ## the documentation site in build/docs/html, warnings as errors
 	@$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/doctrees docs build/docs/html

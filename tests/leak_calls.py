@@ -73,6 +73,7 @@ from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
 from qavit.methods import attention as methods
 from qavit.metrics import _pointing as metrics_pointing
+from qavit.metrics import sanity_checks
 from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _look as plots_look
@@ -434,6 +435,15 @@ def reader() -> qavit.data.MapReader:
 
 def row_of_output() -> qavit.data.MapRow:
     return qavit.data.MapRow("0", "a.png", "what", 2, (2, 2), unit(2, 2), None, None, 0.1)
+
+
+def use_gradients() -> None:
+    vit = small()._vit
+    wanted = [(name, 1) for name in ("legrad", "gradcam", "class_gradient", "key_cosine", "hidden_gradient")]
+    vit.gradients(
+        floats(2, vit.tokens, vit.hidden_size), 0, floats(3, vit.projection_dim or vit.hidden_size), wanted=wanted,
+        relevance=0, instruct=floats(2, 4, vit.instruction_dim), instruct_length=np.array([4, 2], np.int32),
+    )  # fmt: skip
 
 
 def use_evaluation() -> None:
@@ -1013,6 +1023,10 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
     "evaluate": (use_evaluation, 2),
+    "sanity_checks": (lambda: sanity_checks(small(), floats(3, 14, 14), "what is it", method="class", steps=1), 2),
+    "sanity_checks, refused": (refused(lambda: sanity_checks(small(), floats(3, 14, 14), "a", steps=0)), 1),
+    "Vit.gradients": (use_gradients, 1),
+    "Vit.gradients, refused": (refused(lambda: small()._vit.gradients(floats(1, 5, 8), 0)), 1),
     "DualEncoder": (use_dual, 1),
     "DualEncoder, loaded": (lambda: qavit.load(GOLDEN / "methods_clip"), 2),
     "DualEncoder, methods": (use_methods, 1),

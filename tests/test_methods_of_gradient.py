@@ -175,6 +175,23 @@ def test_bfloat16_is_near() -> None:
         close(found, GOLDEN[name][0], 5e-2)  # 1.2e-2
 
 
+def test_pictures_that_are_not_square() -> None:
+    model = qavit.load(CLIP, image_size=(48, 64))
+    for picture in range(2):
+        pixels = GOLDEN["wide_pixel_values"][picture]
+        result = model.heatmaps(pixels, TEXTS, method="grad_eclip", heads="single")
+        close(result.raw, GOLDEN["grad_eclip_notebook_wide"][picture], TOLERANCE)
+        for method in (*OF_GRADIENT, "rollout"):
+            assert model.heatmaps(pixels, None if method == "rollout" else TEXTS, method=method).raw.shape[1:] == (6, 8)
+
+
+def test_pictures_that_are_larger() -> None:
+    model = qavit.load(CLIP, image_size=64, config={"position_resize": "bicubic_antialias"})
+    for picture in range(2):
+        result = model.heatmaps(GOLDEN["high_pixel_values"][picture], TEXTS, method="legrad")
+        close(result.raw, GOLDEN["legrad_last2_high"][picture], TOLERANCE)
+
+
 # ---- the bundled model: the gradient of its best answer's log-probability ----
 
 
