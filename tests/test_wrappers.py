@@ -463,7 +463,6 @@ def test_files_are_told_by_their_bytes(head, message, tmp_path):
         (["visual.trunk.patch_embed.backbone.stem.0.conv.weight"], "MobileCLIP"),
         (["visual.trunk.stages.0.blocks.0.conv_dw.weight"], "a CLIP of convolutions"),
         (["visual.trunk.blocks.0.attn.qkv.weight"], "an open_clip model with a timm tower"),
-        (["vision_model.embeddings.patch_embedding.bias"], "SigLIP without its attention head"),
         (["embeddings.mask_token", "encoder.layer.0.layer_scale1.lambda1"], "DINOv2"),
         (["blocks.0.attn.qkv.weight", "cls_token"], "a vision transformer in timm's layout"),
         (["encoder.block.0.layer.0.SelfAttention.q.weight"], "a T5 encoder"),
