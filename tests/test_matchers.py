@@ -426,6 +426,29 @@ def test_many_questions_go_in_chunks(threads: int, tmp_path: Path) -> None:
         close(alone[2], queries[17 * i : 17 * i + 17], MAPS)
 
 
+@pytest.mark.skipif(not _core.build_info()["debug"], reason="the failing allocator is in QAVIT_DEBUG builds")
+def test_allocation_failures_are_errors(tmp_path: Path) -> None:
+    loaded = saved(huggingface_model(SIZES[0], seed=2), tmp_path)
+    weights, config = loaded._source.weights, {"vision": loaded._source.vision, "text": loaded._source.text}
+    pixels, (ids, mask) = np.zeros((3, 32, 32), np.float32), questions_of([4, 6], 1)
+    failed = 0
+    for n in range(1, 600):
+        _core.fail_allocation(n)
+        try:
+            fresh = _core.BlipItm(config, weights)
+            image = fresh.encode_image(pixels)
+            fresh.gradcam(image, ids, mask, 0, True)
+            fresh.image_features(image)
+            break
+        except MemoryError:
+            failed += 1
+    else:
+        pytest.fail("600 allocations were not enough")
+    _core.fail_allocation(0)
+    assert failed > 10
+    assert np.isfinite(loaded._core.gradcam(loaded._core.encode_image(pixels), ids, mask, 0)[0]).all()
+
+
 # ---- wrong files and half files ----
 
 

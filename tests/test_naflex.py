@@ -15,6 +15,7 @@ from PIL import Image
 from reference import close
 
 import qavit
+import qavit.data
 from qavit.checkpoints import convert, open_model
 from qavit.models._naflex import KEPT, NaFlexEncoder, fitting_grid
 
@@ -173,6 +174,23 @@ def test_a_converted_folder_sees_any_aspect_too(model: NaFlexEncoder, folder: Pa
     more = qavit.load(folder, config={"vision": {"max_patches": 64}})
     assert more.heatmaps(picture, method="pool").maps.shape == (1, *fitting_grid(30, 50, PATCH, 64))
     assert "at most 64 patches" in repr(more)
+
+
+def test_a_data_set_has_one_grid(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "car", *(f"w{number}" for number in range(52))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    for name, size in (("wide", (50, 30)), ("high", (20, 40))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)).save(tmp_path / f"{name}.png")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(f'{{"image": "{name}.png", "question": "a red car"}}\n' for name in ("wide", "high")))
+    options = {"images": tmp_path, "model": folder, "tokenizer": tmp_path / "vocab.txt", "method": "legrad"}
+    with pytest.raises(ValueError, match=r"fit: .* sees each picture on a grid of its own, and a data set has one"):
+        qavit.data.run(questions, tmp_path / "out", **options)
+    qavit.data.run(questions, tmp_path / "out", fit="stretch", **options)
+    assert [row.map.shape for row in qavit.data.read_maps(tmp_path / "out")] == [(4, 4), (4, 4)]
+    loaded = qavit.load(folder, tokenizer=tmp_path / "vocab.txt")
+    assert loaded.heatmaps(tmp_path / "wide.png", "a red car", method="legrad").maps.shape == (1, 3, 5)
 
 
 def test_what_does_not_fit_is_said(model: NaFlexEncoder, folder: Path, tmp_path: Path) -> None:

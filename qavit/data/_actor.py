@@ -161,6 +161,11 @@ class HeatmapActor:
         self._request = model._request(cast("Any", method), block, heads)
         if self._fit is not None:
             model.preprocessing.fitted(self._fit)
+        elif model._own_grids:
+            raise ValueError(
+                f"fit: {model.name} sees each picture on a grid of its own, and a data set has one; give 'stretch', "
+                "'crop' or 'pad'"
+            )
         self.takes_questions = model.takes_questions
         self.method = self._request.method.name
         blocks = tuple(self._request.blocks)

@@ -108,6 +108,7 @@ class Model(Capabilities, ABC):
     answer_names: Optional[list[str]] = None
     reads: frozenset[str]
     question_blocks: tuple[int, ...] = ()
+    _own_grids = False  # whether each picture has a grid of its own
     _bundled = False
     _loaded_with: Optional[dict[str, Any]] = None  # arguments of qavit.load
     _load_again: Callable[[dict[str, Any]], Any]

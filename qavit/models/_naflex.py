@@ -57,6 +57,8 @@ class NaFlexEncoder(DualEncoder):
     max_patches : int
     """
 
+    _own_grids = True
+
     def __init__(self, source: Any, **options: Any) -> None:
         self.max_patches = int(source.vision["max_patches"])
         super().__init__(source, **options)
