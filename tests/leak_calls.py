@@ -201,6 +201,35 @@ def matcher(name: str) -> Any:
     return qavit.load(checkpoint=checkpoint, tokenizer=tokenizer, image_size=size, config=config)
 
 
+@cache
+def answering_once() -> Any:
+    folder = GOLDEN / "qavit_answer"
+    files = {"checkpoint": folder / "checkpoint.pth", "vision": folder / "clip", "text": folder / "t5"}
+    return qavit.load(**files, config={"lora_alpha": 8})
+
+
+@cache
+def blip_vqa_folder() -> Path:
+    from test_blip_vqa import answering
+
+    (place() / "blip_vqa").mkdir()
+    answering(1, place() / "blip_vqa")
+    return place() / "blip_vqa"
+
+
+@cache
+def blip_vqa() -> Any:
+    return qavit.load(blip_vqa_folder())
+
+
+def use_blip_vqa() -> None:
+    model = blip_vqa()
+    model.answer(photo(), QUESTIONS, max_new_tokens=3)
+    model.answer(photo(), QUESTIONS, answers=["red", "the car"])
+    model.heatmaps(photo(), QUESTIONS, answer="red", block=1)
+    repr(model)
+
+
 def use_matcher(name: str) -> None:
     model = matcher(name)
     model.heatmaps(photo(), QUESTIONS)
@@ -804,6 +833,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "ClipTextEncoder.encode_pooled": (lambda: encoder_once("clip_text_model").encode_pooled(np.array([[1, 2, 29]])), 1),
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
+    "answer, written": (lambda: answering_once().answer(photo(), QUESTIONS, max_new_tokens=3, return_logits=True), 1),
+    "answer, chosen": (lambda: answering_once().answer(photo(), QUESTIONS, answers=["red", "a car"]), 1),
+    "load BLIP-VQA": (lambda: qavit.load(blip_vqa_folder()), 1),
+    "BLIP-VQA": (use_blip_vqa, 1),
+    "BLIP-VQA, refused": (refused(lambda: blip_vqa().answer(photo(), "")), 1),
     "demo heatmaps": (lambda: demo_once().heatmaps(photo(), QUESTIONS), 1),
     "stream": (lambda: [*small().stream([photo(), photo()], QUESTIONS, fit="pad")], 1),
     "another block": (lambda: small().heatmaps(photo(), QUESTIONS).at(2), 1),
