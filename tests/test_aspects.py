@@ -45,6 +45,14 @@ def test_public_code_at_a_larger_size(method: str, way: str) -> None:
         close(found.raw, GOLDEN[f"{method}_high"][picture], 2e-5)  # 2e-6
 
 
+def test_public_code_on_a_grid_that_is_not_square() -> None:
+    model = qavit.load(CLIP, image_size=(48, 64))
+    for picture in range(2):
+        pixels = GOLDEN["wide_pixel_values"][picture : picture + 1]
+        found = model.heatmaps(pixels, TEXTS, method="grad_eclip", heads="single")
+        close(found.raw, GOLDEN["grad_eclip_notebook_wide"][picture], 1e-4)
+
+
 def test_the_default_is_hugging_faces_at_any_aspect() -> None:
     oracle = CLIPModel.from_pretrained(CLIP).eval()
     for height, width in ((64, 64), (48, 64), (80, 24)):

@@ -137,6 +137,16 @@ def test_rows_of_one_picture_and_text_are_one(tmp_path: Path) -> None:
     assert target.mask(24, 30, (24, 30)).sum() == 18
 
 
+def test_two_rows_of_one_id(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1)
+    rows = [{"id": 5, "image": "0.png", "text": text, "box": [1, 2, 9, 9]} for text in ("cup", "dog", "cup")]
+    targets = read_targets(write_lines(tmp_path / "rows.jsonl", rows))
+    assert [(target.text, target.problem) for target in targets] == [
+        ("cup", None), ("dog", "row 5: another row has this id"),
+    ]  # fmt: skip
+    assert len(targets[0].shapes) == 2
+
+
 def test_cocos_instances(tmp_path: Path) -> None:
     write_pictures(tmp_path, 2)
     coco = {

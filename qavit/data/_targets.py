@@ -76,7 +76,8 @@ def read_targets(
     """
     reading = Reading(image_name, dict(columns or {}), {}, encoding, SOUGHT)
     found: dict[tuple[Any, ...], Target] = {}
-    for item in QuestionFile(path, images, reading, ""):
+    known: set[str] = set()
+    for number, item in enumerate(QuestionFile(path, images, reading, "")):
         target = Target(item.id, item.image, item.question, problem=item.problem)
         if target.problem is None:
             try:
@@ -85,8 +86,12 @@ def read_targets(
                 target = target._replace(label=given["label"] or "object", shapes=_beside(shapes, path))
             except ValueError as error:
                 target = target._replace(problem=f"row {item.id}: {error}")
-        key = (item.id, None) if target.problem is not None else (target.image, target.text, target.label)
-        before = found.get(key)
+        key: tuple[Any, ...] = (target.image, target.text, target.label)
+        before = None if target.problem is not None else found.get(key)
+        if before is None and target.problem is None and item.id in known:
+            target = target._replace(problem=f"row {item.id}: another row has this id")
+        known.add(item.id)
+        key = key if target.problem is None else (number,)
         found[key] = target if before is None else before._replace(shapes=before.shapes + target.shapes)
     return list(found.values())
 
