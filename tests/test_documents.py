@@ -63,7 +63,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_readme(place: Path) -> None:
-    five_lines, public_weights, pnp_vqa, _, stream, numbers = python("README.md")
+    five_lines, public_weights, pnp_vqa, _, texts, stream, numbers = python("README.md")
     names: dict[str, Any] = {}
     run(five_lines, names)
     assert names["result"].maps.shape == (3, *names["model"].grid)
@@ -79,6 +79,10 @@ def test_readme(place: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", qavit.QuestionBlindWarning)
         assert qavit.load(vision="clip-vit-base-patch16/").heatmaps("cat.jpg").maps.shape == (1, 5, 5)
+    own: dict[str, Any] = {"qavit": qavit}
+    run(texts, own, {'"clip-vit-base-patch16/"': repr(str(GOLDEN / "methods_clip"))})
+    assert own["cats"].shape == (2, own["model"].embedding_dim)
+    assert own["result"].maps.shape == (2, 6, 6)
     torch = pytest.importorskip("torch")
     from test_lavis import PnpVqa
 

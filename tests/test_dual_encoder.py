@@ -578,6 +578,82 @@ def test_converted_folders_give_the_same_bits(
     assert "in one space" in description_text(describe(source))
 
 
+# ---- a CLIP beside a QA-ViT ----
+
+
+class Prompted(qavit.methods.Method):
+    """What a method sees of a QA-ViT's questions as prompts, in place of a map."""
+
+    name = "prompted"
+
+    def suits(self, model: Any) -> bool:
+        return "texts" in model.reads
+
+    def blocks(self, model: Any) -> tuple[int, ...]:
+        return tuple(range(model.num_blocks))
+
+    def by_block(self, look: Any, blocks: Sequence[int], heads: Any) -> Array:
+        self.look = look
+        self.texts, self.empty, self.inputs = look.texts, look.empty(""), look.inputs
+        self.projected = look.tower.forward(outputs=("projected",), **look.inputs)["projected"]
+        return np.ones((len(self.texts), len(blocks), 25), np.float32)
+
+
+def test_prompts_of_a_qavit(tmp_path: Path) -> None:
+    late, words = GOLDEN / "qavit_official_late", GOLDEN / "methods_clip"
+    config = json.loads((late / "clip" / "config.json").read_text())
+    text = json.loads((words / "config.json").read_text())["text_config"]
+    vision = {key: config[key] for key in config if key not in ("architectures", "torch_dtype", "transformers_version")}
+    whole = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config={**vision, "projection_dim": 48}, projection_dim=48)
+    )
+    tower = load_file(late / "clip" / "model.safetensors")
+    whole.vision_model.load_state_dict(
+        {name.removeprefix("vision_model."): torch.from_numpy(one) for name, one in tower.items()}
+    )
+    whole.save_pretrained(tmp_path / "clip")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(words / name, tmp_path / "clip")
+    shutil.copy(late / "clip" / "preprocessor_config.json", tmp_path / "clip")
+    parts = {"checkpoint": late / "checkpoint.pth", "text": late / "t5"}
+    model, beside = qavit.load(vision=tmp_path / "clip", **parts), dual(tmp_path / "clip")
+    assert model.kind == "qavit"
+    picture = np.random.default_rng(0).integers(0, 256, (70, 70, 3), np.uint8)
+    questions = ["a red car", "where is the dog?"]
+    converted = qavit.load(convert(open_model(vision=tmp_path / "clip", **parts), tmp_path / "converted"))
+    for one in (model, converted, pickle.loads(pickle.dumps(model))):
+        seen = Prompted()
+        result = one.heatmaps(picture, questions, method=seen)
+        assert result.method == "prompted"
+        assert np.array_equal(seen.texts, beside.encode_text(questions))
+        assert np.array_equal(seen.empty, beside.encode_text(""))
+        assert seen.look.logit_scale == beside.logit_scale
+        assert seen.projected.shape == (2, 48)
+        assert seen.inputs["instruct"].shape[0] == 2
+    for method in ("gae", "gradcam", "legrad"):
+        result = model.heatmaps(picture, questions, method=method)
+        assert result.scores is not None
+        close(result.scores, np.einsum("qe,qe->q", unit(seen.projected), beside.encode_text(questions)))
+    plain = qavit.load(vision=late / "clip", **parts)
+    assert np.array_equal(plain.heatmaps(picture, questions).maps, model.heatmaps(picture, questions).maps)
+    with pytest.raises(ValueError, match="method: prompted needs"):
+        plain.heatmaps(picture, questions, method=Prompted())
+    with pytest.raises(ValueError, match="load the model with vision= a CLIP folder that holds both halves"):
+        plain.heatmaps(picture, questions, method="gae")
+
+
+def test_answers_as_targets() -> None:
+    seen = Prompted()
+    model = qavit.load("demo")
+    assert "answer_head" in model.reads
+    look = model._look(np.zeros((1, 3, model.image_size, model.image_size), np.float32), ["where is the star?"])
+    weight, bias = look.answer_head
+    assert weight.shape == (len(model.answer_names or ()), look.tower.hidden_size)
+    assert bias.shape == weight.shape[:1]
+    with pytest.raises(ValueError, match="method: prompted needs"):
+        model.heatmaps(PICTURE, "where is the star?", method=seen)
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 

@@ -51,7 +51,7 @@ _TOWER = ("extract_attention", "vision")
 KNOWN = (
     Known(
         "QA-ViT", ("qavit",), "public checkpoints with their CLIP and text folders; converted folders",
-        "states 3e-6 of the public code's",
+        "states 3e-6, an answer's logits 1.5e-5 of the public code's",
         'load(checkpoint="qavit-base2.pth", vision="clip-vit-large-patch14-336/", text="flan-t5-base/")',
         reads=("attention", "class_token", "question_attention"),
     ),
@@ -95,6 +95,11 @@ KNOWN = (
         "BLIP captioner", ("blip_caption",), "LAVIS checkpoints, Hugging Face folders",
         "states 1.6e-6, logits 3.2e-6 of LAVIS's",
         'load(checkpoint="model_large_caption_coco_train2014.pth", tokenizer="vocab.txt")',
+    ),
+    Known(
+        "BLIP-VQA", ("blip_vqa",), "LAVIS checkpoints, Hugging Face folders",
+        "states 2.8e-6, maps of an answer 5.3e-6 of transformers' and autograd's",
+        'load(checkpoint="model_base_vqa_capfilt_large.pth", tokenizer="vocab.txt")',
     ),
     Known(
         "ALBEF", ("albef",), "pretraining, retrieval and grounding checkpoints, bare ones too",

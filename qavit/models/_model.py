@@ -378,9 +378,7 @@ class Model(Capabilities, ABC):
             raise ValueError(f"questions: this model takes no questions: {self._why_no_questions()}")
         return self._result_of(shown, self._look(shown.pixels, given), asked, request)
 
-    def _result_of(
-        self, shown: Shown, look: ModelLook, asked: Optional[list[str]], request: Request
-    ) -> HeatmapResult:
+    def _result_of(self, shown: Shown, look: ModelLook, asked: Optional[list[str]], request: Request) -> HeatmapResult:
         """The maps of what was looked at."""
         from .._result import HeatmapResult
 

@@ -22,12 +22,11 @@ from ._answer_head import AnswerHead
 from ._answering import Lengths, answer_list, ranked_answers
 from ._capabilities import Questions
 from ._devices import Placement
-from ._instruct import Encoded, Entry, instruct_states_of
 from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
-from ._prompts import Prompts
-from ._texts import TEXT_ENCODERS
+from ._questions import Encoded, Entry, encode_questions, instruct_states_of
+from ._texts import TEXT_ENCODERS, TextHalf
 from ._tower_look import TowerLook
 from ._visual_t5 import VisualT5
 
@@ -71,7 +70,6 @@ class QAViT(Model):
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._vision = vision
         self._text: Any = None
-        self._prompts: Optional[Prompts] = None
         self._tokenizer: Any = None
         self._cache: QuestionCache[Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
@@ -124,7 +122,8 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
-        self._placement, self._prompts = placement, None
+        self._placement = placement
+        self._prompts: Optional[TextHalf] = None
         answers = bool(source.decoder) and getattr(text, "picture_width", 0) == vit.hidden_size
         self._language = VisualT5(source, text, placement) if answers else None
 
@@ -146,6 +145,18 @@ class QAViT(Model):
     def _registers(self) -> int:
         weights = self._source.weights
         return weights[REGISTERS][2][0] if REGISTERS in weights else 0
+
+    def _prompt_half(self) -> TextHalf:
+        """The CLIP text half beside a QA-ViT, made when it is first asked."""
+        half = self._prompts
+        if half is None:
+            found = self._source.prompts
+            if found is None:
+                raise TypeError(f"{self.name}: no text half embeds texts; give vision= a CLIP folder that holds both halves")
+            tokens = int(found.text["max_position_embeddings"])
+            half = TextHalf(self.name, found.text, found.weights, found.tokenizer, tokens, False, self._placement)
+            self._prompts = half
+        return half
 
     def _check_text(self) -> None:
         from ..text import Tokenizer
@@ -219,33 +230,10 @@ class QAViT(Model):
 
     def _encode_new(self, questions: list[str]) -> dict[str, Entry]:
         """Cleaned questions, encoded and remembered."""
-        from ..text import words_with_tokens
-
-        if not questions:
-            return {}
         check_unchanged(self._files)
-        batch = self._tokenizer.encode(questions, self.max_tokens)
-        if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
-            raise ValueError(
-                f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
-                "this is another model's tokenizer"
-            )
-        new = {}
-        lengths = batch.mask.sum(axis=1)
-        for length in np.unique(lengths):
-            # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
-            rows = np.flatnonzero(lengths == length)
-            states = self._text.encode(batch.ids[rows, :length])
-            check_unchanged(self._files)
-            if not np.isfinite(states).all():
-                raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
-            for row, own in zip(rows, states):
-                words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
-                ids = batch.ids[row, :length].astype(np.int64)
-                entry = Entry(own.copy(), ids, words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
-                entry.states.setflags(write=False)
-                self._cache.put(questions[row], entry)
-                new[questions[row]] = entry
+        new = encode_questions(questions, self._tokenizer, self._text, self.max_tokens, self.name, self._files)
+        for question, entry in new.items():
+            self._cache.put(question, entry)
         return new
 
     # ---- the vision model ----
@@ -367,14 +355,6 @@ class QAViT(Model):
         look.words = [list(words) for words, _ in encoded.words]
         look.notes = encoded.notes
         return look
-
-    def _embed_prompts(self, prompts: Sequence[str]) -> FloatArray:
-        """Texts in the pictures' space, [Q, E]; their encoder is opened when the first ones come."""
-        made = self._prompts
-        if made is None:
-            assert self._source.prompts is not None
-            self._prompts = made = Prompts(self._source.prompts, self._placement)
-        return made.embed(prompts)
 
     def _prepare_question(self, question: str) -> None:
         if self.integrated:
@@ -515,7 +495,7 @@ class AttentionLook(TowerLook):
     def texts(self) -> FloatArray:
         if self.prompts is None or self._model._source.prompts is None:
             return super().texts
-        return self._model._embed_prompts(self.prompts)
+        return self._model._prompt_half().embeddings(self.prompts)
 
     def scores(self) -> Optional[FloatArray]:
         return self.fits
@@ -529,6 +509,34 @@ class AttentionLook(TowerLook):
         if self._encoded is None or block not in self._model.integrated:
             return 0
         return int(self._encoded.mask.shape[1])
+
+    @property
+    def logit_scale(self) -> float:
+        return 1.0 if self._model._source.prompts is None else self._model._prompt_half().logit_scale
+
+    @property
+    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
+        head = self._model._answer_head if self._model.answer_names is not None else None
+        return None if head is None else (head.weight, head.bias)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        check_unchanged(self._model._files)
+        result: dict[str, Any] = {"pixel_values": self._pixels}
+        if not isinstance(self._pixels, np.ndarray):
+            result = {"pixel_values": [self._pixels.picture], "preprocessing": self._pixels.preprocessing}
+        if self._encoded is not None:
+            pairs = self._pair_image
+            result["pair_image"] = np.arange(len(self._encoded.mask), dtype=np.int32) if pairs is None else pairs
+            result["instruct"] = self._encoded.states
+            result["instruct_length"] = self._encoded.mask.sum(axis=1, dtype=np.int32)
+        return result
+
+    def empty(self, text: str) -> FloatArray:
+        given = self.options.empty
+        if given is not None and not isinstance(given, str):
+            raise ValueError("empty: expected a text")
+        return self._model._prompt_half().embeddings([text if given is None else given])
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]

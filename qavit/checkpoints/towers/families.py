@@ -97,9 +97,7 @@ FAMILIES = (
         r"visual_encoder|visual\.",
         opened_by="vit",
     ),
-    Family(
-        "a T5 (text alone)", r"EncDecAttention", r"vision", types=("t5",), opened_by="reader", architectures=("reader",)
-    ),
+    Family("a T5 (text alone)", r"EncDecAttention", r"vision", types=("t5",), opened_by="reader", architectures=("reader",)),
     Family("a T5 encoder (text alone)", r"(^|\.)encoder\.block\.\d+\.layer\.0\.SelfAttention", r"vision"),
     Family("an adapter without its base model", r"lora_[AB]|lora_embedding", r"class_embedding|base_layer|visual_encoder"),
     Family("a model quantised by GPTQ, AWQ or bitsandbytes", r"(qweight|qzeros|SCB|quant_state|weight_format)$"),
