@@ -616,3 +616,24 @@ def test_what_cannot_replace_a_step_is_named(matcher: qavit.QAViT) -> None:
         qavit.lavis.replace_forward_cap(Live())
     with pytest.raises(TypeError, match=r"reader: expected a model of kind 'reader', got .* of kind 'qavit'"):
         qavit.lavis.replace_forward_qa(Live(), matcher)
+
+
+def test_files_of_another_model_and_foreign_vocabularies_are_named(captioner: Any, reader: Any, tmp_path: Path) -> None:
+    def block(name: str, **more: Any) -> dict[str, Any]:
+        facts, folder = json.loads((GOLDEN / name / "cases.json").read_text()), GOLDEN / name
+        config = {"text": facts["med_config"], "vision": facts["vit"]}
+        return {"finetuned": str(folder / "checkpoint.pth"), "config": config, **more}
+
+    settings: dict[str, Any] = {
+        "image_question_matching_model": block("blip_itm"), "image_captioning_model": captioner,
+        "question_answering_model": reader,
+    }  # fmt: skip
+    assert PNPVQA.from_config(settings).matcher.kind == "blip_itm"
+    with pytest.raises(TypeError, match=r"captioner: expected a model of kind 'blip_caption', got .* of kind 'blip_itm'"):
+        PNPVQA.from_config({**settings, "image_captioning_model": block("blip_itm")})
+    with pytest.raises(ValueError, match=r"question_answering_model: .*reader: .*expected a T5"):
+        PNPVQA.from_config({**settings, "question_answering_model": str(GOLDEN / "qavit_official_late" / "clip")})
+    longer = tmp_path / "vocab.txt"
+    longer.write_text((GOLDEN / "blip_caption" / "vocab.txt").read_text() + "".join(f"word{i}\n" for i in range(99)))
+    with pytest.raises(ValueError, match=r"image_captioning_model: .*tokenizer"):
+        PNPVQA.from_config({**settings, "image_captioning_model": block("blip_caption", tokenizer=str(longer))})

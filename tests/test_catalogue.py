@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import test_matchers as matchers
 import torch
+from test_blip_vqa import answering
 
 import qavit
 from qavit.cli import _main as cli_main
@@ -42,11 +45,20 @@ def load_blip() -> Any:
     )  # fmt: skip
 
 
+def load_blip_vqa() -> Any:
+    folder = Path(tempfile.mkdtemp())
+    answering(1, folder)
+    model = qavit.load(folder)
+    shutil.rmtree(folder)
+    return model
+
+
 LOAD: dict[str, Callable[[], Any]] = {
     "qavit": lambda: qavit.load(checkpoint=OFFICIAL / "checkpoint.pth", vision=OFFICIAL / "clip", text=OFFICIAL / "t5"),
     "clip": lambda: qavit.load(vision=GOLDEN / "qavit_official_late" / "clip"),
     "clip with texts": lambda: qavit.load(GOLDEN / "methods_clip"),
     "blip_itm": load_blip,
+    "blip_vqa": load_blip_vqa,
     "albef": lambda: matchers.load("albef_itm"),
     "blip2_itm": lambda: matchers.load("blip2_itm"),
     "reader": lambda: qavit.load(reader=GOLDEN / "unifiedqa_fid"),

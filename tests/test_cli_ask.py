@@ -48,12 +48,28 @@ def test_pnp_vqa_says_what_its_answer_is_made_of(
     assert drawn.startswith("<?xml")
 
 
+def test_a_model_that_writes_chooses_among_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    from test_qavit_answer import load
+
+    from qavit.checkpoints import convert
+
+    convert(load()._source, tmp_path / "model")
+    among = ["--among", "dog", "--among", "car", "--json"]
+    assert cli_main.main(["ask", SCENE, "what is it?", "--model", str(tmp_path / "model"), *among]) == cli_options.OK
+    told = json.loads(capsys.readouterr().out)
+    expected = load().answer(SCENE, "what is it?", answers=["dog", "car"])[0]
+    assert told["answer"] == expected.text
+    assert [name for name, _ in told["ranked"]] == [name for name, _ in expected.ranked]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         ([SCENE, "where?", "--why", "why.txt"], cli_options.USAGE, "none of .jpg"),
         (["absent.png", "where?"], cli_options.SOME_FAILED, "absent.png"),
         ([SCENE, "where?", "--answering", "num_beams=3"], cli_options.SOME_FAILED, "chooses from a list"),
+        ([SCENE, "where?", "--among", "a", "--among", "a"], cli_options.SOME_FAILED, "answers: "),
         ([SCENE, "where?", "--model", "absent.yaml"], cli_options.SOME_FAILED, "absent.yaml"),
     ],
 )

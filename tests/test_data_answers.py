@@ -312,6 +312,26 @@ def test_a_sample_is_scored_at_the_end(tmp_path: Path, capsys: pytest.CaptureFix
 # ---- models that write ----
 
 
+def test_a_qavit_answers_a_set_as_it_answers_alone(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from test_qavit_answer import load
+
+    from qavit.checkpoints import convert
+
+    model = load()
+    convert(model._source, tmp_path / "model")
+    questions, options = vqa_questions(tmp_path, 3), {"max_new_tokens": 6}
+    run(questions, tmp_path / "out", answers=tmp_path / "r.json", model=tmp_path / "model", answering=options)
+    run(questions, tmp_path / "two", answers=tmp_path / "two.json", model=tmp_path / "model", answering=options, part_rows=2)
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "r.json").read_bytes()
+    rows = [row for row in qavit.data.read_maps(tmp_path / "out") if row.error is None]
+    assert len(rows) == 6
+    for row in rows:
+        (alone,) = model.answer(tmp_path / row.image, [row.question], **options)
+        assert row.answer == alone.text
+        np.testing.assert_allclose(row.map, alone.result.maps[0], atol=1e-6)
+
+
 def test_answers_that_are_written_bring_their_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data_sets import write_model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,13 +64,18 @@ class Options(NamedTuple):
             self.repetition_penalty, self.seed,
         )  # fmt: skip
 
-    def checked(self) -> Options:
-        """The same; ValueError or TypeError where one of them cannot be."""
-        self.captions.checked()
-        for name, least in (("num_captions_fid", 1), ("num_beams", 1), ("max_len", 2), ("min_len", 0)):
-            if whole_number(getattr(self, name), name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
-        return self
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """Options by their names; ValueError or TypeError where there is no such option, or one of them cannot be."""
+    unknown = sorted(set(given) - set(Options._fields))
+    if unknown:
+        raise TypeError(f"{unknown[0]}: PnP-VQA has no such option; expected {', '.join(Options._fields)}")
+    how = Options(**given)
+    how.captions.checked()
+    for name, least in (("num_captions_fid", 1), ("num_beams", 1), ("max_len", 2), ("min_len", 0)):
+        if whole_number(getattr(how, name), name) < least:
+            raise ValueError(f"{name}: got {getattr(how, name)}, expected at least {least}")
+    return how
 
 
 class PNPVQA(Pipeline):
@@ -197,7 +202,7 @@ class PNPVQA(Pipeline):
         self, image: ImageLike, questions: str | Sequence[str], *, block: int | None = None, **options: Any
     ) -> list[Explanation]:
         """:meth:`explain` of several questions about one picture, which is looked at once."""
-        how = Options(**options).checked()
+        how = options_of(options)
         asked = question_list(questions)
         cleaned = [clean_question(question) for question in asked]
         for question, text in zip(asked, cleaned):
@@ -236,7 +241,7 @@ class PNPVQA(Pipeline):
 
     def check_options(self, **options: Any) -> None:
         """TypeError or ValueError for options that :meth:`explain` would refuse."""
-        Options(**options).checked()
+        options_of(options)
 
     def to(self, device: Any) -> PNPVQA:
         """Move all three to a device, in place; see :meth:`qavit.Model.to`."""

@@ -29,6 +29,9 @@ def add_ask_options(parser: argparse.ArgumentParser) -> None:
         ), FILE,
     )  # fmt: skip
     add_answering(parser)
+    parser.add_argument(
+        "--among", action="append", metavar="ANSWER", help="choose among these; may be given many times (models that write)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a question on standard output")
     add_model_options(
         parser, model="demo (the default), a model's folder, hf://owner/name, or a configuration of PnP-VQA (.yaml)"
@@ -45,15 +48,16 @@ def run_ask(options: argparse.Namespace) -> int:
         raise UsageError(f"--why: {str(why)!r} is none of {', '.join(sorted(ENDINGS))}")
     arguments = {name: value for name, value in model_arguments(options).items() if value is not None}
     model = open_answering(options.model, **arguments, precision=options.precision, device=options.device)
+    answering = {**options.answering, **({} if options.among is None else {"answers": options.among})}
     for number, question in enumerate(options.asked):
         file = None if why is None else numbered(why, number, len(options.asked))
         if isinstance(model, PNPVQA):
-            explained = model.explain(options.picture, question, **options.answering)
+            explained = model.explain(options.picture, question, **answering)
             answer, about = explained.answer, explained.to_dict()
             if file is not None:
                 explained.save(file)
         else:
-            (answer,) = model.answer(options.picture, [question], **options.answering)
+            (answer,) = model.answer(options.picture, [question], **answering)
             about = {"question": question, "answer": answer.text, "score": answer.score, "ranked": answer.ranked}
             if file is not None:
                 draw(answer.result or model.heatmaps(options.picture, question), question, answer, file)

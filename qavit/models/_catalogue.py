@@ -51,7 +51,7 @@ _TOWER = ("extract_attention", "vision")
 KNOWN = (
     Known(
         "QA-ViT", ("qavit",), "public checkpoints with their CLIP and text folders; converted folders",
-        "states 3e-6 of the public code's",
+        "states 3e-6, an answer's logits 1.5e-5 of the public code's",
         'load(checkpoint="qavit-base2.pth", vision="clip-vit-large-patch14-336/", text="flan-t5-base/")',
         reads=("attention", "class_token", "question_attention"),
     ),
@@ -98,8 +98,8 @@ KNOWN = (
     ),
     Known(
         "BLIP-VQA", ("blip_vqa",), "LAVIS checkpoints, Hugging Face folders",
-        "states 1e-5, maps 1e-4 of torch autograd's on transformers'",
-        'load("blip-vqa-base/")',
+        "states 2.8e-6, maps of an answer 5.3e-6 of transformers' and autograd's",
+        'load(checkpoint="model_base_vqa_capfilt_large.pth", tokenizer="vocab.txt")',
     ),
     Known(
         "ALBEF", ("albef",), "pretraining, retrieval and grounding checkpoints, bare ones too",
