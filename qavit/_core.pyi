@@ -31,9 +31,7 @@ def next_tokens(
 def best_tokens(
     logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], settings: _Sampling, count: int, /
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
-def token_log_probabilities(
-    logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], /
-) -> npt.NDArray[np.float64]: ...
+def token_log_probabilities(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], /) -> npt.NDArray[np.float64]: ...
 def random_uniforms(keys: _Keys, count: int, /) -> npt.NDArray[np.float64]: ...
 
 class Device:
@@ -82,7 +80,6 @@ class Vit(_Model):
         preprocessing: _Preprocessing | None = ...,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
     def resized(self, height: int, width: int, positions: npt.NDArray[np.float32] | None = ...) -> Vit: ...
-
     def gradients(
         self,
         states: npt.NDArray[np.float32],
@@ -229,3 +226,11 @@ class Decoder(_Model):
         lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
     ) -> npt.NDArray[np.float32]: ...
     def reorder(self, cache: DecoderCache, parents: npt.NDArray[np.int32], /) -> None: ...
+    def gradient(
+        self,
+        states: npt.NDArray[np.float32],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
+        ids: npt.NDArray[np.integer[Any]],
+        ids_lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
+        /,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...

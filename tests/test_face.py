@@ -90,7 +90,7 @@ def test_options_that_a_method_does_not_take_are_refused_by_name(demo: qavit.Mod
         blip.heatmaps(picture, "a bus", heads="max")
     with pytest.raises(ValueError, match=r"method: got 'class'; this model has 'gradcam'$"):
         blip.heatmaps(picture, "a bus", method="class")
-    with pytest.raises(ValueError, match="method: len needs attention"):
+    with pytest.raises(ValueError, match="method: len needs what this model does not give"):
         blip.heatmaps(picture, "a bus", method=len)
     with pytest.raises(ValueError, match="fit: expected 'crop', 'stretch' or 'pad', got 'zoom'"):
         demo.heatmaps(picture, "where is the star?", fit="zoom")  # type: ignore[arg-type]

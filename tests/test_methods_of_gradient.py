@@ -272,6 +272,7 @@ def test_a_qavit_has_gradients_of_a_prompt(both_halves: Any) -> None:
     state = {name: torch.tensor(float_array(tensor)) for name, tensor in model._source.weights.items()}
     tower = Tower(state, {**model._vision, "prefix": 1})
     encoded = model.encode_questions(ASKED)
+    scale = torch_model.logit_scale.detach().double().exp()
     for q in range(len(ASKED)):
         instruct = torch.tensor(encoded.states[q][encoded.mask[q] == 1], dtype=torch.float64)
         states = model._vit.forward(pixels[None], hidden=[0])["hidden"][0][0]
@@ -285,7 +286,7 @@ def test_a_qavit_has_gradients_of_a_prompt(both_halves: Any) -> None:
         row = torch.eye(len(x), dtype=torch.float64)[0]
         every = torch.autograd.grad(score, [block["attention"] for block in blocks], retain_graph=True)
         for block, gradient in zip(blocks[:0:-1], every[:0:-1]):
-            row = row + row @ (block["attention"] * gradient.clamp(min=0)).mean(dim=0)[:, -len(x) :]
+            row = row + row @ (block["attention"] * scale * gradient.clamp(min=0)).mean(dim=0)[:, -len(x) :]
         legrad = 0
         for block in blocks[-2:]:
             own = tower.norm(block["output"].mean(dim=0), "post_layernorm")
@@ -293,7 +294,7 @@ def test_a_qavit_has_gradients_of_a_prompt(both_halves: Any) -> None:
             g = torch.autograd.grad(local, block["attention"], retain_graph=True)[0].clamp(min=0)
             legrad = legrad + g.mean(dim=(0, 1))[-len(x) + 1 :]
         expected = {
-            "gae": once[0, -len(x) + 1 :], "gradcam_attention": once[0, -len(x) + 1 :], "legrad": legrad,
+            "gae": scale * once[0, -len(x) + 1 :], "gradcam_attention": once[0, -len(x) + 1 :], "legrad": legrad,
             "gradcam": patches.clamp(min=0),
         }  # fmt: skip
         for name, value in expected.items():

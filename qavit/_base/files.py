@@ -108,6 +108,8 @@ def sync_folder(folder: PathLike) -> None:
         pass
     finally:
         os.close(number)
+
+
 #: This machine: folders may be shared, and process numbers are each machine's own.
 _HERE = f"{zlib.crc32(platform.node().encode()):08x}"
 

@@ -54,8 +54,6 @@ class SupportsRead(Protocol):
 
 
 #: A picture: a file by its path, its bytes or open, a PIL image, an array uint8 [H, W, 3], or normalised floats [3, S, S].
-ImageLike = Union[
-    str, "os.PathLike[str]", bytes, bytearray, memoryview, SupportsRead, SupportsArray, SupportsArrayInterface
-]
+ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, SupportsRead, SupportsArray, SupportsArrayInterface]
 #: Normalised pixel values, float [B, 3, S, S], or several [3, S, S].
 PixelValues = Union[SupportsArray, Sequence[SupportsArray]]

@@ -16,17 +16,17 @@ from typing import Any, Union
 from .._base.files import is_running
 from .._core import build_info
 from ._describe import _check_source
-from ._source import ModelSource
+from ._source import PROMPT_TOKENIZER, ModelSource
 from ._weights import CORE_DTYPES, Weights, base_dtype, check_unchanged, origins, panel_columns
 from .formats.safetensors_files import write_safetensors
 
 PathLike = Union[str, "os.PathLike[str]"]
-_FILES = {"config.json", "model.safetensors", "tokenizer.json"}
+_FILES = {"config.json", "model.safetensors", "tokenizer.json", PROMPT_TOKENIZER}
 #: Widths of panels that kernels read: 64 for AVX-512, 16 for AVX2.
 PANEL_WIDTHS = (16, 64)
 #: Matrices that go into panels: those of linear layers.
 _LAYERS = re.compile(
-    r"^((vision|text)_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|instruct_dim_reduce\.[13])"
+    r"^((?:vision|(?:prompts\.)?text)_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|instruct_dim_reduce\.[13])"
     r"|text_model\.(en|de)coder\.block\.\d+\.layer\.\d\.((Self|EncDec)Attention\.[qkvo]|DenseReluDense\.w(i|i_0|i_1|o))"
     r"|text_model\.translation_mlp\.layers\.[01]"
     r"|text_model\.encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|((attention\.)?output|intermediate)\.dense)"
@@ -85,9 +85,11 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
         with _new_file(partial / "model.safetensors") as file:
             write_safetensors(file, weights, dtypes)
         check_unchanged(origins(source.weights))
-        if source.tokenizer is not None:
-            with _new_file(partial / "tokenizer.json") as file:
-                file.write(source.tokenizer.encode())
+        prompts = None if source.prompts is None else source.prompts.tokenizer
+        for name, json_text in (("tokenizer.json", source.tokenizer), (PROMPT_TOKENIZER, prompts)):
+            if json_text is not None:
+                with _new_file(partial / name) as file:
+                    file.write(json_text.encode())
         with _new_file(partial / "config.json") as file:
             file.write(json.dumps(_config(source, dtypes), indent=1, ensure_ascii=False).encode() + b"\n")
         _put_in_place(partial, target)
@@ -121,6 +123,7 @@ def _config(source: ModelSource, dtypes: dict[str, str]) -> dict[str, Any]:
         "architecture": source.architecture,
         "vision": source.vision,
         "text": source.text,
+        "prompts": None if source.prompts is None else source.prompts.text,
         "preprocessing": source.preprocessing,
         "questions": source.questions,
         "answers": source.answers,

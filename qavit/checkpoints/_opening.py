@@ -12,14 +12,15 @@ from typing import Any
 
 from .._base.arguments import image_size as checked_image_size
 from .._base.types import ImageSize
+from .._base.vocabularies import read_tokenizer
 from ._adapters import CONFIG, open_adapter
 from ._given import Asked, Given, folder_content, plain_names
 from ._hub import Hub
 from ._pictures import OPEN_CLIP, at_size, default_preprocessing
 from ._places import BUNDLED, PathLike, _file, _folder, _folder_config, _path
-from ._source import ModelSource, _known_options, _read_tokenizer, _source
+from ._source import PROMPT_TOKENIZER, PROMPTS, ModelSource, Prompts, _known_options, _read_tokenizer, _source
 from ._states import without_wrappers
-from ._weights import named_panels
+from ._weights import Stored, named_panels
 from .formats.reading import Content, open_folder, open_weights
 from .towers.clip import _vision_options
 from .towers.families import (
@@ -140,6 +141,9 @@ def _open_folder(path: PathLike, text: PathLike | None, asked: Asked, argument: 
     families = families_of_type(str(config.get("model_type", "clip")))
     opened = [family for family in families if family.opened_by is not None]
     if not opened:
+        told = family_of_names(given.content.tensors)
+        if told is not None and told.opened_by == "vit":
+            return _open_family(told, given)
         return _open_family(HALVES, given)  # where it is not a tower inside of another model, that is refused
     family = opened[-1]
     if len(families) > 1:
@@ -181,6 +185,7 @@ def _open_converted(folder: Path, config: dict[str, Any], asked: Asked) -> Model
     vision: dict[str, Any] = {**config["vision"], **_vision_options(options)}
     text: dict[str, Any] | None = config.get("text")
     text = None if text is None else {**text, **(options.get("text") or {})}
+    beside = {key.removeprefix(PROMPTS): tensors.pop(key) for key in list(tensors) if key.startswith(PROMPTS)}
     vision, text, weights = _opener(family).complete(tensors, vision, text, size, name)
     if ("instruction_dim" in vision) != (architecture == "qavit"):
         found = "there are instruct layers" if "instruction_dim" in vision else "there are no instruct layers"
@@ -191,8 +196,20 @@ def _open_converted(folder: Path, config: dict[str, Any], asked: Asked) -> Model
         own = own if size is None else at_size(own, size)
         preprocessing = {**own, **(options.get("preprocessing") or {})}
     json_text = _read_tokenizer(asked.tokenizer, folder, text)
-    return _source(
+    source = _source(
         architecture, vision, text, weights, json_text, preprocessing,
         {"questions": config.get("questions"), "answers": config.get("answers"), "defaults": config.get("defaults")},
         options, name,
     )  # fmt: skip
+    source.prompts = _converted_prompts(folder, config.get("prompts"), beside)
+    return source
+
+
+def _converted_prompts(folder: Path, config: Any, tensors: Stored) -> Prompts | None:
+    if not tensors:
+        return None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}: config.json: 'prompts' is {type(config).__name__}, expected an object")
+    file = folder / PROMPT_TOKENIZER
+    text, weights = _opener(HALVES).complete_text(tensors, config, str(folder))
+    return Prompts(text, weights, read_tokenizer(file) if file.is_file() else None)

@@ -14,6 +14,9 @@ from ._places import PathLike
 from ._weights import Stored, Weights, core_weight
 
 #: What QA-ViT answers with, beside its T5's encoder.
+#: What stands in front of the names of `ModelSource.prompts` in a converted folder.
+PROMPTS = "prompts."
+PROMPT_TOKENIZER = "prompt_tokenizer.json"
 DECODER = ("text_model.decoder.", "text_model.lm_head.")
 QUESTIONS = {"max_words": 50, "max_tokens": 30}
 #: Options of ``config=`` for QA-ViT and CLIP.
@@ -40,6 +43,25 @@ _OPTIONS = (
 
 
 @dataclass
+class Prompts:
+    """A CLIP's text half beside a model that reads questions by another: its texts lie in the pictures' space.
+
+    Attributes
+    ----------
+    text : dict
+        As `ModelSource.text`.
+    weights : dict
+        As `ModelSource.weights`: ``text_model.*``, ``text_projection.*``, ``logit_scale``.
+    tokenizer : str or None
+        JSON text of the tokenizers library.
+    """
+
+    text: dict[str, Any]
+    weights: Weights = field(repr=False)
+    tokenizer: str | None = field(repr=False)
+
+
+@dataclass
 class ModelSource:
     """All that a model is built from.
 
@@ -62,8 +84,8 @@ class ModelSource:
         For messages: where it came from.
     decoder : dict
         name -> tensor: more weights, which only an answer needs, so that they are made when the first is asked for.
-    prompts : Path or None
-        Of a QA-ViT, the folder of the CLIP that embeds texts in its pictures' space: with both halves.
+    prompts : Prompts or None
+        Of a QA-ViT.
     """
 
     architecture: str
@@ -77,11 +99,12 @@ class ModelSource:
     defaults: dict[str, Any]
     name: str
     decoder: Stored = field(default_factory=dict, repr=False)
-    prompts: Path | None = None
+    prompts: Prompts | None = None
 
     def every_weight(self) -> Weights:
-        """The weights with those of the decoder."""
-        return {**self.weights, **{name: core_weight(tensor) for name, tensor in self.decoder.items()}}
+        """The weights with those of the decoder, and of the prompts behind `PROMPTS`."""
+        prompts = {} if self.prompts is None else {PROMPTS + name: one for name, one in self.prompts.weights.items()}
+        return {**self.weights, **{name: core_weight(tensor) for name, tensor in self.decoder.items()}, **prompts}
 
 
 def _source(

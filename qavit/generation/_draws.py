@@ -78,9 +78,7 @@ def check_weights(weights: Any, patches: int, argument: str = "weights") -> npt.
     return array
 
 
-def draw_patches(
-    weights: npt.NDArray[np.float64], count: int, keys: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.int32]:
+def draw_patches(weights: npt.NDArray[np.float64], count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
     """Patches without replacement, in proportion to their weights, anew for each text.
 
     By the exponential race: those of the `count` largest w / e, with e drawn from the exponential distribution. Where fewer

@@ -49,5 +49,6 @@ def method_of(method: Any, model: Readable) -> Method:
         raise TypeError(f"method: expected a name, a Method or a function, got {type(method).__name__}")
     chosen = method if isinstance(method, Method) else Custom(method)
     if not chosen.suits(model):
-        raise ValueError(f"method: {chosen.name} needs attention that this model does not give")
+        given = ", ".join(sorted(model.reads))
+        raise ValueError(f"method: {chosen.name} needs what this model does not give; it gives {given}")
     return chosen

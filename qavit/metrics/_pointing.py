@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .._result import HeatmapResult
 
 
-
 def attention_inside(result: HeatmapResult, question: int, boxes: Sequence[Sequence[float]]) -> float:
     """How much of a map lies in boxes.
 

@@ -32,8 +32,8 @@ class AnswerHead:
     def __init__(self, source: ModelSource, width: int) -> None:
         self.name = source.name
         self.answer_names = list(source.answers or ())
-        self._weight = self._read(source, "answer_head.weight", (len(self.answer_names), width))
-        self._bias = self._read(source, "answer_head.bias", (len(self.answer_names),))
+        self.weight = self._read(source, "answer_head.weight", (len(self.answer_names), width))
+        self.bias = self._read(source, "answer_head.bias", (len(self.answer_names),))
 
     @staticmethod
     def _read(source: ModelSource, name: str, shape: tuple[int, ...]) -> FloatArray:
@@ -46,7 +46,7 @@ class AnswerHead:
 
     def rank(self, pooled: FloatArray) -> list[list[tuple[str, float]]]:
         """For each normed class token [B, D], the answers with their probabilities, likeliest first."""
-        logits = pooled @ self._weight.T + self._bias
+        logits = pooled @ self.weight.T + self.bias
         if not np.isfinite(logits).all():
             raise ValueError(f"{self.name}: the answers' scores are not finite: {NOT_FINITE}")
         logits -= logits.max(axis=1, keepdims=True)

@@ -8,28 +8,25 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, finite_numbers, is_pixel_values, question_list, read_samples, unique_images
 from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, PixelValues, Precision
 from .._base.warnings import LowScoreWarning, Note, QuestionBlindWarning, note_of, warn_of
-from ..checkpoints._weights import check_unchanged, float_array
+from ..checkpoints._weights import check_unchanged
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.base import Method
-from ._capabilities import Questions
+from ._capabilities import Capabilities, Questions
 from ._devices import Placement
 from ._model import Request
 from ._notes import question_notes
 from ._question_vit import AttentionLook, QAViT
-from ._texts import TEXT_ENCODERS, TextHalf, unit
+from ._texts import TextHalf, unit
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
     from ..images import Seen
 
-#: exp(logit_scale) of CLIPs whose files do not hold it: where training ends, at the largest that it may be.
-USUAL_SCALE = 100.0
 #: Cosines no further apart are of equal texts, but for rounding.
 SAME_SCORE = 1e-6
 
@@ -56,11 +53,9 @@ class DualEncoder(QAViT):
         self.kind = "siglip" if source.architecture == "siglip" else "clip"
         self.takes_questions = True
         self.reads |= {"texts"}
-        self._half = TextHalf(source, self._text.vocab_size, self._text.max_tokens)
         self.max_tokens = self._half.max_tokens
-        self.embedding_dim: int = self._text.projection_dim
-        self.logit_scale = _number(source, "logit_scale", exponential=True, otherwise=USUAL_SCALE)
-        self.logit_bias = _number(source, "logit_bias")
+        self.embedding_dim: int = self._half.embedding_dim
+        self.logit_scale, self.logit_bias = self._half.logit_scale, self._half.logit_bias
         usual = "legrad" if "legrad" in self.methods else self.default_method
         self.default_method = str(source.defaults.get("method", usual))
         method = method_of(self.default_method, self)
@@ -69,12 +64,12 @@ class DualEncoder(QAViT):
 
     def _load_core(self, placement: Placement) -> None:
         super()._load_core(placement)
-        source = self._source
+        source, siglip = self._source, self._source.architecture == "siglip"
         assert source.text is not None
-        encoder = getattr(_core, TEXT_ENCODERS[str(source.text["model_type"])])
-        self._text = encoder(source.text, source.weights, placement.precision, device=placement.device)
-        if hasattr(self, "_half"):
-            self._half.forget()
+        tokens = int(source.questions["max_tokens"])
+        self._half = TextHalf(source.name, source.text, source.weights, source.tokenizer, tokens, siglip, placement)
+
+    encode_questions, answer = Capabilities.encode_questions, Capabilities.answer
 
     # ---- embeddings ----
 
@@ -86,10 +81,10 @@ class DualEncoder(QAViT):
         if ids is not None:
             if templates is not None:
                 raise ValueError("templates: they are for texts, not for token ids")
-            return self._half.unit(self._text.encode_pooled(ids, self._half.mask_of(ids)))
+            return self._half.of_ids(ids)
         asked = question_list(texts, "texts")
         patterns = ["{}"] if templates is None else _patterns(templates)
-        entries = self._half.entries([pattern.replace("{}", text) for text in asked for pattern in patterns], self._text)
+        entries = self._half.entries([pattern.replace("{}", text) for text in asked for pattern in patterns])
         warn_of(_text_notes(asked, [entries[at] for at in range(0, len(entries), len(patterns))]))
         each = np.array([entry.embedding for entry in entries], np.float32).reshape(len(asked), len(patterns), -1)
         return each[:, 0] if len(patterns) == 1 else self._half.unit(each.mean(axis=1, dtype=np.float64).astype(np.float32))
@@ -148,14 +143,14 @@ class DualEncoder(QAViT):
         if isinstance(questions, np.ndarray):
             return DualLook(self, pixels, questions)
         check_unchanged(self._files)
-        entries = self._half.entries(questions, self._text)
+        entries = self._half.entries(questions)
         look = DualLook(self, pixels, np.array([entry.embedding for entry in entries], np.float32))
         look.notes = _text_notes(questions, entries)
         look.blank = [not question.strip() for question in questions]
         return look
 
     def _prepare_question(self, question: str) -> None:
-        self._half.entries([question], self._text)
+        self._half.entries([question])
 
     def _questions_at_once(self, request: Request) -> Optional[int]:
         return super()._questions_at_once(request) if not request.method.of_text else 1 if self._compares(request) else None
@@ -253,21 +248,15 @@ class DualLook(AttentionLook):
     def logit_bias(self) -> float:
         return self._model.logit_bias
 
-    @property
-    def tower(self) -> _core.Vit:
-        return self._model._vit
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        check_unchanged(self._model._files)
-        if isinstance(self._pixels, np.ndarray):
-            return {"pixel_values": self._pixels}
-        return {"pixel_values": [self._pixels.picture], "preprocessing": self._pixels.preprocessing}
-
     def empty(self, text: str) -> FloatArray:
         given = self.options.empty
+        if given is None and self._model._half.lacks_tokenizer:
+            raise ValueError(
+                f"empty: this method compares with the text {text!r}, and there is no tokenizer to read it; give empty= its "
+                "embedding [1, E], or tokenizer="
+            )
         if given is None or isinstance(given, str):
-            return self._model._half.entries([text if given is None else given], self._model._text)[0].embedding[None]
+            return self._model._half.embeddings([text if given is None else given])
         embedding = self._model._embeddings(given)
         if embedding is None or len(embedding) != 1:
             raise ValueError(f"empty: expected a text or one embedding [1, {self._model.embedding_dim}]")
@@ -312,7 +301,7 @@ class DualLook(AttentionLook):
         model = self._model
         if self._texts is None or model._half.lacks_tokenizer:
             return []
-        nothing = model._half.entries([""], model._text)[0].embedding[None]
+        nothing = model._half.embeddings([""])
         bar, cosines = self._cosines(nothing), self._cosines(self._texts)
         said, least = self._as_scores(cosines), float(self._as_scores(bar)[0])
         return [
@@ -325,16 +314,6 @@ class DualLook(AttentionLook):
             for number, (score, cosine, blank) in enumerate(zip(said, cosines, self.blank))
             if cosine < bar[0] - SAME_SCORE and not blank
         ]
-
-
-def _number(source: ModelSource, name: str, exponential: bool = False, otherwise: float = 0.0) -> float:
-    """A number among the weights."""
-    if name not in source.weights:
-        return otherwise
-    value = float(float_array(source.weights[name]).reshape(-1)[0])
-    if not np.isfinite(value) or (exponential and value > 20.0):
-        raise ValueError(f"{source.name}: {name} is {value}, expected a number that scales cosines")
-    return float(np.exp(value)) if exponential else value
 
 
 def _token_ids(texts: Any) -> Optional[npt.NDArray[np.int64]]:

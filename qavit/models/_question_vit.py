@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
-from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
-from .._base.warnings import Note, warn_of
+from .._base.warnings import warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
 from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
 from ._answer_head import AnswerHead
+from ._answering import Lengths, answer_list, ranked_answers
 from ._capabilities import Questions
 from ._devices import Placement
 from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
-from ._prompts import Prompts
-from ._texts import TEXT_ENCODERS
+from ._questions import Encoded, Entry, encode_questions, instruct_states_of
+from ._texts import TEXT_ENCODERS, TextHalf
 from ._tower_look import TowerLook
+from ._visual_t5 import VisualT5
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -37,26 +38,6 @@ CACHED_QUESTIONS = 4096
 PARTS = 4
 REGISTERS = "vision_model.embeddings.register_tokens"
 MAX_RAW_BYTES = 1 << 28  # of the whole attention that a method other than the class token's looks at, at a time
-
-
-class Encoded(NamedTuple):
-    """Encoded questions, their words with the tokens that make them, and what is to be said of them."""
-
-    states: FloatArray
-    mask: npt.NDArray[np.uint8]
-    words: list[tuple[list[str], list[int]]]
-    notes: list[Note]
-
-
-class _Entry(NamedTuple):
-    """One encoded question, as it is remembered."""
-
-    states: FloatArray
-    words: list[str]
-    word_of: list[int]
-    known: bool
-    unknown: list[str]
-    cut: list[str]
 
 
 class QAViT(Model):
@@ -89,9 +70,8 @@ class QAViT(Model):
             vision["integrated"] = integrated_blocks(point, int(vision["num_hidden_layers"]))
         self._vision = vision
         self._text: Any = None
-        self._prompts: Optional[Prompts] = None
         self._tokenizer: Any = None
-        self._cache: QuestionCache[_Entry] = QuestionCache(CACHED_QUESTIONS)
+        self._cache: QuestionCache[Entry] = QuestionCache(CACHED_QUESTIONS)
         super().__init__(source, precision, device, offload_model)
         vit = self._vit
         self.image_size = image_size((vit.image_size, vit.image_width), "image_size")
@@ -116,7 +96,7 @@ class QAViT(Model):
             aware = self.integrated[0] + 1
             self.first_question_aware_block = aware if aware < self.num_blocks else None
         self.default_block = self._choose_block(source.defaults.get("block"))
-        usual = "class" if "class_token" in self.reads or "attention_head" not in self.reads else "pool"
+        usual = "class" if "class_token" in self.reads else "pool" if "attention_head" in self.reads else "rollout"
         self.default_method = str(source.defaults.get("method", usual))
         self.usable_blocks = method_of(self.default_method, self).blocks(self)
         if source.answers:
@@ -142,7 +122,10 @@ class QAViT(Model):
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
         self._vit, self._text = vit, text
-        self._placement, self._prompts = placement, None
+        self._placement = placement
+        self._prompts: Optional[TextHalf] = None
+        answers = bool(source.decoder) and getattr(text, "picture_width", 0) == vit.hidden_size
+        self._language = VisualT5(source, text, placement) if answers else None
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -162,6 +145,18 @@ class QAViT(Model):
     def _registers(self) -> int:
         weights = self._source.weights
         return weights[REGISTERS][2][0] if REGISTERS in weights else 0
+
+    def _prompt_half(self) -> TextHalf:
+        """The CLIP text half beside a QA-ViT, made when it is first asked."""
+        half = self._prompts
+        if half is None:
+            found = self._source.prompts
+            if found is None:
+                raise TypeError(f"{self.name}: no text half embeds texts; give vision= a CLIP folder that holds both halves")
+            tokens = int(found.text["max_position_embeddings"])
+            half = TextHalf(self.name, found.text, found.weights, found.tokenizer, tokens, False, self._placement)
+            self._prompts = half
+        return half
 
     def _check_text(self) -> None:
         from ..text import Tokenizer
@@ -230,36 +225,15 @@ class QAViT(Model):
             every = clean_question(question, len(question) + 1).split()
             cut.append(every[len(clean.split()) - len(entry.cut) :])
         notes = question_notes(questions, [entry.unknown for entry in found], cut, [entry.known for entry in found])
-        return Encoded(states, mask, [(entry.words, entry.word_of) for entry in found], notes)
+        words = [(entry.words, entry.word_of) for entry in found]
+        return Encoded(states, mask, words, notes, [entry.ids for entry in found])
 
-    def _encode_new(self, questions: list[str]) -> dict[str, _Entry]:
+    def _encode_new(self, questions: list[str]) -> dict[str, Entry]:
         """Cleaned questions, encoded and remembered."""
-        from ..text import words_with_tokens
-
-        if not questions:
-            return {}
         check_unchanged(self._files)
-        batch = self._tokenizer.encode(questions, self.max_tokens)
-        if int(batch.ids.max(initial=0)) >= self._text.vocab_size:
-            raise ValueError(
-                f"the tokenizer gives id {int(batch.ids.max())}, but the text encoder knows {self._text.vocab_size}: "
-                "this is another model's tokenizer"
-            )
-        new = {}
-        lengths = batch.mask.sum(axis=1)
-        for length in np.unique(lengths):
-            # Without padding: to the last bit, a question's states do not depend on what it is asked along with.
-            rows = np.flatnonzero(lengths == length)
-            states = self._text.encode(batch.ids[rows, :length])
-            check_unchanged(self._files)
-            if not np.isfinite(states).all():
-                raise ValueError(f"{self.name}: a question's states are not finite: {NOT_FINITE}")
-            for row, own in zip(rows, states):
-                words, word_of = words_with_tokens(batch.words[row], batch.word_of[row])
-                entry = _Entry(own.copy(), words, word_of, batch.known[row], batch.unknown[row], batch.cut[row])
-                entry.states.setflags(write=False)
-                self._cache.put(questions[row], entry)
-                new[questions[row]] = entry
+        new = encode_questions(questions, self._tokenizer, self._text, self.max_tokens, self.name, self._files)
+        for question, entry in new.items():
+            self._cache.put(question, entry)
         return new
 
     # ---- the vision model ----
@@ -279,42 +253,22 @@ class QAViT(Model):
         read = wanted if wanted is not None else range(self.num_blocks) if output_attentions else ()
         hidden = list(range(self.num_blocks + 1)) if output_hidden_states else []
         taps = [(block, "raw") for block in sorted(set(read))]
-        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else ("last", "pooled"))
+        last = "last" if self.kind in ("qavit", "clip") else "normed"  # as transformers has it of each
+        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else (last, "pooled"))
         attentions: Union[tuple[FloatArray, ...], BlockAttentions, None] = None
         if wanted is not None:
             attentions = BlockAttentions(result["attentions"], self.num_blocks)
         elif output_attentions:
             attentions = tuple(result["attentions"][block] for block in range(self.num_blocks))
         return VisionOutput(
-            result.get("last"),
+            result.get(last),
             result.get("pooled"),
             attentions,
             tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,
         )
 
     def _instruct(self, states: Any, mask: Any, count: int) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
-        if states is None:
-            return None, None
-        if isinstance(states, tuple) and len(states) == 2:
-            states, own_mask = states
-            mask = own_mask if mask is None else mask
-        with np.errstate(over="ignore"):
-            states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
-        if states.ndim != 3 or states.shape[2] != self.instruction_dim or states.shape[1] == 0:
-            raise ValueError(
-                f"instruct_states: shape {list(states.shape)}, expected [B, M, {self.instruction_dim}] with M at least 1"
-            )
-        if states.shape[0] != count:
-            raise ValueError(f"instruct_states: {states.shape[0]} questions for {count} pictures; give one a picture")
-        if mask is None:
-            full = np.ones(states.shape[:2], np.uint8)
-            return states, full
-        mask = (to_numpy(mask, "instruct_mask") != 0).astype(np.uint8)
-        if mask.shape != states.shape[:2]:
-            raise ValueError(f"instruct_mask: shape {list(mask.shape)}, expected {list(states.shape[:2])}")
-        if not mask.any(axis=1).all():
-            raise ValueError("instruct_mask: a question has no token that counts")
-        return states, mask
+        return instruct_states_of(states, mask, count, self.instruction_dim)
 
     def _run(
         self,
@@ -403,14 +357,6 @@ class QAViT(Model):
         look.notes = encoded.notes
         return look
 
-    def _embed_prompts(self, prompts: Sequence[str]) -> FloatArray:
-        """Texts in the pictures' space, [Q, E]; their encoder is opened when the first ones come."""
-        made = self._prompts
-        if made is None:
-            assert self._source.prompts is not None
-            self._prompts = made = Prompts(self._source.prompts, self._placement)
-        return made.embed(prompts)
-
     def _prepare_question(self, question: str) -> None:
         if self.integrated:
             self._encode([question])
@@ -468,20 +414,34 @@ class QAViT(Model):
         min_new_tokens: int = 0,
         num_beams: int = 1,
         return_logits: bool = False,
+        answers: Optional[Sequence[str]] = None,
     ) -> list[Generated]:
+        lengths, chosen = Lengths(max_new_tokens, min_new_tokens, num_beams), answer_list(answers)
+        lengths.check(return_logits, chosen)
         if self.answer_names is None:
-            raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        if (max_new_tokens, min_new_tokens, num_beams, return_logits) != (30, 0, 1, False):
-            raise ValueError(
-                "max_new_tokens, min_new_tokens, num_beams, return_logits: this model chooses from a list of answers and "
-                "writes none; leave them out"
-            )
-        result = self.heatmaps(image, questions)
-        found = []
-        for row, ranked in enumerate(result.answers or []):
-            text, probability = ranked[0]
-            found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
-        return found
+            return self._answer_by_language(image, questions, lengths, return_logits, chosen)
+        if lengths != Lengths() or return_logits or chosen is not None:
+            named = "max_new_tokens, min_new_tokens, num_beams, return_logits, answers"
+            raise ValueError(f"{named}: this model chooses from a list of answers and writes none; leave them out")
+        return ranked_answers(self.heatmaps(image, questions))
+
+    def _answer_by_language(
+        self, image: ImageLike, questions: Any, lengths: Lengths, keep_logits: bool, answers: Optional[list[str]]
+    ) -> list[Generated]:
+        """Answers of the checkpoint's own language model, with the maps of the same pass through the tower."""
+        language = self._language
+        if language is None:
+            lacking = "translation_mlp, decoder and lm_head of a QA-ViT checkpoint"
+            raise ValueError(f"{self.name}: this model does not answer: it lists no answers, and its weights lack {lacking}")
+        asked = question_list(questions)
+        shown = self._see(image)
+        look = self._look(shown.pixels, asked)
+        look.keep_last()
+        result = self._result_of(shown, look, asked, self._request(None, None, "mean"))
+        warn_of(result.notes)
+        pictures, ids = look.take_last()
+        found = language.answer(self._tokenizer, pictures, ids, lengths, keep_logits, answers)
+        return [dataclasses.replace(one, result=result[row]) for row, one in enumerate(found)]
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
@@ -513,6 +473,8 @@ class AttentionLook(TowerLook):
         self._model, self._pixels, self._encoded, self._pair_image = model, pixels, encoded, pair_image
         self._answering = answering
         self._pooled: Optional[FloatArray] = None
+        self._keeps_last = False
+        self._last: Optional[FloatArray] = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -534,7 +496,7 @@ class AttentionLook(TowerLook):
     def texts(self) -> FloatArray:
         if self.prompts is None or self._model._source.prompts is None:
             return super().texts
-        return self._model._embed_prompts(self.prompts)
+        return self._model._prompt_half().embeddings(self.prompts)
 
     def scores(self) -> Optional[FloatArray]:
         return self.fits
@@ -549,14 +511,55 @@ class AttentionLook(TowerLook):
             return 0
         return int(self._encoded.mask.shape[1])
 
+    @property
+    def logit_scale(self) -> float:
+        return 1.0 if self._model._source.prompts is None else self._model._prompt_half().logit_scale
+
+    @property
+    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
+        head = self._model._answer_head if self._model.answer_names is not None else None
+        return None if head is None else (head.weight, head.bias)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        check_unchanged(self._model._files)
+        result: dict[str, Any] = {"pixel_values": self._pixels}
+        if not isinstance(self._pixels, np.ndarray):
+            result = {"pixel_values": [self._pixels.picture], "preprocessing": self._pixels.preprocessing}
+        if self._encoded is not None:
+            pairs = self._pair_image
+            result["pair_image"] = np.arange(len(self._encoded.mask), dtype=np.int32) if pairs is None else pairs
+            result["instruct"] = self._encoded.states
+            result["instruct_length"] = self._encoded.mask.sum(axis=1, dtype=np.int32)
+        return result
+
+    def empty(self, text: str) -> FloatArray:
+        given = self.options.empty
+        if given is not None and not isinstance(given, str):
+            raise ValueError("empty: expected a text")
+        return self._model._prompt_half().embeddings([text if given is None else given])
+
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
-        outputs = ("pooled",) if self._answering and self._pooled is None else ()
+        wanted = {"pooled": self._answering and self._pooled is None, "last": self._keeps_last and self._last is None}
+        outputs = tuple(name for name, is_wanted in wanted.items() if is_wanted)
         result = self._model._run(self._pixels, states, mask, taps, outputs=outputs, pair_image=self._pair_image)
-        if outputs:
-            self._pooled = result["pooled"]
+        self._pooled, self._last = result.get("pooled", self._pooled), result.get("last", self._last)
         attentions: dict[int, FloatArray] = result["attentions"]
         return attentions
+
+    def keep_last(self) -> None:
+        """From the pass that the map is read of, keep what leaves the last block, for `take_last`."""
+        self._keeps_last = True
+
+    def take_last(self) -> tuple[FloatArray, list[npt.NDArray[np.int64]]]:
+        """What leaves the last block, [Q, T, D], which is let go of, and each question's tokens."""
+        if self._last is None:
+            self._run([])
+        last, self._last, self._keeps_last = self._last, None, False
+        assert last is not None
+        assert self._encoded is not None
+        return last, self._encoded.ids
 
     def answers(self) -> Optional[list[list[tuple[str, float]]]]:
         if not self._answering:

@@ -6,20 +6,20 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core
 from .._base.types import FloatArray
-from ..checkpoints._weights import NOT_FINITE
+from ..checkpoints._weights import NOT_FINITE, Weights, float_array
+from ._devices import Placement
 
-if TYPE_CHECKING:
-    from ..checkpoints._source import ModelSource
-
-CACHED_TEXTS = 4096
-#: The core's encoders, by a text half's model_type.
 TEXT_ENCODERS = {"t5": "T5Encoder", "bert": "BertEncoder", "roberta": "BertEncoder", "clip_text_model": "ClipTextEncoder"}
+CACHED_TEXTS = 4096
+#: exp(logit_scale) of CLIPs whose files do not hold it: where training ends, at the largest that it may be.
+USUAL_SCALE = 100.0
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -33,36 +33,50 @@ class TextEntry(NamedTuple):
 
 
 class TextHalf:
-    """What makes unit embeddings of texts, but for the encoder itself, which a device holds.
+    """A text encoder with all that makes unit embeddings of texts.
 
     Parameters
     ----------
-    source : ModelSource
-        With a text half; its tokenizer may be missing.
-    rows : int
-        Of the encoder's table of words.
-    positions : int
-        The most tokens that it takes.
+    name : str
+        The model's, for messages.
+    text : dict
+        The text half's configuration.
+    weights : dict
+        With the text half's.
+    tokenizer : str, optional
+        JSON text of the tokenizers library; without it texts are given as token ids alone.
+    max_tokens : int
+    sigmoid : bool
+        Whether it is SigLIP's.
+    placement : Placement
+        Where it computes.
     """
 
-    def __init__(self, source: ModelSource, rows: int, positions: int) -> None:
+    def __init__(
+        self, name: str, text: Mapping[str, Any], weights: Weights, tokenizer: Optional[str], max_tokens: int, sigmoid: bool,
+        placement: Placement,
+    ) -> None:  # fmt: skip
         from ..text import QuestionCache, Tokenizer
 
-        settings: Mapping[str, Any] = source.text or {}
-        self.name = source.name
-        self.max_tokens = min(positions, int(source.questions["max_tokens"]))
+        encoder = getattr(_core, TEXT_ENCODERS[str(text["model_type"])])
+        self._encoder = encoder(dict(text), weights, placement.precision, device=placement.device)
+        self.name = name
+        self.embedding_dim: int = self._encoder.projection_dim
+        self.max_tokens = min(self._encoder.max_tokens, max_tokens)
         #: Texts that see both ways see their padding, too: all are as long as the model reads.
-        self.whole = settings.get("causal") is False
-        self._bert = settings.get("model_type") == "bert"
-        self._pad_id = int(settings.get("pad_token_id") or 0)
-        self._strip_sep = bool(settings.get("strip_sep_token"))
-        self._sigmoid = source.architecture == "siglip"
+        self.whole = text.get("causal") is False
+        self._bert = text.get("model_type") == "bert"
+        self._pad_id = int(text.get("pad_token_id") or 0)
+        self._strip_sep, self._clean = bool(text.get("strip_sep_token")), text.get("clean")
+        self._sigmoid = sigmoid
+        self.logit_scale = _number(name, weights, "logit_scale", exponential=True, otherwise=USUAL_SCALE)
+        self.logit_bias = _number(name, weights, "logit_bias")
         self._cache: QuestionCache[TextEntry] = QuestionCache(CACHED_TEXTS)
         self._tokenizer: Optional[Tokenizer] = None
         self._unigram = False
-        if source.tokenizer is not None:
-            self._tokenizer = Tokenizer(source.tokenizer, rows)
-            self._unigram = json.loads(source.tokenizer).get("model", {}).get("type") == "Unigram"
+        if tokenizer is not None:
+            self._tokenizer = Tokenizer(tokenizer, self._encoder.vocab_size)
+            self._unigram = json.loads(tokenizer).get("model", {}).get("type") == "Unigram"
 
     @property
     def lacks_tokenizer(self) -> bool:
@@ -95,11 +109,22 @@ class TextHalf:
         return ids, None, batch
 
     def _canonical(self, text: str) -> str:
-        """As SigLIP reads it: lower case; no punctuation in the first edition, whose pieces are a unigram model's."""
-        if not self._sigmoid:
+        """As open_clip's settings have it cleaned.
+
+        Else SigLIP's is lower case, without punctuation in the first edition, whose pieces are a unigram model's.
+        """
+        clean = self._clean
+        if clean is None and self._sigmoid:
+            clean = "without punctuation" if self._unigram else "lower"
+        if clean is None:
             return text
-        text = text.lower()
-        return re.sub(r"\s+", " ", text.translate(_PUNCTUATION)).strip() if self._unigram else text
+        if clean == "canonicalize":
+            text = text.replace("_", " ")
+        if clean != "whitespace":
+            text = text.lower()
+        if clean in ("canonicalize", "without punctuation"):
+            text = text.translate(_PUNCTUATION)
+        return text if clean == "lower" and self._clean is None else re.sub(r"\s+", " ", text).strip()
 
     def _padding(self) -> int:
         assert self._tokenizer is not None
@@ -108,17 +133,17 @@ class TextHalf:
         end = self._tokenizer.id_of("</s>") if self._unigram else None
         return self._tokenizer.pad if end is None else end
 
-    def mask_of(self, ids: npt.NDArray[Any]) -> Optional[npt.NDArray[np.uint8]]:
-        """Which ids of the caller's count: all, but a BERT's padding."""
-        return (ids != self._pad_id).astype(np.uint8) if self._bert else None
+    def of_ids(self, ids: npt.NDArray[np.int64]) -> FloatArray:
+        """Unit embeddings of the caller's token ids [Q, M], which all count but for a BERT's padding."""
+        return self.unit(self._encoder.encode_pooled(ids, (ids != self._pad_id).astype(np.uint8) if self._bert else None))
 
-    def entries(self, texts: Sequence[str], encoder: Any) -> list[TextEntry]:
+    def entries(self, texts: Sequence[str]) -> list[TextEntry]:
         """Texts embedded; those that were lately are remembered."""
         known: dict[str, Optional[TextEntry]] = {text: self._cache.get(text) for text in texts}
         new = [text for text, entry in known.items() if entry is None]
         if new:
             ids, mask, batch = self.tokens(new)
-            embeddings = self.unit(encoder.encode_pooled(ids, mask))
+            embeddings = self.unit(self._encoder.encode_pooled(ids, mask))
             for row, text in enumerate(new):
                 blank = not text.strip()
                 made = TextEntry(embeddings[row], batch.cut[row], batch.unknown[row], blank or batch.known[row])
@@ -130,9 +155,19 @@ class TextHalf:
         """Each row over its length."""
         return unit(embeddings, self.name)
 
-    def forget(self) -> None:
-        """Embeddings of a device that the model has left."""
-        self._cache.clear()
+    def embeddings(self, texts: Sequence[str]) -> FloatArray:
+        """Unit embeddings [Q, E]."""
+        return np.array([entry.embedding for entry in self.entries(texts)], np.float32)
+
+
+def _number(name: str, weights: Weights, key: str, exponential: bool = False, otherwise: float = 0.0) -> float:
+    """A number among the weights."""
+    if key not in weights:
+        return otherwise
+    value = float(float_array(weights[key]).reshape(-1)[0])
+    if not np.isfinite(value) or (exponential and value > 20.0):
+        raise ValueError(f"{name}: {key} is {value}, expected a number that scales cosines")
+    return float(np.exp(value)) if exponential else value
 
 
 def unit(embeddings: FloatArray, name: str) -> FloatArray:

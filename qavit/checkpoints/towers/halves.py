@@ -14,15 +14,15 @@ from .._adapters import CONFIG, add_adapter, merge_adapters, open_adapter, with_
 from .._given import Asked, Given, adapter_of, folder_content, unread_named
 from .._pictures import OPEN_CLIP, folder_preprocessing
 from .._places import _folder, _folder_config
-from .._source import DECODER, QUESTIONS, ModelSource, _known_options, _read_tokenizer, _source
+from .._source import DECODER, QUESTIONS, ModelSource, Prompts, _known_options, _read_tokenizer, _source
 from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, shape_of
-from ..formats.reading import Content
+from ..formats.reading import Content, weights_file
 from . import siglip
 from .clip import _positions, _vision_options, clip_vision_config, clip_vision_shapes, full_names
-from .families import told_by_names, told_by_type
+from .families import refused_by_names, told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
-from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename
+from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename, rename_timm
 from .question_blocks import integration_point
 from .sizes import Shapes, check, count_blocks, need, settle, stated_size, take
 from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
@@ -30,7 +30,7 @@ from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text,
 
 #: Layouts of the vision tower: each gives the tensors with the towers that it knows under ``vision_model.``, behind the
 #: prefix that they had.
-_LAYOUTS = (full_names, rename, siglip.rename)
+_LAYOUTS = (full_names, rename, rename_timm, siglip.rename)
 _CHINESE_CLIP_TOKENS = 52
 #: What belongs to a text half and stands beside it.
 _BESIDE_TEXT = re.compile(r"^(text_projection\.(weight|bias)|logit_scale|logit_bias)$")
@@ -92,13 +92,11 @@ def open_files(given: Given) -> ModelSource:
                 tensors, text_folder = {**tensors, **own_text, **beside}, vision_folder
     if not _has_tower(tensors):
         _no_tower(tensors, rest, unread, name)
+    prompts = _prompts(tensors, said, vision_folder, asked)
     text_config = _text_settings(tensors, said.text, text_folder if text is not None else None, asked, name)
     alpha = options.get("lora_alpha", own.get("lora_alpha"))
     tensors = merge_adapters(tensors, with_option(adapter, alpha), name)
     tensors, text_config = _joined(tensors, text_config, text is not None, name)
-    prompts = vision_folder if said.text is not None else None
-    if prompts is not None and _takes_questions(tensors):
-        _add_projection(tensors, prompts, asked)
     decoder = {key: tensors.pop(key) for key in list(tensors) if key.startswith(DECODER)}
     tensors.update(leave_out(rest, asked.strict, name))
     vision_config.pop("integration_point", None)
@@ -124,11 +122,10 @@ def open_files(given: Given) -> ModelSource:
         architecture, vision_config, text_config, weights, json_text, preprocessing,
         _texts_read(text_config, architecture), options, name,
     )  # fmt: skip
-    if architecture == "qavit" and "visual_projection.weight" in weights:
-        source.prompts = prompts
     if decoder and source.text is not None:
         check(decoder, t5_decoder_shapes(decoder, source.text, text_config or {}, f"{name}: text"), name)
         source.decoder = decoder
+    source.prompts = prompts
     return source
 
 
@@ -146,6 +143,38 @@ def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str
         )
 
 
+def _prompts(tensors: Stored, said: _Settings, folder: Path | None, asked: Asked) -> Prompts | None:
+    """Of a QA-ViT on a CLIP folder with both halves, its text half; ``tensors`` gain the pictures' projection beside it."""
+    if folder is None or said.text is None or weights_file(folder) is None or not _takes_questions(tensors):
+        return None
+    there = _read(folder_content(folder, "vision", asked, asked.options.get("base")), asked, str(folder))
+    text, _ = _clip_text(there.rest, asked, str(folder))
+    joint = ("visual_projection.weight", "text_projection.weight")
+    if not text or any(name not in there.vision for name in joint) or PROBE in tensors:
+        return None
+    tensors.setdefault(joint[0], there.vision[joint[0]])
+    text.update({name: tensor for name, tensor in there.vision.items() if _BESIDE_TEXT.match(name)})
+    text = merge_adapters(text, with_option(adapter_of(folder), asked.options.get("lora_alpha")), str(folder))
+    return Prompts(*complete_text(text, said.text, str(folder)), _read_tokenizer(None, folder, said.text))
+
+
+def complete_text(tensors: Stored, config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Weights]:
+    """A text half by itself: its configuration completed from the weights, and exactly its tensors."""
+    complete = _text_config(tensors, config, f"{name}: text")
+    joint = need(tensors, "text_projection.weight", 2, name)
+    optional: Shapes = {
+        "text_projection.weight": joint,
+        "text_projection.bias": joint[:1],
+        "logit_scale": (),
+        "logit_bias": (),
+    }
+    return complete, take(tensors, text_shapes(complete), name, optional)
+
+
+def _takes_questions(tensors: Stored) -> bool:
+    return any(".instruct_dim_reduce." in key for key in tensors)
+
+
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
     """How long a text may be: what the positions are for; ChineseCLIP's BERT has more than it was shown."""
     if text is None or architecture == "qavit":
@@ -158,21 +187,6 @@ def _has_tower(tensors: Stored) -> bool:
     return CLASS_EMBEDDING in tensors or PROBE in tensors
 
 
-def _takes_questions(tensors: Stored) -> bool:
-    return any(".instruct_dim_reduce." in key for key in tensors)
-
-
-def _add_projection(tensors: Stored, folder: Path, asked: Asked) -> None:
-    """The way into the texts' space, which a QA-ViT's own file does not hold, from the CLIP that it was made from."""
-    name = "visual_projection.weight"
-    try:
-        found = {} if name in tensors else _read(folder_content(folder, "vision", asked), asked, str(folder)).vision
-    except FileNotFoundError:  # a folder of settings alone
-        return
-    if name in found:
-        tensors[name] = found[name]
-
-
 def _has_text(tensors: Stored) -> bool:
     return any(key.startswith("text_model.") for key in tensors)
 
@@ -180,6 +194,8 @@ def _has_text(tensors: Stored) -> bool:
 def _read(content: Content, asked: Asked, name: str) -> _Content:
     """A file's or a folder's tensors by the core's names, a vision tower in any layout, and what the layout tells."""
     stored = without_wrappers(content.tensors, name)
+    if what := refused_by_names(stored):
+        raise ValueError(f"{name}: it holds {what}, which is not read")
     openai = is_openai(stored)
     told = openai_options(stored) if openai else ({}, {})
     for layout in _LAYOUTS:
@@ -204,7 +220,8 @@ def _text_settings(
         return None
     clip = any(key.startswith("text_model.embeddings.token_embedding") for key in tensors)
     if clip or (said is not None and said.get("model_type") == "bert"):
-        return {**_told_heads(tensors), "model_type": "clip_text_model", **(said or {})}
+        usual = siglip.text_settings({}) if PROBE in tensors else {"model_type": "clip_text_model"}
+        return {**usual, **_told_heads(tensors), **(said or {})}
     if asked.options.get("text"):
         return {"model_type": "t5"}
     raise ValueError(f"{name}: it holds a text encoder; give text= the folder with its config.json and tokenizer")
