@@ -107,12 +107,15 @@ static qv_status keep_states(qv_decoder *decoder, qv_decoder_memory *memory, con
     static const char what[] = "a decoder's memory of states";
     size_t S = memory->start[memory->count], W = decoder->kind.cross_width;
     size_t *start = memory->start;
-    memory->plain = qv_allocate(2 * S * W, sizeof *memory->plain);
     memory->states = qv_allocate(2 * memory->count, sizeof *memory->states);
-    if (memory->plain == NULL || memory->states == NULL) {
+    if (memory->states == NULL) {
         return qv_fail_memory(err, what);
     }
     memset(memory->states, 0, 2 * memory->count * sizeof *memory->states);
+    memory->plain = qv_allocate(2 * S * W, sizeof *memory->plain);
+    if (memory->plain == NULL) {
+        return qv_fail_memory(err, what);
+    }
     memory->turned = memory->states + memory->count;
     memcpy(memory->plain, states, S * W * sizeof *states);
     qv_status status = QV_OK;
