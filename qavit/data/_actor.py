@@ -267,12 +267,15 @@ class HeatmapActor:
         """What the model says of different questions about one picture."""
         if self._pnp_vqa is not None:
             return self._explained(shown, questions)
-        found = self._looked(shown, questions)
-        if not self._answers or all(one.answer is not None for one in found):
-            return found
-        model: Any = self.model
-        generated = model.answer(shown.picture, questions, **self._answering)
-        return [one._replace(answer=said.text, answer_score=math.exp(said.score)) for one, said in zip(found, generated)]
+        if not self._answers:
+            return self._looked(shown, questions)
+        found = []
+        for chunk in self._chunks(questions):
+            result, answers = self.model._answered(shown, chunk, self._request, **self._answering)
+            for one, said in zip(self._found(result), answers):
+                known = one.answer == said.text
+                found.append(one if known else one._replace(answer=said.text, answer_score=math.exp(said.score)))
+        return found
 
     def _explained(self, shown: Shown, questions: list[str]) -> list[Found]:
         """Answers by PnP-VQA, with its captions and its matcher's maps."""
@@ -288,9 +291,12 @@ class HeatmapActor:
         """The maps of different questions about one picture."""
         if not self.takes_questions:
             return self._found(self.model._result(shown, None, self._request))
-        step = self.at_once or len(questions)
-        chunks = [questions[at : at + step] for at in range(0, len(questions), step)]
+        chunks = self._chunks(questions)
         return [one for chunk in chunks for one in self._found(self.model._result(shown, chunk, self._request))]
+
+    def _chunks(self, questions: list[str]) -> list[list[str]]:
+        step = self.at_once or len(questions)
+        return [questions[at : at + step] for at in range(0, len(questions), step)]
 
     def _found(self, result: HeatmapResult) -> list[Found]:
         """A result question by question; matchers' maps stay on their own scale."""
