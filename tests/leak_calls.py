@@ -344,6 +344,24 @@ def use_decoder(tokens: int) -> None:
     refused(lambda: decoder.read(states * np.nan))()
 
 
+@cache
+def dual() -> Any:
+    """Both halves of a small CLIP."""
+    return qavit.load(GOLDEN / "methods_clip")
+
+
+def use_dual() -> None:
+    pixels = floats(2, 3, 48, 48)
+    dual().encode_image(pixels), dual().encode_text(QUESTIONS), dual().similarity(pixels, QUESTIONS)
+    dual().extract_attention(pixels[:1], QUESTIONS, method="gem", blocks=(6,))
+    dual().forward_itm({"image": pixels, "text_input": QUESTIONS}, -1)
+
+
+def use_methods() -> None:
+    for method in dual().methods:
+        dual().heatmaps(floats(1, 3, 48, 48), QUESTIONS, method=method)
+
+
 def broken_weights() -> Any:
     source = open_model(folder())
     tensors = {name: weight for name, weight in source.weights.items() if "fc2" not in name}
@@ -419,7 +437,7 @@ def row_of_output() -> qavit.data.MapRow:
 
 
 def use_evaluation() -> None:
-    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True, events=True)
+    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True)
     str(found), found.to_dict(), found.to_csv()
 
 
@@ -995,6 +1013,13 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
     "evaluate": (use_evaluation, 2),
+    "DualEncoder": (use_dual, 1),
+    "DualEncoder, loaded": (lambda: qavit.load(GOLDEN / "methods_clip"), 2),
+    "DualEncoder, methods": (use_methods, 1),
+    "embeddings, refused": (
+        lambda: [refused(lambda call=call: call(photo()))() for call in (small().encode_image, small().encode_text)], 1),
+    "similarity, refused": (refused(lambda: small().similarity(photo(), QUESTIONS)), 1),
+    "method, refused": (refused(lambda: small().heatmaps(photo(), QUESTIONS, method="gem")), 1),
     "attention_inside": (lambda: metrics_pointing.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
     "Progress": (lambda: run_quietly(use_progress), 1),
     "write_whole": (use_files, 1),

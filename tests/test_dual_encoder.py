@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 from test_towers import randomised
 from tokenizers import processors
 
@@ -220,6 +221,89 @@ def test_siglip_is_that_of_transformers(edition: int, siglip_1: Any, siglip_2: A
         tokens = vision(torch.from_numpy(images[:1])).last_hidden_state
         _, looks = vision.head.attention(vision.head.probe, tokens, tokens, average_attn_weights=True)
     close(result.raw, np.broadcast_to(looks.numpy().reshape(1, 5, 5), (6, 5, 5)))
+
+
+def open_clips_names(reference: Any) -> dict[str, torch.Tensor]:
+    """A SigLIP of transformers under open_clip's names: timm's tower, and open_clip's text half one level down."""
+    state, made = reference.state_dict(), {}
+    v, t = "vision_model.", "text_model."
+    made["visual.trunk.pos_embed"] = state[v + "embeddings.position_embedding.weight"][None]
+    made["visual.trunk.attn_pool.latent"] = state[v + "head.probe"]
+    made["text.positional_embedding"] = state[t + "embeddings.position_embedding.weight"]
+    made["text.token_embedding.weight"] = state[t + "embeddings.token_embedding.weight"]
+    made["logit_scale"], made["logit_bias"] = state["logit_scale"].reshape(()), state["logit_bias"].reshape(())
+    for w in ("weight", "bias"):
+        trunk = "visual.trunk."
+        made[f"{trunk}patch_embed.proj.{w}"] = state[f"{v}embeddings.patch_embedding.{w}"]
+        made[f"{trunk}norm.{w}"], made[f"text.ln_final.{w}"] = (
+            state[f"{v}post_layernorm.{w}"],
+            state[f"{t}final_layer_norm.{w}"],
+        )
+        made[f"text.text_projection.{w}"] = state[f"{t}head.{w}"]
+        query, *rest = state[f"{v}head.attention.in_proj_{w}"].chunk(3)
+        made[f"{trunk}attn_pool.q.{w}"], made[f"{trunk}attn_pool.kv.{w}"] = query, torch.cat(rest)
+        made[f"{trunk}attn_pool.proj.{w}"] = state[f"{v}head.attention.out_proj.{w}"]
+        made[f"{trunk}attn_pool.norm.{w}"] = state[f"{v}head.layernorm.{w}"]
+        for one in ("fc1", "fc2"):
+            made[f"{trunk}attn_pool.mlp.{one}.{w}"] = state[f"{v}head.mlp.{one}.{w}"]
+        for i in range(SIZES["num_hidden_layers"]):
+            b, own, block = f"{trunk}blocks.{i}.", f"{v}encoder.layers.{i}.", f"text.transformer.resblocks.{i}."
+            made[f"{b}attn.qkv.{w}"] = torch.cat([state[f"{own}self_attn.{q}_proj.{w}"] for q in "qkv"])
+            made[f"{b}attn.proj.{w}"] = state[f"{own}self_attn.out_proj.{w}"]
+            for n in "12":
+                made[f"{b}norm{n}.{w}"], made[f"{b}mlp.fc{n}.{w}"] = (
+                    state[f"{own}layer_norm{n}.{w}"],
+                    state[f"{own}mlp.fc{n}.{w}"],
+                )
+            own = f"{t}encoder.layers.{i}."
+            made[f"{block}attn.in_proj_{w}"] = torch.cat([state[f"{own}self_attn.{q}_proj.{w}"] for q in "qkv"])
+            made[f"{block}attn.out_proj.{w}"] = state[f"{own}self_attn.out_proj.{w}"]
+            for n, name in (("1", "c_fc"), ("2", "c_proj")):
+                made[f"{block}ln_{n}.{w}"], made[f"{block}mlp.{name}.{w}"] = (
+                    state[f"{own}layer_norm{n}.{w}"], state[f"{own}mlp.fc{n}.{w}"],
+                )  # fmt: skip
+    return {name: tensor.contiguous() for name, tensor in made.items()}
+
+
+@pytest.mark.every_level
+def test_open_clips_siglip_is_that_of_transformers(siglip_1: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    folder, reference, tokenizer = siglip_1
+    text = {
+        "context_length": 12, "vocab_size": len(tokenizer), "width": 24, "heads": 3, "layers": 2, "no_causal_mask": True,
+        "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+        "act_kwargs": {"approximate": "tanh"}, "tokenizer_kwargs": {"clean": "canonicalize"},
+    }  # fmt: skip
+    vision = {
+        "image_size": 20, "timm_model_name": "vit_so400m_patch14_siglip_224", "timm_model_pretrained": False,
+        "timm_pool": "map", "timm_proj": "none",
+    }  # fmt: skip
+    pictures = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    config = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": pictures}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    names = open_clips_names(reference)
+    save_torch(names, tmp_path / "open_clip_model.safetensors")
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    with pytest.raises(ValueError, match="num_attention_heads 16 does not divide the width 24"):
+        qavit.load(tmp_path)
+    heads = {"num_attention_heads": 3, "text": {"num_attention_heads": 3}}
+    model, whole = dual(tmp_path, config={"num_attention_heads": 3}), dual(folder)
+    images = pixels(2, 20)
+    assert np.array_equal(model.encode_image(images), whole.encode_image(images))
+    assert np.array_equal(model.encode_text(SENTENCES[:5]), whole.encode_text(SENTENCES[:5]))
+    assert np.array_equal(model.encode_text("the_red,  CAR"), whole.encode_text("the red car"))
+    assert (model.logit_scale, model.logit_bias, model.preprocessing.resize) == (
+        whole.logit_scale,
+        whole.logit_bias,
+        "exact",
+    )
+    file = tmp_path / "open_clip_model.safetensors"
+    with pytest.raises(ValueError, match="nothing tells the activation of an open_clip file"):
+        qavit.load(file, config=heads)
+    bare = dual(file, config={**heads, "hidden_act": "gelu_pytorch_tanh"})
+    assert np.array_equal(bare.encode_image(images), whole.encode_image(images))
+    ids = np.random.default_rng(0).integers(0, len(tokenizer), (2, 12))
+    assert np.array_equal(bare.encode_text(ids), whole.encode_text(ids))
 
 
 def test_siglip_at_another_size(siglip_1: tuple[Path, Any, Any]) -> None:
@@ -529,7 +613,9 @@ def test_open_clip_settings_are_obeyed_or_refused(tmp_path: Path) -> None:
     for half, changes, message in (
         ("text_cfg", {"pool_type": "first"}, "pool_type 'first', expected 'argmax' or 'last'"),
         ("text_cfg", {"embed_cls": True}, "text_cfg embed_cls True makes another kind"),
-        ("text_cfg", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "expected strip_sep_token alone"),
+        ("text_cfg", {"tokenizer_kwargs": {"clean": "ftfy"}}, "expected strip_sep_token and clean"),
+        ("text_cfg", {"norm_kwargs": {"eps": 1e-3}}, "text_cfg norm_kwargs .* makes another kind"),
+        ("vision_cfg", {"timm_model_name": "vit_so400m_patch14_siglip_gap_224"}, "no attention head|makes another kind"),
         ("vision_cfg", {"attentional_pool": True}, "vision_cfg attentional_pool True makes another kind"),
     ):
         model = {**config["model_cfg"], half: {**config["model_cfg"][half], **changes}}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..models._model import Shown
 
 DTYPES = ("float32", "float16")
+ANSWERED_AT_ONCE = 64
 FAILURES = (OSError, ValueError, TypeError)  # of a picture or a question; anything else ends the run
 
 
@@ -295,7 +296,7 @@ class HeatmapActor:
         return [one for chunk in chunks for one in self._found(self.model._result(shown, chunk, self._request))]
 
     def _chunks(self, questions: list[str]) -> list[list[str]]:
-        step = self.at_once or len(questions)
+        step = self.at_once or (ANSWERED_AT_ONCE if self._answers else len(questions))
         return [questions[at : at + step] for at in range(0, len(questions), step)]
 
     def _found(self, result: HeatmapResult) -> list[Found]:
@@ -324,7 +325,8 @@ class HeatmapActor:
         dict of columns
             Those of `batch`, then `block` int32 [B], `grid` int32 [B, 2], `map` [B, P] of `dtype`, `scale` float32 [B] (the
             maps are ``map * scale``; see `qavit.data.scale_maps`), `score` float32 [B], `error` (str, "" when well) and
-            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`.
+            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`. With `answers`, also `answer` (str, ""
+            where there is none) and `answer_score` float32 [B].
 
         Raises
         ------
@@ -360,8 +362,15 @@ class HeatmapActor:
         errors = np.empty(len(rows), object)
         # Text throughout: from a first batch of nulls, the datasets library concludes that all are.
         errors[:] = [row.error or "" for row in rows]
+        answered: dict[str, Any] = {}
+        if self._answers:
+            texts = np.empty(len(rows), object)
+            texts[:] = [row.answer or "" for row in rows]
+            sure = [np.nan if row.answer_score is None else row.answer_score for row in rows]
+            answered = {"answer": texts, "answer_score": np.array(sure, np.float32)}
         return {
             **batch,
+            **answered,
             "block": np.tile(np.array(self.block, np.int32), (len(rows),) + (1,) * isinstance(self.block, tuple)),
             "grid": np.tile(np.array(self.grid, np.int32), (len(rows), 1)),
             "map": maps,

@@ -96,7 +96,7 @@ class QAViT(Model):
             aware = self.integrated[0] + 1
             self.first_question_aware_block = aware if aware < self.num_blocks else None
         self.default_block = self._choose_block(source.defaults.get("block"))
-        usual = "class" if "class_token" in self.reads or "attention_head" not in self.reads else "pool"
+        usual = "class" if "class_token" in self.reads else "pool" if "attention_head" in self.reads else "rollout"
         self.default_method = str(source.defaults.get("method", usual))
         self.usable_blocks = method_of(self.default_method, self).blocks(self)
         if source.answers:
@@ -253,14 +253,15 @@ class QAViT(Model):
         read = wanted if wanted is not None else range(self.num_blocks) if output_attentions else ()
         hidden = list(range(self.num_blocks + 1)) if output_hidden_states else []
         taps = [(block, "raw") for block in sorted(set(read))]
-        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else ("last", "pooled"))
+        last = "last" if self.kind in ("qavit", "clip") else "normed"  # as transformers has it of each
+        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else (last, "pooled"))
         attentions: Union[tuple[FloatArray, ...], BlockAttentions, None] = None
         if wanted is not None:
             attentions = BlockAttentions(result["attentions"], self.num_blocks)
         elif output_attentions:
             attentions = tuple(result["attentions"][block] for block in range(self.num_blocks))
         return VisionOutput(
-            result.get("last"),
+            result.get(last),
             result.get("pooled"),
             attentions,
             tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,

@@ -67,7 +67,7 @@ class TextHalf:
         self.whole = text.get("causal") is False
         self._bert = text.get("model_type") == "bert"
         self._pad_id = int(text.get("pad_token_id") or 0)
-        self._strip_sep = bool(text.get("strip_sep_token"))
+        self._strip_sep, self._clean = bool(text.get("strip_sep_token")), text.get("clean")
         self._sigmoid = sigmoid
         self.logit_scale = _number(name, weights, "logit_scale", exponential=True, otherwise=USUAL_SCALE)
         self.logit_bias = _number(name, weights, "logit_bias")
@@ -109,11 +109,22 @@ class TextHalf:
         return ids, None, batch
 
     def _canonical(self, text: str) -> str:
-        """As SigLIP reads it: lower case; no punctuation in the first edition, whose pieces are a unigram model's."""
-        if not self._sigmoid:
+        """As open_clip's settings have it cleaned.
+
+        Else SigLIP's is lower case, without punctuation in the first edition, whose pieces are a unigram model's.
+        """
+        clean = self._clean
+        if clean is None and self._sigmoid:
+            clean = "without punctuation" if self._unigram else "lower"
+        if clean is None:
             return text
-        text = text.lower()
-        return re.sub(r"\s+", " ", text.translate(_PUNCTUATION)).strip() if self._unigram else text
+        if clean == "canonicalize":
+            text = text.replace("_", " ")
+        if clean != "whitespace":
+            text = text.lower()
+        if clean in ("canonicalize", "without punctuation"):
+            text = text.translate(_PUNCTUATION)
+        return text if clean == "lower" and self._clean is None else re.sub(r"\s+", " ", text).strip()
 
     def _padding(self) -> int:
         assert self._tokenizer is not None

@@ -20,9 +20,9 @@ from .._weights import Stored, Weights, shape_of
 from ..formats.reading import Content, weights_file
 from . import siglip
 from .clip import _positions, _vision_options, clip_vision_config, clip_vision_shapes, full_names
-from .families import told_by_names, told_by_type
+from .families import refused_by_names, told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
-from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename
+from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename, rename_timm
 from .question_blocks import integration_point
 from .sizes import Shapes, check, count_blocks, need, settle, stated_size, take
 from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
@@ -30,7 +30,7 @@ from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text,
 
 #: Layouts of the vision tower: each gives the tensors with the towers that it knows under ``vision_model.``, behind the
 #: prefix that they had.
-_LAYOUTS = (full_names, rename, siglip.rename)
+_LAYOUTS = (full_names, rename, rename_timm, siglip.rename)
 _CHINESE_CLIP_TOKENS = 52
 #: What belongs to a text half and stands beside it.
 _BESIDE_TEXT = re.compile(r"^(text_projection\.(weight|bias)|logit_scale|logit_bias)$")
@@ -102,20 +102,11 @@ def open_files(given: Given) -> ModelSource:
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
     vision_config = {**vision_config, **stated, **_vision_options(options)}
-    if openai and "hidden_act" not in vision_config:
-        raise ValueError(
-            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
-            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
-        )
+    _check_told(vision_config, openai, asked, name)
     if text_config is not None:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
         text_config = {**text_config, **(options.get("text") or {})}
-    if "max_patches" in vision_config and asked.size is not None:
-        raise ValueError(
-            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
-            "patches"
-        )
     with unread_named(unread, name):
         own_size = _own_size(vision_config, tensors, name)
         vision_config, text_config, weights = complete(tensors, vision_config, text_config, asked.size, name)
@@ -136,6 +127,20 @@ def open_files(given: Given) -> ModelSource:
         source.decoder = decoder
     source.prompts = prompts
     return source
+
+
+def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
+    """Raise where nothing tells the activation, or a size is asked for where there is none."""
+    if openai and "hidden_act" not in vision:
+        raise ValueError(
+            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
+            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
+        )
+    if "max_patches" in vision and asked.size is not None:
+        raise ValueError(
+            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
+            "patches"
+        )
 
 
 def _prompts(tensors: Stored, said: _Settings, folder: Path | None, asked: Asked) -> Prompts | None:
@@ -189,6 +194,8 @@ def _has_text(tensors: Stored) -> bool:
 def _read(content: Content, asked: Asked, name: str) -> _Content:
     """A file's or a folder's tensors by the core's names, a vision tower in any layout, and what the layout tells."""
     stored = without_wrappers(content.tensors, name)
+    if what := refused_by_names(stored):
+        raise ValueError(f"{name}: it holds {what}, which is not read")
     openai = is_openai(stored)
     told = openai_options(stored) if openai else ({}, {})
     for layout in _LAYOUTS:
@@ -213,7 +220,8 @@ def _text_settings(
         return None
     clip = any(key.startswith("text_model.embeddings.token_embedding") for key in tensors)
     if clip or (said is not None and said.get("model_type") == "bert"):
-        return {**_told_heads(tensors), "model_type": "clip_text_model", **(said or {})}
+        usual = siglip.text_settings({}) if PROBE in tensors else {"model_type": "clip_text_model"}
+        return {**usual, **_told_heads(tensors), **(said or {})}
     if asked.options.get("text"):
         return {"model_type": "t5"}
     raise ValueError(f"{name}: it holds a text encoder; give text= the folder with its config.json and tokenizer")

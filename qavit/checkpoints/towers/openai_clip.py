@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._weights import Stored, float_array, from_array, row_views, shape_of, weight_of
+from .vit_names import core_names
 
 _HEAD_WIDTH = 64
+#: How open_clip cleans a text before a tokenizer of Hugging Face's reads it.
+CLEANINGS = ("whitespace", "lower", "canonicalize")
 #: The end of text is the largest id, as the core understands this number.
 _LARGEST_ID = 2
+_SIGLIP_TEXT = {"model_type": "clip_text_model", "causal": False, "pooling": "last", "layer_norm_eps": 1e-6}
 #: What stands behind ``visual.`` here, and behind ``vision_model.`` in the core's names.
 _NAMES = (
     (re.compile(r"^class_embedding$"), "embeddings.class_embedding"),
@@ -31,8 +35,28 @@ _TEXT = re.compile(r"^(text\.)?(token_embedding\.|positional_embedding$|transfor
 
 
 def is_openai(names: Stored) -> bool:
-    """Whether a tower of this layout is among the tensors."""
-    return bool(_prefixes(names))
+    """Whether a tower of this layout is among the tensors, or timm's SigLIP as open_clip has it."""
+    return bool(_prefixes(names) or _timm_prefixes(names))
+
+
+def _timm_prefixes(tensors: Stored) -> list[str]:
+    """What stands in front of ``visual.trunk.``, of a tower of timm's with SigLIP's attention head."""
+    mark = "visual.trunk.attn_pool.latent"
+    return [name[: -len(mark)] for name in tensors if name.endswith(mark)]
+
+
+def rename_timm(tensors: Stored) -> Stored:
+    """The tensors with each of open_clip's SigLIPs under the core's names: timm's tower, and open_clip's own text half."""
+    result = dict(tensors)
+    for outer in _timm_prefixes(tensors):
+        trunk = outer + "visual.trunk."
+        tower = {name[len(trunk) :]: result.pop(name) for name in list(result) if name.startswith(trunk)}
+        result.update({outer + name: tensor for name, tensor in core_names(tower).items()})
+        for original in list(result):
+            if original.startswith(outer) and _TEXT.match(original[len(outer) :]):
+                tensor = result.pop(original)
+                result.update(_renamed(outer, "text_model", original[len(outer) :].removeprefix("text."), tensor))
+    return result
 
 
 def _prefixes(tensors: Stored) -> list[str]:
@@ -56,26 +80,29 @@ def rename(tensors: Stored) -> Stored:
             result[original] = tensor
             continue
         outer, half_name, rest = half
-        fused = _FUSED.match(rest)
-        if fused:
-            block = f"{outer}{half_name}.encoder.layers.{fused[1]}.self_attn."
-            shape = shape_of(tensor)
-            if not shape or shape[0] % 3:
-                raise ValueError(f"{original} has shape {list(shape)}, expected queries, keys and values of one size")
-            for name, view in zip("qkv", row_views(tensor, 3)):
-                result[f"{block}{name}_proj.{fused[2]}"] = view
-        elif rest in ("proj", "text_projection"):
-            name = "visual_projection" if rest == "proj" else "text_projection"
-            result[f"{outer}{name}.weight"] = from_array(float_array(weight_of(tensor)).T)
-        elif rest.startswith("text_projection."):  # open_clip's proj_bias makes it a layer
-            result[outer + rest] = tensor
-        else:
-            for pattern, replacement in _NAMES:
-                rest, count = pattern.subn(replacement, rest)
-                if count:
-                    break
-            result[f"{outer}{half_name}.{rest}"] = tensor
+        result.update(_renamed(outer, half_name, rest, tensor))
     return result
+
+
+def _renamed(outer: str, half: str, rest: str, tensor: Any) -> Stored:
+    """One tensor of a half by the core's names; several, where it is several in one."""
+    fused = _FUSED.match(rest)
+    if fused:
+        block = f"{outer}{half}.encoder.layers.{fused[1]}.self_attn."
+        shape = shape_of(tensor)
+        if not shape or shape[0] % 3:
+            raise ValueError(f"{outer}{rest} has shape {list(shape)}, expected queries, keys and values of one size")
+        return {f"{block}{name}_proj.{fused[2]}": view for name, view in zip("qkv", row_views(tensor, 3))}
+    if rest in ("proj", "text_projection"):
+        name = "visual_projection" if rest == "proj" else "text_projection"
+        return {f"{outer}{name}.weight": from_array(float_array(weight_of(tensor)).T)}
+    if rest.startswith("text_projection."):  # open_clip's proj_bias makes it a layer
+        return {outer + rest: tensor}
+    for pattern, replacement in _NAMES:
+        rest, count = pattern.subn(replacement, rest)
+        if count:
+            break
+    return {f"{outer}{half}.{rest}": tensor}
 
 
 def _half_of(name: str, prefix: str) -> tuple[str, str, str] | None:
@@ -93,6 +120,8 @@ def openai_options(tensors: Stored) -> tuple[dict[str, Any], dict[str, Any]]:
 
     A tower without a norm in front of its blocks is CLIPA's.
     """
+    if not _prefixes(tensors):  # SigLIP's; a configuration has to tell its heads and activation
+        return {"pooling": "map", "layer_norm_eps": 1e-6}, {**_SIGLIP_TEXT}
     first = _prefixes(tensors)[0]
     outer = first.removesuffix("visual.")
     vision: dict[str, Any] = {}
@@ -129,6 +158,8 @@ def open_clip_vision(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     vision = model.get("vision_cfg") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(vision, Mapping):
         raise ValueError(f"{what}: expected an object with model_cfg and its vision_cfg")
+    if "_siglip_" in str(vision.get("timm_model_name")):
+        return _timm_siglip(vision, what)
     if isinstance(vision.get("layers"), list) or vision.get("timm_model_name") is not None:
         timm = vision.get("timm_model_name")
         kind = "a ResNet CLIP" if timm is None else f"a timm tower ({timm!r:.60})"
@@ -153,6 +184,23 @@ def open_clip_vision(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     return result
 
 
+def _timm_siglip(vision: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The same of timm's SigLIPs, which have exact gelu but in the two sizes that timm made with tanh's."""
+    plain = {"image_size", "timm_model_name", "timm_model_pretrained"}
+    usual = {"timm_pool": "map", "timm_proj": "none"}
+    _refuse_unusual(vision, plain, usual, f"{what}: vision_cfg")
+    name = str(vision["timm_model_name"])
+    if "_gap_" in name:
+        raise ValueError(f"{what}: a timm tower ({name!r:.60}) is not known: it has no attention head")
+    activation = "gelu_pytorch_tanh" if re.search("so400m|giantopt", name) else "gelu"
+    result: dict[str, Any] = {"hidden_act": activation, "layer_norm_eps": 1e-6}
+    if isinstance(vision.get("image_size"), int):
+        result["image_size"] = vision["image_size"]
+    sizes = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
+    result["num_attention_heads"] = next((heads for size, heads in sizes.items() if f"vit_{size}_" in name), None)
+    return {**{key: value for key, value in result.items() if value is not None}, "pooling": "map"}
+
+
 def open_clip_text(config: Mapping[str, Any], what: str) -> dict[str, Any] | None:
     """Hugging Face's keys of an open_clip_config.json's text half; None where there is none, or one of another library.
 
@@ -168,7 +216,8 @@ def open_clip_text(config: Mapping[str, Any], what: str) -> dict[str, Any] | Non
         return None
     plain = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "no_causal_mask", "pool_type"}
     plain |= {"proj_bias", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id", "output_tokens"}
-    _refuse_unusual(text, plain, {"proj_type": "linear"}, f"{what}: text_cfg")
+    usual = {"proj_type": "linear", "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    _refuse_unusual(text, plain, usual, f"{what}: text_cfg")
     pooling = text.get("pool_type") or "argmax"
     if pooling not in ("argmax", "last"):
         raise ValueError(f"{what}: text_cfg pool_type {pooling!r:.40}, expected 'argmax' or 'last'")
@@ -179,9 +228,13 @@ def open_clip_text(config: Mapping[str, Any], what: str) -> dict[str, Any] | Non
     }  # fmt: skip
     if text.get("no_causal_mask"):
         result["causal"] = False
+    if text.get("norm_kwargs"):
+        result["layer_norm_eps"] = 1e-6
+    if text.get("act_kwargs"):
+        result["hidden_act"] = "gelu_pytorch_tanh"
     told = text.get("tokenizer_kwargs") or {}
-    if not isinstance(told, Mapping) or told not in ({}, {"strip_sep_token": True}, {"strip_sep_token": False}):
-        raise ValueError(f"{what}: text_cfg tokenizer_kwargs {told!r:.60}, expected strip_sep_token alone")
-    if told.get("strip_sep_token"):
-        result["strip_sep_token"] = True
+    known = isinstance(told, Mapping) and not told.keys() - {"strip_sep_token", "clean"}
+    if not known or told.get("clean") not in (None, *CLEANINGS) or told.get("strip_sep_token") not in (None, True, False):
+        raise ValueError(f"{what}: text_cfg tokenizer_kwargs {told!r:.60}, expected strip_sep_token and clean")
+    result.update({key: value for key, value in told.items() if value})
     return {**result, "pooling": "last"} if pooling == "last" else result
