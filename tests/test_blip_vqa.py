@@ -395,6 +395,20 @@ def test_maps_of_given_answers(pair: tuple[Any, Any]) -> None:
     assert np.array_equal(streamed[0].raw, one.raw)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "max_new_tokens": 6}, {"answers": ["red", "the man", "two"]}])
+def test_answers_and_their_maps_together(pair: tuple[Any, Any], options: dict[str, Any]) -> None:
+    """As a data set's rows have them: the map is that of the answer, however that was found."""
+    theirs, ours = pair
+    (pixels,) = random_pixels(32)
+    result, found = ours._answered(ours._see(pixels), QUESTIONS, ours._request(None, 1, "mean"), **options)
+    for row, (question, said) in enumerate(zip(QUESTIONS, ours.answer(pixels, QUESTIONS, **options))):
+        assert found[row].text == said.text
+        ids = ours._answerer.ids([said.text], "")[0] if said.ids is None else said.ids.tolist()
+        log_probabilities, maps = answer_gradient(theirs, ours, pixels, question, ids)
+        assert result.answers[row] == [(said.text, pytest.approx(np.exp(log_probabilities.sum()), rel=2e-4))]
+        close(result.raw[row].ravel(), maps[1][1:-1].mean(axis=0), MAPS)
+
+
 def test_a_checkpoint_of_lavis_is_the_same_model(pair: tuple[Any, Any], tmp_path: Path) -> None:
     theirs, ours = pair
     torch.save({"model": lavis_names(theirs)}, tmp_path / "vqa.pth")
@@ -466,7 +480,7 @@ def test_bad_questions_and_answers(pair: tuple[Any, Any]) -> None:
         (lambda: ours.answer(pixels, "the dog", answers=[]), "answers"),
         (lambda: ours.answer(pixels, "the dog", answers=["no", "no"]), "answers: one of them is there twice"),
         (lambda: ours.answer(pixels, "the dog", answers=["no"], num_beams=2), "answers= are chosen from, none is written"),
-        (lambda: ours.answer(pixels, "the dog", max_new_tokens=0), "max_new_tokens: 0, expected 1 to 39"),
+        (lambda: ours.answer(pixels, "the dog", max_new_tokens=0), "max_new_tokens: 0, expected at least 1"),
         (lambda: ours.answer(pixels, "the dog", max_new_tokens=40), "max_new_tokens: 40, expected 1 to 39"),
         (lambda: ours.answer(pixels, "the dog", min_new_tokens=31), "min_new_tokens: 31, expected 0 to max_new_tokens, 30"),
         (lambda: ours.answer(pixels, "the dog", num_beams=0), "num_beams: 0"),

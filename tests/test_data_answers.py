@@ -338,12 +338,13 @@ def test_answers_that_are_written_bring_their_maps(tmp_path: Path, monkeypatch: 
     model: Any = qavit.load(write_model(tmp_path / "model"))
     told: list[dict[str, Any]] = []
 
-    def answer(image: Any, questions: list[str], **options: Any) -> list[Generated]:
+    def answered(shown: Any, questions: list[str], request: Any, **options: Any) -> Any:
         told.append(options)
-        result = model.heatmaps(image, questions)
-        return [Generated(text.upper(), np.array([3, 1]), -0.5, result=result[row]) for row, text in enumerate(questions)]
+        result = model._result(shown, questions, request)
+        return result, [Generated(text.upper(), np.array([3, 1]), -0.5) for text in questions]
 
-    monkeypatch.setattr(model, "answer", answer)
+    monkeypatch.setattr(model, "answer", lambda image, questions, **options: told.append(options))
+    monkeypatch.setattr(model, "_answered", answered)
     monkeypatch.setattr("qavit.data._actor.open_answering", lambda *_, **__: model)
     questions = vqa_questions(tmp_path, 2)
     run(questions, tmp_path / "out", answers=tmp_path / "r.json", model=tmp_path / "model", answering={"num_beams": 2})
@@ -353,8 +354,7 @@ def test_answers_that_are_written_bring_their_maps(tmp_path: Path, monkeypatch: 
     assert told == [{"num_beams": 2}] * 3  # the check, the estimate, the run
     expected = model.heatmaps(tmp_path / rows[0].image, list(ASKED)).maps
     np.testing.assert_array_equal([row.map for row in rows], expected)
-    run(questions, tmp_path / "other", answers=tmp_path / "s.json", model=tmp_path / "model", block=1)
+    run(questions, tmp_path / "other", answers=tmp_path / "s.json", model=tmp_path / "model", block=1, fit="pad")
     other = [row.map for row in qavit.data.read_maps(tmp_path / "other") if row.error is None]
-    np.testing.assert_array_equal(other, model.heatmaps(tmp_path / rows[0].image, list(ASKED), block=1).maps)
-    with pytest.raises(ValueError, match="fit: answers are out of what the model sees by itself"):
-        run(questions, tmp_path / "third", answers=tmp_path / "t.json", model=tmp_path / "model", fit="pad")
+    expected = model.heatmaps(tmp_path / rows[0].image, list(ASKED), block=1, fit="pad").maps
+    np.testing.assert_array_equal(other, expected)

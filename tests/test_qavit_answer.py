@@ -123,6 +123,29 @@ def test_the_map_is_of_the_same_pass(model: Any, golden: dict[str, Array], monke
         close(one.result.word_maps[0], expected.word_maps[row], 1e-6)
 
 
+def test_rows_of_a_data_set(model: Any, tmp_path: Path) -> None:
+    """One pass through the tower gives map and answer, at the block and of the part of the picture that were asked for."""
+    pytest.importorskip("pyarrow")
+    from data_sets import make_rows, write_lines, write_pictures
+
+    from qavit.data import read_maps, run
+
+    asked = write_lines(tmp_path / "asked.jsonl", make_rows(write_pictures(tmp_path / "pictures", 2), 2))
+    folder, report = convert(model._source, tmp_path / "model"), tmp_path / "answers.json"
+    run(
+        asked, tmp_path / "maps", images=tmp_path / "pictures", model=folder, block=5, fit="stretch", answers=report,
+        answering={"max_new_tokens": 4},
+    )  # fmt: skip
+    answers = [one["answer"] for one in json.loads(report.read_text())]
+    rows = list(read_maps(tmp_path / "maps"))
+    assert len(rows) == len(answers) == 4
+    for row, answer in zip(rows, answers):
+        shown = model._see(tmp_path / "pictures" / row.image, "stretch")
+        result, (found,) = model._answered(shown, [row.question], model._request(None, 5, "mean"), max_new_tokens=4)
+        assert answer == found.text
+        close(row.map.reshape(5, 5), result.maps[0], 2e-3)  # rows keep maps in half precision
+
+
 def test_a_list_is_ranked(model: Any, golden: dict[str, Array]) -> None:
     asked = [question("q0"), question("q2")]
     written = model.answer(golden["image"][0], asked, max_new_tokens=3)

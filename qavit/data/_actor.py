@@ -28,7 +28,6 @@ from ._rows import MapRow
 
 if TYPE_CHECKING:
     from .._result import HeatmapResult
-    from ..generation import Generated
     from ..models._model import Shown
 
 DTYPES = ("float32", "float16")
@@ -148,9 +147,6 @@ class HeatmapActor:
         self._decoders, self._max_pixels = decoders, max_pixels
         self._fit: Optional[Fit] = "stretch" if fit is None and isinstance(opened, PNPVQA) else fit
         self._answers, self._answering = answers, dict(answering or {})
-        self._answers_come_with_maps = self.model.answer_names is not None and not self._answering
-        #: Whether maps are the model's own, as those that come with its answers.
-        self._usual = method is None and block is None and heads == "mean"
         self._choose(method, block, heads)
         if answers:
             self._check_answering()
@@ -185,10 +181,8 @@ class HeatmapActor:
                 raise ValueError("method, block, heads, fit: PnP-VQA draws patches by its matcher's map of one block")
             self._pnp_vqa.check_options(**self._answering)
             return
-        if self._answers_come_with_maps:
-            return
-        if self._fit is not None:
-            raise ValueError("fit: answers are out of what the model sees by itself; leave it out")
+        if self.model.answer_names is not None and not self._answering:
+            return  # answers come with the maps
         model: Any = self.model
         blank = np.zeros((32, 32, 3), np.uint8)
         with warnings.catch_warnings():
@@ -279,18 +273,15 @@ class HeatmapActor:
         """What the model says of different questions about one picture."""
         if self._pnp_vqa is not None:
             return self._explained(shown, questions)
-        if not self._answers or self._answers_come_with_maps:
+        if not self._answers:
             return self._looked(shown, questions)
-        model: Any = self.model
-        said: list[Generated] = []
-        for at in range(0, len(questions), ANSWERED_AT_ONCE):
-            said += model.answer(shown.picture, questions[at : at + ANSWERED_AT_ONCE], **self._answering)
-        own = [one.result for one in said]
-        if self._usual and all(result is not None for result in own):
-            found = [self._found(result)[0] for result in own if result is not None]
-        else:
-            found = self._looked(shown, questions)
-        return [one._replace(answer=its.text, answer_score=math.exp(its.score)) for one, its in zip(found, said)]
+        found = []
+        for chunk in self._chunks(questions):
+            result, answers = self.model._answered(shown, chunk, self._request, **self._answering)
+            for one, said in zip(self._found(result), answers):
+                known = one.answer == said.text
+                found.append(one if known else one._replace(answer=said.text, answer_score=math.exp(said.score)))
+        return found
 
     def _explained(self, shown: Shown, questions: list[str]) -> list[Found]:
         """Answers by PnP-VQA, with its captions and its matcher's maps."""
@@ -306,9 +297,12 @@ class HeatmapActor:
         """The maps of different questions about one picture."""
         if not self.takes_questions:
             return self._found(self.model._result(shown, None, self._request))
-        step = self.at_once or len(questions)
-        chunks = [questions[at : at + step] for at in range(0, len(questions), step)]
+        chunks = self._chunks(questions)
         return [one for chunk in chunks for one in self._found(self.model._result(shown, chunk, self._request))]
+
+    def _chunks(self, questions: list[str]) -> list[list[str]]:
+        step = self.at_once or (ANSWERED_AT_ONCE if self._answers else len(questions))
+        return [questions[at : at + step] for at in range(0, len(questions), step)]
 
     def _found(self, result: HeatmapResult) -> list[Found]:
         """A result question by question; matchers' maps stay on their own scale."""

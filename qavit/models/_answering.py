@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
@@ -39,14 +40,33 @@ class Lengths(NamedTuple):
             raise ValueError(f"min_new_tokens: {least}, expected 0 to max_new_tokens, {most}")
         return Decoding(1 + most, end, Sampling(min_length=1 + least, eos=end), num_beams=self.num_beams)
 
-    def check(self, keep_logits: bool, answers: Optional[Sequence[str]], room: int = 0) -> None:
-        """What can be told before a picture is looked at; ValueError where answers are chosen, and more is asked."""
-        self.decoding(0, room)
-        if answers is not None and (self != Lengths() or keep_logits):
+
+class Asking(NamedTuple):
+    """How answers are asked for, checked but for a decoder's room: :meth:`Model.answer` says what the parts are."""
+
+    lengths: Lengths
+    keep_logits: bool
+    answers: Optional[list[str]]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        return_logits: bool = False,
+        answers: Optional[Sequence[str]] = None,
+    ) -> Asking:
+        """Of the arguments of :meth:`Model.answer`."""
+        lengths, chosen = Lengths(max_new_tokens, min_new_tokens, num_beams), answer_list(answers)
+        lengths.decoding(0, 0)
+        if chosen is not None and (lengths != Lengths() or return_logits):
             raise ValueError(
                 "max_new_tokens, min_new_tokens, num_beams, return_logits: answers= are chosen from, none is written; leave "
                 "them out"
             )
+        return cls(lengths, return_logits, chosen)
 
 
 class Answerer(NamedTuple):
@@ -67,6 +87,12 @@ class Answerer(NamedTuple):
     start: int
     end: int
     name: str
+
+    def answer(self, memory: Any, count: int, asking: Asking) -> list[Generated]:
+        """An answer to each of `count` sequences of the memory, written or chosen."""
+        if asking.answers is not None:
+            return self.choose(memory, count, asking.answers)
+        return self.write(memory, count, asking.lengths, asking.keep_logits)
 
     def write(self, memory: Any, count: int, lengths: Lengths, keep_logits: bool = False) -> list[Generated]:
         """An answer to each of `count` sequences of the memory; of beams, the best."""
@@ -109,12 +135,13 @@ class Answerer(NamedTuple):
 
 
 def ranked_answers(result: HeatmapResult) -> list[Generated]:
-    """The likeliest of a model's own answers for each question of a result, with all of them and the map."""
-    found = []
-    for row, ranked in enumerate(result.answers or []):
-        text, probability = ranked[0]
-        found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
-    return found
+    """The likeliest of a model's own answers for each question of a result, with all of them."""
+    return [Generated(ranked[0][0], score=math.log(ranked[0][1]), ranked=ranked) for ranked in result.answers or []]
+
+
+def with_maps(answers: Sequence[Generated], result: HeatmapResult) -> list[Generated]:
+    """Answers, each with its question's map."""
+    return [dataclasses.replace(one, result=result[row]) for row, one in enumerate(answers)]
 
 
 def answer_list(answers: Any) -> Optional[list[str]]:

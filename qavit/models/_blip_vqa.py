@@ -13,11 +13,13 @@ from .._base.types import FloatArray, ImageLike, Precision
 from .._base.warnings import warn_of
 from ..checkpoints._weights import release_pages
 from ..generation._generated import Generated
-from ._answering import Answerer, Lengths, answer_list
+from ._answering import Answerer, Asking, Lengths
 from ._cross_attending import CrossAttending, GradCAMLook, Tokens
 from ._devices import Placement
+from ._model import Request, Shown
 
 if TYPE_CHECKING:
+    from .._result import HeatmapResult
     from ..checkpoints._source import ModelSource
     from ..images import Seen
 
@@ -96,16 +98,30 @@ class BlipVQA(CrossAttending):
         return_logits: bool = False,
         answers: Optional[Sequence[str]] = None,
     ) -> list[Generated]:
-        lengths, chosen = Lengths(max_new_tokens, min_new_tokens, num_beams), answer_list(answers)
-        lengths.check(return_logits, chosen, 0 if chosen is not None else self._decoder.max_tokens)
+        asking = Asking.of(
+            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, num_beams=num_beams, return_logits=return_logits,
+            answers=answers,
+        )  # fmt: skip
+        self._check_room(asking)
         asked = question_list(questions)
         shown = self._see(image)
         look = self._look(shown.pixels, asked)
         warn_of([*shown.notes, *look.notes])
-        memory = look.memory()
-        if chosen is not None:
-            return self._answerer.choose(memory, len(asked), chosen)
-        return self._answerer.write(memory, len(asked), lengths, return_logits)
+        return self._answerer.answer(look.memory(), len(asked), asking)
+
+    def _check_room(self, asking: Asking) -> None:
+        if asking.answers is None:
+            asking.lengths.decoding(self._end, self._decoder.max_tokens)
+
+    def _answered(
+        self, shown: Shown, questions: list[str], request: Request, **options: Any
+    ) -> tuple[HeatmapResult, list[Generated]]:
+        asking = Asking.of(**options)
+        self._check_room(asking)
+        look = self._look(shown.pixels, questions)
+        found = self._answerer.answer(look.memory(), len(questions), asking)
+        look.give(found)
+        return self._result_of(shown, look, questions, request), found
 
 
 class AnswerLook(GradCAMLook):
@@ -117,6 +133,7 @@ class AnswerLook(GradCAMLook):
         super().__init__(model, pixels, questions)
         self._states: Optional[FloatArray] = None
         self._answers: list[str] = []
+        self._ids: Optional[list[list[int]]] = None
         self._probabilities = np.zeros(0, np.float32)
         self._d_states: Optional[FloatArray] = None
 
@@ -137,14 +154,22 @@ class AnswerLook(GradCAMLook):
         """What the decoder reads of them: a sequence each."""
         return self._model._decoder.read(self.states(), self._lengths)
 
+    def give(self, answers: Sequence[Generated]) -> None:
+        """The answers whose maps these are."""
+        self._answers = [one.text for one in answers]
+        texts = self._model._answerer
+        self._ids = [texts.ids([one.text], "answers")[0] if one.ids is None else one.ids.tolist() for one in answers]
+
     def _answer_ids(self) -> list[list[int]]:
         """Each question's answer, behind the start token."""
+        if self._ids is not None:
+            return self._ids
         given, count = self.options.answer, len(self._lengths)
         if given is None:
             room = self._model._decoder.max_tokens
-            written = self._model._answerer.write(self.memory(), count, Lengths(min(Lengths().max_new_tokens, room - 1)))
-            self._answers = [one.text for one in written]
-            return [one.ids.tolist() for one in written if one.ids is not None]
+            lengths = Lengths(min(Lengths().max_new_tokens, room - 1))
+            self.give(self._model._answerer.write(self.memory(), count, lengths))
+            return self._ids or []
         self._answers = [given] * count if isinstance(given, str) else question_list(given, "answer")
         if len(self._answers) != count:
             raise ValueError(f"answer: {len(self._answers)} for {count} questions; expected one, or one a question")

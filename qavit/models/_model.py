@@ -27,6 +27,7 @@ from ._stream import stream
 if TYPE_CHECKING:
     from .._result import HeatmapResult
     from ..checkpoints._source import ModelSource
+    from ..generation._generated import Generated
     from ..images import Preprocessing, Region, Seen
 
 SomeModel = TypeVar("SomeModel", bound="Model")
@@ -142,6 +143,12 @@ class Model(Capabilities, ABC):
         """Questions by name, and as `_look` takes them; None for none."""
         asked = None if questions is None else question_list(questions)
         return asked, asked
+
+    def _answered(
+        self, shown: Shown, questions: list[str], request: Request, **options: Any
+    ) -> tuple[HeatmapResult, list[Generated]]:
+        """The maps of one picture, and an answer to each question, by the options of :meth:`answer`; silent."""
+        self._lacks("answer")
 
     def _prepare_question(self, question: str) -> None:
         """Raise for a question that cannot be asked; keep it encoded, where the model remembers questions."""

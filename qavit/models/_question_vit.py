@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -19,10 +18,10 @@ from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
 from ._answer_head import AnswerHead
-from ._answering import Lengths, answer_list, ranked_answers
+from ._answering import Asking, ranked_answers, with_maps
 from ._capabilities import Questions
 from ._devices import Placement
-from ._model import Model, Request
+from ._model import Model, Request, Shown
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
 from ._questions import Encoded, Entry, encode_questions, instruct_states_of
@@ -31,6 +30,7 @@ from ._tower_look import TowerLook
 from ._visual_t5 import VisualT5
 
 if TYPE_CHECKING:
+    from .._result import HeatmapResult
     from ..checkpoints._source import ModelSource
     from ..images import Seen
 
@@ -416,32 +416,35 @@ class QAViT(Model):
         return_logits: bool = False,
         answers: Optional[Sequence[str]] = None,
     ) -> list[Generated]:
-        lengths, chosen = Lengths(max_new_tokens, min_new_tokens, num_beams), answer_list(answers)
-        lengths.check(return_logits, chosen)
-        if self.answer_names is None:
-            return self._answer_by_language(image, questions, lengths, return_logits, chosen)
-        if lengths != Lengths() or return_logits or chosen is not None:
-            named = "max_new_tokens, min_new_tokens, num_beams, return_logits, answers"
-            raise ValueError(f"{named}: this model chooses from a list of answers and writes none; leave them out")
-        return ranked_answers(self.heatmaps(image, questions))
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": num_beams}
+        options: dict[str, Any] = {**lengths, "return_logits": return_logits, "answers": answers}
+        self._check_answers()
+        Asking.of(**options)
+        asked, request = question_list(questions), self._request(None, None, "mean")
+        result, found = self._answered(self._see(image), asked, request, **options)
+        warn_of(result.notes)
+        return with_maps(found, result)
 
-    def _answer_by_language(
-        self, image: ImageLike, questions: Any, lengths: Lengths, keep_logits: bool, answers: Optional[list[str]]
-    ) -> list[Generated]:
-        """Answers of the checkpoint's own language model, with the maps of the same pass through the tower."""
-        language = self._language
-        if language is None:
+    def _check_answers(self) -> None:
+        if self.answer_names is None and self._language is None:
             lacking = "translation_mlp, decoder and lm_head of a QA-ViT checkpoint"
             raise ValueError(f"{self.name}: this model does not answer: it lists no answers, and its weights lack {lacking}")
-        asked = question_list(questions)
-        shown = self._see(image)
-        look = self._look(shown.pixels, asked)
+
+    def _answered(
+        self, shown: Shown, questions: list[str], request: Request, **options: Any
+    ) -> tuple[HeatmapResult, list[Generated]]:
+        self._check_answers()
+        asking = Asking.of(**options)
+        if self._language is None or self.answer_names is not None:
+            if asking != Asking.of():
+                named = "max_new_tokens, min_new_tokens, num_beams, return_logits, answers"
+                raise ValueError(f"{named}: this model chooses from a list of answers and writes none; leave them out")
+            result = self._result(shown, questions, request)
+            return result, ranked_answers(result)
+        look = self._look(shown.pixels, questions)
         look.keep_last()
-        result = self._result_of(shown, look, asked, self._request(None, None, "mean"))
-        warn_of(result.notes)
-        pictures, ids = look.take_last()
-        found = language.answer(self._tokenizer, pictures, ids, lengths, keep_logits, answers)
-        return [dataclasses.replace(one, result=result[row]) for row, one in enumerate(found)]
+        result = self._result_of(shown, look, questions, request)
+        return result, self._language.answer(self._tokenizer, *look.take_last(), asking)
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":

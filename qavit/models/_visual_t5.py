@@ -12,7 +12,7 @@ from .. import _core
 from .._base.types import FloatArray
 from ..checkpoints._weights import NOT_FINITE, release_pages
 from ..generation._generated import Generated
-from ._answering import Answerer, Lengths
+from ._answering import Answerer, Asking
 from ._devices import Placement
 
 if TYPE_CHECKING:
@@ -58,11 +58,9 @@ class VisualT5:
         tokenizer: Tokenizer,
         pictures: FloatArray,
         questions: Sequence[npt.NDArray[np.int64]],
-        lengths: Lengths,
-        keep_logits: bool = False,
-        answers: Optional[Sequence[str]] = None,
+        asking: Asking,
     ) -> list[Generated]:
-        """An answer to each question: written, or chosen from `answers`.
+        """An answer to each question.
 
         Parameters
         ----------
@@ -71,18 +69,16 @@ class VisualT5:
             What leaves the vision tower's last block, class token included.
         questions : list of Q int64 [M]
             Their tokens.
-        lengths, keep_logits, answers
-            As :meth:`Model.answer` takes them.
+        asking : Asking
         """
         answerer = self._answerer(tokenizer)
         memories: list[Any] = []
-        expected = 0 if answers is not None else min(USUAL_TOKENS, lengths.max_new_tokens) * lengths.num_beams
+        most, beams = asking.lengths.max_new_tokens, asking.lengths.num_beams
+        expected = 0 if asking.answers is not None else min(USUAL_TOKENS, most) * beams
         for picture, ids in zip(pictures, questions):
             # One at a time, without padding: a question's states do not depend on what it is asked along with.
             states = self._encoder.encode_picture(picture, ids[None])
             if not np.isfinite(states).all():
                 raise ValueError(f"{self._source.name}: the states of picture and question are not finite: {NOT_FINITE}")
             memories.append(answerer.decoder.read(states, tokens=expected))
-        if answers is not None:
-            return answerer.choose(memories, len(memories), answers)
-        return answerer.write(memories, len(memories), lengths, keep_logits)
+        return answerer.answer(memories, len(memories), asking)
