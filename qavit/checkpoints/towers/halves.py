@@ -102,20 +102,11 @@ def open_files(given: Given) -> ModelSource:
     vision_config.pop("integration_point", None)
     stated = {"integration_point": own["integration_point"]} if own.get("integration_point") is not None else {}
     vision_config = {**vision_config, **stated, **_vision_options(options)}
-    if openai and "hidden_act" not in vision_config:
-        raise ValueError(
-            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
-            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
-        )
+    _check_told(vision_config, openai, asked, name)
     if text_config is not None:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
         text_config = {**text_config, **(options.get("text") or {})}
-    if "max_patches" in vision_config and asked.size is not None:
-        raise ValueError(
-            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
-            "patches"
-        )
     with unread_named(unread, name):
         own_size = _own_size(vision_config, tensors, name)
         vision_config, text_config, weights = complete(tensors, vision_config, text_config, asked.size, name)
@@ -168,6 +159,20 @@ def complete_text(tensors: Stored, config: Mapping[str, Any], name: str) -> tupl
 
 def _takes_questions(tensors: Stored) -> bool:
     return any(".instruct_dim_reduce." in key for key in tensors)
+
+
+def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
+    """Raise where nothing tells the activation, or a size is asked for where there is none."""
+    if openai and "hidden_act" not in vision:
+        raise ValueError(
+            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
+            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
+        )
+    if "max_patches" in vision and asked.size is not None:
+        raise ValueError(
+            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
+            "patches"
+        )
 
 
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
