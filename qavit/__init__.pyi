@@ -22,6 +22,7 @@ from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
 from .models._albef import ALBEF as ALBEF
 from .models._blip2_itm import BLIP2ITM as BLIP2ITM
 from .models._blip_itm import BlipITM as BlipITM
+from .models._blip_vqa import BlipVQA as BlipVQA
 from .models._calls import extract_attention as extract_attention
 from .models._calls import forward_itm as forward_itm
 from .models._captioner import BlipCaptioner as BlipCaptioner
@@ -40,6 +41,7 @@ __all__ = [
     "PNPVQA",
     "BlipCaptioner",
     "BlipITM",
+    "BlipVQA",
     "BlockAttentions",
     "BundledModelWarning",
     "Config",

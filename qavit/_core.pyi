@@ -226,3 +226,11 @@ class Decoder(_Model):
         lengths: Sequence[int] | npt.NDArray[np.integer[Any]] | None = ...,
     ) -> npt.NDArray[np.float32]: ...
     def reorder(self, cache: DecoderCache, parents: npt.NDArray[np.int32], /) -> None: ...
+    def gradient(
+        self,
+        states: npt.NDArray[np.float32],
+        lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
+        ids: npt.NDArray[np.integer[Any]],
+        ids_lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
+        /,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...

@@ -18,7 +18,7 @@ find qavit -type f ! -name '*.so' ! -path '*/.libs/*' ! -name '*.pyc' -exec cp -
 
 if [ $# -eq 0 ]; then
     # The tests that go through the core; memory growth means nothing to an allocator that keeps what is freed.
-    for name in core_runtime core_safety ops backward text_encoders vit blip images models cuda cuda_pictures; do
+    for name in core_runtime core_safety ops backward text_encoders decoder vit blip images models cuda cuda_pictures; do
         [ -e "tests/test_$name.py" ] && set -- "$@" "tests/test_$name.py"
     done
     set -- "$@" -k "not memory_stays_flat and not memory_is_flat"

@@ -201,6 +201,35 @@ def matcher(name: str) -> Any:
     return qavit.load(checkpoint=checkpoint, tokenizer=tokenizer, image_size=size, config=config)
 
 
+@cache
+def answering_once() -> Any:
+    folder = GOLDEN / "qavit_answer"
+    files = {"checkpoint": folder / "checkpoint.pth", "vision": folder / "clip", "text": folder / "t5"}
+    return qavit.load(**files, config={"lora_alpha": 8})
+
+
+@cache
+def blip_vqa_folder() -> Path:
+    from test_blip_vqa import answering
+
+    (place() / "blip_vqa").mkdir()
+    answering(1, place() / "blip_vqa")
+    return place() / "blip_vqa"
+
+
+@cache
+def blip_vqa() -> Any:
+    return qavit.load(blip_vqa_folder())
+
+
+def use_blip_vqa() -> None:
+    model = blip_vqa()
+    model.answer(photo(), QUESTIONS, max_new_tokens=3)
+    model.answer(photo(), QUESTIONS, answers=["red", "the car"])
+    model.heatmaps(photo(), QUESTIONS, answer="red", block=1)
+    repr(model)
+
+
 def use_matcher(name: str) -> None:
     model = matcher(name)
     model.heatmaps(photo(), QUESTIONS)
@@ -315,6 +344,24 @@ def use_decoder(tokens: int) -> None:
     refused(lambda: decoder.read(states * np.nan))()
 
 
+@cache
+def dual() -> Any:
+    """Both halves of a small CLIP."""
+    return qavit.load(GOLDEN / "methods_clip")
+
+
+def use_dual() -> None:
+    pixels = floats(2, 3, 48, 48)
+    dual().encode_image(pixels), dual().encode_text(QUESTIONS), dual().similarity(pixels, QUESTIONS)
+    dual().extract_attention(pixels[:1], QUESTIONS, method="gem", blocks=(6,))
+    dual().forward_itm({"image": pixels, "text_input": QUESTIONS}, -1)
+
+
+def use_methods() -> None:
+    for method in dual().methods:
+        dual().heatmaps(floats(1, 3, 48, 48), QUESTIONS, method=method)
+
+
 def broken_weights() -> Any:
     source = open_model(folder())
     tensors = {name: weight for name, weight in source.weights.items() if "fc2" not in name}
@@ -390,7 +437,7 @@ def row_of_output() -> qavit.data.MapRow:
 
 
 def use_evaluation() -> None:
-    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True, events=True)
+    found = qavit.data.evaluate(None, place() / "evaluation", model=small(), again=True)
     str(found), found.to_dict(), found.to_csv()
 
 
@@ -786,6 +833,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "ClipTextEncoder.encode_pooled": (lambda: encoder_once("clip_text_model").encode_pooled(np.array([[1, 2, 29]])), 1),
     "vision, attentions": (use_attentions, 1),
     "answer": (lambda: demo_once().answer(photo(), QUESTIONS[0]), 1),
+    "answer, written": (lambda: answering_once().answer(photo(), QUESTIONS, max_new_tokens=3, return_logits=True), 1),
+    "answer, chosen": (lambda: answering_once().answer(photo(), QUESTIONS, answers=["red", "a car"]), 1),
+    "load BLIP-VQA": (lambda: qavit.load(blip_vqa_folder()), 1),
+    "BLIP-VQA": (use_blip_vqa, 1),
+    "BLIP-VQA, refused": (refused(lambda: blip_vqa().answer(photo(), "")), 1),
     "demo heatmaps": (lambda: demo_once().heatmaps(photo(), QUESTIONS), 1),
     "stream": (lambda: [*small().stream([photo(), photo()], QUESTIONS, fit="pad")], 1),
     "another block": (lambda: small().heatmaps(photo(), QUESTIONS).at(2), 1),
@@ -961,6 +1013,13 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
     "evaluate": (use_evaluation, 2),
+    "DualEncoder": (use_dual, 1),
+    "DualEncoder, loaded": (lambda: qavit.load(GOLDEN / "methods_clip"), 2),
+    "DualEncoder, methods": (use_methods, 1),
+    "embeddings, refused": (
+        lambda: [refused(lambda call=call: call(photo()))() for call in (small().encode_image, small().encode_text)], 1),
+    "similarity, refused": (refused(lambda: small().similarity(photo(), QUESTIONS)), 1),
+    "method, refused": (refused(lambda: small().heatmaps(photo(), QUESTIONS, method="gem")), 1),
     "attention_inside": (lambda: metrics_pointing.attention_inside(one(), 0, [(0, 0, 9, 9)]), 1),
     "Progress": (lambda: run_quietly(use_progress), 1),
     "write_whole": (use_files, 1),

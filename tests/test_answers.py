@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,29 @@ def test_how_much_each_caption_was_attended_to(matcher: qavit.QAViT, captioner: 
     np.testing.assert_allclose(found.attended, expected, rtol=1e-6)
     assert found.attended.sum() == pytest.approx(1.0, abs=1e-5)
     assert found.answer.text == reader.answer(None, found.contexts, min_len=5).text
+
+
+@pytest.mark.parametrize("kind", ["blip_itm", "albef_itm", "blip2_itm"])
+def test_any_matcher_picks_the_patches(kind: str, captioner: Any, reader: Any, picture: Path) -> None:
+    pytest.importorskip("torch")
+    from test_matchers import load
+
+    if kind == "blip_itm":
+        folder = GOLDEN / kind
+        facts = json.loads((folder / "cases.json").read_text())
+        config = {"text": facts["med_config"], "vision": facts["vit"]}
+        chosen: Any = qavit.load(checkpoint=folder / "checkpoint.pth", tokenizer=folder / "vocab.txt", config=config)
+    else:
+        chosen = load(kind)
+    model = PNPVQA(chosen, captioner, reader)
+    options: dict[str, Any] = {"num_captions": 4, "num_patches": 5}
+    together = model.explanations(picture, QUESTIONS[:2], **options)
+    for question, found in zip(QUESTIONS, together):
+        alone = model.explain(picture, question, **options)
+        assert (alone.captions, alone.answer.text) == (found.captions, found.answer.text)
+        assert found.draws.grid == captioner.grid
+    again = pickle.loads(pickle.dumps(model)).explain(picture, QUESTIONS[0], **options)
+    assert again.captions == together[0].captions
 
 
 def test_several_contexts_batches_are_refused_by_name(model: PNPVQA) -> None:

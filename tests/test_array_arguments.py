@@ -61,6 +61,12 @@ def plain_tower() -> Any:
 
 
 @cache
+def states() -> np.ndarray:
+    """What enters the last block of it."""
+    return np.asarray(plain_tower().forward(floats(2, 3, SIDE, SIDE), hidden=(1,))["hidden"][1])
+
+
+@cache
 def blip() -> BlipITM:
     folder = GOLDEN / "blip_itm"
     facts = json.loads((folder / "cases.json").read_text())
@@ -116,6 +122,7 @@ def ids() -> np.ndarray:
 
 
 PREPROCESSING = Preprocessing(size=SIDE)
+WIDTH = 8  # of the small tower
 INDEX, LENGTH = np.array([0, 1], np.int32), np.array([4, 2], np.int32)
 WHOLE = Region(0.0, 0.0, 11.0, 9.0)
 
@@ -193,6 +200,10 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "Vit.forward, instruct_length": (
         lambda: LENGTH.copy(),
         lambda a: small()._vit.forward(floats(2, 3, SIDE, SIDE), INDEX, floats(2, 4, 12), a, outputs=("last",))),
+    "Vit.gradients, states": (
+        lambda: states().copy(), lambda a: plain_tower().gradients(a, 1, unit(3, WIDTH), wanted=[("legrad", 1)])),
+    "Vit.gradients, texts": (
+        lambda: unit(3, WIDTH), lambda a: plain_tower().gradients(states(), 1, a, wanted=[("legrad", 1)])),
     "Vit.dense": (lambda: floats(2, 3, SIDE, SIDE), lambda a: plain_tower().dense(a, "gem")),
     "T5Encoder.encode, ids": (ids, lambda a: small()._text.encode(a)),
     "T5Encoder.encode, mask": (lambda: np.array([[1, 1, 1, 0, 0, 0], [1] * 6]), lambda a: small()._text.encode(ids(), a)),

@@ -25,6 +25,7 @@ from qavit.cli import _main as cli_main
 from qavit.cli import _options as cli_options
 from qavit.data._actor import HeatmapActor
 from qavit.data._sample import draw_sample
+from qavit.generation import Generated
 
 pytest.importorskip("pyarrow")
 
@@ -169,6 +170,13 @@ def test_an_actor_maps_by_a_configurations_matcher(tmp_path: Path, pnp_vqa: Path
     batch = {"image": [str(picture)], "question": [ASKED[0]]}
     expected = qavit.load("demo").heatmaps(picture, ASKED[0], fit="stretch").maps
     np.testing.assert_array_equal(alone(batch)["map"], expected.reshape(1, -1))
+    assert "answer" not in alone(batch)
+    options = {"num_captions": 3, "num_patches": 2}
+    answering = HeatmapActor(pnp_vqa, answers=True, answering=options)
+    columns = answering({"image": [str(picture), "absent.png"], "question": [ASKED[0]] * 2})
+    found = answers_open.open_answering(pnp_vqa).explain(picture, ASKED[0], **options)
+    assert columns["answer"].tolist() == [found.answer.text, ""]
+    np.testing.assert_allclose(columns["answer_score"], [np.exp(found.answer.score), np.nan], rtol=1e-6)
     for options in ({"method": "question"}, {"block": [8, 9]}, {"fit": "pad"}, {"heads": 0}):
         with pytest.raises(ValueError, match="PnP-VQA draws patches by its matcher's map of one block"):
             HeatmapActor(pnp_vqa, answers=True, **options)
@@ -300,3 +308,34 @@ def test_a_sample_is_scored_at_the_end(tmp_path: Path, capsys: pytest.CaptureFix
             code = end.code
         assert code == cli_options.USAGE
         assert message in capsys.readouterr().err
+
+
+# ---- models that write ----
+
+
+def test_answers_that_are_written_bring_their_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_sets import write_model
+
+    model: Any = qavit.load(write_model(tmp_path / "model"))
+    told: list[dict[str, Any]] = []
+
+    def answer(image: Any, questions: list[str], **options: Any) -> list[Generated]:
+        told.append(options)
+        result = model.heatmaps(image, questions)
+        return [Generated(text.upper(), np.array([3, 1]), -0.5, result=result[row]) for row, text in enumerate(questions)]
+
+    monkeypatch.setattr(model, "answer", answer)
+    monkeypatch.setattr("qavit.data._actor.open_answering", lambda *_, **__: model)
+    questions = vqa_questions(tmp_path, 2)
+    run(questions, tmp_path / "out", answers=tmp_path / "r.json", model=tmp_path / "model", answering={"num_beams": 2})
+    rows = [row for row in qavit.data.read_maps(tmp_path / "out") if row.error is None]
+    assert [row.answer for row in rows] == [text.upper() for text in ASKED]
+    assert all(row.answer_score == pytest.approx(np.exp(-0.5)) for row in rows)
+    assert told == [{"num_beams": 2}] * 3  # the check, the estimate, the run
+    expected = model.heatmaps(tmp_path / rows[0].image, list(ASKED)).maps
+    np.testing.assert_array_equal([row.map for row in rows], expected)
+    run(questions, tmp_path / "other", answers=tmp_path / "s.json", model=tmp_path / "model", block=1)
+    other = [row.map for row in qavit.data.read_maps(tmp_path / "other") if row.error is None]
+    np.testing.assert_array_equal(other, model.heatmaps(tmp_path / rows[0].image, list(ASKED), block=1).maps)
+    with pytest.raises(ValueError, match="fit: answers are out of what the model sees by itself"):
+        run(questions, tmp_path / "third", answers=tmp_path / "t.json", model=tmp_path / "model", fit="pad")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import sys
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 import transformers
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from test_processes import interrupted
 
 from qavit import _core
 
@@ -489,6 +494,81 @@ def test_caches_and_memories_keep_what_they_need(pair: Pair) -> None:
     del step, cache
     gc.collect()
     assert not any(reference() is not None for reference in alive)
+
+
+@pytest.mark.skipif(not _core.build_info()["debug"], reason="the failing allocator is in QAVIT_DEBUG builds")
+@pytest.mark.parametrize("device", [None, "cuda-host"])
+def test_allocation_failures_are_errors(pair: Pair, device: str | None) -> None:
+    config = {**pair.config.to_dict(), "model_type": type(pair).__name__.lower()}
+    weights, states, ids = weights_of(pair.model), states_of(pair, 300), ids_of(pair, 2, 3)
+
+    def run() -> None:
+        decoder = _core.Decoder(config, weights, **on(device))
+        memories = [decoder.read(states[:4]), decoder.read(states, [200, 100], 1)]
+        cache = decoder.begin(memories, 2, 9, np.array([0, 2], np.int32))
+        decoder.step(cache, ids, True)
+        decoder.reorder(cache, np.array([1, 0, 1], np.int32))
+        decoder.reorder(cache, np.array([1, 0], np.int32))
+        decoder.step(cache, ids, lengths=[1, 3])
+        decoder.attend(cache, ids)
+
+    failures = 0
+    while True:
+        _core.fail_allocation(failures + 1)
+        try:
+            run()
+        except MemoryError:
+            failures += 1
+        else:
+            break
+        finally:
+            _core.fail_allocation(0)
+    assert failures > 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_fork_goes_on_with_its_rows_on_the_cpu_and_is_told_on_a_gpu() -> None:
+    t5, other = T5(), T5(device="cuda-host")
+    states, ids = states_of(t5, 9), ids_of(t5, 2, 4)
+    cache = t5.decoder.begin(t5.decoder.read(states), 2, 4)
+    memory = other.decoder.read(states)
+    others = other.decoder.begin(memory, 2, 4)
+    t5.decoder.step(cache, ids[:, :2])
+    expected = np.stack([t5.logits(states, row)[-1] for row in ids])
+    child = os.fork()
+    if child == 0:
+        told = 0
+        with contextlib.suppress(BaseException):
+            assert_close(t5.decoder.step(cache, ids[:, 2:]), expected)
+            for call in (
+                lambda: other.decoder.read(states),
+                lambda: other.decoder.begin(memory, 2, 4),
+                lambda: other.decoder.step(others, ids),
+                lambda: other.decoder.reorder(others, np.array([1], np.int32)),
+            ):
+                try:
+                    call()
+                except RuntimeError as error:
+                    told += "before this process was forked" in str(error)
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    assert_close(t5.decoder.step(cache, ids[:, 2:]), expected)
+
+
+def test_ctrl_c_ends_a_long_step_and_leaves_the_rows_as_they_were() -> None:
+    bert = Bert(hidden_size=768, num_attention_heads=12, intermediate_size=3072, num_hidden_layers=6)
+    decoder, ids = bert.decoder, ids_of(bert, 800, 28)
+    states = states_of(bert, 30)
+    cache = decoder.begin(decoder.read(states), 800, 28)
+    delays = []
+    for after in (0.2, 0.3, 0.4):
+        with interrupted(after) as sent, pytest.raises(KeyboardInterrupt):
+            decoder.step(cache, ids)
+        delays.append(time.process_time() - sent[0])  # of all threads together, whatever else the cores do
+        assert not cache.lengths.any()
+    assert min(delays) < 0.2, delays
+    decoder.reorder(cache, np.array([5], np.int32))
+    assert_close(decoder.step(cache, ids[5:6, :3])[0], bert.logits(states, ids[5, :3])[-1])
 
 
 def test_threads_share_a_decoder_and_refuse_to_share_a_cache(pair: Pair) -> None:

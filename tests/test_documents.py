@@ -18,7 +18,9 @@ from small_models import GOLDEN
 
 import qavit
 import qavit.data
+from qavit.checkpoints._positions import WAYS
 from qavit.cli import _main as cli_main
+from qavit.heatmaps._packages import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 LATE, BLIP = GOLDEN / "qavit_official_late", GOLDEN / "blip_itm"
@@ -186,6 +188,25 @@ def test_pnp_vqa_document(place: Path) -> None:
     run(scripts, names)
     assert names["maps"].shape == (1, 144)
     assert len(list(Path("results").iterdir())) == 6
+
+
+def test_methods_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = str(GOLDEN / "methods_clip")
+    (code,) = python("docs/METHODS.md")
+    names: dict[str, Any] = {"qavit": qavit}
+    run(code, names, {"clip-vit-base-patch16/": clip})
+    assert names["result"].method == "gem"
+    text = (ROOT / "docs" / "METHODS.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \| .* \|$", text.split("## What each does")[1].split("## What a map")[0], re.M)
+    assert set(names["model"].methods) <= set(named)
+    assert set(re.findall(r'`"(\w+)"`', text.split("The figure.")[1])) == set(PACKAGES)
+    assert set(re.findall(r"^  \| `(\w+)`", text, re.M)) <= set(WAYS)
+    rows = [json.loads(line) for line in re.findall(r"^    (\{.*\})$", text, re.M)]
+    Path("boxes.jsonl").write_text("".join(json.dumps({**row, "bbox": [7, 3, 25, 29]}) + "\n" for row in rows))
+    shutil.copy("cat.jpg", rows[0]["image"])
+    (command,) = commands("docs/METHODS.md", "eval")
+    assert cli_main.main([clip if word == "clip-vit-base-patch16/" else word for word in command]) == 0
+    assert "gem" in capsys.readouterr().out
 
 
 def test_the_map_of_the_code_names_what_is_there() -> None:

@@ -121,6 +121,12 @@ def test_every_way_of_saying_where(tmp_path: Path) -> None:
     assert half.sum() == targets[4].mask(24, 30, (12, 15)).sum() == 24
     tiny = read_targets(write_lines(tmp_path / "tiny.jsonl", [{"image": "0.png", "text": "t", "box": [7.6, 2.7, 7.7, 2.8]}]))
     assert np.argwhere(tiny[0].mask(24, 30, (24, 30))).tolist() == [[2, 7]]
+    speck = np.zeros((24, 30), np.uint8)
+    speck[2, 8] = 1
+    Image.fromarray(speck).save(tmp_path / "speck.png")
+    lost = read_targets(write_lines(tmp_path / "speck.jsonl", [{"image": "0.png", "text": "t", "mask": "speck.png"}]))
+    assert np.argwhere(lost[0].mask(24, 30, (24, 30))).tolist() == [[2, 8]]
+    assert np.argwhere(lost[0].mask(24, 30, (8, 10))).tolist() == [[0, 2]]
 
 
 def test_rows_of_one_picture_and_text_are_one(tmp_path: Path) -> None:
@@ -280,3 +286,17 @@ def test_the_bundled_scene_without_a_file(capsys: pytest.CaptureFixture[str]) ->
 def test_bad_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_main.main(["eval", *arguments]) == cli_options.SOME_FAILED
     assert said in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_whether_it_goes_on(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qavit.models._model.Model._see", interrupted)
+    command = ["eval", str(boxes(tmp_path / "data", 1)), "--model", str(model)]
+    assert cli_main.main(command) == cli_options.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+    assert cli_main.main([*command, "-o", str(tmp_path / "out")]) == cli_options.INTERRUPTED
+    assert "the same command goes on where it stopped" in capsys.readouterr().err

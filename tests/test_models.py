@@ -275,7 +275,7 @@ def test_blocks_that_were_not_computed(late: Any, golden: Any, questions: list[s
         (lambda m, p: m.heatmaps(p, "hi", heads=4), ValueError, "head 4"),
         (lambda m, p: m.heatmaps("no/such.png", "hi"), FileNotFoundError, "no/such.png"),
         (lambda m, p: m.heatmaps(p[:, :, :2], "hi"), ValueError, "shape"),
-        (lambda m, p: m.answer(p, "hi"), ValueError, "does not answer"),
+        (lambda m, p: m.answer(p, "!"), ValueError, "questions: .!. has no words"),
         (lambda m, p: m.forward_itm({"image": np.zeros((2, 3, 70, 70)), "text_input": ["a"]}), ValueError, "2 pictures"),
         (lambda m, p: m.forward_itm({"image": np.zeros((1, 3, 71, 70), "f"), "text_input": ["a"]}, 5), ValueError, "shape"),
         (lambda m, p: m.forward_itm({"image": np.full((1, 3, 70, 70), np.nan), "text_input": ["a"]}, 5), ValueError, "NaN"),

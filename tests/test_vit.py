@@ -339,10 +339,10 @@ def test_memory_is_flat_and_nothing_is_kept() -> None:
         ({"pair_image": np.full(1, 1, np.int32)}, ValueError, r"pair_image\[0\] is 1"),
         ({"pair_image": np.full(1, -1, np.int32)}, ValueError, r"pair_image\[0\] is -1"),
         ({"attention": [(4, "class")]}, ValueError, "block 4 does not exist; this model has blocks 0 to 3"),
-        ({"attention": [(1, "row")]}, ValueError, "expected 'class' or 'raw'"),
+        ({"attention": [(1, "row")]}, ValueError, "expected 'class', 'raw' or 'mean'"),
         ({"attention": [(1, "raw"), (1, "class")]}, ValueError, "asked for twice"),
         ({"attention": 3}, TypeError, "attention must be a sequence"),
-        ({"attention": [1]}, TypeError, r"attention: expected \(block, 'class' \| 'raw'\) pairs"),
+        ({"attention": [1]}, TypeError, r"attention: expected \(block, 'class' \| 'raw' \| 'mean'\) pairs"),
         ({"attention": [(-1, "raw")]}, ValueError, "block -1 does not exist"),
         ({"hidden": [-1]}, OverflowError, "negative"),
         ({"hidden": 1}, TypeError, "hidden must be a sequence"),
@@ -451,3 +451,23 @@ def test_bad_configurations(change: dict[str, Any], message: str) -> None:
         _core.Vit(make_config(integrated=[-1]), weights)
     with pytest.raises(TypeError, match="device: expected a Device or None, got str"):
         _core.Vit(make_config(), weights, device="cuda-host")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+def test_the_mean_over_heads_is_that_of_all_of_them(device: str) -> None:
+    """Before the question enters, with it, and over more pictures than go together."""
+    config = make_config()
+    weights = as_weights(random_model(config, "late", 20))
+    there = None if device == "cpu" else _core.Device(device)
+    vit = _core.Vit({**config, "integrated": [2, 3], "instruction_dim": 20}, weights, device=there)
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((80, 3, 28, 28)).astype(np.float32)
+    states = rng.standard_normal((80, 3, 20)).astype(np.float32)
+    questions = (np.arange(80, dtype=np.int32), states, np.full(80, 3, np.int32))
+    every, mean = (
+        vit.forward(pixels, *questions, attention=[(block, kind) for block in (1, 2, 3)])["attentions"]
+        for kind in ("raw", "mean")
+    )
+    for block, tokens in ((1, 17), (2, 20), (3, 20)):
+        assert mean[block].shape == (80, 1, 17, tokens)
+        np.testing.assert_allclose(mean[block], every[block].mean(axis=1, keepdims=True), atol=1e-6)

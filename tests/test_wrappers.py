@@ -455,8 +455,14 @@ def test_files_are_told_by_their_bytes(head, message, tmp_path):
     ("names", "what"),
     [
         (["visual.layer1.0.conv1.weight", "visual.attnpool.positional_embedding"], "a ResNet CLIP"),
+        (["visual.class_embedding", "visual.attn_pool.probe"], "a Perception Encoder"),
+        (["visual.class_embedding", "visual.attn_pool.query"], "CoCa"),
+        (["visual.blocks.0.attn.inner_attn_ln.weight", "visual.cls_token"], "EVA-CLIP"),
+        (["visual.trunk.blocks.0.mlp.norm.weight", "visual.trunk.cls_token"], "EVA-CLIP"),
+        (["image_encoder.model.patch_emb.0.block.conv.weight"], "MobileCLIP"),
+        (["visual.trunk.patch_embed.backbone.stem.0.conv.weight"], "MobileCLIP"),
+        (["visual.trunk.stages.0.blocks.0.conv_dw.weight"], "a CLIP of convolutions"),
         (["visual.trunk.blocks.0.attn.qkv.weight"], "an open_clip model with a timm tower"),
-        (["vision_model.embeddings.patch_embedding.bias"], "SigLIP without its attention head"),
         (["embeddings.mask_token", "encoder.layer.0.layer_scale1.lambda1"], "DINOv2"),
         (["blocks.0.attn.qkv.weight", "cls_token"], "a vision transformer in timm's layout"),
         (["encoder.block.0.layer.0.SelfAttention.q.weight"], "a T5 encoder"),
@@ -468,3 +474,15 @@ def test_files_are_told_by_their_bytes(head, message, tmp_path):
 def test_other_models_are_named(names, what, tmp_path):
     with pytest.raises(ValueError, match=f"it holds {what}"):
         opened(saved(tmp_path / "x.pth", {name: torch.ones(2) for name in names}))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["Qformer.bert.embeddings.LayerNorm.weight"], "it lacks itm_head, .* not BLIP-2 image-text matching"),
+        (["text_encoder.bert.embeddings.LayerNorm.weight"], "it lacks itm_head, not ALBEF"),
+    ],
+)
+def test_models_without_their_heads_are_named(names, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        opened(saved(tmp_path / "x.pth", {name: torch.ones(2) for name in ["visual_encoder.cls_token", *names]}))

@@ -142,56 +142,21 @@ void qv_cpu_activation(qv_call *call, float *out, const float *x, qv_activation 
     qv_cpu_run(call, call->lanes, (n + CHUNK - 1) / CHUNK, activate_chunk, &work);
 }
 
-/* d/dx x Phi(x) = Phi(x) + x phi(x) */
-static float gelu_slope(float x) {
-    float cumulative = 0.5f * (1.0f + erff(x * 0.70710678118654752f));
-    return cumulative + x * 0.39894228040143268f * expf(-0.5f * x * x);
-}
-
-/* x within -limit .. limit, beyond which a slope is 0 or 1 to the last bit, while its terms may overflow; NaN stays. */
-static float bound(float x, float limit) {
-    return x < -limit ? -limit : x > limit ? limit : x;
-}
-
-/* x / 2 (1 + tanh(u)), u = c (x + a x^3): (1 + tanh(u)) / 2 + x / 2 (1 - tanh(u)^2) c (1 + 3 a x^2) */
-static float gelu_tanh_slope(float x) {
-    x = bound(x, 10.0f);
-    float t = tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x));
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
-}
-
-/* x s, s = sigmoid(factor x): s + factor x s (1 - s) */
-static float sigmoid_slope(float x, float factor) {
-    float z = bound(factor * x, 102.0f), s = 1.0f / (1.0f + expf(-z));
-    return s + z * s * (1.0f - s);
-}
+/* Slopes that are found before they are multiplied. */
+#define SLOPES ((size_t)512)
 
 static void backward_chunk(void *context, size_t task, size_t lane) {
     (void)lane;
     const elements_work *w = context;
-    size_t first = task * CHUNK, end = w->n - first < CHUNK ? w->n : first + CHUNK;
-    for (size_t i = first; i < end; i++) {
-        float x = w->x[i], slope = 1.0f;
-        switch (w->activation) {
-        case QV_IDENTITY:
-            break;
-        case QV_GELU:
-            slope = gelu_slope(x);
-            break;
-        case QV_GELU_TANH:
-            slope = gelu_tanh_slope(x);
-            break;
-        case QV_QUICK_GELU:
-            slope = sigmoid_slope(x, 1.702f);
-            break;
-        case QV_SILU:
-            slope = sigmoid_slope(x, 1.0f);
-            break;
-        case QV_RELU:
-            slope = x <= 0.0f ? 0.0f : 1.0f; /* of a NaN 1, as in PyTorch */
-            break;
+    size_t end = w->n - task * CHUNK < CHUNK ? w->n : (task + 1) * CHUNK;
+    float slopes[SLOPES];
+    for (size_t i = task * CHUNK; i < end; i += SLOPES) {
+        size_t count = end - i < SLOPES ? end - i : SLOPES;
+        memcpy(slopes, w->x + i, count * sizeof *slopes);
+        qv_kernels_here()->find_slopes(slopes, w->activation, count);
+        for (size_t k = 0; k < count; k++) {
+            w->out[i + k] = w->dy != NULL ? w->dy[i + k] * slopes[k] : slopes[k];
         }
-        w->out[i] = w->dy != NULL ? w->dy[i] * slope : slope;
     }
 }
 

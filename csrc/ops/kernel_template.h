@@ -34,9 +34,9 @@ INLINE vec exponential(vec x) {
     return clear_below(power_bits(p, n), x, set1(-87.0f));
 }
 
-/* x Phi(x): Phi(-|x|) = exp(-x^2 / 2 - p(|x|)), p a polynomial fitted on [0, 6] (relative error of the result 3e-7);
- * beyond 6 the product is below 1e-8 and p stays. */
-INLINE vec gelu(vec x) {
+/* Phi(x): Phi(-|x|) = exp(-x^2 / 2 - p(|x|)), p a polynomial fitted on [0, 6] (relative error of the result 3e-7);
+ * beyond 6 x times it is below 1e-8 and p stays. */
+INLINE vec cumulative(vec x) {
     vec a = largest(x, -x);
     vec bounded = -largest(-a, set1(-6.0f));
     vec p = set1(1.5775106e-06f);
@@ -49,31 +49,80 @@ INLINE vec gelu(vec x) {
     p = multiply_add(p, bounded, set1(0.79788655f));
     p = multiply_add(p, bounded, set1(0.69314712f));
     vec tail = exponential(-multiply_add(x * set1(0.5f), x, p));
-    return x * negative_select(x, tail, set1(1.0f) - tail);
+    return negative_select(x, tail, set1(1.0f) - tail);
 }
 
-/* x / (1 + e^-z); 0 for z < -87, however large x is */
-INLINE vec times_sigmoid(vec x, vec z) {
+/* 1 / (1 + e^-z); 0 for z < -87 */
+INLINE vec sigmoid(vec z) {
     const vec least = set1(-87.0f);
-    return x * clear_below(reciprocal(set1(1.0f) + exponential(-largest(z, least))), z, least);
+    return clear_below(reciprocal(set1(1.0f) + exponential(-largest(z, least))), z, least);
+}
+
+/* u, where gelu's tanh form (1 + tanh(u / 2)) / 2 is the sigmoid of u */
+INLINE vec tanh_argument(vec x) {
+    return x * multiply_add(x * x, set1(2 * 0.79788456f * 0.044715f), set1(2 * 0.79788456f));
 }
 
 INLINE vec apply_activation(vec x, qv_activation activation) {
     switch (activation) {
     case QV_GELU:
-        return gelu(x);
-    case QV_GELU_TANH: /* (1 + tanh u) / 2 = sigmoid(2 u) */
-        return times_sigmoid(x, x * multiply_add(x * x, set1(2 * 0.79788456f * 0.044715f), set1(2 * 0.79788456f)));
+        return x * cumulative(x);
+    case QV_GELU_TANH:
+        return x * sigmoid(tanh_argument(x));
     case QV_QUICK_GELU:
-        return times_sigmoid(x, x * set1(1.702f));
+        return x * sigmoid(x * set1(1.702f));
     case QV_RELU:
         return largest(set1(0.0f), x);
     case QV_SILU:
-        return times_sigmoid(x, x);
+        return x * sigmoid(x);
     case QV_IDENTITY:
         break;
     }
     return x;
+}
+
+/* x within -limit .. limit, beyond which a slope is 0 or 1 to the last bit, while its terms may overflow; NaN stays. */
+INLINE vec bound(vec x, float limit) {
+    return -largest(set1(-limit), -largest(set1(-limit), x));
+}
+
+/* x s, s = sigmoid(u): s + x s (1 - s) u' */
+INLINE vec sigmoid_slope(vec s, vec x_times_slope) {
+    return multiply_add(x_times_slope * s, set1(1.0f) - s, s);
+}
+
+INLINE vec activation_slope(vec x, qv_activation activation) {
+    vec z;
+    switch (activation) {
+    case QV_GELU: /* Phi(x) + x phi(x) */
+        z = bound(x, 20.0f);
+        return multiply_add(z * set1(0.39894228f), exponential(z * z * set1(-0.5f)), cumulative(z));
+    case QV_GELU_TANH:
+        z = bound(x, 10.0f);
+        return sigmoid_slope(sigmoid(tanh_argument(z)),
+                             z * multiply_add(z * z, set1(6 * 0.79788456f * 0.044715f), set1(2 * 0.79788456f)));
+    case QV_QUICK_GELU:
+        z = bound(x * set1(1.702f), 102.0f);
+        return sigmoid_slope(sigmoid(z), z);
+    case QV_SILU:
+        z = bound(x, 102.0f);
+        return sigmoid_slope(sigmoid(z), z);
+    case QV_RELU: /* of a NaN 1, as in PyTorch */
+        return clear_below(set1(1.0f), x, set1(0x1p-149f));
+    case QV_IDENTITY:
+        break;
+    }
+    return set1(1.0f);
+}
+
+TARGET static void find_slopes(float *x, qv_activation activation, size_t n) {
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        store(x + i, activation_slope(load(x + i), activation));
+    }
+    if (i < n) {
+        store_part(x + i, activation_slope(load_part(x + i, n - i), activation), n - i);
+    }
 }
 
 TARGET static void activate(float *x, qv_activation activation, size_t n) {
@@ -411,6 +460,7 @@ const qv_kernels KERNELS = {
     .products = products,
     .product_count = sizeof products / sizeof products[0],
     .activate = activate,
+    .find_slopes = find_slopes,
     .scale = scale_row,
     .dot = dot,
     .add_scaled = add_scaled,

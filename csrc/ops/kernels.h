@@ -78,6 +78,8 @@ typedef struct {
 
     /* x [n] = act(x) */
     void (*activate)(float *x, qv_activation activation, size_t n);
+    /* x [n] = act'(x) */
+    void (*find_slopes)(float *x, qv_activation activation, size_t n);
     /* out [n] = factor x [n] */
     void (*scale)(float *out, const float *x, float factor, size_t n);
     float (*dot)(const float *a, const float *b, size_t n);

@@ -195,9 +195,13 @@ PyObject *qvpy_decoder_begin(qvpy_model *self, PyObject *arguments, PyObject *ke
         return PyErr_Format(PyExc_ValueError, "%zd rows of up to %zd tokens, expected at least one of each", rows, capacity);
     }
     size_t count;
+    const qv_ops *ops; /* asked for here, because memory is taken without a call */
     PyArrayObject *memory_of = NULL, *tokens = NULL;
     qv_decoder_source *source = NULL;
     qvpy_decoder_cache *cache = NULL;
+    if (qvpy_device(self->device, qvpy_state_of(Py_TYPE(self)), &ops) < 0) {
+        return NULL;
+    }
     PyObject *memories = gather_memories(self, memory_object, &count);
     if (memories == NULL || (cache = new_cache(self, memories)) == NULL) {
         return NULL;

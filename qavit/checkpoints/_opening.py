@@ -141,6 +141,9 @@ def _open_folder(path: PathLike, text: PathLike | None, asked: Asked, argument: 
     families = families_of_type(str(config.get("model_type", "clip")))
     opened = [family for family in families if family.opened_by is not None]
     if not opened:
+        told = family_of_names(given.content.tensors)
+        if told is not None and told.opened_by == "vit":
+            return _open_family(told, given)
         return _open_family(HALVES, given)  # where it is not a tower inside of another model, that is refused
     family = opened[-1]
     if len(families) > 1:

@@ -29,7 +29,7 @@ _EXTRAS = re.compile(
     r"metric\w*|position_ids|num_batches_tracked|instruction_gate|proj\w*|visual_projection|mask_token|n_averaged|decay|"
     r"num_updates|scaler|ema_\w*|iteration|step|rng\w*|transformer|token_embedding|ln_final|positional_embedding|"
     r"input_resolution|context_length|vocab_size|attn_mask|combined_\w+|visual_encoder_m|text_encoder_m|vision_proj_m|"
-    r"text_proj_m)([._]|$)"
+    r"text_proj_m|class_head|box_head|layer_norm|layernorm_pre)([._]|$)"
 )
 
 

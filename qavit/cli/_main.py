@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         return code
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on where it stopped" if options.command in ("heatmap", "run", "eval") else ""
+        kept = options.command in ("heatmap", "run") or (options.command == "eval" and options.out is not None)
+        goes_on = "; the same command goes on where it stopped" if kept else ""
         print(f"interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:

@@ -28,9 +28,11 @@ from ._rows import MapRow
 
 if TYPE_CHECKING:
     from .._result import HeatmapResult
+    from ..generation import Generated
     from ..models._model import Shown
 
 DTYPES = ("float32", "float16")
+ANSWERED_AT_ONCE = 64
 FAILURES = (OSError, ValueError, TypeError)  # of a picture or a question; anything else ends the run
 
 
@@ -146,6 +148,9 @@ class HeatmapActor:
         self._decoders, self._max_pixels = decoders, max_pixels
         self._fit: Optional[Fit] = "stretch" if fit is None and isinstance(opened, PNPVQA) else fit
         self._answers, self._answering = answers, dict(answering or {})
+        self._answers_come_with_maps = self.model.answer_names is not None and not self._answering
+        #: Whether maps are the model's own, as those that come with its answers.
+        self._usual = method is None and block is None and heads == "mean"
         self._choose(method, block, heads)
         if answers:
             self._check_answering()
@@ -175,8 +180,10 @@ class HeatmapActor:
                 raise ValueError("method, block, heads, fit: PnP-VQA draws patches by its matcher's map of one block")
             self._pnp_vqa.check_options(**self._answering)
             return
-        if self.model.answer_names is not None and not self._answering:
-            return  # answers come with the maps
+        if self._answers_come_with_maps:
+            return
+        if self._fit is not None:
+            raise ValueError("fit: answers are out of what the model sees by itself; leave it out")
         model: Any = self.model
         blank = np.zeros((32, 32, 3), np.uint8)
         with warnings.catch_warnings():
@@ -267,12 +274,18 @@ class HeatmapActor:
         """What the model says of different questions about one picture."""
         if self._pnp_vqa is not None:
             return self._explained(shown, questions)
-        found = self._looked(shown, questions)
-        if not self._answers or all(one.answer is not None for one in found):
-            return found
+        if not self._answers or self._answers_come_with_maps:
+            return self._looked(shown, questions)
         model: Any = self.model
-        generated = model.answer(shown.picture, questions, **self._answering)
-        return [one._replace(answer=said.text, answer_score=math.exp(said.score)) for one, said in zip(found, generated)]
+        said: list[Generated] = []
+        for at in range(0, len(questions), ANSWERED_AT_ONCE):
+            said += model.answer(shown.picture, questions[at : at + ANSWERED_AT_ONCE], **self._answering)
+        own = [one.result for one in said]
+        if self._usual and all(result is not None for result in own):
+            found = [self._found(result)[0] for result in own if result is not None]
+        else:
+            found = self._looked(shown, questions)
+        return [one._replace(answer=its.text, answer_score=math.exp(its.score)) for one, its in zip(found, said)]
 
     def _explained(self, shown: Shown, questions: list[str]) -> list[Found]:
         """Answers by PnP-VQA, with its captions and its matcher's maps."""
@@ -318,7 +331,8 @@ class HeatmapActor:
         dict of columns
             Those of `batch`, then `block` int32 [B], `grid` int32 [B, 2], `map` [B, P] of `dtype`, `scale` float32 [B] (the
             maps are ``map * scale``; see `qavit.data.scale_maps`), `score` float32 [B], `error` (str, "" when well) and
-            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`.
+            `seconds` float64 [B]. A row that failed has NaN in `map` and `score`. With `answers`, also `answer` (str, ""
+            where there is none) and `answer_score` float32 [B].
 
         Raises
         ------
@@ -354,8 +368,15 @@ class HeatmapActor:
         errors = np.empty(len(rows), object)
         # Text throughout: from a first batch of nulls, the datasets library concludes that all are.
         errors[:] = [row.error or "" for row in rows]
+        answered: dict[str, Any] = {}
+        if self._answers:
+            texts = np.empty(len(rows), object)
+            texts[:] = [row.answer or "" for row in rows]
+            sure = [np.nan if row.answer_score is None else row.answer_score for row in rows]
+            answered = {"answer": texts, "answer_score": np.array(sure, np.float32)}
         return {
             **batch,
+            **answered,
             "block": np.tile(np.array(self.block, np.int32), (len(rows),) + (1,) * isinstance(self.block, tuple)),
             "grid": np.tile(np.array(self.grid, np.int32), (len(rows), 1)),
             "map": maps,

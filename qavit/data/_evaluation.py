@@ -14,7 +14,7 @@ from typing import Any, Optional, Union, cast
 from .._base.arguments import one_line
 from .._base.files import PathLike, absolute_paths, make_folder, write_whole
 from .._base.pictures import MAX_PIXELS
-from .._base.progress import Teller
+from .._base.progress import Progress
 from .._base.types import Fit, Heads
 from .._demo import demo_scene
 from ..images import load_image
@@ -25,8 +25,10 @@ from ._pictures import ImageSource
 from ._targets import Target, read_targets
 
 ROWS, SETTINGS, TABLE_JSON, TABLE_CSV = "rows.jsonl", "settings.json", "table.json", "table.csv"
-#: Of the picture that maps and objects are compared on; the pointing game's tolerance shrinks with a larger one.
+#: Of the picture that maps and objects are compared on, in pixels; the pointing game's tolerance shrinks with a larger one.
 LONGEST_EDGE = 1024
+#: The same for what sorts all pixels.
+SORTED_EDGE = 224
 FAILURES = (OSError, ValueError, TypeError, RuntimeError, MemoryError)
 
 
@@ -100,7 +102,6 @@ def evaluate(
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
     again: bool = False,
-    events: bool = False,
     **parts: Any,
 ) -> Evaluation:
     """Compare methods by where texts' objects are.
@@ -133,16 +134,14 @@ def evaluate(
         A larger picture is refused before it is decoded.
     again : bool
         Do everything anew.
-    events : bool
-        Say nothing on a terminal.
     **parts
         `checkpoint`, `vision`, `text`, `tokenizer`, `config`, `precision`, `device`, `image_size`, as for `load`.
 
     Returns
     -------
     Evaluation
-        Maps are spread over the picture (bilinear, its longer side at most 1024 pixels); where one has negative values, its
-        smallest counts as 0.
+        Maps are spread over the picture (bilinear, its longer side at most 1024 pixels, or 224 for segmentation and the
+        highest pixels); where one has negative values, its smallest counts as 0.
 
     Raises
     ------
@@ -167,7 +166,7 @@ def evaluate(
     place = None if out is None else make_folder(out, "out")
     with _Kept(place, settings, again) as kept:
         runner = _Runner(loaded, requests, kept, tolerance, fit, max_pixels)
-        runner.run(targets, Teller(events, bar=not events) if place is not None and not events else None)
+        runner.run(targets)
         found = runner.found(targets, resamples, seed)
     if place is not None:
         write_whole(place / TABLE_JSON, json.dumps(found.to_dict(), indent=1, ensure_ascii=False).encode() + b"\n")
@@ -242,7 +241,7 @@ class _Runner:
         )  # fmt: skip
         self.errors: list[tuple[str, str, str]] = []
 
-    def run(self, targets: Sequence[Target], teller: Optional[Teller]) -> None:
+    def run(self, targets: Sequence[Target]) -> None:
         """Ask for what is not known yet, a picture after the other."""
         groups: dict[Any, list[Target]] = {}
         for target in targets:
@@ -250,9 +249,7 @@ class _Runner:
                 self._failed(target, "", target.problem)
             else:
                 groups.setdefault(_picture_of(target), []).append(target)
-        for number, group in enumerate(groups.values()):
-            if teller is not None and teller.is_due:
-                teller.show(number / len(groups), f"{number} of {len(groups)} pictures")
+        for group in Progress(list(groups.values()), "pictures"):
             self._picture(group)
             self.kept.flush()
 
@@ -285,8 +282,8 @@ class _Runner:
 
     def _ask(self, method: str, shown: Shown, asked: list[Target]) -> None:
         height, width = shown.picture.shape[:2]
-        scale = min(1.0, LONGEST_EDGE / max(height, width))
-        size = max(1, round(height * scale)), max(1, round(width * scale))
+        scale, size = _at_most(LONGEST_EDGE, height, width)
+        small = _at_most(SORTED_EDGE, height, width)[1]
         request = self.requests[method]
         texts = [target.text for target in asked] if self.model._asks(request.method) else None
         try:
@@ -298,11 +295,13 @@ class _Runner:
             for target in asked:  # one of them is at fault
                 self._ask(method, shown, [target])
             return
-        maps = result.upsample(size, "bilinear")
+        maps, small_maps = result.upsample(size, "bilinear"), result.upsample(small, "bilinear")
         meter = Localization(self.tolerance * scale)
         for number, target in enumerate(asked):
+            own = 0 if texts is None else number
             try:
-                numbers = meter.update(maps[0 if texts is None else number], target.mask(height, width, size))
+                smaller = small_maps[own], target.mask(height, width, small)
+                numbers = meter.update(maps[own], target.mask(height, width, size), smaller=smaller)
             except FAILURES as error:
                 self._failed(target, method, one_line(error))
                 continue
@@ -322,6 +321,12 @@ class _Runner:
                 meter.add(numbers[target.id, name], pictures[_picture_of(target)], target.label)
             methods[name] = meter.summary(resamples, seed) if whole else {}
         return Evaluation(methods, len(whole), len(pictures), self.errors)
+
+
+def _at_most(longest: int, height: int, width: int) -> tuple[float, tuple[int, int]]:
+    """By what a picture is made smaller, and how large it is then."""
+    scale = min(1.0, longest / max(height, width))
+    return scale, (max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def _picture_of(target: Target) -> Optional[ImageSource]:

@@ -201,11 +201,15 @@ def _outlined_pixels(value: Any, height: int, width: int, size: tuple[int, int])
 
 
 def _sampled(mask: Mask, size: tuple[int, int]) -> Mask:
-    """The nearest pixels of another size."""
+    """The nearest pixels of another size; what falls between all of them, where it lies."""
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1) for old, new in zip(mask.shape, size)
     )
-    return mask[np.ix_(rows, columns)]
+    sampled = mask[np.ix_(rows, columns)]
+    if not sampled.any():
+        y, x = np.nonzero(mask)
+        sampled[y * size[0] // mask.shape[0], x * size[1] // mask.shape[1]] = True
+    return sampled
 
 
 _PARTS: dict[str, Any] = {

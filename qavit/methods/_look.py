@@ -23,11 +23,14 @@ class Options(NamedTuple):
         Whether patches that the empty text points at are taken out.
     empty : str or float32 [1, E], optional
         The text that counts as empty; None: the method's own.
+    answer : str or list of str, optional
+        The answer whose map it is, or one a question; None: the model's own.
     """
 
     score: Score = "cosine"
     corrected: bool = True
     empty: Union[str, FloatArray, None] = None
+    answer: Union[str, Sequence[str], None] = None
 
 
 class Readable(Protocol):
@@ -37,8 +40,8 @@ class Readable(Protocol):
     ----------
     reads : frozenset of str
         What a `Look` of this model can be asked for: "attention", "question_attention", "gradcam", "cross_attention";
-        "texts", with `texts`, `tower` and what belongs to them; "answer_head". Of the tower, too: "class_token",
-        "registers", "attention_head" (SigLIP's).
+        "texts", with `texts`, `tower` and what belongs to them; "answer_head"; "answer", of which a gradient may be. Of
+        the tower, too: "class_token", "registers", "attention_head" (SigLIP's).
     num_blocks : int
     question_blocks : tuple of int
         The blocks that attend to the question.

@@ -42,7 +42,7 @@ class GradCAM(Method):
 
     def options(self, model: Readable) -> frozenset[str]:
         """What the gradient is of."""
-        return frozenset({"score"}) if "texts" in model.reads else frozenset()
+        return frozenset({"score"} if "texts" in model.reads else {"answer"} & model.reads)
 
     def by_block(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """One map a question and block, as it was read."""

@@ -20,6 +20,8 @@ from ._gqa import gqa_accuracy as gqa_accuracy
 from ._localization import Estimate as Estimate
 from ._localization import Localization as Localization
 from ._pointing import attention_inside as attention_inside
+from ._sanity import Sanity as Sanity
+from ._sanity import sanity_checks as sanity_checks
 from ._vqa import VqaAccuracy as VqaAccuracy
 from ._vqa import accuracy_interval as accuracy_interval
 from ._vqa import normalize_answer as normalize_answer
@@ -32,6 +34,7 @@ __all__ = [
     "Localization",
     "PointingGame",
     "Road",
+    "Sanity",
     "Segmentation",
     "VqaAccuracy",
     "accuracy_interval",
@@ -50,6 +53,7 @@ __all__ = [
     "perturbation",
     "pointing_hit",
     "road",
+    "sanity_checks",
     "spearman",
     "vqa_accuracy",
 ]

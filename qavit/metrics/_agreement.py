@@ -246,7 +246,7 @@ def _correlation(first: Doubles, second: Doubles) -> float:
 
 def _average_precision(scores: Doubles, truth: Truth) -> float:
     """Area under precision over recall, a step a distinct score."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     ends = np.append(np.nonzero(np.diff(scores[order]))[0], scores.size - 1)
     hits = np.cumsum(truth[order])[ends]
     precision, recall = hits / (ends + 1.0), hits / max(int(truth.sum()), 1)

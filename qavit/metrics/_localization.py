@@ -46,7 +46,9 @@ class Localization:
         self.tolerance = tolerance
         self.reset()
 
-    def update(self, heatmap: Any, mask: Any, picture: str = "", label: str = "object") -> list[float]:
+    def update(
+        self, heatmap: Any, mask: Any, picture: str = "", label: str = "object", smaller: Optional[tuple[Any, Any]] = None
+    ) -> list[float]:
         """Add a map.
 
         Parameters
@@ -59,18 +61,21 @@ class Localization:
             Whose map it is.
         label : str
             The class of what the mask marks.
+        smaller : (map, mask), optional
+            The same two at another size, for the figures that sort all pixels: the highest ones, and segmentation, whose
+            published figures are at 224 x 224.
 
         Returns
         -------
         list of float
             The map's numbers, as :meth:`add` takes them.
         """
-        inside = np.asarray(mask) == 1
+        sorted_map, sorted_mask = (heatmap, mask) if smaller is None else smaller
         own = [
-            float(pointing_hit(heatmap, mask, tolerance=self.tolerance)), energy_inside(heatmap, mask), float(inside.mean()),
-            inside_top_k(heatmap, mask),
+            float(pointing_hit(heatmap, mask, tolerance=self.tolerance)), energy_inside(heatmap, mask),
+            float((np.asarray(mask) == 1).mean()), inside_top_k(sorted_map, sorted_mask),
         ]  # fmt: skip
-        numbers = [*own, *map(float, segmentation_counts(heatmap, mask))]
+        numbers = [*own, *map(float, segmentation_counts(sorted_map, sorted_mask))]
         self.add(numbers, picture, label)
         return numbers
 

@@ -1,6 +1,7 @@
 from ._albef import ALBEF as ALBEF
 from ._blip2_itm import BLIP2ITM as BLIP2ITM
 from ._blip_itm import BlipITM as BlipITM
+from ._blip_vqa import BlipVQA as BlipVQA
 from ._calls import extract_attention as extract_attention
 from ._calls import forward_itm as forward_itm
 from ._captioner import BlipCaptioner as BlipCaptioner
@@ -18,6 +19,7 @@ __all__ = [
     "BLIP2ITM",
     "BlipCaptioner",
     "BlipITM",
+    "BlipVQA",
     "BlockAttentions",
     "DualEncoder",
     "EncodedQuestions",

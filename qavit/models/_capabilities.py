@@ -31,7 +31,7 @@ class Capabilities:
         "extract_attention": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
         "vision": "a QA-ViT, CLIP, SigLIP and a vision transformer have it",
         "encode_questions": "a QA-ViT has it",
-        "answer": "a QA-ViT with a list of answers has it, as the bundled model",
+        "answer": "a QA-ViT with a list of answers, as the bundled model, or with its decoder, and BLIP-VQA have it",
         "itm": "a matcher (BLIP, BLIP-2, ALBEF) has it",
         "itc": "a matcher (BLIP, BLIP-2, ALBEF) has it",
         "gradcam_tokens": "a matcher (BLIP, BLIP-2, ALBEF) has it",
@@ -146,6 +146,7 @@ class Capabilities:
         min_new_tokens: int = 0,
         num_beams: int = 1,
         return_logits: bool = False,
+        answers: Optional[Sequence[str]] = None,
     ) -> list[Generated]:
         """An answer to each question about a picture.
 
@@ -153,18 +154,26 @@ class Capabilities:
         ----------
         image : path, PIL image, uint8 [H, W, 3], or float [3, S, S] normalised
         questions : str or list of str
-        max_new_tokens, min_new_tokens, num_beams, return_logits
-            Of models that write their answers; one that chooses from a list (`answer_names`) takes none of them.
+        max_new_tokens, min_new_tokens : int
+            How many tokens an answer may have, and at least has before it may end; the end's counts.
+        num_beams : int
+            1: the likeliest token, one after the other; more: the best of so many beams, as in transformers.
+        return_logits : bool
+            Keep the logits, float32 [tokens, vocabulary].
+        answers : list of str, optional
+            Choose from these by their probability instead of writing one.
 
         Returns
         -------
         list of Generated
-            One a question. `ranked` holds all answers of a list, the likeliest first; `result` is the map.
+            One a question, which does not depend on what is asked beside it. Where answers are chosen, from `answers` or
+            from the bundled model's own, `ranked` holds all of them, the likeliest first, and `ids` is None. `result` is the
+            map, of a QA-ViT, read in the same pass; None of BLIP-VQA, whose :meth:`heatmaps` writes the answer beside it.
 
         Raises
         ------
         ValueError, TypeError
-            The model does not answer.
+            The model does not answer, a question or an answer has no words, or an argument means nothing here.
         """
         self._lacks("answer")
 

@@ -97,6 +97,11 @@ KNOWN = (
         'load(checkpoint="model_large_caption_coco_train2014.pth", tokenizer="vocab.txt")',
     ),
     Known(
+        "BLIP-VQA", ("blip_vqa",), "LAVIS checkpoints, Hugging Face folders",
+        "states 1e-5, maps 1e-4 of torch autograd's on transformers'",
+        'load("blip-vqa-base/")',
+    ),
+    Known(
         "ALBEF", ("albef",), "pretraining, retrieval and grounding checkpoints, bare ones too",
         "maps 2.4e-5, logits 7e-6 of the public code's",
         'load(checkpoint="refcoco.pth", tokenizer="vocab.txt", config={"sep": False})',

@@ -19,6 +19,7 @@ MODELS = {
     "siglip": ("._question_vit", "QAViT"),
     "vit": ("._question_vit", "QAViT"),
     "blip_itm": ("._blip_itm", "BlipITM"),
+    "blip_vqa": ("._blip_vqa", "BlipVQA"),
     "reader": ("._reader", "Reader"),
     "albef": ("._albef", "ALBEF"),
     "blip2_itm": ("._blip2_itm", "BLIP2ITM"),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._base.arguments import PNP_VQA_BLOCK, is_pixel_values, question_list, read_samples, unique_images
+from .._base.arguments import is_pixel_values, question_list, read_samples, unique_images
 from .._base.types import FloatArray, ImageLike, PixelValues
 from .._base.warnings import LowScoreWarning, Note, note_of
 from ..checkpoints._weights import release_pages
@@ -48,20 +48,21 @@ class Matcher(CrossAttending):
 
     # ---- maps ----
 
-    def forward_itm(self, samples: Mapping[str, Any], block_num: int = PNP_VQA_BLOCK) -> FloatArray:
+    def forward_itm(self, samples: Mapping[str, Any], block_num: Optional[int] = None) -> FloatArray:
         """PnP-VQA's GradCAM map of each picture and question of a batch, with LAVIS's numbers.
 
         With A the cross-attention of block `block_num` and G the gradient of the matching logit with respect to it, a
         token's map is the mean over heads of A max(G, 0) over the patches, and a question's the mean over its words' tokens.
         A question's ``?`` are dropped at both ends. A question without words ("", "?") has its first token's map.
         Equal pictures, and equal questions on them, are computed once; a pair's map does not depend on its batch.
-        Parameters, shapes and errors are those of :meth:`Model.forward_itm`.
+        `block_num` None is `default_block`: 7 of published BLIP models, as in LAVIS. The other parameters, shapes
+        and errors are those of :meth:`Model.forward_itm`.
 
         Notes
         -----
         The map of Tiong et al. 2022 (PnP-VQA, arXiv 2210.08773) as ``pnp_vqa`` of salesforce/LAVIS computes it.
         """
-        block = self.check_block(block_num, "block_num")
+        block = self.check_block(self.default_block if block_num is None else block_num, "block_num")
         image, questions = read_samples(samples)
         pixels = self._pixels(image, "samples['image']")
         if len(pixels) != len(questions):

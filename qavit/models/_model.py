@@ -225,6 +225,7 @@ class Model(Capabilities, ABC):
         score: Score = "cosine",
         corrected: bool = True,
         empty: Union[str, FloatArray, None] = None,
+        answer: Union[str, Sequence[str], None] = None,
     ) -> HeatmapResult:
         """Where the model looks for each question.
 
@@ -253,6 +254,8 @@ class Model(Capabilities, ABC):
             SigLIP's "legrad": whether patches that stand out for the empty text, too, are taken out.
         empty : str or float32 [1, E], optional
             What counts as the empty text, for methods that compare with it.
+        answer : str or list of str, optional
+            Of BLIP-VQA: the answer whose map it is, or one a question; None: the one that the model writes.
 
         Returns
         -------
@@ -264,7 +267,7 @@ class Model(Capabilities, ABC):
         QavitWarning
             By a class of its own for each thing that a reader ought to know; they are the result's `notes`, too.
         """
-        request = self._request(method, block, heads, Options(score, corrected, empty))
+        request = self._request(method, block, heads, Options(score, corrected, empty, answer))
         result = self._result(self._see(image, fit), questions, request)
         warn_of(result.notes)
         return result
@@ -281,6 +284,7 @@ class Model(Capabilities, ABC):
         score: Score = "cosine",
         corrected: bool = True,
         empty: Union[str, FloatArray, None] = None,
+        answer: Union[str, Sequence[str], None] = None,
     ) -> Iterator[HeatmapResult]:
         """:meth:`heatmaps` of many pictures, one result after another.
 
@@ -291,7 +295,7 @@ class Model(Capabilities, ABC):
             ahead of the one that is computed, and no result is kept.
         questions : str or list of str, optional
             Those of every picture; None where pairs bring their own, or where the model takes none.
-        method, block, heads, fit, score, corrected, empty
+        method, block, heads, fit, score, corrected, empty, answer
             As for :meth:`heatmaps`.
 
         Yields
@@ -304,7 +308,7 @@ class Model(Capabilities, ABC):
             A picture cannot be read, or its questions cannot be asked: the message begins with its number, as
             ``pictures[3]``.
         """
-        request = self._request(method, block, heads, Options(score, corrected, empty))
+        request = self._request(method, block, heads, Options(score, corrected, empty, answer))
         return stream(
             pictures, questions, lambda image: self._see(image, fit), lambda seen, own: self._result(seen, own, request)
         )

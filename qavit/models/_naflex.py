@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
-from .._base.arguments import is_pixel_values
+from .._base.arguments import image_size, is_pixel_values
 from .._base.types import FloatArray
 from ..checkpoints._positions import resize_positions
 from ..checkpoints._weights import float_array
@@ -71,10 +71,11 @@ class NaFlexEncoder(DualEncoder):
         if found is None:
             size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
             table = resize_positions(float_array(self._source.weights[POSITIONS]), self.grid, grid, "bilinear_antialias")
-            found = _Sized.__new__(_Sized)
+            found = DualEncoder.__new__(DualEncoder)
             vars(found).update(vars(self))
             found._vit = self._vit.resized(*size, np.ascontiguousarray(table))
             found.grid, found.preprocessing = grid, self.preprocessing.resized(size)
+            found.image_size = image_size(size, "image_size")
             while len(self._sized) >= KEPT:
                 self._sized.pop(next(iter(self._sized)), None)
             self._sized[grid] = found
@@ -127,13 +128,3 @@ class NaFlexEncoder(DualEncoder):
 
     def __repr__(self) -> str:
         return f"NaFlexEncoder({super().__repr__()[len('DualEncoder(') : -1]}, at most {self.max_patches} patches)"
-
-
-class _Sized(DualEncoder):
-    """What a :class:`NaFlexEncoder` is for one grid: it takes pixel values of that size."""
-
-    def _pixel_values(self, pixel_values: Any, argument: str = "pixel_values") -> FloatArray:
-        from ..images import as_pixel_values
-
-        images = as_pixel_values(pixel_values, argument)
-        return images[None] if images.ndim == 3 else images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from .. import _core
 from .._base.arguments import PNP_VQA_BLOCK, image_size, question_list, read_samples, unique_images
-from .._base.tensors import to_numpy
 from .._base.types import Fit, FloatArray, Heads, ImageLike, Kind, PixelValues, Precision
 from .._base.warnings import warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
@@ -20,14 +19,16 @@ from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
 from ._answer_head import AnswerHead
+from ._answering import Lengths, answer_list, ranked_answers
 from ._capabilities import Questions
 from ._devices import Placement
 from ._model import Model, Request
 from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
-from ._questions import Encoded, Entry, encode_questions
+from ._questions import Encoded, Entry, encode_questions, instruct_states_of
 from ._texts import TEXT_ENCODERS, TextHalf
 from ._tower_look import TowerLook
+from ._visual_t5 import VisualT5
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -95,7 +96,7 @@ class QAViT(Model):
             aware = self.integrated[0] + 1
             self.first_question_aware_block = aware if aware < self.num_blocks else None
         self.default_block = self._choose_block(source.defaults.get("block"))
-        usual = "class" if "class_token" in self.reads or "attention_head" not in self.reads else "pool"
+        usual = "class" if "class_token" in self.reads else "pool" if "attention_head" in self.reads else "rollout"
         self.default_method = str(source.defaults.get("method", usual))
         self.usable_blocks = method_of(self.default_method, self).blocks(self)
         if source.answers:
@@ -123,6 +124,8 @@ class QAViT(Model):
         self._vit, self._text = vit, text
         self._placement = placement
         self._prompts: Optional[TextHalf] = None
+        answers = bool(source.decoder) and getattr(text, "picture_width", 0) == vit.hidden_size
+        self._language = VisualT5(source, text, placement) if answers else None
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -222,7 +225,8 @@ class QAViT(Model):
             every = clean_question(question, len(question) + 1).split()
             cut.append(every[len(clean.split()) - len(entry.cut) :])
         notes = question_notes(questions, [entry.unknown for entry in found], cut, [entry.known for entry in found])
-        return Encoded(states, mask, [(entry.words, entry.word_of) for entry in found], notes)
+        words = [(entry.words, entry.word_of) for entry in found]
+        return Encoded(states, mask, words, notes, [entry.ids for entry in found])
 
     def _encode_new(self, questions: list[str]) -> dict[str, Entry]:
         """Cleaned questions, encoded and remembered."""
@@ -249,42 +253,22 @@ class QAViT(Model):
         read = wanted if wanted is not None else range(self.num_blocks) if output_attentions else ()
         hidden = list(range(self.num_blocks + 1)) if output_hidden_states else []
         taps = [(block, "raw") for block in sorted(set(read))]
-        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else ("last", "pooled"))
+        last = "last" if self.kind in ("qavit", "clip") else "normed"  # as transformers has it of each
+        result = self._run(images, states, mask, taps, hidden, () if wanted is not None else (last, "pooled"))
         attentions: Union[tuple[FloatArray, ...], BlockAttentions, None] = None
         if wanted is not None:
             attentions = BlockAttentions(result["attentions"], self.num_blocks)
         elif output_attentions:
             attentions = tuple(result["attentions"][block] for block in range(self.num_blocks))
         return VisionOutput(
-            result.get("last"),
+            result.get(last),
             result.get("pooled"),
             attentions,
             tuple(result["hidden"][i] for i in hidden) if output_hidden_states else None,
         )
 
     def _instruct(self, states: Any, mask: Any, count: int) -> tuple[FloatArray | None, npt.NDArray[np.uint8] | None]:
-        if states is None:
-            return None, None
-        if isinstance(states, tuple) and len(states) == 2:
-            states, own_mask = states
-            mask = own_mask if mask is None else mask
-        with np.errstate(over="ignore"):
-            states = to_numpy(states, "instruct_states").astype(np.float32, copy=False)
-        if states.ndim != 3 or states.shape[2] != self.instruction_dim or states.shape[1] == 0:
-            raise ValueError(
-                f"instruct_states: shape {list(states.shape)}, expected [B, M, {self.instruction_dim}] with M at least 1"
-            )
-        if states.shape[0] != count:
-            raise ValueError(f"instruct_states: {states.shape[0]} questions for {count} pictures; give one a picture")
-        if mask is None:
-            full = np.ones(states.shape[:2], np.uint8)
-            return states, full
-        mask = (to_numpy(mask, "instruct_mask") != 0).astype(np.uint8)
-        if mask.shape != states.shape[:2]:
-            raise ValueError(f"instruct_mask: shape {list(mask.shape)}, expected {list(states.shape[:2])}")
-        if not mask.any(axis=1).all():
-            raise ValueError("instruct_mask: a question has no token that counts")
-        return states, mask
+        return instruct_states_of(states, mask, count, self.instruction_dim)
 
     def _run(
         self,
@@ -430,20 +414,34 @@ class QAViT(Model):
         min_new_tokens: int = 0,
         num_beams: int = 1,
         return_logits: bool = False,
+        answers: Optional[Sequence[str]] = None,
     ) -> list[Generated]:
+        lengths, chosen = Lengths(max_new_tokens, min_new_tokens, num_beams), answer_list(answers)
+        lengths.check(return_logits, chosen)
         if self.answer_names is None:
-            raise ValueError(f"{self.name}: this model does not answer: its config.json lists no answers")
-        if (max_new_tokens, min_new_tokens, num_beams, return_logits) != (30, 0, 1, False):
-            raise ValueError(
-                "max_new_tokens, min_new_tokens, num_beams, return_logits: this model chooses from a list of answers and "
-                "writes none; leave them out"
-            )
-        result = self.heatmaps(image, questions)
-        found = []
-        for row, ranked in enumerate(result.answers or []):
-            text, probability = ranked[0]
-            found.append(Generated(text, score=math.log(probability), ranked=ranked, result=result[row]))
-        return found
+            return self._answer_by_language(image, questions, lengths, return_logits, chosen)
+        if lengths != Lengths() or return_logits or chosen is not None:
+            named = "max_new_tokens, min_new_tokens, num_beams, return_logits, answers"
+            raise ValueError(f"{named}: this model chooses from a list of answers and writes none; leave them out")
+        return ranked_answers(self.heatmaps(image, questions))
+
+    def _answer_by_language(
+        self, image: ImageLike, questions: Any, lengths: Lengths, keep_logits: bool, answers: Optional[list[str]]
+    ) -> list[Generated]:
+        """Answers of the checkpoint's own language model, with the maps of the same pass through the tower."""
+        language = self._language
+        if language is None:
+            lacking = "translation_mlp, decoder and lm_head of a QA-ViT checkpoint"
+            raise ValueError(f"{self.name}: this model does not answer: it lists no answers, and its weights lack {lacking}")
+        asked = question_list(questions)
+        shown = self._see(image)
+        look = self._look(shown.pixels, asked)
+        look.keep_last()
+        result = self._result_of(shown, look, asked, self._request(None, None, "mean"))
+        warn_of(result.notes)
+        pictures, ids = look.take_last()
+        found = language.answer(self._tokenizer, pictures, ids, lengths, keep_logits, answers)
+        return [dataclasses.replace(one, result=result[row]) for row, one in enumerate(found)]
 
     def _why_no_questions(self) -> str:
         if self.kind == "vit":
@@ -475,6 +473,8 @@ class AttentionLook(TowerLook):
         self._model, self._pixels, self._encoded, self._pair_image = model, pixels, encoded, pair_image
         self._answering = answering
         self._pooled: Optional[FloatArray] = None
+        self._keeps_last = False
+        self._last: Optional[FloatArray] = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -541,12 +541,25 @@ class AttentionLook(TowerLook):
 
     def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
-        outputs = ("pooled",) if self._answering and self._pooled is None else ()
+        wanted = {"pooled": self._answering and self._pooled is None, "last": self._keeps_last and self._last is None}
+        outputs = tuple(name for name, is_wanted in wanted.items() if is_wanted)
         result = self._model._run(self._pixels, states, mask, taps, outputs=outputs, pair_image=self._pair_image)
-        if outputs:
-            self._pooled = result["pooled"]
+        self._pooled, self._last = result.get("pooled", self._pooled), result.get("last", self._last)
         attentions: dict[int, FloatArray] = result["attentions"]
         return attentions
+
+    def keep_last(self) -> None:
+        """From the pass that the map is read of, keep what leaves the last block, for `take_last`."""
+        self._keeps_last = True
+
+    def take_last(self) -> tuple[FloatArray, list[npt.NDArray[np.int64]]]:
+        """What leaves the last block, [Q, T, D], which is let go of, and each question's tokens."""
+        if self._last is None:
+            self._run([])
+        last, self._last, self._keeps_last = self._last, None, False
+        assert last is not None
+        assert self._encoded is not None
+        return last, self._encoded.ids
 
     def answers(self) -> Optional[list[list[tuple[str, float]]]]:
         if not self._answering:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from .sizes import (
     stated_size,
 )
 
+_OTHER_NORM = re.compile(r"(vision_model\.)pre_layernorm\.")
+_OTHER_BLOCKS = re.compile(r"(vision_model\.)encoder\.layer\.")
 #: Of a picture of any aspect.
 MAX_PATCHES = 65536
 
@@ -60,8 +63,8 @@ def clip_vision_config(
         "image_size": own or grid[0] * patch if image_size is None else checked_size(image_size, patch),
         **sizes,
         "num_attention_heads": choose_heads(config, "num_attention_heads", width, default, what),
-        "hidden_act": _activation(config, "hidden_act", "quick_gelu", what),
-        "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-5, what),
+        "hidden_act": _activation(config, "hidden_act", "gelu_pytorch_tanh" if pooling == "map" else "quick_gelu", what),
+        "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-6 if pooling == "map" else 1e-5, what),
     }
     if pooling != "class":
         result["pooling"] = pooling
@@ -165,8 +168,11 @@ def clip_text_shapes(config: Mapping[str, Any]) -> Shapes:
 
 
 def full_names(tensors: Stored) -> Stored:
-    """The tensors with towers whose names begin at ``embeddings.`` (transformers 5) under ``vision_model.``."""
-    marks = ("embeddings.class_embedding", "head.probe")
+    """The tensors with towers whose names begin at ``embeddings.`` (transformers 5) under ``vision_model.``.
+
+    And with the spellings of AltCLIP and OWL-ViT as CLIP's.
+    """
+    marks = ("embeddings.class_embedding", "embeddings.patch_embedding.bias", "head.probe")
     towers = [
         name[: -len(mark)] for name in tensors for mark in marks
         if name.endswith(mark) and not name.endswith("vision_model." + mark)
@@ -177,7 +183,7 @@ def full_names(tensors: Stored) -> Stored:
         for prefix in towers:
             if original.startswith(prefix) and BARE.match(original[len(prefix) :]):
                 name = f"{prefix}vision_model.{original[len(prefix) :]}"
-        result[name] = tensor
+        result[_OTHER_BLOCKS.sub(r"\1encoder.layers.", _OTHER_NORM.sub(r"\1pre_layrnorm.", name))] = tensor
     return result
 
 

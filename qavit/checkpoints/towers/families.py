@@ -33,6 +33,8 @@ class Family(NamedTuple):
         The file of this folder; None: it is refused.
     architectures : tuple of str
         What converted folders call it.
+    alone : bool
+        Whether its names are nobody else's: then it is refused, although some of its tensors are called as a CLIP's.
     """
 
     called: str
@@ -41,6 +43,7 @@ class Family(NamedTuple):
     types: tuple[str, ...] = ()
     opened_by: str | None = None
     architectures: tuple[str, ...] = ()
+    alone: bool = False
 
 
 #: The first that fits is the one.
@@ -72,15 +75,19 @@ FAMILIES = (
         opened_by="blip",
         architectures=("blip_itm",),
     ),
+    Family("a Perception Encoder (PE-Core)", r"visual\.attn_pool\.probe|trunk\.norm_pre\.", alone=True),
+    Family("CoCa", r"visual\.attn_pool\.query", alone=True),
+    Family("EVA-CLIP", r"visual\.(trunk\.)?blocks\.\d+\.(attn\.(inner_attn_ln|norm)|mlp\.(ffn_ln|norm))\.", alone=True),
+    Family("MobileCLIP", r"image_encoder\.model\.|reparam|trunk\.(stem\.\d|patch_embed\.backbone)", alone=True),
+    Family("a CLIP of convolutions (ConvNeXt, ViTamin)", r"visual\.trunk\.stages\.\d", alone=True),
     Family("a ResNet CLIP", r"visual\.layer1\.|visual\.attnpool\."),
     Family("an open_clip model with a timm tower", r"visual\.trunk\.", r"visual\.trunk\.attn_pool\.latent"),
     Family("EVA-CLIP", r"visual\.(patch_embed|blocks)\."),
     Family(
-        "SigLIP without its attention head", r"vision_model\.embeddings\.patch_embedding\.bias", r"class_embedding|probe"
+        "SigLIP without its attention head", r"embeddings\.patch_embedding\.bias", r"class_embedding|probe", opened_by="vit"
     ),
     Family("DINOv3", r"(storage_tokens|rope_embed\.periods)", types=("dinov3_vit",), opened_by="vit"),
     Family("DINOv2 or DINOv3", r"(layer_scale1|ls1\.gamma)", types=("dinov2", "dinov2_with_registers"), opened_by="vit"),
-    Family("MobileCLIP", r"image_encoder\.model\.|reparam"),
     Family(
         "a vision-language model such as LLaVA", r"vision_tower\.|multi_modal_projector\.|mm_projector\.", r"class_embedding"
     ),
@@ -139,6 +146,12 @@ def family_of_names(names: Iterable[str], families: Iterable[Family] = FAMILIES)
         if any(found.search(name) for name in listed) and not any(refused.search(name) for name in listed):
             return family
     return None
+
+
+def refused_by_names(names: Iterable[str]) -> str | None:
+    """What a model is that is told by its names alone and not read; None for all others."""
+    family = family_of_names(names, [family for family in FAMILIES if family.alone])
+    return None if family is None else family.called
 
 
 def told_by_names(names: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ from .._weights import Stored, Weights, shape_of
 from ..formats.reading import Content, weights_file
 from . import siglip
 from .clip import _positions, _vision_options, clip_vision_config, clip_vision_shapes, full_names
-from .families import told_by_names, told_by_type
+from .families import refused_by_names, told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
 from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename, rename_timm
 from .question_blocks import integration_point
@@ -129,6 +129,20 @@ def open_files(given: Given) -> ModelSource:
     return source
 
 
+def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
+    """Raise where nothing tells the activation, or a size is asked for where there is none."""
+    if openai and "hidden_act" not in vision:
+        raise ValueError(
+            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
+            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
+        )
+    if "max_patches" in vision and asked.size is not None:
+        raise ValueError(
+            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
+            "patches"
+        )
+
+
 def _prompts(tensors: Stored, said: _Settings, folder: Path | None, asked: Asked) -> Prompts | None:
     """Of a QA-ViT on a CLIP folder with both halves, its text half; ``tensors`` gain the pictures' projection beside it."""
     if folder is None or said.text is None or weights_file(folder) is None or not _takes_questions(tensors):
@@ -161,20 +175,6 @@ def _takes_questions(tensors: Stored) -> bool:
     return any(".instruct_dim_reduce." in key for key in tensors)
 
 
-def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
-    """Raise where nothing tells the activation, or a size is asked for where there is none."""
-    if openai and "hidden_act" not in vision:
-        raise ValueError(
-            f"{name}: nothing tells the activation of an open_clip file; give config={{'hidden_act': 'quick_gelu'}} for "
-            "weights of OpenAI, DFN or MetaCLIP, 'gelu' for the others"
-        )
-    if "max_patches" in vision and asked.size is not None:
-        raise ValueError(
-            f"image_size: {name} takes pictures of any aspect; give config={{'vision': {{'max_patches': ...}}}} for more "
-            "patches"
-        )
-
-
 def _texts_read(text: Mapping[str, Any] | None, architecture: str) -> dict[str, Any]:
     """How long a text may be: what the positions are for; ChineseCLIP's BERT has more than it was shown."""
     if text is None or architecture == "qavit":
@@ -194,6 +194,8 @@ def _has_text(tensors: Stored) -> bool:
 def _read(content: Content, asked: Asked, name: str) -> _Content:
     """A file's or a folder's tensors by the core's names, a vision tower in any layout, and what the layout tells."""
     stored = without_wrappers(content.tensors, name)
+    if what := refused_by_names(stored):
+        raise ValueError(f"{name}: it holds {what}, which is not read")
     openai = is_openai(stored)
     told = openai_options(stored) if openai else ({}, {})
     for layout in _LAYOUTS:

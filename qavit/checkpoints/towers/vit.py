@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ from .._positions import resize_positions
 from .._source import ModelSource, _known_options, _source
 from .._states import find_model, leave_out, without_wrappers
 from .._weights import Stored, Weights, float_array, from_array, shape_of
-from .clip import _vision_options
+from .clip import _vision_options, full_names
 from .families import told_by_names
+from .names import CLASS_EMBEDDING, VISION
 from .sizes import (
     Shapes,
     _activation,
@@ -35,7 +37,9 @@ from .sizes import (
 )
 from .vit_names import ROOT, core_names
 
+log = logging.getLogger(__name__)
 _PREFIX = "vision_model."
+PATCHES = _PREFIX + "embeddings.patch_embedding"
 _POSITIONS = _PREFIX + "embeddings.position_embedding.weight"
 #: Heads of the published widths that are not 64 wide.
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16, 4096: 32}
@@ -70,6 +74,7 @@ _KINDS = {
     "dinov2_native": Kind(1e-6, "bicubic_offset", "dinov2", 224),
     "dinov3_vit": Kind(1e-5, "bicubic", "dinov3", 224),
     "timm": Kind(1e-6, "bicubic_antialias", "timm"),
+    "siglip": Kind(1e-6, "bicubic", "siglip"),
 }
 
 
@@ -79,7 +84,11 @@ def open_files(given: Given) -> ModelSource:
     _known_options(options)
     if given.text is not None:
         raise ValueError(f"{name}: text= was given, but such a vision transformer knows no text")
-    found, rest = find_model(without_wrappers(given.content.tensors, name), ROOT, asked.state, name)
+    stored = without_wrappers(given.content.tensors, name)
+    inner = find_model(full_names(stored), VISION, asked.state, name)[0]
+    if PATCHES + ".bias" in inner and CLASS_EMBEDDING not in inner:
+        return _inside(given, inner)
+    found, rest = find_model(stored, ROOT, asked.state, name)
     if not any("patch_embed" in key for key in found):
         told = told_by_names([*found, *rest])
         holds = f": it holds {told}" if told else ""
@@ -91,6 +100,21 @@ def open_files(given: Given) -> ModelSource:
     tensors.update(leave_out({**rest, **pairs}, asked.strict, name))
     # Of DeiT's two heads each reads a token of its own.
     classes = None if pairs else _answer_head(tensors, heads, config)
+    return _opened(given, kind, config, tensors, classes)
+
+
+def _inside(given: Given, tensors: Stored) -> ModelSource:
+    """A SigLIP tower whose tokens a language model reads, so that it has no head: PaliGemma's, Idefics's."""
+    config = given.config.get("vision_config")
+    others = len(given.content.tensors) - len(tensors)
+    if others:
+        log.info("%s: left out %d tensors of the model around the vision tower", given.name, others)
+    return _opened(given, "siglip", config if isinstance(config, Mapping) else given.config, tensors, None)
+
+
+def _opened(given: Given, kind: str, config: Mapping[str, Any], tensors: Stored, classes: list[str] | None) -> ModelSource:
+    """A tower of the core's names."""
+    asked, options, name = given.asked, given.asked.options, given.name
     gated = any(key.endswith(".mlp.gate.weight") for key in tensors)
     vision = {**_settings(config, kind, gated), **_vision_options(options)}
     patch = need(tensors, _PREFIX + "embeddings.patch_embedding.weight", 4, name)[-1]
@@ -133,6 +157,8 @@ def _settings(config: Mapping[str, Any], kind: str, gated: bool) -> dict[str, An
     else:
         known = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
         result.update({key: config[key] for key in (*known, "hidden_act") if config.get(key) is not None})
+    if kind == "siglip":
+        result.setdefault("hidden_act", "gelu_pytorch_tanh")
     if gated and (kind != "dinov3_vit" or "hidden_act" not in result):
         result["hidden_act"] = "silu"  # SwiGLU; of DINOv2 whatever the configuration says
     if kind == "dinov3_vit":
