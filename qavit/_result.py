@@ -42,7 +42,7 @@ class HeatmapResult(Drawing):
     answers : list of Q lists of (str, float), optional
         The model's answers with their probabilities, the likeliest first.
     scores : float32 array [Q], optional
-        How well the picture fits each text, of models that say so: BLIP's probability of a match.
+        How well the picture fits each text, of models that say so: CLIP's cosine, SigLIP's and BLIP's probability.
     block_maps : float32 array [L, Q, gh, gw], optional
         The maps of every block, computed when first read; zero for a block that is not in `blocks`. May be given as a
         function.

@@ -489,6 +489,19 @@ def unit_sum(values: Array) -> Array:
     return values / values.sum(axis=-1, keepdims=True)
 
 
+def test_functions_as_methods(clip: DualEncoder, siglip: DualEncoder) -> None:
+    """A tower without a class token has a patch a column."""
+    for model, name in ((clip, "methods_clip"), (siglip, "methods_siglip")):
+        arrays = golden(name)
+        attention = model.vision(arrays["pixel_values"][:1], blocks=[2]).attentions
+        assert attention is not None
+        with pytest.warns(QuestionBlindWarning):
+            result = model.heatmaps(
+                arrays["image_u8"][0], arrays["text_embeddings"], block=2, method=lambda a: a.mean(axis=(1, 2))[:, -36:]
+            )
+        close(result.raw[1].reshape(-1), attention[2][0].mean(axis=(0, 1))[-36:])
+
+
 def test_batches_of_pictures_and_texts(clip: DualEncoder) -> None:
     arrays = golden("methods_clip")
     images = arrays["pixel_values"][[0, 1, 0]]

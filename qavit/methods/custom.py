@@ -66,7 +66,7 @@ def read_custom(
     array, tokens = checked_attention(attention, question_tokens)
     if array.ndim != 4:
         raise ValueError(f"attention: a function as method needs [B, h, T, M + T], got shape {array.shape}")
-    patches = array.shape[-1] - tokens - 1
+    patches = array.shape[-1] - tokens - 1 if grid is None else grid[0] * grid[1]
     values = np.asarray(detached(function(array)))
     wanted: list[tuple[int, ...]] = [(array.shape[0], patches)]
     if grid is not None:

@@ -112,9 +112,7 @@ def _inside(given: Given, tensors: Stored) -> ModelSource:
     return _opened(given, "siglip", config if isinstance(config, Mapping) else given.config, tensors, None)
 
 
-def _opened(
-    given: Given, kind: str, config: Mapping[str, Any], tensors: Stored, classes: list[str] | None
-) -> ModelSource:
+def _opened(given: Given, kind: str, config: Mapping[str, Any], tensors: Stored, classes: list[str] | None) -> ModelSource:
     """A tower of the core's names."""
     asked, options, name = given.asked, given.asked.options, given.name
     gated = any(key.endswith(".mlp.gate.weight") for key in tensors)
