@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .blip_bench import TEXT, VISION
+from .blip_bench import TEXT, VISION, peak_memory
 
 SCENARIOS = ("new", "known")
 SIDES = ("transformers", "transformers bfloat16", "float32", "bfloat16")
@@ -113,7 +112,7 @@ def run_side(side: str, folder: Path, scenario: str, count: int, repeats: int) -
         times = transformers_side(folder, known, count, repeats, "bfloat16" if side.endswith("16") else "float32")
     else:
         times = qavit_side(folder, known, count, repeats, side)
-    return {"times": times, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"times": times, "peak": peak_memory()}
 
 
 def start_side(side: str, folder: Path, scenario: str, count: int, repeats: int) -> dict[str, Any]:

