@@ -358,6 +358,12 @@ def test_questions_without_words_are_refused(model: PNPVQA, picture: Path) -> No
     for question in ("", "?", " .?"):
         with pytest.raises(ValueError, match="has no words"):
             model.explain(picture, question, num_patches=3)
+        pixels = np.zeros((1, 3, *model.captioner.grid), np.float32)
+        for call in (model.forward_itm, model.predict_answers):
+            with pytest.raises(ValueError, match="has no words"):
+                call({"image": pixels, "text_input": [question]})
+        with pytest.raises(ValueError, match="has no words"):
+            model.forward_qa({"text_input": [question], "captions": [["a cat"]]})
 
 
 def test_parts_of_another_kind_are_named(matcher: qavit.QAViT) -> None:

@@ -146,6 +146,29 @@ def test_a_classifier_says_its_classes(tmp_path: Path, photo: np.ndarray) -> Non
         assert result.answers[0][0][0] == max(wanted, key=lambda name: wanted[name])
 
 
+def test_a_classifiers_questions_are_its_classes(tmp_path: Path, photo: np.ndarray) -> None:
+    model = made("vit")
+    model.save_pretrained(tmp_path)
+    loaded = qavit.load(tmp_path)
+    pixels = torch.from_numpy(pixels_of(photo, loaded))
+    result = loaded.heatmaps(photo, ["dog", 2])
+    assert (result.questions, result.method, result.raw.shape) == (["dog", "bus"], "gradcam", (2, 5, 5))
+    kept: list[torch.Tensor] = []
+    tower_of(model).layers[-1].layernorm_before.register_forward_hook(lambda _, __, out: kept.append(out) or out)
+    for number, raw in zip((1, 2), result.raw):
+        kept.clear()
+        score = torch.log_softmax(model(pixels).logits[0], 0)[number]
+        (gradient,) = torch.autograd.grad(score, kept)
+        weights = gradient[0, 1:].mean(0)
+        wanted = torch.relu((kept[0][0, 1:] * weights).sum(-1)).reshape(5, 5)
+        assert worst(raw, wanted) < 1e-3
+    assert loaded.heatmaps(photo, "cat", method="gae").maps.shape == (1, 5, 5)
+    with pytest.raises(ValueError, match="'tiger' is none of the model's 3, such as"):
+        loaded.heatmaps(photo, "tiger")
+    with pytest.raises(ValueError, match="method 'rollout' knows no classes"):
+        loaded.heatmaps(photo, "cat", method="rollout")
+
+
 def test_the_class_tokens_and_the_registers_maps(tmp_path: Path, photo: np.ndarray) -> None:
     model = made("dinov3")
     model.save_pretrained(tmp_path)

@@ -20,6 +20,13 @@ from ._grids import fit_images, resample_mass
 Samples = MutableMapping[str, Any]
 
 
+def check_words(questions: Sequence[str]) -> None:
+    """ValueError for a question that asks nothing."""
+    for question in questions:
+        if not any(character.isalnum() for character in question):
+            raise ValueError(f"samples['text_input']: {question!r} has no words")
+
+
 class Pipeline:
     """PnP-VQA's steps under LAVIS's names, for a class that has a matcher, a captioner and a reader.
 
@@ -149,6 +156,7 @@ class Pipeline:
             if name not in samples:
                 raise ValueError(f"samples: there is no {name!r}{'; forward_cap puts it in' if name == 'captions' else ''}")
         questions = question_list(samples["text_input"], "samples['text_input']")
+        check_words(questions)
         captions = samples["captions"]
         if isinstance(captions, str) or not isinstance(captions, Sequence) or len(captions) != len(questions):
             raise ValueError(f"samples['captions']: expected a list of captions for each of {len(questions)} questions")
@@ -225,6 +233,7 @@ class Pipeline:
     def _put_maps(self, samples: Samples, block_num: int | None) -> FloatArray:
         """The matcher's own maps [B, its patches]; `samples["gradcams"]` has them on the captioner's grid."""
         image, questions = read_samples(samples)
+        check_words(questions)
         pixels = fit_images(to_numpy(image, "samples['image']"), self.matcher)
         block = self.matcher.default_block if block_num is None else block_num
         alone = self._asks_alone()

@@ -133,7 +133,7 @@ def run_info(options: argparse.Namespace) -> int:
     from ..models._catalogue import family_of
 
     described = describe(open_model(name, **arguments))
-    family = family_of(described["architecture"], described["text"] is not None)
+    family = family_of(described["architecture"], described["text"] is not None, bool(described["answers"]))
     if options.json:
         print(json.dumps({**described, "methods": family["methods"], "calls": family["calls"]}, ensure_ascii=False))
         return OK

@@ -213,6 +213,8 @@ class PNPVQAWithQAViT(Pipeline):
             The class token cannot know the question yet at this block.
         """
         image, questions = read_samples(samples)
+        if self.captioner is not None:  # whose pictures these may be
+            image = as_kind(fit_images(to_numpy(image, "samples['image']"), self.qavit), torch_of(image))
         instruct_states = self.encode_questions(questions)
         vision_outputs = self.qavit_vision_model(pixel_values=image, instruct_states=instruct_states, output_attentions=True)
         maps = self.extract_qavit_attention(vision_outputs, self._block(block_num))

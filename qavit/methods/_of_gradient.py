@@ -27,6 +27,10 @@ class OfGradient(Method):
         """That a QA-ViT's texts have to be embedded by something."""
         return NO_PROMPTS if model.question_blocks and not has_score(model) else ""
 
+    def options(self, model: Readable) -> frozenset[str]:
+        """The answer whose map it is, of a model that chooses from a list."""
+        return of_answer(model)
+
     def blocks(self, model: Readable) -> tuple[int, ...]:
         """The blocks whose maps can know the question: all, as their gradients do."""
         return tuple(range(model.num_blocks))
@@ -39,6 +43,11 @@ class OfGradient(Method):
 def has_score(model: Readable) -> bool:
     """Whether a model's tower has something to differentiate."""
     return bool({"texts", "answer_head"} & model.reads)
+
+
+def of_answer(model: Readable) -> frozenset[str]:
+    """The option that says which answer's log-probability is differentiated, where there are no texts."""
+    return frozenset({"answer"}) if "answer_head" in model.reads and "texts" not in model.reads else frozenset()
 
 
 def wanted(names: Sequence[str], blocks: Sequence[int]) -> list[tuple[str, int]]:

@@ -33,9 +33,9 @@ class GradECLIP(OfGradient):
         return np.stack(self._maps(look, blocks, None), axis=1)
 
     def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
-        """The mean of the blocks' maps; with a single head, all of them run so."""
+        """The sum of the blocks' maps, as the public code adds them; with a single head, all of them run so."""
         maps = self._maps(look, blocks, min(blocks) if heads == "single" else None)
-        return np.asarray(np.mean(maps, axis=0, dtype=np.float64), np.float32)
+        return np.asarray(np.sum(maps, axis=0, dtype=np.float64), np.float32)
 
     def _maps(self, look: Look, blocks: Sequence[int], single_head: Optional[int]) -> list[FloatArray]:
         found = look.gradients(min(blocks), wanted(NAMES, blocks), single_head=single_head)

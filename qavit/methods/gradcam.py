@@ -9,7 +9,7 @@ import numpy as np
 
 from .._base.types import FloatArray, Heads
 from ._look import Look, Readable
-from ._of_gradient import NO_PROMPTS, has_score
+from ._of_gradient import NO_PROMPTS, has_score, of_answer
 from .base import Method
 
 
@@ -42,7 +42,7 @@ class GradCAM(Method):
 
     def options(self, model: Readable) -> frozenset[str]:
         """What the gradient is of."""
-        return frozenset({"score"} if "texts" in model.reads else {"answer"} & model.reads)
+        return frozenset({"score"} if "texts" in model.reads else {"answer"} & model.reads) | of_answer(model)
 
     def by_block(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """One map a question and block, as it was read."""

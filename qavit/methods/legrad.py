@@ -35,9 +35,9 @@ class LeGrad(OfGradient):
         return tuple(range(max(0, model.num_blocks - 2), model.num_blocks))
 
     def options(self, model: Readable) -> frozenset[str]:
-        """Of SigLIP, the correction."""
+        """Of SigLIP, the correction; where there are answers in place of texts, which."""
         siglip = "attention_head" in model.reads and "texts" in model.reads
-        return frozenset({"corrected", "empty"}) if siglip else frozenset()
+        return frozenset({"corrected", "empty"}) if siglip else super().options(model)
 
     def by_block(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """One map a question and block, each corrected by itself."""

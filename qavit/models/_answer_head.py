@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import difflib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..checkpoints._weights import NOT_FINITE, float_array
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
+    from ._model import Model, Request
 
 
 class AnswerHead:
@@ -53,3 +55,27 @@ class AnswerHead:
         probabilities = np.exp(logits)
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         return [[(self.answer_names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in probabilities]
+
+    def number_of(self, answer: str | int) -> int:
+        """The row of an answer, by its name or its number."""
+        names = self.answer_names
+        if isinstance(answer, str) and answer in names:
+            return names.index(answer)
+        number = answer if isinstance(answer, int) else int(answer) if answer.isdecimal() else -1
+        if not 0 <= number < len(names):
+            near = ", ".join(map(repr, difflib.get_close_matches(str(answer), names, 3) or names[:3]))
+            raise ValueError(f"answer: {answer!r} is none of the model's {len(names)}, such as {near}")
+        return number
+
+
+def classes_asked(model: Model, head: AnswerHead, questions: Any, request: Request) -> tuple[list[str], Request]:
+    """A classifier's classes, by names or numbers, in the place of questions: the map is of their log-probability."""
+    listed = [questions] if isinstance(questions, (str, int)) else list(questions)
+    names = [head.answer_names[head.number_of(one)] for one in listed]
+    if not names:
+        raise ValueError("questions: no classes; give at least one, or None")
+    if "answer" not in request.method.options(model):
+        if request.method.name != model.default_method:
+            raise ValueError(f"questions: method {request.method.name!r} knows no classes; 'gradcam' and 'gae' do")
+        request = model._request("gradcam", None, "mean", request.options)
+    return names, request._replace(options=request.options._replace(answer=names))

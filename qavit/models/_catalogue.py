@@ -136,12 +136,13 @@ class _Sample:
         return self.usable_blocks if "question_attention" in self.reads else ()
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """Every family that loads: called, kinds, files, exact, methods, calls, typed."""
+def catalogue(answers: bool = False) -> list[dict[str, Any]]:
+    """Every family that loads: called, kinds, files, exact, methods, calls, typed; of models that list answers, or not."""
     found = []
     for known in KNOWN:
         module, name = DUAL if known.dual else MODELS[known.architectures[0]]
         kind = getattr(importlib.import_module(module, __package__), name)
+        reads = frozenset(known.reads or kind.reads)
         own = [call for call in Capabilities.HAVE if getattr(kind, call) is not getattr(Capabilities, call)]
         found.append(
             {
@@ -149,7 +150,7 @@ def catalogue() -> list[dict[str, Any]]:
                 "kinds": list(known.architectures),
                 "files": known.files,
                 "exact": known.exact,
-                "methods": list(methods_of(_Sample(frozenset(known.reads or kind.reads)))),
+                "methods": list(methods_of(_Sample(reads | {"answer_head"} if answers else reads))),
                 "calls": list(known.calls or own),
                 "typed": f"qavit.{known.typed}",
                 "dual": known.dual,
@@ -158,9 +159,9 @@ def catalogue() -> list[dict[str, Any]]:
     return found
 
 
-def family_of(architecture: str, text: bool = True) -> dict[str, Any]:
-    """The family of a `ModelSource`'s architecture, with a text half or without."""
-    families = [family for family in catalogue() if architecture in family["kinds"]]
+def family_of(architecture: str, text: bool = True, answers: bool = False) -> dict[str, Any]:
+    """The family of a `ModelSource`'s architecture, with a text half or without, and with a list of answers or without."""
+    families = [family for family in catalogue(answers) if architecture in family["kinds"]]
     return next((family for family in families if family["dual"] == text), families[-1])
 
 

@@ -243,7 +243,7 @@ class Model(Capabilities, ABC):
             One picture.
         questions : str, list of str or float32 [Q, E], optional
             None for a model, or a method, that takes none. BLIP passes over ``?`` at both ends. Of a dual encoder also
-            embeddings, as :meth:`encode_text` gives.
+            embeddings, as :meth:`encode_text` gives; of a classifier names or numbers of classes.
         method : str, Method or callable, optional
             One of `methods`; None: `default_method`. "class": what the class token attends to; "question": how much each
             patch attends to the question; "gradcam": PnP-VQA's, of BLIP. A function takes the raw attention
@@ -263,7 +263,8 @@ class Model(Capabilities, ABC):
         empty : str or float32 [1, E], optional
             What counts as the empty text, for methods that compare with it.
         answer : str or list of str, optional
-            Of BLIP-VQA: the answer whose map it is, or one a question; None: the one that the model writes.
+            Of BLIP-VQA, and of a list that a model chooses from: the answer whose map it is, or one a question; None: the
+            model's own.
 
         Returns
         -------

@@ -17,7 +17,7 @@ from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.words import read_words
-from ._answer_head import AnswerHead
+from ._answer_head import AnswerHead, classes_asked
 from ._answering import Asking, ranked_answers, with_maps
 from ._capabilities import Questions
 from ._devices import Placement
@@ -357,6 +357,12 @@ class QAViT(Model):
         look.notes = encoded.notes
         return look
 
+    def _result(self, shown: Shown, questions: Any, request: Request) -> HeatmapResult:
+        if self.kind != "vit" or self.answer_names is None or questions is None:
+            return super()._result(shown, questions, request)
+        asked = classes_asked(self, self._answer_head, questions, request)
+        return self._result_of(shown, self._look(shown.pixels, None), *asked)
+
     def _prepare_question(self, question: str) -> None:
         if self.integrated:
             self._encode([question])
@@ -570,7 +576,9 @@ class AttentionLook(TowerLook):
         if self._pooled is None:
             self._run([])
         assert self._pooled is not None
-        return self._model._answer_head.rank(self._pooled)
+        found = self._model._answer_head.rank(self._pooled)
+        named = self.options.answer
+        return found * len(named) if self._encoded is None and isinstance(named, (list, tuple)) else found
 
     def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
         """How much each patch attends to each word, at the first block from the last asked one on that can."""
@@ -579,13 +587,12 @@ class AttentionLook(TowerLook):
         block = min((i for i in model.integrated if i >= max(blocks)), default=model.integrated[-1])
         maps = []
         for row, (names, word_of) in enumerate(encoded.words):
-            # One question at a time: all rows of the attention are needed, and they are large.
-            one = slice(row, row + 1)
+            one = slice(row, row + 1)  # all rows of the attention are needed, and they are large
             pair = None if self._pair_image is None else self._pair_image[one]
-            run = model._run(self._pixels, encoded.states[one], encoded.mask[one], [(block, "raw")], pair_image=pair)
-            attention = run["attentions"][block]
-            tokens = attention.shape[3] - attention.shape[2]
-            found = read_words(attention, [word_of[:tokens]], tokens, heads)[0]
+            taps = [(block, "raw")]
+            run = model._run(self._pixels, encoded.states[one], encoded.mask[one], taps, pair_image=pair)["attentions"]
+            tokens = run[block].shape[3] - run[block].shape[2]
+            found = read_words(run[block], [word_of[:tokens]], tokens, heads)[0]
             maps.append(found.reshape(-1, *self.grid)[: len(names)])
         return maps
 

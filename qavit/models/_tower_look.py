@@ -28,6 +28,8 @@ class HasTower(Protocol):
     def _vision(self) -> Any: ...
     @property
     def _run(self) -> Any: ...
+    @property
+    def _answer_head(self) -> Any: ...
 
 
 class TowerLook(ModelLook):
@@ -66,6 +68,13 @@ class TowerLook(ModelLook):
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
         run = model._run(self._pixels, states, mask, [], hidden=(first,), pair_image=self._pair_image)
         texts = self.texts if "texts" in model.reads else None
+        named = self.options.answer
+        if texts is None and named is None and any(name == "legrad" for name, _ in wanted):
+            # The model's own answer, whichever is the likeliest by what a block gives.
+            named = [ranked[0][0] for ranked in self.answers() or ()] or None
+        if texts is None and named is not None:
+            how = {"score": score, "scale": scale, "wanted": wanted, "relevance": relevance, "single_head": single_head}
+            return self._of_answers(named, run["hidden"][first], first, states, mask, how)
         if texts is not None and beside is not None:
             texts = np.concatenate([texts, beside])
         found = self.tower.gradients(
@@ -78,6 +87,23 @@ class TowerLook(ModelLook):
             if states is not None:
                 self.fits = np.diagonal(found["scores"]).copy()
         return found
+
+    def _of_answers(
+        self, named: Any, hidden: FloatArray, first: int, states: Optional[FloatArray], mask: Any, how: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Gradients of the answers that are named: one for all questions, or one each."""
+        count = len(hidden) if states is not None else 1
+        listed = [named] * count if isinstance(named, str) else list(named)
+        if states is not None and len(listed) != count:
+            raise ValueError(f"answer: {len(listed)} answers for {count} questions; give one for all, or one each")
+        numbers = [self._model._answer_head.number_of(name) for name in listed]
+        found = []
+        for row, number in enumerate(numbers):
+            own = slice(row, row + 1) if states is not None else slice(None)
+            front = _in_front(states, mask)
+            front = {name: array[own] for name, array in front.items()}
+            found.append(self.tower.gradients(hidden[own], first, None, answer=number, **how, **front))
+        return dict(_joined(found))
 
     def gradcam(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
         return norm_gradcam(self, blocks)
@@ -102,6 +128,13 @@ class TowerLook(ModelLook):
     def _for_each(self, array: FloatArray) -> FloatArray:
         """What is the picture's own, once a text."""
         return array
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Arrays one behind the other, by the same names."""
+    if isinstance(parts[0], dict):
+        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
 
 
 def _in_front(states: Optional[FloatArray], mask: Optional[npt.NDArray[np.uint8]]) -> dict[str, Any]:

@@ -201,6 +201,7 @@ def _vision_options(options: Mapping[str, Any]) -> dict[str, Any]:
         ("embed_dim", "hidden_size"),
         ("depth", "num_hidden_layers"),
         ("num_heads", "num_attention_heads"),
+        ("heads", "num_attention_heads"),
         ("eps", "layer_norm_eps"),
     ):
         if lavis in result:

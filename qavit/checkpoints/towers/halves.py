@@ -106,7 +106,7 @@ def open_files(given: Given) -> ModelSource:
     if text_config is not None:
         if openai:
             text_config.setdefault("hidden_act", vision_config["hidden_act"])
-        text_config = {**text_config, **(options.get("text") or {})}
+        text_config = {**text_config, **_heads_named(options.get("text") or {})}
     with unread_named(unread, name):
         own_size = _own_size(vision_config, tensors, name)
         vision_config, text_config, weights = complete(tensors, vision_config, text_config, asked.size, name)
@@ -127,6 +127,14 @@ def open_files(given: Given) -> ModelSource:
         source.decoder = decoder
     source.prompts = prompts
     return source
+
+
+def _heads_named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A half's own options, with ``heads`` by the name that configurations have for it."""
+    result = dict(options)
+    if "heads" in result:
+        result.setdefault("num_attention_heads", result.pop("heads"))
+    return result
 
 
 def _check_told(vision: Mapping[str, Any], openai: bool, asked: Asked, name: str) -> None:
