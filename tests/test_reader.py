@@ -315,3 +315,9 @@ def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="a context's states are not finite"):
         qavit.load(reader=folder).answer("where?", TEXTS)
+
+
+def test_another_models_tokenizer_is_told() -> None:
+    golden = Path(__file__).parent / "data" / "golden"
+    with pytest.raises(ValueError, match=r"texts end in token \d+, the reader's in 1: this is another model's tokenizer"):
+        qavit.load(reader=golden / "unifiedqa_fid", tokenizer=golden / "blip_caption" / "vocab.txt")

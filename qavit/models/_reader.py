@@ -71,6 +71,11 @@ class Reader(Model):
         super().__init__(source, precision, device, offload_model)
         self._tokenizer = Tokenizer(source.tokenizer, self._decoder.vocab_size)
         self.max_tokens = min(MAX_TOKENS, self._tokenizer.max_tokens or MAX_TOKENS)
+        last = int(self._tokenizer.encode(["a"], self.max_tokens).ids[0, -1])
+        if last != self._end:
+            raise ValueError(
+                f"tokenizer: its texts end in token {last}, the reader's in {self._end}: this is another model's tokenizer"
+            )
 
     def _load_core(self, placement: Placement) -> None:
         text, weights = dict(self._source.text or {}), self._source.every_weight()
