@@ -85,6 +85,11 @@ def test_more_blocks_with_a_single_head(clip: qavit.Model) -> None:
     close(result.raw, GOLDEN["grad_eclip_notebook_2blocks"][0], TOLERANCE)
 
 
+def test_a_share_among_one_text_is_refused(clip: qavit.Model) -> None:
+    with pytest.raises(ValueError, match="of one always 1; give several"):
+        clip.heatmaps(GOLDEN["pixel_values"][0], TEXTS[0], method="gradcam", score="softmax")
+
+
 def test_gradcam_of_attention_is_one_step_of_gae(clip: qavit.Model) -> None:
     pixels, scale = GOLDEN["pixel_values"][1], float(GOLDEN["logit_scale_exp"])
     of_attention = clip.heatmaps(pixels, TEXTS, method="gradcam_attention")

@@ -188,6 +188,14 @@ def test_the_class_tokens_and_the_registers_maps(tmp_path: Path, photo: np.ndarr
         qavit.load(without, image_size=SIZE).heatmaps(photo, method="registers")
 
 
+def test_a_tower_with_no_registers_in_its_table_of_them(tmp_path: Path, photo: np.ndarray) -> None:
+    config = transformers.DINOv3ViTConfig(**SIZES, **OTHERS, num_register_tokens=0)
+    randomised(transformers.DINOv3ViTModel(config)).save_pretrained(tmp_path)
+    loaded = qavit.load(tmp_path, image_size=SIZE)
+    assert "registers" not in loaded.methods
+    assert loaded.heatmaps(photo).maps.shape == (1, 5, 5)
+
+
 # ---- other spellings ----
 
 def native(model: torch.nn.Module, gated: bool = False) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from ._options import (
     FILE,
@@ -18,6 +19,7 @@ from ._options import (
     reading_arguments,
 )
 
+SHOWN = 3  # problems, the others are counted
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``qavit eval``."""
@@ -69,4 +71,8 @@ def run_eval(options: argparse.Namespace) -> int:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         print(found.to_csv() if options.csv else found, end="" if options.csv else "\n")
+    for row, method, said in found.errors[:SHOWN]:
+        print(f"qavit eval: row {row}{f', {method}' if method else ''}: {said}", file=sys.stderr)
+    if len(found.errors) > SHOWN:
+        print(f"qavit eval: and {len(found.errors) - SHOWN:,} more; --json lists all", file=sys.stderr)
     return SOME_FAILED if found.errors else OK

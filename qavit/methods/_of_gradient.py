@@ -85,6 +85,8 @@ def norm_gradcam(look: Look, blocks: Sequence[int]) -> dict[int, FloatArray]:
     """GradCAM of layer_norm1's output, as pytorch-grad-cam's CLIP example has it, by block, [Q, P]."""
     options = look.options
     softmax = options.score == "softmax"
+    if softmax and len(look.texts) < 2:
+        raise ValueError("score: 'softmax' is a text's share among the call's texts, of one always 1; give several")
     scale = look.logit_scale if softmax else 1.0
     found = look.gradients(min(blocks), wanted(("gradcam",), blocks), scale=scale, score=options.score)
     return {block: np.maximum(values, 0) for block, values in found["gradcam"].items()}

@@ -64,7 +64,7 @@ def core_names(found: Stored) -> Stored:
     fc_norm = any(name.startswith("fc_norm.") for name in found)
     result: Stored = {}
     for name, tensor in found.items():
-        if _DROPPED.search(name) or (fc_norm and name.startswith("norm.")):
+        if _DROPPED.search(name) or (fc_norm and name.startswith("norm.")) or 0 in shape_of(tensor):
             continue
         for pattern, target, parts in _FUSED:
             match = pattern.match(name)
