@@ -276,7 +276,10 @@ def test_what_fails_is_an_error_of_its_row(tmp_path: Path, model: Path, capsys: 
     assert "outside of the picture" in said["outside"]
     assert "no words" in said["empty"]
     assert cli_main.main([*command, "--csv"]) == cli_options.SOME_FAILED
-    assert capsys.readouterr().out.startswith("method,figure,value,low,high\nclass,pointing,")
+    out, problems = capsys.readouterr()
+    assert "nothing says where the object is" in problems
+    assert "and 3 more; --json lists all" in problems
+    assert out.startswith("method,figure,value,low,high\nclass,pointing,")
 
 
 def test_the_bundled_scene_without_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def run_eval(options: argparse.Namespace) -> int:
     else:
         print(found.to_csv() if options.csv else found, end="" if options.csv else "\n")
     for row, method, said in found.errors[:SHOWN]:
-        print(f"qavit eval: row {row}{f', {method}' if method else ''}: {said}", file=sys.stderr)
+        print(f"qavit eval: {'' if row in said else f'row {row}: '}{f'{method}: ' if method else ''}{said}", file=sys.stderr)
     if len(found.errors) > SHOWN:
         print(f"qavit eval: and {len(found.errors) - SHOWN:,} more; --json lists all", file=sys.stderr)
     return SOME_FAILED if found.errors else OK
