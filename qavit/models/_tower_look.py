@@ -81,11 +81,16 @@ class TowerLook(ModelLook):
             run["hidden"][first], first, texts, paired=states is not None, score=score, scale=scale, wanted=wanted,
             relevance=relevance, single_head=single_head, **_in_front(states, mask),
         )  # fmt: skip
-        if texts is not None and single_head is None:  # with a single head it is another model's
-            lengths = np.linalg.norm(found["image"].astype(np.float64), axis=1, keepdims=True)
-            self.image = np.asarray(found["image"] / np.maximum(lengths, 1e-12), np.float32)
+        if texts is not None:
+            fit = found
+            if single_head is not None:  # whose score is another model's
+                fit = self.tower.gradients(
+                    run["hidden"][first], first, texts, paired=states is not None, **_in_front(states, mask)
+                )
+            lengths = np.linalg.norm(fit["image"].astype(np.float64), axis=1, keepdims=True)
+            self.image = np.asarray(fit["image"] / np.maximum(lengths, 1e-12), np.float32)
             if states is not None:
-                self.fits = np.diagonal(found["scores"]).copy()
+                self.fits = np.diagonal(fit["scores"]).copy()
         return found
 
     def _of_answers(
