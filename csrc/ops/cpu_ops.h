@@ -6,6 +6,9 @@
 #include "ops/backend.h"
 #include "ops/kernels.h"
 
+/* Multiplications below which waking another thread costs more than it gains. */
+#define QV_LEAST_SHARED ((size_t)1 << 17)
+
 /* The tasks of an op, on up to `lanes` lanes; none where the call is to stop. */
 void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context);
 
@@ -26,6 +29,8 @@ void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear 
                    const qv_epilogue *epilogue, size_t R);
 void qv_cpu_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
                             bool accumulate, size_t R);
+/* Columns of a lane's slab, where `columns` of a plain product are shared out. */
+size_t qv_cpu_slab_columns(const qv_call *call, size_t columns);
 size_t qv_cpu_linear_scratch(size_t rows, size_t depth);
 size_t qv_cpu_linear_backward_scratch(size_t lanes);
 
