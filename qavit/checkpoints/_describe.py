@@ -125,7 +125,8 @@ def _megabytes(size: int) -> str:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e5 else str(count)
+    millions = count / 1e6
+    return f"{millions:.0f} M" if millions >= 100 else f"{millions:.3g} M"
 
 
 def description_text(description: dict[str, Any]) -> str:
