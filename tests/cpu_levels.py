@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import qavit
 
-LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("portable", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16")
+
+
+def features() -> dict[str, bool]:
+    """What this machine has, or this process where QAVIT_CPU names a level; "portable" always."""
+    found = qavit.build_info()["cpu_features"]
+    return {level: level == "portable" or found.get("avx2_fma" if level == "avx2" else level, False) for level in LEVELS}
 
 
 def own_level() -> str:
     """The highest level of this machine, or of this process where QAVIT_CPU names one."""
-    features = qavit.build_info()["cpu_features"]
-    if not features["avx2_fma"]:
-        return "portable"
-    return "avx512_bf16" if features["avx512_bf16"] else "avx512" if features["avx512"] else "avx2"
+    return max((level for level, there in features().items() if there), key=LEVELS.index)
 
 
 if __name__ == "__main__":
-    print(*LEVELS[: LEVELS.index(own_level())])
+    print(*[level for level, there in features().items() if there and level != own_level()])

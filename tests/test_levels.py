@@ -10,12 +10,14 @@ from cpu_levels import own_level
 
 import qavit
 
-#: What build_info() says of float32 and bfloat16 products.
+#: What build_info() says of float32 and bfloat16 products, and of int8's where the level has dot products of bytes.
 KERNELS = {
-    "portable": ("openblas", "openblas"),
-    "avx2": ("avx2", "avx2"),
-    "avx512": ("avx512", "avx512"),
-    "avx512_bf16": ("avx512", "avx512_bf16"),
+    "portable": ("openblas", "openblas", "portable"),
+    "avx2": ("avx2", "avx2", "avx2"),
+    "avx_vnni": ("avx2", "avx2", "avx_vnni"),
+    "avx512": ("avx512", "avx512", "avx512"),
+    "avx512_vnni": ("avx512", "avx512", "avx512_vnni"),
+    "avx512_bf16": ("avx512", "avx512_bf16", "avx512_vnni"),
 }
 
 
@@ -24,7 +26,7 @@ def test_build_info_names_the_kernels() -> None:
     level = own_level()
     assert level == os.environ.get("QAVIT_CPU", level)
     kernels = qavit.build_info()["kernels"]
-    assert (kernels["float32"], kernels["bfloat16"]) == KERNELS[level]
+    assert (kernels["float32"], kernels["bfloat16"], kernels["int8"]) == KERNELS[level]
 
 
 @pytest.mark.every_level

@@ -586,7 +586,7 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
     for parts in (0, 4):
         with pytest.raises(ValueError, match=f"parts: {parts}, expected 1 to 3"):
             _core_testing.prepare({"0.weight": weight}, parts, "float32", 1.0)
-    with pytest.raises(ValueError, match="precision is 'float64', expected 'float32' or 'bfloat16'"):
+    with pytest.raises(ValueError, match="precision is 'float64', expected 'float32', 'bfloat16' or 'int8'"):
         _core_testing.prepare({"0.weight": weight}, 1, "float64", 1.0)
     with pytest.raises(TypeError, match=r"expected \(buffer, dtype, shape, offset\)"):
         _core_testing.prepare({"0.weight": weight[:3]}, 1, "float32", 1.0)
@@ -607,7 +607,7 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
         _core_testing.prepare({0: weight}, 1, "float32", 1.0)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_burning_does_what_it_says(precision: str) -> None:
     """The peak that benchmarks compare with: as many operations as it was told, none for none."""
     once, twice = _core_testing.burn(precision, 1000), _core_testing.burn(precision, 2000)
@@ -615,4 +615,4 @@ def test_burning_does_what_it_says(precision: str) -> None:
     assert twice == pytest.approx(2 * once)
     assert _core_testing.burn(precision, -1) == 0
     with pytest.raises(ValueError, match="precision"):
-        _core_testing.burn("int8", 1)
+        _core_testing.burn("int4", 1)

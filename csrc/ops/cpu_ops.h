@@ -20,9 +20,15 @@ typedef struct {
     void *owned;
 } qv_cpu_weights;
 
-/* out [columns, count] = inputs k .. k + count of the columns of a panel, as float32; k begins a step */
-void qv_cpu_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t columns, size_t k,
-                   size_t count);
+/* out [columns, count] = inputs k .. k + count of the columns of a panel of `depth` inputs, as float32; k begins a step */
+void qv_cpu_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t depth, size_t columns,
+                   size_t k, size_t count);
+/* A panel's columns first .. first + columns of the source, and floats that this needs; the same of a panel as qv_cpu_unpack */
+size_t qv_int8_spare(const qv_product *product, size_t depth);
+void qv_int8_pack_panel(const qv_product *product, float *panel, const qv_linear_source *source, size_t first, size_t columns,
+                        size_t depth, float *spare);
+void qv_int8_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t depth, size_t columns,
+                    size_t k, size_t count);
 qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
 void qv_cpu_linear_drop(const qv_ops *ops, qv_linear *layer);
 void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,

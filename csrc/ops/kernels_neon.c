@@ -19,6 +19,8 @@ INLINE vec multiply_add(vec a, vec b, vec c) {
 #define KERNELS qv_kernels_neon
 #define NAME "openblas"
 #define PACKS_LAYERS false
+#define INT8_NAME "portable"
+#define PAIR_ROWS ((size_t)4)
 #include "ops/kernel_template.h"
 
 #endif

@@ -25,10 +25,10 @@ typedef struct {
     const qv_product *product;
     const qv_linear *layer;
     const float *const *parts; /* of the weight, in panels */
-    size_t steps;
+    size_t row_words, panel_rows; /* of a row in steps, of a panel */
     qv_rows out;
     qv_const_rows x; /* [rows, depth] */
-    float *written;  /* [rows, steps] of x, by whichever lane first needs a chunk of them; NULL: x itself is in steps */
+    float *written;  /* [rows, row_words] of x, by whichever lane first needs a chunk of them; NULL: x itself is in steps */
     const qv_epilogue *epilogue;
     bool add_to_out;
     size_t first, count; /* columns */
@@ -53,7 +53,7 @@ static void write_chunk(product_work *w, size_t chunk) {
     if (atomic_compare_exchange_strong(&w->state[chunk], &state, BEING_WRITTEN)) {
         size_t first = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - first;
         qv_const_rows x = {w->x.at + first * w->x.ld, w->x.ld};
-        qv_write_rows(w->product, w->written + first * w->steps, x, rows, w->layer->depth);
+        qv_write_rows(w->product, w->written + first * w->row_words, x, rows, w->layer->depth);
         atomic_store(&w->state[chunk], WRITTEN);
     }
     while (atomic_load(&w->state[chunk]) != WRITTEN) {
@@ -78,7 +78,7 @@ static column_group find_group(const product_work *w, size_t group) {
                 size_t column = group * GROUP_COLUMNS;
                 return (column_group){.column = start + column,
                                       .columns = columns - column < GROUP_COLUMNS ? columns - column : GROUP_COLUMNS,
-                                      .panel = w->parts[part] + column * w->steps};
+                                      .panel = w->parts[part] + column * w->panel_rows};
             }
             group -= groups;
         }
@@ -107,25 +107,25 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     product_work *w = context;
     size_t number = 0, chunk = 0;
     take_group(w, lane, &number, &chunk);
-    size_t width = w->product->panel_columns, steps = w->steps;
+    size_t width = w->product->panel_columns, steps = qv_steps(w->product, w->layer->depth);
     size_t row = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - row;
     qv_const_rows x = {w->x.at + row * w->x.ld, w->x.ld};
     if (w->written != NULL) {
         write_chunk(w, chunk);
-        x = (qv_const_rows){w->written + row * steps, steps};
+        x = (qv_const_rows){w->written + row * w->row_words, w->row_words};
     }
     column_group group = find_group(w, number), next = find_group(w, (number + 1) % w->groups);
     size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
     for (size_t c = 0; c < group.columns; c += width) {
         size_t column = group.column - w->first + c;
         bool last = c + width >= group.columns;
-        const char *prefetch = (const char *)(last ? next.panel : group.panel + (c + width) * steps);
+        const char *prefetch = (const char *)(last ? next.panel : group.panel + (c + width) * w->panel_rows);
         qv_panel_product product = {
             .out = w->out.at + row * w->out.ld + column,
             .ld_out = w->out.ld,
             .x = x.at,
             .ld_x = x.ld,
-            .panel = group.panel + c * steps,
+            .panel = group.panel + c * w->panel_rows,
             .rows = rows,
             .columns = group.columns - c < width ? group.columns - c : width,
             .depth = steps,
@@ -145,8 +145,9 @@ static void multiply_group(void *context, size_t task, size_t lane) {
 }
 
 size_t qv_cpu_linear_scratch(size_t rows, size_t depth) {
-    /* In float32 and in pairs, x is no wider than in halves and one to fill a last pair. */
-    return qv_kernels_here()->product_count > 1 ? rows * (depth + 1) * sizeof(qv_bits16) : 0;
+    /* In int8 spread to 16 bits, a row and what lies behind it are wider than in pairs. */
+    const size_t words = (depth + 3) / 4 * 2 + 2;
+    return rows * words * sizeof(float);
 }
 
 static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first,
@@ -156,7 +157,8 @@ static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const q
     product_work work = {.product = product,
                          .layer = layer,
                          .parts = weights->parts,
-                         .steps = qv_steps(product, layer->depth),
+                         .row_words = qv_row_words(product, layer->depth),
+                         .panel_rows = qv_panel_rows(product, layer->depth),
                          .out = out,
                          .x = x,
                          .written = product->write_steps != NULL ? call->scratch : NULL,

@@ -48,7 +48,7 @@ static void backward_panel(void *context, size_t task, size_t lane) {
     const backward_work *w = context;
     const qv_linear *layer = w->layer;
     const qv_product *packed = w->weights->product;
-    size_t width = w->product->panel_columns, steps = qv_steps(packed, layer->depth), k = task / w->chunks * width;
+    size_t width = w->product->panel_columns, panel_rows = qv_panel_rows(packed, layer->depth), k = task / w->chunks * width;
     size_t count = layer->depth - k < width ? layer->depth - k : width, chunk = task % w->chunks;
     float *block = w->scratch + lane * QV_DEPTH_BLOCK * QV_MAX_PANEL;
     if (count < width) {
@@ -64,7 +64,8 @@ static void backward_panel(void *context, size_t task, size_t lane) {
                 done += filled;
                 filled = 0;
             }
-            qv_cpu_unpack(packed, block + filled * width, width, w->weights->parts[part] + c * steps, n, k, count);
+            qv_cpu_unpack(packed, block + filled * width, width, w->weights->parts[part] + c * panel_rows, layer->depth, n, k,
+                          count);
             filled += n;
         }
     }
