@@ -19,7 +19,8 @@ KERNELS = {
     "avx512_vnni": ("avx512", "avx512", "avx512_vnni"),
     "avx512_bf16": ("avx512", "avx512_bf16", "avx512_vnni"),
     "amx": ("avx512", "amx", "avx512_vnni"),
-    "neon": ("openblas", "openblas", "portable"),
+    "neon": ("neon", "neon", "neon"),
+    "neon_bf16": ("neon", "neon_bf16", "neon"),
 }
 
 
