@@ -36,7 +36,20 @@ from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
 from test_answers import Live
 from test_array_arguments import CALLS as ARRAY_CALLS
-from test_array_arguments import GOLDEN, QUESTIONS, SIDE, blip, captioner, floats, ids, image_state, picture, pnpvqa, small, unit
+from test_array_arguments import (
+    GOLDEN,
+    QUESTIONS,
+    SIDE,
+    blip,
+    captioner,
+    floats,
+    ids,
+    image_state,
+    picture,
+    pnpvqa,
+    small,
+    unit,
+)
 
 import qavit
 import qavit.data

@@ -42,7 +42,8 @@ def alike(one: Any, other: Any) -> None:
         for first, second in zip(one, other):
             alike(first, second)
     elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
         assert one.tobytes() == other.tobytes()
     else:
         assert one == other
@@ -79,9 +80,7 @@ def ask_at_random(vit: Any, random: np.random.Generator, pairs: Any) -> dict[str
 @pytest.mark.every_level
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["qavit", "clip", "siglip", "tiny"])
-def test_any_passes_in_any_order_have_the_same_bits(
-    folder: Path, tmp_path: Path, name: str, precision: Any
-) -> None:
+def test_any_passes_in_any_order_have_the_same_bits(folder: Path, tmp_path: Path, name: str, precision: Any) -> None:
     places = {"qavit": folder, "clip": GOLDEN / "methods_clip", "siglip": GOLDEN / "methods_siglip"}
     if name == "tiny":  # fewer rows than a product's tile
         places[name] = write_qavit(tmp_path / "tiny", blocks=4, image_size=14, patch=7, width=8)
@@ -101,7 +100,8 @@ def test_any_passes_in_any_order_have_the_same_bits(
             tower.cache.clear()
         alike(tower.forward(seen, pairs, **wanted), vit.forward(seen, *(pairs or ()), **wanted))
     info = tower.cache.info()
-    assert info.hits > 0 and info.misses > 0
+    assert info.hits > 0
+    assert info.misses > 0
 
 
 def test_states_stand_for_the_blocks_before_them(folder: Path) -> None:
@@ -165,8 +165,10 @@ def test_maps_by_every_method_have_the_same_bits(folder: Path, name: str, precis
             found, wanted = (one.heatmaps(image, questions, method=method, **own) for one in (model, without))
             alike(told(found), told(wanted))
     info = model.cache_info()
-    assert info.hits > 0 and info.misses > 0
-    assert info.entries > 0 and 0 < info.bytes <= info.limit == DEFAULT_LIMIT
+    assert info.hits > 0
+    assert info.misses > 0
+    assert info.entries > 0
+    assert 0 < info.bytes <= info.limit == DEFAULT_LIMIT
     assert without.cache_info() == (0, 0, 0, 0, 0)
 
 
@@ -300,9 +302,11 @@ def test_the_least_lately_used_goes_first() -> None:
     cache.put("d", "d", 1000)
     assert [key for key in "abcd" if key in cache] == ["a", "c", "d"]
     cache.put("d", "e", 2000)  # replaced, and larger
-    assert cache.get("d") == "e" and cache.info().bytes == 2512 + 1512
+    assert cache.get("d") == "e"
+    assert cache.info().bytes == 2512 + 1512
     cache.put("f", "f", 9000)  # larger than all of it
-    assert "f" not in cache and cache.info().entries == 2
+    assert "f" not in cache
+    assert cache.info().entries == 2
     cache.limit = 2000
     assert cache.info()[2:] == (0, 0, 2000) or cache.info().bytes <= 2000
     cache.limit = 0
@@ -324,8 +328,11 @@ def test_a_limit_may_be_said_with_its_unit(folder: Path, limit: Any, number: int
     assert qavit.load(folder, cache=limit).cache_info().limit == number
 
 
-@pytest.mark.parametrize(("limit", "error"), [(-1, ValueError), ("lots", ValueError), ("5 TB", ValueError), ("-1MB", ValueError),
-                                              ("", ValueError), (1.5, TypeError), (None, TypeError), (True, TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "error"),
+    [(-1, ValueError), ("lots", ValueError), ("5 TB", ValueError), ("-1MB", ValueError), ("", ValueError), (1.5, TypeError),
+     (None, TypeError), (True, TypeError)],
+)  # fmt: skip
 def test_what_is_no_limit_is_refused(folder: Path, limit: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="cache: "):
         qavit.load(folder, cache=limit)
@@ -337,7 +344,8 @@ def test_clearing_lets_go_of_all(folder: Path) -> None:
     model.heatmaps(picture(), TEXTS)
     info = model.cache_info()
     assert (info.hits, info.misses, info.entries, info.limit) == (1, 1, 1, DEFAULT_LIMIT)
-    assert isinstance(info, tuple) and info._fields == ("hits", "misses", "entries", "bytes", "limit")
+    assert isinstance(info, tuple)
+    assert info._fields == ("hits", "misses", "entries", "bytes", "limit")
     model.cache_clear()
     assert model.cache_info() == (0, 0, 0, 0, DEFAULT_LIMIT)
 
@@ -377,7 +385,8 @@ def test_many_threads_share_one_model(folder: Path) -> None:
         thread.join()
     assert not wrong
     info = model.cache_info()
-    assert info.bytes <= info.limit and info.entries <= 3
+    assert info.bytes <= info.limit
+    assert info.entries <= 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
