@@ -33,6 +33,7 @@ from .models._model import Model as Model
 from .models._outputs import BlockAttentions as BlockAttentions
 from .models._outputs import EncodedQuestions as EncodedQuestions
 from .models._outputs import VisionOutput as VisionOutput
+from .models._picture_cache import CacheInfo as CacheInfo
 from .models._question_vit import QAViT as QAViT
 from .models._reader import Reader as Reader
 
@@ -45,6 +46,7 @@ __all__ = [
     "BlipVQA",
     "BlockAttentions",
     "BundledModelWarning",
+    "CacheInfo",
     "Config",
     "DemoScene",
     "DualEncoder",

@@ -36,7 +36,20 @@ from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
 from test_answers import Live
 from test_array_arguments import CALLS as ARRAY_CALLS
-from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids, image_state, picture, pnpvqa, small, unit
+from test_array_arguments import (
+    GOLDEN,
+    QUESTIONS,
+    SIDE,
+    blip,
+    captioner,
+    floats,
+    ids,
+    image_state,
+    picture,
+    pnpvqa,
+    small,
+    unit,
+)
 
 import qavit
 import qavit.data
@@ -822,11 +835,23 @@ def drawing(kind: str) -> Callable[[], Any]:
 FIGURES = [kind for kind in plots_look.KINDS if kind not in ("panels", "blocks")]
 
 #: name -> (call, how many times fewer)
+def use_picture_cache() -> None:
+    """Filled, asked, bounded, emptied; some of it pushed out."""
+    model = small()
+    for limit in (2000, 256_000_000):
+        model._picture_cache.limit = limit
+        for seed in range(3):
+            model.heatmaps(floats(1, 3, SIDE, SIDE, seed=seed), QUESTIONS)
+        assert model.cache_info().entries
+    model.cache_clear()
+
+
 FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     **{name: ((lambda call=call, make=make: call(make())), 1) for name, (make, call) in ARRAY_CALLS.items()},
     **{f"{name}, refused": (refused(lambda call=call: call({})), 1) for name, (_, call) in ARRAY_CALLS.items()},
     # models
     "load": (lambda: qavit.load(folder()), 1),
+    "cache of pictures": (use_picture_cache, 1),
     "load and call": (lambda: qavit.load(folder()).heatmaps(photo(), QUESTIONS), 1),
     "load, refused": (refused(lambda: qavit.load(folder() / "absent")), 1),
     "load, no such device": (refused(lambda: qavit.load(folder(), device="nowhere")), 1),
