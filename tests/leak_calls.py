@@ -32,6 +32,7 @@ import numpy as np
 from data_sets import make_rows, write_lines, write_pictures
 from decoders import Scattered
 from PIL import Image
+from serving import Served
 from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
 from test_answers import Live
@@ -41,6 +42,7 @@ from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids
 import qavit
 import qavit.data
 import qavit.generation
+import qavit.serve
 from qavit import PNPVQA, BlipCaptioner, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
@@ -821,10 +823,36 @@ def drawing(kind: str) -> Callable[[], Any]:
 
 FIGURES = [kind for kind in plots_look.KINDS if kind not in ("panels", "blocks")]
 
+
 #: name -> (call, how many times fewer)
+def serve_and_ask() -> None:
+    one = Served(small())
+    try:
+        buffer = io.BytesIO()
+        Image.fromarray(picture()).save(buffer, "PNG")
+        name = one.upload(buffer.getvalue())[1]["id"]
+        assert one.ask(picture=name, questions=QUESTIONS[:1])[0] == 200
+        assert one.ask(picture=name, questions=QUESTIONS[:1], block=99)[0] == 400
+        assert one.request("", Host="elsewhere")[0] == 421
+    finally:
+        one.close()
+
+
+def serve_nobody() -> None:
+    def stop(_: str) -> None:
+        raise InterruptedError
+
+    with contextlib.suppress(InterruptedError):
+        qavit.serve.serve(small(), image=picture(), said=stop)
+
+
 FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     **{name: ((lambda call=call, make=make: call(make())), 1) for name, (make, call) in ARRAY_CALLS.items()},
     **{f"{name}, refused": (refused(lambda call=call: call({})), 1) for name, (_, call) in ARRAY_CALLS.items()},
+    # the server
+    "serve and ask": (serve_and_ask, 20),
+    "serve, ended at once": (serve_nobody, 4),
+    "serve, refused": (refused(lambda: qavit.serve.serve(small(), port=-1)), 1),
     # models
     "load": (lambda: qavit.load(folder()), 1),
     "load and call": (lambda: qavit.load(folder()).heatmaps(photo(), QUESTIONS), 1),

@@ -113,6 +113,9 @@ class BlipVQA(CrossAttending):
         if asking.answers is None:
             asking.lengths.decoding(self._end, self._decoder.max_tokens)
 
+    def _check_answers(self) -> None:
+        pass
+
     def _answered(
         self, shown: Shown, questions: list[str], request: Request, **options: Any
     ) -> tuple[HeatmapResult, list[Generated]]:

@@ -150,6 +150,10 @@ class Model(Capabilities, ABC):
         """The maps of one picture, and an answer to each question, by the options of :meth:`answer`; silent."""
         self._lacks("answer")
 
+    def _check_answers(self) -> None:
+        """Raise TypeError or ValueError unless the model answers questions."""
+        self._lacks("answer")
+
     def _prepare_question(self, question: str) -> None:
         """Raise for a question that cannot be asked; keep it encoded, where the model remembers questions."""
 
@@ -418,6 +422,7 @@ class Model(Capabilities, ABC):
             block_raw=every,
             blocks=usable,
             notes=(*shown.notes, *look.notes, *look.score_notes(), *blind),
+            model=self.name,
         )
         look.release()
         return result
