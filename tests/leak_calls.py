@@ -881,6 +881,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     # the server
     "serve and ask": (serve_and_ask, 20),
     "serve, ended at once": (serve_nobody, 4),
+    "explore": (lambda: small().explore(picture(), "what").close(), 5),
+    "explore, refused": (refused(lambda: small().explore(3)), 1),
     "serve, refused": (refused(lambda: qavit.serve.serve(small(), port=-1)), 1),
     # models
     "load": (lambda: qavit.load(folder()), 1),

@@ -9,7 +9,6 @@ import numpy as np
 
 from .._base.types import Heads
 from ..methods._registry import all_methods
-from ._model import Model, Shown
 
 if TYPE_CHECKING:
     from .._base.pictures import Picture
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 MAX_QUESTIONS = 2  # side by side
 MAX_LETTERS = 1000  # of a question
 FITS = ("crop", "stretch", "pad")
+#: A :class:`Model`, which needs this file for `explore`.
+Asked = Any
 TAKEN = frozenset({"questions", "method", "block", "heads", "fit", "words"})
 
 
@@ -72,9 +73,9 @@ class SeenPicture:
     def __init__(self, picture: Picture) -> None:
         picture.setflags(write=False)
         self.picture = picture
-        self._shown: dict[Optional[str], Shown] = {}
+        self._shown: dict[Optional[str], Any] = {}
 
-    def shown(self, model: Model, fit: Optional[str]) -> Shown:
+    def shown(self, model: Asked, fit: Optional[str]) -> Any:
         """What the model takes of it."""
         found = self._shown.get(fit)
         if found is None:
@@ -83,7 +84,7 @@ class SeenPicture:
         return found
 
 
-def description_of(model: Model) -> dict[str, Any]:
+def description_of(model: Asked) -> dict[str, Any]:
     """What can be asked of a model."""
     methods: dict[str, Any] = {}
     for name in model.methods:
@@ -107,7 +108,7 @@ def description_of(model: Model) -> dict[str, Any]:
     }
 
 
-def answers_of(model: Model, seen: SeenPicture, wish: Wish) -> HeatmapResult:
+def answers_of(model: Asked, seen: SeenPicture, wish: Wish) -> HeatmapResult:
     """The maps, with answers where the model gives any.
 
     Raises
@@ -118,7 +119,9 @@ def answers_of(model: Model, seen: SeenPicture, wish: Wish) -> HeatmapResult:
     request = model._request(wish.method, wish.block, wish.heads)
     shown = seen.shown(model, wish.fit)
     if wish.questions is None or not _answers(model):
-        return model._result(shown, wish.questions, request)
+        alone: HeatmapResult = model._result(shown, wish.questions, request)
+        return alone
+    result: HeatmapResult
     result, found = model._answered(shown, wish.questions, request)
     if result.answers is not None:
         return result
@@ -126,7 +129,7 @@ def answers_of(model: Model, seen: SeenPicture, wish: Wish) -> HeatmapResult:
     return result._with(answers=texts)
 
 
-def _answers(model: Model) -> bool:
+def _answers(model: Asked) -> bool:
     try:
         model._check_answers()
     except (TypeError, ValueError):
@@ -143,7 +146,7 @@ def content_of(result: HeatmapResult, words: bool) -> dict[str, Any]:
     return {**content, "has_words": result.words is not None}
 
 
-def blank_of(model: Model, seen: SeenPicture, questions: Sequence[str] = ("",)) -> dict[str, Any]:
+def blank_of(model: Asked, seen: SeenPicture, questions: Sequence[str] = ("",)) -> dict[str, Any]:
     """What the page shows of a picture that nothing was asked about yet."""
     from .._result import HeatmapResult
     from ..plots._look import Look
@@ -157,3 +160,21 @@ def blank_of(model: Model, seen: SeenPicture, questions: Sequence[str] = ("",)) 
     height, width = result.picture_size
     about = f"{model.name} · {model.precision} · picture {width} x {height}"
     return {**content_of(result, Look(), blocks=False, exact=True), "blank": True, "about": about}
+
+
+def explore(model: Asked, image: Any, questions: Sequence[str]) -> Any:
+    """The widget of :meth:`Model.explore`."""
+    from .._base.pictures import load_image
+    from ..plots._widget import make_widget
+
+    if not model.methods:
+        raise ValueError(f"{model.name}: this model gives no maps")
+    if len(questions) > MAX_QUESTIONS:
+        raise ValueError(f"questions: {len(questions)} of them, expected at most {MAX_QUESTIONS}")
+    seen = SeenPicture(load_image(image))
+
+    def ask(asked: Mapping[str, Any]) -> dict[str, Any]:
+        wish = Wish.of(asked)
+        return content_of(answers_of(model, seen, wish), wish.words)
+
+    return make_widget(description_of(model), blank_of(model, seen), questions, ask)

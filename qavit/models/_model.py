@@ -305,6 +305,35 @@ class Model(Capabilities, ABC):
         warn_of(result.notes)
         return result
 
+    def explore(self, image: ImageLike, questions: Union[str, Sequence[str]] = ()) -> Any:
+        """A widget for a notebook, where map and answer follow what is typed.
+
+        Method, block, heads and what is seen are chosen beside it, and a second question is drawn beside the first. Needs
+        the extra ``widget``; ``qavit serve`` shows the same in a page.
+
+        Parameters
+        ----------
+        image : path, PIL image or uint8 [H, W, 3]
+            The picture that is asked about.
+        questions : str or list of str
+            Up to two that it opens with.
+
+        Returns
+        -------
+        anywidget.AnyWidget
+            Shown where it is a cell's last value.
+
+        Raises
+        ------
+        ImportError
+            The extra is not installed; the message says how.
+        ValueError, TypeError
+            The picture cannot be read, or the model gives no maps.
+        """
+        from ._asking import explore
+
+        return explore(self, image, question_list(questions) if len(questions) else [])
+
     def stream(
         self,
         pictures: Iterable[Any],
