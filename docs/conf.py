@@ -31,6 +31,8 @@ napoleon_use_ivar = True  # an attribute that is also a property is described on
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"qavit {version}"
 html_show_sphinx = False
 html_show_sourcelink = False
