@@ -65,7 +65,7 @@ def commands() -> str:
 
 def other_pages() -> str:
     """The pages that index.md does not name."""
-    named = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").split()
+    named = re.findall(r"[\w/]+", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
     return "\n".join(sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem not in ["index", *named]))
 
 
