@@ -17,6 +17,7 @@ from ._core import set_num_threads as set_num_threads
 from ._demo import DemoScene as DemoScene
 from ._demo import demo_scene as demo_scene
 from ._result import HeatmapResult as HeatmapResult
+from ._stand_ins import stand_in_weights as stand_in_weights
 from .answers._explanation import Explanation as Explanation
 from .answers._pnpvqa import PNPVQA as PNPVQA
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
@@ -74,4 +75,5 @@ __all__ = [
     "get_num_threads",
     "load",
     "set_num_threads",
+    "stand_in_weights",
 ]

@@ -451,6 +451,11 @@ def use_evaluation() -> None:
     str(found), found.to_dict(), found.to_csv()
 
 
+def use_stand_ins() -> None:
+    shutil.rmtree(place() / "stand_ins", ignore_errors=True)
+    qavit.stand_in_weights("reader", place() / "stand_ins")
+
+
 def output_folder() -> None:
     target = data_output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
     try:
@@ -1022,6 +1027,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
+    "stand_in_weights": (use_stand_ins, 1),
+    "stand_in_weights, refused": (refused(lambda: qavit.stand_in_weights("a")), 1),
     "evaluate": (use_evaluation, 2),
     "sanity_checks": (lambda: sanity_checks(small(), floats(3, 14, 14), "what is it", method="class", steps=1), 2),
     "sanity_checks, refused": (refused(lambda: sanity_checks(small(), floats(3, 14, 14), "a", steps=0)), 1),

@@ -140,3 +140,40 @@ def to_bfloat16(x: Array) -> Array:
 def from_bfloat16(bits: Array) -> Array:
     """The float32 values of bfloat16 bits."""
     return (np.asarray(bits, np.uint32) << 16).view(np.float32)
+
+
+def quantize_rows(x: Array) -> tuple[Array, Array, Array]:
+    """Rows [R, K] as int8 products see them: q 0 .. 255, scales [R], zero points [R]; what is not finite has the scale NaN."""
+    x = np.asarray(x, np.float32)
+    finite = np.isfinite(x).all(axis=1)
+    x = np.where(finite[:, None], x, np.float32(0))
+    most, least = (np.maximum(side.max(axis=1), np.float32(0)) for side in (x, -x))
+    scale = np.maximum(most / np.float32(255) + least / np.float32(255), np.float32(2.0**-126))
+    inverse = np.float32(1) / scale
+    point = np.rint(least * inverse)
+    q = point[:, None] + np.minimum(np.rint(x * inverse[:, None]), np.float32(255) - point[:, None])
+    q[~finite], point[~finite] = 0, 0
+    return q.astype(np.int64), np.where(finite, scale, np.float32(np.nan)), point.astype(np.int64)
+
+
+def quantize_columns(weight: Array) -> tuple[Array, Array]:
+    """Columns of a product, rows of weight [N, K]: items -127 .. 127 and scales [N]; what is not finite has the scale NaN."""
+    weight = np.asarray(weight, np.float32)
+    finite = np.isfinite(weight).all(axis=1)
+    weight = np.where(finite[:, None], weight, np.float32(0))
+    scale = np.maximum(np.abs(weight).max(axis=1) / np.float32(127), np.float32(2.0**-126))
+    return np.rint(weight / scale[:, None]).astype(np.int64), np.where(finite, scale, np.float32(np.nan))
+
+
+def linear_int8(x: Array, weight: Array) -> Array:
+    """x weight^T as an int8 product gives it, to the last bit."""
+    q, scale, point = quantize_rows(x)
+    items, column_scale = quantize_columns(weight)
+    exact = (q - point[:, None]) @ items.T
+    return exact.astype(np.float32) * (scale[:, None] * column_scale)
+
+
+def dequantize(weight: Array) -> Array:
+    """The weights that an int8 product multiplies by."""
+    items, scale = quantize_columns(weight)
+    return items.astype(np.float32) * scale[:, None]

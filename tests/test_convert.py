@@ -354,5 +354,5 @@ def test_bad_folders_are_refused_by_name(late, tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
         open_model(folder)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         open_model(tmp_path / "absent")

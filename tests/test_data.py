@@ -167,7 +167,7 @@ def test_a_row_that_cannot_be_read_is_an_item_with_a_problem(tmp_path: Path) -> 
     [
         ("q.csv", "picture,question\n", "no column 'image'"),
         ("q.csv", "image,answer\n", "no column 'question'"),
-        ("q.txt", "", "none of"),
+        ("q.doc", "", "none of"),
         ("q.tar.gz", "", "unpack it first"),
         ("q.json", '{"a": [1]}', "no list of questions"),
         ("q.json", '[{"image": "a"', "not JSON"),

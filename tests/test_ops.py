@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from cpu_levels import has_bfloat16
 from reference import close, normal
-
-from qavit import _core
 
 _core_testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
 
@@ -244,7 +243,7 @@ def test_linear_bfloat16(rows: int, columns: int, depth: int) -> None:
     expected = reference.linear(x, weight, bias)
     rounded = [reference.from_bfloat16(reference.to_bfloat16(a)) for a in (x, weight)]
     in_bfloat16 = reference.linear(*rounded, bias)
-    if _core.build_info()["kernels"]["bfloat16"] == "avx512_bf16":
+    if has_bfloat16():
         close(found, in_bfloat16, 4e-6)  # 1e-6
     else:
         close(found, expected, 3e-6)  # 1.5e-6
@@ -367,7 +366,7 @@ def test_attention_bfloat16(batch: int, heads: int, tokens: int, keys: int, extr
     out = np.full((batch, tokens, size), np.nan, np.float32)
     attention(out, q, k, v, heads=heads, scale=width**-0.5, probabilities=probabilities, precision="bfloat16", **more)
     expected, expected_out = reference.attention(q, k, v, heads=heads, scale=width**-0.5, **more)
-    if _core.build_info()["kernels"]["bfloat16"] != "avx512_bf16":
+    if not has_bfloat16():
         assert np.abs(probabilities - expected).max() < 2e-6  # 5e-7
         close(out, expected_out, 3e-6)  # 1e-6
     else:
@@ -586,7 +585,7 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
     for parts in (0, 4):
         with pytest.raises(ValueError, match=f"parts: {parts}, expected 1 to 3"):
             _core_testing.prepare({"0.weight": weight}, parts, "float32", 1.0)
-    with pytest.raises(ValueError, match="precision is 'float64', expected 'float32' or 'bfloat16'"):
+    with pytest.raises(ValueError, match="precision is 'float64', expected 'float32', 'bfloat16' or 'int8'"):
         _core_testing.prepare({"0.weight": weight}, 1, "float64", 1.0)
     with pytest.raises(TypeError, match=r"expected \(buffer, dtype, shape, offset\)"):
         _core_testing.prepare({"0.weight": weight[:3]}, 1, "float32", 1.0)
@@ -607,7 +606,7 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
         _core_testing.prepare({0: weight}, 1, "float32", 1.0)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_burning_does_what_it_says(precision: str) -> None:
     """The peak that benchmarks compare with: as many operations as it was told, none for none."""
     once, twice = _core_testing.burn(precision, 1000), _core_testing.burn(precision, 2000)
@@ -615,4 +614,4 @@ def test_burning_does_what_it_says(precision: str) -> None:
     assert twice == pytest.approx(2 * once)
     assert _core_testing.burn(precision, -1) == 0
     with pytest.raises(ValueError, match="precision"):
-        _core_testing.burn("int8", 1)
+        _core_testing.burn("int4", 1)

@@ -13,7 +13,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the files of weights 
 #define PROBLEMS_SHOWN ((size_t)8)
 
 size_t qv_dtype_size(qv_dtype dtype) {
-    return dtype == QV_FLOAT32 ? 4 : 2;
+    return dtype == QV_FLOAT32 ? 4 : dtype == QV_INT8 ? 1 : 2;
 }
 
 size_t qv_tensor_count(const qv_tensor *tensor) {
@@ -24,9 +24,14 @@ size_t qv_tensor_count(const qv_tensor *tensor) {
     return count;
 }
 
+size_t qv_tensor_bytes(const qv_tensor *tensor) {
+    size_t behind = tensor->dtype == QV_INT8 ? 8 * tensor->shape[0] : 0; /* scales and sums */
+    return qv_tensor_count(tensor) * qv_dtype_size(tensor->dtype) + behind;
+}
+
 void qv_tensor_release_pages(const qv_tensor *tensor) {
     if (tensor->mapped) {
-        qv_os_drop_pages(tensor->data, qv_tensor_count(tensor) * qv_dtype_size(tensor->dtype));
+        qv_os_drop_pages(tensor->data, qv_tensor_bytes(tensor));
     }
 }
 
@@ -72,7 +77,25 @@ static void read_panels(float *out, const qv_tensor *tensor, size_t first, size_
     }
 }
 
+/* The same of int8: each item times its row's scale. */
+static void read_int8_panels(float *out, const qv_tensor *tensor, size_t first, size_t count) {
+    size_t depth = tensor->shape[1], width = tensor->panel_columns;
+    for (size_t i = 0; i < count;) {
+        size_t row = (first + i) / depth, k = (first + i) % depth, column = row % width;
+        const int8_t *panel = (const int8_t *)tensor->data + row / width * width * (depth + 8);
+        float scale;
+        memcpy(&scale, panel + width * depth + column * sizeof scale, sizeof scale);
+        for (; k < depth && i < count; k++, i++) {
+            out[i] = (float)panel[(k / 4 * width + column) * 4 + k % 4] * scale;
+        }
+    }
+}
+
 void qv_tensor_read(float *out, const qv_tensor *tensor, size_t first, size_t count) {
+    if (tensor->dtype == QV_INT8) {
+        read_int8_panels(out, tensor, first, count);
+        return;
+    }
     if (tensor->panel_columns != 0) {
         read_panels(out, tensor, first, count);
         return;

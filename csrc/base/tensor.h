@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { QV_FLOAT32, QV_FLOAT16, QV_BFLOAT16 } qv_dtype;
+typedef enum { QV_FLOAT32, QV_FLOAT16, QV_BFLOAT16, QV_INT8 } qv_dtype;
 
 #define QV_MAX_DIMS ((size_t)4)
 
@@ -16,7 +16,9 @@ typedef enum { QV_FLOAT32, QV_FLOAT16, QV_BFLOAT16 } qv_dtype;
  *
  * A matrix [N, K] may also lie there as the kernels multiply it, in panels of panel_columns of its N rows each (a
  * divisor of N): float32 [N / panel_columns, K, panel_columns]; bfloat16, in pairs of an even K,
- * [N / panel_columns, K / 2, panel_columns, 2]. Its shape is [N, K] all the same. */
+ * [N / panel_columns, K / 2, panel_columns, 2]; int8, which there is in panels alone, in fours of a K that they divide,
+ * [N / panel_columns, K / 4 + 2, panel_columns, 4], of which the last two rows are a float32 and an int32 a column: the scale of
+ * its items, and their sum. Its shape is [N, K] all the same. */
 typedef struct {
     const char *name;
     qv_dtype dtype;
@@ -29,6 +31,8 @@ typedef struct {
 
 size_t qv_dtype_size(qv_dtype dtype);
 size_t qv_tensor_count(const qv_tensor *tensor);
+/* Bytes of a tensor of so many items, whose count is known to fit. */
+size_t qv_tensor_bytes(const qv_tensor *tensor);
 /* The tensor was copied in another form: if it is mapped, its pages are given back. */
 void qv_tensor_release_pages(const qv_tensor *tensor);
 /* out [count] = the tensor's items from `first` on in row-major order, as float32, however they are stored */

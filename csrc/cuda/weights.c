@@ -254,7 +254,8 @@ static char *make_room(qv_cuda_device *device, cuda_weights *weights, size_t byt
 
 qv_precision qv_cuda_computes_in(const qv_ops *ops, qv_precision wanted) {
     const qv_cuda_device *device = qv_cuda_of(ops);
-    return device->driver->has_bfloat16(device->state) ? wanted : QV_PRECISION_FLOAT32;
+    bool full = wanted == QV_PRECISION_FLOAT32 || !device->driver->has_bfloat16(device->state);
+    return full ? QV_PRECISION_FLOAT32 : QV_PRECISION_BFLOAT16; /* there are no int8 products on a GPU */
 }
 
 qv_status qv_cuda_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err) {

@@ -60,7 +60,7 @@ qv_status qv_bert_load(qv_text_encoder **encoder, const qv_bert_config *config, 
         qv_load_table(loader, &bert->token_types, token_types, types, c.D);
     }
     qv_load_norm(loader, &bert->embedding_norm, "embeddings.", "LayerNorm", QV_LAYER_NORM, c.D, c.eps);
-    qv_text_load_blocks(loader, bert, &qv_bert_block_names, blocks);
+    qv_blocks_load(loader, bert->blocks, bert->L, &bert->kind, &qv_bert_block_names, blocks);
     qv_load_next_block(loader);
     qv_load_beside(loader, &bert->projection, "text_model.", "text_projection", c.D);
     return qv_text_finish_load(encoder, bert, loader);

@@ -8,7 +8,9 @@
  * 3. at the asked block A and G = dA of the cross-attention; a token's map is the mean over heads of A max(G, 0)
  *
  * Source: Tiong et al., arXiv 2210.08773; code salesforce/LAVIS, which has it from ALBEF (Li et al., arXiv 2107.07651). */
-#include "models/blip_text.h"
+#include "models/blip_gradcam.h"
+
+#include "models/blip_heads.h"
 #include "models/planned.h"
 #include "models/qformer.h"
 
@@ -108,7 +110,7 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         qv_output maps = qv_output_part(&pass->maps, from * P, chunk.Q * P);
         qv_output tokens = qv_output_part(&pass->tokens, row * P, rows * P);
         float *map = tokens.host != NULL ? tokens.at : pass->own_tokens;
-        qv_blip_run_text(model, call, &pass->text, pass->image, &chunk);
+        qv_blip_run(model, call, &pass->text, pass->image, &chunk);
         if (logits.host != NULL) {
             call->ops->linear(call, (qv_rows){logits.at, 2}, (qv_const_rows){pass->text.class_rows, D}, &model->itm_head, 0,
                               2, NULL, chunk.Q);

@@ -14,7 +14,6 @@
 
 #include "models/bert.h"
 #include "models/planned.h"
-#include "models/qformer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -175,7 +174,7 @@ qv_status qv_blip_load(qv_blip *model, const qv_blip_config *config, qv_loader *
         return status;
     }
     size_t L = model->config.L, parts = model->queries != 0 ? 2 * L : L;
-    model->blocks = qv_load_allocate(loader, parts, sizeof *model->blocks, "the blocks of a text encoder");
+    model->blocks = qv_blocks_create(loader, parts, "the blocks of a text encoder");
     if (model->blocks == NULL) {
         qv_vit_free(&model->vision);
         return loader->status;
@@ -193,10 +192,7 @@ void qv_blip_free(qv_blip *model) {
     if (model->blocks == NULL) {
         return;
     }
-    for (size_t l = 0; l < (model->queries != 0 ? 2 : 1) * model->config.L; l++) {
-        qv_block_free(model->ops, &model->blocks[l]);
-    }
-    qv_free(model->blocks);
+    qv_blocks_free(model->ops, model->blocks, (model->queries != 0 ? 2 : 1) * model->config.L);
     model->blocks = NULL;
     qv_linear *layers[] = {&model->itm_head, &model->vision_projection, &model->text_projection};
     for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
@@ -262,19 +258,17 @@ qv_status qv_blip_get_embeddings(const qv_blip *model, qv_call *call, float *emb
 typedef struct {
     const qv_blip *model;
     const qv_blip_image *image;
-    float *out; /* features: [projection] */
-    qv_output features;
-} image_pass;
+} cross_pass;
 
 static void plan_cross(void *state, qv_call *call, qv_arena *arena) {
-    const image_pass *pass = state;
+    const cross_pass *pass = state;
     const qv_blip *model = pass->model;
     qv_plan_scratch(call, arena, model->ops->scratch_bytes(call->lanes, pass->image->S, model->vision.config.D, 0,
                                                            model->kind.d));
 }
 
 static qv_status run_cross(void *state, qv_call *call, qv_error *err) {
-    const image_pass *pass = state;
+    const cross_pass *pass = state;
     const qv_blip *model = pass->model;
     size_t S = pass->image->S, D = model->config.D;
     const qv_const_rows embeddings = {pass->image->embeddings, model->vision.config.D};
@@ -289,42 +283,6 @@ static qv_status run_cross(void *state, qv_call *call, qv_error *err) {
 
 qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *image, qv_error *err) {
     static const qv_planned planned = {"an image's keys and values", plan_cross, run_cross};
-    image_pass pass = {.model = model, .image = image};
+    cross_pass pass = {.model = model, .image = image};
     return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);
-}
-
-static void plan_features(void *state, qv_call *call, qv_arena *arena) {
-    image_pass *pass = state;
-    const qv_ops *ops = pass->model->ops;
-    qv_plan_scratch(call, arena, ops->scratch_bytes(call->lanes, 1, pass->model->vision.config.D, 0, 1));
-    pass->features = qv_output_lay_out(arena, ops, pass->out, pass->model->projection);
-}
-
-static qv_status run_features(void *state, qv_call *call, qv_error *err) {
-    const image_pass *pass = state;
-    size_t N = pass->model->projection, width = pass->model->vision.config.D;
-    qv_rows out = {pass->features.at, N};
-    (void)err;
-    call->ops->linear(call, out, (qv_const_rows){pass->image->embeddings, width}, &pass->model->vision_projection, 0, N,
-                      NULL, 1);
-    call->ops->unit_length(call, out.at, 1, N);
-    qv_output_take(call, &pass->features);
-    return QV_OK;
-}
-
-qv_status qv_blip_need_projection(const qv_blip *model, qv_error *err) {
-    return model->projection != 0
-               ? QV_OK
-               : qv_fail(err, QV_ERR_VALUE, "these weights have no contrastive heads (text_proj, vision_proj)");
-}
-
-qv_status qv_blip_image_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
-                                 qv_error *err) {
-    static const qv_planned planned = {"an image's features", plan_features, run_features};
-    image_pass pass = {.model = model, .image = image, .out = out};
-    qv_status status = qv_blip_need_projection(model, err);
-    if (status == QV_OK && model->queries != 0) {
-        return qv_qformer_image_features(model, call, out, image, err);
-    }
-    return status == QV_OK ? qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err) : status;
 }

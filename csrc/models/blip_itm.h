@@ -70,49 +70,5 @@ qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image
                               const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err);
 /* cross from embeddings */
 qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *image, qv_error *err);
-/* The contrastive head's unit vector: out [projection]; of each query, where there are any: [queries, projection] */
-qv_status qv_blip_image_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
-                                 qv_error *err);
-/* QV_ERR_VALUE where the weights have no contrastive heads. */
-qv_status qv_blip_need_projection(const qv_blip *model, qv_error *err);
-
-/* ---- the text (blip_text.c) ---- */
-
-/* Q questions one after another without padding: R = start[Q] tokens, those of q from start[q] on, at least one each. */
-typedef struct {
-    size_t Q;
-    const int32_t *ids;  /* [R] */
-    const size_t *start; /* [Q + 1] */
-} qv_blip_questions;
-
-/* QV_ERR_VALUE unless every id is in the vocabulary and every question fits the positions. */
-qv_status qv_blip_check_questions(const qv_blip *model, const qv_blip_questions *questions, qv_error *err);
-/* logits [Q, 2]: no match, match */
-qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_image *image,
-                        const qv_blip_questions *questions, qv_error *err);
-/* Of a question encoder, the states of all tokens: out [R, D] */
-qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
-                                   const qv_blip_questions *questions, qv_error *err);
-/* The contrastive head's unit vectors: out [Q, projection] */
-qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_questions *questions,
-                                qv_error *err);
-
-/* ---- GradCAM (blip_gradcam.c) ---- */
-
-typedef struct {
-    float *maps;   /* [Q, P]: the mean over a question's words, or queries */
-    float *tokens; /* [R, P]: each token's own, or [Q queries, P]: each query's; or NULL */
-    float *logits; /* [Q, 2], or NULL: a question encoder has none */
-} qv_gradcam_maps;
-
-/* With A the cross-attention probabilities of `block` [H, R, S] and G the gradient of logits[:, 1] with respect to them:
- * a token's map is the mean over heads of A max(G, 0) over the patches; a question's is the mean over its words, the
- * tokens behind the first and in front of the closing one, or over the queries in their place. A question without words has
- * its first token's map.
- * Of a question encoder G is what follows from d_states [R, D], the gradient of the states that leave the last block.
- * QV_ERR_VALUE where there is no such block or no cross-attention in it, and for the last one of a matcher without queries:
- * only token 0 reaches the head from there. */
-qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
-                          const qv_blip_questions *questions, size_t block, const float *d_states, qv_error *err);
 
 #endif

@@ -1,16 +1,12 @@
 /* The text half of image-text matching (BLIP: Li et al., arXiv 2201.12086): BERT whose blocks also attend to the image. With
- * queries in front of the text, what attends to the image is in qformer.c.
+ * queries in front of the text, what attends to the image is in qformer.c; what is made of the states, in blip_heads.c.
  *
  * 1. h [R, D] = layer_norm(word[ids] + position), of all questions one after another without padding, so that a question's
  *    numbers do not depend on its neighbours
  * 2. L blocks (models/block.h), norms last; all queries of all questions attend to the image in one call, since they share
- *    its keys; in the last block only token 0 of each question is a query
- * 3. a head on token 0: itm_head, two logits; or text_proj, a unit vector, of a pass without the image that stops after
- *    text_blocks blocks; a question encoder has none, and all its tokens are queries in the last block, too */
+ *    its keys; in the last block only token 0 of each question is a query */
 #include "models/blip_text.h"
 
-#include "models/planned.h"
-#include "models/qformer.h"
 #include "models/text_encoder.h"
 
 /* Rows of text that go through a layer together. */
@@ -139,10 +135,6 @@ void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_pl
     size_t D = model->config.D, Q = questions->Q, R = questions->start[Q] - questions->start[0];
     size_t end = image != NULL ? model->config.L : model->config.text_blocks;
     const qv_rows h = {plan->h, D};
-    if (model->queries != 0 && image != NULL) {
-        qv_qformer_run(model, call, plan, image, questions);
-        return;
-    }
     qv_blip_embed_text(model, call, plan, plan->h, plan->shared.normed, questions);
     call->ops->norm(call, h, qv_as_const(h), &model->embedding_norm, R);
     if (end == 0) {
@@ -158,107 +150,4 @@ void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_pl
         const qv_cross_states cross = qv_blip_cross_of(model, image, l);
         qv_block_run(call, &model->kind, &model->blocks[l], &plan->blocks[l], &rows, &sequences, &cross);
     }
-}
-
-/* ---- the question encoder ---- */
-
-typedef struct {
-    const qv_blip *model;
-    const qv_blip_image *image;
-    const qv_blip_questions *questions;
-    float *out;  /* [R of all, D] */
-    size_t Q, R; /* of the largest chunk */
-    qv_blip_text_plan text;
-} states_pass;
-
-static void plan_states(void *state, qv_call *call, qv_arena *arena) {
-    states_pass *pass = state;
-    pass->text = qv_blip_plan_text(arena, pass->model, pass->Q, pass->R, pass->model->config.L);
-    qv_plan_scratch(call, arena, qv_blip_scratch_bytes(pass->model, call, pass->Q, pass->R));
-}
-
-static qv_status run_states(void *state, qv_call *call, qv_error *err) {
-    const states_pass *pass = state;
-    size_t D = pass->model->config.D;
-    (void)err;
-    for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
-        const qv_blip_questions chunk = qv_blip_chunk(pass->model, pass->questions, from);
-        size_t row = chunk.start[0] - pass->questions->start[0], R = chunk.start[chunk.Q] - chunk.start[0];
-        qv_blip_run_text(pass->model, call, &pass->text, pass->image, &chunk);
-        qv_take_floats(call, pass->out + row * D, pass->text.h, R * D);
-        from += chunk.Q;
-    }
-    return QV_OK;
-}
-
-qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
-                                   const qv_blip_questions *questions, qv_error *err) {
-    static const qv_planned planned = {"the questions' activations", plan_states, run_states};
-    states_pass pass = {.model = model, .image = image, .questions = questions, .out = out};
-    qv_blip_chunk_sizes(model, questions, &pass.Q, &pass.R);
-    return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);
-}
-
-/* ---- heads ---- */
-
-/* class_rows of every question by chunks, each through `head` [N, D], to unit length where `unit`. */
-typedef struct {
-    const qv_blip *model;
-    const qv_blip_image *image; /* NULL: text alone */
-    const qv_blip_questions *questions;
-    const qv_linear *head;
-    size_t N;
-    bool unit;
-    float *out; /* [Q, N] */
-    size_t Q, R; /* of the largest chunk */
-    qv_blip_text_plan text;
-    qv_output rows;
-} head_pass;
-
-static void plan_head(void *state, qv_call *call, qv_arena *arena) {
-    head_pass *pass = state;
-    const qv_blip *model = pass->model;
-    pass->text = qv_blip_plan_text(arena, model, pass->Q, pass->R, model->config.L);
-    pass->rows = qv_output_lay_out(arena, model->ops, pass->out, pass->Q * pass->N);
-    qv_plan_scratch(call, arena, qv_blip_scratch_bytes(model, call, pass->Q, pass->R));
-}
-
-static qv_status run_head(void *state, qv_call *call, qv_error *err) {
-    const head_pass *pass = state;
-    size_t N = pass->N, D = pass->model->config.D;
-    (void)err;
-    for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
-        const qv_blip_questions chunk = qv_blip_chunk(pass->model, pass->questions, from);
-        qv_output rows = qv_output_part(&pass->rows, from * N, chunk.Q * N);
-        qv_blip_run_text(pass->model, call, &pass->text, pass->image, &chunk);
-        call->ops->linear(call, (qv_rows){rows.at, N}, (qv_const_rows){pass->text.class_rows, D}, pass->head, 0, N, NULL,
-                          chunk.Q);
-        if (pass->unit) {
-            call->ops->unit_length(call, rows.at, chunk.Q, N);
-        }
-        qv_output_take(call, &rows);
-        from += chunk.Q;
-    }
-    return QV_OK;
-}
-
-static qv_status run_heads(head_pass *pass, qv_call *call, qv_error *err) {
-    static const qv_planned planned = {"the questions' activations", plan_head, run_head};
-    qv_blip_chunk_sizes(pass->model, pass->questions, &pass->Q, &pass->R);
-    return qv_run_planned(call, (qv_arena_cache *)&pass->model->arenas, &planned, pass, err);
-}
-
-qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_image *image,
-                        const qv_blip_questions *questions, qv_error *err) {
-    head_pass pass = {.model = model, .image = image, .questions = questions, .head = &model->itm_head, .N = 2,
-                      .out = logits};
-    return run_heads(&pass, call, err);
-}
-
-qv_status qv_blip_text_features(const qv_blip *model, qv_call *call, float *out, const qv_blip_questions *questions,
-                                qv_error *err) {
-    head_pass pass = {.model = model, .questions = questions, .head = &model->text_projection, .N = model->projection,
-                      .unit = true, .out = out};
-    qv_status status = qv_blip_need_projection(model, err);
-    return status == QV_OK ? run_heads(&pass, call, err) : status;
 }

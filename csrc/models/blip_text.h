@@ -1,9 +1,18 @@
-/* The text half of image-text matching, as its heads and its gradient run it. */
+/* The text half of image-text matching: its questions, and how its heads and its gradient run it. */
 #ifndef QV_MODELS_BLIP_TEXT_H
 #define QV_MODELS_BLIP_TEXT_H
 
 #include "models/blip_itm.h"
 
+/* Q questions one after another without padding: R = start[Q] tokens, those of q from start[q] on, at least one each. */
+typedef struct {
+    size_t Q;
+    const int32_t *ids;  /* [R] */
+    const size_t *start; /* [Q + 1] */
+} qv_blip_questions;
+
+/* QV_ERR_VALUE unless every id is in the vocabulary and every question fits the positions. */
+qv_status qv_blip_check_questions(const qv_blip *model, const qv_blip_questions *questions, qv_error *err);
 /* Memory of one pass of the text half. Blocks from keep_from on keep what their backward pass reads; the others share one
  * set. */
 typedef struct {
@@ -35,8 +44,8 @@ qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *imag
 qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool one_query);
 /* Whether block l, the last of `end`, has one query a question. */
 bool qv_blip_one_query(const qv_blip *model, size_t l, size_t end);
-/* Run the text half on an image, or on its own (NULL). class_rows holds each question's last state of token 0; of a
- * question encoder, h those of all tokens. */
+/* Run the text half on an image, or on its own (NULL), without queries in front of it. class_rows holds each question's last
+ * state of token 0; of a question encoder, h those of all tokens. */
 void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_image *image,
                       const qv_blip_questions *questions);
 

@@ -2,6 +2,9 @@
 
 #include <stdio.h>
 
+/* Bounds that keep sums of sizes inside size_t. */
+#define MAX_BLOCKS ((size_t)4096)
+
 static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
@@ -54,6 +57,29 @@ void qv_block_free(const qv_ops *ops, qv_block *block) {
     for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
         qv_linear_free(ops, layers[i]);
     }
+}
+
+qv_block *qv_blocks_create(qv_loader *loader, size_t count, const char *name) {
+    if (count > MAX_BLOCKS && loader->status == QV_OK) {
+        loader->status = qv_fail(loader->err, QV_ERR_VALUE, "%s: %zu blocks, expected at most %zu", name, count, MAX_BLOCKS);
+    }
+    return qv_load_allocate(loader, count, sizeof(qv_block), name);
+}
+
+void qv_blocks_load(qv_loader *loader, qv_block *blocks, size_t count, const qv_block_kind *kind, const qv_block_names *names,
+                    const char *stem) {
+    for (size_t l = 0; l < count; l++) {
+        char own[96];
+        snprintf(own, sizeof own, "%s%zu.", stem, l);
+        qv_block_load(loader, &blocks[l], kind, names, own);
+    }
+}
+
+void qv_blocks_free(const qv_ops *ops, qv_block *blocks, size_t count) {
+    for (size_t l = 0; blocks != NULL && l < count; l++) {
+        qv_block_free(ops, &blocks[l]);
+    }
+    qv_free(blocks);
 }
 
 /* ---- memory ---- */

@@ -47,6 +47,13 @@ typedef struct {
 void qv_block_load(qv_loader *loader, qv_block *block, const qv_block_kind *kind, const qv_block_names *names,
                    const char *stem);
 void qv_block_free(const qv_ops *ops, qv_block *block);
+/* `count` blank blocks of the model `name`; NULL after a failure. */
+qv_block *qv_blocks_create(qv_loader *loader, size_t count, const char *name);
+/* All of one kind, whose names begin with `stem` "<n>." */
+void qv_blocks_load(qv_loader *loader, qv_block *blocks, size_t count, const qv_block_kind *kind, const qv_block_names *names,
+                    const char *stem);
+/* They and their memory; NULL: nothing */
+void qv_blocks_free(const qv_ops *ops, qv_block *blocks, size_t count);
 /* The tensor stem + name [D] if names has it and it is there, else NULL. */
 const qv_tensor *qv_block_row_scale(qv_loader *loader, const char *stem, const char *name, size_t D);
 

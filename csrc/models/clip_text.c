@@ -42,7 +42,7 @@ qv_status qv_clip_text_load(qv_text_encoder **encoder, const qv_clip_text_config
     clip->max_tokens = c.positions;
     qv_load_table(loader, &clip->words, words, c.vocab_size, c.D);
     qv_load_table(loader, &clip->positions, positions, c.positions, c.D);
-    qv_text_load_blocks(loader, clip, &block_names, blocks);
+    qv_blocks_load(loader, clip->blocks, clip->L, &clip->kind, &block_names, blocks);
     qv_load_norm(loader, &clip->final_norm, "", "final_layer_norm", QV_LAYER_NORM, c.D, c.eps);
     qv_load_next_block(loader);
     qv_load_beside(loader, &clip->projection, "text_model.", "text_projection", c.D);

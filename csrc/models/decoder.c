@@ -7,21 +7,17 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Bounds that keep sums of sizes inside size_t. */
-#define MAX_BLOCKS ((size_t)4096)
+/* A bound that keeps sums of sizes inside size_t. */
 #define MAX_ROWS ((size_t)1 << 24)
 
 /* ---- loading ---- */
 
 qv_decoder *qv_decoder_create(qv_loader *loader, const char *name, const qv_block_kind *kind, size_t L, size_t vocab_size,
                               const qv_block_names *names, const char *blocks) {
-    if (L > MAX_BLOCKS) {
-        loader->status = qv_fail(loader->err, QV_ERR_VALUE, "%s: %zu blocks, expected at most %zu", name, L, MAX_BLOCKS);
-    }
+    qv_block *made = qv_blocks_create(loader, L, name);
     qv_decoder *decoder = qv_load_allocate(loader, 1, sizeof *decoder, name);
-    qv_block *made = qv_load_allocate(loader, L, sizeof *made, name);
-    if (made == NULL) {
-        qv_free(decoder);
+    if (decoder == NULL) {
+        qv_free(made);
         return NULL;
     }
     decoder->name = name;
@@ -33,11 +29,7 @@ qv_decoder *qv_decoder_create(qv_loader *loader, const char *name, const qv_bloc
     decoder->vocab_size = vocab_size;
     decoder->blocks = made;
     decoder->L = L;
-    for (size_t l = 0; l < L; l++) {
-        char stem[96];
-        snprintf(stem, sizeof stem, "%s%zu.", blocks, l);
-        qv_block_load(loader, &made[l], kind, names, stem);
-    }
+    qv_blocks_load(loader, made, L, kind, names, blocks);
     qv_load_next_block(loader);
     return decoder;
 }
@@ -56,10 +48,7 @@ void qv_decoder_free(qv_decoder *decoder) {
     if (decoder == NULL) {
         return;
     }
-    for (size_t l = 0; l < decoder->L; l++) {
-        qv_block_free(decoder->ops, &decoder->blocks[l]);
-    }
-    qv_free(decoder->blocks);
+    qv_blocks_free(decoder->ops, decoder->blocks, decoder->L);
     qv_norm *norms[] = {&decoder->embedding_norm, &decoder->final_norm, &decoder->transform_norm};
     for (size_t i = 0; i < sizeof norms / sizeof norms[0]; i++) {
         qv_norm_free(decoder->ops, norms[i]);

@@ -139,7 +139,7 @@ qv_status qv_t5_load(qv_text_encoder **encoder, const qv_t5_config *config, qv_l
     }
     t5->reach = c.max_distance;
     qv_load_table(loader, &t5->words, half->words, c.vocab_size, c.d_model);
-    qv_text_load_blocks(loader, t5, &names, half->blocks);
+    qv_blocks_load(loader, t5->blocks, t5->L, &t5->kind, &names, half->blocks);
     qv_load_norm(loader, &t5->final_norm, "encoder.", "final_layer_norm", QV_RMS_NORM, c.d_model, c.eps);
     qv_t5_load_bias(loader, &t5->offset_bias, &c, half);
     load_picture(loader, t5, &c);

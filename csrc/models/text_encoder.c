@@ -24,8 +24,6 @@
 /* Multiply-adds of a product below which one lane is faster than waking another. */
 #define WORTH_A_LANE ((size_t)1 << 20)
 
-#define MAX_BLOCKS ((size_t)4096)
-
 /* ---- the tokens ---- */
 
 /* Everything that can be wrong with ids and mask. */
@@ -333,10 +331,7 @@ void qv_text_free(qv_text_encoder *encoder) {
     if (encoder == NULL) {
         return;
     }
-    for (size_t n = 0; n < encoder->L; n++) {
-        qv_block_free(encoder->ops, &encoder->blocks[n]);
-    }
-    qv_free(encoder->blocks);
+    qv_blocks_free(encoder->ops, encoder->blocks, encoder->L);
     qv_norm_free(encoder->ops, &encoder->embedding_norm);
     qv_norm_free(encoder->ops, &encoder->final_norm);
     qv_vector_free(encoder->ops, &encoder->offset_bias);
@@ -372,13 +367,10 @@ qv_status qv_text_complete_config(qv_loader *loader, qv_text_config *config, con
 
 qv_text_encoder *qv_text_create(qv_loader *loader, const char *name, const qv_block_kind *kind, size_t L,
                                 size_t vocab_size) {
-    if (L > MAX_BLOCKS) {
-        loader->status = qv_fail(loader->err, QV_ERR_VALUE, "%s: %zu blocks, expected at most %zu", name, L, MAX_BLOCKS);
-    }
+    qv_block *blocks = qv_blocks_create(loader, L, name);
     qv_text_encoder *encoder = qv_load_allocate(loader, 1, sizeof *encoder, name);
-    qv_block *blocks = qv_load_allocate(loader, L, sizeof *blocks, name);
-    if (blocks == NULL) {
-        qv_free(encoder);
+    if (encoder == NULL) {
+        qv_free(blocks);
         return NULL;
     }
     encoder->name = name;
@@ -390,14 +382,6 @@ qv_text_encoder *qv_text_create(qv_loader *loader, const char *name, const qv_bl
     encoder->blocks = blocks;
     encoder->L = L;
     return encoder;
-}
-
-void qv_text_load_blocks(qv_loader *loader, qv_text_encoder *encoder, const qv_block_names *names, const char *blocks) {
-    for (size_t n = 0; n < encoder->L; n++) {
-        char stem[96];
-        snprintf(stem, sizeof stem, "%s%zu.", blocks, n);
-        qv_block_load(loader, &encoder->blocks[n], &encoder->kind, names, stem);
-    }
 }
 
 qv_status qv_text_finish_load(qv_text_encoder **out, qv_text_encoder *encoder, qv_loader *loader) {

@@ -90,8 +90,6 @@ qv_status qv_text_complete_config(qv_loader *loader, qv_text_config *config, con
 /* A new encoder with L blank blocks, all zero but for what is given; NULL after a failure. */
 qv_text_encoder *qv_text_create(qv_loader *loader, const char *name, const qv_block_kind *kind, size_t L,
                                 size_t vocab_size);
-/* Blocks 0 to L, whose names begin with `blocks` "<n>." */
-void qv_text_load_blocks(qv_loader *loader, qv_text_encoder *encoder, const qv_block_names *names, const char *blocks);
 /* The end of every load: *out = encoder, or it is freed and the loader's error or the list of missing tensors returned. */
 qv_status qv_text_finish_load(qv_text_encoder **out, qv_text_encoder *encoder, qv_loader *loader);
 

@@ -6,6 +6,9 @@
 #include "ops/backend.h"
 #include "ops/kernels.h"
 
+/* Multiplications below which waking another thread costs more than it gains. */
+#define QV_LEAST_SHARED ((size_t)1 << 17)
+
 /* The tasks of an op, on up to `lanes` lanes; none where the call is to stop. */
 void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context);
 
@@ -17,15 +20,23 @@ typedef struct {
     void *owned;
 } qv_cpu_weights;
 
-/* out [columns, count] = inputs k .. k + count of the columns of a panel, as float32; k begins a step */
-void qv_cpu_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t columns, size_t k,
-                   size_t count);
+/* out [columns, count] = inputs k .. k + count of the columns of a panel of `depth` inputs, as float32; k begins a step */
+void qv_cpu_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t depth, size_t columns,
+                   size_t k, size_t count);
+/* A panel's columns first .. first + columns of the source, and floats that this needs; the same of a panel as qv_cpu_unpack */
+size_t qv_int8_spare(const qv_product *product, size_t depth);
+void qv_int8_pack_panel(const qv_product *product, float *panel, const qv_linear_source *source, size_t first, size_t columns,
+                        size_t depth, float *spare);
+void qv_int8_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t depth, size_t columns,
+                    size_t k, size_t count);
 qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
 void qv_cpu_linear_drop(const qv_ops *ops, qv_linear *layer);
 void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
                    const qv_epilogue *epilogue, size_t R);
 void qv_cpu_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
                             bool accumulate, size_t R);
+/* Columns of a lane's slab, where `columns` of a plain product are shared out. */
+size_t qv_cpu_slab_columns(const qv_call *call, size_t columns);
 size_t qv_cpu_linear_scratch(size_t rows, size_t depth);
 size_t qv_cpu_linear_backward_scratch(size_t lanes);
 

@@ -6,9 +6,13 @@
  *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
  *   keep_part (the first n lanes, the others zero), reciprocal, reduce_sum, reduce_max,
  *   transpose_block (WIDTH x WIDTH)
- * and KERNELS, the table's name, with NAME, its float32 product's, and PACKS_LAYERS. With BFLOAT16_NAME also
- * TARGET_BFLOAT16 and INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, store_half (the first n lanes in
- * bfloat16), and has_bfloat16, write_pairs, read_pairs and join_pairs for the product's record. */
+ *   words32 and set1_words, load_words, round_words (to nearest, ties to even), from_words, of as many 32-bit integers, and
+ *   for kernel_int8.h multiply_pairs (of two signed 16-bit items a lane, summed) and store_quads
+ * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS, INT8_NAME and PAIR_ROWS, its int8 product's
+ * and the rows of that one's tile. With VNNI_NAME, an int8 product by dot products of four bytes, also TARGET_VNNI, INLINE_VNNI,
+ * dot_bytes, store_bytes and has_vnni. For products of bfloat16 also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16),
+ * write_pairs, read_pairs and join_pairs; with BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair,
+ * load_pairs, dot_pairs and has_bfloat16; with TILES_NAME, for that by AMX's tiles, has_tiles. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #define UNROLL _Pragma("GCC unroll 8")
@@ -377,7 +381,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #include "ops/kernel_tile.h"
 #include "ops/kernel_softmax.h"
 
-#if defined(BFLOAT16_NAME)
+#if defined(BFLOAT16_NAME) || defined(TILES_NAME)
 #undef TILE
 #undef TILE_OF_ROWS
 #undef TILE_OF
@@ -410,7 +414,9 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define ACCUMULATE(x, b, sum) dot_pairs(x, b, sum)
 #define SMALL 0x35803580u
 #define KEEP(x, i, e, n) store_half((qv_bits16 *)(void *)(x) + (i), e, n)
+#if defined(BFLOAT16_NAME)
 #include "ops/kernel_tile.h"
+#endif
 #include "ops/kernel_softmax.h"
 
 static float exponentiate_bfloat16(float *x, float scale, size_t n) {
@@ -422,13 +428,67 @@ static float exponentiate_bfloat16(float *x, float scale, size_t n) {
 }
 #endif
 
+#if defined(TILES_NAME)
+static void multiply_tiles(const qv_panel_product *p) {
+    qv_multiply_tiles(p, finish_rows);
+}
+#endif
+
+/* ---- int8 ---- */
+
+/* The even items of four int8 in each lane, or the odd ones, as 16 bits. */
+INLINE words32 spread(words32 bytes, size_t part) {
+    typedef int16_t halves __attribute__((vector_size(4 * WIDTH)));
+    typedef uint16_t unsigned_halves __attribute__((vector_size(4 * WIDTH)));
+    const halves upper = part == 0 ? (halves)((unsigned_halves)bytes << 8) : (halves)bytes;
+    return (words32)(upper >> 8);
+}
+
+#undef STEP_TARGET
+#undef STEP_INLINE
+#define STEP_TARGET TARGET
+#define STEP_INLINE INLINE
+#define INT8(name) name##_spread
+#define INT8_ROWS PAIR_ROWS
+#define INT8_PARTS ((size_t)2)
+#define INT8_PART(w, part) spread(w, part)
+#define INT8_DOT(sum, x, w) ((sum) + multiply_pairs(x, w))
+#define INT8_STORE(out, q) store_quads(out, q)
+#include "ops/kernel_int8.h"
+
+#if defined(VNNI_NAME)
+#undef STEP_TARGET
+#undef STEP_INLINE
+#undef INT8
+#undef INT8_ROWS
+#undef INT8_PARTS
+#undef INT8_PART
+#undef INT8_DOT
+#undef INT8_STORE
+#define STEP_TARGET TARGET_VNNI
+#define STEP_INLINE INLINE_VNNI
+#define INT8(name) name##_vnni
+#define INT8_ROWS TILE_ROWS
+#define INT8_PARTS ((size_t)1)
+#define INT8_PART(w, part) (w)
+#define INT8_DOT(sum, x, w) dot_bytes(sum, x, w)
+#define INT8_STORE(out, q) store_bytes(out, q)
+#include "ops/kernel_int8.h"
+#endif
+
+#define INT8_RECORD                                                                                                       \
+    .precision = QV_PRECISION_INT8, .dtype = QV_INT8, .items = 4, .row_tail = 2, .panel_tail = 2, .panel_columns = PANEL, \
+    .most_columns = PANEL, .packs_layers = true
+
 static const qv_product products[] = {
     {
         .name = NAME,
         .precision = QV_PRECISION_FLOAT32,
         .dtype = QV_FLOAT32,
         .items = 1,
+        .row_words = 1,
         .panel_columns = PANEL,
+        .most_columns = PANEL,
         .tile_rows = TILE_ROWS,
         .packs_layers = PACKS_LAYERS,
         .multiply = multiply_float32,
@@ -436,13 +496,35 @@ static const qv_product products[] = {
         .exponentiate = exponentiate_float32,
         .burn = burn_float32,
     },
+#if defined(TILES_NAME)
+    {
+        .name = TILES_NAME,
+        .precision = QV_PRECISION_BFLOAT16,
+        .dtype = QV_BFLOAT16,
+        .items = 2,
+        .row_words = 1,
+        .panel_columns = QV_MAX_PANEL,
+        .most_columns = SIZE_MAX,
+        .tile_rows = 16,
+        .packs_layers = PACKS_LAYERS,
+        .runs = has_tiles,
+        .multiply = multiply_tiles,
+        .write_steps = write_pairs,
+        .read_steps = read_pairs,
+        .join_rows = join_pairs,
+        .exponentiate = exponentiate_bfloat16,
+        .burn = qv_burn_tiles,
+    },
+#endif
 #if defined(BFLOAT16_NAME)
     {
         .name = BFLOAT16_NAME,
         .precision = QV_PRECISION_BFLOAT16,
         .dtype = QV_BFLOAT16,
         .items = 2,
+        .row_words = 1,
         .panel_columns = PANEL,
+        .most_columns = PANEL,
         .tile_rows = TILE_ROWS,
         .packs_layers = PACKS_LAYERS,
         .runs = has_bfloat16,
@@ -454,6 +536,27 @@ static const qv_product products[] = {
         .burn = burn_bfloat16,
     },
 #endif
+#if defined(VNNI_NAME)
+    {
+        INT8_RECORD,
+        .name = VNNI_NAME,
+        .row_words = 1,
+        .tile_rows = TILE_ROWS,
+        .runs = has_vnni,
+        .multiply = multiply_vnni,
+        .write_steps = write_vnni,
+        .burn = burn_vnni,
+    },
+#endif
+    {
+        INT8_RECORD,
+        .name = INT8_NAME,
+        .row_words = 2,
+        .tile_rows = PAIR_ROWS,
+        .multiply = multiply_spread,
+        .write_steps = write_spread,
+        .burn = burn_spread,
+    },
 };
 
 const qv_kernels KERNELS = {

@@ -1,11 +1,16 @@
 /* Vectors of 4 floats by the compiler's own: all that kernel_template.h asks of a set but multiply_add. */
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #define TARGET
 #define INLINE static inline __attribute__((always_inline))
 #define WIDTH ((size_t)4)
 
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t integers __attribute__((vector_size(16)));
+typedef uint32_t words32 __attribute__((vector_size(16)));
 
 INLINE vec zero(void) {
     return (vec){0, 0, 0, 0};
@@ -78,4 +83,37 @@ INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t l
             memcpy(out + i * ld_out + j, in + j * ld_in + i, sizeof *out);
         }
     }
+}
+
+INLINE words32 set1_words(uint32_t x) {
+    return (words32){x, x, x, x};
+}
+INLINE words32 load_words(const qv_bits32 *p) {
+    words32 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+/* |x| below 2^22: the sum has no bits behind the point */
+INLINE words32 round_words(vec x) {
+    const vec shift = set1(0x1.8p23f);
+    return (words32)(x + shift) - (words32)shift;
+}
+INLINE vec from_words(words32 x) {
+    return __builtin_convertvector((integers)x, vec);
+}
+#if defined(__SSE2__)
+INLINE words32 multiply_pairs(words32 x, words32 w) {
+    return (words32)_mm_madd_epi16((__m128i)x, (__m128i)w);
+}
+#else
+/* 255 * -128 fits in 16 bits. */
+INLINE words32 multiply_pairs(words32 x, words32 w) {
+    typedef int16_t halves __attribute__((vector_size(16)));
+    const words32 products = (words32)((halves)x * (halves)w);
+    return (words32)((integers)(products << 16) >> 16) + (words32)((integers)products >> 16);
+}
+#endif
+INLINE void store_quads(qv_bits32 *out, words32 q) {
+    out[0] = q[0] | q[2] << 16;
+    out[1] = q[1] | q[3] << 16;
 }

@@ -9,13 +9,16 @@
 #define QV_MAX_PANEL ((size_t)64)
 #define QV_DEPTH_BLOCK ((size_t)1024)
 
-/* Two and four bytes of whatever lies in steps: floats, or pairs of bfloat16. */
+/* Products of int8 are of at most this depth, so that no sum leaves 32 bits: 255 * 128 * 65536 < 2^31. */
+#define QV_INT8_DEPTH ((size_t)65536)
+
+/* Two and four bytes of whatever lies in steps: floats, pairs of bfloat16, int8. */
 typedef uint16_t __attribute__((may_alias)) qv_bits16;
 typedef uint32_t __attribute__((may_alias)) qv_bits32;
 
 /* out [rows, columns] = x [rows, depth] times a panel: the transposed weight of up to `panel_columns` columns, packed
  * as [depth, panel_columns] with zeros after the last column. x and panel are in the product's steps, and depth and ld_x
- * count them. */
+ * count them. What a row gives does not depend on how many rows there are. */
 typedef struct {
     float *out;
     size_t ld_out;
@@ -30,22 +33,27 @@ typedef struct {
     const char *prefetch, *prefetch_end; /* memory that the next product will read; NULL: unknown */
 } qv_panel_product;
 
-/* A product of one precision. Its factors lie in steps of 4 bytes, each of one or more items along the depth: a float, or
- * a pair of bfloat16. */
+/* A product of one precision. Its factors lie in steps of 4 bytes, each of one or more items along the depth: a float, a pair
+ * of bfloat16, or four int8. In int8 a panel has two rows more behind its steps, each column's scale (float) and the sum of its
+ * items (int32), and a row two words, its scale and its zero point; see kernel_int8.h. */
 typedef struct {
     const char *name;
     qv_precision precision;
     qv_dtype dtype; /* of panels that it reads where they lie in a file */
     size_t items;   /* of a step */
+    size_t row_words;  /* words that a step takes in a row of x: 1, or 2 where int8 is spread to 16 bits */
+    size_t row_tail;   /* words behind a row's steps */
+    size_t panel_tail; /* rows behind a panel's */
     size_t panel_columns;
+    size_t most_columns; /* of one call: a panel's, or any number, of panels that lie one behind another */
     size_t tile_rows;    /* rows that the register tile holds: chunks of rows are best a multiple of it */
     bool packs_layers;   /* whether it beats OpenBLAS's product here, so that linear layers are packed for it */
     bool (*runs)(void);  /* whether this CPU has it; NULL: any that has the set's other kernels */
     void (*multiply)(const qv_panel_product *product);
-    /* out [steps] = x [n], a last step filled with zeros, to nearest, ties to even; out may begin where x does. NULL: floats
-     * are such steps. */
+    /* out [steps] = x [n], a last step filled with zeros, to nearest, ties to even; in bfloat16 out may begin where x does.
+     * NULL: floats are such steps. */
     void (*write_steps)(float *out, const float *x, size_t n);
-    /* out [n] = the items of [steps]; NULL likewise */
+    /* out [n] = the items of [steps]; NULL likewise, and in int8, as join_rows and exponentiate are there */
     void (*read_steps)(float *out, const float *steps, size_t n);
     /* out [n] steps, each of an item of `items` rows [n] */
     void (*join_rows)(float *out, const float *const *rows, size_t n);
@@ -65,10 +73,18 @@ static inline size_t qv_steps(const qv_product *product, size_t depth) {
     return (depth + product->items - 1) / product->items;
 }
 
-/* out [n, steps] = the rows of x [n, d] in steps */
+/* Words of a row of `depth` items in steps, and rows of a panel of that depth, what lies behind the steps included. */
+static inline size_t qv_row_words(const qv_product *product, size_t depth) {
+    return qv_steps(product, depth) * product->row_words + product->row_tail;
+}
+static inline size_t qv_panel_rows(const qv_product *product, size_t depth) {
+    return qv_steps(product, depth) + product->panel_tail;
+}
+
+/* out [n, row words] = the rows of x [n, d] in steps */
 static inline void qv_write_rows(const qv_product *product, float *out, qv_const_rows x, size_t n, size_t d) {
     for (size_t r = 0; r < n; r++) {
-        product->write_steps(out + r * qv_steps(product, d), x.at + r * x.ld, d);
+        product->write_steps(out + r * qv_row_words(product, d), x.at + r * x.ld, d);
     }
 }
 
@@ -96,6 +112,10 @@ extern const qv_kernels qv_kernels_generic;
 #if defined(__x86_64__)
 extern const qv_kernels qv_kernels_avx2;
 extern const qv_kernels qv_kernels_avx512;
+/* A product of bfloat16 by AMX's tiles, beside whichever vectors: panels of QV_MAX_PANEL columns. `finish` makes of
+ * rows first .. of out what bias and epilogue say. The calling thread's tiles are unset before and after. */
+void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_product *p, size_t first, size_t rows));
+double qv_burn_tiles(size_t steps);
 #elif defined(__aarch64__)
 extern const qv_kernels qv_kernels_neon;
 #endif

@@ -1,4 +1,5 @@
-/* AVX2 with FMA: vectors of 8 floats, a tile of 6 rows and 16 columns. */
+/* AVX2 with FMA: vectors of 8 floats, a tile of 6 rows and 16 columns; AMX's tiles of bfloat16 where they are without AVX-512. */
+#include "base/cpu.h"
 #include "ops/kernels.h"
 
 #if defined(__x86_64__)
@@ -9,11 +10,16 @@
 
 #define TARGET __attribute__((target("avx2,fma")))
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma")))
+#define TARGET_VNNI __attribute__((target("avx2,fma,avxvnni")))
+#define INLINE_VNNI static inline __attribute__((always_inline, target("avx2,fma,avxvnni")))
+#define TARGET_BFLOAT16 TARGET
+#define INLINE_BFLOAT16 INLINE
 
 #define WIDTH ((size_t)8)
 #define TILE_ROWS ((size_t)6)
 #define TILE_VECTORS 2
 typedef __m256 vec;
+typedef uint32_t words32 __attribute__((vector_size(32)));
 
 INLINE vec zero(void) {
     return _mm256_setzero_ps();
@@ -101,9 +107,52 @@ INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t l
     }
 }
 
+INLINE words32 set1_words(uint32_t x) {
+    return (words32)_mm256_set1_epi32((int)x);
+}
+INLINE words32 load_words(const qv_bits32 *p) {
+    return (words32)_mm256_loadu_si256((const __m256i *)(const void *)p);
+}
+INLINE words32 round_words(vec x) {
+    return (words32)_mm256_cvtps_epi32(x);
+}
+INLINE vec from_words(words32 x) {
+    return _mm256_cvtepi32_ps((__m256i)x);
+}
+INLINE words32 multiply_pairs(words32 x, words32 w) {
+    return (words32)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+}
+INLINE void store_quads(qv_bits32 *out, words32 q) {
+    __m256i pairs = _mm256_or_si256((__m256i)q, _mm256_slli_epi32(_mm256_srli_si256((__m256i)q, 8), 16));
+    __m128i both = _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
+    _mm_storeu_si128((__m128i *)(void *)out, both);
+}
+
+static bool has_vnni(void) {
+    return qv_cpu().avx_vnni;
+}
+
+INLINE_VNNI words32 dot_bytes(words32 sum, words32 x, words32 w) {
+    return (words32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+}
+INLINE_VNNI void store_bytes(qv_bits32 *out, words32 q) {
+    __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)q), _mm256_extracti128_si256((__m256i)q, 1));
+    _mm_storel_epi64((__m128i *)(void *)out, _mm_packus_epi16(halves, halves));
+}
+
+static bool has_tiles(void) {
+    return qv_cpu().amx;
+}
+
+#include "ops/kernel_pairs.h"
+
 #define KERNELS qv_kernels_avx2
 #define NAME "avx2"
 #define PACKS_LAYERS true
+#define INT8_NAME "avx2"
+#define PAIR_ROWS ((size_t)4)
+#define VNNI_NAME "avx_vnni"
+#define TILES_NAME "amx"
 #include "ops/kernel_template.h"
 
 #endif

@@ -1,4 +1,5 @@
-/* AVX-512: vectors of 16 floats, a tile of 6 rows and 64 columns; bfloat16 dot products where the CPU has them. */
+/* AVX-512: vectors of 16 floats, a tile of 6 rows and 64 columns; bfloat16 dot products, and AMX's tiles, where the CPU has
+ * them. */
 #include "base/cpu.h"
 #include "ops/kernels.h"
 
@@ -11,6 +12,8 @@
 #define FEATURES "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #define TARGET __attribute__((target(FEATURES)))
 #define INLINE static inline __attribute__((always_inline, target(FEATURES)))
+#define TARGET_VNNI __attribute__((target(FEATURES ",avx512vnni")))
+#define INLINE_VNNI static inline __attribute__((always_inline, target(FEATURES ",avx512vnni")))
 #define TARGET_BFLOAT16 __attribute__((target(FEATURES ",avx512bf16")))
 #define INLINE_BFLOAT16 static inline __attribute__((always_inline, target(FEATURES ",avx512bf16")))
 
@@ -18,6 +21,7 @@
 #define TILE_ROWS ((size_t)6)
 #define TILE_VECTORS 4
 typedef __m512 vec;
+typedef uint32_t words32 __attribute__((vector_size(64)));
 typedef __m512i pairs; /* of bfloat16 */
 
 INLINE vec zero(void) {
@@ -117,6 +121,10 @@ static bool has_bfloat16(void) {
     return qv_cpu().avx512_bf16;
 }
 
+static bool has_tiles(void) {
+    return qv_cpu().amx;
+}
+
 INLINE_BFLOAT16 pairs set1_pair(uint32_t pair) {
     return _mm512_set1_epi32((int)pair);
 }
@@ -178,10 +186,46 @@ TARGET_BFLOAT16 static void join_pairs(float *out, const float *const *rows, siz
     }
 }
 
+INLINE words32 set1_words(uint32_t x) {
+    return (words32)_mm512_set1_epi32((int)x);
+}
+INLINE words32 load_words(const qv_bits32 *p) {
+    return (words32)_mm512_loadu_si512(p);
+}
+INLINE words32 round_words(vec x) {
+    return (words32)_mm512_cvtps_epi32(x);
+}
+INLINE vec from_words(words32 x) {
+    return _mm512_cvtepi32_ps((__m512i)x);
+}
+INLINE words32 multiply_pairs(words32 x, words32 w) {
+    return (words32)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+}
+INLINE void store_quads(qv_bits32 *out, words32 q) {
+    __m512i both = _mm512_or_si512((__m512i)q, _mm512_slli_epi32(_mm512_bsrli_epi128((__m512i)q, 8), 16));
+    __m256i together = _mm512_castsi512_si256(_mm512_maskz_compress_epi64(0x55, both));
+    _mm256_storeu_si256((__m256i *)(void *)out, together);
+}
+
+static bool has_vnni(void) {
+    return qv_cpu().avx512_vnni;
+}
+
+INLINE_VNNI words32 dot_bytes(words32 sum, words32 x, words32 w) {
+    return (words32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+}
+INLINE_VNNI void store_bytes(qv_bits32 *out, words32 q) {
+    _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8((__m512i)q));
+}
+
 #define KERNELS qv_kernels_avx512
 #define NAME "avx512"
 #define PACKS_LAYERS true
+#define INT8_NAME "avx512"
+#define PAIR_ROWS ((size_t)4)
+#define VNNI_NAME "avx512_vnni"
 #define BFLOAT16_NAME "avx512_bf16"
+#define TILES_NAME "amx"
 #include "ops/kernel_template.h"
 
 #endif

@@ -16,4 +16,6 @@ INLINE vec multiply_add(vec a, vec b, vec c) {
 #define KERNELS qv_kernels_generic
 #define NAME "openblas"
 #define PACKS_LAYERS false
+#define INT8_NAME "portable"
+#define PAIR_ROWS ((size_t)4)
 #include "ops/kernel_template.h"

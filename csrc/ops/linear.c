@@ -1,6 +1,5 @@
-/* The product of a linear layer, and the gradient of its input: by packed panels where the layer is packed, a group of columns
- * and a chunk of rows a task; elsewhere by OpenBLAS, a slab of columns a task. A column's result does not depend on how columns
- * and rows are shared out. */
+/* The product of a linear layer: by packed panels where the layer is packed, a group of columns and a chunk of rows a task;
+ * elsewhere by OpenBLAS, a slab of columns a task. A column's result does not depend on how columns and rows are shared out. */
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
@@ -18,8 +17,6 @@
 #define MOST_CHUNKS ((size_t)64)
 /* Columns of a task: the widest panel. */
 #define GROUP_COLUMNS QV_MAX_PANEL
-/* Multiplications below which waking another thread costs more than it gains. */
-#define LEAST_SHARED ((size_t)1 << 17)
 
 /* What is known of a chunk's rows, where they must be written in the product's steps before they are multiplied. */
 enum { NOT_WRITTEN, BEING_WRITTEN, WRITTEN };
@@ -28,10 +25,10 @@ typedef struct {
     const qv_product *product;
     const qv_linear *layer;
     const float *const *parts; /* of the weight, in panels */
-    size_t steps;
+    size_t row_words, panel_rows; /* of a row in steps, of a panel */
     qv_rows out;
     qv_const_rows x; /* [rows, depth] */
-    float *written;  /* [rows, steps] of x, by whichever lane first needs a chunk of them; NULL: x itself is in steps */
+    float *written;  /* [rows, row_words] of x, by whichever lane first needs a chunk of them; NULL: x itself is in steps */
     const qv_epilogue *epilogue;
     bool add_to_out;
     size_t first, count; /* columns */
@@ -56,7 +53,7 @@ static void write_chunk(product_work *w, size_t chunk) {
     if (atomic_compare_exchange_strong(&w->state[chunk], &state, BEING_WRITTEN)) {
         size_t first = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - first;
         qv_const_rows x = {w->x.at + first * w->x.ld, w->x.ld};
-        qv_write_rows(w->product, w->written + first * w->steps, x, rows, w->layer->depth);
+        qv_write_rows(w->product, w->written + first * w->row_words, x, rows, w->layer->depth);
         atomic_store(&w->state[chunk], WRITTEN);
     }
     while (atomic_load(&w->state[chunk]) != WRITTEN) {
@@ -81,7 +78,7 @@ static column_group find_group(const product_work *w, size_t group) {
                 size_t column = group * GROUP_COLUMNS;
                 return (column_group){.column = start + column,
                                       .columns = columns - column < GROUP_COLUMNS ? columns - column : GROUP_COLUMNS,
-                                      .panel = w->parts[part] + column * w->steps};
+                                      .panel = w->parts[part] + column * w->panel_rows};
             }
             group -= groups;
         }
@@ -110,25 +107,25 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     product_work *w = context;
     size_t number = 0, chunk = 0;
     take_group(w, lane, &number, &chunk);
-    size_t width = w->product->panel_columns, steps = w->steps;
+    size_t width = w->product->panel_columns, steps = qv_steps(w->product, w->layer->depth);
     size_t row = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - row;
     qv_const_rows x = {w->x.at + row * w->x.ld, w->x.ld};
     if (w->written != NULL) {
         write_chunk(w, chunk);
-        x = (qv_const_rows){w->written + row * steps, steps};
+        x = (qv_const_rows){w->written + row * w->row_words, w->row_words};
     }
     column_group group = find_group(w, number), next = find_group(w, (number + 1) % w->groups);
     size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
     for (size_t c = 0; c < group.columns; c += width) {
         size_t column = group.column - w->first + c;
         bool last = c + width >= group.columns;
-        const char *prefetch = (const char *)(last ? next.panel : group.panel + (c + width) * steps);
+        const char *prefetch = (const char *)(last ? next.panel : group.panel + (c + width) * w->panel_rows);
         qv_panel_product product = {
             .out = w->out.at + row * w->out.ld + column,
             .ld_out = w->out.ld,
             .x = x.at,
             .ld_x = x.ld,
-            .panel = group.panel + c * steps,
+            .panel = group.panel + c * w->panel_rows,
             .rows = rows,
             .columns = group.columns - c < width ? group.columns - c : width,
             .depth = steps,
@@ -148,8 +145,9 @@ static void multiply_group(void *context, size_t task, size_t lane) {
 }
 
 size_t qv_cpu_linear_scratch(size_t rows, size_t depth) {
-    /* In float32 and in pairs, x is no wider than in halves and one to fill a last pair. */
-    return qv_kernels_here()->product_count > 1 ? rows * (depth + 1) * sizeof(qv_bits16) : 0;
+    /* In int8 spread to 16 bits, a row and what lies behind it are wider than in pairs. */
+    const size_t words = (depth + 3) / 4 * 2 + 2;
+    return rows * words * sizeof(float);
 }
 
 static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first,
@@ -159,7 +157,8 @@ static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const q
     product_work work = {.product = product,
                          .layer = layer,
                          .parts = weights->parts,
-                         .steps = qv_steps(product, layer->depth),
+                         .row_words = qv_row_words(product, layer->depth),
+                         .panel_rows = qv_panel_rows(product, layer->depth),
                          .out = out,
                          .x = x,
                          .written = product->write_steps != NULL ? call->scratch : NULL,
@@ -188,7 +187,7 @@ static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const q
     }
     work.tiles = (R + tile - 1) / tile;
     work.chunks = chunks < MOST_CHUNKS ? chunks : MOST_CHUNKS;
-    size_t width = R * count * layer->depth < LEAST_SHARED ? 1 : call->lanes;
+    size_t width = R * count * layer->depth < QV_LEAST_SHARED ? 1 : call->lanes;
     qv_cpu_run(call, width, work.groups * work.chunks, multiply_group, &work);
 }
 
@@ -217,8 +216,7 @@ static void multiply_slab(void *context, size_t task, size_t lane) {
     qv_apply_epilogue(out, w->bias != NULL ? w->bias + first : NULL, w->epilogue, column, w->rows, count);
 }
 
-/* Columns of a lane's slab, of `columns` */
-static size_t slab_columns(const qv_call *call, size_t columns) {
+size_t qv_cpu_slab_columns(const qv_call *call, size_t columns) {
     size_t slabs = call->lanes < columns / 16 ? call->lanes : 1;
     return ((columns + slabs - 1) / slabs + 15) / 16 * 16;
 }
@@ -231,7 +229,7 @@ static void multiply_plain(qv_call *call, qv_rows out, qv_const_rows x, const qv
         if (start < first || start >= first + count) {
             continue;
         }
-        size_t columns = layer->part_columns[part], slab = slab_columns(call, columns);
+        size_t columns = layer->part_columns[part], slab = qv_cpu_slab_columns(call, columns);
         slab_work work = {.out = out,
                           .x = x,
                           .plain = weights->parts[part],
@@ -256,131 +254,4 @@ void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear 
     bool plain = rest.activation == QV_IDENTITY && rest.multiply.at == NULL && rest.residual.at == NULL;
     (((const qv_cpu_weights *)layer->packed)->product != NULL ? multiply_packed : multiply_plain)(
         call, out, x, layer, first, count, plain ? NULL : &rest, add_to_out, R);
-}
-
-/* ---- the gradient ---- */
-
-/* dx = dy W, some columns of dx a task. The float32 product wants W itself in panels, [N, width] of so many columns: they are
- * made of the forward's panels, which hold W^T, a block of the depth N at a time. */
-typedef struct {
-    const qv_linear *layer;
-    const qv_cpu_weights *weights;
-    const qv_product *product;
-    qv_rows dx;
-    qv_const_rows dy;
-    size_t first, count;
-    bool accumulate;
-    size_t rows, chunks;
-    float *scratch; /* [lanes, QV_DEPTH_BLOCK, QV_MAX_PANEL] */
-} backward_work;
-
-size_t qv_cpu_linear_backward_scratch(size_t lanes) {
-    return lanes * QV_DEPTH_BLOCK * QV_MAX_PANEL * sizeof(float);
-}
-
-/* Columns k .. of dx from columns n .. n + depth of dy */
-static void multiply_block(const backward_work *w, const float *block, size_t k, size_t n, size_t depth, size_t chunk) {
-    size_t row = chunk * w->rows / w->chunks, end = (chunk + 1) * w->rows / w->chunks;
-    size_t width = w->product->panel_columns, left = w->layer->depth - k;
-    qv_panel_product product = {
-        .out = w->dx.at + row * w->dx.ld + k,
-        .ld_out = w->dx.ld,
-        .x = w->dy.at + row * w->dy.ld + n,
-        .ld_x = w->dy.ld,
-        .panel = block,
-        .rows = end - row,
-        .columns = left < width ? left : width,
-        .depth = depth,
-        .add_to_out = w->accumulate || n != 0,
-    };
-    w->product->multiply(&product);
-}
-
-static void backward_panel(void *context, size_t task, size_t lane) {
-    const backward_work *w = context;
-    const qv_linear *layer = w->layer;
-    const qv_product *packed = w->weights->product;
-    size_t width = w->product->panel_columns, steps = qv_steps(packed, layer->depth), k = task / w->chunks * width;
-    size_t count = layer->depth - k < width ? layer->depth - k : width, chunk = task % w->chunks;
-    float *block = w->scratch + lane * QV_DEPTH_BLOCK * QV_MAX_PANEL;
-    if (count < width) {
-        memset(block, 0, QV_DEPTH_BLOCK * width * sizeof *block);
-    }
-    size_t start = 0, done = 0, filled = 0;
-    for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
-        size_t columns = start >= w->first && start < w->first + w->count ? layer->part_columns[part] : 0;
-        for (size_t c = 0, n; c < columns; c += n) {
-            n = columns - c < packed->panel_columns ? columns - c : packed->panel_columns;
-            if (filled + n > QV_DEPTH_BLOCK) {
-                multiply_block(w, block, k, done, filled, chunk);
-                done += filled;
-                filled = 0;
-            }
-            qv_cpu_unpack(packed, block + filled * width, width, w->weights->parts[part] + c * steps, n, k, count);
-            filled += n;
-        }
-    }
-    multiply_block(w, block, k, done, filled, chunk);
-}
-
-typedef struct {
-    qv_rows dx;
-    qv_const_rows dy;
-    const float *plain; /* [N, K] */
-    bool accumulate;
-    size_t R, N, K, slab;
-} backward_slab_work;
-
-static void backward_slab(void *context, size_t task, size_t lane) {
-    (void)lane;
-    const backward_slab_work *w = context;
-    size_t first = task * w->slab;
-    size_t count = first + w->slab <= w->K ? w->slab : w->K - first;
-    qv_sgemm(w->dx.at + first, w->dx.ld, w->dy.at, w->dy.ld, false, w->plain + first, w->K, false, 1.0f,
-             w->accumulate ? 1.0f : 0.0f, w->R, count, w->N);
-}
-
-static void backward_plain(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
-                           bool accumulate, size_t R) {
-    const qv_cpu_weights *weights = layer->packed;
-    size_t K = layer->depth, slab = slab_columns(call, K), start = 0;
-    for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
-        if (start >= first && start < first + count) {
-            qv_const_rows columns = {dy.at + start - first, dy.ld};
-            backward_slab_work work = {
-                dx, columns, weights->parts[part], accumulate || start != first, R, layer->part_columns[part], K, slab};
-            qv_cpu_run(call, call->lanes, (K + slab - 1) / slab, backward_slab, &work);
-        }
-    }
-}
-
-void qv_cpu_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
-                            bool accumulate, size_t R) {
-    const qv_cpu_weights *weights = layer->packed;
-    if (R == 0 || count == 0) {
-        return;
-    }
-    if (weights->product == NULL) {
-        backward_plain(call, dx, dy, layer, first, count, accumulate, R);
-        return;
-    }
-    const qv_product *product = qv_product_here(QV_PRECISION_FLOAT32);
-    backward_work work = {.layer = layer,
-                          .weights = weights,
-                          .product = product,
-                          .dx = dx,
-                          .dy = dy,
-                          .first = first,
-                          .count = count,
-                          .accumulate = accumulate,
-                          .rows = R,
-                          .chunks = 1,
-                          .scratch = call->scratch};
-    size_t panels = (layer->depth + product->panel_columns - 1) / product->panel_columns;
-    /* Each chunk of the rows makes the panels anew. */
-    while (panels * work.chunks < 2 * call->lanes && R / (2 * work.chunks) >= 16 * product->tile_rows) {
-        work.chunks *= 2;
-    }
-    size_t lanes = R * count * layer->depth < LEAST_SHARED ? 1 : call->lanes;
-    qv_cpu_run(call, lanes, panels * work.chunks, backward_panel, &work);
 }

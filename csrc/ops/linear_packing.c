@@ -14,7 +14,8 @@ typedef struct {
     const qv_kernels *kernels;
     const qv_product *product;
     const qv_linear_source *source;
-    float *packed; /* [panels, steps, panel_columns] */
+    float *packed; /* [panels, panel rows, panel_columns] */
+    float *spare;  /* [lanes, qv_int8_spare], int8 alone */
     size_t columns, depth;
 } pack_work;
 
@@ -40,6 +41,15 @@ static void join_panel(const pack_work *w, size_t task) {
     }
 }
 
+static void pack_int8_panel(void *context, size_t task, size_t lane) {
+    const pack_work *w = context;
+    size_t width = w->product->panel_columns, first = task * width;
+    size_t columns = w->columns - first < width ? w->columns - first : width;
+    float *out = w->packed + task * qv_panel_rows(w->product, w->depth) * width;
+    float *spare = w->spare + lane * qv_int8_spare(w->product, w->depth);
+    qv_int8_pack_panel(w->product, out, w->source, first, columns, w->depth, spare);
+}
+
 /* Panel `task`: the transposed rows of the weight, PACK_ITEMS of the depth at a time. */
 static void pack_panel(void *context, size_t task, size_t lane) {
     (void)lane;
@@ -47,7 +57,7 @@ static void pack_panel(void *context, size_t task, size_t lane) {
     float rows[QV_MAX_PANEL * PACK_STRIDE], spare[PACK_ITEMS];
     size_t width = w->product->panel_columns, first = task * width;
     size_t columns = w->columns - first < width ? w->columns - first : width;
-    float *out = w->packed + task * qv_steps(w->product, w->depth) * width;
+    float *out = w->packed + task * qv_panel_rows(w->product, w->depth) * width;
     if (lies_ready(w->source, width, QV_FLOAT32)) {
         join_panel(w, task);
         return;
@@ -67,8 +77,12 @@ static void pack_panel(void *context, size_t task, size_t lane) {
     }
 }
 
-void qv_cpu_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t columns, size_t k,
-                   size_t count) {
+void qv_cpu_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t depth, size_t columns,
+                   size_t k, size_t count) {
+    if (product->precision == QV_PRECISION_INT8) {
+        qv_int8_unpack(product, out, ld_out, panel, depth, columns, k, count);
+        return;
+    }
     const qv_kernels *kernels = qv_kernels_here();
     size_t width = product->panel_columns, steps = qv_steps(product, count);
     const float *from = panel + k / product->items * width;
@@ -90,7 +104,9 @@ static size_t panels_of(const qv_linear *layer, size_t part, size_t width) {
 static qv_status pack_panels(qv_cpu_weights *weights, const qv_linear *layer, const qv_linear_source *sources,
                              qv_error *err) {
     const qv_product *product = weights->product;
-    size_t panels = 0, width = product->panel_columns, steps = qv_steps(product, layer->depth), items;
+    bool int8 = product->precision == QV_PRECISION_INT8;
+    size_t panels = 0, width = product->panel_columns, rows = qv_panel_rows(product, layer->depth), items;
+    size_t lanes = qv_thread_count(), spare = int8 ? lanes * qv_int8_spare(product, layer->depth) : 0;
     for (size_t i = 0; i < layer->parts; i++) {
         if (lies_ready(&sources[i], width, product->dtype)) {
             weights->parts[i] = sources[i].weight->data;
@@ -101,22 +117,24 @@ static qv_status pack_panels(qv_cpu_weights *weights, const qv_linear *layer, co
     if (panels == 0) {
         return QV_OK;
     }
-    float *packed = qv_multiply_size(panels * width, steps, &items) ? qv_allocate(items, sizeof *packed) : NULL;
-    if (packed == NULL) {
+    float *packed = qv_multiply_size(panels * width, rows, &items) ? qv_allocate(items, sizeof *packed) : NULL;
+    weights->owned = packed;
+    float *columns = packed != NULL && int8 ? qv_allocate(spare, sizeof *columns) : NULL;
+    if (packed == NULL || (int8 && columns == NULL)) {
         return qv_fail_memory(err, sources[0].weight->name);
     }
-    weights->owned = packed;
     for (size_t i = 0; i < layer->parts; i++) {
         if (weights->parts[i] != NULL) {
             continue;
         }
-        pack_work work = {qv_kernels_here(), product, &sources[i], packed, layer->part_columns[i], layer->depth};
+        pack_work work = {qv_kernels_here(), product, &sources[i], packed, columns, layer->part_columns[i], layer->depth};
         size_t count = panels_of(layer, i, width);
-        qv_parallel(qv_thread_count(), count, pack_panel, &work);
+        qv_parallel(lanes, count, int8 ? pack_int8_panel : pack_panel, &work);
         weights->parts[i] = packed;
-        packed += count * width * steps;
+        packed += count * width * rows;
         qv_linear_source_release(&sources[i]);
     }
+    qv_free(columns);
     return QV_OK;
 }
 
@@ -148,7 +166,9 @@ static qv_status copy_plain(qv_cpu_weights *weights, const qv_linear *layer, con
 }
 
 qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err) {
-    (void)ops;
+    if (layer->precision == QV_PRECISION_INT8 && layer->depth > QV_INT8_DEPTH) {
+        layer->precision = ops->computes_in(ops, QV_PRECISION_BFLOAT16);
+    }
     const qv_product *product = qv_product_here(layer->precision);
     qv_cpu_weights *weights = qv_allocate(1, sizeof *weights);
     if (weights == NULL) {

@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { QV_PRECISION_FLOAT32, QV_PRECISION_BFLOAT16 } qv_precision;
+typedef enum { QV_PRECISION_FLOAT32, QV_PRECISION_BFLOAT16, QV_PRECISION_INT8 } qv_precision;
 
 typedef enum {
     QV_IDENTITY,
@@ -223,7 +223,7 @@ struct qv_ops {
      * with d_k over up to `rows` queries and keys of H heads; for relevance of that many, as for 2 H. */
     size_t (*backward_scratch_bytes)(size_t lanes, size_t keys, size_t H, size_t rows);
     /* dx [R, K] = dy [R, count] W[first : first + count], added to what is in dx where `accumulate`: by the weights that
-     * `linear` multiplies with, so in bfloat16 by the rounded ones. */
+     * `linear` multiplies with, so in bfloat16 and int8 by the rounded ones. */
     void (*linear_backward)(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first,
                             size_t count, bool accumulate, size_t R);
     /* With g = dy * weight: dx = (g - mean(g) - n mean(g n)) / sqrt(variance + eps); an RMS norm's without mean(g).
@@ -256,7 +256,8 @@ struct qv_ops {
 
 extern const qv_ops qv_cpu_ops;
 
-/* Which packed kernels this CPU uses, for each precision: "avx512", "avx512_bf16", "avx2", "openblas". */
+/* Which packed kernels this CPU uses, for each precision: "avx512", "avx512_bf16", "avx512_vnni", "amx", "avx2",
+ * "avx_vnni", "neon", "neon_bf16", "openblas", "portable". */
 const char *qv_cpu_kernels(qv_precision precision);
 /* The width of the panels that weights are packed in here; 0 where they are not. */
 size_t qv_cpu_panel_columns(void);

@@ -2,7 +2,8 @@
  * question encoder; _core.BlipImage: what the questions on an image share. */
 #include "python/binding.h"
 
-#include "models/blip_itm.h"
+#include "models/blip_gradcam.h"
+#include "models/blip_heads.h"
 
 #include <string.h>
 

@@ -319,8 +319,10 @@ int qvpy_precision(const char *text, qv_precision *out) {
         *out = QV_PRECISION_FLOAT32;
     } else if (strcmp(text, "bfloat16") == 0) {
         *out = QV_PRECISION_BFLOAT16;
+    } else if (strcmp(text, "int8") == 0) {
+        *out = QV_PRECISION_INT8;
     } else {
-        PyErr_Format(PyExc_ValueError, "precision is '%s', expected 'float32' or 'bfloat16'", text);
+        PyErr_Format(PyExc_ValueError, "precision is '%s', expected 'float32', 'bfloat16' or 'int8'", text);
         return -1;
     }
     return 0;

@@ -38,29 +38,35 @@ static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
 }
 #endif
 
+static PyObject *truth(bool is) {
+    return is ? Py_True : Py_False;
+}
+
 static PyObject *build_info(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
     qv_cpu_features cpu = qv_cpu();
 #if defined(QV_HAVE_STB)
-    int stb = 1;
+    bool stb = true;
 #else
-    int stb = 0;
+    bool stb = false;
 #endif
 #if defined(QV_DEBUG)
-    int debug = 1;
+    bool debug = true;
 #else
-    int debug = 0;
+    bool debug = false;
 #endif
-    return Py_BuildValue(
-        "{s:s, s:s, s:n, s:n, s:{s:O, s:O, s:O, s:O}, s:{s:s, s:s}, s:n, s:O, s:O, s:O}", "blas", qv_blas_config(),
-        "blas_kernels", qv_blas_kernels(), "threads", (Py_ssize_t)qv_thread_count(), "cpus",
-        (Py_ssize_t)qv_os_cpus(), "cpu_features", "avx2_fma", cpu.avx2_fma ? Py_True : Py_False, "avx512",
-        cpu.avx512 ? Py_True : Py_False, "avx512_bf16", cpu.avx512_bf16 ? Py_True : Py_False, "neon",
-        cpu.neon ? Py_True : Py_False, "kernels", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
-        qv_cpu_kernels(QV_PRECISION_BFLOAT16), "panel_columns", (Py_ssize_t)qv_cpu_panel_columns(), "stb_image",
-        stb ? Py_True : Py_False, "cuda",
-        qv_cuda_built() ? Py_True : Py_False, "debug", debug ? Py_True : Py_False);
+    PyObject *features = Py_BuildValue(
+        "{s:O, s:O, s:O, s:O, s:O, s:O, s:O, s:O}", "avx2_fma", truth(cpu.avx2_fma), "avx_vnni", truth(cpu.avx_vnni), "avx512",
+        truth(cpu.avx512), "avx512_vnni", truth(cpu.avx512_vnni), "avx512_bf16", truth(cpu.avx512_bf16), "amx",
+        truth(cpu.amx), "neon", truth(cpu.neon), "neon_bf16", truth(cpu.neon_bf16));
+    PyObject *kernels = Py_BuildValue("{s:s, s:s, s:s}", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
+                                      qv_cpu_kernels(QV_PRECISION_BFLOAT16), "int8", qv_cpu_kernels(QV_PRECISION_INT8));
+    return Py_BuildValue("{s:s, s:s, s:n, s:n, s:N, s:N, s:n, s:O, s:O, s:O}", "blas", qv_blas_config(), "blas_kernels",
+                         qv_blas_kernels(), "threads", (Py_ssize_t)qv_thread_count(), "cpus", (Py_ssize_t)qv_os_cpus(),
+                         "cpu_features", features, "kernels", kernels, "panel_columns",
+                         (Py_ssize_t)qv_cpu_panel_columns(), "stb_image", truth(stb), "cuda", truth(qv_cuda_built()),
+                         "debug", truth(debug));
 }
 
 static PyMethodDef functions[] = {

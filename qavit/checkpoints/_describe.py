@@ -114,7 +114,7 @@ def _panels_text(entry: dict[str, Any]) -> str:
     """What is stored in panels, and what this CPU does with it."""
     here = build_info()
     fits = entry["columns"] == here["panel_columns"] and (
-        entry["dtype"] == "float32" or here["kernels"]["bfloat16"] == "avx512_bf16"
+        entry["dtype"] == "float32" or here["kernels"]["bfloat16"] != here["kernels"]["float32"]
     )
     use = f"used where they are mapped with precision={entry['dtype']!r}" if fits else "made anew in memory on this CPU"
     return f"{_megabytes(entry['bytes'])} {entry['dtype']} in panels of {entry['columns']} columns, {use}"
@@ -125,7 +125,8 @@ def _megabytes(size: int) -> str:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e5 else str(count)
+    millions = count / 1e6
+    return f"{millions:.0f} M" if millions >= 100 else f"{millions:.3g} M"
 
 
 def description_text(description: dict[str, Any]) -> str:

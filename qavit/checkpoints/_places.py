@@ -44,7 +44,8 @@ def _folder(path: PathLike, argument: str, hub: Hub = NO_HUB) -> Path:
         hint = f"; if it is one of the Hugging Face hub, say 'hf://{name}'"
     else:
         hint = "; 'demo' is the bundled model, 'hf://owner/name' one of the Hugging Face hub" if argument == "path" else ""
-    raise FileNotFoundError(f"{argument}: there is no folder {str(path)!r}{hint}")
+    what = "file or folder" if argument == "path" else "folder"
+    raise FileNotFoundError(f"{argument}: there is no {what} {str(path)!r}{hint}")
 
 
 def hub_folder(value: Any, argument: str, hub: Hub) -> Path | None:

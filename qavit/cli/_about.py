@@ -1,19 +1,13 @@
-"""`qavit demo`, `convert`, `info` and `bench`."""
+"""`qavit demo`, `convert`, `info` and `models`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-import warnings
 from pathlib import Path
 
 from .._base.about import build_info
-from .._base.arguments import height_and_width
-from .._base.progress import Progress
-from .._base.warnings import QavitWarning
-from ._options import FILE, OK, UsageError, add_model_options, add_out, add_questions, completed, load_model, model_arguments
+from ._options import FILE, OK, UsageError, add_model_options, add_out, completed, model_arguments
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +16,7 @@ def add_demo_options(parser: argparse.ArgumentParser) -> None:
     completed(
         parser.add_argument("--image", metavar="IMAGE", help="your own picture (default: the model's own scene)"), FILE
     )
-    add_questions(parser)
+    parser.add_argument("-q", "--question", action="append", default=[], help="a question; may be given many times")
     parser.add_argument("--block", type=int, metavar="N", help="whose attention (default: the one that points best)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -32,9 +26,8 @@ def run_demo_command(options: argparse.Namespace) -> int:
     from .._demo import PICTURE, demo_scene, run_demo
     from ..metrics._pointing import attention_inside
 
-    asked = [*options.question, *(questions_alone(options.questions) if options.questions is not None else ())]
-    truth = None if options.image or asked else demo_scene().boxes
-    result, files = run_demo(options.out, options.image, asked or None, options.block)
+    truth = None if options.image or options.question else demo_scene().boxes
+    result, files = run_demo(options.out, options.image, options.question or None, options.block)
     if options.json:
         image = options.image or str(PICTURE)
         print(json.dumps({"image": image, "files": list(map(str, files)), **result.to_dict()}, ensure_ascii=False))
@@ -54,17 +47,6 @@ def run_demo_command(options: argparse.Namespace) -> int:
     return OK
 
 
-def questions_alone(path: str) -> list[str]:
-    """The questions of a file, whatever pictures it names."""
-    from ..data._questions import open_questions
-
-    items = list(open_questions(path, image_name="any")[0])
-    for item in items:
-        if item.problem is not None:
-            raise ValueError(item.problem)
-    return list(dict.fromkeys(item.question for item in items))
-
-
 def add_convert_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``qavit convert``."""
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the folder to write")
@@ -78,6 +60,7 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
     )
+    parser.add_argument("--again", action="store_true", help="write a folder anew that is there already")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     add_model_options(parser, precision=False, model="demo, a model's folder, or hf://owner/name on the hub")
 
@@ -88,6 +71,9 @@ def run_convert(options: argparse.Namespace) -> int:
     from ..checkpoints._describe import describe, description_text
     from ..checkpoints._opening import open_model
 
+    out = Path(options.out)
+    if not options.again and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"--out: {options.out!r} is there already, and not empty; --again writes it anew")
     source = open_model(options.model, **model_arguments(options))
     folder = convert(source, options.out, options.dtype, options.panels)
     described = describe(open_model(folder))
@@ -158,52 +144,4 @@ def run_models(options: argparse.Namespace) -> int:
         print(json.dumps({"families": catalogue(), "refused": refused()}, ensure_ascii=False))
     else:
         print(catalogue_markdown() if options.markdown else catalogue_text())
-    return OK
-
-
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``qavit bench``."""
-    parser.add_argument("--number", type=int, default=3, metavar="Q", help="questions on one picture (default: 3)")
-    parser.add_argument("--repeat", type=int, default=10, metavar="N", help="runs, whose median is told (default: 10)")
-    parser.add_argument("--block", type=int, metavar="N", help="whose attention; later ones take longer")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    add_model_options(parser)
-
-
-def run_bench(options: argparse.Namespace) -> int:
-    """Median milliseconds of maps of one picture."""
-    import numpy as np
-
-    if options.number < 1 or options.repeat < 1:
-        raise UsageError("--number and --repeat must be at least 1")
-    start = time.perf_counter()
-    model = load_model(options)
-    loading = time.perf_counter() - start
-    picture = np.random.default_rng(0).integers(0, 256, (*height_and_width(model.image_size), 3), np.uint8)
-    questions = [f"where is object number {i}?" for i in range(options.number)] if model.takes_questions else None
-    times = []
-    block = model.default_block if options.block is None else model.check_block(options.block, "--block")
-    for _ in Progress(range(options.repeat + 1), "runs"):
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", QavitWarning)  # of a picture of noise
-            model.heatmaps(picture, questions, block=block)
-        times.append(time.perf_counter() - start)
-    about = {
-        "model": model.name,
-        "precision": model.precision,
-        "threads": build_info()["threads"],
-        "questions": options.number if questions else 0,
-        "block": block,
-        "load_ms": round(1000 * loading, 2),
-        "first_ms": round(1000 * times[0], 2),
-        "median_ms": round(1000 * statistics.median(times[1:]), 3),
-    }
-    if options.json:
-        print(json.dumps(about))
-    else:
-        print(f"{about['model']}, {about['precision']}, {about['threads']} threads")
-        print(f"loaded in {about['load_ms']:.0f} ms, first map after {about['first_ms']:.1f} ms more")
-        asked = f"{len(questions)} question{'s' if len(questions) > 1 else ''}" if questions else "no question"
-        print(f"then {about['median_ms']:.2f} ms for a picture with {asked}, maps of block {block}")
     return OK

@@ -5,10 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._options import FILE, OK, UsageError, add_answering, add_model_options, completed, model_arguments
+from .._base.arguments import one_line
+from .._base.warnings import QavitWarning, note_of
+from ._options import (
+    FILE,
+    OK,
+    SOME_FAILED,
+    UsageError,
+    add_answering,
+    add_input_options,
+    add_model_options,
+    add_questions,
+    completed,
+    expanded,
+    model_arguments,
+    name_of,
+    read_questions,
+)
 
 if TYPE_CHECKING:
     from .._result import HeatmapResult
@@ -18,10 +36,21 @@ ENDINGS = frozenset({".png", ".jpg", ".webp", ".pdf", ".svg"})
 MOST_RANKED, LEAST_SHARE = 5, 0.01
 
 
+class Asked(NamedTuple):
+    """A question about a picture: what is loaded, and what it is called."""
+
+    picture: Any
+    image: str
+    question: str
+
+
 def add_ask_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``qavit ask``."""
-    completed(parser.add_argument("picture", metavar="PICTURE", help="a picture"), FILE)
-    parser.add_argument("asked", nargs="+", metavar="QUESTION", help="what is asked; several are answered one by one")
+    completed(
+        parser.add_argument("picture", nargs="?", metavar="PICTURE", help="a picture, a folder of them, or 'a/*.jpg'"), FILE
+    )
+    parser.add_argument("asked", nargs="*", metavar="QUESTION", help="what is asked; several are answered one by one")
+    add_questions(parser)
     completed(
         parser.add_argument(
             "--why", nargs="?", const="", metavar="FILE",
@@ -33,42 +62,89 @@ def add_ask_options(parser: argparse.ArgumentParser) -> None:
         "--among", action="append", metavar="ANSWER", help="choose among these; may be given many times (models that write)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a question on standard output")
+    add_input_options(parser)
     add_model_options(
         parser, model="demo (the default), a model's folder, hf://owner/name, or a configuration of PnP-VQA (.yaml)"
     )
 
 
 def run_ask(options: argparse.Namespace) -> int:
-    """Answer; each answer is a line."""
+    """Answer; each answer is a line, and behind its picture where there are several."""
     from ..answers._open import open_answering
-    from ..answers._pnpvqa import PNPVQA
 
     why = None if options.why is None else Path(options.why or "why.png")
     if why is not None and why.suffix.lower() not in ENDINGS:
         raise UsageError(f"--why: {str(why)!r} is none of {', '.join(sorted(ENDINGS))}")
+    asked = questions_of(options)
     arguments = {name: value for name, value in model_arguments(options).items() if value is not None}
     model = open_answering(options.model, **arguments, precision=options.precision, device=options.device)
-    answering = {**options.answering, **({} if options.among is None else {"answers": options.among})}
-    for number, question in enumerate(options.asked):
-        file = None if why is None else numbered(why, number, len(options.asked))
-        if isinstance(model, PNPVQA):
-            explained = model.explain(options.picture, question, **answering)
-            answer, about = explained.answer, explained.to_dict()
-            if file is not None:
-                explained.save(file)
-        else:
-            (answer,) = model.answer(options.picture, [question], **answering)
-            about = {"question": question, "answer": answer.text, "score": answer.score, "ranked": answer.ranked}
-            if file is not None:
-                draw(answer.result or model.heatmaps(options.picture, question), question, answer, file)
-        if options.json:
-            named = {} if file is None else {"file": str(file)}
-            print(json.dumps({**about, **named}, ensure_ascii=False), flush=True)
+    several, failed = len({one.image for one in asked}) > 1, False
+    for number, one in enumerate(asked):
+        file = None if why is None else numbered(why, number, len(asked))
+        try:
+            answer, about = answered(model, one, options, file)
+        except (OSError, ValueError) as error:
+            if len(asked) == 1 or options.verbose:
+                raise
+            failed = True
+            problem = one_line(error)
+            print(f"qavit ask: {problem if one.image in problem else f'{one.image}: {problem}'}", file=sys.stderr)
+            if options.json:
+                print(json.dumps({"image": one.image, "question": one.question, "error": problem}, ensure_ascii=False))
             continue
-        print(answer.text, flush=True)
+        if options.json:
+            print(json.dumps(about, ensure_ascii=False), flush=True)
+            continue
+        print(f"{one.image}: {answer}" if several else answer, flush=True)
         if file is not None:
             print(f"wrote {file}", file=sys.stderr)
-    return OK
+    return SOME_FAILED if failed else OK
+
+
+def questions_of(options: argparse.Namespace) -> list[Asked]:
+    """What is asked, about which picture, in order."""
+    if len(options.asked) > 1 and not any(" " in question for question in options.asked):
+        raise UsageError(f'quotes keep a question together: "{" ".join(options.asked)}"; several words are given by -q')
+    pictures = [] if options.picture is None else expanded(options.picture)
+    found = [Asked(image, image, question) for image in pictures for question in [*options.asked, *options.question]]
+    if options.questions is not None:
+        for source, question in read_questions(options):
+            if source is None and not pictures:
+                raise UsageError(f"{options.questions} names no picture for {question!r}; name pictures, too")
+            images = [(image, image) for image in pictures] if source is None else [(source.read(), name_of(source))]
+            found += [Asked(picture, name, question) for picture, name in images]
+    if not found:
+        raise UsageError('name a picture and a question: qavit ask cat.jpg "what is it?", or --questions FILE')
+    return found
+
+
+def answered(model: Any, one: Asked, options: argparse.Namespace, file: Path | None) -> tuple[str, dict[str, Any]]:
+    """The answer to a question, and what is told of it in JSON; its figure is drawn where there is a file for it."""
+    from ..answers._pnpvqa import PNPVQA
+
+    answering = {**options.answering, **({} if options.among is None else {"answers": options.among})}
+    named = {} if file is None else {"file": str(file)}
+    if isinstance(model, PNPVQA):
+        explained = model.explain(one.picture, one.question, **answering)
+        if file is not None:
+            explained.save(file)
+        return explained.answer.text, {"image": one.image, **explained.to_dict(), **named}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (answer,) = model.answer(one.picture, [one.question], **answering)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if file is not None:
+        draw(answer.result or model.heatmaps(one.picture, one.question), one.question, answer, file)
+    ranked = None if answer.ranked is None else answer.ranked[:MOST_RANKED]
+    about = {"image": one.image, "question": one.question, "answer": answer.text, "score": answer.score, "ranked": ranked}
+    return answer.text, {**about, "notes": notes_of(caught), **named}
+
+
+def notes_of(caught: Sequence[warnings.WarningMessage]) -> list[dict[str, str]]:
+    """What was warned of, as the notes of a result in JSON."""
+    notes = [note_of(one.category, str(one.message)) for one in caught if issubclass(one.category, QavitWarning)]
+    return [{"kind": note.kind, "text": note.text} for note in notes]
 
 
 def draw(result: HeatmapResult, question: str, answer: Generated, file: Path) -> None:

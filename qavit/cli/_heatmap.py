@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from .._base.arguments import one_line
 from .._base.files import make_folder, remove_leftovers, write_whole
 from .._base.progress import Progress
-from ..data._pictures import PICTURE_ENDINGS, ImageSource
+from ..data._pictures import ImageSource
 from ._options import (
     FILE,
     OK,
@@ -29,8 +28,10 @@ from ._options import (
     add_out,
     add_questions,
     completed,
+    expanded,
     load_model,
-    reading_arguments,
+    name_of,
+    read_questions,
 )
 
 if TYPE_CHECKING:
@@ -104,15 +105,16 @@ def run_heatmap(options: argparse.Namespace) -> int:
         try:
             request = fingerprint(model, job, options)
             finished = record.is_file() and record.read_text(encoding="utf-8") == request
-            if targets and finished and not options.again and not options.json and all(map(Path.exists, targets)):
+            finished = finished and not options.again and all(map(Path.exists, targets))
+            if targets and finished and not options.json:
                 ready += 1
                 for target in targets:
                     going.say(str(target))
                 continue
             result = ask(model, job, options)
-            for target in targets:
+            for target in () if finished else targets:
                 result.save(target, **look_of(target, options))
-            if targets:
+            if targets and not finished:
                 write_whole(record, request.encode())
         except (OSError, ValueError, TypeError) as error:
             if options.verbose:
@@ -205,36 +207,22 @@ def make_jobs(options: argparse.Namespace) -> Iterator[Job]:
         # A file of questions may name a picture otherwise than the command line does.
         return wanted.setdefault(place_of(source), (source, list(options.question)))[1]
 
-    for image in options.pictures:
-        for path in expanded(image):
-            of(ImageSource(path, path))
+    named = [of(ImageSource(path, path)) for image in options.pictures for path in expanded(image)]
     if options.questions is not None:
         for source, question in read_questions(options):
-            of(source).append(question)
+            if source is None and not named:
+                raise UsageError(f"{options.questions} names no picture for {question!r}; name pictures, too")
+            for questions in named if source is None else [of(source)]:
+                questions.append(question)
     used: set[str] = set()
     for number, (source, questions) in enumerate(wanted.values()):
-        name = source.name if source.data is not None or source.member or source.size else str(source.read())
+        name = name_of(source)
         stem = base = Path(name).stem or f"picture-{number}"
         again = 2
         while stem in used:
             stem, again = f"{base}-{again}", again + 1
         used.add(stem)
         yield Job(source, name or stem, list(dict.fromkeys(questions)), stem)
-
-
-def expanded(image: str) -> list[str]:
-    """The pictures that an argument means: itself, those of a folder, or those that fit a pattern."""
-    if os.path.isdir(image):
-        names = sorted(name for name in os.listdir(image) if Path(name).suffix.lower()[1:] in PICTURE_ENDINGS)
-        if not names:
-            raise UsageError(f"{image}: no pictures lie in this folder; '{image}/**/*.jpg' takes its folders too")
-        return [os.path.join(image, name) for name in names]
-    if any(letter in image for letter in "*?[") and not os.path.exists(image):
-        found = sorted(path for path in glob.glob(image, recursive=True) if os.path.isfile(path))
-        if not found:
-            raise UsageError(f"{image}: no picture fits this pattern")
-        return found
-    return [image]
 
 
 def place_of(source: ImageSource) -> tuple[Any, ...]:
@@ -244,13 +232,3 @@ def place_of(source: ImageSource) -> tuple[Any, ...]:
     if source.member or source.size:
         return source.path, source.offset, source.member
     return (os.path.abspath(str(source.read())),)
-
-
-def read_questions(options: argparse.Namespace) -> Iterator[tuple[ImageSource, str]]:
-    """(picture, question) of each row of a file that ``qavit run`` reads too; every row must be one."""
-    from ..data._questions import open_questions
-
-    for item in open_questions(options.questions, **reading_arguments(options))[0]:
-        if item.problem is not None or item.image is None:
-            raise ValueError(item.problem)
-        yield item.image, item.question

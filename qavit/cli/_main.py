@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,18 +15,17 @@ from .._base.arguments import one_line
 from .._base.extras import require
 from .._core import set_num_threads
 from ._about import (
-    add_bench_options,
     add_convert_options,
     add_demo_options,
     add_info_options,
     add_models_options,
-    run_bench,
     run_convert,
     run_demo_command,
     run_info,
     run_models,
 )
 from ._ask import add_ask_options, run_ask
+from ._bench import add_bench_options, run_bench
 from ._eval import add_eval_options, run_eval
 from ._heatmap import add_heatmap_options, run_heatmap
 from ._options import INTERRUPTED, OK, SOME_FAILED, USAGE, Parser, UsageError
@@ -44,7 +44,10 @@ Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 well, 1 something failed, 2 wrong usage, 130 interrupted."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        made: Parser = getattr(options, "parser", parser)
+        made.refuse(unknown)
     if options.command is None and not options.completion:
         parser.print_help()
         return USAGE
@@ -92,9 +95,25 @@ def once_in_a_line() -> Callable[..., None]:
     return show
 
 
+#: Arguments of the library that are options here, as its messages name them.
+ARGUMENTS = re.compile(
+    r"\b(answers|block|checkpoint|columns|config|device|encoding|fit|heads|image_name|image_size|keep|max_pixels|method|"
+    r"model|precision|text|tokenizer|vision)=(\S?)"
+)
+
+
+def option_named(found: re.Match[str]) -> str:
+    """The option that is an argument of the library: "--config {" for "config={"."""
+    option = f"--{found[1].replace('_', '-')}"
+    return f"{option} {found[2]}" if found[2] not in ("", ",", ";") else f"{option}{found[2]}"
+
+
 def as_option(problem: str, options: argparse.Namespace) -> str:
-    """What is wrong with an argument of the library, under the name of the option that it came from."""
+    """What is wrong with arguments of the library, in the words of the command line."""
+    problem = ARGUMENTS.sub(option_named, problem)
     name, colon, rest = problem.partition(": ")
+    if name == "path" and getattr(options, "model", None) is None and options.command == "info":
+        return rest
     option = {"path": "model", "images": "place"}.get(name, name)
     given = colon and option.isidentifier() and getattr(options, option, None) not in (None, [], {})
     given = given and option != "folder" and not (option == "questions" and options.command == "run")
@@ -102,7 +121,7 @@ def as_option(problem: str, options: argparse.Namespace) -> str:
     return f"--{option.replace('_', '-')}: {rest}" if given else problem
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """All commands and their options."""
 
     def common(**default: Any) -> Parser:
@@ -141,6 +160,6 @@ def make_parser() -> argparse.ArgumentParser:
             name, help=summary, description=summary, parents=[common(argument_default=argparse.SUPPRESS)],
             epilog=f"example: {example}", allow_abbrev=False,
         )  # fmt: skip
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, parser=made)
         options(made)
     return parser

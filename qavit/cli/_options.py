@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import glob
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from ..models._devices import PRECISIONS
+
+if TYPE_CHECKING:
+    from ..data._pictures import ImageSource
 
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -20,12 +27,40 @@ FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 
 
+#: What others call a choice, where it is no other spelling of the same thing.
+OTHERWISE_CALLED = {**dict.fromkeys(("fp16", "f16", "half", "float16"), "bfloat16"), "float": "float32", "q8": "int8"}
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, with what was meant where that can be told."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end."""
         self.exit(USAGE, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+    def refuse(self, unknown: list[str]) -> NoReturn:
+        """Say what is not known among the arguments, and end."""
+        name = unknown[0].partition("=")[0]
+        if not name.startswith("-"):
+            self.error(f"{unknown[0]!r} is one argument too many; what has spaces in it stands in quotes")
+        options = (option for action in self._actions for option in action.option_strings if option.startswith("--"))
+        self.error(f"there is no option {name}{meant(name, options, '; did you mean {}?')}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = None if action.choices is None else list(map(str, action.choices))
+        if choices is not None and str(value) not in choices:
+            others = f"expected {', '.join(choices)}"
+            if action.dest == "command":
+                self.error(f"there is no command {value}; {meant(str(value), choices, 'did you mean {}? ')}{others}")
+            raise argparse.ArgumentError(action, f"{value}: {meant(str(value), choices, 'did you mean {}? ')}{others}")
+
+
+def meant(given: str, choices: Iterable[str], said: str) -> str:
+    """``said`` with the choice that is nearest to what was given; "" where none is near."""
+    known = list(choices)
+    other = OTHERWISE_CALLED.get(given.lower())
+    near = [other] if other in known else difflib.get_close_matches(given.lower(), known, 1, 0.6)
+    return said.format(near[0]) if near else ""
 
 
 def completed(action: argparse.Action, by: dict[str, str]) -> None:
@@ -63,7 +98,45 @@ def pairs(text: str) -> dict[str, str]:
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """-q and --questions, which mean the same in every command."""
     parser.add_argument("-q", "--question", action="append", default=[], help="a question; may be given many times")
-    completed(parser.add_argument("--questions", metavar="FILE", help="a file of questions, as qavit run reads it"), FILE)
+    completed(
+        parser.add_argument(
+            "--questions", metavar="FILE",
+            help="a file of questions: .txt, one a line, or a table as qavit run reads it; a row that names a picture is "
+            "asked of that one, another of all pictures that are named here",
+        ), FILE,
+    )  # fmt: skip
+
+
+def read_questions(options: argparse.Namespace) -> Iterator[tuple[Optional[ImageSource], str]]:
+    """(picture or None, question) of each row of --questions; every row must be one."""
+    from ..data._questions import open_asked
+
+    for item in open_asked(options.questions, **reading_arguments(options)):
+        if item.problem is not None:
+            raise ValueError(item.problem)
+        yield item.image, item.question
+
+
+def name_of(source: ImageSource) -> str:
+    """What a picture is called: its file, or its name inside of one."""
+    return source.name if source.data is not None or source.member or source.size else str(source.read())
+
+
+def expanded(image: str) -> list[str]:
+    """The pictures that an argument means: itself, those of a folder, or those that fit a pattern."""
+    from ..data._pictures import PICTURE_ENDINGS
+
+    if os.path.isdir(image):
+        names = sorted(name for name in os.listdir(image) if Path(name).suffix.lower()[1:] in PICTURE_ENDINGS)
+        if not names:
+            raise UsageError(f"{image}: no pictures lie in this folder; '{image}/**/*.jpg' takes its folders too")
+        return [os.path.join(image, name) for name in names]
+    if any(letter in image for letter in "*?[") and not os.path.exists(image):
+        found = sorted(path for path in glob.glob(image, recursive=True) if os.path.isfile(path))
+        if not found:
+            raise UsageError(f"{image}: no picture fits this pattern")
+        return found
+    return [image]
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +172,7 @@ def numbers(text: str) -> dict[str, Any]:
 
 def precision_name(text: str) -> str:
     """A precision under the short name that others have for it too."""
-    return {"bf16": "bfloat16", "fp32": "float32", "f32": "float32"}.get(text.lower(), text)
+    return {"bf16": "bfloat16", "fp32": "float32", "f32": "float32", "i8": "int8"}.get(text.lower(), text)
 
 
 def add_map_options(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +220,7 @@ def add_model_options(
     parser: argparse.ArgumentParser,
     precision: bool = True,
     model: str = "demo (the default), a model's folder, or hf://owner/name on the hub",
+    default_precision: Optional[str] = "float32",
 ) -> None:
     """The options that choose a model."""
     group = parser.add_argument_group("the model")
@@ -166,9 +240,9 @@ def add_model_options(
         group.add_argument(
             "--precision",
             choices=PRECISIONS,
-            default="float32",
+            default=default_precision,
             type=precision_name,
-            help="of the products (default: float32; tf32 is for a GPU)",
+            help=f"of the products (default: {default_precision or 'each in turn'}; tf32 is for a GPU)",
         )
         group.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
 

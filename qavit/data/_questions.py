@@ -33,7 +33,7 @@ VQA_IMAGE_NAME = "COCO_{data_subtype}_{image_id:012d}.jpg"
 """How VQAv2 names the picture of a question."""
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".parquet": "parquet",
-    ".pq": "parquet", ".json": "json", ".tar": "tar",
+    ".pq": "parquet", ".json": "json", ".tar": "tar", ".txt": "txt",
 }  # fmt: skip
 KEYS = {
     "id": ("id", "question_id"),
@@ -78,6 +78,7 @@ class Reading(NamedTuple):
     keep: Mapping[str, str] = {}
     encoding: Optional[str] = None
     seek: tuple[str, ...] = ()  # columns that go along, behind those of `keep`, where they are there
+    alone: bool = False  # a row may name no picture
 
     def column(self, role: str) -> tuple[str, ...]:
         """Where a row has its id, image or question."""
@@ -98,7 +99,8 @@ def open_questions(
     ----------
     paths : path or list of paths
         .jsonl, .csv, .tsv, .parquet, .json (VQAv2's, TextVQA's or GQA's questions, COCO's captions, or an array of objects,
-        LLaVA's conversations among them) or .tar (webdataset); all but the last two also as .gz, or alone in a .zip.
+        LLaVA's conversations among them), .tar (webdataset) or .txt (a question a line, of the picture that ``image_name``
+        says); all but Parquet and tar also as .gz, or alone in a .zip.
     images : path, optional
         The folder, zip or tar archive that relative pictures lie in; by default the question file's own folder, then the
         working directory.
@@ -127,9 +129,7 @@ def open_questions(
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not listed:
         raise ValueError("questions: no file given")
-    unknown = sorted(set(columns or ()) - set(KEYS))
-    if unknown:
-        raise ValueError(f"columns: there is no {unknown[0]!r} in a question; expected id, image or question")
+    _check_columns(columns)
     kept = dict(keep) if isinstance(keep, Mapping) else {name: name for name in keep}
     reading = Reading(image_name, dict(columns or {}), kept, encoding)
     names = [Path(path).name for path in listed]
@@ -139,13 +139,31 @@ def open_questions(
     return [QuestionFile(path, images, reading, f"{Path(path).stem}:" if several else "") for path in listed]
 
 
+def open_asked(
+    path: PathLike,
+    images: Optional[PathLike] = None,
+    image_name: Optional[str] = None,
+    columns: Optional[Mapping[str, str]] = None,
+    encoding: Optional[str] = None,
+) -> QuestionFile:
+    """One file as `open_questions` reads it, whose rows may name no picture."""
+    _check_columns(columns)
+    return QuestionFile(path, images, Reading(image_name, dict(columns or {}), {}, encoding, alone=True), "")
+
+
+def _check_columns(columns: Optional[Mapping[str, str]]) -> None:
+    unknown = sorted(set(columns or ()) - set(KEYS))
+    if unknown:
+        raise ValueError(f"columns: there is no {unknown[0]!r} in a question; expected id, image or question")
+
+
 class QuestionFile:
     """One file of questions; iterating reads it from its beginning, a little at a time.
 
     Attributes
     ----------
     path : str
-    kind : {"jsonl", "csv", "parquet", "json", "tar"}
+    kind : {"jsonl", "csv", "parquet", "json", "tar", "txt"}
     size : int
         In bytes.
     position : float
@@ -253,7 +271,7 @@ class QuestionFile:
     def _kept(self, values: Mapping[str, Any]) -> tuple[Optional[str], ...]:
         return tuple(_as_text(values.get(column)) for column in (*self._reading.keep.values(), *self._reading.seek))
 
-    def _image(self, values: Mapping[str, Any]) -> ImageSource:
+    def _image(self, values: Mapping[str, Any]) -> Optional[ImageSource]:
         image, name = self._value(values, "image"), ""
         if isinstance(image, ImageSource):
             return image
@@ -266,6 +284,8 @@ class QuestionFile:
             return ImageSource(name, data=image)
         if image is None:
             image = self._named(values)
+        if not image and self._reading.alone:
+            return None
         if not isinstance(image, str) or not image:
             hint = "" if self._reading.image_name else "; say how pictures are named by image_name (--image-name)"
             raise ValueError(f"no image is named{hint}" if not image else f"image is {type(image).__name__}, expected text")
@@ -294,7 +314,8 @@ class QuestionFile:
         for column in [*reading.columns.values(), *reading.keep.values()]:
             if column not in names:
                 raise ValueError(f"{said} {column!r}")
-        if not set(reading.column("image")) & set(names) and not (reading.image_name and set(fields) <= set(names)):
+        named = reading.image_name and set(fields) <= set(names)
+        if not (reading.alone or named or set(reading.column("image")) & set(names)):
             raise ValueError(f"{said} 'image'{hint('image')}")
         if not {*reading.column("question"), "conversations"} & set(names):
             raise ValueError(f"{said} 'question'{hint('question')}")
@@ -312,6 +333,13 @@ class QuestionFile:
     def _read_jsonl(self) -> Iterator[Row]:
         with Stream(self.path) as stream:
             yield from self._followed(stream, read_lines(stream, self._reading.encoding))
+
+    def _read_txt(self) -> Iterator[Row]:
+        with Stream(self.path) as stream, stream.named_errors(), stream.text(self._reading.encoding) as text:
+            for number, line in enumerate(text, 1):
+                self.position = stream.position
+                if line.strip():
+                    yield Row(f"{self.path}, line {number}", {"question": line.strip()})
 
     def _read_csv(self) -> Iterator[Row]:
         with Stream(self.path) as stream:

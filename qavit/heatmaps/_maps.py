@@ -434,14 +434,14 @@ class Maps:
         return pandas.DataFrame(rows)
 
     def to_dict(self, top: int = 5) -> dict[str, Any]:
-        """What can be said of the result in JSON, without the maps: answers, scores, notes, top patches and boxes."""
+        """What can be said of the result in JSON, without the maps: scores, notes, boxes, ``top`` patches and answers."""
         entries = []
         for q, (question, numbers) in enumerate(zip(self.questions, self.statistics())):
             entry: dict[str, Any] = {"question": question, **numbers}
             if self.scores is not None:
                 entry["score"] = float(self.scores[q])
             if self.answers is not None:
-                entry["answers"] = [{"answer": answer, "probability": chance} for answer, chance in self.answers[q]]
+                entry["answers"] = [{"answer": answer, "probability": chance} for answer, chance in self.answers[q][:top]]
             entry["top_patches"] = [asdict(patch) for patch in self[q].top_patches(top)[0]]
             entry["boxes"] = [box._asdict() for box in self[q].boxes()[0]]
             entries.append(entry)

@@ -3,7 +3,7 @@
 #include "base/blas.h"
 #include "base/threads.h"
 #include "check.h"
-#include "models/blip_itm.h"
+#include "models/blip_gradcam.h"
 #include "models/t5.h"
 #include "models/vit.h"
 

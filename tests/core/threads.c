@@ -6,7 +6,7 @@
  * Every result must be what one thread got before. Exit status 0: all was well. */
 #include "base/blas.h"
 #include "base/threads.h"
-#include "models/blip_itm.h"
+#include "models/blip_gradcam.h"
 #include "models/t5.h"
 #include "models/vit.h"
 

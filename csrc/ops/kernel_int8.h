@@ -1,0 +1,190 @@
+/* Products of int8 weights with rows that are quantised on the fly. kernel_template.h includes it once a form of the dot product
+ * of four, with the name INT8(..) makes of what it defines, and
+ *   STEP_TARGET, STEP_INLINE    attributes of its functions
+ *   INT8_ROWS                   rows of the register tile
+ *   INT8_PARTS                  vectors of factors of a step: 1, or 2 of 16-bit items, the even ones and the odd ones
+ *   INT8_PART(w, part)          those of four int8 in each lane
+ *   INT8_DOT(sum, x, w)         sum + the products of a part, in each lane
+ *   INT8_STORE(out, q)          WIDTH numbers 0 .. 255, one a lane, as INT8_PARTS words a step
+ *
+ * A row x becomes q = z + round(x / s), 0 to 255, with s = (max - min) / 255, z = round(-min / s) and 0 within min .. max; a
+ * column w became round(w / t), -127 to 127, with t = max |w| / 127. Then x w = s t (sum q w - z sum w), whose integers are exact
+ * as long as they stay within 32 bits (QV_INT8_DEPTH), so that every form gives the same. */
+
+/* A row's steps, then its scale and its zero point. A row that is not finite has the scale NaN. */
+STEP_TARGET static void INT8(write)(float *out, const float *x, size_t n) {
+    vec high = zero(), low = zero(), wrong = zero();
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        const vec y = load(x + i);
+        high = largest(y, high);
+        low = largest(-y, low);
+        wrong = multiply_add(y, zero(), wrong);
+    }
+    if (i < n) {
+        const vec y = load_part(x + i, n - i);
+        high = largest(y, high);
+        low = largest(-y, low);
+        wrong = multiply_add(y, zero(), wrong);
+    }
+    const float most = reduce_max(high), least = reduce_max(low);
+    const bool finite = reduce_sum(wrong) == 0.0f;
+    const size_t words = (n + 3) / 4 * INT8_PARTS, whole = n / WIDTH * WIDTH;
+    qv_bits32 *to = (qv_bits32 *)(void *)out;
+    /* Both halves by themselves, since their sum may overflow; no less than a number whose inverse is one. */
+    float scale = most / 255.0f + least / 255.0f;
+    scale = scale > 0x1p-126f ? scale : 0x1p-126f;
+    const float inverse = 1.0f / scale, zero_point = __builtin_rintf(least * inverse);
+    const vec factor = set1(-inverse), lowest = set1(zero_point - 255.0f);
+    const words32 point = set1_words((uint32_t)zero_point);
+    out[words] = finite ? scale : NAN;
+    to[words + 1] = finite ? (uint32_t)zero_point : 0;
+    if (!finite) {
+        memset(out, 0, words * sizeof *out);
+        return;
+    }
+    for (i = 0; i < whole; i += WIDTH) {
+        INT8_STORE(to + i / 4 * INT8_PARTS, point - round_words(largest(load(x + i) * factor, lowest)));
+    }
+    if (whole < n) {
+        qv_bits32 last[WIDTH / 4 * INT8_PARTS];
+        const size_t done = whole / 4 * INT8_PARTS;
+        INT8_STORE(last, point - round_words(largest(load_part(x + whole, n - whole) * factor, lowest)));
+        memcpy(to + done, last, (words - done) * sizeof *last);
+    }
+}
+
+STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t first, const size_t rows, const size_t vectors) {
+    words32 sum[INT8_ROWS][TILE_VECTORS];
+    UNROLL
+    for (size_t r = 0; r < rows; r++) {
+        UNROLL
+        for (size_t v = 0; v < vectors; v++) {
+            sum[r][v] = set1_words(0);
+        }
+    }
+    const size_t ld_x = s->ld_x, depth = p->depth;
+    const qv_bits32 *x = (const qv_bits32 *)p->x + first * ld_x, *panel = p->panel;
+    for (size_t k0 = 0; k0 < depth; k0 += PREFETCH_STEPS) {
+        size_t end = depth - k0 < PREFETCH_STEPS ? depth : k0 + PREFETCH_STEPS;
+        if (s->prefetch < s->prefetch_end) {
+            __builtin_prefetch(s->prefetch, 0, 2);
+            s->prefetch += 64;
+        }
+        for (size_t k = k0; k < end; k++) {
+            words32 weight[INT8_PARTS][TILE_VECTORS];
+            UNROLL
+            for (size_t v = 0; v < vectors; v++) {
+                const words32 step = load_words(panel + k * PANEL + v * WIDTH);
+                UNROLL
+                for (size_t part = 0; part < INT8_PARTS; part++) {
+                    weight[part][v] = INT8_PART(step, part);
+                }
+            }
+            UNROLL
+            for (size_t r = 0; r < rows; r++) {
+                UNROLL
+                for (size_t part = 0; part < INT8_PARTS; part++) {
+                    const words32 element = set1_words(x[r * ld_x + k * INT8_PARTS + part]);
+                    UNROLL
+                    for (size_t v = 0; v < vectors; v++) {
+                        sum[r][v] = INT8_DOT(sum[r][v], element, weight[part][v]);
+                    }
+                }
+            }
+        }
+    }
+    const qv_bits32 *scales = panel + depth * PANEL, *sums = scales + PANEL;
+    UNROLL
+    for (size_t r = 0; r < rows; r++) {
+        const qv_bits32 *tail = x + r * ld_x + depth * INT8_PARTS;
+        const vec scale = (vec)set1_words(tail[0]);
+        const words32 point = set1_words(tail[1]);
+        UNROLL
+        for (size_t v = 0; v < vectors; v++) {
+            const words32 exact = sum[r][v] - point * load_words(sums + v * WIDTH);
+            vec y = from_words(exact) * (scale * (vec)load_words(scales + v * WIDTH));
+            float *place = p->out + (first + r) * s->ld_out + v * WIDTH;
+            if (v + 1 == vectors && s->part != 0) {
+                if (s->add) {
+                    y = y + load_part(place, s->part);
+                }
+                store_part(place, y, s->part);
+            } else {
+                if (s->add) {
+                    y = y + load(place);
+                }
+                store(place, y);
+            }
+        }
+    }
+}
+
+#define TILE_CASE(n)                                                              \
+    case n:                                                                       \
+        INT8(tile)(s, p, first, n < INT8_ROWS ? n : INT8_ROWS, vectors); \
+        break;
+
+STEP_INLINE void INT8(tile_of_rows)(tile_state *s, const qv_panel_product *p, size_t first, size_t rows, const size_t vectors) {
+    switch (rows) {
+        TILE_CASE(1)
+        TILE_CASE(2)
+        TILE_CASE(3)
+        TILE_CASE(4)
+        TILE_CASE(5)
+    default:
+        INT8(tile)(s, p, first, INT8_ROWS, vectors);
+    }
+}
+#undef TILE_CASE
+
+/* The depth in one piece: the sums are integers, which `out` cannot hold. */
+STEP_TARGET static void INT8(multiply)(const qv_panel_product *p) {
+    size_t vectors = (p->columns + WIDTH - 1) / WIDTH;
+    tile_state s = {.ld_out = p->ld_out,
+                    .ld_x = p->ld_x,
+                    .part = p->columns % WIDTH,
+                    .add = p->add_to_out,
+                    .prefetch = p->prefetch,
+                    .prefetch_end = p->prefetch_end};
+    for (size_t r = 0; r < p->rows; r += INT8_ROWS) {
+        size_t rows = p->rows - r < INT8_ROWS ? p->rows - r : INT8_ROWS;
+        switch (vectors) {
+        case 1:
+            INT8(tile_of_rows)(&s, p, r, rows, 1);
+            break;
+#if TILE_VECTORS > 2
+        case 2:
+            INT8(tile_of_rows)(&s, p, r, rows, 2);
+            break;
+        case 3:
+            INT8(tile_of_rows)(&s, p, r, rows, 3);
+            break;
+#endif
+        default:
+            INT8(tile_of_rows)(&s, p, r, rows, TILE_VECTORS);
+        }
+        if (p->bias != NULL || p->epilogue != NULL) {
+            finish_rows(p, r, rows);
+        }
+    }
+}
+
+/* As BURN of kernel_tile.h; the factors are not known beforehand, lest the sums be. */
+STEP_TARGET static double INT8(burn)(size_t steps) {
+    enum { SUMS = 12 };
+    const words32 x = set1_words((uint32_t)steps & 0x00030003u), y = set1_words((uint32_t)steps & 0x00050005u);
+    words32 sum[SUMS];
+    for (size_t i = 0; i < SUMS; i++) {
+        sum[i] = set1_words((uint32_t)i);
+    }
+    for (size_t step = 0; step < steps; step++) {
+        _Pragma("GCC unroll 12") for (size_t i = 0; i < SUMS; i++) {
+            sum[i] = INT8_DOT(sum[i], x, y);
+        }
+    }
+    for (size_t i = 1; i < SUMS; i++) {
+        sum[0] = sum[0] + sum[i];
+    }
+    return sum[0][0] != 1 ? (double)(steps * SUMS * 2 * 4 / INT8_PARTS * WIDTH) : 0.0;
+}
