@@ -3,6 +3,7 @@ from ._base.about import build_info as build_info
 from ._base.config import Config as Config
 from ._base.warnings import BundledModelWarning as BundledModelWarning
 from ._base.warnings import LowScoreWarning as LowScoreWarning
+from ._base.warnings import MissingGlyphWarning as MissingGlyphWarning
 from ._base.warnings import Note as Note
 from ._base.warnings import PictureCroppedWarning as PictureCroppedWarning
 from ._base.warnings import PixelsNotNormalizedWarning as PixelsNotNormalizedWarning
@@ -54,6 +55,7 @@ __all__ = [
     "Explanation",
     "HeatmapResult",
     "LowScoreWarning",
+    "MissingGlyphWarning",
     "Model",
     "Note",
     "PNPVQAWithQAViT",

@@ -978,7 +978,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "plot": (draw_axes, 1),
     "plot, a new figure": (plot_anew, 1),
     "show": (show_nowhere, 1),
-    "_repr_png_": (drawn_small(lambda: one()._repr_png_()), 4),
+    "_repr_jpeg_": (drawn_small(lambda: one()._repr_jpeg_()), 4),
     # pictures
     "load_image, JPEG": (lambda: images.load_image(photo()), 1),
     "load_image, PNG": (lambda: images.load_image(picture_file("png")), 1),
