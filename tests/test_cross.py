@@ -1,4 +1,4 @@
-"""The core's ops and whole models on other CPUs, under qemu: aarch64 with bfloat16 and without, x86-64 with and without AVX2."""
+"""The core's ops and whole models on other CPUs, under qemu: aarch64 with and without bfloat16, x86-64 with and without AVX2."""
 
 from __future__ import annotations
 
