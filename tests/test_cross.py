@@ -1,4 +1,4 @@
-"""The core's ops and whole models on other CPUs, under qemu: aarch64 with and without bfloat16, x86-64 with and without AVX2."""
+"""The core's ops and whole models on other CPUs, under qemu: aarch64 and x86-64, with what they may have and without."""
 
 from __future__ import annotations
 
