@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 import os
 import pickle
@@ -242,6 +243,59 @@ def test_a_map_of_a_gradient_and_the_answer_beside_it_are_of_one_pass(method: st
     result = model.heatmaps(SCENE.picture, SCENE.questions, method=method)
     assert result.answers is not None
     assert len(passes) == 1
+
+
+def text_model(name: str, **options: Any) -> Any:
+    """A model of the public code's small weights, whose text half looks at the picture."""
+    place = GOLDEN / name
+    facts = json.loads((place / "cases.json").read_text())
+    config = {"text": facts["med_config"], "vision": facts["vit"]}
+    return qavit.load(
+        checkpoint=place / "checkpoint.pth", tokenizer=place / "vocab.txt", image_size=32, config=config, **options
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_blip_keeps_pictures_with_the_same_bits(precision: Any) -> None:
+    without, model = (text_model("blip_itm", precision=precision, cache=limit) for limit in (0, "9MB"))
+    for _ in range(2):
+        for seed in (1, 2):
+            alike(told(model.heatmaps(picture(seed), TEXTS)), told(without.heatmaps(picture(seed), TEXTS)))
+            alike(model.itm(picture(seed), TEXTS), without.itm(picture(seed), TEXTS))
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    for _ in range(2):
+        samples = {"image": pixels, "text_input": TEXTS[:2]}
+        alike(model.forward_itm(samples, 0), without.forward_itm(samples, 0))
+    info = model.cache_info()
+    assert (info.misses, info.entries) == (4, 4)
+    size = model._core.image_tokens * 4 * (model._core.image_width + 2 * model._core.width * model.num_blocks)
+    assert info.bytes == 4 * (size + 512)
+    assert info.hits > 0
+    model.cache_clear()
+    alike(model.itm(picture(1), TEXTS), without.itm(picture(1), TEXTS))
+    assert model.cache_info()[:3] == (0, 1, 1)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_captioner_keeps_pictures_with_the_same_bits(precision: Any) -> None:
+    without, model = (text_model("blip_caption", precision=precision, cache=limit) for limit in (0, "9MB"))
+    for _ in range(2):
+        for seed in (1, 2):
+            found, wanted = (
+                one.generate(picture(seed), num_captions=2, do_sample=True, max_length=9, return_logits=True)
+                for one in (model, without)
+            )
+            alike([one.ids for one in found], [one.ids for one in wanted])
+            alike([one.logits for one in found], [one.logits for one in wanted])
+            alike(model.score(picture(seed), TEXTS), without.score(picture(seed), TEXTS))
+            alike(told(model.heatmaps(picture(seed), TEXTS)), told(without.heatmaps(picture(seed), TEXTS)))
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
+    for _ in range(2):
+        alike(model.image_states(pixels), without.image_states(pixels))
+    info = model.cache_info()
+    assert info.misses == 3
+    assert info.entries == 5
+    assert info.hits > 0
 
 
 # ---- content ----

@@ -61,6 +61,7 @@ class BlipVQA(CrossAttending):
         core = _core.BlipQuestionEncoder(config, source.weights, precision, device=device)
         reads = {**text, "encoder_width": core.width}
         self._decoder = _core.Decoder(reads, source.weights, precision, prefix="text_decoder.", device=device)
+        self._picture_cache = self._picture_cache.emptied()
         self._core = core
         release_pages(source.weights)
 
