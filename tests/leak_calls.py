@@ -73,7 +73,7 @@ from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
 from qavit.methods import attention as methods
 from qavit.metrics import _pointing as metrics_pointing
-from qavit.metrics import sanity_checks
+from qavit.metrics import map_difference, sanity_checks
 from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _look as plots_look
@@ -454,6 +454,11 @@ def use_evaluation() -> None:
 def use_stand_ins() -> None:
     shutil.rmtree(place() / "stand_ins", ignore_errors=True)
     qavit.stand_in_weights("reader", place() / "stand_ins")
+
+
+def use_comparison() -> None:
+    found = qavit.data.compare(None, model=small(), against=type(small())(small()._source))
+    str(found), found.to_dict(), found.to_csv()
 
 
 def output_folder() -> None:
@@ -1030,6 +1035,9 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "stand_in_weights": (use_stand_ins, 1),
     "stand_in_weights, refused": (refused(lambda: qavit.stand_in_weights("a")), 1),
     "evaluate": (use_evaluation, 2),
+    "compare": (use_comparison, 2),
+    "compare, refused": (refused(lambda: qavit.data.compare(model=small(), against="float12")), 1),
+    "map_difference": (lambda: map_difference(floats(4, 4), floats(4, 4)), 1),
     "sanity_checks": (lambda: sanity_checks(small(), floats(3, 14, 14), "what is it", method="class", steps=1), 2),
     "sanity_checks, refused": (refused(lambda: sanity_checks(small(), floats(3, 14, 14), "a", steps=0)), 1),
     "Vit.gradients": (use_gradients, 1),
