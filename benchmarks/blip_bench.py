@@ -39,7 +39,7 @@ WORDS = [
     "where", "is", "the", "red", "car", "on", "left", "side", "of", "street", "near", "man", "with", "a", "blue", "hat",
 ]  # fmt: skip
 BLOCK = 7
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": BLOCK + 1}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": BLOCK + 2}
 
 
 def questions() -> list[str]:
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="how often the sides take turns")
     parser.add_argument("--folder", type=Path, help="keep the model here, and use it if it is there")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
-    parser.add_argument("--small", action="store_true", help="eight narrow blocks a half: to try it")
+    parser.add_argument("--small", action="store_true", help="nine narrow blocks a half: to try it")
     parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

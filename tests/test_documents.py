@@ -268,9 +268,10 @@ def test_methods_document(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     rows = [json.loads(line) for line in re.findall(r"^    (\{.*\})$", text, re.M)]
     Path("boxes.jsonl").write_text("".join(json.dumps({**row, "bbox": [7, 3, 25, 29]}) + "\n" for row in rows))
     shutil.copy("cat.jpg", rows[0]["image"])
-    (command,) = commands("docs/METHODS.md", "eval")
-    assert cli_main.main([clip if word == "clip-vit-base-patch16/" else word for word in command]) == 0
-    assert "gem" in capsys.readouterr().out
+    Path("questions.jsonl").write_text(json.dumps({"image": rows[0]["image"], "question": rows[0]["text"]}) + "\n")
+    for command, said in zip(commands("docs/METHODS.md", "eval"), ("gem", "rank correlation, mean"), strict=True):
+        assert cli_main.main([clip if word == "clip-vit-base-patch16/" else word for word in command]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_the_map_of_the_code_names_what_is_there() -> None:

@@ -29,6 +29,7 @@ typedef struct {
     bool integrated;
     qv_norm reduce_norm;        /* [Dt] */
     qv_linear reduce1, reduce2; /* Dt -> hidden -> D */
+    qv_norm plain_norm1;        /* norm1 before outliers were folded into q, k, v; no weight where none were */
 } qv_vit_block;
 
 /* Immutable after qv_vit_load, but for the cache of arenas, which is thread-safe. */
