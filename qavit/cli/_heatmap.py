@@ -15,7 +15,6 @@ import numpy as np
 
 from .._base.arguments import one_line
 from .._base.files import make_folder, remove_leftovers, write_whole
-from .._base.pictures import PICTURE_ENDINGS
 from .._base.progress import Progress
 from ..data._pictures import ImageSource
 from ._options import (
