@@ -21,7 +21,7 @@ import numpy as np
 
 from .peak import peak_memory
 from .quiet import be_quiet, hushed
-from .table import missing
+from .table import missing, skipped
 
 Array = Any
 Contender = Callable[[Array], Array]
@@ -190,6 +190,8 @@ class Side:
 SIDES: dict[str, Side] = {
     "qavit float32": Side(partial(open_ours, precision="float32")),
     "qavit bfloat16": Side(partial(open_ours, precision="bfloat16")),
+    "qavit int8": Side(partial(open_ours, precision="int8")),
+    "qavit int8_mixed": Side(partial(open_ours, precision="int8_mixed")),
     "openvino float32": Side(partial(open_openvino, file=IR, hint="f32"), (prepare_openvino,), ("openvino",)),
     "openvino bfloat16": Side(partial(open_openvino, file=IR, hint="bf16"), (prepare_openvino,), ("openvino",)),
     "openvino int8": Side(
@@ -203,14 +205,20 @@ SIDES: dict[str, Side] = {
 }
 
 
-def prepare(names: list[str], model: Any, size: Any, folder: Path) -> dict[str, list[str]]:
-    """Write what the contenders are opened from; those that cannot be, with the packages they lack."""
+def prepare(names: list[str], model: Any, size: Any, folder: Path) -> dict[str, str]:
+    """Write what the contenders are opened from; those that cannot be, each with a line that says why."""
+    from qavit.models._devices import PRECISIONS
+
     model.save_pretrained(folder / HUGGING_FACE)
     lacking, done = {}, set()
     for name in names:
+        maker, _, precision = name.partition(" ")
+        if maker == "qavit" and precision not in PRECISIONS:
+            lacking[name] = f"left out: {name}, which this qavit has not"
+            continue
         lacks = missing(SIDES[name].packages)
         if lacks:
-            lacking[name] = lacks
+            lacking[name] = skipped(name, lacks)
             continue
         for write in SIDES[name].prepare:
             if write not in done:

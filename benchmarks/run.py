@@ -27,7 +27,7 @@ from .models import QuestionLoop, add_question_layers, clip_model, core_weights,
 from .peak import start_module
 from .quiet import be_quiet, hushed, quiet_environment
 from .sizes import SIZES
-from .table import Row, beside, skipped, write_rows
+from .table import Row, beside, write_rows
 from .timing import Times, interleave, peak, timed
 
 QUESTION_WIDTH, QUESTION_TOKENS = 768, 16
@@ -72,9 +72,8 @@ def clip(arguments: argparse.Namespace, size_name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lacking = prepare(wanted, clip_model(size), size, folder)
-        for name, packages in lacking.items():
-            arguments.notes.append(skipped(name, packages))
-            print(arguments.notes[-1])
+        arguments.notes += lacking.values()
+        print(*lacking.values(), sep="\n")
         contenders: dict[str, Contender] = {}
         for name in wanted:
             if name not in lacking:
@@ -93,7 +92,9 @@ def clip(arguments: argparse.Namespace, size_name: str) -> dict[str, Any]:
     done = {name: size.flops_of_maps if name.startswith("qavit") else size.flops for name in calls}
     peers = {
         "qavit float32": ("openvino float32", "onnxruntime", "torch eager", "torch sdpa (no maps)"),
-        "qavit bfloat16": ("openvino bfloat16", "torch bfloat16 (no maps)", "openvino int8", "onnxruntime int8"),
+        "qavit bfloat16": ("openvino bfloat16", "torch bfloat16 (no maps)"),
+        "qavit int8": ("openvino int8", "onnxruntime int8"),
+        "qavit int8_mixed": ("openvino int8", "onnxruntime int8"),
     }
     table = show(times, {name: ";".join(others) for name, others in peers.items()}, done)
     found = {name: {"ms": 1e3 * times.median(name), **({"peak": held[name]} if held else {})} for name in contenders}
