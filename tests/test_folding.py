@@ -162,6 +162,9 @@ def test_bad_calibration(tmp_path: Path) -> None:
             list(folding.calibration_pixels(dataclasses.replace(source, vision=vision), []))
     assert not (tmp_path / "out").exists()
     assert len(list(folding.calibration_pixels(source, None))) == 0
+    pixels = normal(3, 21, 21)
+    (given,) = folding.calibration_pixels(source, [pixels])
+    assert np.array_equal(given, pixels.astype(np.float32))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])

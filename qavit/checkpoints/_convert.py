@@ -67,7 +67,8 @@ def convert(
         that int8 rounds them finely (docs/MODEL.md, section 8); maps in float32 stay the same. None: where `calibrate` is
         given.
     calibrate : folder, path, or iterable of pictures, optional
-        Of a folder all pictures, but at most 64 of them: what norms give is then measured on them. Without any, gains,
+        Of a folder all pictures, but at most 64 of them, or pictures as `heatmaps` takes them: what norms give is then
+        measured on them. Without any, gains,
         biases and weights alone say which channels are large.
 
     Returns

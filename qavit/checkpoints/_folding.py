@@ -176,6 +176,8 @@ def _factors(fold: Fold, weights: Mapping[str, Weight], seen: Any) -> Floats | N
 def calibration_pixels(source: ModelSource, pictures: PathLike | Iterable[Any] | None) -> Iterator[Floats]:
     """Pictures as the model reads them, one after another; none where there is nothing to measure by.
 
+    Floats [3, S, S] are taken as they are: normalised.
+
     Raises
     ------
     ValueError, OSError
@@ -198,7 +200,8 @@ def calibration_pixels(source: ModelSource, pictures: PathLike | Iterable[Any] |
             raise ValueError(f"calibrate: there are no pictures in {place}")
     settings = Preprocessing.from_dict(source.preprocessing)
     for picture in pictures:
-        yield preprocess(load_image(picture), settings)[0]
+        ready = isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and picture.shape[:1] == (3,)
+        yield np.asarray(picture, np.float32) if ready else preprocess(load_image(picture), settings)[0]
 
 
 def seen_ranges(source: ModelSource, pixels: Iterable[Floats]) -> dict[str, Floats]:
