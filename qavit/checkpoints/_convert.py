@@ -17,7 +17,7 @@ from .._base.files import is_running
 from .._core import build_info
 from ._describe import _check_source
 from ._source import PROMPT_TOKENIZER, ModelSource
-from ._weights import CORE_DTYPES, Weights, base_dtype, check_unchanged, origins, panel_columns
+from ._weights import MAX_INT8_DEPTH, STORED_DTYPES, Weights, base_dtype, check_unchanged, origins, panel_columns
 from .formats.safetensors_files import write_safetensors
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -35,6 +35,14 @@ _LAYERS = re.compile(
 )
 
 
+#: Of these, the ones that compute in int8 only where all of a block does: its last layer.
+_LAST = re.compile(r"\.(mlp\.fc2|DenseReluDense\.wo|layer\.\d+\.output\.dense|output_query\.dense)\.weight$")
+#: And the ones that never do, as they are in no block.
+_OUTSIDE = re.compile(r"\.(instruct_dim_reduce\.[13]|translation_mlp\.layers\.[01])\.weight$")
+#: What `convert` takes.
+DTYPES = (*STORED_DTYPES, "int8_mixed")
+
+
 def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, panels: int | None = None) -> Path:
     """Write config.json, model.safetensors and tokenizer.json.
 
@@ -47,13 +55,16 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
         What `qavit.checkpoints.open_model` gives; LoRA is merged in it already.
     folder : path
         Its parent has to exist.
-    dtype : {None, "float32", "float16", "bfloat16"}
+    dtype : {None, "float32", "float16", "bfloat16", "int8", "int8_mixed"}
         What matrices are stored as; None: as they are in the source. Vectors (norms, biases, gates) stay float32, which
-        costs next to nothing, where they are that.
+        costs next to nothing, where they are that. int8 are the linear layers of blocks, as ``precision="int8"`` multiplies
+        by them, always in panels; the other matrices, and layers that have no such panels, are bfloat16 then, and with
+        "int8_mixed" so is the last layer of each block, for ``precision="int8_mixed"``.
     panels : {None, 0, 16, 64}
         Columns of the panels that the matrices of linear layers are stored in, so that products read them where they
-        are mapped: 64 for a CPU with AVX-512, 16 for AVX2, 0 for row-major matrices; None: what this CPU reads. Any CPU
-        loads any of them; one that reads another width makes its own panels in memory. The file's size is the same.
+        are mapped: 64 for a CPU with AVX-512, 16 for AVX2, 0 for row-major matrices (which int8 has not); None: what this
+        CPU reads. Any CPU loads any of them; one that reads another width makes its own panels in memory. The file's size
+        is the same.
 
     Returns
     -------
@@ -65,10 +76,13 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     ValueError, FileExistsError, FileNotFoundError, OSError
         On a dtype that is not known or too small for a weight, a folder that is something else, a full disk.
     """
-    if dtype is not None and dtype not in CORE_DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(CORE_DTYPES)}, got {dtype!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    int8 = dtype in ("int8", "int8_mixed")
     if panels is None:
-        panels = int(build_info()["panel_columns"])
+        panels = int(build_info()["panel_columns"]) or (max(PANEL_WIDTHS) if int8 else 0)
+    if int8 and panels == 0:
+        raise ValueError("panels: int8 matrices are stored in panels alone; expected 16 or 64, got 0")
     if panels not in (0, *PANEL_WIDTHS):
         raise ValueError(f"panels: expected one of 0, {', '.join(map(str, PANEL_WIDTHS))}, got {panels!r}")
     _check_source(source)
@@ -99,27 +113,41 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
 def _stored_dtypes(weights: Weights, dtype: str | None, panels: int) -> dict[str, str]:
     """What each tensor is stored as, and in panels of how many columns."""
     result = {}
-    for name, (_, own, shape, _) in weights.items():
-        own = base_dtype(own)
+    for name, (_, layout, shape, _) in weights.items():
+        own = base_dtype(layout)
         stored = own if dtype is None or (len(shape) < 2 and own == "float32") else dtype
-        if panels and _goes_into_panels(name, shape, stored, panels, weights):
+        if stored == "int8_mixed":
+            stored = "bfloat16" if _LAST.search(name) else "int8"
+        if stored == "int8" and not (panels and _goes_into_panels(name, shape, stored, panels, weights)):
+            # The panels that it has, of another width; else what it computes in, or is not far from.
+            stored = layout if own == "int8" else "bfloat16"
+        if panels and not panel_columns(stored) and _goes_into_panels(name, shape, stored, panels, weights):
             stored = f"{stored}@{panels}"
         result[name] = stored
     return result
 
 
 def _goes_into_panels(name: str, shape: tuple[int, ...], dtype: str, panels: int, weights: Weights) -> bool:
-    if not _LAYERS.match(name) or dtype == "float16" or (dtype == "bfloat16" and shape[1] % 2):
+    if not _LAYERS.match(name) or dtype == "float16" or shape[1] % {"bfloat16": 2, "int8": 4}.get(dtype, 1):
+        return False
+    if dtype == "int8" and (shape[1] > MAX_INT8_DEPTH or _OUTSIDE.search(name)):
         return False
     # An integrated block adds its second projection to the first at load.
     second = name.replace(".out_proj.", ".instruction_out_proj.")
     return shape[0] % panels == 0 and (second == name or second not in weights)
 
 
+def _version(dtypes: dict[str, str]) -> int:
+    """Of the format: 2 where there are panels, 3 where some are int8, so that what does not know them says so."""
+    if any(base_dtype(dtype) == "int8" for dtype in dtypes.values()):
+        return 3
+    return 2 if any(map(panel_columns, dtypes.values())) else 1
+
+
 def _config(source: ModelSource, dtypes: dict[str, str]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "format": "qavit",
-        "version": 2 if any(map(panel_columns, dtypes.values())) else 1,
+        "version": _version(dtypes),
         "architecture": source.architecture,
         "vision": source.vision,
         "text": source.text,
