@@ -26,6 +26,7 @@ from ._weights import (
     MadeTensor,
     Stored,
     Weight,
+    base_dtype,
     core_weight,
     float_array,
     from_array,
@@ -150,7 +151,8 @@ def _factors(fold: Fold, weights: Mapping[str, Weight], seen: Any) -> Floats | N
     gain = float_array(core_weight(weights[f"{fold.norm}.weight"]))
     width = gain.shape[0] if gain.ndim == 1 else 0
     sizes = [shape_of(weights[name]) for name in fold.readers]
-    if width == 0 or any(len(size) != 2 or size[1] != width for size in sizes):
+    rounded = any(base_dtype(weights[name][1]) == "int8" for name in (*fold.readers, *fold.makers))
+    if width == 0 or rounded or any(len(size) != 2 or size[1] != width for size in sizes):
         return None
     if seen is None:
         seen = np.float32(SPREAD) * np.abs(gain)
