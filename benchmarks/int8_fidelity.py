@@ -171,10 +171,12 @@ def outliers(size: Size, g: float, sides: Iterable[str], scratch: Path) -> list[
         return np.concatenate([np.asarray(one).reshape(size.blocks, *model.grid) for one in every])
 
     expected = maps(qavit.load(**given))
-    flat = expected.reshape(len(expected), -1).astype(np.float64)
-    shares = flat / flat.sum(axis=1, keepdims=True)
-    effective = np.exp(-(shares * np.log(shares + 1e-30)).sum(axis=1))
-    print(f"g = {g:g}: maps of {effective.min():.0f} to {effective.max():.0f} patches of {flat.shape[1]}", flush=True)
+    heads = np.asarray(qavit.load(**given).extract_attention(pictures[0], None, tuple(blocks), None), np.float64)
+    shares = heads.reshape(size.blocks, size.heads, -1)
+    shares /= shares.sum(axis=2, keepdims=True)
+    effective = np.exp(-(shares * np.log(shares + 1e-30)).sum(axis=2)).mean(axis=1)
+    seen = f"{effective.min():.0f} to {effective.max():.0f} patches of {shares.shape[2]}"
+    print(f"g = {g:g}: a head attends to {seen}", flush=True)
     meters = {}
     for side in sides:
         meter = meters[side] = Differences()

@@ -328,7 +328,7 @@ def test_bad_folders_are_refused_by_name(late, tmp_path):
         return folder
 
     for change, message in (
-        (lambda c: c.update(version=3), "version 3 of the format"),
+        (lambda c: c.update(version=4), "version 4 of the format"),
         (lambda c: c.update(architecture="dino"), "architecture 'dino'"),
         (lambda c: c.update(architecture="clip"), "architecture 'clip', but there are instruct layers"),
         (lambda c: c.update(vision=[]), "'vision' is list"),

@@ -42,8 +42,8 @@ def made(folder: Path) -> Any:
     return dataclasses.replace(source, weights=weights)
 
 
-def raw_maps(source: Any, method: str = "class", block: int | None = None) -> np.ndarray:
-    model = QAViT(source)
+def raw_maps(source: Any, method: str = "class", block: int | None = None, precision: Any = "float32") -> np.ndarray:
+    model = QAViT(source, precision=precision)
     picture = normal(3, 21, 21, seed=5).astype(np.float32)
     with np.errstate(all="raise"):
         return np.array(model.heatmaps(picture, ["where is the car", "a dog"], method=method, block=block).raw)
@@ -162,6 +162,9 @@ def test_bad_calibration(tmp_path: Path) -> None:
             list(folding.calibration_pixels(dataclasses.replace(source, vision=vision), []))
     assert not (tmp_path / "out").exists()
     assert len(list(folding.calibration_pixels(source, None))) == 0
+    pixels = normal(3, 21, 21)
+    (given,) = folding.calibration_pixels(source, [pixels])
+    assert np.array_equal(given, pixels.astype(np.float32))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -250,3 +253,24 @@ def test_a_reader() -> None:
     one, two = (qavit.Reader(each).answer("what is red?", texts, max_len=6, return_logits=True) for each in (source, after))
     assert one.text == two.text
     assert np.array_equal(np.asarray(one.logits), np.asarray(two.logits))
+
+
+@pytest.mark.every_level
+def test_int8_sees_more_of_a_folded_model(tmp_path: Path) -> None:
+    """What folding is for: channels 60 times the others cost int8 their bits, and a folded folder keeps them."""
+    source = made(tmp_path / "model")
+    expected = raw_maps(source)
+    pixels = [normal(3, 21, 21, seed=seed).astype(np.float32) for seed in range(2)]
+    far = {}
+    for name, given in (("plain", {"fold": False}), ("folded", {}), ("calibrated", {"calibrate": pixels})):
+        folder = convert(source, tmp_path / name, "int8", 16, **given)
+        found = raw_maps(open_model(folder), precision="int8")
+        far[name] = np.abs(found - expected).max() / expected.max()
+    assert far["folded"] < far["plain"]
+    assert far["calibrated"] < far["plain"]
+    again = open_model(tmp_path / "folded")
+    twice = folding.folded(again.weights)
+    kept = [fold for fold in folding.folds_of(again.weights) if again.weights[fold.readers[0]][1].startswith("int8")]
+    assert kept
+    for fold in kept:  # what is int8 already is not folded again
+        assert np.array_equal(*(float_array(core_weight(each[fold.norm + ".weight"])) for each in (again.weights, twice)))

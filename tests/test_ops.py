@@ -585,7 +585,7 @@ def test_layers_that_cannot_be_made_are_refused_by_name() -> None:
     for parts in (0, 4):
         with pytest.raises(ValueError, match=f"parts: {parts}, expected 1 to 3"):
             _core_testing.prepare({"0.weight": weight}, parts, "float32", 1.0)
-    with pytest.raises(ValueError, match="precision is 'float64', expected 'float32', 'bfloat16' or 'int8'"):
+    with pytest.raises(ValueError, match="precision is 'float64', expected 'float32', 'bfloat16', 'int8' or 'int8_mixed'"):
         _core_testing.prepare({"0.weight": weight}, 1, "float64", 1.0)
     with pytest.raises(TypeError, match=r"expected \(buffer, dtype, shape, offset\)"):
         _core_testing.prepare({"0.weight": weight[:3]}, 1, "float32", 1.0)

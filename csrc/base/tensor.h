@@ -11,6 +11,8 @@
 typedef enum { QV_FLOAT32, QV_FLOAT16, QV_BFLOAT16, QV_INT8 } qv_dtype;
 
 #define QV_MAX_DIMS ((size_t)4)
+/* Matrices of int8 are of at most this depth, so that no sum leaves 32 bits: 255 * 128 * 65536 < 2^31. */
+#define QV_INT8_DEPTH ((size_t)65536)
 
 /* A contiguous row-major tensor in memory that somebody else owns and keeps alive. Its address may be unaligned.
  *

@@ -117,8 +117,11 @@ static void load_query_part(qv_blip *model, qv_loader *loader, size_t l, const c
     static const char *const hidden = "intermediate_query.dense", *const output = "output_query.dense";
     const qv_blip_config *c = &model->config;
     qv_block *block = &model->query_blocks[l];
+    loader->place = QV_IN_BLOCK;
     qv_load_linear(loader, &block->hidden, stem, &hidden, 1, c->F, c->D, QV_BIAS);
+    loader->place = QV_LAST_OF_BLOCK;
     qv_load_linear(loader, &block->output, stem, &output, 1, c->D, c->F, QV_BIAS);
+    loader->place = QV_OUTSIDE_BLOCKS;
     qv_load_norm(loader, &block->norm2, stem, "output_query.LayerNorm", QV_LAYER_NORM, c->D, c->eps);
 }
 

@@ -31,6 +31,7 @@ void qv_block_load(qv_loader *loader, qv_block *block, const qv_block_kind *kind
                    const char *stem) {
     size_t D = kind->D, F = kind->F, inner = inner_width(kind);
     qv_load_next_block(loader);
+    loader->place = QV_IN_BLOCK;
     qv_load_norm(loader, &block->norm1, stem, names->norm1, kind->norm, D, kind->eps);
     qv_load_linear(loader, &block->qkv, stem, names->qkv, 3, inner, D, names->qkv_bias);
     if (names->out != NULL) {
@@ -44,7 +45,9 @@ void qv_block_load(qv_loader *loader, qv_block *block, const qv_block_kind *kind
     }
     qv_load_norm(loader, &block->norm2, stem, names->norm2, kind->norm, D, kind->eps);
     qv_load_linear(loader, &block->hidden, stem, names->hidden, kind->gated ? 2 : 1, F, D, names->bias);
+    loader->place = QV_LAST_OF_BLOCK;
     load_scaled(loader, &block->output, stem, names->output, names->scale2, D, F, names->bias);
+    loader->place = QV_OUTSIDE_BLOCKS;
 }
 
 void qv_block_free(const qv_ops *ops, qv_block *block) {

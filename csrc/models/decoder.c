@@ -22,7 +22,7 @@ qv_decoder *qv_decoder_create(qv_loader *loader, const char *name, const qv_bloc
     }
     decoder->name = name;
     decoder->ops = loader->ops;
-    decoder->precision = loader->precision;
+    decoder->precision = qv_load_precision(loader, QV_OUTSIDE_BLOCKS);
     decoder->arenas.memory = decoder->kept.memory = loader->ops->memory;
     decoder->kind = *kind;
     decoder->width = kind->D;

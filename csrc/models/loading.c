@@ -105,6 +105,15 @@ qv_linear_source qv_load_source(qv_loader *loader, const char *stem, const char 
     return source;
 }
 
+qv_precision qv_load_precision(const qv_loader *loader, qv_layer_place place) {
+    bool mixed = loader->precision == QV_PRECISION_INT8_MIXED;
+    if (loader->precision != QV_PRECISION_INT8 && !mixed) {
+        return loader->precision;
+    }
+    bool int8 = place == QV_IN_BLOCK || (place == QV_LAST_OF_BLOCK && !mixed);
+    return int8 ? QV_PRECISION_INT8 : QV_PRECISION_BFLOAT16;
+}
+
 void qv_load_layer(qv_loader *loader, qv_linear *layer, const qv_linear_source *sources, size_t parts) {
     if (loader->status != QV_OK || loader->weights->problems != 0) {
         return;
@@ -113,7 +122,8 @@ void qv_load_layer(qv_loader *loader, qv_linear *layer, const qv_linear_source *
         loader->status = qv_fail(loader->err, QV_ERR_CANCELLED, "loading was interrupted");
         return;
     }
-    loader->status = qv_linear_prepare(loader->ops, layer, sources, parts, loader->precision, loader->err);
+    qv_precision precision = qv_load_precision(loader, loader->place);
+    loader->status = qv_linear_prepare(loader->ops, layer, sources, parts, precision, loader->err);
 }
 
 void qv_load_linear(qv_loader *loader, qv_linear *layer, const char *stem, const char *const *names, size_t parts,

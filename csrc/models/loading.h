@@ -7,11 +7,16 @@
 #include "base/tensor.h"
 #include "ops/ops.h"
 
+/* Where a layer stands: in a model of int8, what is not in a block computes in bfloat16, and so does a block's last layer, whose
+ * input has the widest range, in one of int8_mixed. */
+typedef enum { QV_OUTSIDE_BLOCKS, QV_IN_BLOCK, QV_LAST_OF_BLOCK } qv_layer_place;
+
 typedef struct {
     qv_weights *weights; /* borrowed: they must outlive what is loaded */
     const char *prefix;  /* in front of every name */
     const qv_ops *ops;
     qv_precision precision;
+    qv_layer_place place; /* of the layers that are loaded next */
     qv_poll poll; /* asked before each layer */
     qv_error *err;
     qv_status status; /* the first failure, as in err */
@@ -57,6 +62,9 @@ void qv_load_linear(qv_loader *loader, qv_linear *layer, const char *stem, const
 /* A layer [., depth], with or without a bias, that lies beside the model's own tensors: its name has the prefix without a last
  * `inner` ("text_model."). Where the weights have none, nothing happens. */
 void qv_load_beside(qv_loader *loader, qv_linear *layer, const char *inner, const char *name, size_t depth);
+
+/* What a layer of this place is to compute in. */
+qv_precision qv_load_precision(const qv_loader *loader, qv_layer_place place);
 
 /* The layers from here on are used together, after those before them. */
 void qv_load_next_block(qv_loader *loader);

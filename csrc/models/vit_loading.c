@@ -187,7 +187,9 @@ static void load_integrated_out(qv_vit *vit, qv_loader *loader, qv_linear *out, 
         qv_tensor_read(&value, gate, 0, 1);
         source.scale = tanhf(value);
     }
+    loader->place = QV_IN_BLOCK;
     qv_load_layer(loader, out, &source, 1);
+    loader->place = QV_OUTSIDE_BLOCKS;
 }
 
 static void load_block(qv_vit *vit, qv_loader *loader, const qv_block_names *names, size_t i) {

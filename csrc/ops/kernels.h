@@ -9,9 +9,6 @@
 #define QV_MAX_PANEL ((size_t)64)
 #define QV_DEPTH_BLOCK ((size_t)1024)
 
-/* Products of int8 are of at most this depth, so that no sum leaves 32 bits: 255 * 128 * 65536 < 2^31. */
-#define QV_INT8_DEPTH ((size_t)65536)
-
 /* Two and four bytes of whatever lies in steps: floats, pairs of bfloat16, int8. */
 typedef uint16_t __attribute__((may_alias)) qv_bits16;
 typedef uint32_t __attribute__((may_alias)) qv_bits32;

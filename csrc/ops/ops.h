@@ -20,7 +20,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { QV_PRECISION_FLOAT32, QV_PRECISION_BFLOAT16, QV_PRECISION_INT8 } qv_precision;
+typedef enum {
+    QV_PRECISION_FLOAT32,
+    QV_PRECISION_BFLOAT16,
+    QV_PRECISION_INT8,
+    QV_PRECISION_INT8_MIXED, /* of a model, not of a product: see qv_layer_place of models/loading.h */
+} qv_precision;
 
 typedef enum {
     QV_IDENTITY,

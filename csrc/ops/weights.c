@@ -1,9 +1,15 @@
 /* Weights as every backend has them: vectors as float32, norms, and the layers that the backend packs. */
+#include "base/threads.h"
 #include "ops/backend.h"
 
 #include <limits.h>
+#include <math.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
+
+/* Columns of a panel that are added up side by side. */
+#define CHECKED_COLUMNS ((size_t)16)
 
 qv_status qv_vector_copy(const qv_ops *ops, qv_vector *vector, const float *data, size_t count, const char *name,
                          qv_error *err) {
@@ -128,6 +134,54 @@ static qv_status prepare_bias(const qv_ops *ops, qv_linear *layer, const qv_line
     return status;
 }
 
+/* ---- int8 panels of a file ---- */
+
+typedef struct {
+    const qv_tensor *tensor;
+    atomic_bool wrong;
+} panel_check;
+
+/* Whether each column's scale is a number that a column can have, and its sum that of its items. */
+static void check_panel(void *context, size_t task, size_t lane) {
+    (void)lane;
+    panel_check *w = context;
+    size_t depth = w->tensor->shape[1], width = w->tensor->panel_columns;
+    const char *panel = (const char *)w->tensor->data + task * width * (depth + 8), *scales = panel + depth * width;
+    bool right = true;
+    for (size_t c = 0; c < width; c += CHECKED_COLUMNS) {
+        size_t columns = width - c < CHECKED_COLUMNS ? width - c : CHECKED_COLUMNS;
+        int32_t sums[CHECKED_COLUMNS] = {0};
+        for (size_t k = 0; k < depth; k += 4) {
+            const int8_t *items = (const int8_t *)panel + (k / 4 * width + c) * 4;
+            for (size_t i = 0; i < columns; i++) {
+                sums[i] += items[4 * i] + items[4 * i + 1] + items[4 * i + 2] + items[4 * i + 3];
+            }
+        }
+        for (size_t i = 0; i < columns; i++) {
+            float scale;
+            int32_t sum;
+            memcpy(&scale, scales + (c + i) * 4, sizeof scale);
+            memcpy(&sum, scales + (width + c + i) * 4, sizeof sum);
+            right = right && sum == sums[i] && scale >= 0.0f && isfinite(scale);
+        }
+    }
+    if (!right) {
+        atomic_store(&w->wrong, true);
+    }
+}
+
+static qv_status check_panels(const qv_tensor *tensor, qv_error *err) {
+    panel_check work = {.tensor = tensor};
+    if (tensor == NULL || tensor->dtype != QV_INT8) {
+        return QV_OK;
+    }
+    qv_parallel(qv_thread_count(), tensor->shape[0] / tensor->panel_columns, check_panel, &work);
+    return !atomic_load(&work.wrong)
+               ? QV_OK
+               : qv_fail(err, QV_ERR_VALUE, "%s: panels of int8 whose scales or sums are not those of their items",
+                         tensor->name);
+}
+
 qv_status qv_linear_prepare(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, size_t parts,
                             qv_precision precision, qv_error *err) {
     *layer = (qv_linear){.parts = parts, .precision = ops->computes_in(ops, precision)};
@@ -147,7 +201,14 @@ qv_status qv_linear_prepare(const qv_ops *ops, qv_linear *layer, const qv_linear
         return qv_fail(err, QV_ERR_VALUE, "%s: a linear layer of %zu x %zu is too large", sources[0].weight->name, columns,
                        layer->depth);
     }
-    qv_status status = ops->linear_pack(ops, layer, sources, err);
+    qv_status status = QV_OK;
+    for (size_t i = 0; i < parts && status == QV_OK; i++) {
+        status = check_panels(sources[i].weight, err);
+        status = status == QV_OK ? check_panels(sources[i].add_weight, err) : status;
+    }
+    if (status == QV_OK) {
+        status = ops->linear_pack(ops, layer, sources, err);
+    }
     if (status == QV_OK) {
         status = prepare_bias(ops, layer, sources, err);
     }

@@ -80,9 +80,10 @@ static int compare_tensors(const void *a, const void *b) {
     return strcmp(((const qv_tensor *)a)->name, ((const qv_tensor *)b)->name);
 }
 
-/* "float32", "float16", "bfloat16"; "float32@64", "bfloat16@64": in panels of so many rows */
+/* "float32", "float16", "bfloat16"; "float32@64", "bfloat16@64", "int8@64": in panels of so many rows, in
+ * which int8 always is */
 static int read_dtype(qv_tensor *tensor, const char *text) {
-    static const char *const names[] = {"float32", "float16", "bfloat16"};
+    static const char *const names[] = {"float32", "float16", "bfloat16", "int8"};
     size_t length = strcspn(text, "@");
     unsigned long columns = 0;
     char *end = NULL;
@@ -91,7 +92,8 @@ static int read_dtype(qv_tensor *tensor, const char *text) {
     }
     bool known = end == NULL || (*end == '\0' && columns > 0 && columns <= 4096);
     for (size_t i = 0; known && i < sizeof names / sizeof names[0]; i++) {
-        if (strlen(names[i]) == length && strncmp(text, names[i], length) == 0) {
+        bool there = (qv_dtype)i != QV_INT8 || columns != 0;
+        if (there && strlen(names[i]) == length && strncmp(text, names[i], length) == 0) {
             tensor->dtype = (qv_dtype)i;
             tensor->panel_columns = columns;
             return 0;
@@ -103,10 +105,11 @@ static int read_dtype(qv_tensor *tensor, const char *text) {
 
 /* Whether a tensor can be in the panels that it says it is in. */
 static int check_panels(const qv_tensor *tensor) {
-    bool bfloat16 = tensor->dtype == QV_BFLOAT16;
+    size_t items = tensor->dtype == QV_INT8 ? 4 : tensor->dtype == QV_BFLOAT16 ? 2 : 1; /* of a step */
+    size_t deepest = tensor->dtype == QV_INT8 ? QV_INT8_DEPTH : SIZE_MAX;
     if (tensor->panel_columns == 0 ||
         (tensor->dims == 2 && tensor->dtype != QV_FLOAT16 && tensor->shape[0] % tensor->panel_columns == 0 &&
-         tensor->shape[0] != 0 && tensor->shape[1] != 0 && !(bfloat16 && tensor->shape[1] % 2 != 0))) {
+         tensor->shape[0] != 0 && tensor->shape[1] != 0 && tensor->shape[1] % items == 0 && tensor->shape[1] <= deepest)) {
         return 0;
     }
     PyErr_Format(PyExc_ValueError, "weights[%s]: panels of %zu rows do not hold a tensor of %zu dimensions, %zu rows",
@@ -144,6 +147,12 @@ static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value
         }
     }
     if (check_panels(tensor) < 0) {
+        return -1;
+    }
+    size_t behind = 0; /* the scales and sums of int8 panels */
+    if (tensor->dtype == QV_INT8 &&
+        (!qv_multiply_size(tensor->shape[0], 8, &behind) || !qv_add_size(bytes, behind, &bytes))) {
+        PyErr_Format(PyExc_ValueError, "weights[%s]: the shape is too large", tensor->name);
         return -1;
     }
     Py_buffer *buffer = &weights->buffers[weights->buffer_count];
@@ -321,8 +330,10 @@ int qvpy_precision(const char *text, qv_precision *out) {
         *out = QV_PRECISION_BFLOAT16;
     } else if (strcmp(text, "int8") == 0) {
         *out = QV_PRECISION_INT8;
+    } else if (strcmp(text, "int8_mixed") == 0) {
+        *out = QV_PRECISION_INT8_MIXED;
     } else {
-        PyErr_Format(PyExc_ValueError, "precision is '%s', expected 'float32', 'bfloat16' or 'int8'", text);
+        PyErr_Format(PyExc_ValueError, "precision is '%s', expected 'float32', 'bfloat16', 'int8' or 'int8_mixed'", text);
         return -1;
     }
     return 0;

@@ -18,7 +18,7 @@ Heads = Union[Literal["mean", "max", "single"], int]
 Score = Literal["cosine", "softmax"]
 #: Of a model's input in pixels: a square's side, or (height, width).
 ImageSize = Union[int, tuple[int, int]]
-Precision = Literal["float32", "bfloat16", "tf32"]
+Precision = Literal["float32", "bfloat16", "tf32", "int8", "int8_mixed"]
 Normalization = Literal["minmax", "sum", "max"]
 #: What the packages of these methods make of a map.
 PackageNormalization = Literal["legrad", "gem", "chefer", "surgery", "legrad_siglip", "gradcam"]

@@ -9,7 +9,7 @@ from typing import Any
 from .._base.arguments import height_and_width
 from .._core import build_info
 from ._source import ModelSource
-from ._weights import ITEM_SIZES, base_dtype, dtype_of, panel_columns, shape_of
+from ._weights import base_dtype, dtype_of, panel_columns, shape_of, stored_bytes
 from .towers.question_blocks import integrated_blocks
 
 #: What the first part of a tensor's name belongs to; the others are heads.
@@ -46,13 +46,13 @@ def describe(source: ModelSource) -> dict[str, Any]:
         part = name.split(".")[0]
         part = _PARTS.get(part, "heads")
         size = math.prod(shape)
+        taken = stored_bytes(dtype, shape)
         columns, dtype = panel_columns(dtype), base_dtype(dtype)
-        stored_bytes = size * ITEM_SIZES[dtype]
         parameters[part] += size
-        stored[part] += stored_bytes
-        dtypes[dtype] = dtypes.get(dtype, 0) + stored_bytes
+        stored[part] += taken
+        dtypes[dtype] = dtypes.get(dtype, 0) + taken
         if columns:
-            panels[columns, dtype] = panels.get((columns, dtype), 0) + stored_bytes
+            panels[columns, dtype] = panels.get((columns, dtype), 0) + taken
     parameters["total"], stored["total"] = sum(parameters.values()), sum(stored.values())
     return {
         "name": source.name,
@@ -114,7 +114,7 @@ def _panels_text(entry: dict[str, Any]) -> str:
     """What is stored in panels, and what this CPU does with it."""
     here = build_info()
     fits = entry["columns"] == here["panel_columns"] and (
-        entry["dtype"] == "float32" or here["kernels"]["bfloat16"] != here["kernels"]["float32"]
+        entry["dtype"] != "bfloat16" or here["kernels"]["bfloat16"] != here["kernels"]["float32"]
     )
     use = f"used where they are mapped with precision={entry['dtype']!r}" if fits else "made anew in memory on this CPU"
     return f"{_megabytes(entry['bytes'])} {entry['dtype']} in panels of {entry['columns']} columns, {use}"

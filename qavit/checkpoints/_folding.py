@@ -26,6 +26,7 @@ from ._weights import (
     MadeTensor,
     Stored,
     Weight,
+    base_dtype,
     core_weight,
     float_array,
     from_array,
@@ -150,7 +151,8 @@ def _factors(fold: Fold, weights: Mapping[str, Weight], seen: Any) -> Floats | N
     gain = float_array(core_weight(weights[f"{fold.norm}.weight"]))
     width = gain.shape[0] if gain.ndim == 1 else 0
     sizes = [shape_of(weights[name]) for name in fold.readers]
-    if width == 0 or any(len(size) != 2 or size[1] != width for size in sizes):
+    rounded = any(base_dtype(weights[name][1]) == "int8" for name in (*fold.readers, *fold.makers))
+    if width == 0 or rounded or any(len(size) != 2 or size[1] != width for size in sizes):
         return None
     if seen is None:
         seen = np.float32(SPREAD) * np.abs(gain)
@@ -176,6 +178,8 @@ def _factors(fold: Fold, weights: Mapping[str, Weight], seen: Any) -> Floats | N
 def calibration_pixels(source: ModelSource, pictures: PathLike | Iterable[Any] | None) -> Iterator[Floats]:
     """Pictures as the model reads them, one after another; none where there is nothing to measure by.
 
+    Floats [3, S, S] are taken as they are: normalised.
+
     Raises
     ------
     ValueError, OSError
@@ -198,7 +202,8 @@ def calibration_pixels(source: ModelSource, pictures: PathLike | Iterable[Any] |
             raise ValueError(f"calibrate: there are no pictures in {place}")
     settings = Preprocessing.from_dict(source.preprocessing)
     for picture in pictures:
-        yield preprocess(load_image(picture), settings)[0]
+        ready = isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and picture.shape[:1] == (3,)
+        yield np.asarray(picture, np.float32) if ready else preprocess(load_image(picture), settings)[0]
 
 
 def seen_ranges(source: ModelSource, pixels: Iterable[Floats]) -> dict[str, Floats]:

@@ -171,8 +171,8 @@ def _open_checkpoint(checkpoint: PathLike, vision: PathLike | None, text: PathLi
 def _open_converted(folder: Path, config: dict[str, Any], asked: Asked) -> ModelSource:
     name = str(folder)
     options, size = asked.options, asked.size
-    if config.get("version") not in (1, 2):
-        raise ValueError(f"{folder}: version {config.get('version')!r} of the format, this qavit reads versions 1 and 2")
+    if config.get("version") not in (1, 2, 3):
+        raise ValueError(f"{folder}: version {config.get('version')!r} of the format, this qavit reads versions 1 to 3")
     architecture = str(config.get("architecture"))
     family = family_of_architecture(architecture)
     if family is None:

@@ -40,6 +40,12 @@ ITEM_SIZES = {
 CORE_DTYPES = ("float32", "float16", "bfloat16")
 #: Why a result can be NaN or infinite, for messages.
 NOT_FINITE = "the weights hold NaN, infinity or too large values, or the picture is far from normalised"
+#: What a converted folder stores; int8 only in panels.
+STORED_DTYPES = (*CORE_DTYPES, "int8")
+#: Rows of an int8 panel behind its items: each column's scale (float32) and the sum of its items (int32).
+_INT8_TAIL = 2
+#: Deeper matrices have no int8 panels: their sums would not fit in 32 bits.
+MAX_INT8_DEPTH = 65536
 #: The end of the name, in a converted folder, of a matrix in panels.
 PANELS = ".panels"
 MAX_PANEL_COLUMNS = 4096
@@ -142,7 +148,8 @@ def weight_of(tensor: Weight | StoredTensor) -> Weight:
 def core_weight(tensor: Weight | StoredTensor) -> Weight:
     """The same of a type that the core computes with."""
     weight = weight_of(tensor)
-    return weight if base_dtype(weight[1]) in CORE_DTYPES else cast(weight, "float32")
+    known = base_dtype(weight[1]) in CORE_DTYPES or panel_columns(weight[1])
+    return weight if known else cast(weight, "float32")
 
 
 def shape_of(tensor: Weight | StoredTensor) -> tuple[int, ...]:
@@ -170,8 +177,8 @@ def row_views(tensor: Weight | StoredTensor, parts: int) -> list[Weight | Stored
     buffer, dtype, _, offset = tensor
     columns = panel_columns(dtype)
     if columns and rows % columns:
-        buffer, dtype, _, offset = cast(tensor, base_dtype(dtype))
-    step = math.prod((rows, *shape[1:])) * ITEM_SIZES[base_dtype(dtype)]
+        buffer, dtype, _, offset = cast(tensor, "float32" if base_dtype(dtype) == "int8" else base_dtype(dtype))
+    step = stored_bytes(dtype, (rows, *shape[1:]))
     return [(buffer, dtype, (rows, *shape[1:]), offset + part * step) for part in range(parts)]
 
 
@@ -200,14 +207,25 @@ def panel_columns(dtype: str) -> int:
 
 
 def stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which items lie: of [N, K] in panels of C float32 [N / C, K, C], bfloat16 [N / C, K / 2, C, 2]."""
+    """The shape in which items lie: of [N, K] in panels of C float32 [N / C, K, C], bfloat16 [N / C, K / 2, C, 2].
+
+    int8 has [N / C, K / 4 + 2, C, 4], of which the last two rows are 4 bytes a column: the scale of its items (float32) and
+    their sum (int32).
+    """
     columns = panel_columns(dtype)
     if columns == 0:
         return shape
     rows, depth = shape
     if base_dtype(dtype) == "bfloat16":
         return (rows // columns, depth // 2, columns, 2)
+    if base_dtype(dtype) == "int8":
+        return (rows // columns, depth // 4 + _INT8_TAIL, columns, 4)
     return (rows // columns, depth, columns)
+
+
+def stored_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes that a tensor's items take where they lie."""
+    return math.prod(stored_shape(dtype, shape)) * ITEM_SIZES[base_dtype(dtype)]
 
 
 def named_panels(tensors: Stored, what: str) -> Stored:
@@ -224,14 +242,16 @@ def named_panels(tensors: Stored, what: str) -> Stored:
         if name.endswith(PANELS):
             plain = name[: -len(PANELS)]
             buffer, dtype, shape, offset = weight_of(tensor)
-            pairs = dtype == "bfloat16"
-            whole = len(shape) == 4 and shape[3] == 2 if pairs else len(shape) == 3 and dtype == "float32"
-            if not whole or 0 in shape or shape[2] > MAX_PANEL_COLUMNS:
+            step = {"float32": 1, "bfloat16": 2, "int8": 4}.get(dtype, 0)
+            whole = shape[3:] == ((step,) if step > 1 else ()) and len(shape) >= 3 and step > 0
+            depth = (shape[1] - (_INT8_TAIL if step == 4 else 0)) * step if whole else 0
+            deepest = MAX_INT8_DEPTH if step == 4 else depth
+            if not whole or 0 in shape or shape[2] > MAX_PANEL_COLUMNS or not 0 < depth <= deepest:
                 raise ValueError(
-                    f"{what}: {name[:120]} of {dtype} has shape {list(shape)}; expected panels, float32 [N / C, K, C] or "
-                    f"bfloat16 [N / C, K / 2, C, 2], of at most {MAX_PANEL_COLUMNS} columns C"
+                    f"{what}: {name[:120]} of {dtype} has shape {list(shape)}; expected panels, float32 [N / C, K, C], "
+                    f"bfloat16 [N / C, K / 2, C, 2] or int8 [N / C, K / 4 + 2, C, 4], of at most "
+                    f"{MAX_PANEL_COLUMNS} columns C"
                 )
-            depth = shape[1] * (2 if pairs else 1)
             entry = (buffer, f"{dtype}@{shape[2]}", (shape[0] * shape[2], depth), offset)
         if plain in result:
             raise ValueError(f"{what}: {plain[:120]} is there twice, as a matrix and in panels")
@@ -253,10 +273,13 @@ def stored_array(weight: Weight) -> Array:
 
 
 def raw_array(weight: Weight) -> Array:
-    """A tensor's items row-major, a view where they lie so; bfloat16 as its bits in uint16."""
+    """A tensor's items row-major, a view where they lie so; bfloat16 as its bits in uint16, int8 as float32."""
     items = stored_array(weight)
     if panel_columns(weight[1]) == 0:
         return items
+    if base_dtype(weight[1]) == "int8":
+        whole, scales = _int8_items(weight)
+        return whole.astype(np.float32) * scales[:, None]
     # [N / C, K, C] or [N / C, K / 2, C, 2]: a panel's columns become rows again
     return np.ascontiguousarray(items.swapaxes(1, 2)).reshape(weight[2])
 
@@ -285,19 +308,57 @@ def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return result
 
 
+def int8_panels(values: NDArray[np.float32], columns: int) -> NDArray[np.int8]:
+    """A matrix [N, K] as the panels of int8 products, [N / columns, K / 4 + 2, columns, 4].
+
+    A row w becomes round(w / t), -127 to 127, with t = max |w| / 127; see docs/MODEL.md.
+
+    Raises
+    ------
+    ValueError
+        Where a weight is not finite.
+    """
+    largest = np.abs(values).max(axis=1)
+    if not np.isfinite(largest).all():
+        raise ValueError("dtype int8: a weight is NaN or infinite")
+    scales = np.maximum(largest / np.float32(127), np.float32(2.0**-126))
+    return _place_int8(np.rint(values / scales[:, None]).astype(np.int8), scales, columns)
+
+
+def _int8_items(weight: Weight) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The items [N, K] of int8 panels, and the scales [N]."""
+    panels = stored_array(weight)
+    scales = np.ascontiguousarray(panels[:, -2]).view(np.float32).reshape(-1)
+    return np.ascontiguousarray(panels[:, :-_INT8_TAIL].swapaxes(1, 2)).reshape(weight[2]), scales
+
+
+def _place_int8(items: NDArray[np.int8], scales: NDArray[np.float32], columns: int) -> NDArray[np.int8]:
+    rows, depth = items.shape
+    panels = np.empty((rows // columns, depth // 4 + _INT8_TAIL, columns, 4), np.int8)
+    panels[:, :-_INT8_TAIL] = items.reshape(-1, columns, depth // 4, 4).swapaxes(1, 2)
+    panels[:, -2] = scales.view(np.int8).reshape(-1, columns, 4)
+    panels[:, -1] = items.sum(axis=1, dtype=np.int32).view(np.int8).reshape(-1, columns, 4)
+    return panels
+
+
 def cast(weight: Weight, dtype: str) -> Weight:
     """The tensor in another of the core's dtypes, panels among them; itself where it is that already.
 
     Raises
     ------
     ValueError
-        Where a finite value has no finite float16.
+        Where a finite value has no finite float16, or a value that is not finite no int8.
     """
     if weight[1] == dtype:
         return weight
+    if base_dtype(weight[1]) == base_dtype(dtype) == "int8" and panel_columns(weight[1]) and panel_columns(dtype):
+        return (_place_int8(*_int8_items(weight), panel_columns(dtype)), dtype, weight[2], 0)
     if "@" in weight[1]:
-        return cast((raw_array(weight), base_dtype(weight[1]), weight[2], 0), dtype)
+        own = base_dtype(weight[1])
+        return cast((raw_array(weight), "float32" if own == "int8" else own, weight[2], 0), dtype)
     columns = panel_columns(dtype)
+    if columns and base_dtype(dtype) == "int8":
+        return (int8_panels(float_array(weight), columns), dtype, weight[2], 0)
     if columns:
         rows, depth = weight[2]
         items = stored_array(cast(weight, base_dtype(dtype)))
@@ -322,7 +383,7 @@ def release_tensor(weight: Weight) -> None:
     """`release_pages` for one tensor that was read."""
     if isinstance(weight[0], mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         start = weight[3] // mmap.PAGESIZE * mmap.PAGESIZE
-        size = math.prod(weight[2]) * ITEM_SIZES[base_dtype(weight[1])]
+        size = stored_bytes(weight[1], weight[2])
         weight[0].madvise(mmap.MADV_DONTNEED, start, weight[3] + size - start)
 
 

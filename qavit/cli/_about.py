@@ -51,18 +51,24 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``qavit convert``."""
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights (default: as they are)"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16", "int8", "int8_mixed"),
+        help="of the stored weights (default: as they are); int8: of the layers in blocks, with bfloat16 for the rest, and "
+        "int8_mixed for the last layer of each block, too",
     )
     parser.add_argument(
         "--panels",
         type=int,
         choices=(0, 16, 64),
         metavar="N",
-        help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
+        help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major, but for int8 (default: "
+        "this CPU's)",
     )
     parser.add_argument("--again", action="store_true", help="write a folder anew that is there already")
     parser.add_argument(
-        "--fold", action="store_true", help="even out large channels between norms and products, for int8; float32 stays"
+        "--fold",
+        action="store_true",
+        help="even out large channels between norms and products, as --dtype int8 does anyway; float32's maps stay",
     )
     completed(
         parser.add_argument("--calibrate", metavar="DIR", help="fold by what norms give on pictures, at most 64"), FOLDER

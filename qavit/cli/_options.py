@@ -242,7 +242,8 @@ def add_model_options(
             choices=PRECISIONS,
             default=default_precision,
             type=precision_name,
-            help=f"of the products (default: {default_precision or 'each in turn'}; tf32 is for a GPU)",
+            help=f"of the products (default: {default_precision or 'each in turn'}; int8_mixed: last layers in "
+            "bfloat16; tf32 is for a GPU)",
         )
         group.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
 

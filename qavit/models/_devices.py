@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from .. import _core
 from .._base.types import Precision
 
-#: Of the products. "tf32" is for GPUs: float32 whose factors are rounded to 10 bits.
-PRECISIONS = ("float32", "tf32", "bfloat16")
+#: Of the products. "tf32" is for GPUs: float32 whose factors are rounded to 10 bits. "int8" is of the layers in blocks,
+#: "int8_mixed" of those but the last of each; what is not int8 is bfloat16.
+PRECISIONS = ("float32", "tf32", "bfloat16", "int8", "int8_mixed")
 
 
 class Placement(NamedTuple):
@@ -21,7 +22,7 @@ class Placement(NamedTuple):
     device : _core.Device or None
         None: the CPU.
     precision : str
-        "float32" or "bfloat16".
+        As `PRECISIONS`, but for "tf32".
     """
 
     name: str
@@ -52,7 +53,9 @@ def check_device(device: Any) -> None:
 def check_precision(precision: str) -> None:
     """Refuse what is not one of `PRECISIONS`."""
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected 'float32', 'bfloat16' or, on a GPU, 'tf32', got {precision!r}")
+        raise ValueError(
+            f"precision: expected 'float32', 'bfloat16', 'int8', 'int8_mixed' or, on a GPU, 'tf32', got {precision!r}"
+        )
 
 
 def place(device: Any, precision: Precision, offload_model: bool = False) -> Placement:
@@ -76,7 +79,9 @@ def place(device: Any, precision: Precision, offload_model: bool = False) -> Pla
 
 
 def computing_precision(precision: Precision, device: str) -> Precision:
-    """What computes where a precision was asked for: float32 where a CPU has no bfloat16 products."""
+    """What computes where a precision was asked for: float32 where a CPU has no bfloat16, bfloat16 for int8 on a GPU."""
+    if precision in ("int8", "int8_mixed") and device != "cpu":
+        return "bfloat16"
     kernels = _core.build_info()["kernels"]
     without = device == "cpu" and kernels["bfloat16"] == kernels["float32"]
     return "float32" if precision == "bfloat16" and without else precision

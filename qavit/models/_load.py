@@ -73,9 +73,12 @@ def load(
         are taken to another grid, by the name of one of the field's ways, whose results differ: "bicubic" (transformers,
         Grad-ECLIP; the default but for towers whose own code has another), "bicubic_antialias" (LeGrad, GEM, open_clip),
         "bicubic_offset" (NACLIP, ClearCLIP, DINOv2), "bilinear" (CLIP Surgery), "bilinear_antialias".
-    precision : {"float32", "bfloat16", "tf32"}
-        Of the products. Where the CPU has no bfloat16 products, float32 computes, with a `PrecisionWarning`. "tf32" is
-        for GPUs: float32 with factors rounded to 10 bits.
+    precision : {"float32", "bfloat16", "int8", "int8_mixed", "tf32"}
+        Of the products. Where the CPU has no bfloat16 products, float32 computes, with a `PrecisionWarning`. In "int8" the
+        linear layers of blocks multiply 8-bit weights with 8-bit rows, each row with a scale of its own, on any CPU; in
+        "int8_mixed" the last layer of each block stays out of that; whatever is not int8 (attention, patches, heads,
+        projections) is bfloat16, or float32 where the CPU has none. docs/MODEL.md says what it changes. On a GPU bfloat16
+        computes in its place, with a `PrecisionWarning`. "tf32" is for GPUs: float32 with factors rounded to 10 bits.
     device : {"cpu", "cuda", "cuda:N"} or torch.device
         Where to run. A GPU needs a build with CUDA, see docs/CUDA.md.
     image_size : int or (int, int), optional

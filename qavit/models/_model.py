@@ -84,8 +84,8 @@ class Model(Capabilities, ABC):
     preprocessing : Preprocessing
         How a picture becomes pixel values.
     precision, requested_precision : str
-        What computes, and what was asked for. Where the CPU has no bfloat16 products, float32 computes, with a
-        `PrecisionWarning`.
+        What computes, and what was asked for. Where the CPU has no bfloat16 products, float32 computes, and on a GPU
+        bfloat16 where int8 was asked for, with a `PrecisionWarning`.
     device : str
         "cpu", "cuda" or "cuda:N".
     offload_model : bool
@@ -126,7 +126,8 @@ class Model(Capabilities, ABC):
         self.requested_precision = precision
         self.precision = computing_precision(precision, placement.name)
         if self.precision != precision:
-            warn(PrecisionWarning, f"{self.name}: this CPU has no {precision} products, so {self.precision} computes")
+            where = "this CPU" if placement.name == "cpu" else "a GPU"
+            warn(PrecisionWarning, f"{self.name}: {where} has no {precision} products, so {self.precision} computes")
         self.device = placement.name
         self.offload_model = bool(offload_model)
         self._load_core(placement)

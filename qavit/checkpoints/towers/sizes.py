@@ -14,7 +14,7 @@ from typing import Any
 from ..._base.arguments import image_size
 from ..._base.types import ImageSize
 from .._positions import WAYS
-from .._weights import CORE_DTYPES, Stored, Weights, base_dtype, core_weight, dtype_of, shape_of
+from .._weights import CORE_DTYPES, Stored, Weights, base_dtype, core_weight, dtype_of, panel_columns, shape_of
 
 Shapes = dict[str, tuple[int, ...]]
 #: The largest image that position embeddings are interpolated for.
@@ -151,7 +151,7 @@ def check(tensors: Stored, expected: Shapes, what: str) -> None:
         found = shape_of(tensor)
         if found != shape and not (math.prod(found) == math.prod(shape) == 1):
             problems.append(f"{name} has shape {list(found)}, expected {list(shape)}")
-        elif base_dtype(dtype_of(tensor)) not in (*CORE_DTYPES, "float64"):
+        elif base_dtype(dtype_of(tensor)) not in (*CORE_DTYPES, "float64") and not panel_columns(dtype_of(tensor)):
             problems.append(f"{name} is {dtype_of(tensor)}, expected one of {', '.join(CORE_DTYPES)}")
     problems += [
         f"{name} {list(shape_of(tensor))} is not expected"
