@@ -146,10 +146,10 @@ def open_variant(path: Path, **options):
     return open_model(checkpoint=path, vision=folder / "clip", text=folder / "t5", **options)
 
 
-def same_weights(one, two) -> None:
+def same_weights(one, two, tolerance: float = 0) -> None:
     assert set(one.weights) == set(two.weights)
     for name, weight in one.weights.items():
-        np.testing.assert_array_equal(float_array(weight), float_array(two.weights[name]))
+        np.testing.assert_allclose(float_array(weight), float_array(two.weights[name]), rtol=0, atol=tolerance)
 
 
 def later_peft(name: str) -> str:
@@ -230,7 +230,8 @@ def test_lora_scale(late_tensors, tmp_path):
             pad = (0, 12) if columns else (0, 0, 0, 12)
             tensor = torch.nn.functional.pad(tensor, pad)
         wide[name] = tensor
-    same_weights(open_variant(save_variant(tmp_path / "y.pth", wide)), qavit())
+    # A product of depth 16 may be summed in another order than one of depth 4.
+    same_weights(open_variant(save_variant(tmp_path / "y.pth", wide)), qavit(), tolerance=1e-6)
     with pytest.raises(ValueError, match="expected a number, got nan"):
         open_variant(silent, config={"lora_alpha": float("nan")})
     half = {"base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.second.weight": torch.ones(4, 48)}
