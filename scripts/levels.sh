@@ -19,6 +19,6 @@ emulator=$(scripts/tile_emulator.sh)
 if [ -n "$emulator" ] && ! grep -qw amx_tile /proc/cpuinfo; then
     echo "levels: amx, emulated"
     LD_PRELOAD=$emulator QAVIT_CPU=amx QAVIT_NUM_THREADS=3 "$python" -m pytest -m "every_level and not nightly" \
-        -k "bfloat16 or build_info" "$@" || status=$?
+        -k "bfloat16 or int8 or build_info" "$@" || status=$?
 fi
 exit $status

@@ -432,6 +432,10 @@ static float exponentiate_bfloat16(float *x, float scale, size_t n) {
 static void multiply_tiles(const qv_panel_product *p) {
     qv_multiply_tiles(p, finish_rows);
 }
+
+static void multiply_byte_tiles(const qv_panel_product *p) {
+    qv_multiply_byte_tiles(p, finish_rows);
+}
 #endif
 
 /* ---- int8 ---- */
@@ -476,9 +480,9 @@ INLINE words32 spread(words32 bytes, size_t part) {
 #include "ops/kernel_int8.h"
 #endif
 
-#define INT8_RECORD                                                                                                       \
-    .precision = QV_PRECISION_INT8, .dtype = QV_INT8, .items = 4, .row_tail = 2, .panel_tail = 2, .panel_columns = PANEL, \
-    .most_columns = PANEL, .packs_layers = true
+#define INT8_RECORD(columns)                                                                                              \
+    .precision = QV_PRECISION_INT8, .dtype = QV_INT8, .items = 4, .row_tail = 2, .panel_tail = 2, .panel_columns = (columns), \
+    .most_columns = (columns), .packs_layers = true
 
 static const qv_product products[] = {
     {
@@ -536,9 +540,22 @@ static const qv_product products[] = {
         .burn = burn_bfloat16,
     },
 #endif
+#if defined(TILES_NAME)
+    {
+        /* Rows as dot products of four bytes have them; to write them takes none. */
+        INT8_RECORD(QV_MAX_PANEL),
+        .name = TILES_NAME,
+        .row_words = 1,
+        .tile_rows = 16,
+        .runs = has_tiles,
+        .multiply = multiply_byte_tiles,
+        .write_steps = write_vnni,
+        .burn = qv_burn_byte_tiles,
+    },
+#endif
 #if defined(VNNI_NAME)
     {
-        INT8_RECORD,
+        INT8_RECORD(PANEL),
         .name = VNNI_NAME,
         .row_words = 1,
         .tile_rows = TILE_ROWS,
@@ -549,7 +566,7 @@ static const qv_product products[] = {
     },
 #endif
     {
-        INT8_RECORD,
+        INT8_RECORD(PANEL),
         .name = INT8_NAME,
         .row_words = 2,
         .tile_rows = PAIR_ROWS,

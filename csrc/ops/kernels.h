@@ -113,6 +113,9 @@ extern const qv_kernels qv_kernels_avx512;
  * rows first .. of out what bias and epilogue say. The calling thread's tiles are unset before and after. */
 void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_product *p, size_t first, size_t rows));
 double qv_burn_tiles(size_t steps);
+/* The same of int8, with the tails of kernel_int8.h, whose bits it gives: at most a panel's columns. */
+void qv_multiply_byte_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_product *p, size_t first, size_t rows));
+double qv_burn_byte_tiles(size_t steps);
 #elif defined(__aarch64__)
 extern const qv_kernels qv_kernels_neon;
 #endif

@@ -61,28 +61,37 @@ typedef struct {
     const char *prefetch, *prefetch_end;
 } tile_block;
 
-INLINE void multiply_bfloat16(bool lower) {
-    DOT("tdpbf16ps", 0, 4, 6);
-    DOT("tdpbf16ps", 1, 4, 7);
+/* Of unsigned bytes times signed ones, into integers, or of bfloat16. */
+#define DOT_EITHER(bytes, sums, x, columns)   \
+    if (bytes) {                              \
+        DOT("tdpbusd", sums, x, columns);     \
+    } else {                                  \
+        DOT("tdpbf16ps", sums, x, columns);   \
+    }
+
+INLINE void multiply_tiles(bool lower, const bool bytes) {
+    DOT_EITHER(bytes, 0, 4, 6)
+    DOT_EITHER(bytes, 1, 4, 7)
     if (lower) {
-        DOT("tdpbf16ps", 2, 5, 6);
-        DOT("tdpbf16ps", 3, 5, 7);
+        DOT_EITHER(bytes, 2, 5, 6)
+        DOT_EITHER(bytes, 3, 5, 7)
     }
 }
 
 /* The sums += 16 steps of x times 16 of the panel; strides in bytes. */
-INLINE void multiply_steps(const qv_bits32 *x, size_t x_stride, const qv_bits32 *panel, size_t panel_stride, bool lower) {
+INLINE void multiply_steps(const qv_bits32 *x, size_t x_stride, const qv_bits32 *panel, size_t panel_stride, bool lower,
+                           const bool bytes) {
     LOAD(6, panel, panel_stride);
     LOAD(7, panel + TILE, panel_stride);
     LOAD(4, x, x_stride);
     if (lower) {
         LOAD(5, x + TILE * x_stride / sizeof *x, x_stride);
     }
-    multiply_bfloat16(lower);
+    multiply_tiles(lower, bytes);
 }
 
 /* The last steps, less than 16, in tiles that are zeros behind them. */
-static void multiply_rest(const tile_block *b, size_t done) {
+INLINE void multiply_rest(const tile_block *b, size_t done, const bool bytes) {
     qv_bits32 x[BLOCK * TILE], panel[TILE * BLOCK];
     const size_t rest = b->steps - done;
     memset(x, 0, sizeof x);
@@ -93,11 +102,11 @@ static void multiply_rest(const tile_block *b, size_t done) {
     for (size_t k = 0; k < rest; k++) {
         memcpy(panel + k * BLOCK, b->panel + (done + k) * PANEL, BLOCK * sizeof *panel);
     }
-    multiply_steps(x, TILE * sizeof *x, panel, BLOCK * sizeof *panel, b->rows > TILE);
+    multiply_steps(x, TILE * sizeof *x, panel, BLOCK * sizeof *panel, b->rows > TILE, bytes);
 }
 
 /* out [rows, 32] (+)= the block's product; the tiles have its shapes. */
-static void multiply_block(tile_block *b, void *out, size_t out_stride, bool add_to_out) {
+INLINE void multiply_block(tile_block *b, void *out, size_t out_stride, bool add_to_out, const bool bytes) {
     const bool lower = b->rows > TILE;
     char *below = (char *)out + TILE * out_stride;
     if (add_to_out) {
@@ -120,10 +129,11 @@ static void multiply_block(tile_block *b, void *out, size_t out_stride, bool add
         for (size_t line = 0; line < PREFETCH_LINES && b->prefetch < b->prefetch_end; line++, b->prefetch += 64) {
             __builtin_prefetch(b->prefetch, 0, 2);
         }
-        multiply_steps(b->x + k, b->ld_x * sizeof *b->x, b->panel + k * PANEL, PANEL * sizeof *b->panel, lower);
+        multiply_steps(b->x + k, b->ld_x * sizeof *b->x, b->panel + k * PANEL, PANEL * sizeof *b->panel, lower,
+                       bytes);
     }
     if (k < b->steps) {
-        multiply_rest(b, k);
+        multiply_rest(b, k, bytes);
     }
     STORE(0, out, out_stride);
     STORE(1, (char *)out + 64, out_stride);
@@ -142,7 +152,7 @@ static void multiply_part(tile_block *b, float *out, size_t ld_out, size_t colum
             memcpy(sums + r * BLOCK, out + r * ld_out, columns * sizeof *out);
         }
     }
-    multiply_block(b, sums, BLOCK * sizeof *sums, add_to_out);
+    multiply_block(b, sums, BLOCK * sizeof *sums, add_to_out, false);
     for (size_t r = 0; r < b->rows; r++) {
         memcpy(out + r * ld_out, sums + r * BLOCK, columns * sizeof *out);
     }
@@ -162,7 +172,7 @@ void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_
             float *out = p->out + r * p->ld_out + c;
             block.panel = (const qv_bits32 *)p->panel + c / PANEL * PANEL * p->depth + c % PANEL;
             if (p->columns - c >= BLOCK) {
-                multiply_block(&block, out, p->ld_out * sizeof *out, p->add_to_out);
+                multiply_block(&block, out, p->ld_out * sizeof *out, p->add_to_out, false);
             } else {
                 multiply_part(&block, out, p->ld_out, p->columns - c, p->add_to_out);
             }
@@ -174,14 +184,66 @@ void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_
     release_tiles();
 }
 
-/* As many operations as four tiles of sums can take without a load. */
-double qv_burn_tiles(size_t steps) {
-    set_shapes(TILE, TILE);
-    for (size_t step = 0; step < steps; step++) {
-        multiply_bfloat16(true);
+/* out [rows, columns] (+)= what the block's integers [rows, 32] mean, as in kernel_int8.h; `tail`: of the panel, at these
+ * columns. */
+static void dequantise(const tile_block *b, float *out, size_t ld_out, const uint32_t *sums, const qv_bits32 *tail,
+                       size_t columns, bool add_to_out) {
+    float scales[BLOCK];
+    memcpy(scales, tail, columns * sizeof *scales);
+    for (size_t r = 0; r < b->rows; r++) {
+        float scale;
+        memcpy(&scale, b->x + r * b->ld_x + b->steps, sizeof scale);
+        const uint32_t point = b->x[r * b->ld_x + b->steps + 1];
+        float *row = out + r * ld_out;
+        for (size_t c = 0; c < columns; c++) {
+            const float y = (float)(int32_t)(sums[r * BLOCK + c] - point * tail[PANEL + c]) * (scale * scales[c]);
+            row[c] = add_to_out ? y + row[c] : y;
+        }
+    }
+}
+
+void qv_multiply_byte_tiles(const qv_panel_product *p,
+                            void (*finish)(const qv_panel_product *p, size_t first, size_t rows)) {
+    tile_block block = {.ld_x = p->ld_x, .steps = p->depth, .prefetch = p->prefetch, .prefetch_end = p->prefetch_end};
+    const bool finishes = p->bias != NULL || p->epilogue != NULL;
+    uint32_t sums[BLOCK * BLOCK];
+    for (size_t r = 0; r < p->rows; r += BLOCK) {
+        const size_t rows = p->rows - r < BLOCK ? p->rows - r : BLOCK;
+        if (rows != block.rows) {
+            set_shapes(rows < TILE ? rows : TILE, rows < TILE ? 0 : rows - TILE);
+        }
+        block.rows = rows;
+        block.x = (const qv_bits32 *)p->x + r * p->ld_x;
+        for (size_t c = 0; c < p->columns; c += BLOCK) {
+            const size_t columns = p->columns - c < BLOCK ? p->columns - c : BLOCK;
+            block.panel = (const qv_bits32 *)p->panel + c;
+            multiply_block(&block, sums, BLOCK * sizeof *sums, false, true);
+            dequantise(&block, p->out + r * p->ld_out + c, p->ld_out, sums, block.panel + p->depth * PANEL, columns,
+                       p->add_to_out);
+        }
+        if (finishes) {
+            finish(p, r, rows);
+        }
     }
     release_tiles();
-    return (double)steps * 4 * 2 * (double)(TILE * TILE * 2 * TILE);
+}
+
+/* As many operations as four tiles of sums can take without a load. */
+INLINE double burn(size_t steps, const bool bytes) {
+    set_shapes(TILE, TILE);
+    for (size_t step = 0; step < steps; step++) {
+        multiply_tiles(true, bytes);
+    }
+    release_tiles();
+    return (double)steps * 4 * 2 * (double)(TILE * TILE * (bytes ? 4 : 2) * TILE);
+}
+
+double qv_burn_tiles(size_t steps) {
+    return burn(steps, false);
+}
+
+double qv_burn_byte_tiles(size_t steps) {
+    return burn(steps, true);
 }
 
 #endif
