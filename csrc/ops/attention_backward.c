@@ -1,6 +1,6 @@
-/* The gradients of attention on the CPU: a task is one head of one b, a tile of query rows at a time. A tile's probabilities are
- * made again from q and k rather than kept from the forward pass, and neither they nor their gradients leave the cache unless they
- * are asked for. The five products are the packed ones:
+/* The gradients of attention on the CPU: a task is one head of one b, a tile of query rows at a time. A tile's probabilities
+ * are made again from q and k rather than kept from the forward pass, and neither they nor their gradients leave the cache
+ * unless they are asked for. The five products are the packed ones:
  *
  *   E = exp(scale q k^T - max)    A = E inverse, inverse = 1 / the row's sum; E is what is kept
  *   G = d_out v^T                 the gradient of A
