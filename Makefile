@@ -9,6 +9,7 @@ CSRC := $(shell find csrc -name '*.[ch]')
 OUT ?= out
 IMAGE ?=
 QUESTIONS ?=
+BENCH ?=
 # Where ccache is installed, what was compiled once is not compiled again.
 export PATH := /usr/lib/ccache:$(PATH)
 
@@ -103,12 +104,9 @@ cross: $(STAMPS)/build ## check the core's ops and models on aarch64, AVX2 and p
 	@PYTHON=$(PYTHON) scripts/system_packages.sh cross
 	@PYTHON=$(BIN)/python scripts/cross.sh
 
-bench: $(STAMPS)/build ## time qavit beside torch, OpenVINO and ONNX Runtime
+bench: $(STAMPS)/build ## time qavit beside its peers: one Markdown table, benchmarks/results/bench.md (BENCH=--quick to try it)
 	@$(PIP) --group bench
-	@$(BIN)/python -m benchmarks.run
-	@$(BIN)/python -m benchmarks.blip_bench
-	@$(BIN)/python -m benchmarks.memory_bench
-	@$(BIN)/python -m benchmarks.methods_bench
+	@$(BIN)/python -m benchmarks.everything $(BENCH)
 
 docs: $(STAMPS)/docs ## the documentation site in build/docs/html, warnings as errors
 	@$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/doctrees docs build/docs/html

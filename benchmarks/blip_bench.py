@@ -1,7 +1,7 @@
 """BLIP GradCAM at the size of PnP-VQA (ViT-L/16 at 384, BERT-base): PyTorch's autograd and qavit, time and peak memory.
 
-    python benchmarks/blip_bench.py                    # float32 and bfloat16, all scenarios
-    python benchmarks/blip_bench.py --scenarios one --repeats 5
+    python -m benchmarks.blip_bench                    # float32 and bfloat16, all scenarios
+    python -m benchmarks.blip_bench --scenarios one --repeats 5
 
 Both sides read the same random weights from one folder. Each (side, scenario) is a process of its own, so that its peak
 memory is its own; the sides take turns. "lavis" is what LAVIS does: Hugging Face's BlipForImageTextRetrieval, every
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
+from .peak import peak_memory, start_module
+from .table import Row, beside, write_rows
 
 SCENARIOS = ("one", "four", "ten")
 SIDES = ("lavis", "torch", "float32", "bfloat16")
@@ -38,12 +39,7 @@ WORDS = [
     "where", "is", "the", "red", "car", "on", "left", "side", "of", "street", "near", "man", "with", "a", "blue", "hat",
 ]  # fmt: skip
 BLOCK = 7
-
-
-def peak_memory() -> float:
-    """The most memory this process has held, in MiB; getrusage's would begin at what its parent held."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": BLOCK + 2}
 
 
 def questions() -> list[str]:
@@ -148,12 +144,9 @@ def run_side(side: str, folder: Path, scenario: str, repeats: int) -> dict[str, 
 
 
 def start_side(side: str, folder: Path, scenario: str, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--scenarios", scenario]
-    done = subprocess.run([*command, "--repeats", str(repeats)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{side}, {scenario}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return start_module(
+        "blip_bench", ["--side", side, "--folder", str(folder), "--scenarios", scenario, "--repeats", str(repeats)]
+    )
 
 
 def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -168,6 +161,20 @@ def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def rows_of(results: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
+    """For the table of all benchmarks."""
+    called = {"one": "one question", "four": "four pairs, four images", "ten": "ten questions on one image"}
+    names = {"lavis": "autograd as LAVIS has it", "torch": "autograd, weights frozen"}
+    rows = []
+    for scenario, sides in results.items():
+        found = {
+            names.get(side, side): {"ms": 1e3 * median(one["times"]), "peak": one["peak"]} for side, one in sides.items()
+        }
+        peers = {side: tuple(names.values()) for side in ("float32", "bfloat16")}
+        rows += beside(f"BLIP GradCAM, {called[scenario]}", found, tuple(peers), peers)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
@@ -176,6 +183,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="how often the sides take turns")
     parser.add_argument("--folder", type=Path, help="keep the model here, and use it if it is there")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--small", action="store_true", help="nine narrow blocks a half: to try it")
+    parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side is not None:
@@ -186,7 +195,8 @@ def main() -> None:
         folder = arguments.folder or Path(scratch)
         if not (folder / "vocab.txt").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            make_folder(folder)
+            less: dict[str, Any] = SMALL if arguments.small else {}
+            make_folder(folder, {**VISION, **less}, {**TEXT, **less, **({"encoder_hidden_size": 64} if less else {})})
         results: dict[str, dict[str, dict[str, Any]]] = {}
         for _ in range(arguments.rounds):
             for scenario in arguments.scenarios:
@@ -197,6 +207,7 @@ def main() -> None:
                     known["peak"] = max(known["peak"], found["peak"])
                     print(f"{scenario} {side}: {min(found['times']):.3f} s, {found['peak']:.0f} MB", file=sys.stderr)
         print(report(results))
+        write_rows(arguments.rows, rows_of(results))
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(results, indent=1))
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from .blip_bench import TEXT, VISION, peak_memory
+from .blip_bench import TEXT, VISION
+from .peak import peak_memory, start_module
+from .table import Row, beside, write_rows
 
 SCENARIOS = ("new", "known")
 SIDES = ("transformers", "transformers bfloat16", "float32", "bfloat16")
@@ -116,13 +117,8 @@ def run_side(side: str, folder: Path, scenario: str, count: int, repeats: int) -
 
 
 def start_side(side: str, folder: Path, scenario: str, count: int, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.captions_bench", "--side", side, "--folder", str(folder)]
-    options = ["--scenarios", scenario, "--captions", str(count), "--repeats", str(repeats)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{side}, {scenario}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    options = ["--side", side, "--folder", str(folder), "--scenarios", scenario]
+    return start_module("captions_bench", [*options, "--captions", str(count), "--repeats", str(repeats)])
 
 
 def report(results: dict[str, dict[str, dict[str, Any]]], count: int) -> str:
@@ -140,6 +136,18 @@ def report(results: dict[str, dict[str, dict[str, Any]]], count: int) -> str:
     return "\n".join(lines)
 
 
+def rows_of(results: dict[str, dict[str, dict[str, Any]]], count: int) -> list[Row]:
+    """For the table of all benchmarks."""
+    peers = {"float32": ("transformers",), "bfloat16": ("transformers", "transformers bfloat16")}
+    rows = []
+    for scenario, sides in results.items():
+        found = {
+            side: {"ms": 1e3 * median(wall for wall, _ in one["times"]), "peak": one["peak"]} for side, one in sides.items()
+        }
+        rows += beside(f"{count} captions of a {scenario} picture", found, tuple(peers), peers)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
@@ -148,6 +156,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side, after one that is not counted")
     parser.add_argument("--small", action="store_true", help="two blocks a half, 2000 words: to try it")
     parser.add_argument("--folder", type=Path, help="keep the model here, and use it if it is there")
+    parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     count, repeats = arguments.captions, arguments.repeats
@@ -166,6 +175,7 @@ def main() -> None:
                 found = results.setdefault(scenario, {})[side] = start_side(side, folder, scenario, count, repeats)
                 print(f"{scenario} {side}: {found['times'][0][0]:.3f} s, {found['peak']:.0f} MB", file=sys.stderr)
         print(report(results, count))
+        write_rows(arguments.rows, rows_of(results, count))
 
 
 if __name__ == "__main__":

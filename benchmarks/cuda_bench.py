@@ -21,6 +21,7 @@ import torch
 
 import qavit
 from benchmarks import blip_bench, models
+from benchmarks.sizes import SIZES, Size
 from benchmarks.timing import interleave
 from qavit import _core
 from qavit.images import Preprocessing
@@ -35,7 +36,7 @@ class Work:
     """What is measured, and where."""
 
     device: str
-    size: models.Size
+    size: Size
     vision: dict[str, Any]  # BLIP's
     text: dict[str, Any]
 
@@ -60,11 +61,11 @@ class Work:
         return sequences * (2.0 * tokens * (4 * width * width + 2 * width * hidden) + 4.0 * tokens * tokens * width)
 
 
-FULL = Work("cuda", models.SIZES["L/14@336"], blip_bench.VISION, blip_bench.TEXT)
+FULL = Work("cuda", SIZES["L/14@336"], blip_bench.VISION, blip_bench.TEXT)
 # For trying the script where there is no GPU: "cuda-host" runs the kernels on the CPU, slowly.
 SMALL = Work(
     "cuda-host",
-    models.Size("small", 32, 64, 4, 2, 14, 28),
+    Size("small", 32, 64, 4, 2, 14, 28),
     {**blip_bench.VISION, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
      "image_size": 32},
     {**blip_bench.TEXT, "hidden_size": 32, "encoder_hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from .peak import ROOT
+from .quiet import quiet_environment
+from .table import Row, write_rows
+
 TOKENIZER = ROOT / "tests" / "data" / "golden" / "qavit_official_late" / "t5" / "tokenizer.json"
 VISION = {
     "model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "hidden_size": 1024, "num_hidden_layers": 24,
@@ -36,13 +38,12 @@ TEXT = {
 }  # fmt: skip
 RUN = """
 import json, re, sys, time
+from benchmarks.peak import peak_memory
 started = float(sys.argv[1])
-def memory(file, *fields):
-    text = open(file).read()
-    return [int(re.search(field + r":\\s+(\\d+)", text)[1]) / 1024 for field in fields]
 def now():
-    resident, private = memory("/proc/self/smaps_rollup", "Rss", "Anonymous")
-    return {"peak": memory("/proc/self/status", "VmHWM")[0], "resident": resident, "private": private}
+    text = open("/proc/self/smaps_rollup").read()
+    resident, private = (int(re.search(field + r":\\s+(\\d+)", text)[1]) / 1024 for field in ("Rss", "Anonymous"))
+    return {"peak": peak_memory(), "resident": resident, "private": private}
 given, what, precision = json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
 if what == "import":
     import numpy, qavit, qavit.images, qavit.checkpoints
@@ -120,7 +121,7 @@ def pair_arguments(folder: Path) -> dict[str, str]:
 
 def run(given: dict[str, Any], what: str, precision: str = "float32", *more: str) -> dict[str, Any]:
     """One process: what it says of itself, in MB and seconds."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**quiet_environment(), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RUN, repr(time.time()), json.dumps(given), what, precision, *more]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -133,14 +134,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the weights are, or are to be kept")
     parser.add_argument("--repeats", type=int, default=3, help="processes a line; medians are shown (default: 3)")
+    parser.add_argument("--small", action="store_true", help="two blocks a half: to try it")
+    parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there")
     options = parser.parse_args()
+    less = {"num_hidden_layers": 2, "num_layers": 2} if options.small else {}
+    vision, text = {**VISION, **less}, {**TEXT, **less}
+    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "checkpoint.pth").exists():
-            make_pair(folder, VISION, TEXT)
+            make_pair(folder, vision, text)
         given = pair_arguments(folder)
-        size = sum(4 * math.prod(shape) for shape in shapes_of(VISION, TEXT).values()) / 2**20
+        size = sum(4 * math.prod(shape) for shape in shapes_of(vision, text).values()) / 2**20
         print(f"the weights in float32: {size:.0f} MB; and 15%: {1.15 * size:.0f} MB")
         print(f"a process that has only imported: {run({}, 'import')['loaded']}")
         for precision in ("float32", "bfloat16"):
@@ -160,6 +166,8 @@ def main() -> None:
                     f"private {loaded['private']:5.0f}; first map: resident {mapped['resident']:5.0f}, "
                     f"private {mapped['private']:5.0f} MB, after {seconds:.2f} s ({processor:.2f} s of processor time)"
                 )
+                rows.append(Row(f"new process to first map, QA-ViT, {name}", precision, 1e3 * seconds, peak=loaded["peak"]))
+    write_rows(options.rows, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ import numpy as np
 
 import qavit
 
+from .quiet import be_quiet
+from .table import Row, write_rows
 from .timing import interleave
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -159,8 +160,10 @@ PUBLIC: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def row_of(tower: TorchTower, model: Any, pixels: Any, texts: Any, method: str, rounds: int) -> str:
-    """The end of a table's row, once both sides have given the same map."""
+def times_of(
+    tower: TorchTower, model: Any, pixels: Any, texts: Any, method: str, rounds: int, clock: str
+) -> tuple[float, float, float]:
+    """Seconds of the public code's way, of qavit and of a forward pass, once both sides have given the same map."""
     import torch
 
     dtype = next(tower.model.parameters()).dtype
@@ -175,14 +178,16 @@ def row_of(tower: TorchTower, model: Any, pixels: Any, texts: Any, method: str, 
     far = np.abs(raw - sides["public"]().detach().float().numpy()).max() / raw.max()
     if not far < AGREE[model.requested_precision]:
         raise SystemExit(f"{method} {model.requested_precision}: the sides differ by {far:.1e} of the largest value")
-    times = interleave(sides, rounds, "wall")
+    times = interleave(sides, rounds, clock)
     public, own, forward = (times.median(side) for side in sides)
-    return f"{method} | {1e3 * public:.0f} | {1e3 * own:.0f} | {public / own:.1f}x | {own / forward:.2f} |"
+    return public, own, forward
 
 
-def print_rows(name: str, vision: dict[str, int], projection: int, options: argparse.Namespace) -> None:
-    """The table's rows of one model."""
+def print_rows(name: str, vision: dict[str, int], projection: int, options: argparse.Namespace) -> list[Row]:
+    """The table's rows of one model; printed, and for the table of all benchmarks."""
     import torch
+
+    rows = []
 
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((3, vision["image_size"], vision["image_size"])).astype(np.float32)
@@ -194,8 +199,16 @@ def print_rows(name: str, vision: dict[str, int], projection: int, options: argp
             tower, model = TorchTower(reference.to(getattr(torch, precision))), qavit.load(folder, precision=precision)
             for count in options.texts:
                 for method in METHODS:
-                    row = row_of(tower, model, pixels, texts[:count], method, options.rounds)
-                    print(f"| {name} | {precision} | {count} | {row}", flush=True)
+                    public, own, forward = times_of(
+                        tower, model, pixels, texts[:count], method, options.rounds, options.clock
+                    )
+                    print(
+                        f"| {name} | {precision} | {count} | {method} | {1e3 * public:.0f} | {1e3 * own:.0f} | "
+                        f"{public / own:.1f}x | {own / forward:.2f} |", flush=True,
+                    )  # fmt: skip
+                    work = f"{method}, CLIP {name}, {count} text{'s' if count > 1 else ''}"
+                    rows.append(Row(work, precision, 1e3 * own, f"public code, torch {precision}", 1e3 * public))
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -203,9 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side that count (default: 5)")
     parser.add_argument("--texts", type=int, nargs="+", default=[1, 10], help="how many texts (default: 1 10)")
     parser.add_argument("--threads", type=int, help="of both sides (default: qavit's own)")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, with --threads 1")
+    parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there")
     parser.add_argument("--small", action="store_true", help="a small model, to try the code")
     options = parser.parse_args(arguments)
-    warnings.simplefilter("ignore", qavit.QavitWarning)
+    be_quiet()
     import torch
 
     if options.threads is not None:
@@ -213,8 +228,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(qavit.get_num_threads())
     print("| model | precision | texts | method | public code, torch, ms | qavit, ms | faster | times a forward pass |")
     print("|---|---|---|---|---|---|---|---|")
+    rows = []
     for name, (vision, projection) in (SMALL if options.small else MODELS).items():
-        print_rows(name, vision, projection, options)
+        rows += print_rows(name, vision, projection, options)
+    write_rows(options.rows, rows)
 
 
 if __name__ == "__main__":

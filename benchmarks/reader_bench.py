@@ -1,8 +1,8 @@
 """A reader out of many contexts: qavit beside transformers on PyTorch and CTranslate2, time and peak memory.
 
-    python benchmarks/reader_bench.py                              # base, 100 contexts of 30 tokens, 3 new tokens
-    python benchmarks/reader_bench.py --size large --sides float32 torch
-    python benchmarks/reader_bench.py --ctranslate2 /path/to/python
+    python -m benchmarks.reader_bench                              # base, 100 contexts of 30 tokens, 3 new tokens
+    python -m benchmarks.reader_bench --size large --sides float32 torch
+    python -m benchmarks.reader_bench --ctranslate2 /path/to/python
 
 All sides read the same random weights of UnifiedQA v2's sizes. Each is a process of its own, so that its peak memory is
 its own, and they take turns. PyTorch fuses contexts as LAVIS does: encoded as a batch, one answer decoded over their
@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from .peak import peak_memory, start_module
+from .table import Row, beside, skipped, write_rows
+
 SIDES = ("float32", "bfloat16", "torch", "torch_bfloat16", "ctranslate2", "ctranslate2_int8")
 #: Makes the model: in a process of its own too, or its memory would count as that of those started behind it.
 MAKE = "make"
@@ -36,12 +37,6 @@ SIZES = {
     "large": {"d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
 }
 VOCABULARY = 32128
-
-
-def peak_memory() -> float:
-    """The most memory this process has held, in MiB; getrusage's would begin at what its parent held."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
 
 
 def make_folder(folder: Path, size: str) -> None:
@@ -137,15 +132,10 @@ def run_side(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def start_side(side: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    python = arguments.ctranslate2 if side.startswith("ctranslate2") else sys.executable
-    command = [str(python), __file__, "--side", side, "--folder", str(folder)]
+    options = ["--side", side, "--folder", str(folder)]
     for name in ("contexts", "tokens", "steps", "threads", "repeats"):
-        command += [f"--{name}", str(getattr(arguments, name))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{side}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+        options += [f"--{name}", str(getattr(arguments, name))]
+    return start_module("reader_bench", options, arguments.ctranslate2 if side.startswith("ctranslate2") else None)
 
 
 def report(results: dict[str, dict[str, Any]]) -> str:
@@ -156,6 +146,15 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         ratio = median(base["times"]) / seconds
         lines.append(f"| {side} | {seconds:.3f} | {median(found['cpu']):.3f} | {found['peak']:.0f} | {ratio:.2f} |")
     return "\n".join(lines)
+
+
+def rows_of(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> list[Row]:
+    """For the table of all benchmarks."""
+    names = {"torch_bfloat16": "torch bfloat16", "ctranslate2": "CTranslate2", "ctranslate2_int8": "CTranslate2 int8"}
+    found = {names.get(side, side): {"ms": 1e3 * median(one["times"]), "peak": one["peak"]} for side, one in results.items()}
+    peers = {"float32": ("torch", "CTranslate2"), "bfloat16": ("torch bfloat16", "CTranslate2 int8")}
+    work = f"reader, {arguments.size}, {arguments.contexts} contexts of {arguments.tokens} tokens"
+    return beside(work, found, tuple(peers), peers)
 
 
 def main() -> None:
@@ -171,10 +170,12 @@ def main() -> None:
     parser.add_argument("--ctranslate2", type=Path, help="the Python that has CTranslate2")
     parser.add_argument("--folder", type=Path, help="keep the model here, and use it if it is there")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there")
     parser.add_argument("--side", choices=(*SIDES, MAKE), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side == MAKE:
         make_folder(arguments.folder, arguments.size)
+        print(json.dumps({}))
         return
     if arguments.side is not None:
         print(json.dumps(run_side(arguments.side, arguments)))
@@ -186,8 +187,7 @@ def main() -> None:
         folder = arguments.folder or Path(scratch)
         if not (folder / "tokenizer.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, __file__, "--side", MAKE, "--size", arguments.size, "--folder", str(folder)]
-            subprocess.run(command, check=True)
+            start_module("reader_bench", ["--side", MAKE, "--size", arguments.size, "--folder", str(folder)])
         results: dict[str, dict[str, Any]] = {}
         for _ in range(arguments.rounds):
             for side in sides:
@@ -198,6 +198,8 @@ def main() -> None:
                 known["peak"] = max(known["peak"], found["peak"])
                 print(f"{side}: {min(found['times']):.3f} s, {found['peak']:.0f} MB", file=sys.stderr)
         print(report(results))
+        without = [] if arguments.ctranslate2 else [skipped("CTranslate2", ["ctranslate2"])]
+        write_rows(arguments.rows, rows_of(results, arguments), without)
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(results, indent=1))
 

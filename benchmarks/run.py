@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,12 @@ from qavit import _core, extract_attention
 from qavit._demo import demo_model, demo_scene
 from qavit.images import preprocess
 
-from .contenders import Contender, onnx_runtime, openvino, ours, torch_eager, torch_sdpa
-from .models import SIZES, QuestionLoop, add_question_layers, clip_model, core_weights, state_of
+from .contenders import SIDES, Contender, ours, prepare
+from .models import QuestionLoop, add_question_layers, clip_model, core_weights, state_of
+from .peak import start_module
+from .quiet import be_quiet, hushed, quiet_environment
+from .sizes import SIZES
+from .table import Row, beside, write_rows
 from .timing import Times, interleave, peak, timed
 
 QUESTION_WIDTH, QUESTION_TOKENS = 768, 16
@@ -46,12 +49,18 @@ def show(times: Times, base: dict[str, str], flops: dict[str, float] | None = No
     return table
 
 
+def rows_of(work: str, times: Times, base: dict[str, str]) -> list[Row]:
+    """For the table of all benchmarks: those that `base` names, beside the peers that it says."""
+    found = {name: {"ms": 1e3 * times.median(name)} for name in times.runs}
+    return beside(work, found, tuple(base), {name: tuple(peers.split(";")) for name, peers in base.items()})
+
+
 def check_same(results: dict[str, Any], reference: str) -> None:
-    """Every contender that gives maps gives the same ones, to its precision."""
+    """Every contender that gives maps gives the same ones, to its precision; int8's are compared by int8_fidelity."""
     for name, maps in results.items():
         if np.shape(maps) == np.shape(results[reference]):
             worst = float(np.abs(maps - results[reference]).max() / results[reference].max())
-            limit = 0.2 if "bfloat16" in name else 1e-3
+            limit = 0.5 if "int8" in name else 0.2 if "bfloat16" in name else 1e-3
             assert worst < limit, f"{name}: maps differ from {reference}'s by {worst:.2g} of the largest value"
 
 
@@ -59,36 +68,41 @@ def clip(arguments: argparse.Namespace, size_name: str) -> dict[str, Any]:
     """Class-token maps of every block, one image."""
     size, threads = SIZES[size_name], arguments.threads
     pixels = np.random.default_rng(0).standard_normal((1, 3, size.image, size.image), dtype=np.float32)
-    model = clip_model(size)
-    makers: dict[str, Callable[[], Contender]] = {
-        "qavit float32": partial(ours, model, size, "float32"),
-        "qavit bfloat16": partial(ours, model, size, "bfloat16"),
-        "openvino float32": partial(openvino, model, size, "float32", threads),
-        "openvino bfloat16": partial(openvino, model, size, "bfloat16", threads),
-        "onnxruntime": partial(onnx_runtime, model, size, threads),
-        "torch eager": partial(torch_eager, model, size),
-        "torch sdpa (no maps)": partial(torch_sdpa, model, size, torch.float32),
-        "torch bfloat16 (no maps)": partial(torch_sdpa, model, size, torch.bfloat16),
-    }
-    wanted = arguments.contenders
-    contenders = {name: make() for name, make in makers.items() if not wanted or any(word in name for word in wanted)}
-    check_same({name: run(pixels) for name, run in contenders.items()}, next(iter(contenders)))
-    calls = {name: partial(run, pixels) for name, run in contenders.items()}
-    times = interleave(calls, arguments.rounds, arguments.clock)
+    wanted = [name for name in SIDES if not arguments.contenders or any(word in name for word in arguments.contenders)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        lacking = prepare(wanted, clip_model(size), size, folder)
+        arguments.notes += lacking.values()
+        print(*lacking.values(), sep="\n")
+        contenders: dict[str, Contender] = {}
+        for name in wanted:
+            if name not in lacking:
+                with hushed():
+                    contenders[name] = SIDES[name].open(folder, size, threads)
+        check_same({name: run(pixels) for name, run in contenders.items()}, next(iter(contenders)))
+        calls = {name: partial(run, pixels) for name, run in contenders.items()}
+        times = interleave(calls, arguments.rounds, arguments.clock)
+        held = {}
+        for name in contenders if arguments.rows else ():
+            held[name] = start_module("contenders", [name, str(folder), size_name, "--threads", str(threads)])["peak"]
     print(
         f"CLIP {size.name}, maps of all {size.blocks} blocks; {size.flops / 1e9:.1f} GFLOP, of which the maps need "
         f"{size.flops_of_maps / 1e9:.1f} and qavit does no more:"
     )
     done = {name: size.flops_of_maps if name.startswith("qavit") else size.flops for name in calls}
-    against = {
-        "qavit float32": "openvino float32;onnxruntime;torch eager",
-        "qavit bfloat16": "openvino bfloat16;torch eager",
+    peers = {
+        "qavit float32": ("openvino float32", "onnxruntime", "torch eager", "torch sdpa (no maps)"),
+        "qavit bfloat16": ("openvino bfloat16", "torch bfloat16 (no maps)"),
+        "qavit int8": ("openvino int8", "onnxruntime int8"),
+        "qavit int8_mixed": ("openvino int8", "onnxruntime int8"),
     }
-    table = show(times, against, done)
+    table = show(times, {name: ";".join(others) for name, others in peers.items()}, done)
+    found = {name: {"ms": 1e3 * times.median(name), **({"peak": held[name]} if held else {})} for name in contenders}
+    arguments.found += beside(f"CLIP {size.name}, maps of all blocks", found, tuple(peers), peers)
     for precision in ("float32", "bfloat16"):
-        if f"qavit {precision}" not in contenders:
-            continue
         name = f"qavit {precision}"
+        if name not in contenders:
+            continue
         share = done[name] / times.median(name) / arguments.peaks[precision]
         now = share_of_peak(calls[name], done[name], precision, arguments)
         print(
@@ -142,6 +156,7 @@ def questions(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"QA-ViT {size.name} late, questions on one image, map of block {block}; the public code runs all blocks:")
     peers = {f"qavit {p}, {n}": f"torch loop, {n};torch loop stopped, {n}" for p in vits for n in (1, 10)}
     table = show(times, peers)
+    arguments.found += rows_of(f"QA-ViT {size.name} late, questions on one image", times, peers)
     for precision in vits:
         more = (times.median(f"qavit {precision}, 10") - times.median(f"qavit {precision}, 1")) / 9
         share = more / times.median(f"qavit {precision}, 1")
@@ -171,6 +186,7 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
         _core.set_num_threads(arguments.threads)
         print(f"CLIP {size.name}, threads and batches:")
         table[size_name] = show(times, {})
+        arguments.found += rows_of(f"CLIP {size.name}, threads and batches", times, dict.fromkeys(times.runs, ""))
         for precision in runs:
             one, two, many = (
                 times.median(f"{precision}, {what}") for what in ("1 thread", "2 threads", "2 threads, 8 images")
@@ -208,7 +224,7 @@ def cold_start(arguments: argparse.Namespace) -> dict[str, Any]:
 
             def start(script: str, place: str) -> None:
                 command = [sys.executable, "-c", script, place, str(Path(place, "map.npy"))]
-                subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+                subprocess.run(command, check=True, capture_output=True, env=quiet_environment())
 
             calls: dict[str, Callable[[], object]] = {
                 "qavit": partial(start, COLD_OURS, folder),
@@ -217,7 +233,9 @@ def cold_start(arguments: argparse.Namespace) -> dict[str, Any]:
             }
             times = interleave(calls, max(2, arguments.rounds // 3), "wall")
         print(f"new process to first map, {size_name} (wall):")
-        table[size_name] = show(times, {"qavit": "transformers", "qavit, converted": "transformers"})
+        peers = {"qavit": "transformers", "qavit, converted": "transformers"}
+        table[size_name] = show(times, peers)
+        arguments.found += rows_of(f"new process to first map, CLIP {size_name} (wall)", times, peers)
     return table
 
 
@@ -241,12 +259,14 @@ def demo(arguments: argparse.Namespace) -> dict[str, Any]:
     for seconds in times.runs.values():
         seconds[:] = [each / burst for each in seconds]
     print(f"the demo model, one question, means of {burst} calls in a row:")
+    arguments.found += rows_of("bundled model, one question", times, dict.fromkeys(times.runs, ""))
     return show(times, {})
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "clip-l": partial(clip, size_name="L/14@336"),
     "clip-b": partial(clip, size_name="B/16@224"),
+    "clip-small": partial(clip, size_name="small"),
     "questions": questions,
     "scaling": scaling,
     "demo": demo,
@@ -254,16 +274,20 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run")
+    parts = [name for name in PARTS if name != "clip-small"]
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=parts, help="parts to run")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
     parser.add_argument("--threads", type=int, default=_core.get_num_threads(), help="threads of every contender")
     parser.add_argument("--contenders", nargs="+", metavar="WORD", help="of the CLIP parts, only those whose name has one")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                         help="cpu, with --threads 1: processor time, for a machine that is not idle")  # fmt: skip
     parser.add_argument("--output", type=Path, help="write all numbers there as JSON")
-    arguments = parser.parse_args()
+    parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there, with peak memory")
+    arguments = parser.parse_args(given)
+    arguments.found, arguments.notes = [], []
+    be_quiet()
     _core.set_num_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
     peaks = {precision: peak(precision, arguments.clock) for precision in ("float32", "bfloat16")}
@@ -278,6 +302,7 @@ def main() -> None:
         gc.collect()
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(results, indent=1, default=str))
+    write_rows(arguments.rows, arguments.found, arguments.notes)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def costs(share_found: dict[str, Any], reading_found: dict[str, Any]) -> Iterato
     """Core hours and bytes for data sets of three sizes, with B/16 and with PnP-VQA's BLIP."""
     models = {
         "B/16": (share_found["picture_seconds"], share_found["question_seconds"]),
-        # From docs/SPEED.md: 3.89 s of processor time for one question on a picture, 4.2 s of two cores for ten.
+        # From docs/logs/SPEED.md: 3.89 s of processor time for one question on a picture, 4.2 s of two cores for ten.
         "BLIP L/16@384": (3.89 - (8.4 - 3.89) / 9, (8.4 - 3.89) / 9),
     }
     for name, pairs in (("VQAv2 validation", VQA_QUESTIONS), ("10^8", 10**8), ("10^10", 10**10)):

@@ -17,7 +17,8 @@ import numpy as np
 from qavit import _core
 
 from .contenders import ours
-from .models import SIZES, add_question_layers, clip_model, core_weights, state_of
+from .models import add_question_layers, clip_model, core_weights, state_of
+from .sizes import SIZES
 from .timing import interleave
 
 COUNTS = {"images": (1, 2, 4, 8), "questions": (1, 2, 3, 5, 10)}

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 project = "qavit"
 author = "The qavit authors"
 release = version = qavit.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "index"
 default_role = "code"
 
@@ -31,16 +31,20 @@ napoleon_use_ivar = True  # an attribute that is also a property is described on
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"qavit {version}"
 html_show_sphinx = False
 html_show_sourcelink = False
 
 
-def readme() -> str:
-    """The README, its links as they are from this folder."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = text.replace("](docs/", "](")
-    return re.sub(r"\]\((CONTRIBUTING|SECURITY|CHANGELOG)\.md", lambda link: f"]({link[1].lower()}.md", text)
+def readme(name: str = "README.md", up: str = "") -> str:
+    """A README, its links as they are from this folder or, by `up`, from one below."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    text = text.replace("](README.md", f"]({up}readme.md").replace("](README.zh.md", f"]({up}zh/index.md")
+    text = text.replace("](docs/zh/", "](" if up else "](zh/").replace("](docs/", f"]({up}")
+    text = text.replace("](notebooks/", f"]({up}notebooks/")
+    return re.sub(r"\]\((CONTRIBUTING|SECURITY|CHANGELOG)\.md", lambda link: f"]({up}{link[1].lower()}.md", text)
 
 
 def help_of(command: str) -> str:
@@ -61,13 +65,16 @@ def commands() -> str:
 
 def other_pages() -> str:
     """The pages that index.md does not name."""
-    named = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").split()
+    named = re.findall(r"[\w/]+", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
     return "\n".join(sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem not in ["index", *named]))
 
 
 def fill_in(app: Any, page: str, source: list[str]) -> None:
     """Put in what is written elsewhere: the README, and the command line's help."""
-    parts = {"readme": readme, "other pages": other_pages, "help": lambda: help_of(""), "commands": commands}
+    parts = {
+        "readme": readme, "readme zh": lambda: readme("README.zh.md", "../"), "other pages": other_pages,
+        "help": lambda: help_of(""), "commands": commands,
+    }  # fmt: skip
     source[0] = re.sub(rf"^<!-- ({'|'.join(parts)}) -->$", lambda mark: parts[mark[1]](), source[0], flags=re.M)
 
 

@@ -3,6 +3,7 @@ from ._base.about import build_info as build_info
 from ._base.config import Config as Config
 from ._base.warnings import BundledModelWarning as BundledModelWarning
 from ._base.warnings import LowScoreWarning as LowScoreWarning
+from ._base.warnings import MissingGlyphWarning as MissingGlyphWarning
 from ._base.warnings import Note as Note
 from ._base.warnings import PictureCroppedWarning as PictureCroppedWarning
 from ._base.warnings import PixelsNotNormalizedWarning as PixelsNotNormalizedWarning
@@ -16,6 +17,7 @@ from ._core import set_num_threads as set_num_threads
 from ._demo import DemoScene as DemoScene
 from ._demo import demo_scene as demo_scene
 from ._result import HeatmapResult as HeatmapResult
+from ._stand_ins import stand_in_weights as stand_in_weights
 from .answers._explanation import Explanation as Explanation
 from .answers._pnpvqa import PNPVQA as PNPVQA
 from .lavis._pnpvqa import PNPVQAWithQAViT as PNPVQAWithQAViT
@@ -32,6 +34,7 @@ from .models._model import Model as Model
 from .models._outputs import BlockAttentions as BlockAttentions
 from .models._outputs import EncodedQuestions as EncodedQuestions
 from .models._outputs import VisionOutput as VisionOutput
+from .models._picture_cache import CacheInfo as CacheInfo
 from .models._question_vit import QAViT as QAViT
 from .models._reader import Reader as Reader
 
@@ -44,6 +47,7 @@ __all__ = [
     "BlipVQA",
     "BlockAttentions",
     "BundledModelWarning",
+    "CacheInfo",
     "Config",
     "DemoScene",
     "DualEncoder",
@@ -51,6 +55,7 @@ __all__ = [
     "Explanation",
     "HeatmapResult",
     "LowScoreWarning",
+    "MissingGlyphWarning",
     "Model",
     "Note",
     "PNPVQAWithQAViT",
@@ -72,4 +77,5 @@ __all__ = [
     "get_num_threads",
     "load",
     "set_num_threads",
+    "stand_in_weights",
 ]

@@ -63,7 +63,7 @@ class Vit(_Model):
     integrated: tuple[int, ...]
     def forward(
         self,
-        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
+        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]] | None,
         pair_image: npt.NDArray[np.int32] | None = ...,
         instruct: npt.NDArray[np.float32] | None = ...,
         instruct_length: npt.NDArray[np.int32] | None = ...,
@@ -71,6 +71,8 @@ class Vit(_Model):
         hidden: Sequence[int] = ...,
         outputs: Sequence[str] = ...,
         preprocessing: _Preprocessing | None = ...,
+        states: npt.NDArray[np.float32] | None = ...,
+        first: int = ...,
     ) -> dict[str, Any]: ...
     def dense(
         self,

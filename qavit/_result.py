@@ -52,6 +52,8 @@ class HeatmapResult(Drawing):
         The blocks that have a map by this method; where only a function is given, () until `block_maps` is read.
     notes : tuple of Note
         What a reader ought to know of the maps; each was a warning too.
+    model : str
+        The name of the model that gave them; "" where it is not known.
     """
 
     @classmethod

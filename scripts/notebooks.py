@@ -47,6 +47,7 @@ def main(names: list[str]) -> None:
         NotebookClient(
             notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
         ).execute()
+        raw = len(nbformat.writes(notebook)) // 1024
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
             if cell.cell_type == "code":
@@ -55,7 +56,7 @@ def main(names: list[str]) -> None:
                 if "image/png" in output.get("data", {}):
                     output.data["image/jpeg"] = small(output.data.pop("image/png"))
         nbformat.write(notebook, path)
-        print(f"{path.name}: {path.stat().st_size // 1024} KB")
+        print(f"{path.name}: {path.stat().st_size // 1024} KB, {raw} KB as it ran", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checks the Python code of README.md with mypy --strict, as a user would: outside the checkout, against what is installed.
+"""Checks the Python code of README.md and docs/USAGE.md with mypy --strict, as a user would: against what is installed.
 
 A name that qavit does not have must be an error there, or nothing that was found to be right means anything.
 """
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md",)
+DOCUMENTS = ("README.md", "docs/USAGE.md")
 #: What a document's code takes from its reader.
 GIVEN = "from typing import Any\n\nimport numpy as np\n\nimages: Any\nquestions: list[str]\npnp_vqa_model: Any\n"
 

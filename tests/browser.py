@@ -96,15 +96,18 @@ class Browser:
 
     def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         """Open a file and wait until its script says that it is ready."""
+        self.visit(path.resolve().as_uri(), width, height, dark)
+
+    def visit(self, address: str, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+        """Open an address and wait until its script says that it is ready."""
         self.call("Page.navigate", url="about:blank")
         self.wait("location.href === 'about:blank' && document.readyState === 'complete'")
         self.events.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        name = json.dumps(path.resolve().as_uri())
-        self.wait(f"location.href === {name} && document.documentElement?.dataset.ready === 'true'")
+        self.call("Page.navigate", url=address)
+        self.wait(f"location.href === {json.dumps(address)} && document.documentElement?.dataset.ready === 'true'")
 
     def wait(self, condition: str) -> None:
         end = time.monotonic() + self.timeout
@@ -141,6 +144,12 @@ class Browser:
         text = {"text": key} if len(key) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
+        self.settle()
+
+    def tab(self) -> None:
+        """To the next control."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
         self.settle()
 
     def canvas(self, selector: str = "#view") -> Any:

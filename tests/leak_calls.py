@@ -32,15 +32,30 @@ import numpy as np
 from data_sets import make_rows, write_lines, write_pictures
 from decoders import Scattered
 from PIL import Image
+from serving import Served
 from small_models import write_qavit
 from stand_ins import StandInCaptioner, StandInReader
 from test_answers import Live
 from test_array_arguments import CALLS as ARRAY_CALLS
-from test_array_arguments import GOLDEN, QUESTIONS, blip, captioner, floats, ids, image_state, picture, pnpvqa, small, unit
+from test_array_arguments import (
+    GOLDEN,
+    QUESTIONS,
+    SIDE,
+    blip,
+    captioner,
+    floats,
+    ids,
+    image_state,
+    picture,
+    pnpvqa,
+    small,
+    unit,
+)
 
 import qavit
 import qavit.data
 import qavit.generation
+import qavit.serve
 from qavit import PNPVQA, BlipCaptioner, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
@@ -73,7 +88,7 @@ from qavit.lavis import _replace as lavis_replace
 from qavit.lavis import _stored as lavis_stored
 from qavit.methods import attention as methods
 from qavit.metrics import _pointing as metrics_pointing
-from qavit.metrics import sanity_checks
+from qavit.metrics import map_difference, sanity_checks
 from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _look as plots_look
@@ -451,6 +466,16 @@ def use_evaluation() -> None:
     str(found), found.to_dict(), found.to_csv()
 
 
+def use_stand_ins() -> None:
+    shutil.rmtree(place() / "stand_ins", ignore_errors=True)
+    qavit.stand_in_weights("reader", place() / "stand_ins")
+
+
+def use_comparison() -> None:
+    found = qavit.data.compare(None, model=small(), against=type(small())(small()._source))
+    str(found), found.to_dict(), found.to_csv()
+
+
 def output_folder() -> None:
     target = data_output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
     try:
@@ -816,12 +841,52 @@ def drawing(kind: str) -> Callable[[], Any]:
 
 FIGURES = [kind for kind in plots_look.KINDS if kind not in ("panels", "blocks")]
 
+
+def use_picture_cache() -> None:
+    """Filled, asked, bounded, emptied; some of it pushed out."""
+    model = small()
+    for limit in (2000, 256_000_000):
+        model._picture_cache.limit = limit
+        for seed in range(3):
+            model.heatmaps(floats(1, 3, SIDE, SIDE, seed=seed), QUESTIONS)
+        assert model.cache_info().entries
+    model.cache_clear()
+
+
+def serve_and_ask() -> None:
+    one = Served(small())
+    try:
+        buffer = io.BytesIO()
+        Image.fromarray(picture()).save(buffer, "PNG")
+        name = one.upload(buffer.getvalue())[1]["id"]
+        assert one.ask(picture=name, questions=QUESTIONS[:1])[0] == 200
+        assert one.ask(picture=name, questions=QUESTIONS[:1], block=99)[0] == 400
+        assert one.request("", Host="elsewhere")[0] == 421
+    finally:
+        one.close()
+
+
+def serve_nobody() -> None:
+    def stop(_: str) -> None:
+        raise InterruptedError
+
+    with contextlib.suppress(InterruptedError):
+        qavit.serve.serve(small(), image=picture(), said=stop)
+
+
 #: name -> (call, how many times fewer)
 FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     **{name: ((lambda call=call, make=make: call(make())), 1) for name, (make, call) in ARRAY_CALLS.items()},
     **{f"{name}, refused": (refused(lambda call=call: call({})), 1) for name, (_, call) in ARRAY_CALLS.items()},
+    # the server
+    "serve and ask": (serve_and_ask, 20),
+    "serve, ended at once": (serve_nobody, 4),
+    "explore": (lambda: small().explore(picture(), "what").close(), 5),
+    "explore, refused": (refused(lambda: small().explore(3)), 1),
+    "serve, refused": (refused(lambda: qavit.serve.serve(small(), port=-1)), 1),
     # models
     "load": (lambda: qavit.load(folder()), 1),
+    "cache of pictures": (use_picture_cache, 1),
     "load and call": (lambda: qavit.load(folder()).heatmaps(photo(), QUESTIONS), 1),
     "load, refused": (refused(lambda: qavit.load(folder() / "absent")), 1),
     "load, no such device": (refused(lambda: qavit.load(folder(), device="nowhere")), 1),
@@ -913,7 +978,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "plot": (draw_axes, 1),
     "plot, a new figure": (plot_anew, 1),
     "show": (show_nowhere, 1),
-    "_repr_png_": (drawn_small(lambda: one()._repr_png_()), 4),
+    "_repr_jpeg_": (drawn_small(lambda: one()._repr_jpeg_()), 4),
     # pictures
     "load_image, JPEG": (lambda: images.load_image(photo()), 1),
     "load_image, PNG": (lambda: images.load_image(picture_file("png")), 1),
@@ -1022,7 +1087,12 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "build_info": (qavit.build_info, 1),
     "set_num_threads": (set_and_get, 1),
     "demo_scene": (qavit.demo_scene, 1),
+    "stand_in_weights": (use_stand_ins, 1),
+    "stand_in_weights, refused": (refused(lambda: qavit.stand_in_weights("a")), 1),
     "evaluate": (use_evaluation, 2),
+    "compare": (use_comparison, 2),
+    "compare, refused": (refused(lambda: qavit.data.compare(model=small(), against="float12")), 1),
+    "map_difference": (lambda: map_difference(floats(4, 4), floats(4, 4)), 1),
     "sanity_checks": (lambda: sanity_checks(small(), floats(3, 14, 14), "what is it", method="class", steps=1), 2),
     "sanity_checks, refused": (refused(lambda: sanity_checks(small(), floats(3, 14, 14), "a", steps=0)), 1),
     "Vit.gradients": (use_gradients, 1),

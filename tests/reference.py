@@ -143,7 +143,7 @@ def from_bfloat16(bits: Array) -> Array:
 
 
 def quantize_rows(x: Array) -> tuple[Array, Array, Array]:
-    """Rows [R, K] as int8 products see them: q 0 .. 255, scales [R], zero points [R]; what is not finite has the scale NaN."""
+    """Rows [R, K] for int8 products: q 0 .. 255, scales [R], zero points [R]; what is not finite has the scale NaN."""
     x = np.asarray(x, np.float32)
     finite = np.isfinite(x).all(axis=1)
     x = np.where(finite[:, None], x, np.float32(0))
@@ -157,7 +157,7 @@ def quantize_rows(x: Array) -> tuple[Array, Array, Array]:
 
 
 def quantize_columns(weight: Array) -> tuple[Array, Array]:
-    """Columns of a product, rows of weight [N, K]: items -127 .. 127 and scales [N]; what is not finite has the scale NaN."""
+    """A product's columns, rows of weight [N, K]: items -127 .. 127 and scales [N]; what is not finite has the scale NaN."""
     weight = np.asarray(weight, np.float32)
     finite = np.isfinite(weight).all(axis=1)
     weight = np.where(finite[:, None], weight, np.float32(0))

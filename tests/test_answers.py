@@ -402,7 +402,7 @@ def test_an_explanation_says_what_the_answer_is_made_of(model: PNPVQA, picture: 
     assert stored["answer"] == found.answer.text
     assert np.sum(stored["draws"]) == 18
     assert Image.open(found.save(tmp_path / "why.png", top=3)).size[0] > 600
-    assert found._repr_png_().startswith(b"\x89PNG")
+    assert found._repr_jpeg_().startswith(b"\xff\xd8\xff")
 
 
 def test_questions_about_a_picture_are_explained_as_they_are_alone(model: PNPVQA, picture: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_reader_that_says_nothing_of_its_attention_is_no_error(matcher: qavit.
     found = PNPVQA(matcher, StandInCaptioner(), Silent()).explain(picture, "where?", num_captions=2, num_patches=2)
     assert found.attended is None
     assert [share for _, share in found.ranked_captions()] == [None, None]
-    assert found._repr_png_().startswith(b"\x89PNG")
+    assert found._repr_jpeg_().startswith(b"\xff\xd8\xff")
 
 
 # ---- configurations ----

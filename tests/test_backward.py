@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from cpu_levels import has_bfloat16
 from reference import normal
 from test_ops import HUGE, MOSTLY_MEAN, prepare
-
-from qavit import _core
 
 _core_testing = pytest.importorskip("qavit._core_testing", reason="a build in place has it")
 
@@ -52,8 +51,7 @@ def linear_backward(dy: Array, weight: Array, dx: Array | None = None, precision
 
 def in_bfloat16(x: Array) -> Array:
     """x as a product in bfloat16 reads it here, in float64: rounded, where this CPU has such products."""
-    rounds = _core.build_info()["kernels"]["bfloat16"] != _core.build_info()["kernels"]["float32"]
-    return (torch.tensor(x).bfloat16() if rounds else torch.tensor(x)).double().numpy()
+    return (torch.tensor(x).bfloat16() if has_bfloat16() else torch.tensor(x)).double().numpy()
 
 
 # rows, outputs, inputs

@@ -512,7 +512,7 @@ def test_the_commands_exit_codes(data: DataSet, tmp_path: Path, capsys: pytest.C
     assert left.value.code == cli_options.USAGE
     assert cli_main.main(command(data, tmp_path / "bad")[3:]) == cli_options.SOME_FAILED
     said = capsys.readouterr().err
-    assert "rows failed, first q10: " in said
+    assert "rows failed, first: row q10: " in said
     assert "3 of all have an error" in said
 
 
@@ -557,7 +557,8 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     progress.part(0, 0.025, 400, 1, "q10: there is no such file", name="00000-000000", images=200)
     said = capsys.readouterr().err
     # The problem has a line to itself, and the bar is drawn again below it.
-    assert "qavit: part 00000-000000: 1 of 400 rows failed, first q10: there is no such file" in re.split("[\\r\\n]", said)
+    failed = "qavit: part 00000-000000: 1 of 400 rows failed, first: row q10: there is no such file"
+    assert failed in re.split("[\\r\\n]", said)
     bar = said.rsplit("\r", 1)[1]
     # A fortieth took 100 s, 39 are left.
     assert re.fullmatch(r" +2%\|.*\| 2 questions, 0\.0 images/s, 0\.0 questions/s, 1 h 05 min left, 0 errors *", bar)

@@ -31,12 +31,12 @@ class Look:
     def __init__(self, pictures: slice, texts: np.ndarray) -> None:
         self.texts, self.options, self.image, self.passes = texts, Options(), None, 0
         self.grid, self._tower = (6, 6), golden_tower()
-        self.inputs = {"pixel_values": GOLDEN["pixel_values"][pictures], "preprocessing": None, "pair_image": None}
-        self.tower = SimpleNamespace(dense=self._dense)
+        self._pictures = GOLDEN["pixel_values"][pictures]
 
-    def _dense(self, **given: Any) -> Any:
+    def dense(self, method: str, first: Any) -> np.ndarray:
         self.passes += 1
-        return self._tower.dense(**given)
+        patches, self.image = self._tower.dense(self._pictures, method, first)
+        return patches
 
     def empty(self, text: str) -> np.ndarray:
         assert text == ""

@@ -64,20 +64,46 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_readme(place: Path) -> None:
-    five_lines, public_weights, pnp_vqa, _, texts, stream, numbers = python("README.md")
+def test_readme(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    five_lines, by_name, three_files = python("README.md")
     names: dict[str, Any] = {}
     run(five_lines, names)
     assert names["result"].maps.shape == (3, *names["model"].grid)
     assert Image.open("heatmaps.png").width > 1000
-    pytest.importorskip("pandas")
-    run(numbers, names)
-    assert Path("page.html").stat().st_size > 10_000
+    warnings.simplefilter("ignore", qavit.QavitWarning)  # small random models know few words
+    kinds = ("clip", "blip_vqa", "blip_itm", "blip_caption", "reader")
+    made = {kind: f"**qavit.stand_in_weights({kind!r})" for kind in kinds}
+    hub = {'"hf://openai/clip-vit-base-patch16"': made["clip"], '"hf://Salesforce/blip-vqa-base"': made["blip_vqa"]}
+    run(by_name, names, hub)
+    assert Image.open("where.png").width > 500
+    assert Image.open("why.png").width > 500
+    files = {
+        'checkpoint="model_large_retrieval_coco_train2014.pth", tokenizer="vocab.txt"': made["blip_itm"],
+        'checkpoint="model_large_caption_coco_train2014.pth", tokenizer="vocab.txt"': made["blip_caption"],
+        'reader="unifiedqa-v2-t5-large-1363200/"': made["reader"],
+        '"what color is the car?")': '"what color is the car?", num_captions=9)',
+    }
+    run(three_files, names, files)
+    assert len(names["found"].captions) == 9
+    assert Image.open("answer.png").width > 1000
+    assert capsys.readouterr().out
+
+
+def test_usage(place: Path) -> None:
+    public_weights, _, pnp_vqa, batch, texts, stream, numbers = python("docs/USAGE.md")
+    names: dict[str, Any] = {}
     # The model that stands in has six blocks.
     run(public_weights, names, {"blocks=(13, 18, 23)": "blocks=(4, 5)"})
     assert names["maps"].shape == (1, 2, 25)
+    size = names["model"].image_size
+    names.update(images=np.zeros((1, 3, size, size), np.float32), questions=["where is the car?"])
+    run(batch, names, {"block_num=18": "block_num=5"})
+    assert names["maps"].shape == (1, 25)
     run(stream, names)
     assert qavit.HeatmapResult.load("cat.jpg.npz").questions == ["where is the car?"]
+    pytest.importorskip("pandas")
+    run(numbers, names)
+    assert Path("page.html").stat().st_size > 10_000
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", qavit.QuestionBlindWarning)
         assert qavit.load(vision="clip-vit-base-patch16/").heatmaps("cat.jpg").maps.shape == (1, 5, 5)
@@ -95,6 +121,42 @@ def test_readme(place: Path) -> None:
     answers, maps = model.predict_answers({"image": torch.rand(1, 3, 384, 384), "text_input": ["where is it?"]})
     assert answers == ["20 patches"]
     assert tuple(maps.shape) == (1, 576)
+
+
+TRANSLATED = ("README.md", "docs/USAGE.md", "docs/PNP_VQA.md")
+
+
+@pytest.mark.parametrize("document", TRANSLATED)
+def test_both_languages_say_the_same(document: str) -> None:
+    """Code and structure are equal, and what is linked to is there."""
+    other = document.replace("docs/", "docs/zh/") if "/" in document else document.replace(".md", ".zh.md")
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in (document, other)]
+    for pattern in (r"^```\w*\n.*?^```$", r"^    \S.*$", r"^#+(?= )"):
+        here, there = (re.findall(pattern, text, re.M | re.S if "`" in pattern else re.M) for text in texts)
+        assert here == there
+        assert here or pattern.startswith("^    ")
+    tables = [re.findall(r"^\|.*\|$", text, re.M) for text in texts]
+    assert len(tables[0]) == len(tables[1])
+    for row, translated in zip(*tables):
+        # a line's first cell of code is the same line; what stands in place of it is, too, where it is code alone
+        cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", one)[1:-1]] for one in (row, translated)]
+        for mine, theirs in zip(*cells):
+            if re.fullmatch(r"\**`[^`]*`\**", mine):
+                assert theirs.strip("*") == mine.strip("*")
+    for name, text in zip((document, other), texts):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert ((ROOT / name).parent / target).exists(), (name, target)
+
+
+def test_every_line_of_their_document_has_one_here() -> None:
+    table = (ROOT / "docs" / "USAGE.md").read_text(encoding="utf-8").split("## Public QA-ViT")[0]
+    theirs = (ROOT / "tests" / "data" / "usage.md").read_text(encoding="utf-8")
+    imported = re.findall(r"^(?:from|import) .*$", theirs, re.M)
+    called = set(re.findall(r"\b(?:demo|model|self|Config|PNPVQAWithQAViT)\.(\w+)\(", theirs))
+    assert imported
+    assert called
+    assert not [line for line in imported if line.split(" import ")[-1].split(",")[0] not in table]
+    assert not sorted(name for name in called if name not in table)
 
 
 def write_three_models(place: Path) -> None:
@@ -123,8 +185,9 @@ def test_answers_document(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     (bundled,) = python("docs/ANSWERS.md")
     run(bundled, names)
     assert len(capsys.readouterr().out.splitlines()) == 3
-    run(python("README.md")[3], {"qavit": qavit}, {'"what color is the car?")': '"what color is the car?", num_captions=9)'})
-    assert Image.open("why.png").width > 1000
+    answered: dict[str, Any] = {"qavit": qavit}
+    run(python("docs/USAGE.md")[1], answered, {'"what color is the car?")': '"what color is the car?", num_captions=9)'})
+    assert Image.open(answered["found"].save("why.png")).width > 1000
     few = ["--answering", "num_captions=5"]
     (ask, *_), (data_set, _), (score, *_) = (commands("docs/ANSWERS.md", verb) for verb in ("ask", "run", "score"))
     assert cli_main.main([*ask, *few]) == 0
@@ -147,7 +210,7 @@ def test_answers_document(place: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyarrow")
-    convert, heatmap = (commands("README.md", verb)[0] for verb in ("convert", "heatmap"))
+    (convert, *_), (heatmap, *_) = commands("docs/USAGE.md", "convert"), commands("README.md", "heatmap")
     (data_set,) = (one for one in commands("README.md", "run") if "..." not in one)
     assert cli_main.main(convert) == 0
     model = qavit.load("qavit-base2/")
@@ -205,9 +268,10 @@ def test_methods_document(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     rows = [json.loads(line) for line in re.findall(r"^    (\{.*\})$", text, re.M)]
     Path("boxes.jsonl").write_text("".join(json.dumps({**row, "bbox": [7, 3, 25, 29]}) + "\n" for row in rows))
     shutil.copy("cat.jpg", rows[0]["image"])
-    (command,) = commands("docs/METHODS.md", "eval")
-    assert cli_main.main([clip if word == "clip-vit-base-patch16/" else word for word in command]) == 0
-    assert "gem" in capsys.readouterr().out
+    Path("questions.jsonl").write_text(json.dumps({"image": rows[0]["image"], "question": rows[0]["text"]}) + "\n")
+    for command, said in zip(commands("docs/METHODS.md", "eval"), ("gem", "rank correlation, mean"), strict=True):
+        assert cli_main.main([clip if word == "clip-vit-base-patch16/" else word for word in command]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_the_map_of_the_code_names_what_is_there() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpu_levels import LEVELS
 
 import qavit
 from qavit import methods
@@ -364,7 +365,7 @@ def test_precision_is_what_computes() -> None:
         "print(model.precision, model.requested_precision, [w.category.__name__ for w in caught],"
         " all(w.filename == '<string>' for w in caught), 'bfloat16' in repr(model))\n"
     )
-    env = {**os.environ, "QAVIT_CPU": "avx2"}
+    env = {**os.environ, "QAVIT_CPU": LEVELS[1]}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip() == "float32 bfloat16 ['PrecisionWarning'] True False"
 

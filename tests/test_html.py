@@ -160,7 +160,10 @@ def test_in_a_browser_a_block_that_knows_no_question_is_said_to(browser: Browser
         browser.press("[")
         said.append(browser.run(hidden))
     assert said == [True, True, False, True]
-    assert browser.run("document.querySelector('#about').textContent").startswith("Where the class token looks")
+    about = "document.querySelector('#about').textContent"
+    assert browser.run(about) == "Where the class token looks · block 3 · 6 x 6 patches · picture 240 x 120"
+    browser.open(result(model="<b>clip</b>", block=(2, 3)).to_html(tmp_path / "named.html"))
+    assert browser.run(about).startswith("<b>clip</b> · Where the class token looks · blocks 2, 3 · ")
 
 
 def test_in_a_browser_small_shares_are_read_as_numbers(browser: Browser, tmp_path: Path) -> None:

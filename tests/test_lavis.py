@@ -121,6 +121,9 @@ def test_blip_maps_go_through_the_pipeline(matcher, golden, images):
         assert not maps.requires_grad
         assert relative(maps, golden[f"gradcams_block{block}"]) < MAPS
         assert (maps > 0).all()
+    arrays = model.forward_itm({"image": images.numpy(), "text_input": list(QUESTIONS)}, block_num=7)["gradcams"]
+    assert isinstance(arrays, np.ndarray)  # NumPy in, NumPy out
+    assert np.array_equal(arrays, maps.numpy())
     answers, maps = model.predict_answers(samples, num_patches=400)
     assert answers == ["400 patches"] * 3
     assert relative(maps, golden["gradcams_block7"]) < MAPS

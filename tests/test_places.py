@@ -187,5 +187,5 @@ def test_a_notebook_shows_results_and_figures() -> None:
     result = hot("crop", (40, 60), 1, 1)
     figure: Any = result.figure()
     for shown in (result, figure):
-        assert Image.open(io.BytesIO(shown._repr_png_())).size[0] > 100
+        assert Image.open(io.BytesIO(shown._repr_jpeg_())).size[0] > 100
     assert plots_figures.render(figure, "pdf").startswith(b"%PDF")

@@ -143,7 +143,7 @@ def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
         "import sys, numpy as np\nfrom qavit import HeatmapResult\n"
         "r = HeatmapResult(np.ones((1, 2, 2)), ['q'], np.zeros((9, 9, 3), np.uint8))\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "r.save(sys.argv[1]); r.figure(); r._repr_png_()\nassert 'matplotlib.pyplot' not in sys.modules\n"
+        "r.save(sys.argv[1]); r.figure(); r._repr_jpeg_()\nassert 'matplotlib.pyplot' not in sys.modules\n"
     )
     target = tmp_path / "plain.png"
     done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, cwd=ROOT)

@@ -23,7 +23,7 @@ MAX_LINES, MAX_FUNCTION = 600, 80
 FLOORS = (
     {"_core", "_core_testing"}, {"_base"}, {"images", "text"}, {"heatmaps"}, {"plots"}, {"_result"}, {"checkpoints"},
     {"methods"}, {"generation"}, {"models"}, {"metrics"}, {"answers"},
-    {"_demo"}, {"data"}, {"lavis"}, {"_heatmap_demo"}, {"cli"}, {"", "__main__"},
+    {"_demo", "_stand_ins"}, {"data"}, {"lavis"}, {"_heatmap_demo"}, {"serve"}, {"cli"}, {"", "__main__"},
 )  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 #: Rooms whose modules without an underscore are documented places to add to, one file each.

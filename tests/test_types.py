@@ -73,8 +73,9 @@ def test_right_code_is_right(folder: Path) -> None:
 
 @pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="the documents are not beside the tests")
 def test_the_code_of_the_documents_is_right(folder: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert len(blocks) >= 4
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/USAGE.md")]
+    blocks = [block for text in texts for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)]
+    assert len(blocks) >= 10
     assert mypy(folder, "\n".join([GIVEN, *blocks])) == ""
 
 

@@ -7,6 +7,12 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 
@@ -78,6 +84,28 @@ int64_t qv_os_nanoseconds(void) {
 
 void qv_os_yield(void) {
     sched_yield();
+}
+
+bool qv_os_allow_tiles(void) {
+#if defined(__linux__) && defined(__x86_64__) && defined(SYS_arch_prctl)
+    const long ask_for_state = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, and a bit's number in XCR0 */
+    return syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
+unsigned qv_os_arm_features(void) {
+    unsigned features = 0;
+#if defined(__linux__) && defined(__aarch64__)
+    const unsigned long bf16 = 1ul << 14; /* HWCAP2_BF16 */
+    features |= (getauxval(AT_HWCAP2) & bf16) != 0 ? QV_OS_ARM_BF16 : 0;
+#elif defined(__APPLE__) && defined(__aarch64__)
+    int has = 0;
+    size_t size = sizeof has;
+    features |= sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, NULL, 0) == 0 && has != 0 ? QV_OS_ARM_BF16 : 0;
+#endif
+    return features;
 }
 
 /* ---- threads ---- */

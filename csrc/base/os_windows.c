@@ -61,6 +61,14 @@ void qv_os_yield(void) {
     SwitchToThread();
 }
 
+bool qv_os_allow_tiles(void) {
+    return false;
+}
+
+unsigned qv_os_arm_features(void) {
+    return 0;
+}
+
 /* ---- threads ---- */
 
 typedef struct {

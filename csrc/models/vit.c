@@ -79,7 +79,7 @@ static void plan_crossings(vit_pass *pass, qv_arena *arena, size_t sequences) {
     const qv_ops *ops = vit->ops;
     size_t D = vit->config.D, rows = qv_plan_product(arena, sequences, vit->T);
     size_t tokens = qv_plan_product(arena, pass->pairs, request->M);
-    pass->pixels = qv_vit_plan_pixels(arena, vit, &request->images, pass->images);
+    pass->pixels = qv_vit_plan_pixels(arena, vit, &request->images, request->states != NULL ? 0 : pass->images);
     pass->questions = qv_arena_floats(arena, qv_place_size(ops, tokens * vit->config.instruction_dim));
     pass->attention = qv_arena_floats(arena, qv_place_size(ops, attention_items(pass, arena, sequences, false)));
     pass->heads = qv_arena_floats(arena, attention_items(pass, arena, sequences, true));
@@ -313,12 +313,17 @@ static void run_pairs(const vit_pass *pass, qv_call *call, size_t image_first, s
     }
 }
 
-/* The blocks before the question, and q, k, v of the first block that takes it. */
+/* The blocks before the question, from the states on where such are given, and q, k, v of the first block that takes it. */
 static qv_status run_images(const vit_pass *pass, qv_call *call, size_t first, size_t B, qv_error *err) {
     const qv_vit *vit = pass->vit;
     const qv_vit_request *request = pass->request;
     size_t D = vit->config.D, T = vit->T;
-    qv_status status = qv_vit_embed(vit, call, &request->images, first, B, pass->pixels, pass->a.q.at, pass->x_image, err);
+    qv_status status = QV_OK;
+    if (request->states != NULL) {
+        call->ops->give(call, pass->x_image, request->states + first * T * D, B * T * D * sizeof(float));
+    } else {
+        status = qv_vit_embed(vit, call, &request->images, first, B, pass->pixels, pass->a.q.at, pass->x_image, err);
+    }
     if (status != QV_OK) {
         return status;
     }
@@ -326,7 +331,7 @@ static qv_status run_images(const vit_pass *pass, qv_call *call, size_t first, s
         qv_take_floats(call, request->embedded + first * T * D, pass->x_image, B * T * D);
     }
     sequences s = {.x = pass->x_image, .B = B, .first = first};
-    for (size_t i = 0; i < at_most(pass->blocks, vit->first_integrated); i++) {
+    for (size_t i = request->first; i < at_most(pass->blocks, vit->first_integrated); i++) {
         run_block(pass, call, i, &s, extent_of(pass, i));
     }
     if (pass->blocks > vit->first_integrated) {
@@ -365,9 +370,28 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
     return QV_OK;
 }
 
+/* Whether the states are of a block that a pass can begin with, and nothing is wanted that comes before it. */
+static qv_status check_states(const qv_vit *vit, const qv_vit_request *request, qv_error *err) {
+    size_t last = at_most(vit->first_integrated, vit->config.L - 1);
+    if (request->first > last) {
+        return qv_fail(err, QV_ERR_VALUE, "states enter block %zu, expected at most %zu", request->first, last);
+    }
+    bool before = request->embedded != NULL;
+    for (size_t i = 0; i < request->first; i++) {
+        const qv_vit_tap *tap = tap_of(request, i);
+        before = before || tap->attention != NULL || tap->hidden != NULL;
+    }
+    return before ? qv_fail(err, QV_ERR_VALUE, "what is wanted lies before block %zu, which the states enter", request->first)
+                  : QV_OK;
+}
+
 qv_status qv_vit_forward(const qv_vit *vit, qv_call *call, const qv_vit_request *request, qv_error *err) {
     static const qv_planned planned = {"the activations of a vision transformer", plan, run};
     vit_pass pass = {.vit = vit, .request = request};
+    qv_status status = request->states != NULL ? check_states(vit, request, err) : QV_OK;
+    if (status != QV_OK) {
+        return status;
+    }
     find_reach(&pass);
     if (pass.blocks > vit->first_integrated && request->pair_count == 0 && request->images.count != 0) {
         return qv_fail(err, QV_ERR_VALUE, "block %zu and later ones take a question, and none was given",

@@ -29,6 +29,7 @@ typedef struct {
     bool integrated;
     qv_norm reduce_norm;        /* [Dt] */
     qv_linear reduce1, reduce2; /* Dt -> hidden -> D */
+    qv_norm plain_norm1;        /* norm1 before outliers were folded into q, k, v; no weight where none were */
 } qv_vit_block;
 
 /* Immutable after qv_vit_load, but for the cache of arenas, which is thread-safe. */
@@ -87,6 +88,10 @@ typedef struct {
 
 typedef struct {
     qv_vit_images images;
+    const float *states; /* [images.count, T, D], what enters block `first`: the pass begins there, with the bits of one that
+                            came through the blocks before it; images.pixels and .pictures are NULL then. NULL: it begins
+                            with the images, and first is 0 */
+    size_t first;        /* at most the first integrated block, and L - 1 */
     const size_t *pair_image; /* [pair_count], ascending: the image of each pair; unused when pair_count is 0 */
     size_t pair_count;        /* pairs of an image and a question; 0: images alone */
     const float *instruct;    /* [pair_count, M, Dt] */
@@ -103,7 +108,7 @@ typedef struct {
 } qv_vit_request;
 
 /* Runs only as far as the request needs. QV_ERR_MEMORY, QV_ERR_CANCELLED (outputs then hold anything), or QV_ERR_VALUE
- * when pairs are missing although an integrated block is needed. */
+ * when pairs are missing although an integrated block is needed, or something is wanted that lies before the states. */
 qv_status qv_vit_forward(const qv_vit *vit, qv_call *call, const qv_vit_request *request, qv_error *err);
 
 #endif

@@ -100,12 +100,16 @@ static void attend_self(const dense_pass *pass, qv_call *call, qv_rows out, qv_c
     call->ops->attention(call, &a);
 }
 
-static void mix_gem(const dense_pass *pass, qv_call *call, qv_const_rows v, size_t B) {
+static void mix_gem(const dense_pass *pass, qv_call *call, const qv_vit_block *block, qv_const_rows v, size_t B) {
     const qv_vit *vit = pass->vit;
     const qv_ops *ops = call->ops;
     size_t D = vit->config.D, H = vit->kind.H, T = vit->T, rows = B * T;
     float scale = vit->kind.scale;
     qv_rows heads = {pass->heads, 3 * D}, smoothed = {pass->smoothed, 3 * D};
+    if (block->plain_norm1.weight.data != NULL) {
+        /* The lengths are of the tokens as they were before outliers were folded. */
+        ops->norm(call, (qv_rows){pass->a.normed, D}, (qv_const_rows){pass->x, D}, &block->plain_norm1, rows);
+    }
     ops->row_lengths(call, pass->lengths, (qv_const_rows){pass->a.normed, D}, rows, D);
     /* q, k, v of a token beside each other are 3 H heads. */
     ops->head_lengths(call, heads, qv_as_const(pass->a.q), pass->lengths, scale, B, T, 3 * H, vit->kind.d);
@@ -118,8 +122,8 @@ static void mix_gem(const dense_pass *pass, qv_call *call, qv_const_rows v, size
     ops->mean_rows(call, pass->mixed, pass->heads, 3, rows * D);
 }
 
-/* mixed [B T, D] from q, k, v of a block, and from layer_norm1's tokens, while these are there */
-static void mix(const dense_pass *pass, qv_call *call, size_t B) {
+/* mixed [B T, D] from q, k, v of block i, and from layer_norm1's tokens, while these are there */
+static void mix(const dense_pass *pass, qv_call *call, size_t i, size_t B) {
     const qv_vit *vit = pass->vit;
     size_t D = vit->config.D, H = vit->kind.H, rows = B * vit->T;
     float scale = vit->kind.scale;
@@ -144,7 +148,7 @@ static void mix(const dense_pass *pass, qv_call *call, size_t B) {
         attend_self(pass, call, out, v, v, H, scale, B);
         break;
     case QV_DENSE_GEM:
-        mix_gem(pass, call, v, B);
+        mix_gem(pass, call, &vit->blocks[i], v, B);
         break;
     }
 }
@@ -187,7 +191,7 @@ static void run_block(const dense_pass *pass, qv_call *call, size_t i, size_t B)
     qv_vit_rotate(vit, call, a->q, false, B);
     qv_vit_rotate(vit, call, a->kv, false, B);
     if (second) {
-        mix(pass, call, B);
+        mix(pass, call, i, B);
     }
     if (i == pass->first) {
         call->ops->copy(call, y, qv_as_const(x), rows, D);

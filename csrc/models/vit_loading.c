@@ -200,6 +200,9 @@ static void load_block(qv_vit *vit, qv_loader *loader, const qv_block_names *nam
     block->integrated = vit->config.integrated != NULL && vit->config.integrated[i];
     own.out = block->integrated ? NULL : names->out;
     qv_block_load(loader, &block->block, &vit->kind, &own, stem);
+    if (qv_load_has(loader, stem, "layer_norm1_plain.weight")) {
+        qv_load_norm(loader, &block->plain_norm1, stem, "layer_norm1_plain", QV_LAYER_NORM, D, vit->config.eps);
+    }
     if (!block->integrated) {
         return;
     }
@@ -325,6 +328,7 @@ void qv_vit_free(qv_vit *vit) {
     }
     for (size_t i = 0; i < vit->config.L; i++) {
         qv_block_free(vit->ops, &vit->blocks[i].block);
+        qv_norm_free(vit->ops, &vit->blocks[i].plain_norm1);
         qv_norm_free(vit->ops, &vit->blocks[i].reduce_norm);
         qv_linear_free(vit->ops, &vit->blocks[i].reduce1);
         qv_linear_free(vit->ops, &vit->blocks[i].reduce2);

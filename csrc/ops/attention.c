@@ -7,8 +7,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Rows whose scores are held at once: a multiple of every register tile. */
-#define TILE_ROWS ((size_t)12)
+/* Rows whose scores are held at once at most: two register tiles' of the tallest. */
+#define MOST_ROWS ((size_t)32)
 /* Rows up to which the keys are read where they lie. */
 #define FEW_ROWS ((size_t)2)
 
@@ -18,19 +18,26 @@ typedef struct {
     const qv_product *product;
     char *scratch;
     size_t scratch_stride; /* bytes a lane */
+    size_t held;           /* rows whose scores are held at once */
     size_t splits, rows;   /* tasks a head, rows a task */
 } attention_work;
 
 /* One lane's scratch. Keys, values and rows are in steps along the depth of their product. */
 typedef struct {
-    float *scores; /* [TILE_ROWS, ld_scores] */
+    float *scores; /* [held, ld_scores] */
     float *keys;   /* [panels of keys, steps of d, panel_columns] */
     float *values; /* [panels of d, steps of M + S, panel_columns] */
     float *rows;   /* [QV_PACK_ROWS, steps of d]: queries, or keys on their way to their panel, where floats are no steps */
 } lane_scratch;
 
+static size_t held_rows(const qv_product *product) {
+    return 2 * product->tile_rows < MOST_ROWS ? 2 * product->tile_rows : MOST_ROWS;
+}
+
+/* For a product of any precision. */
 static size_t score_floats(size_t keys) {
-    return TILE_ROWS * qv_round_up(keys, QV_MAX_PANEL);
+    size_t full = held_rows(qv_product_here(QV_PRECISION_FLOAT32)), half = held_rows(qv_product_here(QV_PRECISION_BFLOAT16));
+    return (full > half ? full : half) * qv_round_up(keys, QV_MAX_PANEL);
 }
 
 size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width) {
@@ -110,7 +117,7 @@ static float soften_row(const attention_work *w, const qv_attention_head *head, 
 static void attend_tile(const attention_work *w, const lane_scratch *scratch, const qv_attention_head *head, size_t t0,
                         size_t rows) {
     const qv_attention *a = w->a;
-    size_t width = w->product->panel_columns, keys = a->M + a->S, ld_scores = qv_round_up(keys, QV_MAX_PANEL);
+    size_t most = w->product->most_columns, keys = a->M + a->S, ld_scores = qv_round_up(keys, QV_MAX_PANEL);
     const qv_head_packing packing = packing_of(w, scratch);
     qv_const_rows q = qv_rows_in_steps(&packing, (qv_const_rows){head->q.at + t0 * head->q.ld, head->q.ld}, rows);
     qv_panel_product product = {.ld_out = ld_scores,
@@ -118,13 +125,13 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
                                 .ld_x = q.ld,
                                 .rows = rows,
                                 .depth = qv_steps(w->product, a->d)};
-    for (size_t s = 0; s < keys; s += width) {
+    for (size_t s = 0; s < keys; s += product.columns) {
         product.out = scratch->scores + s;
         product.panel = scratch->keys + s * product.depth;
-        product.columns = keys - s < width ? keys - s : width;
+        product.columns = keys - s < most ? keys - s : most;
         w->product->multiply(&product);
     }
-    float inverse[TILE_ROWS];
+    float inverse[MOST_ROWS];
     for (size_t r = 0; r < rows; r++) {
         float *row = scratch->scores + r * ld_scores;
         inverse[r] = soften_row(w, head, row, t0 + r, a->out.at != NULL);
@@ -135,10 +142,10 @@ static void attend_tile(const attention_work *w, const lane_scratch *scratch, co
     float *out = a->out.at + (head->b * a->T + t0) * a->out.ld + head->h * a->d;
     product = (qv_panel_product){
         .ld_out = a->out.ld, .x = scratch->scores, .ld_x = ld_scores, .rows = rows, .depth = qv_steps(w->product, keys)};
-    for (size_t c = 0; c < a->d; c += width) {
+    for (size_t c = 0; c < a->d; c += product.columns) {
         product.out = out + c;
         product.panel = scratch->values + c * product.depth;
-        product.columns = a->d - c < width ? a->d - c : width;
+        product.columns = a->d - c < most ? a->d - c : most;
         w->product->multiply(&product);
     }
     for (size_t r = 0; r < rows; r++) {
@@ -189,8 +196,8 @@ static void attend_rows(void *context, size_t task, size_t lane) {
     scratch.values = scratch.keys + qv_turned_floats(keys, a->d);
     scratch.rows = scratch.values + qv_panel_floats(keys, a->d);
     pack_head(w, &scratch, &head);
-    for (size_t t = first; t < end; t += TILE_ROWS) {
-        attend_tile(w, &scratch, &head, t, end - t < TILE_ROWS ? end - t : TILE_ROWS);
+    for (size_t t = first; t < end; t += w->held) {
+        attend_tile(w, &scratch, &head, t, end - t < w->held ? end - t : w->held);
     }
 }
 
@@ -202,16 +209,17 @@ void qv_cpu_attention(qv_call *call, const qv_attention *a) {
                            .scratch_stride = qv_cpu_attention_scratch(1, a->M + a->S, a->d),
                            .splits = 1,
                            .rows = a->T};
+    work.held = held_rows(work.product);
     size_t heads = a->B * a->H;
     if (heads == 0 || a->T == 0) {
         return;
     }
     /* Few heads that lanes cannot share evenly: several tasks a head, though each packs the head anew. */
     while (heads * work.splits < 4 * call->lanes && heads * work.splits % call->lanes != 0 &&
-           a->T / (2 * work.splits) >= 2 * TILE_ROWS) {
+           a->T / (2 * work.splits) >= 2 * work.held) {
         work.splits *= 2;
     }
-    work.rows = qv_round_up((a->T + work.splits - 1) / work.splits, TILE_ROWS);
+    work.rows = qv_round_up((a->T + work.splits - 1) / work.splits, work.held);
     work.splits = (a->T + work.rows - 1) / work.rows;
     qv_cpu_run(call, call->lanes, heads * work.splits, attend_rows, &work);
 }

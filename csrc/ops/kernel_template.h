@@ -10,9 +10,9 @@
  *   for kernel_int8.h multiply_pairs (of two signed 16-bit items a lane, summed) and store_quads
  * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS, INT8_NAME and PAIR_ROWS, its int8 product's
  * and the rows of that one's tile. With VNNI_NAME, an int8 product by dot products of four bytes, also TARGET_VNNI, INLINE_VNNI,
- * dot_bytes, store_bytes and has_vnni. With BFLOAT16_NAME also
- * TARGET_BFLOAT16 and INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs, store_half (the first n lanes in
- * bfloat16), and has_bfloat16, write_pairs, read_pairs and join_pairs for the product's record. */
+ * dot_bytes, store_bytes and has_vnni. For products of bfloat16 also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16),
+ * write_pairs, read_pairs and join_pairs; with BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair,
+ * load_pairs, dot_pairs and has_bfloat16; with TILES_NAME, for that by AMX's tiles, has_tiles. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #define UNROLL _Pragma("GCC unroll 8")
@@ -406,7 +406,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #include "ops/kernel_tile.h"
 #include "ops/kernel_softmax.h"
 
-#if defined(BFLOAT16_NAME)
+#if defined(BFLOAT16_NAME) || defined(TILES_NAME)
 #undef TILE
 #undef TILE_OF_ROWS
 #undef TILE_OF
@@ -439,7 +439,9 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define ACCUMULATE(x, b, sum) dot_pairs(x, b, sum)
 #define SMALL 0x35803580u
 #define KEEP(x, i, e, n) store_half((qv_bits16 *)(void *)(x) + (i), e, n)
+#if defined(BFLOAT16_NAME)
 #include "ops/kernel_tile.h"
+#endif
 #include "ops/kernel_softmax.h"
 
 static float exponentiate_bfloat16(float *x, float scale, size_t n) {
@@ -448,6 +450,12 @@ static float exponentiate_bfloat16(float *x, float scale, size_t n) {
         ((qv_bits16 *)(void *)x)[n] = 0;
     }
     return inverse;
+}
+#endif
+
+#if defined(TILES_NAME)
+static void multiply_tiles(const qv_panel_product *p) {
+    qv_multiply_tiles(p, finish_rows);
 }
 #endif
 
@@ -495,7 +503,7 @@ INLINE words32 spread(words32 bytes, size_t part) {
 
 #define INT8_RECORD                                                                                                       \
     .precision = QV_PRECISION_INT8, .dtype = QV_INT8, .items = 4, .row_tail = 2, .panel_tail = 2, .panel_columns = PANEL, \
-    .packs_layers = true
+    .most_columns = PANEL, .packs_layers = true
 
 static const qv_product products[] = {
     {
@@ -505,6 +513,7 @@ static const qv_product products[] = {
         .items = 1,
         .row_words = 1,
         .panel_columns = PANEL,
+        .most_columns = PANEL,
         .tile_rows = TILE_ROWS,
         .packs_layers = PACKS_LAYERS,
         .multiply = multiply_float32,
@@ -512,6 +521,26 @@ static const qv_product products[] = {
         .exponentiate = exponentiate_float32,
         .burn = burn_float32,
     },
+#if defined(TILES_NAME)
+    {
+        .name = TILES_NAME,
+        .precision = QV_PRECISION_BFLOAT16,
+        .dtype = QV_BFLOAT16,
+        .items = 2,
+        .row_words = 1,
+        .panel_columns = QV_MAX_PANEL,
+        .most_columns = SIZE_MAX,
+        .tile_rows = 16,
+        .packs_layers = PACKS_LAYERS,
+        .runs = has_tiles,
+        .multiply = multiply_tiles,
+        .write_steps = write_pairs,
+        .read_steps = read_pairs,
+        .join_rows = join_pairs,
+        .exponentiate = exponentiate_bfloat16,
+        .burn = qv_burn_tiles,
+    },
+#endif
 #if defined(BFLOAT16_NAME)
     {
         .name = BFLOAT16_NAME,
@@ -520,6 +549,7 @@ static const qv_product products[] = {
         .items = 2,
         .row_words = 1,
         .panel_columns = PANEL,
+        .most_columns = PANEL,
         .tile_rows = TILE_ROWS,
         .packs_layers = PACKS_LAYERS,
         .runs = has_bfloat16,

@@ -18,7 +18,7 @@ typedef uint32_t __attribute__((may_alias)) qv_bits32;
 
 /* out [rows, columns] = x [rows, depth] times a panel: the transposed weight of up to `panel_columns` columns, packed
  * as [depth, panel_columns] with zeros after the last column. x and panel are in the product's steps, and depth and ld_x
- * count them. */
+ * count them. What a row gives does not depend on how many rows there are. */
 typedef struct {
     float *out;
     size_t ld_out;
@@ -45,6 +45,7 @@ typedef struct {
     size_t row_tail;   /* words behind a row's steps */
     size_t panel_tail; /* rows behind a panel's */
     size_t panel_columns;
+    size_t most_columns; /* of one call: a panel's, or any number, of panels that lie one behind another */
     size_t tile_rows;    /* rows that the register tile holds: chunks of rows are best a multiple of it */
     bool packs_layers;   /* whether it beats OpenBLAS's product here, so that linear layers are packed for it */
     bool (*runs)(void);  /* whether this CPU has it; NULL: any that has the set's other kernels */
@@ -115,6 +116,10 @@ extern const qv_kernels qv_kernels_generic;
 #if defined(__x86_64__)
 extern const qv_kernels qv_kernels_avx2;
 extern const qv_kernels qv_kernels_avx512;
+/* A product of bfloat16 by AMX's tiles, beside whichever vectors: panels of QV_MAX_PANEL columns. `finish` makes of
+ * rows first .. of out what bias and epilogue say. The calling thread's tiles are unset before and after. */
+void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_product *p, size_t first, size_t rows));
+double qv_burn_tiles(size_t steps);
 #elif defined(__aarch64__)
 extern const qv_kernels qv_kernels_neon;
 #endif

@@ -1,4 +1,4 @@
-/* AVX2 with FMA: vectors of 8 floats, a tile of 6 rows and 16 columns. */
+/* AVX2 with FMA: vectors of 8 floats, a tile of 6 rows and 16 columns; AMX's tiles of bfloat16 where they are without AVX-512. */
 #include "base/cpu.h"
 #include "ops/kernels.h"
 
@@ -12,6 +12,8 @@
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma")))
 #define TARGET_VNNI __attribute__((target("avx2,fma,avxvnni")))
 #define INLINE_VNNI static inline __attribute__((always_inline, target("avx2,fma,avxvnni")))
+#define TARGET_BFLOAT16 TARGET
+#define INLINE_BFLOAT16 INLINE
 
 #define WIDTH ((size_t)8)
 #define TILE_ROWS ((size_t)6)
@@ -138,12 +140,19 @@ INLINE_VNNI void store_bytes(qv_bits32 *out, words32 q) {
     _mm_storel_epi64((__m128i *)(void *)out, _mm_packus_epi16(halves, halves));
 }
 
+static bool has_tiles(void) {
+    return qv_cpu().amx;
+}
+
+#include "ops/kernel_pairs.h"
+
 #define KERNELS qv_kernels_avx2
 #define NAME "avx2"
 #define PACKS_LAYERS true
 #define INT8_NAME "avx2"
 #define PAIR_ROWS ((size_t)4)
 #define VNNI_NAME "avx_vnni"
+#define TILES_NAME "amx"
 #include "ops/kernel_template.h"
 
 #endif

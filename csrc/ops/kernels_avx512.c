@@ -1,4 +1,5 @@
-/* AVX-512: vectors of 16 floats, a tile of 6 rows and 64 columns; bfloat16 dot products where the CPU has them. */
+/* AVX-512: vectors of 16 floats, a tile of 6 rows and 64 columns; bfloat16 dot products, and AMX's tiles, where the CPU has
+ * them. */
 #include "base/cpu.h"
 #include "ops/kernels.h"
 
@@ -120,6 +121,10 @@ static bool has_bfloat16(void) {
     return qv_cpu().avx512_bf16;
 }
 
+static bool has_tiles(void) {
+    return qv_cpu().amx;
+}
+
 INLINE_BFLOAT16 pairs set1_pair(uint32_t pair) {
     return _mm512_set1_epi32((int)pair);
 }
@@ -220,6 +225,7 @@ INLINE_VNNI void store_bytes(qv_bits32 *out, words32 q) {
 #define PAIR_ROWS ((size_t)4)
 #define VNNI_NAME "avx512_vnni"
 #define BFLOAT16_NAME "avx512_bf16"
+#define TILES_NAME "amx"
 #include "ops/kernel_template.h"
 
 #endif

@@ -1,4 +1,6 @@
-/* NEON, which every 64-bit ARM has: vectors of 4 floats, a tile of 6 rows and 16 columns. */
+/* NEON, which every 64-bit ARM has: vectors of 4 floats, a tile of 6 rows and 16 columns, which leaves 8 of 32 registers for
+ * the columns and the rows' items; bfloat16 dot products where the CPU has them. */
+#include "base/cpu.h"
 #include "ops/kernels.h"
 
 #if defined(__aarch64__)
@@ -16,10 +18,41 @@ INLINE vec multiply_add(vec a, vec b, vec c) {
     return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 
+/* In the assembler's words, since not every compiler has the intrinsics in functions for more than its own target. */
+#if defined(__clang__)
+#define BFLOAT16_FEATURE "bf16"
+#else
+#define BFLOAT16_FEATURE "+bf16"
+#endif
+#define TARGET_BFLOAT16 __attribute__((target(BFLOAT16_FEATURE)))
+#define INLINE_BFLOAT16 static inline __attribute__((always_inline, target(BFLOAT16_FEATURE)))
+
+typedef uint32_t pairs __attribute__((vector_size(16))); /* of bfloat16 */
+
+static bool has_bfloat16(void) {
+    return qv_cpu().neon_bf16;
+}
+
+INLINE_BFLOAT16 pairs set1_pair(uint32_t pair) {
+    return (pairs){pair, pair, pair, pair};
+}
+INLINE_BFLOAT16 pairs load_pairs(const qv_bits32 *p) {
+    pairs x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE_BFLOAT16 vec dot_pairs(pairs x, pairs b, vec sum) {
+    __asm__("bfdot %0.4s, %1.8h, %2.8h" : "+w"(sum) : "w"(x), "w"(b));
+    return sum;
+}
+
+#include "ops/kernel_pairs.h"
+
 #define KERNELS qv_kernels_neon
-#define NAME "openblas"
-#define PACKS_LAYERS false
-#define INT8_NAME "portable"
+#define NAME "neon"
+#define PACKS_LAYERS true
+#define BFLOAT16_NAME "neon_bf16"
+#define INT8_NAME "neon"
 #define PAIR_ROWS ((size_t)4)
 #include "ops/kernel_template.h"
 

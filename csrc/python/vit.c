@@ -142,7 +142,7 @@ static const char *const output_names[] = {"last", "normed", "pooled", "projecte
  * a dict or a list, another thread can find there and empty while the core writes. */
 typedef struct {
     qvpy_images images;
-    PyArrayObject *instruct, *pair_image, *instruct_length;
+    PyArrayObject *states, *instruct, *pair_image, *instruct_length;
     size_t *indices; /* [2 N]: pair_image, instruct_length */
     qv_vit_tap *taps; /* [L] */
     PyArrayObject **outputs; /* [L] attentions, [L + 1] hidden states, one for each of output_names; NULL: not asked for */
@@ -152,6 +152,7 @@ typedef struct {
 
 static void release_call(forward_call *c) {
     qvpy_images_release(&c->images);
+    Py_XDECREF(c->states);
     Py_XDECREF(c->instruct);
     Py_XDECREF(c->pair_image);
     Py_XDECREF(c->instruct_length);
@@ -169,6 +170,41 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
     }
     c->request.images = c->images.core;
     return 0;
+}
+
+/* What enters block `first` of each image, in place of the images. */
+static int read_states(forward_call *c, const qv_vit *vit, PyObject *object, Py_ssize_t first) {
+    c->states = qvpy_float_array(object, "states", 3);
+    if (c->states == NULL) {
+        return -1;
+    }
+    const npy_intp *shape = PyArray_DIMS(c->states);
+    if ((size_t)shape[1] != vit->T || (size_t)shape[2] != vit->config.D) {
+        PyErr_Format(PyExc_ValueError, "states has shape [%zd, %zd, %zd], expected [images, %zu, %zu]", (Py_ssize_t)shape[0],
+                     (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], vit->T, vit->config.D);
+        return -1;
+    }
+    if (first < 0) {
+        PyErr_Format(PyExc_ValueError, "first: block %zd does not exist", first);
+        return -1;
+    }
+    c->request.states = PyArray_DATA(c->states);
+    c->request.first = (size_t)first;
+    c->request.images.count = (size_t)shape[0];
+    return 0;
+}
+
+/* One of the two, images or states. */
+static int read_pictures(forward_call *c, const qv_vit *vit, PyObject *images, PyObject *preprocessing, PyObject *states,
+                         Py_ssize_t first) {
+    if (states == Py_None && images != Py_None && first == 0) {
+        return read_images(c, vit, images, preprocessing);
+    }
+    if (states == Py_None || images != Py_None || preprocessing != Py_None) {
+        PyErr_SetString(PyExc_ValueError, "expected pixel_values, or states and the block `first` that they enter");
+        return -1;
+    }
+    return read_states(c, vit, states, first);
 }
 
 int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
@@ -384,15 +420,16 @@ static PyObject *build_result(const forward_call *c, size_t L) {
 
 static PyObject *forward(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"pixel_values", "pair_image", "instruct", "instruct_length",
-                            "attention",    "hidden",     "outputs",  "preprocessing",   NULL};
-    PyObject *images, *pair_image = Py_None, *instruct = Py_None, *instruct_length = Py_None;
+                            "attention",    "hidden",     "outputs",  "preprocessing",   "states", "first", NULL};
+    PyObject *images, *pair_image = Py_None, *instruct = Py_None, *instruct_length = Py_None, *states = Py_None;
     PyObject *attention = NULL, *hidden = NULL, *outputs = NULL, *preprocessing = Py_None, *result = NULL;
+    Py_ssize_t first = 0;
     const qv_vit *vit = self->model;
     forward_call c = {0};
     qvpy_call call;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOO:forward", names, &images, &pair_image, &instruct,
-                                     &instruct_length, &attention, &hidden, &outputs, &preprocessing) ||
-        read_images(&c, vit, images, preprocessing) < 0 ||
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOOOn:forward", names, &images, &pair_image, &instruct,
+                                     &instruct_length, &attention, &hidden, &outputs, &preprocessing, &states, &first) ||
+        read_pictures(&c, vit, images, preprocessing, states, first) < 0 ||
         read_questions(&c, vit, pair_image, instruct, instruct_length) < 0 ||
         make_outputs(&c, vit, attention, hidden, outputs) < 0 || qvpy_begin(&call, self) < 0) {
         goto done;
@@ -495,13 +532,14 @@ static PyObject *resized(qvpy_model *self, PyObject *arguments, PyObject *keywor
 static PyMethodDef methods[] = {
     {"forward", QVPY_KEYWORDS(forward),
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
-     "preprocessing=None)\n"
+     "preprocessing=None, states=None, first=0)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
      "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], projected [B, E],\n"
      "pool_attention [B, H, T].\n"
      "B counts images before the first integrated block, pairs from it on.\n"
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
-     "which become pixel values where the model computes."},
+     "which become pixel values where the model computes. With states [N, T, D], what enters block `first` (hidden of an\n"
+     "earlier call), pixel_values is None, and the pass begins at that block, with the same bits."},
     {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
     {"resized", QVPY_KEYWORDS(resized),
      "resized(height, width, positions=None)\n--\n\nThe same tower for images of another size, as a Vit that shares the\n"

@@ -20,6 +20,8 @@ from .. import _core
 
 Picture = npt.NDArray[np.uint8]
 
+#: What names of pictures end with.
+PICTURE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "avif", "heic", "heif"})
 MAX_PIXELS = 89_478_485
 """The largest picture read from a file, in pixels: a third of 2^28, as in Pillow."""
 MAX_FILE_BYTES = 1 << 30

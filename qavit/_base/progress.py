@@ -186,8 +186,8 @@ class RunProgress:
         self._positions[file] = max(self._positions[file], position)
         self._teller.event("part", **about, rows=rows, errors=errors, problem=problem)
         if problem is not None and not self._events:
-            what = "row" if rows == 1 else "rows"
-            self._teller.say(f"qavit: part {about['name']}: {errors} of {rows} {what} failed, first {problem}", sys.stderr)
+            what = f"{rows} row{'' if rows == 1 else 's'}"
+            self._teller.say(f"qavit: part {about['name']}: {errors} of {what} failed, first: row {problem}", sys.stderr)
         self._show()
 
     def close(self, **about: Any) -> None:
@@ -224,7 +224,7 @@ class RunProgress:
             self._teller.told()
             return
         text = (
-            f"{self.questions:,} questions, {numbers['images_per_second']:.1f} images/s, "
+            f"{self.questions:,} question{'' if self.questions == 1 else 's'}, {numbers['images_per_second']:.1f} images/s, "
             f"{numbers['questions_per_second']:.1f} questions/s, {duration(numbers['seconds_left'])} left, "
             f"{self.errors:,} error{'' if self.errors == 1 else 's'}"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Weights = npt.NDArray[np.float64]
+_ONE_THREAD = 200_000  # multiplications; OpenBLAS takes threads from 262,144 on
 Kernel = Literal["nearest", "linear", "cubic", "cubic_sharp", "spline", "area"]
 
 
@@ -58,6 +59,19 @@ def grid_weights(
         system[0, 1] = system[-1, -2] = 2.0 / 6.0
         extended = np.asarray(np.linalg.solve(system, extended), np.float64)
     return np.asarray(weights @ extended)
+
+
+def spread(rows: npt.NDArray[np.float32], values: npt.NDArray[Any], columns: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """Maps [..., gh, gw] taken to [..., height, width] by weights [height, gh] and [width, gw].
+
+    Some rows at a time, so few that NumPy's BLAS wakes no threads for them: their waiting costs more than such products.
+    """
+    out = np.empty((*values.shape[:-2], len(rows), len(columns)), np.result_type(rows, values))
+    step = max(1, _ONE_THREAD // (len(columns) * values.shape[-1]))
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        np.matmul(part @ values, columns.T, out=out[..., first : first + step, :])
+    return out
 
 
 def smoothed_weights(old: int, new: int, kernel: Kernel) -> Weights:

@@ -48,6 +48,10 @@ class PrecisionWarning(QavitWarning):
     """The model computes in another precision than was asked for."""
 
 
+class MissingGlyphWarning(QavitWarning):
+    """No font of this machine has a character of a text in a figure: a box is drawn."""
+
+
 class Note(NamedTuple):
     """One remark on a result.
 

@@ -111,10 +111,11 @@ class Explanation:
 
         return save_figure(self.figure(top=top), target, dpi)
 
-    def _repr_png_(self) -> bytes:
+    def _repr_jpeg_(self) -> bytes:
         from ..plots._figures import render
+        from ..plots._look import NOTEBOOK_JPEG
 
-        return render(self.figure(), "png", dpi=100)
+        return render(self.figure(), "jpg", 100, NOTEBOOK_JPEG)
 
 
 def drawn_patches(result: HeatmapResult, patches: npt.NDArray[np.int32], grid: tuple[int, int]) -> HeatmapResult:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Union
 
@@ -17,7 +17,7 @@ from .._base.files import is_running
 from .._core import build_info
 from ._describe import _check_source
 from ._source import PROMPT_TOKENIZER, ModelSource
-from ._weights import CORE_DTYPES, Weights, base_dtype, check_unchanged, origins, panel_columns
+from ._weights import CORE_DTYPES, Stored, base_dtype, check_unchanged, dtype_of, origins, panel_columns, shape_of
 from .formats.safetensors_files import write_safetensors
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -35,7 +35,15 @@ _LAYERS = re.compile(
 )
 
 
-def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, panels: int | None = None) -> Path:
+def convert(
+    source: ModelSource,
+    folder: PathLike,
+    dtype: str | None = None,
+    panels: int | None = None,
+    *,
+    fold: bool | None = None,
+    calibrate: PathLike | Iterable[Any] | None = None,
+) -> Path:
     """Write config.json, model.safetensors and tokenizer.json.
 
     The folder is written beside its place under another name and renamed when it is whole, so that an interrupted call
@@ -54,6 +62,13 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
         Columns of the panels that the matrices of linear layers are stored in, so that products read them where they
         are mapped: 64 for a CPU with AVX-512, 16 for AVX2, 0 for row-major matrices; None: what this CPU reads. Any CPU
         loads any of them; one that reads another width makes its own panels in memory. The file's size is the same.
+    fold : bool, optional
+        Whether channels that are far larger than others are evened out between norms and the products that read them, so
+        that int8 rounds them finely (docs/MODEL.md, section 8); maps in float32 stay the same. None: where `calibrate` is
+        given.
+    calibrate : folder, path, or iterable of pictures, optional
+        Of a folder all pictures, but at most 64 of them: what norms give is then measured on them. Without any, gains,
+        biases and weights alone say which channels are large.
 
     Returns
     -------
@@ -63,7 +78,8 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     Raises
     ------
     ValueError, FileExistsError, FileNotFoundError, OSError
-        On a dtype that is not known or too small for a weight, a folder that is something else, a full disk.
+        On a dtype that is not known or too small for a weight, a folder that is something else, a full disk; on pictures
+        that cannot be read, or a model that looks at none.
     """
     if dtype is not None and dtype not in CORE_DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(CORE_DTYPES)}, got {dtype!r}")
@@ -71,8 +87,14 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
         panels = int(build_info()["panel_columns"])
     if panels not in (0, *PANEL_WIDTHS):
         raise ValueError(f"panels: expected one of 0, {', '.join(map(str, PANEL_WIDTHS))}, got {panels!r}")
+    if fold is False and calibrate is not None:
+        raise ValueError("calibrate: pictures say what to fold, and fold is False")
     _check_source(source)
-    weights = source.every_weight()
+    weights: Stored = dict(source.every_weight())
+    if fold or calibrate is not None:
+        from ._folding import calibration_pixels, folded, seen_ranges
+
+        weights = folded(source.every_weight(), seen_ranges(source, calibration_pixels(source, calibrate)))
     dtypes = _stored_dtypes(weights, dtype, panels)
     target = Path(os.path.realpath(folder))
     _check_target(target)
@@ -96,11 +118,11 @@ def convert(source: ModelSource, folder: PathLike, dtype: str | None = None, pan
     return target
 
 
-def _stored_dtypes(weights: Weights, dtype: str | None, panels: int) -> dict[str, str]:
+def _stored_dtypes(weights: Stored, dtype: str | None, panels: int) -> dict[str, str]:
     """What each tensor is stored as, and in panels of how many columns."""
     result = {}
-    for name, (_, own, shape, _) in weights.items():
-        own = base_dtype(own)
+    for name, tensor in weights.items():
+        own, shape = base_dtype(dtype_of(tensor)), shape_of(tensor)
         stored = own if dtype is None or (len(shape) < 2 and own == "float32") else dtype
         if panels and _goes_into_panels(name, shape, stored, panels, weights):
             stored = f"{stored}@{panels}"
@@ -108,7 +130,7 @@ def _stored_dtypes(weights: Weights, dtype: str | None, panels: int) -> dict[str
     return result
 
 
-def _goes_into_panels(name: str, shape: tuple[int, ...], dtype: str, panels: int, weights: Weights) -> bool:
+def _goes_into_panels(name: str, shape: tuple[int, ...], dtype: str, panels: int, weights: Stored) -> bool:
     if not _LAYERS.match(name) or dtype == "float16" or (dtype == "bfloat16" and shape[1] % 2):
         return False
     # An integrated block adds its second projection to the first at load.

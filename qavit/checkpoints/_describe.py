@@ -114,7 +114,7 @@ def _panels_text(entry: dict[str, Any]) -> str:
     """What is stored in panels, and what this CPU does with it."""
     here = build_info()
     fits = entry["columns"] == here["panel_columns"] and (
-        entry["dtype"] == "float32" or here["kernels"]["bfloat16"] == "avx512_bf16"
+        entry["dtype"] == "float32" or here["kernels"]["bfloat16"] != here["kernels"]["float32"]
     )
     use = f"used where they are mapped with precision={entry['dtype']!r}" if fits else "made anew in memory on this CPU"
     return f"{_megabytes(entry['bytes'])} {entry['dtype']} in panels of {entry['columns']} columns, {use}"

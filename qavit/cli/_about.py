@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from .._base.about import build_info
-from ._options import FILE, OK, UsageError, add_model_options, add_out, completed, model_arguments
+from ._options import FILE, FOLDER, OK, UsageError, add_model_options, add_out, completed, model_arguments
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +61,12 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
         help="store matrices as products read them: 64 for AVX-512, 16 for AVX2, 0 row-major (default: this CPU's)",
     )
     parser.add_argument("--again", action="store_true", help="write a folder anew that is there already")
+    parser.add_argument(
+        "--fold", action="store_true", help="even out large channels between norms and products, for int8; float32 stays"
+    )
+    completed(
+        parser.add_argument("--calibrate", metavar="DIR", help="fold by what norms give on pictures, at most 64"), FOLDER
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     add_model_options(parser, precision=False, model="demo, a model's folder, or hf://owner/name on the hub")
 
@@ -75,7 +81,9 @@ def run_convert(options: argparse.Namespace) -> int:
     if not options.again and out.is_dir() and any(out.iterdir()):
         raise UsageError(f"--out: {options.out!r} is there already, and not empty; --again writes it anew")
     source = open_model(options.model, **model_arguments(options))
-    folder = convert(source, options.out, options.dtype, options.panels)
+    folder = convert(
+        source, options.out, options.dtype, options.panels, fold=options.fold or None, calibrate=options.calibrate
+    )
     described = describe(open_model(folder))
     if options.json:
         print(json.dumps({"folder": str(folder), **described}, ensure_ascii=False))

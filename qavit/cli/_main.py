@@ -1,4 +1,4 @@
-"""The command line: ``qavit heatmap | ask | demo | run | score | eval | convert | info | models | bench``."""
+"""The command line: ``qavit heatmap | ask | serve | demo | run | score | eval | convert | info | models | bench``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from ._heatmap import add_heatmap_options, run_heatmap
 from ._options import INTERRUPTED, OK, SOME_FAILED, USAGE, Parser, UsageError
 from ._run import EXAMPLE, SUMMARY, add_run_options, run_data_set
 from ._score import add_score_options, run_score
+from ._serve import add_serve_options, run_serve
 
 SHELLS = ("bash", "zsh", "tcsh")
 EPILOG = """\
@@ -142,6 +143,8 @@ def make_parser() -> Parser:
          'qavit heatmap street.jpg -q "where is the car?" -q "is there a person?" -o out/'),
         ("ask", run_ask, add_ask_options, "answer questions about a picture, and draw why",
          'qavit ask street.jpg "what color is the car?" --model pnp_vqa.yaml --why why.png'),
+        ("serve", run_serve, add_serve_options, "a page on this machine: type, and map and answer follow",
+         'qavit serve street.jpg -q "where is the car?" --open'),
         ("demo", run_demo_command, add_demo_options, "the bundled model on its own picture, or on yours",
          "qavit demo -o out/"),
         ("run", run_data_set, add_run_options, SUMMARY, EXAMPLE),

@@ -124,7 +124,7 @@ def name_of(source: ImageSource) -> str:
 
 def expanded(image: str) -> list[str]:
     """The pictures that an argument means: itself, those of a folder, or those that fit a pattern."""
-    from ..data._pictures import PICTURE_ENDINGS
+    from .._base.pictures import PICTURE_ENDINGS
 
     if os.path.isdir(image):
         names = sorted(name for name in os.listdir(image) if Path(name).suffix.lower()[1:] in PICTURE_ENDINGS)

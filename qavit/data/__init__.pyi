@@ -1,4 +1,6 @@
 from ._actor import HeatmapActor as HeatmapActor
+from ._comparison import Comparison as Comparison
+from ._comparison import compare as compare
 from ._evaluation import Evaluation as Evaluation
 from ._evaluation import evaluate as evaluate
 from ._pipeline import RunSummary as RunSummary
@@ -11,12 +13,14 @@ from ._rows import MapRow as MapRow
 from ._rows import scale_maps as scale_maps
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "HeatmapActor",
     "MapReader",
     "MapRow",
     "RunSummary",
     "Shard",
+    "compare",
     "evaluate",
     "open_questions",
     "read_maps",

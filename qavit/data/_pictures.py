@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, Optional, Union
 from .._base.files import PathLike
 from .._base.pictures import MAX_FILE_BYTES
 
-PICTURE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "avif", "heic", "heif"})
-
 
 class ImageSource(NamedTuple):
     """Where a picture is; nothing of it is read before :meth:`read`. Equal sources are the same picture.

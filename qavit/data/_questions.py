@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from .._base.files import PathLike
-from .._base.pictures import picture_in_text
-from ._pictures import PICTURE_ENDINGS, ImageSource, Pictures
+from .._base.pictures import PICTURE_ENDINGS, picture_in_text
+from ._pictures import ImageSource, Pictures
 from ._tables import (
     JsonScanner,
     Row,

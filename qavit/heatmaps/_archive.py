@@ -46,6 +46,7 @@ def archive_of(result: Maps) -> bytes:
         "region": np.array([seen.left, seen.top, seen.right, seen.bottom]),
         "block": np.array(result.block),
         "method": np.array(result.method),
+        "model": np.array(result.model),
         "questions": np.array(result.questions),
         "notes": np.array(_json(result.notes)),
     }
@@ -137,6 +138,7 @@ def _parts(read: _Members) -> dict[str, Any]:
         "seen": Region(left, top, right, bottom),
         "block": int(block) if block.ndim == 0 else tuple(int(one) for one in block),
         "method": str(read("method")),
+        "model": str(read("model")) if "model" in read.names else "",
         "notes": tuple(_note(*note) for note in read.json("notes")),
     }
     if "words" in read.names:

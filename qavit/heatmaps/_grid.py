@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.arguments import finite_numbers, real_number, whole_number
-from .._base.resampling import Kernel, grid_weights
+from .._base.resampling import Kernel, grid_weights, spread
 from .._base.types import FloatArray, Normalization, Resampling
 from ..images import Region
 from ._distribution import to_distribution
@@ -158,13 +158,13 @@ def resample_map(
     height, width = picture_size
     rows = grid_weights(array.shape[-2], size[0], kernel, span=(region.top, region.bottom, height)).astype(np.float32)
     columns = grid_weights(array.shape[-1], size[1], kernel, span=(region.left, region.right, width)).astype(np.float32)
-    spread = np.asarray(rows @ array @ columns.T, dtype=np.float32)
+    spread_out = np.asarray(spread(rows, array, columns), dtype=np.float32)
     if resampling != "bicubic":
-        return spread
+        return spread_out
     inside = np.outer(rows.any(axis=1), columns.any(axis=1)).astype(np.float32)
     low = array.min(axis=(-2, -1), keepdims=True)
     high = array.max(axis=(-2, -1), keepdims=True)
-    return np.asarray(np.clip(spread, low * inside, high * inside), dtype=np.float32)
+    return np.asarray(np.clip(spread_out, low * inside, high * inside), dtype=np.float32)
 
 
 def patch_of(values: FloatArray, seen: Region, index: int) -> Patch:

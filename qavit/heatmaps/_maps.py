@@ -60,6 +60,7 @@ class Maps:
     block_raw: Optional[FloatArray]
     blocks: tuple[int, ...]
     notes: tuple[Note, ...]
+    model: str
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Maps:
         block_raw: MaybeLater[FloatArray] = None,
         blocks: Sequence[int] = (),
         notes: Sequence[Note] = (),
+        model: str = "",
     ) -> None:
         """Check that all parts fit each other; the class says what they are."""
         keep = self.__dict__
@@ -94,7 +96,7 @@ class Maps:
         if not (self.seen.left < self.seen.right and self.seen.top < self.seen.bottom):
             raise ValueError(f"seen: {self.seen} is empty; expected left < right and top < bottom")
         keep["scores"] = None if scores is None else _read_only(finite_numbers(scores, "scores"))
-        keep.update(block=block, method=method, words=words, answers=answers, blocks=tuple(blocks))
+        keep.update(block=block, method=method, words=words, answers=answers, blocks=tuple(blocks), model=str(model))
         keep["notes"] = tuple(Note(*note) for note in notes)
         keep.update(_word_maps=word_maps, _block_maps=block_maps, _block_raw=block_raw)
         for name in ("questions", "words", "_word_maps", "answers", "scores"):
@@ -452,6 +454,7 @@ class Maps:
             "grid": list(self.grid),
             "block": self.block if isinstance(self.block, int) else list(self.block),
             "method": self.method,
+            "model": self.model,
             "notes": [{"kind": note.kind, "question": note.question, "text": note.text} for note in self.notes],
             "questions": entries,
         }

@@ -1,16 +1,15 @@
 """LAVIS scripts with qavit's steps: those of a live PnP-VQA model replaced in place.
 
-Nothing here imports LAVIS. torch is imported where tensors are given back, that is, where a script has it already.
+Nothing here imports LAVIS or torch: where a script gives tensors, tensors are given back.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import MutableMapping
 from typing import Any, TypeVar
 
 from .._base.arguments import PNP_VQA_BLOCK, read_samples
-from .._base.tensors import to_numpy
+from .._base.tensors import as_kind, to_numpy, torch_of
 from ..answers._pipeline import Pipeline
 from ..answers._pnpvqa import check_part
 from ._grids import _captioner_grid, _checked_grid, drawable, fit_images, resample_mass
@@ -113,23 +112,23 @@ class ReplacedForwardItm(Replacement):
         Parameters
         ----------
         samples : dict
-            'image': tensor [B, 3, H, W], as LAVIS's processors normalise it; of another size than the matcher's, it is
-            resized for the matcher (and stays as it is in `samples`). 'text_input': B questions.
+            'image': tensor or array [B, 3, H, W], as LAVIS's processors normalise it; of another size than the matcher's, it
+            is resized for the matcher (and stays as it is in `samples`). 'text_input': B questions.
         block_num : int
             The block to read, unless one was fixed.
 
         Returns
         -------
         dict
-            `samples` itself; 'gradcams' is a float32 tensor [B, num_patches] on the CPU, every entry positive.
+            `samples` itself; 'gradcams' is float32 [B, num_patches], every entry positive: a tensor on the CPU where the
+            image is a tensor, else an array.
         """
-        torch = importlib.import_module("torch")
         image, questions = read_samples(samples)
         pixels = fit_images(to_numpy(image, "samples['image']"), self.matcher)
         block = block_num if self.block_num is None else self.block_num
         maps = self.matcher.forward_itm({"image": pixels, "text_input": questions}, block_num=block)
         maps = resample_mass(maps.reshape(len(questions), *self.matcher.grid), self.grid)
-        samples["gradcams"] = torch.from_numpy(drawable(maps.reshape(len(questions), -1)))
+        samples["gradcams"] = as_kind(drawable(maps.reshape(len(questions), -1)), torch_of(image))
         return samples
 
     def __repr__(self) -> str:

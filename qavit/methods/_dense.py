@@ -57,9 +57,7 @@ class Dense(Method):
 
     def _from(self, look: Look, block: int) -> FloatArray:
         first = None if self.blocks_from_end == 1 else block
-        given = {name: value for name, value in look.inputs.items() if name in ("pixel_values", "preprocessing")}
-        patches, look.image = look.tower.dense(method=self.name, first=first, **given)
-        return self.map_of(look, patches)
+        return self.map_of(look, look.dense(self.name, first))
 
     def map_of(self, look: Look, patches: FloatArray) -> FloatArray:
         """[Q, P] from the patches' unit vectors [N, P, E], N 1 or Q."""

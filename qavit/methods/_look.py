@@ -157,6 +157,10 @@ class Look(Protocol):
         """
         ...
 
+    def dense(self, method: str, first: Optional[int]) -> FloatArray:
+        """The patches' unit vectors [N, P, E] of ``_core.Vit.dense``, which also gives the look its `image`."""
+        ...
+
     def mean_attention(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
         """Attention probabilities by block, the mean over heads, [Q, T, M + T], computed in one pass."""
         ...

@@ -7,6 +7,9 @@ from ._agreement import overlap as overlap
 from ._agreement import pearson as pearson
 from ._agreement import pointing_hit as pointing_hit
 from ._agreement import spearman as spearman
+from ._comparison import Differences as Differences
+from ._comparison import MapDifference as MapDifference
+from ._comparison import map_difference as map_difference
 from ._faithfulness import Curve as Curve
 from ._faithfulness import Road as Road
 from ._faithfulness import deletion as deletion
@@ -29,9 +32,11 @@ from ._vqa import vqa_accuracy as vqa_accuracy
 
 __all__ = [
     "Curve",
+    "Differences",
     "Estimate",
     "GqaAccuracy",
     "Localization",
+    "MapDifference",
     "PointingGame",
     "Road",
     "Sanity",
@@ -47,6 +52,7 @@ __all__ = [
     "insertion",
     "inside_top_k",
     "kl_divergence",
+    "map_difference",
     "normalize_answer",
     "overlap",
     "pearson",

@@ -61,6 +61,7 @@ class BlipVQA(CrossAttending):
         core = _core.BlipQuestionEncoder(config, source.weights, precision, device=device)
         reads = {**text, "encoder_width": core.width}
         self._decoder = _core.Decoder(reads, source.weights, precision, prefix="text_decoder.", device=device)
+        self._picture_cache = self._picture_cache.emptied()
         self._core = core
         release_pages(source.weights)
 
@@ -112,6 +113,9 @@ class BlipVQA(CrossAttending):
     def _check_room(self, asking: Asking) -> None:
         if asking.answers is None:
             asking.lengths.decoding(self._end, self._decoder.max_tokens)
+
+    def _check_answers(self) -> None:
+        pass
 
     def _answered(
         self, shown: Shown, questions: list[str], request: Request, **options: Any

@@ -26,6 +26,7 @@ from ._captions import CaptionLook, Written, padded, words_of_pieces
 from ._devices import Placement
 from ._model import Model, Shown
 from ._notes import question_notes
+from ._picture_cache import digest_of
 
 if TYPE_CHECKING:
     from ..checkpoints._source import ModelSource
@@ -100,6 +101,8 @@ class BlipCaptioner(Model):
         self._vit, self._decoder = vit, decoder
         #: What the decoder read of states that this model gave out, for as long as those live.
         self._memories: dict[int, tuple[weakref.ref[FloatArray], Optional[_core.DecoderMemory]]] = {}
+        # Behind them: who finds the new one finds the new halves, too.
+        self._picture_cache = self._picture_cache.emptied()
         release_pages(source.weights)
 
     # ---- pictures ----
@@ -117,14 +120,45 @@ class BlipCaptioner(Model):
             Read-only. What the text half makes of them is kept as long as they are, so give them as they are to
             :meth:`generate` and :meth:`score`.
         """
-        return self._give_out(self._states_of(self._batch(pixel_values)))
+        return self._give_out(self._states_of(self._batch(pixel_values)).copy())
 
     def _states_of(self, seen: Seen) -> FloatArray:
+        """Of one picture those that are kept, which are read-only."""
         check_unchanged(self._files)
+        cache, vit = self._picture_cache, self._vit
+        if len(seen) != 1 or cache.limit == 0:
+            return self._run(vit, seen)
+        key = digest_of(seen), "states"
+        found = cache.get(key)
+        known = found is not None and found[0] is vit
+        cache.count(known)
+        states: FloatArray = found[1] if known else self._run(vit, seen)
+        if not known:
+            states.setflags(write=False)
+            cache.put(key, (vit, states), states.nbytes)
+        return states
+
+    def _memory_of(self, seen: Seen) -> _core.DecoderMemory:
+        """What cross-attention reads of one picture."""
+        cache, decoder = self._picture_cache, self._decoder
+        if cache.limit == 0 or self.device != "cpu":
+            return self._read(self._states_of(seen))
+        key = digest_of(seen), "memory"
+        found = cache.get(key)
+        known = found is not None and found[0] is decoder
+        if known:
+            check_unchanged(self._files)
+            cache.count(True)
+        memory: _core.DecoderMemory = found[1] if known else self._read(self._states_of(seen), decoder)
+        if not known:
+            cache.put(key, (decoder, memory), 8 * decoder.layers * self.image_tokens * decoder.width)
+        return memory
+
+    def _run(self, vit: _core.Vit, seen: Seen) -> FloatArray:
         if isinstance(seen, np.ndarray):
-            result = self._vit.forward(seen, outputs=("normed",))
+            result = vit.forward(seen, outputs=("normed",))
         else:
-            result = self._vit.forward([seen.picture], outputs=("normed",), preprocessing=seen.preprocessing)
+            result = vit.forward([seen.picture], outputs=("normed",), preprocessing=seen.preprocessing)
         states: FloatArray = result["normed"]
         return self._finite(states)
 
@@ -134,7 +168,7 @@ class BlipCaptioner(Model):
         memories[key] = (weakref.ref(states, lambda _: memories.pop(key, None)), None)
         return states
 
-    def _read(self, states: FloatArray) -> _core.DecoderMemory:
+    def _read(self, states: FloatArray, decoder: Optional[_core.Decoder] = None) -> _core.DecoderMemory:
         """What cross-attention reads of states [B, T, W] or [T, W]."""
         memories = self._memories
         known = memories.get(id(states))
@@ -143,7 +177,7 @@ class BlipCaptioner(Model):
             return known[1]
         flat = states.reshape(-1, states.shape[-1])
         lengths = np.full(len(flat) // self.image_tokens, self.image_tokens, np.int32)
-        memory = self._decoder.read(flat, lengths)
+        memory = (self._decoder if decoder is None else decoder).read(flat, lengths)
         if known is not None and given_out:
             memories[id(states)] = (known[0], memory)
         return memory
@@ -175,7 +209,7 @@ class BlipCaptioner(Model):
         content = shown.pixels
         if not isinstance(content, np.ndarray):
             content = preprocess(content.picture, self.preprocessing)[0][None]
-        return _Given(self._read(self._states_of(shown.pixels)), content, shown)
+        return _Given(self._memory_of(shown.pixels), content, shown)
 
     def _rows_of(self, tokens: Any, rows: int) -> npt.NDArray[np.int32]:
         """The picture's tokens that each of so many texts sees, int32 [rows, n]."""
@@ -408,7 +442,7 @@ class BlipCaptioner(Model):
             known, own = words_with_tokens(words[before:], [max(-1, word - before) for word in word_of])
             written.append(Written(self._ids_of(caption), known, own, len(self._prompt_ids)))
         notes = question_notes(asked, batch.unknown, batch.cut, batch.known)
-        return CaptionLook(self._decoder, self.grid, written, self._read(self._states_of(pixels)), None, notes)
+        return CaptionLook(self._decoder, self.grid, written, self._memory_of(pixels), None, notes)
 
     def __repr__(self) -> str:
         return (

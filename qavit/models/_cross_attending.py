@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
 from .._base.arguments import height_and_width, whole_number
 from .._base.types import FloatArray, Heads, Precision
 from ..checkpoints._weights import check_unchanged
@@ -17,8 +16,10 @@ from ..text import words_with_tokens
 from ._look import ModelLook
 from ._model import Model
 from ._notes import question_notes
+from ._picture_cache import digest_of
 
 if TYPE_CHECKING:
+    from .._core import BlipImage
     from ..checkpoints._source import ModelSource
     from ..images import Seen
     from ..text import TokenBatch
@@ -56,7 +57,6 @@ class CrossAttending(Model):
     called: str
     #: Whether "?" at both ends of a question are passed over by :meth:`heatmaps`, too.
     strips_question_marks = False
-    _core: Any
 
     def __init__(
         self, source: ModelSource, *, precision: Precision = "float32", device: Any = "cpu", offload_model: bool = False
@@ -78,6 +78,15 @@ class CrossAttending(Model):
         self.preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_tokens = min(int(source.questions.get("max_tokens", 35)), self._core.max_tokens)
         self._tokenizer = Tokenizer(source.tokenizer, self._core.vocab_size)
+
+    @property
+    def _core(self) -> Any:
+        return self._computing[0]
+
+    @_core.setter
+    def _core(self, core: Any) -> None:
+        # Together, so that no call finds one core with what another made.
+        self._computing = core, self._picture_cache
 
     @abstractmethod
     def _choose_block(self) -> int:
@@ -119,11 +128,26 @@ class CrossAttending(Model):
         batch = self._tokenizer.encode(list(texts), self.max_tokens)
         return Tokens(batch.ids, batch.mask, batch)
 
-    def _encode(self, seen: Seen) -> _core.BlipImage:
-        """A batch of one, encoded."""
-        if isinstance(seen, np.ndarray):
-            return self._core.encode_image(seen[0])
-        return self._core.encode_image(seen.picture, seen.preprocessing)
+    def _encode(self, seen: Seen) -> BlipImage:
+        """A batch of one, encoded: with the keys and values that the text's blocks read of it.
+
+        Kept by its content on the CPU; a GPU's memory is left to what computes.
+        """
+        core, cache = self._computing
+        keeps = cache.limit > 0 and self.device == "cpu"
+        key = digest_of(seen) if keeps else b""
+        found = cache.get(key) if keeps else None
+        if keeps:
+            cache.count(found is not None)
+        if found is None:
+            if isinstance(seen, np.ndarray):
+                found = core.encode_image(seen[0])
+            else:
+                found = core.encode_image(seen.picture, seen.preprocessing)
+            if keeps:
+                cache.put(key, found, _bytes_of_image(core))
+        image: BlipImage = found
+        return image
 
     def _look(self, pixels: Seen, questions: Optional[list[str]]) -> GradCAMLook:
         return GradCAMLook(self, pixels, questions or [])
@@ -192,6 +216,12 @@ class GradCAMLook(ModelLook):
 
     def release(self) -> None:
         self._image = None
+
+
+def _bytes_of_image(core: Any) -> int:
+    """Of a picture's tokens, and their keys and values for each block that attends to them."""
+    blocks = len(range(getattr(core, "cross_first", 0), core.blocks, getattr(core, "cross_step", 1)))
+    return int(4 * core.image_tokens * (core.image_width + 2 * core.width * blocks))
 
 
 def _range_text(blocks: Sequence[int]) -> str:

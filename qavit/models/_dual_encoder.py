@@ -16,11 +16,12 @@ from ..checkpoints._weights import check_unchanged
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
 from ..methods.base import Method
+from ._attention_look import AttentionLook
 from ._capabilities import Capabilities, Questions
 from ._devices import Placement
 from ._model import Request
 from ._notes import question_notes
-from ._question_vit import AttentionLook, QAViT
+from ._question_vit import QAViT
 from ._texts import TextHalf, unit
 
 if TYPE_CHECKING:
@@ -274,14 +275,18 @@ class DualLook(AttentionLook):
         count = 1 if self._texts is None else len(self._texts)
         return np.broadcast_to(array, (count, *array.shape[1:]))
 
-    def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
-        output = self._model._image_output()
-        outputs = (output,) if self._texts is not None and self.image is None else ()
-        result = self._model._run(self._pixels, None, None, taps, outputs=outputs)
-        if outputs:
-            self.image = unit(result[output], self._model.name)
-        attentions: dict[int, FloatArray] = result["attentions"]
-        return attentions
+    def _pass(
+        self, taps: Sequence[tuple[int, str]], hidden: Sequence[int] = (), outputs: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        result = super()._pass(taps, hidden, outputs)
+        found = result.get(self._model._image_output())
+        if found is not None:
+            self.image = unit(found, self._model.name)
+        return result
+
+    def _along(self, hidden: Sequence[int]) -> list[str]:
+        # States are for gradients, which bring the picture's embedding along.
+        return [self._model._image_output()] if self._texts is not None and self.image is None and not hidden else []
 
     def _cosines(self, texts: FloatArray) -> FloatArray:
         if self.image is None:

@@ -6,8 +6,10 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._base.arguments import byte_count
 from .._base.types import ImageSize, Precision
 from ._devices import check_device, check_precision
+from ._picture_cache import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from ._model import Model
@@ -46,6 +48,7 @@ def load(
     hub: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
+    cache: int | str = DEFAULT_LIMIT,
 ) -> Model:
     """Load a model.
 
@@ -87,6 +90,9 @@ def load(
         The hub's branch, tag or commit.
     local_files_only : bool
         Of the hub's models only what is in the cache already.
+    cache : int or str
+        How many bytes are kept of pictures that the model has seen, as 256_000_000 or "256MB"; 0: none. The next question
+        about such a picture, the same file or the same pixels again, is answered sooner and the same to the last bit.
 
     Returns
     -------
@@ -102,6 +108,7 @@ def load(
     """
     check_precision(precision)
     check_device(device)
+    limit = byte_count(cache, "cache")
     if path is None and checkpoint is None and vision is None and reader is None:
         if text is not None:
             raise ValueError("text: given alone; expected checkpoint= (QA-ViT) or vision= (CLIP) beside it")
@@ -119,7 +126,8 @@ def load(
     module, name = MODELS[source.architecture] if not both else NAFLEX if "max_patches" in source.vision else DUAL
     kind = getattr(importlib.import_module(module, __package__), name)
     model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
-    others = {"config": config, "image_size": image_size, "precision": precision}
+    model._picture_cache.limit = limit
+    others = {"config": config, "image_size": image_size, "precision": precision, "cache": limit}
     places = {"hub": hub, "revision": revision, "local_files_only": local_files_only}
     model._remember({**files, **others, **places}, _load_again)
     return model

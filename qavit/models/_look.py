@@ -69,6 +69,9 @@ class ModelLook(Look, ABC):
     ) -> dict[str, Any]:
         raise TypeError("gradients: this model's vision tower cannot be asked")
 
+    def dense(self, method: str, first: Optional[int]) -> FloatArray:
+        raise TypeError("dense: this model's vision tower cannot be asked")
+
     def mean_attention(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
         raise TypeError("mean_attention: this model's vision tower cannot be asked")
 

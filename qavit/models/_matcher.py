@@ -34,6 +34,7 @@ class Matcher(CrossAttending):
     def _load_core(self, placement: Placement) -> None:
         source = self._source
         config = {"vision": dict(source.vision), "text": dict(source.text or {})}
+        self._picture_cache = self._picture_cache.emptied()
         self._core = _core.BlipItm(config, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
 

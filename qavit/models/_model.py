@@ -22,6 +22,7 @@ from ._capabilities import Capabilities, Questions
 from ._devices import Placement, computing_precision, place, same_device
 from ._look import ModelLook
 from ._notes import bundled_notes, crop_notes, pixel_notes
+from ._picture_cache import DEFAULT_LIMIT, CacheInfo, PictureCache
 from ._stream import stream
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class Request(NamedTuple):
 class Model(Capabilities, ABC):
     """A model that :func:`qavit.load` made: pictures and questions go in, and maps come out.
 
-    One object may be used from many threads at once, and after a fork. It keeps no picture between calls. It can be pickled
+    One object may be used from many threads at once, and after a fork. What it made of a picture it keeps, by the picture's
+    content and up to the bytes of ``load(cache=...)``, so that the next question about it costs no pass through what comes
+    before the question; results are the same to the last bit (:meth:`cache_info`, :meth:`cache_clear`). It can be pickled
     and deep-copied: what travels is where its files lie, and it is loaded anew where it arrives; one made of weights in
     memory cannot.
 
@@ -118,6 +121,7 @@ class Model(Capabilities, ABC):
         self._source = source
         self._files = origins(source.weights)
         self.name = source.name
+        self._picture_cache = PictureCache(DEFAULT_LIMIT)
         placement = place(device, precision, offload_model)
         self.requested_precision = precision
         self.precision = computing_precision(precision, placement.name)
@@ -150,6 +154,10 @@ class Model(Capabilities, ABC):
         """The maps of one picture, and an answer to each question, by the options of :meth:`answer`; silent."""
         self._lacks("answer")
 
+    def _check_answers(self) -> None:
+        """Raise TypeError or ValueError unless the model answers questions."""
+        self._lacks("answer")
+
     def _prepare_question(self, question: str) -> None:
         """Raise for a question that cannot be asked; keep it encoded, where the model remembers questions."""
 
@@ -173,6 +181,22 @@ class Model(Capabilities, ABC):
                 "copied; make it again where it is needed"
             )
         return self._load_again, ({**self._loaded_with, "device": self.device, "offload_model": self.offload_model},)
+
+    # ---- pictures that were seen ----
+
+    def cache_info(self) -> CacheInfo:
+        """What is kept of pictures that this model was shown lately, and how often that helped.
+
+        Returns
+        -------
+        CacheInfo
+            Named: hits, misses, entries, bytes, limit.
+        """
+        return self._picture_cache.info()
+
+    def cache_clear(self) -> None:
+        """Let go of all that is kept of pictures, and begin to count anew; calls that run meanwhile are not disturbed."""
+        self._picture_cache.clear()
 
     # ---- devices ----
 
@@ -281,6 +305,35 @@ class Model(Capabilities, ABC):
         warn_of(result.notes)
         return result
 
+    def explore(self, image: ImageLike, questions: Union[str, Sequence[str]] = ()) -> Any:
+        """A widget for a notebook, where map and answer follow what is typed.
+
+        Method, block, heads and what is seen are chosen beside it, and a second question is drawn beside the first. Needs
+        the extra ``widget``; ``qavit serve`` shows the same in a page.
+
+        Parameters
+        ----------
+        image : path, PIL image or uint8 [H, W, 3]
+            The picture that is asked about.
+        questions : str or list of str
+            Up to two that it opens with.
+
+        Returns
+        -------
+        anywidget.AnyWidget
+            Shown where it is a cell's last value.
+
+        Raises
+        ------
+        ImportError
+            The extra is not installed; the message says how.
+        ValueError, TypeError
+            The picture cannot be read, or the model gives no maps.
+        """
+        from ._asking import explore
+
+        return explore(self, image, question_list(questions) if len(questions) else [])
+
     def stream(
         self,
         pictures: Iterable[Any],
@@ -367,6 +420,7 @@ class Model(Capabilities, ABC):
             pixels = self._pixel_values(image, "image")
             if len(pixels) != 1:
                 raise ValueError(f"image: {len(pixels)} pictures, expected one")
+            pixels = pixels.copy()  # what becomes of the caller's does not show in what is computed later
             picture = images.picture_of(pixels[0], self.preprocessing)
             region = images.Region(0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
             shown = Shown(picture, pixels, region, pixel_notes(pixels, self.preprocessing))
@@ -418,6 +472,7 @@ class Model(Capabilities, ABC):
             block_raw=every,
             blocks=usable,
             notes=(*shown.notes, *look.notes, *look.score_notes(), *blind),
+            model=self.name,
         )
         look.release()
         return result

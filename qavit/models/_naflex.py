@@ -12,6 +12,7 @@ from .._base.arguments import image_size, is_pixel_values
 from .._base.types import FloatArray
 from ..checkpoints._positions import resize_positions
 from ..checkpoints._weights import float_array
+from ._cached_tower import CachedTower
 from ._devices import Placement
 from ._dual_encoder import DualEncoder, DualLook
 from ._model import Request, Shown
@@ -75,7 +76,8 @@ class NaFlexEncoder(DualEncoder):
             table = resize_positions(float_array(self._source.weights[POSITIONS]), self.grid, grid, "bilinear_antialias")
             found = DualEncoder.__new__(DualEncoder)
             vars(found).update(vars(self))
-            found._vit = self._vit.resized(*size, np.ascontiguousarray(table))
+            tower = self._tower
+            found._tower = CachedTower(tower.vit.resized(*size, np.ascontiguousarray(table)), tower.cache)
             found.grid, found.preprocessing = grid, self.preprocessing.resized(size)
             found.image_size = image_size(size, "image_size")
             while len(self._sized) >= KEPT:

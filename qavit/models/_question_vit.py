@@ -16,9 +16,10 @@ from ..checkpoints._weights import NOT_FINITE, check_unchanged, release_pages
 from ..generation._generated import Generated
 from ..heatmaps._distribution import to_distribution
 from ..methods._registry import MethodLike, method_of
-from ..methods.words import read_words
 from ._answer_head import AnswerHead, classes_asked
 from ._answering import Asking, ranked_answers, with_maps
+from ._attention_look import AttentionLook
+from ._cached_tower import CachedTower
 from ._capabilities import Questions
 from ._devices import Placement
 from ._model import Model, Request, Shown
@@ -26,7 +27,6 @@ from ._notes import question_notes
 from ._outputs import BlockAttentions, EncodedQuestions, VisionOutput
 from ._questions import Encoded, Entry, encode_questions, instruct_states_of
 from ._texts import TEXT_ENCODERS, TextHalf
-from ._tower_look import TowerLook
 from ._visual_t5 import VisualT5
 
 if TYPE_CHECKING:
@@ -121,11 +121,21 @@ class QAViT(Model):
             encoder = getattr(_core, TEXT_ENCODERS[kind])
             text = encoder(source.text, source.weights, placement.precision, device=placement.device)
         release_pages(source.weights)
+        self._picture_cache = self._picture_cache.emptied()
         self._vit, self._text = vit, text
         self._placement = placement
         self._prompts: Optional[TextHalf] = None
         answers = bool(source.decoder) and getattr(text, "picture_width", 0) == vit.hidden_size
         self._language = VisualT5(source, text, placement) if answers else None
+
+    @property
+    def _vit(self) -> _core.Vit:
+        return self._tower.vit
+
+    @_vit.setter
+    def _vit(self, vit: _core.Vit) -> None:
+        # Together, so that no call finds one core with what another made.
+        self._tower = CachedTower(vit, self._picture_cache)
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
@@ -282,16 +292,14 @@ class QAViT(Model):
     ) -> dict[str, Any]:
         """One row a pair, in the order given; pairs of equal pictures share the work before the question."""
         check_unchanged(self._files)
-        wanted: dict[str, Any] = {"attention": attention, "hidden": hidden, "outputs": outputs}
-        given: Any = images
-        if not isinstance(images, np.ndarray):
-            given, wanted["preprocessing"] = [images.picture], images.preprocessing
         if states is None or mask is None:
-            result: dict[str, Any] = self._vit.forward(given, **wanted)
+            result = self._tower.forward(images, None, attention, hidden, outputs)
             self._check_result(result)
             return result
         if pair_image is None:
-            given, pair_image = unique_images(given)
+            pair_image = np.zeros(len(states), np.int32)
+            if isinstance(images, np.ndarray):
+                images, pair_image = unique_images(images)
         if states.size and not np.isfinite(states).all():
             raise ValueError("instruct_states: NaN or infinity")
         # The core wants tokens that count in front, and pairs in the order of their images.
@@ -303,13 +311,10 @@ class QAViT(Model):
         back = np.argsort(order, kind="stable")
         lengths = mask.sum(axis=1, dtype=np.int32)
         in_order = bool((order == back).all() and (np.diff(order) == 1).all())
-        result = self._vit.forward(
-            given,
-            pair_image[order] if not in_order else pair_image,
-            states[order] if not in_order else states,
-            lengths[order] if not in_order else lengths,
-            **wanted,
-        )
+        pairs = pair_image, states, lengths
+        if not in_order:
+            pairs = pair_image[order], states[order], lengths[order]
+        result = self._tower.forward(images, pairs, attention, hidden, outputs)
         self._check_result(result)
         first = self.integrated[0] if self.integrated else self.num_blocks
 
@@ -463,138 +468,3 @@ class QAViT(Model):
             f"QAViT({self.name!r}: {self.num_blocks} blocks, width {self.hidden_size}, {self.grid[0]}x{self.grid[1]} "
             f"patches of {self._vit.image_size}x{self._vit.image_width}, {kind}, {self.precision})"
         )
-
-
-class AttentionLook(TowerLook):
-    """Attention of a :class:`QAViT` for one picture and its questions, or for pairs of both."""
-
-    _model: QAViT
-    prompts: Optional[Sequence[str]] = None
-
-    def __init__(
-        self,
-        model: QAViT,
-        pixels: Seen,
-        encoded: Optional[Encoded],
-        pair_image: Optional[npt.NDArray[np.int32]],
-        answering: bool = False,
-    ) -> None:
-        self._model, self._pixels, self._encoded, self._pair_image = model, pixels, encoded, pair_image
-        self._answering = answering
-        self._pooled: Optional[FloatArray] = None
-        self._keeps_last = False
-        self._last: Optional[FloatArray] = None
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self._model.grid
-
-    @property
-    def question_mask(self) -> Optional[npt.NDArray[np.uint8]]:
-        return None if self._encoded is None else self._encoded.mask
-
-    def attention(self, blocks: Sequence[int], class_row: bool = False) -> dict[int, FloatArray]:
-        kind = "class" if class_row else "raw"
-        return self._run([(block, kind) for block in sorted(set(blocks))])
-
-    @property
-    def registers(self) -> int:
-        return self._model._registers
-
-    @property
-    def texts(self) -> FloatArray:
-        if self.prompts is None or self._model._source.prompts is None:
-            return super().texts
-        return self._model._prompt_half().embeddings(self.prompts)
-
-    def scores(self) -> Optional[FloatArray]:
-        return self.fits
-
-    def pool_attention(self) -> FloatArray:
-        states, mask = (None, None) if self._encoded is None else self._encoded[:2]
-        found = self._model._run(self._pixels, states, mask, [], outputs=("pool_attention",), pair_image=self._pair_image)
-        return np.asarray(found["pool_attention"])
-
-    def question_tokens(self, block: int) -> int:
-        if self._encoded is None or block not in self._model.integrated:
-            return 0
-        return int(self._encoded.mask.shape[1])
-
-    @property
-    def logit_scale(self) -> float:
-        return 1.0 if self._model._source.prompts is None else self._model._prompt_half().logit_scale
-
-    @property
-    def answer_head(self) -> Optional[tuple[FloatArray, FloatArray]]:
-        head = self._model._answer_head if self._model.answer_names is not None else None
-        return None if head is None else (head.weight, head.bias)
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        check_unchanged(self._model._files)
-        result: dict[str, Any] = {"pixel_values": self._pixels}
-        if not isinstance(self._pixels, np.ndarray):
-            result = {"pixel_values": [self._pixels.picture], "preprocessing": self._pixels.preprocessing}
-        if self._encoded is not None:
-            pairs = self._pair_image
-            result["pair_image"] = np.arange(len(self._encoded.mask), dtype=np.int32) if pairs is None else pairs
-            result["instruct"] = self._encoded.states
-            result["instruct_length"] = self._encoded.mask.sum(axis=1, dtype=np.int32)
-        return result
-
-    def empty(self, text: str) -> FloatArray:
-        given = self.options.empty
-        if given is not None and not isinstance(given, str):
-            raise ValueError("empty: expected a text")
-        return self._model._prompt_half().embeddings([text if given is None else given])
-
-    def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
-        states, mask = (None, None) if self._encoded is None else self._encoded[:2]
-        wanted = {"pooled": self._answering and self._pooled is None, "last": self._keeps_last and self._last is None}
-        outputs = tuple(name for name, is_wanted in wanted.items() if is_wanted)
-        result = self._model._run(self._pixels, states, mask, taps, outputs=outputs, pair_image=self._pair_image)
-        self._pooled, self._last = result.get("pooled", self._pooled), result.get("last", self._last)
-        attentions: dict[int, FloatArray] = result["attentions"]
-        return attentions
-
-    def keep_last(self) -> None:
-        """From the pass that the map is read of, keep what leaves the last block, for `take_last`."""
-        self._keeps_last = True
-
-    def take_last(self) -> tuple[FloatArray, list[npt.NDArray[np.int64]]]:
-        """What leaves the last block, [Q, T, D], which is let go of, and each question's tokens."""
-        if self._last is None:
-            self._run([])
-        last, self._last, self._keeps_last = self._last, None, False
-        assert last is not None
-        assert self._encoded is not None
-        return last, self._encoded.ids
-
-    def answers(self) -> Optional[list[list[tuple[str, float]]]]:
-        if not self._answering:
-            return None
-        if self._pooled is None:
-            self._run([])
-        assert self._pooled is not None
-        found = self._model._answer_head.rank(self._pooled)
-        named = self.options.answer
-        return found * len(named) if self._encoded is None and isinstance(named, (list, tuple)) else found
-
-    def word_maps(self, blocks: Sequence[int], heads: Heads) -> list[FloatArray]:
-        """How much each patch attends to each word, at the first block from the last asked one on that can."""
-        encoded, model = self._encoded, self._model
-        assert encoded is not None
-        block = min((i for i in model.integrated if i >= max(blocks)), default=model.integrated[-1])
-        maps = []
-        for row, (names, word_of) in enumerate(encoded.words):
-            one = slice(row, row + 1)  # all rows of the attention are needed, and they are large
-            pair = None if self._pair_image is None else self._pair_image[one]
-            taps = [(block, "raw")]
-            run = model._run(self._pixels, encoded.states[one], encoded.mask[one], taps, pair_image=pair)["attentions"]
-            tokens = run[block].shape[3] - run[block].shape[2]
-            found = read_words(run[block], [word_of[:tokens]], tokens, heads)[0]
-            maps.append(found.reshape(-1, *self.grid)[: len(names)])
-        return maps
-
-    def release(self) -> None:
-        self._pooled = None

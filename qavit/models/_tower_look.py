@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
@@ -10,7 +11,9 @@ import numpy.typing as npt
 
 from .. import _core
 from .._base.types import FloatArray, Score
+from ..checkpoints._weights import Origin, check_unchanged
 from ..methods._of_gradient import norm_gradcam
+from ._cached_tower import CachedTower
 from ._look import ModelLook
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ class HasTower(Protocol):
 
     @property
     def _vit(self) -> _core.Vit: ...
+    @property
+    def _tower(self) -> CachedTower: ...
+    @property
+    def _files(self) -> tuple[Origin, ...]: ...
     @property
     def _vision(self) -> Any: ...
     @property
@@ -44,6 +51,8 @@ class TowerLook(ModelLook):
     _pair_image: Optional[npt.NDArray[np.int32]]
     #: How well each pair's picture fits its text, where that has been computed, [Q].
     fits: Optional[FloatArray] = None
+    #: Where the pooling head looks, [N, h, T], of a pass that has made it along the way.
+    _head_looks: Optional[FloatArray] = None
 
     @property
     def tower(self) -> _core.Vit:
@@ -66,7 +75,7 @@ class TowerLook(ModelLook):
     ) -> dict[str, Any]:
         model = self._model
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
-        run = model._run(self._pixels, states, mask, [], hidden=(first,), pair_image=self._pair_image)
+        hidden = self._pass([], (first,))["hidden"][first]
         texts = self.texts if "texts" in model.reads else None
         named = self.options.answer
         if texts is None and named is None and any(name == "legrad" for name, _ in wanted):
@@ -74,19 +83,17 @@ class TowerLook(ModelLook):
             named = [ranked[0][0] for ranked in self.answers() or ()] or None
         if texts is None and named is not None:
             how = {"score": score, "scale": scale, "wanted": wanted, "relevance": relevance, "single_head": single_head}
-            return self._of_answers(named, run["hidden"][first], first, states, mask, how)
+            return self._of_answers(named, hidden, first, states, mask, how)
         if texts is not None and beside is not None:
             texts = np.concatenate([texts, beside])
         found = self.tower.gradients(
-            run["hidden"][first], first, texts, paired=states is not None, score=score, scale=scale, wanted=wanted,
+            hidden, first, texts, paired=states is not None, score=score, scale=scale, wanted=wanted,
             relevance=relevance, single_head=single_head, **_in_front(states, mask),
         )  # fmt: skip
         if texts is not None:
             fit = found
             if single_head is not None:  # whose score is another model's
-                fit = self.tower.gradients(
-                    run["hidden"][first], first, texts, paired=states is not None, **_in_front(states, mask)
-                )
+                fit = self.tower.gradients(hidden, first, texts, paired=states is not None, **_in_front(states, mask))
             lengths = np.linalg.norm(fit["image"].astype(np.float64), axis=1, keepdims=True)
             self.image = np.asarray(fit["image"] / np.maximum(lengths, 1e-12), np.float32)
             if states is not None:
@@ -114,7 +121,7 @@ class TowerLook(ModelLook):
         return norm_gradcam(self, blocks)
 
     def mean_attention(self, blocks: Sequence[int]) -> dict[int, FloatArray]:
-        found = self._run([(block, "mean") for block in sorted(set(blocks))])
+        found = self._attentions([(block, "mean") for block in sorted(set(blocks))])
         return {block: self._for_each(array)[:, 0] for block, array in found.items()}
 
     def pooling_weights(self) -> FloatArray:
@@ -127,8 +134,23 @@ class TowerLook(ModelLook):
             weights[:, -patches:] = 1 / patches
         return weights
 
-    def _run(self, taps: list[tuple[int, str]]) -> dict[int, FloatArray]:
-        raise NotImplementedError
+    def dense(self, method: str, first: Optional[int]) -> FloatArray:
+        check_unchanged(self._model._files)
+        patches, self.image = self._model._tower.dense(self._pixels, method, first)
+        return patches
+
+    @abstractmethod
+    def _pass(
+        self, taps: Sequence[tuple[int, str]], hidden: Sequence[int] = (), outputs: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """One pass of the tower: what is asked for, and along with it what is going to be."""
+
+    def _attentions(self, taps: Sequence[tuple[int, str]]) -> dict[int, FloatArray]:
+        looks = any(kind == "mean" for _, kind in taps) and self.has_attention_head
+        result = self._pass(taps, outputs=("pool_attention",) if looks else ())
+        self._head_looks = result.get("pool_attention")
+        found: dict[int, FloatArray] = result["attentions"]
+        return found
 
     def _for_each(self, array: FloatArray) -> FloatArray:
         """What is the picture's own, once a text."""

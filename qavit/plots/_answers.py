@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from ..heatmaps._maps import Maps
 from . import _labels as labels
-from ._figures import NOTE_SIZE, SMALL_SIZE, TITLE_SIZE, HeatmapFigure, plot
+from ._figures import HeatmapFigure, plot
 from ._look import Look
 from ._panels import FAINT, INK
+from ._sheet import NOTE_SIZE, SMALL_SIZE, TITLE_SIZE
 
 PANEL, TEXT, HEIGHT = 3.4, 4.2, 3.9  # inches
 LETTERS, BOLD_LETTERS = 52, 43  # of a line of the text

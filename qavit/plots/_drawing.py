@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -13,7 +14,7 @@ from .._base.pictures import Picture
 from .._base.types import Resampling
 from ..heatmaps._archive import archive_of, array_of
 from ..heatmaps._maps import Maps
-from ._look import CMAP, Cmap, Kind, Look, PanelKind
+from ._look import CMAP, FORMATS, NOTEBOOK_JPEG, Cmap, Kind, Look, PanelKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,9 +219,12 @@ class Drawing(Maps):
         if ending in {".html", ".htm"}:
             _refuse(given - {"cmap", "vmin", "vmax", "shared"}, target)
             return self.to_html(target, cmap=cmap, vmin=vmin, vmax=vmax, shared=shared)
+        dpi = 150.0 if dpi is None else dpi
+        if ending in FORMATS:
+            return write_whole(target, _as_file(self, kind, look, ending, dpi))
         from ._figures import make_figure, save_figure
 
-        return save_figure(make_figure(self, kind, look), target, 150 if dpi is None else dpi)
+        return save_figure(make_figure(self, kind, look), target, dpi)
 
     def to_html(
         self,
@@ -273,18 +277,32 @@ class Drawing(Maps):
         caption: Optional[str] = None,
     ) -> None:
         """Show a figure: in a notebook as a picture, elsewhere in a window of pyplot. All is as for `figure`."""
+        look = Look(cmap, image_weight, vmin, vmax, shared, top, boxes, contours, columns, blocks, colorbar, caption)
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell is not None and hasattr(shell, "kernel"):
+            from IPython.display import Image, display  # type: ignore[import-not-found, unused-ignore]
+
+            display(Image(_as_file(self, kind, look, ".jpg", 100.0, fine=True)))  # type: ignore[no-untyped-call, unused-ignore]
+            return
         from ._figures import show
 
-        show(
-            self,
-            kind,
-            Look(cmap, image_weight, vmin, vmax, shared, top, boxes, contours, columns, blocks, colorbar, caption),
-        )
+        show(self, kind, look)
 
-    def _repr_png_(self) -> bytes:
-        from ._figures import make_figure, render
+    def _repr_jpeg_(self) -> bytes:
+        return _as_file(self, None, Look(), ".jpg", 100.0, fine=True)
 
-        return render(make_figure(self, None, Look()), "png", dpi=100)
+
+def _as_file(result: Maps, kind: Optional[Kind], look: Look, ending: str, dpi: float, fine: bool = False) -> bytes:
+    """A figure as a file of pixels; drawn by matplotlib where only that sets its texts right."""
+    options = NOTEBOOK_JPEG if fine else {}
+    from ._raster import draw_pixels, encode
+
+    image = draw_pixels(result, kind, look, dpi)
+    if image is not None:
+        return encode(image, ending, dpi, options)
+    from ._figures import make_figure, render
+
+    return render(make_figure(result, kind, look), ending[1:], dpi, options)
 
 
 def _refuse(given: set[str], target: Path) -> None:

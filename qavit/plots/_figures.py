@@ -1,12 +1,11 @@
-"""Figures of heatmaps, drawn by matplotlib; nothing here but `plot` and `show` touches pyplot."""
+"""Figures of heatmaps by matplotlib; nothing here but `plot` and `show` touches pyplot."""
 
 from __future__ import annotations
 
 import io
 import math
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -17,62 +16,52 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .._base.arguments import real_number, whole_number
+from .._base.arguments import real_number
 from .._base.files import PathLike, write_whole
-from .._base.types import FloatArray
 from .._base.warnings import QavitWarning, warn
 from ..heatmaps._maps import Maps
 from . import _labels as labels
-from ._look import (
-    KINDS,
-    Cmap,
-    Kind,
-    Look,
-    PanelKind,
-    are_distributions,
-    how_read,
-    is_cropped,
-    is_zoomed,
-    notes_of,
-    peaks_in_words,
-    view_of,
-)
-from ._panels import DRAWS, FAINT, INK, Cell, Panels, answers_in_words, heading, panels_of
+from ._axes import draw
+from ._look import NOTEBOOK_JPEG, PANEL_KINDS, Cmap, Kind, Look, PanelKind, is_cropped, notes_of, view_of
+from ._panels import FAINT, INK, Panel, answers_in_words, heading
 from ._pixels import check_weight, colormap, scale_of
+from ._sheet import SMALL_LINE, SMALL_SIZE, TITLE_LETTER, TITLE_SIZE, Bar, Place, bar_of, fitted, sheet_of, small_print
 
-TITLE_SIZE, NOTE_SIZE, SMALL_SIZE = 10.0, 9.0, 8.0
-TITLE_LINE, NOTE_LINE, SMALL_LINE = 0.185, 0.165, 0.145  # their pitches in inches
-TITLE_LETTER, NOTE_LETTER, SMALL_LETTER = 0.079, 0.071, 0.062  # their widths
-MOST_LINES = 8  # of one text
-GAP, MARGIN, BETWEEN_ROWS = 0.16, 0.14, 0.22  # inches
 _WITHOUT_WINDOWS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
 
 class HeatmapFigure(Figure):
     """A figure outside pyplot that a notebook shows all the same."""
 
-    def _repr_png_(self) -> bytes:
-        return render(self, "png", dpi=100)
+    def _repr_jpeg_(self) -> bytes:
+        return render(self, "jpg", 100, NOTEBOOK_JPEG)
 
 
 def make_figure(result: Maps, kind: Optional[Kind], look: Look, figure: Optional[Figure] = None) -> Figure:
     """Draw a result, on an empty figure, which is resized, or on a new one; see `HeatmapResult.figure`."""
-    kind = kind or ("panels" if len(result) == 1 else "questions")
-    if kind not in KINDS:
-        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, KINDS))}")
-    check_weight(look.image_weight)
-    if look.columns is not None and whole_number(look.columns, "columns") < 1:
-        raise ValueError(f"columns: got {look.columns}, expected at least 1")
-    if whole_number(look.top, "top") < 1:
-        raise ValueError(f"top: got {look.top}, expected at least 1")
-    panels = panels_of(result, kind, look)
-    bar = None
-    if kind != "original" and look.colorbar:
-        bar = scale_of(panels.maps, look.vmin, look.vmax) if look.shared else (0.0, 1.0)
-    lines = [_caption(result, kind, panels, look) if look.caption is None else look.caption]
-    return _lay_out(result, panels, look, bar, lines + notes_of(result, None), figure)
+    sheet = sheet_of(result, kind, look)
+    if figure is None:
+        figure = HeatmapFigure()
+        FigureCanvasAgg(figure)
+    figure.set_size_inches(sheet.width, sheet.height)
+    figure.set_facecolor("white")
+
+    def axes_at(place: Place) -> Axes:
+        width, height = sheet.width, sheet.height
+        return figure.add_axes((place.left / width, place.bottom / height, place.width / width, place.height / height))
+
+    for place, panel in sheet.panels:
+        draw(axes_at(place), result, panel, look)
+    if sheet.bar is not None:
+        axes = axes_at(sheet.bar.place)
+        _dress_bar(figure.colorbar(_mappable(look.cmap, sheet.bar.scale), cax=axes), sheet.bar)
+    for line in sheet.lines:
+        figure.text(
+            line.x / sheet.width, line.y / sheet.height, labels.plain(line.text), fontsize=line.size, color=line.colour,
+            ha="center" if line.centred else "left", va="baseline", fontfamily=labels.families(line.text),
+        )  # fmt: skip
+    return figure
 
 
 def plot(
@@ -84,8 +73,8 @@ def plot(
     title: Optional[str],
 ) -> Any:
     """Draw maps on axes, one each; see `HeatmapResult.plot`."""
-    if kind not in DRAWS:
-        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, DRAWS))}")
+    if kind not in PANEL_KINDS:
+        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, PANEL_KINDS))}")
     check_weight(look.image_weight)
     scale = scale_of(result.maps, look.vmin, look.vmax)
     numbers = list(range(len(result))) if question is None else [result.number_of(question)]
@@ -99,15 +88,16 @@ def plot(
         every, width = _new_axes(view_of(result).aspect, below, general)
     figure: Any = every[0].get_figure()
     for axes, number, own in zip(every, numbers, below):
-        DRAWS[kind](axes, result, result.maps[number], scale, look)
+        draw(axes, result, Panel(kind, result.maps[number], scale), look)
         if given:
             width = axes.get_window_extent().width / figure.dpi
-        lines = "\n".join(_fitted(heading(result, number) if title is None else title, width, TITLE_LETTER))
+        lines = "\n".join(fitted(heading(result, number) if title is None else title, width, TITLE_LETTER))
         axes.set_title(labels.plain(lines), fontfamily=labels.families(lines), fontsize=TITLE_SIZE)
-        small = _small_print(own + general if given else own, width)
+        small = "\n".join(small_print(own + general if given else own, width))
         axes.set_xlabel(labels.plain(small), fontfamily=labels.families(small), fontsize=SMALL_SIZE, color=FAINT)
     if look.colorbar and kind != "original":
-        _dress_bar(figure.colorbar(_mappable(look.cmap, scale), ax=every), result.maps, True)
+        bar = bar_of(Place(0.0, 0.0, 0.13, 3.0), scale, result.maps)
+        _dress_bar(figure.colorbar(_mappable(look.cmap, bar.scale), ax=every), bar)
     if isinstance(ax, Axes) or (ax is None and len(every) == 1):
         return every[0]
     drawn = np.empty(len(every), dtype=object)
@@ -115,7 +105,7 @@ def plot(
     return drawn
 
 
-def render(figure: Figure, format: str = "png", dpi: float = 150) -> bytes:
+def render(figure: Figure, format: str = "png", dpi: float = 150, options: Optional[Mapping[str, int]] = None) -> bytes:
     """A figure as the bytes of a file.
 
     Parameters
@@ -125,11 +115,14 @@ def render(figure: Figure, format: str = "png", dpi: float = 150) -> bytes:
         "png", "jpg", "webp", "pdf", "svg", ...: what matplotlib can write.
     dpi : float
         Pixels per inch.
+    options : dict, optional
+        Of Pillow, for files that it writes.
     """
     buffer = io.BytesIO()
+    extra: dict[str, Any] = {"pil_kwargs": dict(options)} if options else {}  # which other files refuse
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(buffer, format=format, dpi=dpi)
+        figure.savefig(buffer, format=format, dpi=dpi, **extra)
     return buffer.getvalue()
 
 
@@ -150,13 +143,7 @@ def save_figure(figure: Figure, path: PathLike, dpi: float = 150) -> Path:
 
 
 def show(result: Maps, kind: Optional[Kind], look: Look) -> None:
-    """Show a figure in a notebook, or in a window of pyplot."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None and hasattr(shell, "kernel"):
-        from IPython.display import Image, display  # type: ignore[import-not-found, unused-ignore]
-
-        display(Image(render(make_figure(result, kind, look), "png", dpi=100)))  # type: ignore[no-untyped-call, unused-ignore]
-        return
+    """Show a figure in a window of pyplot."""
     from matplotlib import pyplot
 
     figure = pyplot.figure()
@@ -177,9 +164,9 @@ def _new_axes(aspect: float, below: list[list[str]], general: list[str]) -> tupl
     rows = math.ceil(len(below) / columns)
     width = min(4.0 if columns == 1 else 3.2, 5.0 / aspect)
     total = columns * width + 1.2
-    lines = max(_small_print(texts, width).count("\n") + 1 for texts in below)
-    small = _small_print(general, total)
-    height = rows * (width * aspect + 0.55 + SMALL_LINE * lines) + (SMALL_LINE * (small.count("\n") + 2) if small else 0.0)
+    lines = max(1, *(len(small_print(texts, width)) for texts in below))
+    small = small_print(general, total)
+    height = rows * (width * aspect + 0.55 + SMALL_LINE * lines) + (SMALL_LINE * (len(small) + 1) if small else 0.0)
     figure: Figure
     try:
         from matplotlib import pyplot
@@ -189,150 +176,23 @@ def _new_axes(aspect: float, below: list[list[str]], general: list[str]) -> tupl
         figure = HeatmapFigure(figsize=(total, height), layout="constrained")
         FigureCanvasAgg(figure)
     if small:
-        figure.supxlabel(labels.plain(small), fontsize=SMALL_SIZE, color=FAINT, fontfamily=labels.families(small))
+        text = "\n".join(small)
+        figure.supxlabel(labels.plain(text), fontsize=SMALL_SIZE, color=FAINT, fontfamily=labels.families(text))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in grid[len(below) :]:
         spare.remove()
     return list(grid[: len(below)]), width
 
 
-def _small_print(texts: list[str], width: float) -> str:
-    """Texts in lines of a width in inches."""
-    return "\n".join(line for text in texts if text for line in _fitted(text, width, SMALL_LETTER))
-
-
-def _lay_out(
-    result: Maps,
-    panels: Panels,
-    look: Look,
-    bar: Optional[tuple[float, float]],
-    caption: list[str],
-    figure: Optional[Figure],
-) -> Figure:
-    """Place panels in rows, in inches, so that pictures of any shape sit without gaps; bar right, caption below."""
-    cells = panels.cells
-    aspect = view_of(result).aspect
-    strip = aspect < 0.34 and look.columns is None  # too wide to stand beside others
-    per_row = 1 if strip else min(look.columns or panels.per_row, len(cells))
-    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
-    room = 7.2 if strip else 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
-    width = min(room, 1.45 * room / aspect)
-    height = max(width * aspect, 0.3)
-    cell_width = max(width, 1.5)
-    right = 1.05 if bar is not None else MARGIN
-    total_width = MARGIN + per_row * cell_width + (per_row - 1) * GAP + right
-    texts = [[_texts(cell, cell_width, per_row) for cell in row] for row in rows]
-    heads = [max(len(above) for above, _ in row) * TITLE_LINE for row in texts]
-    heads = [head + 0.09 if head else 0.0 for head in heads]
-    feet = [max(sum(pitch for *_, pitch in below) for _, below in row) for row in texts]
-    small = _small_print(caption, total_width - 2 * MARGIN).splitlines()
-    bottom = MARGIN + (0.12 + SMALL_LINE * len(small) if small else 0.0)
-    total_height = MARGIN + bottom + sum(heads) + sum(feet) + len(rows) * height + (len(rows) - 1) * BETWEEN_ROWS + 0.04
-    if figure is None:
-        figure = HeatmapFigure()
-        FigureCanvasAgg(figure)
-    figure.set_size_inches(total_width, total_height)
-    figure.set_facecolor("white")
-    total = total_width, total_height
-    top = total_height - MARGIN
-    first, last = top - heads[0], top
-    for row, row_texts, head, foot in zip(rows, texts, heads, feet):
-        top -= head
-        for column, (cell, (above, below)) in enumerate(zip(row, row_texts)):
-            left = MARGIN + column * (cell_width + GAP)
-            inset = (cell_width - width) / 2
-            cell.draw(figure.add_axes(_fractions((left + inset, top - height, width, height), total)))
-            x, align = (left + cell_width / 2, "center") if inset > 1e-6 and cell.span == 1 else (left + inset, "left")
-            for number, line in enumerate(reversed(above)):
-                _write(figure, line, (x, top + 0.1 + TITLE_LINE * number), total, TITLE_SIZE, INK, align)
-            y = top - height - 0.02
-            for line, size, pitch in below:
-                y -= pitch
-                _write(figure, line, (x, y), total, size, FAINT, align)
-        last = top - height
-        top = last - foot - BETWEEN_ROWS
-    if bar is not None:
-        # Beside very wide pictures the bar is taller than they are, so that its ticks have room.
-        tall = min(max(first - last, 1.0), 3.2, total_height - 2 * MARGIN - 0.2)
-        middle = min(max((first + last) / 2, MARGIN + 0.1 + tall / 2), total_height - MARGIN - 0.1 - tall / 2)
-        place = (total_width - right + 0.14, middle - tall / 2, 0.13, tall)
-        axes = figure.add_axes(_fractions(place, total))
-        _dress_bar(figure.colorbar(_mappable(look.cmap, bar), cax=axes), panels.maps, look.shared, tall)
-    for number, line in enumerate(reversed(small)):
-        _write(figure, line, (MARGIN, MARGIN * 0.8 + SMALL_LINE * number), total, SMALL_SIZE, FAINT, "left")
-    return figure
-
-
-def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tuple[str, float, float]]]:
-    """A panel's lines above it, and those below it, each with its size and pitch."""
-    above = [line for part in cell.title.split("\n") for line in _fitted(part, width, TITLE_LETTER)]
-    span = min(cell.span, per_row)
-    wide = width * span + GAP * (span - 1)
-    below = [(line, NOTE_SIZE, NOTE_LINE) for line in (_fitted(cell.note, wide, NOTE_LETTER) if cell.note else [])]
-    below += [(line, SMALL_SIZE, SMALL_LINE) for line in (_fitted(cell.small, wide, SMALL_LETTER) if cell.small else [])]
-    return above if cell.title else [], below
-
-
-def _fitted(text: str, width: float, letter: float) -> list[str]:
-    """A text in lines of a width in inches, with letters of another."""
-    return labels.wrap(text, max(12, int(width / letter)), MOST_LINES)
-
-
-def _write(
-    figure: Figure, line: str, place: tuple[float, float], total: tuple[float, float], size: float, colour: str, align: str
-) -> None:
-    """One line of text at a place in inches."""
-    figure.text(
-        place[0] / total[0], place[1] / total[1], labels.plain(line), fontsize=size, color=colour, ha=align, va="baseline",
-        fontfamily=labels.families(line),
-    )  # fmt: skip
-
-
-def _dress_bar(bar: Any, maps: FloatArray, shared: bool, tall: float = 3.0) -> None:
-    """Ticks and name of a colour bar so many inches tall: percentages where each map is a distribution."""
+def _dress_bar(bar: Any, plan: Bar) -> None:
+    """Ticks and name of a colour bar."""
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL_SIZE, color=FAINT, labelcolor=INK, length=2.5)
-    if not shared:
-        bar.set_ticks([0.0, 1.0])
-        bar.set_ticklabels(["low", "high"])
-        return
-    bar.ax.yaxis.set_major_locator(MaxNLocator(5 if tall > 1.2 else 3))
-    if are_distributions(maps):
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if bar.vmax > 0.125 else 1 if bar.vmax > 0.0125 else None))
-        text = "share of attention, each patch" if tall > 1.8 else "share"
-    else:
-        text = "value of each patch" if tall > 1.2 else "value"
-    bar.set_label(text, fontsize=SMALL_SIZE, color=FAINT, fontfamily=[labels.BASE])
-    for tick in bar.ax.get_yticklabels():
-        tick.set_fontfamily([labels.BASE])
+    bar.set_ticks([value for value, _ in plan.ticks])
+    bar.set_ticklabels([text for _, text in plan.ticks], fontfamily=[labels.BASE])
+    bar.set_label(plan.name, fontsize=SMALL_SIZE, color=FAINT, fontfamily=[labels.BASE])
 
 
 def _mappable(cmap: Cmap, scale: tuple[float, float]) -> ScalarMappable:
     """What a colour bar needs to know."""
-    low, high = scale
-    return ScalarMappable(Normalize(low, high if high > low else low + max(abs(low) * 1e-3, 1e-6)), colormap(cmap))
-
-
-def _caption(result: Maps, kind: Kind, panels: Panels, look: Look) -> str:
-    """How the maps of a figure were read, how far they stand out, and what its panels share."""
-    parts = []
-    if kind != "original":
-        how = "which patches look at each word" if kind == "words" else how_read(result.method)
-        compared = kind if kind in ("blocks", "words") else "questions"
-        parts = [f"{panels.which or f'Block {result.block}'}: {how}", peaks_in_words(panels.maps)]
-        if look.shared and (len(result) > 1 or compared != "questions"):
-            parts.append(f"one colour scale for all {compared}")
-        elif not look.shared:
-            parts.append("each map on a colour scale of its own")
-    if look.contours and kind not in ("original", "heatmap", "patches"):
-        parts.append("lines at a quarter, a half and three quarters of the scale")
-    if is_cropped(result):
-        parts.append("dashed: what the model saw")
-    if is_zoomed(result):
-        parts.append("the rest of the picture is cut off here")
-    return "; ".join(part for part in parts if part)
-
-
-def _fractions(inches: tuple[float, float, float, float], total: tuple[float, float]) -> tuple[float, float, float, float]:
-    """(left, bottom, width, height) in inches as fractions of the figure."""
-    return inches[0] / total[0], inches[1] / total[1], inches[2] / total[0], inches[3] / total[1]
+    return ScalarMappable(Normalize(*scale), colormap(cmap))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import unicodedata
+from typing import Any
 
-from .._base.warnings import QavitWarning, warn
+from .._base.warnings import MissingGlyphWarning, warn
 
+FontFile = tuple[str, int]  # a path, and which of the fonts in that file
 BASE = "DejaVu Sans"  # comes with matplotlib
 # Families that have what DejaVu Sans lacks, the likeliest first: Chinese, Japanese and Korean, then symbols, then others.
 FAMILIES = (
@@ -36,38 +39,95 @@ def named(text: str) -> str:
     return "".join(names.get(character, character) for character in text)
 
 
+def runs(text: str) -> list[tuple[str, FontFile]]:
+    """A text in parts, each with the file of a font that has its glyphs; what none has goes to DejaVu Sans."""
+    extra = [(name, *_file_of(name)) for name in _covering(frozenset(text))[0]]
+    parts: list[tuple[str, FontFile]] = []
+    for character in text:
+        file = base_font()
+        if extra and _is_drawn(character) and not _has(*file, character):
+            file = next(((path, index) for _, path, index in extra if _has(path, index, character)), file)
+        elif parts and unicodedata.category(character)[0] in "CZ":
+            file = parts[-1][1]  # spaces and joiners stay with what they follow
+        if parts and parts[-1][1] == file:
+            parts[-1] = parts[-1][0] + character, file
+        else:
+            parts.append((character, file))
+    return parts
+
+
+@functools.cache
+def base_font(bold: bool = False) -> FontFile:
+    """The file of DejaVu Sans that comes with matplotlib."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name)
+    if not os.path.isfile(path):  # a distribution's matplotlib takes the system's
+        from matplotlib import font_manager
+
+        path = font_manager.findfont(font_manager.FontProperties(family=[BASE], weight="bold" if bold else "normal"))
+    return path, 0
+
+
 @functools.lru_cache(maxsize=256)
 def _covering(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """The families for what DejaVu Sans lacks, and the characters that none of them has."""
-    drawn = {c for c in characters if ord(c) > 0x7F and not unicodedata.category(c).startswith(("C", "Z"))}
-    chosen, missing = _chosen(drawn)
+    missing = {c for c in characters if _is_drawn(c) and not _has(*base_font(), c)}
+    if not missing:
+        return (), frozenset()
+    chosen, missing = _chosen(lacking := missing)
     if missing and _new_fonts():
-        chosen, missing = _chosen(drawn)
+        chosen, missing = _chosen(lacking)
     boxes = "".join(sorted(character for character in missing if not _is_symbol(character)))
     if boxes:
-        warn(QavitWarning, f"no font has {boxes[:20]}, drawn as boxes; Noto Sans has (Debian: apt install fonts-noto-cjk)")
-    return tuple(chosen[1:]), frozenset(missing)
+        package = "fonts-noto-cjk" if any(_is_wide(character) for character in boxes) else "fonts-noto-core"
+        warn(MissingGlyphWarning, f"no font has {boxes[:20]}, drawn as boxes; Noto Sans has (Debian: apt install {package})")
+    return tuple(chosen), frozenset(missing)
 
 
 def _chosen(missing: set[str]) -> tuple[list[str], set[str]]:
-    """DejaVu Sans and further families, and what they lack."""
+    """Families that have some of what is missing, and what they lack."""
+    chosen = []
+    there = _families_there()
+    for family in FAMILIES:
+        if missing and family in there:
+            lacking = {character for character in missing if not _has(*there[family], character)}
+            if lacking != missing:
+                chosen.append(family)
+            missing = lacking
+    return chosen, missing
+
+
+def _families_there() -> dict[str, FontFile]:
+    """The regular file of every family that matplotlib knows of."""
     from matplotlib import font_manager
 
-    chosen = [BASE]
-    if not missing:
-        return chosen, missing
     regular = ("normal", "regular", "book", 400)
     fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style == "normal", font.weight in regular))
-    files = {font.name: font.fname for font in fonts}
-    for family in (BASE, *FAMILIES):
-        if not missing or family not in files:
-            continue
-        font = font_manager.get_font(files[family])
-        lacking = {character for character in missing if not font.get_char_index(ord(character))}
-        if family != BASE and lacking != missing:
-            chosen.append(family)
-        missing = lacking
-    return chosen, missing
+    return {font.name: (font.fname, getattr(font, "index", 0)) for font in fonts}
+
+
+def _file_of(family: str) -> FontFile:
+    return _families_there()[family]
+
+
+@functools.lru_cache(maxsize=4096)
+def _has(path: str, index: int, character: str) -> bool:
+    """Whether a font has a character's glyph. The fonts of a collection have the same characters: the first is asked."""
+    return bool(_glyphs(path).get_char_index(ord(character)))
+
+
+@functools.lru_cache(maxsize=16)
+def _glyphs(path: str) -> Any:
+    from matplotlib.ft2font import FT2Font
+
+    return FT2Font(path)
+
+
+def _is_drawn(character: str) -> bool:
+    """Whether a character has a glyph that its font must have: ASCII is in DejaVu Sans, spaces and controls are nothing."""
+    return ord(character) > 0x7F and not unicodedata.category(character).startswith(("C", "Z"))
 
 
 @functools.cache

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 PanelKind = Literal["original", "heatmap", "overlay", "patches"]
 Kind = Literal["questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words"]
 KINDS: tuple[str, ...] = get_args(Kind)
+PANEL_KINDS: tuple[str, ...] = get_args(PanelKind)
 Cmap = Union[str, "Colormap"]
 CMAP = "viridis"  # even in brightness, also for the colour-blind
 STRIP = 3.0  # a picture so many times as long as high is a strip
+#: Endings of files of pixels, and what Pillow calls them.
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+#: Of pictures in a notebook, which keeps them all: a third of a PNG's bytes, and colours as fine as the picture.
+NOTEBOOK_JPEG = {"quality": 88, "subsampling": 0}
 LEVELS = (0.25, 0.5, 0.75)  # of contours, in parts of the scale
 
 

@@ -12,6 +12,7 @@ import html
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,11 +22,31 @@ from .._base.pictures import Picture
 from .._base.types import FloatArray
 from ..heatmaps._grid import output_size
 from ..heatmaps._maps import Maps
-from ._look import Cmap, Look, are_distributions, how_read, is_cropped, likely_answers, notes_of, spread_blocks
+from ._look import (
+    Cmap,
+    Look,
+    View,
+    are_distributions,
+    how_read,
+    is_cropped,
+    is_zoomed,
+    likely_answers,
+    notes_of,
+    spread_blocks,
+    view_of,
+)
 from ._pixels import REACH, colorize, colormap, scale_of
 
 COLORMAPS = ("viridis", "turbo", "jet", "inferno", "magma", "gray")
-PICTURE_SIDE = 1100  # the longer side of the picture in the page, in pixels
+PICTURE_SIDE = 1100  # the longer side of what is drawn of the picture, in pixels
+MOST_SIDE = 4096  # of the whole picture, where a part of it is drawn
+QUESTIONS = '<h2 id="ask">Questions</h2>\n<div id="questions" role="group" aria-labelledby="ask"></div>'
+KEYS = "Keys: 1&ndash;9 choose a question, [ and ] change the block; on the picture, arrows move from patch to patch."
+ASKING_KEYS = "Keys: on the picture, arrows move from patch to patch; outside of a text, [ and ] change the block."
+SHOW_STORED = """
+qavitViewer(document).show(JSON.parse(document.getElementById("data").textContent))
+  .then(() => { document.documentElement.dataset.ready = "true"; });
+"""
 FINE, COARSE = 120_000, 150_000  # the most bytes of maps stored with 16 bits a value, and with 8
 
 
@@ -38,82 +59,140 @@ def render(result: Maps, title: Optional[str] = None, look: Optional[Look] = Non
         HTML. Beside the picture under 300 KB: values are stored with 16 or 8 bits, and where many questions and blocks
         would take more, fewer blocks are put in.
     """
-    folder = Path(__file__).parent
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    script = (folder / "page.js").read_text(encoding="utf-8")
-    page = (folder / "page.html").read_text(encoding="utf-8")
-    heading = title or "Where the model looks"
-    look = look or Look()
-    scale_of(result.maps, look.vmin, look.vmax)  # refuses ends that are none
-    content = _content(result, look.cmap, blocks)
-    content.update(vmin=look.vmin, vmax=look.vmax, shared=look.shared, reach=REACH)
+    style, script = file_text("page.css"), f"{file_text('page.js')}{SHOW_STORED}"
+    heading = html.escape(title or "Where the model looks")
+    content = content_of(result, look or Look(), blocks)
     parts = {
         "@STYLE_HASH@": _hash(style),
         "@SCRIPT_HASH@": _hash(script),
-        "@TITLE@": html.escape(heading),
+        "@TITLE@": heading,
         "@STYLE@": style,
         "@SCRIPT@": script,
+        "@VIEWER@": viewer_markup(heading),
         "@DATA@": _json(content),
     }
-    return re.sub("@[A-Z_]+@", lambda mark: parts[mark.group()], page)
+    return filled(file_text("page.html"), parts)
 
 
-def _content(result: Maps, cmap: Cmap, blocks: bool) -> dict[str, Any]:
-    """What the page's script reads."""
-    own = result.block_numbers[-1]
-    if blocks and result.block_maps is not None:
-        every = np.array(result.block_maps)
-        numbers = spread_blocks(len(every), own, max(2, COARSE // max(1, every[0].size)))
-        if 0 <= own < len(every):
-            every[own] = result.maps
-        maps = every[numbers]
-    else:
-        maps, numbers = result.maps[None], [own]
+def file_text(name: str) -> str:
+    """One of the files that lie beside this one."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def filled(markup: str, parts: Mapping[str, str]) -> str:
+    """Markup with each mark, as @TITLE@, in its place; what stands in the parts is left as it is."""
+    return re.sub("@[A-Z_]+@", lambda mark: parts[mark.group()], markup)
+
+
+def viewer_markup(heading: str, asks: bool = False) -> str:
+    """What page.js draws into, and ask.js where it `asks`; the heading is markup."""
+    parts = {"@TITLE@": heading, "@ASKING@": QUESTIONS, "@CHOICES@": "", "@KEYS@": KEYS}
+    if asks:
+        parts.update({"@ASKING@": file_text("ask.html"), "@CHOICES@": file_text("choices.html"), "@KEYS@": ASKING_KEYS})
+    return filled(file_text("viewer.html"), parts)
+
+
+def content_of(
+    result: Maps, look: Look, blocks: bool = True, words: bool = True, exact: bool = False, picture: bool = True
+) -> dict[str, Any]:
+    """What page.js shows of a result.
+
+    Parameters
+    ----------
+    blocks : bool
+        Whether the maps of other blocks come along, where they can be computed.
+    words : bool
+        Whether the maps of words do.
+    exact : bool
+        Whether values are float32 as they are; else integers of 16 or 8 bits.
+    picture : bool
+        Whether the picture and the tables of colours come along; the script keeps those that it was given before.
+    """
+    scale_of(result.maps, look.vmin, look.vmax)  # refuses ends that are none
+    numbers, maps = _maps_of(result, blocks)
     flat = maps.reshape(-1, *result.grid)
-    words = result.words
-    word_maps = result.word_maps
+    questions, word_count = _questions_of(result, words)
+    height, width = result.picture_size
+    seen, view = result.seen, view_of(result)
+    content: dict[str, Any] = {
+        "grid": result.grid,
+        "size": [height, width],
+        "region": [seen.left, seen.top, seen.right, seen.bottom],
+        "view": list(view),
+        "zoomed": is_zoomed(result),
+        "questions": questions,
+        "block": result.block_numbers[-1],
+        "blocks": numbers,
+        "method": result.method,
+        "model": result.model,
+        "distribution": are_distributions(result.maps),
+        "notes": notes_of(result, None),
+        "cropped": is_cropped(result),
+        "about": _about(result),
+        "maps": _packed(flat, 32 if exact else 16 if flat.size * 2 <= FINE else 8),
+        "vmin": look.vmin,
+        "vmax": look.vmax,
+        "shared": look.shared,
+        "reach": REACH,
+    }
+    if picture:
+        chosen = colormap(look.cmap)
+        others = {name: _ramp(name) for name in COLORMAPS if name != chosen.name}
+        content.update(colormaps={chosen.name: _ramp(chosen), **others}, cmap=chosen.name)
+        content["picture"] = picture_uri(result.picture, view)
+    if word_count and result.word_maps is not None:
+        content["words"] = _packed(
+            np.concatenate([values for values in result.word_maps if len(values)]), 32 if exact else 8
+        )
+    return content
+
+
+def _maps_of(result: Maps, blocks: bool) -> tuple[list[int], FloatArray]:
+    """Blocks, and their maps [blocks, Q, gh, gw]; the result's own among them."""
+    own = result.block_numbers[-1]
+    if not blocks or result.block_maps is None:
+        return [own], result.maps[None]
+    every = np.array(result.block_maps)
+    numbers = spread_blocks(len(every), own, max(2, COARSE // max(1, every[0].size)))
+    if 0 <= own < len(every):
+        every[own] = result.maps
+    return numbers, every[numbers]
+
+
+def _questions_of(result: Maps, words: bool) -> tuple[list[dict[str, Any]], int]:
+    """What is said of each question, and how many words have a map."""
     questions: list[dict[str, Any]] = []
     first = 0
     for index, text in enumerate(result.questions):
         entry: dict[str, Any] = {"text": text, "notes": notes_of(result, index)}
         entry["answers"] = [[answer, round(chance, 4)] for answer, chance in likely_answers(result, index, 4)]
-        if words is not None:
-            entry.update(words=words[index], first_word=first)
-            first += len(words[index])
+        if words and result.words is not None:
+            entry.update(words=result.words[index], first_word=first)
+            first += len(result.words[index])
         questions.append(entry)
-    height, width = result.picture_size
-    seen = result.seen
+    return questions, first
+
+
+def _about(result: Maps) -> str:
+    """One line: whose maps they are, how they were read, of which block, and of what."""
     how = how_read(result.method)
-    chosen = colormap(cmap)
-    content: dict[str, Any] = {
-        "grid": result.grid,
-        "size": [height, width],
-        "region": [seen.left, seen.top, seen.right, seen.bottom],
-        "questions": questions,
-        "block": own,
-        "blocks": numbers,
-        "distribution": are_distributions(result.maps),
-        "notes": notes_of(result, None),
-        "cropped": is_cropped(result),
-        "about": f"{how[0].upper()}{how[1:]} · {result.grid[0]} x {result.grid[1]} patches · picture {width} x {height}",
-        "maps": _packed(flat, 16 if flat.size * 2 <= FINE else 8),
-        "colormaps": {chosen.name: _ramp(chosen), **{name: _ramp(name) for name in COLORMAPS if name != chosen.name}},
-        "cmap": chosen.name,
-        "picture": _data_uri(result.picture),
-    }
-    if word_maps is not None and first:
-        content["words"] = _packed(np.concatenate([values for values in word_maps if len(values)]), 8)
-    return content
+    numbers = result.block_numbers
+    block = f"block{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    height, width = result.picture_size
+    parts = [result.model, f"{how[0].upper()}{how[1:]}", block, f"{result.grid[0]} x {result.grid[1]} patches"]
+    return " · ".join([*filter(None, parts), f"picture {width} x {height}"])
 
 
 def _packed(maps: FloatArray, bits: int) -> dict[str, Any]:
-    """Maps [N, gh, gw] as integers between each one's smallest and largest value."""
+    """Maps [N, gh, gw] as float32, or as integers of fewer bits between each one's smallest and largest value."""
     low = maps.min(axis=(1, 2), keepdims=True).astype(np.float64)
     high = maps.max(axis=(1, 2), keepdims=True).astype(np.float64)
+    bounds = [[float(f"{a:.7g}"), float(f"{b:.7g}")] for a, b in zip(low.ravel(), high.ravel())]
+    if bits == 32:
+        return {"bits": bits, "bounds": bounds, "data": _base64(maps.astype("<f4").tobytes())}
     top = 2**bits - 1
     unit = (maps - low) / np.where(high > low, high - low, 1.0)
     integers = np.rint(unit * top).astype("<u2" if bits == 16 else "u1")
-    bounds = [[float(f"{a:.7g}"), float(f"{b:.7g}")] for a, b in zip(low.ravel(), high.ravel())]
     return {"bits": bits, "bounds": bounds, "data": _base64(integers.tobytes())}
 
 
@@ -122,11 +201,13 @@ def _ramp(cmap: Cmap) -> str:
     return _base64(colorize(np.linspace(0.0, 1.0, 256), cmap).tobytes())
 
 
-def _data_uri(picture: Picture) -> str:
+def picture_uri(picture: Picture, view: View) -> str:
     """The picture as the page holds it: PNG where it is small, else JPEG, no larger than the page draws it."""
     from PIL import Image
 
-    height, width = output_size(min(PICTURE_SIDE, max(picture.shape[:2])), (picture.shape[0], picture.shape[1]))
+    longer = max(picture.shape[:2])
+    enough = round(PICTURE_SIDE * longer / max(view.right - view.left, view.bottom - view.top))
+    height, width = output_size(min(enough, MOST_SIDE, longer), (picture.shape[0], picture.shape[1]))
     image = Image.fromarray(picture)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)

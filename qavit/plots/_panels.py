@@ -1,37 +1,41 @@
-"""The panels of a figure: what is in each, and how it is drawn."""
+"""The panels of a figure: what is in each, whoever draws it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple, Optional
 
 import numpy as np
+import numpy.typing as npt
 
 from .._base.arguments import whole_numbers
-from .._base.pictures import Picture
 from .._base.types import FloatArray
-from ..heatmaps._grid import boxes_of, largest_patches, output_size, resample_map
+from ..heatmaps._grid import boxes_of, output_size, resample_map
 from ..heatmaps._maps import Maps
 from ..images import Region
-from . import _labels as labels
-from ._look import CMAP, LEVELS, Kind, Look, is_cropped, likely_answers, notes_of, spread_blocks, view_of
-from ._pixels import Scale, colorize, overlay, scale_of, to_unit
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from ._look import LEVELS, Kind, Look, PanelKind, likely_answers, notes_of, spread_blocks
+from ._pixels import Scale, scale_of, to_unit
 
 NO_BREAK = "\u00a0"  # a space at which no line ends
 INK, FAINT = "#1c1c1e", "#5f5f66"
-DRAWN_SIDE = 900  # the longer side, in pixels, at which a picture goes into a figure
+EMPTY = "#f2f2f4"  # where there is neither picture nor map
 MOST_BLOCKS = 8
+
+
+class Panel(NamedTuple):
+    """One map [gh, gw], how it is shown, and the values of the two ends of its colours."""
+
+    kind: PanelKind
+    values: FloatArray
+    scale: Scale
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One panel: what draws it, the text above it, and below it a note and small print, as wide as so many panels."""
+    """A panel, the text above it, and below it a note and small print, as wide as so many panels."""
 
-    draw: Callable[[Axes], None]
+    panel: Panel
     title: str = ""
     note: str = ""
     small: str = ""
@@ -48,6 +52,15 @@ class Panels:
     which: str = ""
 
 
+class Contours(NamedTuple):
+    """A map on a scale from 0 to 1, fine enough for lines, where its values lie in the picture, and the lines' levels."""
+
+    across: npt.NDArray[np.float64]
+    down: npt.NDArray[np.float64]
+    values: FloatArray
+    levels: list[float]
+
+
 def panels_of(result: Maps, kind: Kind, look: Look) -> Panels:
     """What a kind of figure shows."""
     if kind == "blocks":
@@ -55,9 +68,10 @@ def panels_of(result: Maps, kind: Kind, look: Look) -> Panels:
     if kind == "words":
         return _word_panels(result, look)
     maps = result.maps
+    shown: PanelKind = kind if kind in ("original", "heatmap", "patches") else "overlay"
     cells = [
         Cell(
-            _draws(kind, result, values, maps, look),
+            _panel(shown, values, maps, look),
             heading(result, index),
             answers_in_words(result, index),
             " ".join(notes_of(result, index)),
@@ -65,20 +79,20 @@ def panels_of(result: Maps, kind: Kind, look: Look) -> Panels:
         for index, values in enumerate(maps)
     ]
     if kind == "original":
-        return Panels([Cell(cells[0].draw, "Picture")], 1, maps)
+        return Panels([Cell(cells[0].panel, "Picture")], 1, maps)
     if kind == "panels":
         every = []
-        for cell, values in zip(cells, maps):
-            every.append(replace(cell, draw=_draws("original", result, values, maps, look), span=4))
-            for one, title in (
+        for cell in cells:
+            every.append(replace(cell, panel=cell.panel._replace(kind="original"), span=4))
+            titles: Sequence[tuple[PanelKind, str]] = (
                 ("heatmap", "Attention of each patch"),
                 ("overlay", "Over the picture"),
-                ("patches", f"The {min(look.top, values.size)} patches with the most"),
-            ):
-                every.append(Cell(_draws(one, result, values, maps, look), title))
+                ("patches", f"The {min(look.top, cell.panel.values.size)} patches with the most"),
+            )
+            every += [Cell(cell.panel._replace(kind=one), title) for one, title in titles]
         return Panels(every, 4, maps)
     if kind == "questions":
-        cells.insert(0, Cell(_draws("original", result, maps[0], maps, look), "Picture"))
+        cells.insert(0, Cell(_panel("original", maps[0], maps, look), "Picture"))
     return Panels(cells, min(len(cells), 4 if len(cells) != 5 else 3), maps)
 
 
@@ -98,7 +112,7 @@ def _block_panels(result: Maps, look: Look) -> Panels:
     shown = every[chosen]
     cells = [
         Cell(
-            _draws("overlay", result, every[block, index], shown, look),
+            _panel("overlay", every[block, index], shown, look),
             f"{question}\nblock {block}" if question and position == 0 else f"block {block}",
             small=" ".join(notes_of(result, index)) if position == 0 else "",
             span=len(chosen),
@@ -122,136 +136,40 @@ def _word_panels(result: Maps, look: Look) -> Panels:
     cells = []
     for index, (words, word_maps) in enumerate(zip(result.words, maps_of_words)):
         if words:
-            picture = _draws("original", result, result.maps[index], every, look)
+            picture = _panel("original", result.maps[index], every, look)
             cells.append(Cell(picture, heading(result, index), small=" ".join(notes_of(result, index))))
-        cells += [Cell(_draws("overlay", result, values, every, look), word) for word, values in zip(words, word_maps)]
+        cells += [Cell(_panel("overlay", values, every, look), word) for word, values in zip(words, word_maps)]
     return Panels(cells, min(len(cells), 5), every)
 
 
-def _draws(kind: str, result: Maps, values: FloatArray, every: FloatArray, look: Look) -> Callable[[Axes], None]:
-    """What draws a panel of one map among others."""
-    draw = DRAWS.get(kind, _draw_overlay)
-    return lambda axes: draw(axes, result, values, scale_of(every if look.shared else values, look.vmin, look.vmax), look)
+def _panel(kind: PanelKind, values: FloatArray, every: FloatArray, look: Look) -> Panel:
+    """A panel of one map among others."""
+    return Panel(kind, values, scale_of(every if look.shared else values, look.vmin, look.vmax))
 
 
-def _draw_original(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
-    """The picture alone, the part that the model did not see faded."""
-    _draw_pixels(axes, result, _faded(result))
+def weight_of(look: Look) -> Optional[float]:
+    """The picture's part of an overlay; lines leave it as it is."""
+    return 1.0 if look.contours and look.image_weight is None else look.image_weight
 
 
-def _draw_heatmap(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
-    """The map's own patches, over the part that the model saw."""
-    axes.set_facecolor("#f2f2f4")
-    seen = result.seen
-    extent = (seen.left, seen.right, seen.bottom, seen.top)
-    axes.imshow(colorize(to_unit(values, scale), look.cmap), extent=extent, interpolation="nearest")
-    _draw_boxes(axes, result, values, look)
-    _frame(axes, result)
+def frames_of(result: Maps, panel: Panel, look: Look) -> list[tuple[float, float, float, float]]:
+    """(left, top, right, bottom) of what stands out in a panel's map, where that is to be framed."""
+    if look.boxes is None or panel.kind == "original":
+        return []
+    return [(box.left, box.top, box.right, box.bottom) for box in boxes_of(panel.values, result.seen, look.boxes)]
 
 
-def _draw_overlay(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
-    """The map, smooth, over the picture."""
-    weight = 1.0 if look.contours and look.image_weight is None else look.image_weight
-    _draw_pixels(axes, result, overlay(result, values, scale, look.cmap, weight, _side(result)))
-    if look.contours:
-        _draw_contours(axes, result, values, scale, look)
-    _draw_boxes(axes, result, values, look)
-
-
-def _draw_contours(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
-    """Lines of equal value, in the scale's colours on black, which are seen on any picture."""
-    from matplotlib.patheffects import withStroke
-
-    side = 4 * max(values.shape)
+def contours_of(result: Maps, panel: Panel) -> Contours:
+    """What lines of equal value are drawn from."""
+    values = panel.values
     whole = Region(0.0, 0.0, float(values.shape[1]), float(values.shape[0]))
-    fine = resample_map(to_unit(values, scale), whole, values.shape, output_size(side, values.shape), "bicubic")
+    size = output_size(4 * max(values.shape), (values.shape[0], values.shape[1]))
+    fine = resample_map(to_unit(values, panel.scale), whole, (values.shape[0], values.shape[1]), size, "bicubic")
     seen = result.seen
     rows, columns = fine.shape
     across = seen.left + (np.arange(columns) + 0.5) * (seen.right - seen.left) / columns
     down = seen.top + (np.arange(rows) + 0.5) * (seen.bottom - seen.top) / rows
-    levels = [level for level in LEVELS if float(fine.min()) < level < float(fine.max())]
-    if levels:
-        colours = colorize(np.asarray(levels), look.cmap) / 255.0
-        lines = axes.contour(across, down, fine, levels=levels, colors=colours, linewidths=1.6)
-        lines.set_path_effects([withStroke(linewidth=3.2, foreground="black")])
-    _frame(axes, result)
-
-
-def _draw_patches(axes: Axes, result: Maps, values: FloatArray, scale: Scale, look: Look) -> None:
-    """The borders of the patches, and those with the most numbered."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.patheffects import withStroke
-
-    _draw_pixels(axes, result, _faded(result))
-    seen = result.seen
-    rows, columns = values.shape
-    across = [[(seen.left, y), (seen.right, y)] for y in np.linspace(seen.top, seen.bottom, rows + 1)]
-    down = [[(x, seen.top), (x, seen.bottom)] for x in np.linspace(seen.left, seen.right, columns + 1)]
-    axes.add_collection(LineCollection(across + down, colors=(1.0, 1.0, 1.0, 0.45), linewidths=0.5))
-    colours = colorize(to_unit(values, scale), look.cmap)
-    for rank, patch in reversed(list(enumerate(largest_patches(values, seen, look.top), start=1))):
-        colour = colours[patch.row, patch.column] / 255.0
-        _outline(axes, patch.left, patch.top, patch.right, patch.bottom, (*colour, 0.35))
-        axes.text(
-            (patch.left + patch.right) / 2, (patch.top + patch.bottom) / 2, str(rank), color="white",
-            fontsize=8, fontweight="bold", ha="center", va="center_baseline", fontfamily=[labels.BASE],
-            path_effects=[withStroke(linewidth=2, foreground="black")], clip_on=True,
-        )  # fmt: skip
-    _draw_boxes(axes, result, values, look)
-    _frame(axes, result)
-
-
-DRAWS = {"original": _draw_original, "heatmap": _draw_heatmap, "overlay": _draw_overlay, "patches": _draw_patches}
-
-
-def _draw_boxes(axes: Axes, result: Maps, values: FloatArray, look: Look) -> None:
-    """What stands out in the map, framed."""
-    for box in [] if look.boxes is None else boxes_of(values, result.seen, look.boxes):
-        _outline(axes, box.left, box.top, box.right, box.bottom, "none")
-
-
-def _outline(axes: Axes, left: float, top: float, right: float, bottom: float, colour: object) -> None:
-    """A rectangle in white on black, which is seen on any picture."""
-    from matplotlib.patches import Rectangle
-
-    for face, edge, width in ((colour, "black", 2.6), ("none", "white", 1.4)):
-        axes.add_patch(
-            Rectangle((left, top), right - left, bottom - top, facecolor=face, edgecolor=edge, linewidth=width)  # type: ignore[arg-type, unused-ignore]
-        )
-
-
-def _draw_pixels(axes: Axes, result: Maps, pixels: Picture) -> None:
-    """Pixels over the whole picture's extent."""
-    height, width = result.picture_size
-    smooth = max(pixels.shape[:2]) >= 300
-    axes.imshow(pixels, extent=(0, width, height, 0), interpolation="antialiased" if smooth else "nearest")
-    _frame(axes, result)
-
-
-def _frame(axes: Axes, result: Maps) -> None:
-    """No ticks, the whole picture in view, a thin line round what the model saw where that is not all."""
-    from matplotlib.patches import Rectangle
-
-    view = view_of(result)
-    axes.set(xlim=(view.left, view.right), ylim=(view.bottom, view.top), aspect="equal", xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    seen = result.seen
-    if is_cropped(result):
-        box = (seen.left, seen.top), seen.right - seen.left, seen.bottom - seen.top
-        axes.add_patch(Rectangle(*box, facecolor="none", edgecolor=INK, linewidth=0.8, linestyle=(0, (4, 3))))
-
-
-def _faded(result: Maps) -> Picture:
-    """The picture at drawing size, faded where the model did not look."""
-    return overlay(result, result.maps[0], (0.0, 1.0), CMAP, 1.0, _side(result))
-
-
-def _side(result: Maps) -> int:
-    """The longer side, in pixels, at which a picture is drawn: where a part of it is in view, that part is as sharp."""
-    view, longest = view_of(result), max(result.picture_size)
-    part = max(view.right - view.left, view.bottom - view.top) / longest
-    return min(max(DRAWN_SIDE, longest), round(DRAWN_SIDE / part))
+    return Contours(across, down, fine, [level for level in LEVELS if float(fine.min()) < level < float(fine.max())])
 
 
 def heading(result: Maps, index: int) -> str:

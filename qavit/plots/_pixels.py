@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +59,15 @@ def overlay(
     heat = resample_map(to_unit(values, scale), result.seen, result.picture_size, shape, resampling)
     inside = resample_map(np.ones(values.shape), result.seen, result.picture_size, shape, "nearest")[..., None] > 0
     base = _resize(result.picture, shape).astype(np.float32)
-    part = 1.0 - 0.85 * heat[..., None] ** 0.7 if image_weight is None else np.float32(image_weight)
+    part = 1.0 - fade_in(heat[..., None]) if image_weight is None else np.float32(image_weight)
     mixed = part * base + (1.0 - part) * colorize(heat, cmap)
     faded = 0.4 * base + 0.6 * 236.0
     return np.asarray(np.where(inside, mixed, faded) + 0.5, dtype=np.uint8)
+
+
+def fade_in(heat: Any) -> Any:
+    """How much of the picture a value from 0 to 1 hides, where colours fade in with the map."""
+    return 0.85 * heat**0.7
 
 
 def colormap(cmap: Cmap) -> Colormap:

@@ -1,21 +1,27 @@
 "use strict";
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const $ = (id) => document.getElementById(id);
-  const [rows, columns] = data.grid;
-  const patches = rows * columns;
-  const [height, width] = data.size;
-  const [left, top, right, bottom] = data.region;
-  const questions = data.questions;
-  const view = $("view");
-  const stage = Math.max(640, Math.min(1100, Math.max(width, height))) / Math.max(width, height);
-  view.width = Math.max(1, Math.round(width * stage));
-  view.height = Math.max(1, Math.round(height * stage));
+// The viewer of maps: of the page, of `qavit serve` and of the notebook. `root` is a document or a shadow root that holds the
+// markup of viewer.html; show(data) draws what plots/_page.py describes, and may be called again with other maps.
+const qavitViewer = (root) => {
+  const $ = (id) => root.getElementById(id);
+  const panes = [
+    { view: $("view"), cursor: $("cursor"), name: $("name"), stage: $("stage") },
+    { view: $("view2"), cursor: $("cursor2"), name: $("name2"), stage: $("stage2") },
+  ];
+  const picture = new Image();
+  const state = { question: 0, beside: -1, block: 0, word: -1, pinned: -1, patch: -1 };
+  let data = null, rows = 0, columns = 0, patches = 0, questions = [], maps = [], wordMaps = [], ramps = {};
+  let axes = {}, base = null, loaded = "";
+
+  // ---- numbers ----
 
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  // Stored as integers between each map's own smallest and largest value.
+  // Stored as they are (32 bits), or as integers between each map's own smallest and largest value.
   const unpack = (stored) => {
     const raw = bytes(stored.data);
+    if (stored.bits === 32) {
+      const values = new Float32Array(raw.buffer);
+      return stored.bounds.map((_, index) => values.slice(index * patches, (index + 1) * patches));
+    }
     const items = stored.bits === 16 ? new Uint16Array(raw.buffer) : raw;
     const top = stored.bits === 16 ? 65535 : 255;
     return stored.bounds.map(([low, high], index) => {
@@ -24,20 +30,17 @@
       return map;
     });
   };
-  const maps = unpack(data.maps); // [blocks, questions]
-  const wordMaps = data.words ? unpack(data.words) : [];
-  const ramps = Object.fromEntries(Object.entries(data.colormaps).map(([name, text]) => [name, bytes(text)]));
-  const state = { question: 0, block: data.blocks.indexOf(data.block), word: -1, pinned: -1, patch: -1 };
-
   const mapOf = (question, block) => maps[block * questions.length + question];
   const wordMap = (question, word) => wordMaps[questions[question].first_word + word];
-  const shown = () => (state.word >= 0 ? wordMap(state.question, state.word) : mapOf(state.question, state.block));
+  const chosen = () => (state.word >= 0 ? wordMap(state.question, state.word) : mapOf(state.question, state.block));
+  const shown = () => (state.beside < 0 ? [chosen()] : [chosen(), mapOf(state.beside, state.block)]);
   const scale = () => {
-    let together = [shown()];
+    let together = shown();
     if ($("shared").checked) {
       together = state.word >= 0
         ? questions[state.question].words.map((_, word) => wordMap(state.question, word))
         : questions.map((_, question) => mapOf(question, state.block));
+      if (state.word >= 0 && state.beside >= 0) together.push(mapOf(state.beside, state.block));
     }
     // From zero to the peak, or a few times the mean, so that a flat map is pale.
     let low = 0, high = -Infinity, sum = 0;
@@ -49,7 +52,7 @@
     high = Math.max(high, data.reach * sum);
     return [data.vmin ?? low, data.vmax ?? high];
   };
-  const unit = data.distribution ? "Colours: how much of all attention one patch gets" : "Colours: the value of one patch";
+  const unit = () => (data.distribution ? "Colours: how much of all attention one patch gets" : "Colours: the value of one patch");
   const digits = (value) => Number(value.toPrecision(3)).toString();
   const number = (value) => (data.distribution ? `${100 * value < 0.0005 ? 0 : digits(100 * value)}%` : digits(value));
   // Maps are stored with 8 or 16 bits a value: nearer than that is the same.
@@ -58,9 +61,13 @@
     return one.every((value, i) => Math.abs(value - other[i]) <= high / 200);
   });
 
+  // ---- pixels ----
+
+  // The part of the picture that is drawn, in its pixels: [left, top, right, bottom].
+  const drawn = () => ($("whole").checked ? [0, 0, data.size[1], data.size[0]] : data.view);
   // One axis of the grid spread over pixels: for each pixel its (patch, weight) pairs; none outside the region.
-  const spread = (size, extent, count, start, stop, smooth) => Array.from({ length: size }, (_, pixel) => {
-    const position = ((((pixel + 0.5) * extent) / size - start) / (stop - start)) * count - 0.5;
+  const spread = (size, from, to, count, start, stop, smooth) => Array.from({ length: size }, (_, pixel) => {
+    const position = ((from + ((pixel + 0.5) * (to - from)) / size - start) / (stop - start)) * count - 0.5;
     if (position < -0.5 || position > count - 0.5) return null;
     const clamp = (i) => Math.max(0, Math.min(count - 1, i));
     if (!smooth) return [[clamp(Math.round(position)), 1]];
@@ -71,60 +78,93 @@
       return [clamp(base + offset), weight];
     });
   });
-  const axes = {};
-  const axesFor = (w, h, smooth) => (axes[`${w} ${h} ${smooth}`] ??= {
-    x: spread(w, width, columns, left, right, smooth),
-    y: spread(h, height, rows, top, bottom, smooth),
-  });
-
-  const paint = (canvas) => {
-    const w = canvas.width, h = canvas.height;
+  const axesFor = (w, h, smooth) => (axes[`${w} ${h} ${smooth}`] ??= (() => {
+    const [left, top, right, bottom] = data.region, [x0, y0, x1, y1] = drawn();
+    return {
+      x: spread(w, x0, x1, columns, left, right, smooth),
+      y: spread(h, y0, y1, rows, top, bottom, smooth),
+    };
+  })());
+  // Both canvases at the size that suits the part that is drawn, and that part's own pixels.
+  const resize = () => {
+    const [x0, y0, x1, y1] = drawn(), wide = x1 - x0, high = y1 - y0;
+    const stage = Math.max(640, Math.min(1100, Math.max(wide, high))) / Math.max(wide, high);
+    for (const { view } of panes) {
+      view.width = Math.max(1, Math.round(wide * stage));
+      view.height = Math.max(1, Math.round(high * stage));
+    }
+    axes = {};
+    const canvas = document.createElement("canvas");
+    canvas.width = panes[0].view.width;
+    canvas.height = panes[0].view.height;
     const context = canvas.getContext("2d", { willReadFrequently: true });
+    const across = picture.naturalWidth / data.size[1], down = picture.naturalHeight / data.size[0];
     context.imageSmoothingQuality = "high";
-    context.drawImage(picture, 0, 0, w, h);
-    const pixels = context.getImageData(0, 0, w, h);
-    const out = pixels.data;
-    const map = shown(), [low, high] = scale(), span = high > low ? high - low : 0;
+    context.drawImage(picture, x0 * across, y0 * down, wide * across, high * down, 0, 0, canvas.width, canvas.height);
+    base = context.getImageData(0, 0, canvas.width, canvas.height);
+  };
+  // What is painted over a pixel for each of so many values of the scale: how much of the picture is left, and what is added.
+  const STEPS = 2048;
+  const inks = () => {
     const ramp = ramps[$("cmap").value], opacity = $("opacity").value / 100, fade = $("fade").checked;
-    const { x, y } = axesFor(w, h, $("smooth").checked);
-    const line = new Float32Array(columns);
+    const table = new Float32Array(4 * (STEPS + 1));
+    for (let step = 0; step <= STEPS; step++) {
+      const part = opacity * (fade ? Math.pow(step / STEPS, 0.7) : 1), colour = 3 * Math.round((255 * step) / STEPS);
+      table[4 * step] = 1 - part;
+      for (let k = 0; k < 3; k++) table[4 * step + 1 + k] = part * ramp[colour + k];
+    }
+    return table;
+  };
+  const paint = (canvas, map) => {
+    const w = canvas.width, h = canvas.height, smooth = $("smooth").checked;
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const pixels = context.createImageData(w, h), from = base.data, out = pixels.data, table = inks();
+    const [low, high] = scale(), times = high > low ? STEPS / (high - low) : 0;
+    const { x, y } = axesFor(w, h, smooth);
+    // Across first: each row of patches as a row of pixels.
+    const lines = Array.from({ length: rows }, (_, row) => Float32Array.from(x, (pairs) => {
+      let value = 0;
+      if (pairs) for (const [column, weight] of pairs) value += weight * map[row * columns + column];
+      return value;
+    }));
+    const line = new Float32Array(w);
     for (let j = 0; j < h; j++) {
-      if (y[j]) {
-        line.fill(0);
-        for (const [row, weight] of y[j]) for (let c = 0; c < columns; c++) line[c] += weight * map[row * columns + c];
-      }
+      line.fill(0);
+      if (y[j]) for (const [row, weight] of y[j]) for (let i = 0; i < w; i++) line[i] += weight * lines[row][i];
       for (let i = 0; i < w; i++) {
         const at = 4 * (j * w + i);
+        out[at + 3] = 255;
         if (!y[j] || !x[i]) {
-          for (let k = 0; k < 3; k++) out[at + k] = 0.4 * out[at + k] + 0.6 * 128;
+          for (let k = 0; k < 3; k++) out[at + k] = 0.4 * from[at + k] + 0.6 * 128;
           continue;
         }
-        let value = 0;
-        for (const [column, weight] of x[i]) value += weight * line[column];
-        const unit = span ? Math.max(0, Math.min(1, (value - low) / span)) : 0;
-        const part = opacity * (fade ? Math.pow(unit, 0.7) : 1), colour = 3 * Math.round(255 * unit);
-        for (let k = 0; k < 3; k++) out[at + k] = (1 - part) * out[at + k] + part * ramp[colour + k];
+        const ink = 4 * Math.round(Math.max(0, Math.min(STEPS, (line[i] - low) * times)));
+        out[at] = table[ink] * from[at] + table[ink + 1];
+        out[at + 1] = table[ink] * from[at + 1] + table[ink + 2];
+        out[at + 2] = table[ink] * from[at + 2] + table[ink + 3];
       }
     }
     context.putImageData(pixels, 0, 0);
-    if ($("grid").checked) {
-      context.strokeStyle = "rgba(255,255,255,.55)";
-      context.lineWidth = Math.max(1, w / 900);
-      context.beginPath();
-      for (let c = 0; c <= columns; c++) {
-        const at = ((left + (c * (right - left)) / columns) / width) * w;
-        context.moveTo(at, (top / height) * h);
-        context.lineTo(at, (bottom / height) * h);
-      }
-      for (let r = 0; r <= rows; r++) {
-        const at = ((top + (r * (bottom - top)) / rows) / height) * h;
-        context.moveTo((left / width) * w, at);
-        context.lineTo((right / width) * w, at);
-      }
-      context.stroke();
-    }
+    if ($("grid").checked) paintBorders(context, w, h);
   };
-
+  const paintBorders = (context, w, h) => {
+    const [left, top, right, bottom] = data.region, [x0, y0, x1, y1] = drawn();
+    const across = (x) => ((x - x0) / (x1 - x0)) * w, down = (y) => ((y - y0) / (y1 - y0)) * h;
+    context.strokeStyle = "rgba(255,255,255,.55)";
+    context.lineWidth = Math.max(1, w / 900);
+    context.beginPath();
+    for (let c = 0; c <= columns; c++) {
+      const at = across(left + (c * (right - left)) / columns);
+      context.moveTo(at, down(top));
+      context.lineTo(at, down(bottom));
+    }
+    for (let r = 0; r <= rows; r++) {
+      const at = down(top + (r * (bottom - top)) / rows);
+      context.moveTo(across(left), at);
+      context.lineTo(across(right), at);
+    }
+    context.stroke();
+  };
   const paintRamp = (canvas) => {
     const context = canvas.getContext("2d"), ramp = ramps[$("cmap").value];
     const pixels = context.createImageData(256, 1);
@@ -132,39 +172,51 @@
     context.putImageData(pixels, 0, 0);
   };
 
+  // ---- what is said ----
+
+  const nameOf = (question) => questions[question].text || "No question";
   const read = () => {
-    const cursor = $("cursor");
-    cursor.hidden = state.patch < 0;
+    for (const { cursor } of panes) cursor.hidden = state.patch < 0;
     if (state.patch < 0) {
       $("reading").textContent = "Point at the picture to read a patch.";
       return;
     }
     const row = Math.floor(state.patch / columns), column = state.patch % columns;
-    const map = shown(), value = map[state.patch];
-    const rank = 1 + map.reduce((count, other) => count + (other > value), 0);
+    const [map, other] = shown(), value = map[state.patch];
+    const rank = 1 + map.reduce((count, one) => count + (one > value), 0);
     const what = data.distribution ? " of the attention" : "";
-    $("reading").textContent = `Row ${row + 1}, column ${column + 1}: ${number(value)}${what}, number ${rank} of ${patches}`;
-    // Where the picture was padded, a patch may lie in part outside of it.
+    const beside = other ? `; beside it ${number(other[state.patch])}` : "";
+    $("reading").textContent = `Row ${row + 1}, column ${column + 1}: ${number(value)}${what}, number ${rank} of ${patches}${beside}`;
+    // A patch may lie in part outside of the picture, where that was padded, or outside of what is drawn of it.
+    const [left, top, right, bottom] = data.region, [x0, y0, x1, y1] = drawn();
     const within = (value) => 100 * Math.max(0, Math.min(1, value));
-    const w = (right - left) / columns, h = (bottom - top) / rows, style = cursor.style;
-    const x = within((left + column * w) / width), y = within((top + row * h) / height);
-    style.left = `${x}%`;
-    style.top = `${y}%`;
-    style.width = `${within((left + (column + 1) * w) / width) - x}%`;
-    style.height = `${within((top + (row + 1) * h) / height) - y}%`;
+    const w = (right - left) / columns, h = (bottom - top) / rows;
+    const x = within((left + column * w - x0) / (x1 - x0)), y = within((top + row * h - y0) / (y1 - y0));
+    for (const { cursor: { style } } of panes) {
+      style.left = `${x}%`;
+      style.top = `${y}%`;
+      style.width = `${within((left + (column + 1) * w - x0) / (x1 - x0)) - x}%`;
+      style.height = `${within((top + (row + 1) * h - y0) / (y1 - y0)) - y}%`;
+    }
   };
-
   const update = () => {
-    paint(view);
+    if (!base) return;
+    const two = state.beside >= 0;
+    $("stages").classList.toggle("two", two);
+    panes[1].stage.hidden = !two;
+    for (const { name } of panes) name.hidden = !two;
+    shown().forEach((map, pane) => paint(panes[pane].view, map));
+    if (two) [state.question, state.beside].forEach((question, pane) => { panes[pane].name.textContent = nameOf(question); });
     paintRamp($("ramp"));
     const [low, high] = scale();
     $("low").textContent = number(low);
     $("high").textContent = number(high);
     $("blockname").textContent = String(data.blocks[state.block]);
-    $("blind").hidden = state.word >= 0 || !alike(state.block);
+    $("blind").hidden = data.blank || state.word >= 0 || !alike(state.block);
     $("opacityname").textContent = `${$("opacity").value}%`;
     [...$("questions").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.question)));
     [...$("words").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.pinned)));
+    panes.forEach(({ view }, pane) => view.setAttribute("aria-label", `Heatmap over the picture: ${nameOf(pane ? Math.max(0, state.beside) : state.question)}`));
     read();
   };
   let waiting = false;
@@ -173,7 +225,6 @@
     waiting = true;
     requestAnimationFrame(() => { waiting = false; update(); });
   };
-
   const element = (name, text, parent) => {
     const made = document.createElement(name);
     made.textContent = text;
@@ -181,27 +232,26 @@
     return made;
   };
   const notesOf = (question) => [
-    ...question.notes,
+    ...questions[question].notes,
+    ...(state.beside >= 0 ? questions[state.beside].notes : []),
     ...data.notes,
     ...(data.cropped ? ["Grey: not seen by the model."] : []),
   ];
-  const choose = (index) => {
-    state.question = index;
-    state.word = state.pinned = -1;
-    const question = questions[index];
-    $("answers").replaceChildren();
-    $("answerbox").hidden = !question.answers.length;
-    for (const [answer, chance] of question.answers) {
-      const line = element("div", "", $("answers"));
+  const listAnswers = (box, list, question) => {
+    $(list).replaceChildren();
+    $(box).hidden = !(question && question.answers.length);
+    for (const [answer, chance] of question ? question.answers : []) {
+      const line = element("div", "", $(list));
       line.className = "answer";
       element("span", answer, line);
+      if (chance === null) continue;
       const meter = element("meter", "", line);
       meter.value = chance;
       meter.setAttribute("aria-label", answer);
       element("span", `${Math.round(100 * chance)}%`, line);
     }
-    $("notes").replaceChildren();
-    for (const note of notesOf(question)) element("p", note, $("notes"));
+  };
+  const listWords = (question) => {
     $("words").replaceChildren();
     $("wordbox").hidden = !(question.words && question.words.length);
     (question.words || []).forEach((word, number) => {
@@ -219,59 +269,89 @@
         soon();
       });
     });
+  };
+  // For those who hear the page: what is answered, once it stands still.
+  let saying = 0;
+  const sayAnswers = () => {
+    clearTimeout(saying);
+    saying = setTimeout(() => {
+      const indices = state.beside < 0 ? [state.question] : [state.question, state.beside];
+      $("said").textContent = data.blank ? "" : indices.map((index) => {
+        const [first] = questions[index].answers;
+        const likely = first && first[1] !== null ? `, ${Math.round(100 * first[1])}%` : "";
+        return `${nameOf(index)}: ${first ? `${first[0] || "no answer"}${likely}` : "map drawn"}.`;
+      }).join(" ");
+    }, 600);
+  };
+  // Another question, or the same one again after a new answer: what is said of it changes, then the map.
+  const choose = (index, beside = state.beside) => {
+    state.question = index;
+    state.beside = beside === index || beside >= questions.length ? -1 : beside;
+    state.word = state.pinned = -1;
+    $("beside").value = state.beside;
+    const two = state.beside >= 0, own = questions[index], other = two ? questions[state.beside] : null;
+    $("answersof").textContent = two ? `Answers to “${nameOf(index)}”` : "Answers, and how likely the model finds each";
+    $("answersof2").textContent = two ? `Answers to “${nameOf(state.beside)}”` : "";
+    listAnswers("answerbox", "answers", own);
+    listAnswers("answerbox2", "answers2", other);
+    $("notes").replaceChildren();
+    for (const note of new Set(notesOf(index))) element("p", note, $("notes"));
+    listWords(own);
+    sayAnswers();
     soon();
   };
-  questions.forEach((question, index) => {
-    const button = element("button", question.text || "No question", $("questions"));
-    button.type = "button";
-    button.addEventListener("click", () => choose(index));
-  });
-  for (const name of Object.keys(ramps)) element("option", name, $("cmap")).value = name;
-  $("cmap").value = data.cmap;
-  $("about").textContent = data.about;
-  $("unit").textContent = unit;
-  $("shared").checked = data.shared;
-  if (data.blocks.length > 1) {
-    $("blockrow").hidden = false;
-    $("block").max = data.blocks.length - 1;
-    $("block").value = state.block;
-  }
   const goTo = (block) => {
     state.block = Math.max(0, Math.min(data.blocks.length - 1, block));
     $("block").value = state.block;
     state.word = state.pinned = -1;
     soon();
   };
-  $("block").addEventListener("input", () => goTo(Number($("block").value)));
-  for (const id of ["opacity", "cmap", "fade", "smooth", "grid", "shared"]) $(id).addEventListener("input", soon);
 
-  const patchAt = (event) => {
-    const box = view.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * width, y = ((event.clientY - box.top) / box.height) * height;
+  // ---- controls ----
+
+  const patchAt = (event, view) => {
+    const box = view.getBoundingClientRect(), [left, top, right, bottom] = data.region, [x0, y0, x1, y1] = drawn();
+    const x = x0 + ((event.clientX - box.left) / box.width) * (x1 - x0), y = y0 + ((event.clientY - box.top) / box.height) * (y1 - y0);
     if (x < left || x >= right || y < top || y >= bottom) return -1;
     const column = Math.floor(((x - left) / (right - left)) * columns), row = Math.floor(((y - top) / (bottom - top)) * rows);
     return row * columns + column;
   };
-  view.addEventListener("pointermove", (event) => { state.patch = patchAt(event); read(); });
-  view.addEventListener("pointerdown", (event) => { state.patch = patchAt(event); read(); });
-  view.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") { state.patch = -1; read(); } });
-  view.addEventListener("focus", () => { if (state.patch < 0) { state.patch = shown().indexOf(Math.max(...shown())); read(); } });
-  view.addEventListener("blur", () => { state.patch = -1; read(); });
-  view.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    if (!step || state.patch < 0) return;
+  const step = (event) => {
+    const [down, right] = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key] || [];
+    if (down === undefined || state.patch < 0) return;
     event.preventDefault();
-    const row = Math.floor(state.patch / columns) + step[0], column = (state.patch % columns) + step[1];
+    const row = Math.floor(state.patch / columns) + down, column = (state.patch % columns) + right;
     if (row >= 0 && row < rows && column >= 0 && column < columns) state.patch = row * columns + column;
     read();
+  };
+  panes.forEach(({ view }, pane) => {
+    const point = (event) => { if (base) { state.patch = patchAt(event, view); read(); } };
+    view.addEventListener("pointermove", point);
+    view.addEventListener("pointerdown", point);
+    view.addEventListener("pointerleave", (event) => { if (base && event.pointerType === "mouse") { state.patch = -1; read(); } });
+    view.addEventListener("focus", () => {
+      if (!base || state.patch >= 0) return;
+      const map = shown()[pane] || chosen();
+      state.patch = map.indexOf(Math.max(...map));
+      read();
+    });
+    view.addEventListener("blur", () => { if (base) { state.patch = -1; read(); } });
+    view.addEventListener("keydown", step);
   });
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
-    const index = Number(event.key) - 1;
+  $("block").addEventListener("input", () => goTo(Number($("block").value)));
+  $("beside").addEventListener("input", () => choose(state.question, Number($("beside").value)));
+  for (const id of ["opacity", "cmap", "fade", "smooth", "grid", "shared"]) $(id).addEventListener("input", soon);
+  $("whole").addEventListener("input", () => { resize(); soon(); });
+  const types = (target) => ["SELECT", "TEXTAREA"].includes(target.tagName) || (target.tagName === "INPUT" && target.type === "text");
+  root.addEventListener("keydown", (event) => {
+    if (!base || event.ctrlKey || event.metaKey || event.altKey || types(event.composedPath()[0])) return;
+    const index = $("questions").hidden ? -1 : Number(event.key) - 1;
     if (Number.isInteger(index) && index >= 0 && index < questions.length) choose(index);
     else if (event.key === "[") goTo(state.block - 1);
     else if (event.key === "]") goTo(state.block + 1);
   });
+
+  // ---- downloads ----
 
   const wrapped = (context, text, room) => {
     const lines = [""];
@@ -287,47 +367,115 @@
     const canvas = document.createElement("canvas");
     const context = canvas.getContext("2d");
     const font = (size) => `${size}px system-ui, sans-serif`;
+    const count = shown().length, { width: w, height: h } = panes[0].view, room = count * (w + 16) - 16;
     const word = state.word >= 0 ? ` (${questions[state.question].words[state.word]})` : "";
     context.font = font(20);
-    const lines = wrapped(context, (questions[state.question].text || "No question") + word, view.width - 10);
+    const titles = [nameOf(state.question) + word, ...(count > 1 ? [nameOf(state.beside)] : [])].map((text) => wrapped(context, text, w - 10));
     context.font = font(14);
-    const small = notesOf(questions[state.question]).flatMap((note) => wrapped(context, note, view.width - 10));
-    const head = 20 + 27 * lines.length, foot = 64 + 19 * small.length;
-    canvas.width = view.width + 32;
-    canvas.height = view.height + head + foot;
+    const small = notesOf(state.question).flatMap((note) => wrapped(context, note, room - 10));
+    const head = 20 + 27 * Math.max(...titles.map((lines) => lines.length)), foot = 64 + 19 * small.length;
+    canvas.width = room + 32;
+    canvas.height = h + head + foot;
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.fillStyle = "#1c1c1e";
     context.font = font(20);
-    lines.forEach((line, index) => context.fillText(line, 16, 32 + 27 * index));
-    context.drawImage(view, 16, head);
-    const y = head + view.height + 14;
-    context.drawImage($("ramp"), 16, y, view.width, 12);
+    titles.forEach((lines, pane) => {
+      lines.forEach((line, index) => context.fillText(line, 16 + pane * (w + 16), 32 + 27 * index));
+      context.drawImage(panes[pane].view, 16 + pane * (w + 16), head);
+    });
+    const y = head + h + 14;
+    context.drawImage($("ramp"), 16, y, room, 12);
     context.fillStyle = "#5f5f66";
     context.font = font(14);
     context.fillText($("low").textContent, 16, y + 32);
     context.textAlign = "center";
-    context.fillText(`${unit} · block ${data.blocks[state.block]}`, canvas.width / 2, y + 32);
+    context.fillText(`${unit()} · block ${data.blocks[state.block]}`, canvas.width / 2, y + 32);
     context.textAlign = "right";
     context.fillText($("high").textContent, canvas.width - 16, y + 32);
     context.textAlign = "left";
     small.forEach((line, index) => context.fillText(line, 16, y + 54 + 19 * index));
     return canvas;
   };
-  $("download").addEventListener("click", () => compose().toBlob((blob) => {
+  // The numbers as the page has them.
+  const numbers = () => ({
+    about: data.about,
+    picture_size: data.size,
+    seen: data.region,
+    grid: data.grid,
+    model: data.model,
+    method: data.method,
+    block: data.blocks[state.block],
+    notes: data.notes,
+    questions: questions.map(({ text, answers, notes, words }, question) => ({
+      question: text, answers, notes, map: [...mapOf(question, state.block)],
+      ...(words ? { words: words.map((word, index) => ({ word, map: [...wordMap(question, index)] })) } : {}),
+    })),
+  });
+  const save = (blob, ending) => {
     const link = document.createElement("a");
     const slug = (questions[state.question].text || "map").toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60);
     link.href = URL.createObjectURL(blob);
-    link.download = `${slug || "map"}-block-${data.blocks[state.block]}.png`;
+    link.download = `${slug || "map"}-block-${data.blocks[state.block]}.${ending}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  }, "image/png"));
+  };
+  $("download").addEventListener("click", () => base && compose().toBlob((blob) => save(blob, "png"), "image/png"));
+  $("downloadjson").addEventListener("click", () => base && save(new Blob([JSON.stringify(numbers(), null, 1)], { type: "application/json" }), "json"));
 
-  const picture = new Image();
-  picture.addEventListener("load", () => {
-    choose(0);
+  // ---- data ----
+
+  const fill = () => {
+    $("questions").replaceChildren();
+    questions.forEach((question, index) => {
+      const button = element("button", question.text || "No question", $("questions"));
+      button.type = "button";
+      button.addEventListener("click", () => choose(index));
+    });
+    $("beside").replaceChildren();
+    element("option", "no other question", $("beside")).value = -1;
+    questions.forEach((question, index) => { element("option", nameOf(index), $("beside")).value = index; });
+    $("besiderow").hidden = questions.length < 2 || $("questions").hidden;
+    if (data.colormaps) {
+      const kept = $("cmap").value;
+      $("cmap").replaceChildren();
+      for (const name of Object.keys(ramps)) element("option", name, $("cmap")).value = name;
+      $("cmap").value = ramps[kept] ? kept : data.cmap;
+    }
+    $("about").textContent = data.about;
+    $("unit").textContent = unit();
+    $("blockrow").hidden = data.blocks.length < 2;
+    $("block").max = data.blocks.length - 1;
+    $("wholerow").hidden = !data.zoomed;
+    $("stages").closest("main").classList.toggle("blank", Boolean(data.blank));
+  };
+  // Without a picture in it, data are of the picture that is shown.
+  const show = async (next, { question = 0, beside = -1 } = {}) => {
+    const first = data === null;
+    data = next;
+    [rows, columns] = data.grid;
+    patches = rows * columns;
+    questions = data.questions;
+    maps = unpack(data.maps); // [blocks, questions]
+    wordMaps = data.words ? unpack(data.words) : [];
+    if (data.colormaps) ramps = Object.fromEntries(Object.entries(data.colormaps).map(([name, text]) => [name, bytes(text)]));
+    if (state.patch >= patches) state.patch = -1;
+    fill();
+    if (first) $("shared").checked = data.shared;
+    const key = JSON.stringify([data.size, data.region, data.view]);
+    if (data.picture && data.picture !== picture.src) {
+      picture.src = data.picture;
+      await picture.decode();
+      if (data !== next) return;
+      base = null;
+    }
+    if (!base || key !== loaded) {
+      resize();
+      loaded = key;
+    }
+    goTo(Math.max(0, data.blocks.indexOf(data.block)));
+    choose(question, beside);
     update();
-    document.documentElement.dataset.ready = "true";
-  });
-  picture.src = data.picture;
-})();
+  };
+  return { show, element };
+};

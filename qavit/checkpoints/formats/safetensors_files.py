@@ -22,8 +22,10 @@ from .._weights import (
     map_open_file,
     panel_columns,
     release_tensor,
+    shape_of,
     stored_array,
     stored_shape,
+    weight_of,
 )
 
 MAX_HEADER_BYTES = 100_000_000
@@ -174,7 +176,7 @@ def join_shards(path: Path_, shards: Iterable[tuple[str, list[str], Stored]]) ->
     return joined
 
 
-def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) -> None:
+def write_safetensors(file: BinaryIO, weights: Stored, dtypes: dict[str, str]) -> None:
     """Write tensors as a safetensors file, one at a time, its data starting at a multiple of 64 bytes.
 
     Matrices in panels come first, called ``NAME.panels``; their sizes are multiples of 64 bytes, so each starts at one.
@@ -184,7 +186,7 @@ def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) 
     ----------
     file : binary file, at its beginning
     weights : dict
-        name -> tensor.
+        name -> tensor; one that is made is made when its turn comes.
     dtypes : dict
         name -> what it is stored as; a tensor is cast when its turn comes.
     """
@@ -197,7 +199,7 @@ def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) 
     position = 0
     for name in names:
         dtype = base_dtype(dtypes[name])
-        shape = stored_shape(dtypes[name], weights[name][2])
+        shape = stored_shape(dtypes[name], shape_of(weights[name]))
         end = position + math.prod(shape) * ITEM_SIZES[dtype]
         entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         table[name + PANELS if panel_columns(dtypes[name]) else name] = entry
@@ -206,7 +208,8 @@ def write_safetensors(file: BinaryIO, weights: Weights, dtypes: dict[str, str]) 
     header += b" " * (-(len(header) + 8) % 64)
     file.write(struct.pack("<Q", len(header)) + header)
     for name in names:
-        items = stored_array(cast(weights[name], dtypes[name]))
+        tensor = weight_of(weights[name])
+        items = stored_array(cast(tensor, dtypes[name]))
         if items.size:
             file.write(items.reshape(-1).view(np.uint8).data)
-        release_tensor(weights[name])
+        release_tensor(tensor)

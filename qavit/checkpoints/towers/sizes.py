@@ -165,9 +165,15 @@ def check(tensors: Stored, expected: Shapes, what: str) -> None:
         raise ValueError(f"{what}: the weights are not those of the model that was expected:{lines}{more}")
 
 
+def _plain(name: str) -> str:
+    """Where a folded norm of the vision tower is kept as it was (`qavit/checkpoints/_folding.py`); else the same name."""
+    return name.replace(".layer_norm1.", ".layer_norm1_plain.") if name.startswith("vision_model.encoder.") else name
+
+
 def take(tensors: Stored, expected: Shapes, what: str, optional: Shapes | None = None) -> Weights:
     """Exactly the expected tensors, as the core takes them; ValueError as `check`."""
-    wanted = {**expected, **{name: shape for name, shape in (optional or {}).items() if name in tensors}}
+    beside = {_plain(name): shape for name, shape in expected.items() if _plain(name) != name}
+    wanted = {**expected, **{name: shape for name, shape in {**beside, **(optional or {})}.items() if name in tensors}}
     check(tensors, wanted, what)
     weights: Weights = {}
     for name, shape in wanted.items():

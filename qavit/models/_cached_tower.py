@@ -1,0 +1,166 @@
+"""A vision tower that goes on from what it has made of a picture before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from .._base.types import FloatArray
+from ._picture_cache import PictureCache, digest_of
+
+if TYPE_CHECKING:
+    from ..images import CorePreprocessing, Seen
+
+Attention = Sequence[tuple[int, str]]
+#: Questions as `_core.Vit.forward` takes them: pair_image, instruct, instruct_length.
+Pairs = tuple[npt.NDArray[np.int32], FloatArray, npt.NDArray[np.int32]]
+NO_PAIRS = (None, None, None)
+
+
+class Wanted(NamedTuple):
+    """What is wanted of a pass: see `_core.Vit.forward`."""
+
+    attention: tuple[tuple[int, str], ...]
+    hidden: tuple[int, ...]
+    outputs: tuple[str, ...]
+
+
+class CachedTower:
+    """A tower, and what it has made of pictures.
+
+    Of a picture that comes alone, with any number of questions, two things are kept. States, what enters a block, as far as
+    no question has entered: any later pass begins with the deepest one that comes before all that it is asked for. And
+    where there is no question, all that a pass gave, for one that asks for the same.
+
+    No result differs by a bit from that of a pass that begins with the picture. What attention is read of is part of how a
+    block is computed, and so is how many of its rows are needed. States are therefore kept and used of passes alone that
+    read no attention before them, and that go on behind them or end with all of their rows.
+
+    Parameters
+    ----------
+    vit : _core.Vit
+    cache : PictureCache
+        For this tower, or towers of other sizes with the same weights.
+    """
+
+    def __init__(self, vit: _core.Vit, cache: PictureCache) -> None:
+        self.vit, self.cache = vit, cache
+
+    def forward(
+        self,
+        seen: Seen,
+        pairs: Optional[Pairs] = None,
+        attention: Attention = (),
+        hidden: Iterable[int] = (),
+        outputs: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """As `_core.Vit.forward`; the arrays are the caller's own."""
+        wanted = Wanted(tuple(attention), tuple(hidden), tuple(outputs))
+        if len(seen) != 1 or self.cache.limit == 0:
+            return self._run(seen, pairs, wanted)
+        return self._known(seen, pairs, wanted, digest_of(seen))
+
+    def dense(self, seen: Seen, method: str, first: Optional[int]) -> tuple[FloatArray, FloatArray]:
+        """As `_core.Vit.dense`; read-only."""
+        cache = self.cache
+        key = (digest_of(seen), method, first) if len(seen) == 1 and cache.limit else None
+        found = None if key is None else cache.get(key)
+        if key is not None:
+            cache.count(found is not None)
+        if found is None:
+            given, how = _as_core_takes(seen)
+            found = self.vit.dense(given, method, first, how)
+            if key is not None:
+                cache.put(key, _read_only(found), _bytes_of(found))
+        patches, image = found
+        return patches, image
+
+    def _run(self, seen: Seen, pairs: Optional[Pairs], wanted: Wanted) -> dict[str, Any]:
+        given, how = _as_core_takes(seen)
+        index, instruct, lengths = pairs or NO_PAIRS
+        return self.vit.forward(given, index, instruct, lengths, *wanted, how)
+
+    def _known(self, seen: Seen, pairs: Optional[Pairs], wanted: Wanted, digest: bytes) -> dict[str, Any]:
+        cache, vit = self.cache, self.vit
+        first = vit.integrated[0] if vit.integrated else vit.blocks
+        # What is read of pictures alone; of a tower that takes questions, whatever lies before these.
+        alone = pairs is None
+        everything = (digest, wanted)
+        if alone and (found := cache.get(everything)) is not None:
+            cache.count(True)
+            return dict(_copied(found))
+        border = min(first, min((block for block, _ in wanted.attention), default=vit.blocks))
+        reach = max([block + 1 for block, _ in wanted.attention] + [vit.blocks if wanted.outputs else 0])
+        states: dict[int, FloatArray] = {}
+        for level in wanted.hidden:
+            kept = cache.get((digest, level)) if level <= border and (level < reach or reach == 0) else None
+            if kept is not None:
+                states[level] = kept
+        rest = wanted._replace(hidden=tuple(level for level in wanted.hidden if level not in states))
+        if not (rest.attention or rest.hidden or rest.outputs):
+            cache.count(True)
+            return {"attentions": {}, "hidden": {level: states[level].copy() for level in wanted.hidden}}
+        end = max([reach, *rest.hidden])
+        extra = (first,) if 0 < first <= border and first < end and first not in rest.hidden else ()
+        result = self._from_states(seen, pairs, rest, extra, digest, border)
+        new = {level: array for level, array in result["hidden"].items() if level <= border and level not in states}
+        for level, array in new.items():
+            own = array if level in extra else array.copy()
+            cache.put((digest, level), _read_only(own), own.nbytes)
+        for level in extra:
+            result["hidden"].pop(level, None)
+        result["hidden"].update((level, array.copy()) for level, array in states.items())
+        if alone and (wanted.attention or wanted.outputs) and _bytes_of(result) <= cache.limit:
+            cache.put(everything, _read_only(_copied(result)), _bytes_of(result))
+        return result
+
+    def _from_states(
+        self, seen: Seen, pairs: Optional[Pairs], wanted: Wanted, extra: tuple[int, ...], digest: bytes, border: int
+    ) -> dict[str, Any]:
+        """From the deepest state that comes before all that is wanted."""
+        cache = self.cache
+        needed = [*(block for block, _ in wanted.attention), *(level - 1 for level in wanted.hidden)]
+        deepest = min([border, self.vit.blocks - 1, *needed])
+        for level in range(deepest, 0, -1):
+            states = cache.get((digest, level))
+            if states is not None:
+                cache.count(True)
+                own = wanted._replace(hidden=(*wanted.hidden, *(one for one in extra if one > level)))
+                index, instruct, lengths = pairs or NO_PAIRS
+                return self.vit.forward(None, index, instruct, lengths, *own, None, states, level)
+        cache.count(False)
+        return self._run(seen, pairs, wanted._replace(hidden=(*wanted.hidden, *extra)))
+
+
+def _as_core_takes(seen: Seen) -> tuple[Any, Optional[CorePreprocessing]]:
+    """Pixel values, or pictures and how they become such."""
+    return (seen, None) if isinstance(seen, np.ndarray) else ([seen.picture], seen.preprocessing)
+
+
+def _arrays(value: Any) -> Iterator[FloatArray]:
+    """Those in dicts and tuples of dicts and tuples."""
+    if isinstance(value, np.ndarray):
+        yield value
+        return
+    for part in value.values() if isinstance(value, dict) else value:
+        yield from _arrays(part)
+
+
+def _bytes_of(value: Any) -> int:
+    return sum(array.nbytes for array in _arrays(value))
+
+
+def _read_only(value: Any) -> Any:
+    for array in _arrays(value):
+        array.setflags(write=False)
+    return value
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return {name: _copied(part) for name, part in value.items()}

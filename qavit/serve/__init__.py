@@ -1,0 +1,5 @@
+"""A page on this machine that asks a model while somebody types."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
