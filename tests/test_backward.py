@@ -242,11 +242,11 @@ def torch_attention(case: dict[str, Array], d_out: Array, heads: int, scale: flo
     return {name: tensor.detach().numpy() for name, tensor in found.items() if tensor is not None}
 
 
-# batch, heads, queries, keys, question tokens, head width: rows alone, tiles of rows and what is left of them, panels of keys
-# and of columns, and what is left of these
+# batch, heads, queries, keys, question tokens, head width: rows alone, tiles of rows and what is left of them, panels of
+# keys and of columns, and what is left of these
 ATTENTIONS = [
-    (1, 1, 1, 1, 0, 1), (1, 2, 2, 33, 2, 24), (2, 3, 3, 9, 0, 5), (2, 3, 5, 7, 0, 4), (1, 4, 33, 65, 0, 16), (2, 2, 17, 17, 3, 8),
-    (1, 2, 48, 64, 0, 64), (1, 2, 101, 70, 5, 80), (1, 12, 40, 577, 0, 64),
+    (1, 1, 1, 1, 0, 1), (1, 2, 2, 33, 2, 24), (2, 3, 3, 9, 0, 5), (2, 3, 5, 7, 0, 4), (1, 4, 33, 65, 0, 16),
+    (2, 2, 17, 17, 3, 8), (1, 2, 48, 64, 0, 64), (1, 2, 101, 70, 5, 80), (1, 12, 40, 577, 0, 64),
 ]  # fmt: skip
 
 
