@@ -19,6 +19,9 @@ Array = Any
 pytestmark = pytest.mark.every_level
 # Observed: 7e-7 of the largest gradient.
 TOLERANCE = 3e-6
+# Attention's in bfloat16, whose factors are rounded to 8 bits, the probabilities and their gradients among them; the largest
+# error is that of one item. Observed: 6.8e-3.
+ROUNDED = 1.5e-2
 # Central differences of float64 functions at a step of 1e-5 (float32 limits the found side): observed 2e-7.
 DIFFERENCES = 2e-6
 
@@ -46,6 +49,11 @@ def linear_backward(dy: Array, weight: Array, dx: Array | None = None, precision
     return out
 
 
+def in_bfloat16(x: Array) -> Array:
+    """x as a product in bfloat16 reads it here, in float64: rounded, where this CPU has such products."""
+    return (torch.tensor(x).bfloat16() if has_bfloat16() else torch.tensor(x)).double().numpy()
+
+
 # rows, outputs, inputs
 SHAPES = [(1, 1, 1), (3, 7, 5), (17, 33, 65), (2, 64, 15), (40, 130, 96), (5, 1100, 70), (200, 64, 129)]
 
@@ -62,12 +70,12 @@ def test_linear(rows: int, outputs: int, inputs: int, accumulate: bool) -> None:
 
 
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
-def test_linear_in_bfloat16(rows: int, outputs: int, inputs: int) -> None:
-    """The weights are those that the forward pass multiplies by: rounded where it computes in bfloat16."""
-    dy, weight = normal(rows, outputs), normal(outputs, inputs)
-    precise = not has_bfloat16()
-    rounded = torch.tensor(weight) if precise else torch.tensor(weight).bfloat16().float()
-    close(linear_backward(dy, weight, precision="bfloat16"), dy.astype(np.float64) @ rounded.numpy().astype(np.float64))
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_linear_in_bfloat16(rows: int, outputs: int, inputs: int, accumulate: bool) -> None:
+    """Both factors are rounded, and their sums are not, where the forward pass computes in bfloat16."""
+    dy, weight, dx = normal(rows, outputs), normal(outputs, inputs), normal(rows, inputs, seed=1)
+    found = linear_backward(dy, weight, dx if accumulate else None, "bfloat16")
+    close(found, in_bfloat16(dy) @ in_bfloat16(weight) + (dx if accumulate else 0))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -192,12 +200,15 @@ def attention_case(
     return case
 
 
-def run_attention(case: dict[str, Array], d_out: Array, heads: int, scale: float, causal: bool, keys: bool) -> Any:
+def run_attention(
+    case: dict[str, Array], d_out: Array, heads: int, scale: float, causal: bool, keys: bool, *options: Any
+) -> Any:
+    """options: whether A and G are wanted, the precision, kv_index."""
     length = case.get("extra_length")
     return _core_testing.attention_backward(
         case["q"], case["k"], case["v"], d_out, case.get("extra_k"), case.get("extra_v"),
         None if length is None else length.astype(np.uintp), case.get("key_mask"), case.get("bias"),
-        heads, scale, causal, keys,
+        heads, scale, causal, keys, *options,
     )  # fmt: skip
 
 
@@ -231,8 +242,12 @@ def torch_attention(case: dict[str, Array], d_out: Array, heads: int, scale: flo
     return {name: tensor.detach().numpy() for name, tensor in found.items() if tensor is not None}
 
 
-# batch, heads, queries, keys, question tokens, head width
-ATTENTIONS = [(1, 1, 1, 1, 0, 1), (2, 3, 5, 7, 0, 4), (1, 4, 33, 65, 0, 16), (2, 2, 17, 17, 3, 8), (1, 12, 40, 577, 0, 64)]
+# batch, heads, queries, keys, question tokens, head width: rows alone, tiles of rows and what is left of them, panels of
+# keys and of columns, and what is left of these
+ATTENTIONS = [
+    (1, 1, 1, 1, 0, 1), (1, 2, 2, 33, 2, 24), (2, 3, 3, 9, 0, 5), (2, 3, 5, 7, 0, 4), (1, 4, 33, 65, 0, 16),
+    (2, 2, 17, 17, 3, 8), (1, 2, 48, 64, 0, 64), (1, 2, 101, 70, 5, 80), (1, 12, 40, 577, 0, 64),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -249,14 +264,46 @@ def test_attention(batch: int, heads: int, tokens: int, keys: int, extra: int, w
     assert without_keys[1] is None
     assert without_keys[2] is None
     assert np.array_equal(without_keys[0], found[0])
+    alone = run_attention(case, d_out, heads, scale, causal, True, False)
+    assert alone[3] is None
+    assert alone[4] is None
+    assert all(np.array_equal(a, b) for a, b in zip(alone[:3], found))
     assert all(np.array_equal(case[name], before[name]) for name in case)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("batch", "heads", "tokens", "keys", "extra", "width"), ATTENTIONS)
+def test_attention_in_bfloat16(batch: int, heads: int, tokens: int, keys: int, extra: int, width: int, causal: bool) -> None:
+    case = attention_case(batch, heads, tokens, keys, extra, width)
+    d_out, scale = normal(batch, tokens, heads * width, seed=7), width**-0.5
+    expected = torch_attention(case, d_out, heads, scale, causal)
+    found = run_attention(case, d_out, heads, scale, causal, True, True, "bfloat16")
+    for name, array in zip(("d_q", "d_k", "d_v", "A", "G"), found):
+        close(array, expected[name], ROUNDED)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 50])
+def test_attention_over_shared_sets_of_keys(tokens: int) -> None:
+    case = {name: array for name, array in attention_case(3, 2, tokens, 37, 0, 8).items() if name != "key_mask"}
+    d_out, sets = normal(3, tokens, 16, seed=7), np.array([2, 0, 2], np.uintp)
+    own = {**case, "k": case["k"][sets], "v": case["v"][sets]}
+    expected = torch_attention(own, d_out, 2, 0.4, False)
+    found = run_attention(case, d_out, 2, 0.4, False, False, True, "float32", sets)
+    for name, array in zip(("d_q", "A", "G"), (found[0], found[3], found[4])):
+        close(array, expected[name])
+    with pytest.raises(ValueError, match="shared"):
+        run_attention(case, d_out, 2, 0.4, False, True, True, "float32", sets)
+    for bad in (sets[:2], sets + 1):
+        with pytest.raises(ValueError, match="shapes"):
+            run_attention(case, d_out, 2, 0.4, False, False, True, "float32", bad)
+
+
 @pytest.mark.parametrize("name", ["q", "k", "v"])
-def test_attention_by_differences(name: str) -> None:
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_attention_by_differences(name: str, tokens: int) -> None:
     heads, scale = 2, 0.7
-    case = attention_case(1, heads, 3, 4, 2, 3, seed=9)
-    d_out = normal(1, 3, 6, seed=7)
+    case = attention_case(1, heads, tokens, 4, 2, 3, seed=9)
+    d_out = normal(1, tokens, 6, seed=7)
 
     def forward(x: Array) -> Array:
         return reference.attention(**{**case, name: x}, heads=heads, scale=scale)[1]

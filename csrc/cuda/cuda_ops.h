@@ -176,7 +176,7 @@ void qv_cuda_multiply_items(qv_call *call, qv_rows out, qv_const_rows x, qv_cons
 void qv_cuda_copy(qv_call *call, qv_rows out, qv_const_rows x, size_t R, size_t D);
 void qv_cuda_activation(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 
-size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t H, size_t rows);
+size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t head_width, size_t H, size_t rows);
 void qv_cuda_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first,
                              size_t count, bool accumulate, size_t R);
 void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R);

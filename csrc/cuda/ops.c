@@ -206,9 +206,10 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
     }
 }
 
-size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t H, size_t rows) {
+size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t head_width, size_t H, size_t rows) {
     (void)lanes;
     (void)keys;
+    (void)head_width;
     return 2 * H * rows * rows * sizeof(float);
 }
 

@@ -39,7 +39,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     size_t tokens = model->queries + model->config.positions, all = R + Q * model->queries;
     size_t keys = S > tokens ? S : tokens, longest = all < tokens ? all : tokens;
     size_t scratch = qv_blip_scratch_bytes(model, call, Q, R);
-    size_t backward = ops->backward_scratch_bytes(call->lanes, keys, model->kind.H, longest);
+    size_t backward = ops->backward_scratch_bytes(call->lanes, keys, model->kind.d, model->kind.H, longest);
     pass->text = qv_blip_plan_text(arena, model, Q, R, pass->block);
     pass->gradients = qv_block_plan_gradients(arena, &model->kind, all);
     size_t attention = qv_plan_product(arena, model->kind.H * rows, S);
@@ -49,7 +49,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     pass->tokens = qv_output_lay_out(arena, ops, pass->out.tokens, rows * P);
     pass->maps = qv_output_lay_out(arena, ops, pass->out.maps, Q * P);
     pass->logits = qv_output_lay_out(arena, ops, pass->out.logits, Q * 2);
-    qv_plan_scratch(call, arena, scratch > backward ? scratch : backward);
+    qv_plan_scratch(call, arena, scratch + backward);
 }
 
 /* Each question's map: the mean of its words' rows of tokens [R, P], or of its queries'. */

@@ -92,8 +92,8 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     size_t R = pass->largest.R, S = pass->largest.S, T = pass->largest.T, W = kind->cross_width;
     size_t depth = larger(larger(qv_block_depth(kind), decoder->vocab_size), larger(W, 2 * kind->H * kind->d));
     size_t scratch = ops->scratch_bytes(call->lanes, larger(R, S), depth, larger(R, S), kind->d);
-    size_t backward = ops->backward_scratch_bytes(call->lanes, larger(R, S), kind->H, larger(R, S));
-    qv_plan_scratch(call, arena, larger(scratch, backward));
+    size_t backward = ops->backward_scratch_bytes(call->lanes, larger(R, S), kind->d, kind->H, larger(R, S));
+    qv_plan_scratch(call, arena, scratch + backward);
     pass->ids = qv_arena_take_host(arena, R, sizeof *pass->ids);
     pass->positions = qv_arena_take_host(arena, R, sizeof *pass->positions);
     pass->targets = qv_arena_take_host(arena, R, sizeof *pass->targets);

@@ -144,8 +144,8 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     }
     depth = absorbed != 0 ? larger(larger(depth, c->seen), kind->cross_width) : depth;
     size_t scratch = ops->scratch_bytes(call->lanes, rows, depth, larger(c->seen, c->most), kind->d);
-    size_t backward = absorbed != 0 ? ops->backward_scratch_bytes(call->lanes, 0, H, 0) : 0;
-    qv_plan_scratch(call, arena, larger(scratch, backward));
+    size_t backward = absorbed != 0 ? ops->backward_scratch_bytes(call->lanes, 0, 0, H, 0) : 0;
+    qv_plan_scratch(call, arena, scratch + backward);
     c->ids = qv_arena_take_host(arena, R, sizeof *c->ids);
     c->positions = qv_arena_take_host(arena, R, sizeof *c->positions);
     c->same_set = qv_arena_take_host(arena, c->rows, sizeof *c->same_set);

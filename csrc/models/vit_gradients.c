@@ -122,7 +122,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     deepest = larger(larger(deepest, qv_vit_score_width(pass)), larger(vit->config.instruction_dim, vit->reduce_width));
     size_t width = request->single_head < L ? inner : kind->d;
     size_t scratch = ops->scratch_bytes(call->lanes, larger(larger(R, T), M), deepest, keys, width);
-    qv_plan_scratch(call, arena, larger(scratch, ops->backward_scratch_bytes(call->lanes, keys, 2 * kind->H, keys)));
+    qv_plan_scratch(call, arena, scratch + ops->backward_scratch_bytes(call->lanes, keys, width, 2 * kind->H, keys));
 }
 
 /* ---- a block forward ---- */

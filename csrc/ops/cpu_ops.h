@@ -43,7 +43,7 @@ size_t qv_cpu_linear_backward_scratch(size_t lanes);
 void qv_cpu_attention(qv_call *call, const qv_attention *attention);
 void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward);
 size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width);
-size_t qv_cpu_attention_backward_scratch(size_t lanes, size_t keys);
+size_t qv_cpu_attention_backward_scratch(size_t lanes, size_t keys, size_t head_width);
 
 void qv_cpu_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
 void qv_cpu_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R);

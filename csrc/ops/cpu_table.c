@@ -8,10 +8,10 @@ static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys
     return attention > linear ? attention : linear;
 }
 
-static size_t backward_scratch_bytes(size_t lanes, size_t keys, size_t H, size_t rows) {
+static size_t backward_scratch_bytes(size_t lanes, size_t keys, size_t head_width, size_t H, size_t rows) {
     (void)H;
     (void)rows;
-    size_t attention = qv_cpu_attention_backward_scratch(lanes, keys), linear = qv_cpu_linear_backward_scratch(lanes);
+    size_t attention = qv_cpu_attention_backward_scratch(lanes, keys, head_width), linear = qv_cpu_linear_backward_scratch(lanes);
     return attention > linear ? attention : linear;
 }
 

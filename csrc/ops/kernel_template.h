@@ -177,6 +177,31 @@ TARGET static void add_scaled(float *out, const float *x, float factor, size_t n
     }
 }
 
+TARGET static void add_positive(float *out, const float *e, const float *g, float factor, size_t n) {
+    const vec f = set1(factor), none = zero();
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        const vec kept = largest(none, load(g + i)) * f, weight = e != NULL ? load(e + i) : set1(1.0f);
+        store(out + i, multiply_add(kept, weight, load(out + i)));
+    }
+    if (i < n) {
+        const size_t rest = n - i;
+        const vec kept = largest(none, load_part(g + i, rest)) * f, weight = e != NULL ? load_part(e + i, rest) : set1(1.0f);
+        store_part(out + i, multiply_add(kept, weight, load_part(out + i, rest)), rest);
+    }
+}
+
+TARGET static void score_gradient(float *g, const float *e, float factor, size_t n) {
+    const vec mean = set1(factor * dot(e, g, n));
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        store(g + i, load(e + i) * (load(g + i) - mean));
+    }
+    if (i < n) {
+        store_part(g + i, load_part(e + i, n - i) * (load_part(g + i, n - i) - mean), n - i);
+    }
+}
+
 TARGET static void transpose(float *out, size_t ld_out, const float *in, size_t ld_in, size_t rows, size_t columns) {
     size_t whole_rows = rows / WIDTH * WIDTH, whole_columns = columns / WIDTH * WIDTH;
     for (size_t r = 0; r < whole_rows; r += WIDTH) {
@@ -584,6 +609,8 @@ const qv_kernels KERNELS = {
     .scale = scale_row,
     .dot = dot,
     .add_scaled = add_scaled,
+    .add_positive = add_positive,
+    .score_gradient = score_gradient,
     .transpose = transpose,
     .norm = norm_row,
     .norm_backward = norm_row_backward,

@@ -98,6 +98,10 @@ typedef struct {
     float (*dot)(const float *a, const float *b, size_t n);
     /* out [n] += factor x [n] */
     void (*add_scaled)(float *out, const float *x, float factor, size_t n);
+    /* out [n] += factor e max(g, 0); e NULL: 1 */
+    void (*add_positive)(float *out, const float *e, const float *g, float factor, size_t n);
+    /* g [n] = e (g - factor sum(e g)) */
+    void (*score_gradient)(float *g, const float *e, float factor, size_t n);
     /* out [columns, rows] = in [rows, columns]^T, of any 4-byte items: their bits are kept */
     void (*transpose)(float *out, size_t ld_out, const float *in, size_t ld_in, size_t rows, size_t columns);
     /* One row; see qv_norm, and norm_backward of qv_ops. */

@@ -224,11 +224,11 @@ struct qv_ops {
     void (*activation)(qv_call *call, float *out, const float *x, qv_activation activation, size_t n);
 
     /* Gradients of what goes in, from the gradients of what comes out; weights are constants, theirs are not computed.
-     * Their scratch, which a call needs beside scratch_bytes (the larger of both): for attention over up to `keys` keys,
+     * Their scratch, which a call needs in addition to scratch_bytes (the sum of both): for attention over up to `keys` keys,
      * with d_k over up to `rows` queries and keys of H heads; for relevance of that many, as for 2 H. */
-    size_t (*backward_scratch_bytes)(size_t lanes, size_t keys, size_t H, size_t rows);
+    size_t (*backward_scratch_bytes)(size_t lanes, size_t keys, size_t head_width, size_t H, size_t rows);
     /* dx [R, K] = dy [R, count] W[first : first + count], added to what is in dx where `accumulate`: by the weights that
-     * `linear` multiplies with, so in bfloat16 and int8 by the rounded ones. */
+     * `linear` multiplies with, and in bfloat16 where it does; of int8 layers in bfloat16. */
     void (*linear_backward)(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first,
                             size_t count, bool accumulate, size_t R);
     /* With g = dy * weight: dx = (g - mean(g) - n mean(g n)) / sqrt(variance + eps); an RMS norm's without mean(g).

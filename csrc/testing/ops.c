@@ -224,7 +224,9 @@ static PyObject *linear_backward(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count()};
-    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, 0, 0, 0), 1);
+    call.scratch = qv_allocate(qv_cpu_ops.scratch_bytes(call.lanes, dy.rows, dy.columns, 0, 0) +
+                                   qv_cpu_ops.backward_scratch_bytes(call.lanes, 0, 0, 0, 0),
+                               1);
     if (call.scratch == NULL) {
         return PyErr_NoMemory();
     }

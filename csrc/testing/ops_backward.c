@@ -173,16 +173,36 @@ static int read_attention(holder *held, PyObject *const *objects, qv_attention_b
     return 0;
 }
 
-/* attention_backward(q, k, v, d_out, extra_k, extra_v, extra_length, key_mask, bias, heads, scale, causal, keys) ->
- * (d_q, d_k, d_v, A, G); d_k and d_v None unless `keys` */
+/* Which set of keys belongs to each b: None, or [B], each below the number of sets, which is B. */
+static int read_sets(holder *held, PyObject *object, qv_attention *a) {
+    void *sets;
+    if (take_optional(held, object, "kv_index", NPY_UINTP, 1, &sets) < 0) {
+        return -1;
+    }
+    a->kv_index = sets;
+    if (sets != NULL && dim(held->arrays[held->count - 1], 0) != a->B) {
+        return fail_shapes();
+    }
+    for (size_t b = 0; sets != NULL && b < a->B; b++) {
+        if (a->kv_index[b] >= a->B) {
+            return fail_shapes();
+        }
+    }
+    return 0;
+}
+
+/* attention_backward(q, k, v, d_out, extra_k, extra_v, extra_length, key_mask, bias, heads, scale, causal, keys, given=True,
+ * precision="float32", kv_index=None) -> (d_q, d_k, d_v, A, G); d_k and d_v None unless `keys`, A and G unless `given` */
 static PyObject *attention_backward(PyObject *module, PyObject *arguments) {
     (void)module;
-    PyObject *o[9], *result = NULL;
+    PyObject *o[9], *sets = Py_None, *result = NULL;
+    const char *precision = "float32";
     Py_ssize_t heads;
-    int causal, keys;
+    int causal, keys, given = 1;
     qv_attention_backward w = {.forward = {.B = 0}};
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOnfpp", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7], &o[8],
-                          &heads, &w.forward.scale, &causal, &keys)) {
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOnfpp|psO", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7], &o[8],
+                          &heads, &w.forward.scale, &causal, &keys, &given, &precision, &sets) ||
+        qvpy_precision(precision, &w.forward.precision) < 0) {
         return NULL;
     }
     holder held = {.count = 0};
@@ -190,29 +210,35 @@ static PyObject *attention_backward(PyObject *module, PyObject *arguments) {
     qv_call call = new_call();
     w.forward.H = heads > 0 ? (size_t)heads : 0;
     w.forward.causal = causal != 0;
-    if (read_attention(&held, o, &w) < 0) {
+    if (read_attention(&held, o, &w) < 0 || read_sets(&held, sets, &w.forward) < 0) {
+        goto done;
+    }
+    if (w.forward.kv_index != NULL && keys) {
+        PyErr_SetString(PyExc_ValueError, "sets of keys that are shared have no gradient of their own");
         goto done;
     }
     size_t all = w.forward.M + w.forward.S, shape[4] = {w.forward.B, w.forward.H, w.forward.T, all};
     d_q = new_like(held.arrays[0]);
     d_k = keys ? new_like(held.arrays[1]) : NULL;
     d_v = keys ? new_like(held.arrays[1]) : NULL;
-    A = qvpy_new_floats(4, shape);
-    G = qvpy_new_floats(4, shape);
-    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, all, 0, 0), 1);
-    if (d_q == NULL || (keys && (d_k == NULL || d_v == NULL)) || A == NULL || G == NULL || call.scratch == NULL) {
+    A = given ? qvpy_new_floats(4, shape) : NULL;
+    G = given ? qvpy_new_floats(4, shape) : NULL;
+    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, all, w.forward.d, 0, 0), 1);
+    if (d_q == NULL || (keys && (d_k == NULL || d_v == NULL)) || (given && (A == NULL || G == NULL)) ||
+        call.scratch == NULL) {
         PyErr_NoMemory();
         goto done;
     }
     w.d_q = (qv_rows){PyArray_DATA(d_q), w.d_out.ld};
     w.d_k = (qv_rows){keys ? PyArray_DATA(d_k) : NULL, w.d_out.ld};
     w.d_v = (qv_rows){keys ? PyArray_DATA(d_v) : NULL, w.d_out.ld};
-    w.probabilities = PyArray_DATA(A);
-    w.d_probabilities = PyArray_DATA(G);
+    w.probabilities = given ? PyArray_DATA(A) : NULL;
+    w.d_probabilities = given ? PyArray_DATA(G) : NULL;
     Py_BEGIN_ALLOW_THREADS
     qv_cpu_ops.attention_backward(&call, &w);
     Py_END_ALLOW_THREADS
-    result = Py_BuildValue("OOOOO", d_q, keys ? (PyObject *)d_k : Py_None, keys ? (PyObject *)d_v : Py_None, A, G);
+    result = Py_BuildValue("OOOOO", d_q, keys ? (PyObject *)d_k : Py_None, keys ? (PyObject *)d_v : Py_None,
+                           given ? (PyObject *)A : Py_None, given ? (PyObject *)G : Py_None);
 done:
     qv_free(call.scratch);
     release(&held);
@@ -282,7 +308,7 @@ static PyObject *relevance(PyObject *module, PyObject *arguments) {
     }
     size_t shape[3] = {w.forward.B, w.forward.H, w.forward.S};
     out = qvpy_new_floats(3, shape);
-    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, w.forward.S, 0, 0), 1);
+    call.scratch = qv_allocate(qv_cpu_ops.backward_scratch_bytes(call.lanes, w.forward.S, w.forward.d, 0, 0), 1);
     if (out != NULL && call.scratch != NULL) {
         w.query_weights = weights;
         w.relevance = PyArray_DATA(out);

@@ -31,9 +31,9 @@ static float *random_floats(size_t count) {
 
 static qv_call begin_call(size_t rows, size_t depth, size_t keys, size_t head_width) {
     size_t forward = qv_cpu_ops.scratch_bytes(LANES, rows, depth, keys, head_width);
-    size_t backward = qv_cpu_ops.backward_scratch_bytes(LANES, keys, 1, rows);
+    size_t backward = qv_cpu_ops.backward_scratch_bytes(LANES, keys, head_width, 1, rows);
     return (qv_call){
-        .ops = &qv_cpu_ops, .lanes = LANES, .scratch = take(forward > backward ? forward : backward, 1)};
+        .ops = &qv_cpu_ops, .lanes = LANES, .scratch = take(forward + backward, 1)};
 }
 
 /* ---- linear layers ---- */
