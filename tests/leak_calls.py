@@ -60,7 +60,7 @@ from qavit import PNPVQA, BlipCaptioner, PNPVQAWithQAViT, _core, images, text
 from qavit import _demo as demo_module
 from qavit import _heatmap_demo as heatmap_demo
 from qavit import _result as result_module
-from qavit._base import arguments, files, progress, tensors
+from qavit._base import arguments, files, progress, system, tensors
 from qavit._base.progress import duration
 from qavit._demo import demo_model
 from qavit._heatmap_demo import QAViTHeatmapDemo
@@ -74,7 +74,6 @@ from qavit.checkpoints.formats import safetensors_files
 from qavit.checkpoints.formats.reading import open_folder, open_weights
 from qavit.checkpoints.towers import bert, clip
 from qavit.cli import _main as cli_main
-from qavit.data import _local as local
 from qavit.data import _output as data_output
 from qavit.data import _plan as plan
 from qavit.generation._decoding import Decoding
@@ -738,13 +737,13 @@ def use_progress() -> None:
     for _ in going:
         going.say("a")
     duration(3.0)
-    local.usable_cpus()
+    system.usable_cpus()
 
 
 def use_files() -> None:
-    assert files.is_running(os.getpid())
+    assert system.is_running(os.getpid())
     files.write_whole(place() / "whole", b"0123")
-    files.sync_folder(place())
+    system.sync_folder(place())
     files.remove_leftovers(folder())
 
 

@@ -230,7 +230,7 @@ def test_a_replacement_that_fails_leaves_the_old_folder(late, tmp_path, monkeypa
             raise OSError(5, "Input/output error")
         return rename(self, to)
 
-    monkeypatch.setattr(convert_module, "_exchange", lambda one, two: False)
+    monkeypatch.setattr(convert_module, "exchange_folders", lambda one, two: False)
     monkeypatch.setattr(Path, "rename", fails_where_the_old_folder_was)
     with pytest.raises(OSError, match="Input/output error"):
         convert(late, target, "bfloat16")
@@ -243,7 +243,7 @@ def test_a_replacement_that_fails_leaves_the_old_folder(late, tmp_path, monkeypa
 def test_a_convert_that_dies_at_any_step_leaves_a_whole_folder(late, swap, tmp_path, monkeypatch):
     target = tmp_path / "model"
     if not swap:
-        monkeypatch.setattr(convert_module, "_exchange", lambda one, two: False)
+        monkeypatch.setattr(convert_module, "exchange_folders", lambda one, two: False)
     convert(late, target)
     steps = dying.run(lambda: convert(late, target, "float16"), tmp_path)
     assert steps > 5
@@ -265,7 +265,7 @@ def test_a_convert_that_dies_at_any_step_leaves_a_whole_folder(late, swap, tmp_p
 def test_kills_at_random_moments_leave_a_whole_folder(late, swap, tmp_path, monkeypatch):
     target = tmp_path / "model"
     if not swap:
-        monkeypatch.setattr(convert_module, "_exchange", lambda one, two: False)
+        monkeypatch.setattr(convert_module, "exchange_folders", lambda one, two: False)
     chance = np.random.default_rng(4)
     kills = 0
     for _ in range(int(os.environ.get("QAVIT_TEST_KILLS", "100")) // 2):

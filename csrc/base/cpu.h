@@ -20,7 +20,7 @@ typedef struct {
 /* QAVIT_CPU in the environment hides everything above the level that it names: portable, avx2, avx_vnni, avx512, avx512_vnni,
  * avx512_bf16 or amx; on ARM portable, neon or neon_bf16. */
 qv_cpu_features qv_cpu(void);
-/* QV_ERR_VALUE where QAVIT_CPU is another word. */
+/* QV_ERR_VALUE where QAVIT_CPU is another word, or the CPU is big-endian. */
 qv_status qv_cpu_check(qv_error *err);
 
 #endif

@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the files of weights that are mapped are little-endian");
-
 #define PROBLEMS_SHOWN ((size_t)8)
 
 size_t qv_dtype_size(qv_dtype dtype) {

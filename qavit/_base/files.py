@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
+from .system import is_running, sync_folder
+
 PathLike = Union[str, "os.PathLike[str]"]
 
 
@@ -99,17 +101,6 @@ def absolute_paths(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: os.path.abspath(value) for name, value in named.items() if os.path.exists(value)}
 
 
-def sync_folder(folder: PathLike) -> None:
-    """Have the disk hold the names in a folder, where the file system can do that."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError:  # some network file systems refuse; their renames are kept by the server
-        pass
-    finally:
-        os.close(number)
-
-
 #: This machine: folders may be shared, and process numbers are each machine's own.
 _HERE = f"{zlib.crc32(platform.node().encode()):08x}"
 
@@ -121,14 +112,3 @@ def remove_leftovers(folder: PathLike) -> None:
         match = pattern.fullmatch(entry.name)
         if match and not is_running(int(match[1])):
             entry.unlink(missing_ok=True)
-
-
-def is_running(process: int) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Union
 
-from .._base.files import is_running
+from .._base.system import exchange_folders, is_running, sync_folder
 from .._core import build_info
 from ._describe import _check_source
 from ._source import PROMPT_TOKENIZER, ModelSource
@@ -248,7 +247,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():
             raise
-        if not _exchange(partial, target):
+        if not exchange_folders(partial, target):
             old = partial.with_name(partial.name + "-old")
             target.rename(old)
             try:
@@ -257,18 +256,4 @@ def _put_in_place(partial: Path, target: Path) -> None:
                 old.rename(target)
                 raise
             shutil.rmtree(old, ignore_errors=True)
-    parent = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-
-
-def _exchange(one: Path, two: Path) -> bool:
-    """Swap two folders in one step, so that there is never none; False where the system cannot."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return bool(rename(here, os.fsencode(one), here, os.fsencode(two), swap) == 0)
+    sync_folder(target.parent)

@@ -22,11 +22,6 @@ MAX_DEATHS = 3  # of workers at one part
 POLL_SECONDS = 0.5
 
 
-def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_here(actor: HeatmapActor, settings: Settings, parts: Iterator[Part], tick: Tick) -> Generator[PartDone, None, None]:
     """Parts one after another in this process."""
     worker = PartWorker(settings, actor)

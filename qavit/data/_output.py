@@ -23,6 +23,7 @@ import numpy.typing as npt
 from .._base.extras import require
 from .._base.files import PathLike, remove_leftovers, whole_file
 from .._base.small_files import read_json
+from .._base.system import try_lock
 from ._plan import Part, Shard
 from ._rows import MapRow, scale_maps
 from ._tables import storable
@@ -239,28 +240,18 @@ class OutputFolder(PartFolder):
 
     def _take_lock(self) -> Any:
         """Held until :meth:`close`, or the death of this process."""
-        import fcntl
-
         lock = open(self.path / f".lock-{self._shard.number}-of-{self._shard.total}", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(lock) is False:
             lock.close()
-            raise ValueError(f"out: another process is writing share {self._shard} into {str(self.path)!r}") from None
-        except OSError:  # a file system without locks
-            pass
+            raise ValueError(f"out: another process is writing share {self._shard} into {str(self.path)!r}")
         return lock
 
     def _is_alone(self) -> bool:
         """Whether no other share is being written."""
-        import fcntl
-
         for path in self.path.glob(".lock-*"):
             if path.name != os.path.basename(self._lock.name):
                 with open(path, "w") as lock:
-                    try:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except OSError:
+                    if not try_lock(lock):
                         return False
         return True
 

@@ -12,11 +12,12 @@ from .._base.arguments import whole_number
 from .._base.extras import require
 from .._base.files import PathLike, absolute_paths, make_folder, remove_leftovers
 from .._base.progress import RunProgress
+from .._base.system import usable_cpus
 from .._base.types import Fit, Heads
 from .._core import get_num_threads
 from ._actor import HeatmapActor
 from ._estimate import COUNTED_BYTES, Estimate, measure, rows_left
-from ._local import run_here, run_processes, usable_cpus
+from ._local import run_here, run_processes
 from ._output import OutputFolder, PartFolder, check_keep, file_identity, model_identity
 from ._plan import ENGINES, PART_ROWS, WINDOW, Part, Shard, plan_file
 from ._questions import QuestionFile, open_questions

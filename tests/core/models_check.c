@@ -1,6 +1,7 @@
 /* Whole models on the CPU's ops against the public codes' own numbers, on whatever CPU this was compiled for:
  * models_check CASES, a file that tests/core/write_cases.py wrote. scripts/cross.sh runs it under emulators. */
 #include "base/blas.h"
+#include "base/cpu.h"
 #include "base/threads.h"
 #include "check.h"
 #include "models/blip_gradcam.h"
@@ -220,6 +221,7 @@ static void check_blip(qv_weights *cases, qv_precision precision, size_t questio
 
 int main(int count, char **arguments) {
     qv_error err;
+    check_status(qv_cpu_check(&err), &err);
     check_status(qv_blas_start(&err), &err);
     if (count != 2) {
         puts("usage: models_check CASES");

@@ -265,7 +265,7 @@ static void check_threads(void) {
 
 int main(void) {
     qv_error err;
-    if (qv_blas_start(&err) != QV_OK) {
+    if (qv_cpu_check(&err) != QV_OK || qv_blas_start(&err) != QV_OK) {
         puts(err.message);
         return 2;
     }
