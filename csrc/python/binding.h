@@ -48,6 +48,8 @@ int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err);
 PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims);
 PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims);
 PyArrayObject *qvpy_new_floats(int dims, const size_t *shape);
+/* A new tuple of what a sequence holds now, whatever others do to it meanwhile; TypeError with the message where it is none. */
+PyObject *qvpy_tuple(PyObject *object, const char *message);
 /* int32 [N] into out, each item in low .. high; *keep holds the array. 0, or -1 with an exception. */
 int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out, npy_int32 low,
                       size_t high);
@@ -188,6 +190,14 @@ PyObject *qvpy_decoder_gradient(qvpy_model *self, PyObject *arguments);
 #define QVPY_ONE_INTERPRETER {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #else
 #define QVPY_ONE_INTERPRETER
+#endif
+
+/* The slot that says that the module needs no GIL, in Pythons that can be without: models are immutable, a decoder's cache takes
+ * one call at a time, and what lists and dicts hold is taken at the door. */
+#if PY_VERSION_HEX >= 0x030D0000
+#define QVPY_NO_GIL {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#else
+#define QVPY_NO_GIL
 #endif
 
 /* Each adds its functions or its heap types to the module; 0 or -1 with an exception. */

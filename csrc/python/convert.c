@@ -172,6 +172,31 @@ static int read_tensor(qvpy_weights *weights, qv_tensor *tensor, PyObject *value
     return 0;
 }
 
+/* A new reference, since whatever is done with the item can run code that takes it out of the dict, as other threads can; NULL
+ * with or without an exception. */
+static PyObject *find_item(PyObject *dict, PyObject *name) {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *value;
+    return PyDict_GetItemRef(dict, name, &value) > 0 ? value : NULL;
+#else
+    PyObject *value = PyDict_GetItemWithError(dict, name);
+    Py_XINCREF(value);
+    return value;
+#endif
+}
+
+PyObject *qvpy_tuple(PyObject *object, const char *message) {
+    PyObject *iterator = PyObject_GetIter(object);
+    if (iterator == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+            PyErr_SetString(PyExc_TypeError, message);
+        }
+        return NULL;
+    }
+    Py_DECREF(iterator);
+    return PySequence_Tuple(object);
+}
+
 int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict, const qvpy_state *state) {
     *weights = (qvpy_weights){NULL, 0, NULL, 0, NULL};
     if (!PyDict_Check(dict)) {
@@ -197,14 +222,13 @@ int qvpy_weights_acquire(qvpy_weights *weights, PyObject *dict, const qvpy_state
             goto fail;
         }
         tensor->name = PyUnicode_AsUTF8(name);
-        PyObject *value = tensor->name != NULL ? PyDict_GetItemWithError(dict, name) : NULL;
+        PyObject *value = tensor->name != NULL ? find_item(dict, name) : NULL;
         if (value == NULL) {
             if (!PyErr_Occurred()) {
                 PyErr_SetObject(PyExc_KeyError, name); /* gone since the names were read */
             }
             goto fail;
         }
-        Py_INCREF(value); /* giving out a buffer can run code that takes it out of the dict */
         int status = read_tensor(weights, tensor, value, state);
         Py_DECREF(value);
         if (status < 0) {
@@ -259,11 +283,14 @@ int qvpy_activation(PyObject *value, const char *what, qv_activation *out) {
 }
 
 PyObject *qvpy_config_item(PyObject *dict, const char *key) {
-    PyObject *value = PyDict_GetItemString(dict, key);
-    if (value == Py_None) {
-        value = NULL;
+    PyObject *name = PyUnicode_FromString(key);
+    PyObject *value = name != NULL ? find_item(dict, name) : NULL;
+    Py_XDECREF(name);
+    if (value == NULL) {
+        PyErr_Clear();
+    } else if (value == Py_None) {
+        Py_CLEAR(value);
     }
-    Py_XINCREF(value); /* asking it for a number, or for its text, can run code that takes it out of the dict */
     return value;
 }
 

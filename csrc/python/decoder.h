@@ -6,6 +6,8 @@
 
 #include "models/decoder.h"
 
+#include <stdatomic.h>
+
 typedef struct {
     PyObject_HEAD
     qv_decoder_memory memory;
@@ -17,7 +19,7 @@ typedef struct {
     qv_decoder_cache cache;
     qvpy_model *owner;
     PyObject *memories; /* a tuple, which keeps them alive */
-    bool busy;          /* a call without the GIL is working on it */
+    atomic_bool busy;   /* a call is working on it */
 } qvpy_decoder_cache;
 
 /* The methods of a Decoder that make them. */

@@ -271,18 +271,17 @@ qvpy_decoder_cache *qvpy_enter_cache(qvpy_model *self, PyObject *object) {
         PyErr_SetString(PyExc_ValueError, "cache: it was begun by another model");
         return NULL;
     }
-    if (cache->busy) {
+    if (atomic_exchange(&cache->busy, true)) {
         PyErr_SetString(PyExc_RuntimeError, "cache: another thread is writing to it; begin one for each thread");
         return NULL;
     }
-    cache->busy = true;
     Py_INCREF(cache);
     return cache;
 }
 
 void qvpy_leave_cache(qvpy_decoder_cache *cache) {
     if (cache != NULL) {
-        cache->busy = false;
+        atomic_store(&cache->busy, false);
         Py_DECREF(cache);
     }
 }

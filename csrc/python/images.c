@@ -178,11 +178,11 @@ int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject 
     if (read_preprocessing(&pictures->how, preprocessing, height, width) < 0) {
         return -1;
     }
-    PyObject *items = PySequence_Fast(sequence, "pictures: expected a sequence of uint8 arrays [H, W, 3]");
+    PyObject *items = qvpy_tuple(sequence, "pictures: expected a sequence of uint8 arrays [H, W, 3]");
     if (items == NULL) {
         return -1;
     }
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    Py_ssize_t count = PyTuple_GET_SIZE(items);
     pictures->count = (size_t)count;
     pictures->arrays = PyMem_Calloc((size_t)count + 1, sizeof *pictures->arrays);
     pictures->views = PyMem_Calloc((size_t)count + 1, sizeof *pictures->views);
@@ -192,11 +192,7 @@ int qvpy_pictures_acquire(qvpy_pictures *pictures, PyObject *sequence, PyObject 
         result = -1;
     }
     for (Py_ssize_t i = 0; result == 0 && i < count; i++) {
-        /* Converting an array can run code that shortens the sequence. */
-        PyObject *item = i < PySequence_Fast_GET_SIZE(items) ? PySequence_Fast_GET_ITEM(items, i) : Py_None;
-        Py_INCREF(item);
-        pictures->arrays[i] = picture_array(item);
-        Py_DECREF(item);
+        pictures->arrays[i] = picture_array(PyTuple_GET_ITEM(items, i));
         if (pictures->arrays[i] == NULL) {
             result = -1;
         } else {

@@ -12,6 +12,7 @@ static int execute(PyObject *module) {
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
     QVPY_ONE_INTERPRETER
+    QVPY_NO_GIL
     {0, NULL},
 };
 

@@ -21,9 +21,7 @@ static int read_integrated(PyObject *dict, vit_config *config) {
         Py_XDECREF(value);
         return 0;
     }
-    PyObject *items = PySequence_Fast(value, "config: 'integrated' must be a sequence of block numbers");
-    PyObject *blocks = items != NULL ? PySequence_Tuple(items) : NULL;
-    Py_XDECREF(items);
+    PyObject *blocks = qvpy_tuple(value, "config: 'integrated' must be a sequence of block numbers");
     Py_DECREF(value);
     if (blocks == NULL) {
         return -1;
@@ -361,16 +359,13 @@ static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
 
 static int for_each(PyObject *sequence, const char *argument, forward_call *c, const qv_vit *vit,
                     int (*add)(forward_call *, const qv_vit *, PyObject *)) {
-    PyObject *items = PySequence_Fast(sequence, argument);
+    PyObject *items = qvpy_tuple(sequence, argument);
     if (items == NULL) {
         return -1;
     }
     int result = 0;
-    for (Py_ssize_t i = 0; result == 0 && i < PySequence_Fast_GET_SIZE(items); i++) {
-        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
-        Py_INCREF(item); /* reading a number of it can run code that takes it out of the sequence */
-        result = add(c, vit, item);
-        Py_DECREF(item);
+    for (Py_ssize_t i = 0; result == 0 && i < PyTuple_GET_SIZE(items); i++) {
+        result = add(c, vit, PyTuple_GET_ITEM(items, i));
     }
     Py_DECREF(items);
     return result;
