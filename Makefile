@@ -13,7 +13,7 @@ BENCH ?=
 # Where ccache is installed, what was compiled once is not compiled again.
 export PATH := /usr/lib/ccache:$(PATH)
 
-.PHONY: help demo test nightly levels old lint types asan cuda tsan coverage fuzz cross bench wheel docs train ready clean
+.PHONY: help demo test nightly levels old lint types asan cuda tsan coverage fuzz cross everywhere bench wheel docs train ready clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -103,6 +103,11 @@ fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=
 cross: $(STAMPS)/build ## check the core's ops and models on aarch64, AVX2 and plain x86-64, under emulators
 	@PYTHON=$(PYTHON) scripts/system_packages.sh cross
 	@PYTHON=$(BIN)/python scripts/cross.sh
+
+everywhere: $(STAMPS)/build ## compile the core for every system by one compiler, and run it under qemu and wine
+	@PYTHON=$(PYTHON) scripts/system_packages.sh cross
+	@$(PIP) --group everywhere
+	@PYTHON=$(BIN)/python scripts/everywhere.sh
 
 bench: $(STAMPS)/build ## time qavit beside its peers: one Markdown table, benchmarks/results/bench.md (BENCH=--quick to try it)
 	@$(PIP) --group bench

@@ -30,6 +30,7 @@ if [ "$wanted" = cross ]; then
     need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
     need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdlib.h
     need qemu-user-static command -v qemu-aarch64-static
+    need wine64 command -v wine
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
