@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._base.files import PathLike, make_folder
-from .checkpoints._weights import Weights
+from .checkpoints._weights import Stored, Weights
 from .checkpoints.formats.safetensors_files import write_safetensors
 
 Shapes = dict[str, tuple[int, ...]]
@@ -81,7 +81,7 @@ def _random(shapes: Shapes) -> Weights:
 
 
 def _save(shapes: Shapes, path: Path) -> Path:
-    weights = _random(shapes)
+    weights: Stored = dict(_random(shapes))
     with open(path, "wb") as file:
         write_safetensors(file, weights, dict.fromkeys(weights, "float32"))
     return path
