@@ -739,7 +739,7 @@ def test_converted_folders_say_what_they_lack(tmp_path):
     with pytest.raises(ValueError, match="has its own text encoder"):
         open_model(folder, text=GOLDEN / "qavit_official_late" / "t5")
     for changes, message in (
-        ({"version": 9}, "version 9 of the format, this qavit reads versions 1 and 2"),
+        ({"version": 9}, "version 9 of the format, this qavit reads versions 1 to 3"),
         ({"questions": 3}, "'questions' is int, expected an object"),
         ({"defaults": [1]}, "'defaults' is list, expected an object"),
         ({"architecture": "blip_itm", "text": None}, r"config\.json has no 'text'"),

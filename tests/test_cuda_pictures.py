@@ -138,7 +138,7 @@ def test_preprocessing_is_checked(device: Any) -> None:
         with pytest.raises(ValueError, match="preprocessing: rule"):
             vit.forward([noise(5, 5)], hidden=[0], preprocessing=(*right[:place], wrong, *right[place + 1 :]))
     with pytest.raises(TypeError, match="pictures: expected a sequence"):
-        vit.forward(None, hidden=[0], preprocessing=right)
+        vit.forward(5, hidden=[0], preprocessing=right)
     assert vit.forward([], hidden=[0], preprocessing=right)["hidden"][0].shape[0] == 0
 
 

@@ -29,7 +29,7 @@ from public_names import public_code
 
 import qavit
 from qavit import _core
-from qavit.plots import _panels as plots_panels
+from qavit.plots import _axes as plots_axes
 
 CALLS = int(os.environ.get("QAVIT_TEST_LEAK_CALLS", "24"))
 ROUNDS = 3
@@ -55,7 +55,7 @@ def quick_and_clean() -> Iterator[None]:
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(plots_panels, "DRAWN_SIDE", 16)
+        patch.setattr(plots_axes, "DRAWN_SIDE", 16)
         yield
     leak_calls.clean_up()
     gc.unfreeze()

@@ -474,7 +474,9 @@ class Process:
     """`qavit serve` as a command."""
 
     def __init__(self, folder: Path, *words: str, before: str = "") -> None:
-        script = f"import sys\n{before}\nfrom qavit.cli import main\nsys.exit(main(['serve', *sys.argv[1:]]))"
+        # Where this process was told to pass over SIGHUP, as under nohup, its children would be, too.
+        heard = "import signal; signal.signal(getattr(signal, 'SIGHUP', signal.SIGINT), signal.SIG_DFL)"
+        script = f"import sys\n{heard}\n{before}\nfrom qavit.cli import main\nsys.exit(main(['serve', *sys.argv[1:]]))"
         paths = os.pathsep.join([str(Path(qavit.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
