@@ -71,7 +71,7 @@ def demo_model(**options: Any) -> QAViT:
 
 
 def run_demo(
-    out: str | Path, image: Any = None, questions: Sequence[str] | None = None, block: int | None = None
+    out: str | Path, image: Any = None, questions: Sequence[str] | None = None, block: int | None = None, **look: Any
 ) -> tuple[HeatmapResult, list[Path]]:
     """Draw heatmaps of the bundled model.
 
@@ -85,6 +85,8 @@ def run_demo(
         By default the scene's own.
     block : int, optional
         By default the block that points best.
+    **look
+        cmap, vmin, vmax and shared, as for `HeatmapResult.figure`.
 
     Returns
     -------
@@ -96,7 +98,7 @@ def run_demo(
         PICTURE if image is None else image, list(questions or demo_scene().questions), block=block
     )
     return result, [
-        result.save(folder / "heatmaps.png", kind="questions"),
-        result[0].save(folder / "blocks.png", kind="blocks"),
-        result.to_html(folder / "heatmaps.html"),
+        result.save(folder / "heatmaps.png", kind="questions", **look),
+        result[0].save(folder / "blocks.png", kind="blocks", **look),
+        result.to_html(folder / "heatmaps.html", **look),
     ]

@@ -98,6 +98,9 @@ class QAViTHeatmapDemo:
         block_num: int | None = None,
         blocks: Sequence[int] = (3, 7, 11),
         show: bool = False,
+        vmin: float | None = None,
+        vmax: float | None = None,
+        shared: bool = True,
     ) -> DemoEntry:
         """Where the model looks in a picture for a question.
 
@@ -114,6 +117,10 @@ class QAViTHeatmapDemo:
             The blocks of the multi-scale figure, as far as the model has them.
         show : bool
             Show the figure too, in a notebook or a window.
+        vmin, vmax : float, optional
+            The values of the colour scale's two ends, as for `HeatmapResult.figure`.
+        shared : bool
+            One colour scale for all panels of a figure.
 
         Returns
         -------
@@ -123,14 +130,15 @@ class QAViTHeatmapDemo:
         if not isinstance(question, str):
             raise TypeError(f"question: expected a str, got {type(question).__name__}")
         there = self._there(blocks)
+        scale: dict[str, Any] = {"vmin": vmin, "vmax": vmax, "shared": shared}
         result = self._heatmaps(image_path, [question], block_num)
         files: dict[str, Path] = {}
         if save_dir is not None:
             folder, stem = make_folder(save_dir, "save_dir"), _stem(image_path)
-            files = _save(result, folder, stem, (*_FIGURES, "panels"))
-            files["blocks"] = self._save_blocks(result, folder, stem, there)
+            files = _save(result, folder, stem, (*_FIGURES, "panels"), scale)
+            files["blocks"] = self._save_blocks(result, folder, stem, there, scale)
         if show:
-            result.show()
+            result.show(**scale)
         return _entry(result, files)
 
     def demo_multiple_questions(
@@ -142,12 +150,15 @@ class QAViTHeatmapDemo:
         block_num: int | None = None,
         blocks: Sequence[int] = (3, 7, 11),
         show: bool = False,
+        vmin: float | None = None,
+        vmax: float | None = None,
+        shared: bool = True,
     ) -> list[DemoEntry]:
         """Where the model looks in one picture for each of several questions, on one scale.
 
         Parameters
         ----------
-        image_path, save_dir, block_num, blocks, show
+        image_path, save_dir, block_num, blocks, show, vmin, vmax, shared
             As for `demo_single_image`. Figures: one with all questions side by side, one with all questions' maps of
             `blocks`, and each question's overlay.
         questions : sequence of str
@@ -158,20 +169,21 @@ class QAViTHeatmapDemo:
             One for each question, as `demo_single_image` gives it.
         """
         there = self._there(blocks)
+        scale: dict[str, Any] = {"vmin": vmin, "vmax": vmax, "shared": shared}
         result = self._heatmaps(image_path, question_list(questions), block_num)
-        shared: dict[str, Path] = {}
+        together: dict[str, Path] = {}
         own: list[dict[str, Path]] = [{} for _ in result.questions]
         if save_dir is not None:
             folder, stem = make_folder(save_dir, "save_dir"), _stem(image_path)
-            shared = {
-                "questions": result.save(folder / f"{stem}_questions.png", "questions"),
-                "blocks": self._save_blocks(result, folder, f"{stem}_questions", there),
+            together = {
+                "questions": result.save(folder / f"{stem}_questions.png", "questions", **scale),
+                "blocks": self._save_blocks(result, folder, f"{stem}_questions", there, scale),
             }
-            own = [_save(result[i], folder, stem, ("overlay",), i + 1) for i in range(len(result))]
+            own = [_save(result[i], folder, stem, ("overlay",), scale, i + 1) for i in range(len(result))]
             _log.info("figures are in %s", folder)
         if show:
-            result.show()
-        return [_entry(result[i], {**own[i], **shared}) for i in range(len(result))]
+            result.show(**scale)
+        return [_entry(result[i], {**own[i], **together}) for i in range(len(result))]
 
     def analyze_attention_statistics(self, attention_map: Any) -> MapStatistics:
         """A map in numbers.
@@ -228,11 +240,13 @@ class QAViTHeatmapDemo:
         """Those of `blocks` that the model has."""
         return [block for block in whole_numbers(blocks, "blocks") if 0 <= block < self.model.qavit.num_blocks]
 
-    def _save_blocks(self, result: HeatmapResult, folder: Path, stem: str, blocks: Sequence[int]) -> Path:
+    def _save_blocks(
+        self, result: HeatmapResult, folder: Path, stem: str, blocks: Sequence[int], scale: dict[str, Any]
+    ) -> Path:
         """The figure of several blocks' maps; the block that was read is always among them."""
         shown = sorted({*blocks, *result.block_numbers})
         name = "_".join(map(str, shown))
-        return result.save(folder / f"{stem}{_slug(result)}_blocks_{name}.png", "blocks", blocks=shown)
+        return result.save(folder / f"{stem}{_slug(result)}_blocks_{name}.png", "blocks", blocks=shown, **scale)
 
 
 def _entry(result: HeatmapResult, files: dict[str, Path]) -> DemoEntry:
@@ -249,11 +263,16 @@ def _entry(result: HeatmapResult, files: dict[str, Path]) -> DemoEntry:
 
 
 def _save(
-    result: HeatmapResult, folder: Path, stem: str, kinds: Sequence[Kind], number: int | None = None
+    result: HeatmapResult,
+    folder: Path,
+    stem: str,
+    kinds: Sequence[Kind],
+    scale: dict[str, Any],
+    number: int | None = None,
 ) -> dict[str, Path]:
     """One file for each kind of figure."""
     prefix = f"{stem}{'' if number is None else f'_{number}'}{_slug(result)}"
-    files: dict[str, Path] = {kind: result.save(folder / f"{prefix}_{kind}.png", kind) for kind in kinds}
+    files: dict[str, Path] = {kind: result.save(folder / f"{prefix}_{kind}.png", kind, **scale) for kind in kinds}
     _log.info("%d figures of %r are in %s", len(files), result.questions[0], folder)
     return files
 

@@ -54,13 +54,18 @@ class HeatmapResult(Drawing):
         What a reader ought to know of the maps; each was a warning too.
     model : str
         The name of the model that gave them; "" where it is not known.
+    heads : "mean", "max", "single" or int
+        How heads became one map; "mean" too where the method has none.
+    head_maps : float32 array [Q, H, gh, gw], optional
+        The maps of every head of `block`, each summing to 1, computed when first read; None where the method is not of
+        heads. May be given as a function. Those of another block: ask for that block.
     """
 
     @classmethod
     def load(cls, path: PathLike) -> HeatmapResult:
         """A result that `save` wrote as .npz, whole: with its picture, words, answers and notes.
 
-        Maps of other blocks are there where they had been computed before it was saved.
+        Maps of other blocks and of heads are there where they had been computed before it was saved.
 
         Raises
         ------

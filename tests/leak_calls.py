@@ -92,6 +92,7 @@ from qavit.models import _devices as devices
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _look as plots_look
 from qavit.plots import _page as html
+from qavit.plots import _sheet as plots_sheet
 
 # ---- what the calls are made on ----
 
@@ -810,15 +811,15 @@ def drawn_small(call: Callable[[], Any]) -> Callable[[], None]:
     def act() -> None:
         from matplotlib.figure import Figure
 
-        lay_out, save = plots_figures._lay_out, Figure.savefig
+        lay_out, save = plots_sheet._lay_out, Figure.savefig
 
-        def one_panel(result: Any, panels: Any, look: Any, bar: Any, caption: Any, figure: Any) -> Any:
-            return lay_out(result, replace(panels, cells=panels.cells[:1], per_row=1), look, None, [], figure)
+        def one_panel(result: Any, panels: Any, look: Any, scale: Any, caption: Any) -> Any:
+            return lay_out(result, replace(panels, cells=panels.cells[:1], per_row=1), look, None, [])
 
         def coarse(figure: Any, file: Any, **options: Any) -> None:
             save(figure, file, **{**options, "dpi": 10})
 
-        with mock.patch.object(plots_figures, "_lay_out", one_panel), mock.patch.object(Figure, "savefig", coarse):
+        with mock.patch.object(plots_sheet, "_lay_out", one_panel), mock.patch.object(Figure, "savefig", coarse):
             call()
 
     return act
@@ -916,6 +917,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "stream": (lambda: [*small().stream([photo(), photo()], QUESTIONS, fit="pad")], 1),
     "another block": (lambda: small().heatmaps(photo(), QUESTIONS).at(2), 1),
     "word maps": (lambda: small().heatmaps(photo(), QUESTIONS).word_maps, 1),
+    "head maps": (lambda: small().heatmaps(photo(), QUESTIONS).head_maps, 1),
     "block maps": (lambda: small().heatmaps(photo(), QUESTIONS).block_maps, 1),
     "BLIP texts": (lambda: blip().itm(photo(), QUESTIONS), 1),
     "BLIP block maps": (lambda: blip().heatmaps(photo(), QUESTIONS).block_maps, 1),

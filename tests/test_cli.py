@@ -578,18 +578,3 @@ def test_errors_name_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert cli_main.main(["info", "--model", "demo"]) == cli_main.main(["info", "demo"]) == cli_options.OK
     assert capsys.readouterr().out.count("model       demo: QA-ViT") == 2
-
-
-def test_looks_of_figures_from_the_command_line(tmp_path: Path) -> None:
-    def drawn(folder: str, *more: Any) -> bytes:
-        done = run("heatmap", SCENE, "-q", "where is the star?", "-o", tmp_path / folder, "--kind", "overlay", *more)
-        assert done.returncode == cli_options.OK, done.stderr
-        return (tmp_path / folder / "scene.png").read_bytes()
-
-    plain = drawn("a")
-    looks = (("--contours",), ("--boxes", 0.5), ("--vmax", 0.9), ("--own-scales",))
-    assert len({plain, *(drawn(f"b{number}", *look) for number, look in enumerate(looks))}) == 5
-    assert drawn("a", "--contours") != plain  # another look is drawn anew
-    wrong = run("heatmap", SCENE, "-q", "where?", "-o", tmp_path / "c", "--vmin", 2, "--vmax", 1)
-    assert wrong.returncode == cli_options.SOME_FAILED
-    assert "expected a vmin below vmax" in wrong.stderr

@@ -242,6 +242,34 @@ def test_block_maps_are_computed_once_and_only_when_asked() -> None:
         _ = result(block_maps=lambda: np.ones((2, 1, 3, 4))).block_maps
 
 
+def test_head_maps_are_computed_once_and_follow_their_questions() -> None:
+    calls = []
+    every = np.random.default_rng(1).random((3, 5, 3, 4), np.float32)
+
+    def head_maps() -> Any:
+        calls.append(1)
+        return every
+
+    one = result(head_maps=head_maps, block=1, block_maps=np.stack([result().maps] * 2))
+    part, kept = one[1:], copy.copy(one)
+    assert not calls
+    np.testing.assert_array_equal(part.head_maps, every[1:])
+    np.testing.assert_array_equal(one["one?"].head_maps, every[:1])
+    assert one.head_maps is one.head_maps
+    assert not one.head_maps.flags.writeable
+    assert len(calls) == 1
+    np.testing.assert_array_equal(kept.head_maps, every)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(one)).head_maps, every)
+    assert pickle.loads(pickle.dumps(result(head_maps=head_maps))).head_maps is None
+    assert one.at(1).head_maps is not None
+    assert one.at(0).head_maps is None  # they are of the block that was read
+    assert result().head_maps is None
+    assert [result(heads=heads).heads for heads in ("max", np.int64(2))] == ["max", 2]
+    assert json.dumps(result(heads=np.int64(2)).to_dict()["heads"]) == "2"
+    with pytest.raises(TypeError, match="heads: expected a whole number, got float"):
+        result(heads=1.5)
+
+
 def test_questions_of_a_result_that_cannot_be_answered() -> None:
     one = result()[0]
     with pytest.raises(ValueError, match="k: got 0, expected at least 1"):
@@ -272,6 +300,9 @@ def test_questions_of_a_result_that_cannot_be_answered() -> None:
         ({"words": None}, "word_maps: given without words"),
         ({"word_maps": [np.ones((1, 3, 4))] * 3}, "word_maps"),
         ({"answers": []}, "answers"),
+        ({"head_maps": np.ones((3, 3, 4))}, "head_maps: expected numbers with 4 axes"),
+        ({"head_maps": np.ones((2, 5, 3, 4))}, r"head_maps: shape \(2, 5, 3, 4\), expected \(3, heads, 3, 4\)"),
+        ({"head_maps": np.full((3, 5, 3, 4), np.inf)}, "head_maps: .*infinity"),
     ],
 )
 def test_parts_that_do_not_fit(changes: dict[str, Any], message: str) -> None:

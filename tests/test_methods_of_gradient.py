@@ -16,6 +16,7 @@ from torch_tower import Tower
 
 import qavit
 from qavit.checkpoints._weights import float_array
+from qavit.heatmaps import to_distribution
 from qavit.methods._registry import all_methods
 
 SCENE = Path(qavit.__file__).parent / "demo_model" / "scene.png"
@@ -145,11 +146,14 @@ def test_heads(clip: qavit.Model) -> None:
     pixels = GOLDEN["pixel_values"][0]
     for method in ("legrad", "gradcam_attention"):
         one = [clip.heatmaps(pixels, TEXTS, method=method, block=6, heads=head).raw for head in range(4)]
+        every = clip.heatmaps(pixels, TEXTS, method=method, block=6).head_maps
+        close(every, to_distribution(np.stack(one, axis=1), axes=2), 1e-6)
         close(clip.heatmaps(pixels, TEXTS, method=method, block=6).raw, np.mean(one, axis=0), 1e-6)
         close(clip.heatmaps(pixels, TEXTS, method=method, block=6, heads="max").raw, np.max(one, axis=0), 1e-6)
     for method in ("gae", "grad_eclip", "gradcam", "rollout"):
         with pytest.raises(ValueError, match=f"heads: method '{method}' does not take it"):
             clip.heatmaps(pixels, TEXTS, method=method, heads="max")
+    assert clip.heatmaps(pixels, TEXTS, method="gae").head_maps is None
 
 
 def test_blocks_that_a_method_does_not_have(clip: qavit.Model, siglip: qavit.Model) -> None:

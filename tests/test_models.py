@@ -101,6 +101,8 @@ def test_extract_attention(late: Any, golden: Any, questions: list[str]) -> None
     assert np.array_equal(maps[:, 0], late.extract_attention(golden["image"], questions, blocks=(5,))[:, 0])
     heads = late.extract_attention(golden["image"], questions, blocks=(5,), heads=None)
     assert heads.shape == (3, 1, 4, 25)
+    maps = late.heatmaps(golden["image"][0], questions, block=5).head_maps
+    assert np.allclose(maps.reshape(3, 4, 25), late.extract_attention(golden["image"][:1], questions, (5,), None)[:, 0])
     one = late.extract_attention(golden["image"], questions, blocks=(5,), heads=2)
     assert np.allclose(one[:, 0], heads[:, 0, 2])
     shared = late.extract_attention(golden["image"][:1], questions, blocks=(5,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from qavit.plots import _writing as writing
 from qavit.plots._figures import make_figure, render
 from qavit.plots._look import Look
 from qavit.plots._png import png_of
-from qavit.plots._sheet import Sheet, sheet_of, ticks_between
+from qavit.plots._sheet import TITLE_SIZE, Sheet, sheet_of, ticks_between
 
 ROOT = Path(__file__).parent.parent
 DPI = 100
@@ -50,6 +51,7 @@ def result(count: int = 2, size: tuple[int, int] = (60, 90), **changes: Any) -> 
         "word_maps": [np.ones((2, 3, 4), np.float32)] * count,
         "answers": [[("yes", 0.9), ("no", 0.1)]] * count,
         "block_maps": lambda: np.stack([maps] * 3),
+        "head_maps": lambda: np.stack([maps, maps[..., ::-1]], axis=1),
     }
     return HeatmapResult(**{**parts, **changes})
 
@@ -94,6 +96,21 @@ def test_pixels_are_those_of_matplotlib_to_the_eye(kind: Any, size: tuple[int, i
     images = [Image.fromarray(pixels.astype(np.uint8)).resize((16, 12), Image.Resampling.BOX) for pixels in (fast, slow)]
     one, other = (np.asarray(image).astype(int) for image in images)
     assert np.abs(one - other).max() < 40
+
+
+@pytest.mark.parametrize(("letter", "columns"), [("W", 1), ("W", 4), ("m", 4), ("a", 2), ("é", 4)])
+def test_a_word_of_any_length_stays_in_its_panel(letter: str, columns: int) -> None:
+    shown = result(columns, size=(90, 90), questions=[letter * 300] * columns)
+    shown = dataclasses.replace(shown, notes=(Note("unknown", f"No word of {'W' * 300} is known.", 0),))
+    sheet = sheet_of(shown, "overlay", Look())
+    for line in sheet.lines:
+        canvas = Image.new("RGB", (10, 10))
+        wide = writing.write(canvas, line.text, (0, 0), line.size, "black") / 72
+        assert line.x + wide <= sheet.width
+        if line.size == TITLE_SIZE:
+            panel = min((place for place, _ in sheet.panels), key=lambda place: abs(place.left - line.x))
+            assert wide <= panel.width + 0.05
+    assert len({line.y for line in sheet.lines if line.size == TITLE_SIZE}) == 8  # the most lines of a text
 
 
 def test_colours_over_the_picture_are_those_of_the_overlay() -> None:

@@ -26,6 +26,8 @@ from qavit.plots import KINDS
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _labels as labels
 from qavit.plots import _pixels as plots_pixels
+from qavit.plots._look import Look, peaks_in_words
+from qavit.plots._sheet import sheet_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +51,7 @@ def result(
         "word_maps": [np.ones((2, 3, 4), np.float32)] * count,
         "answers": [[("yes", 0.9), ("no", 0.1)]] * count,
         "block_maps": lambda: np.stack([maps] * 3),
+        "head_maps": lambda: np.stack([maps, maps[..., ::-1]], axis=1),
     }
     return HeatmapResult(**{**parts, **changes})
 
@@ -87,6 +90,53 @@ def test_every_kind_is_drawn_without_a_warning(kind: str, size: tuple[int, int])
     # Pictures keep their shape: every panel has the picture's own aspect.
     panel = figure.axes[0].get_position()
     assert panel.height * height / (panel.width * width) == pytest.approx(size[0] / size[1], rel=1e-3)
+
+
+def test_each_map_on_a_scale_of_its_own_by_every_door(tmp_path: Path) -> None:
+    maps = np.full((2, 3, 4), 0.01, np.float32)
+    maps[0, 1, 1], maps[1, 1, 1] = 0.9, 0.1
+    one = result(maps=maps, raw=None)
+    assert np.array_equal(one.overlay(1, shared=False), one[1].overlay())
+    assert not np.array_equal(one.overlay(1), one[1].overlay())
+    for shared, ends in ((True, 1), (False, 2)):
+        drawn = one.plot(Figure().subplots(1, 2), kind="heatmap", shared=shared)
+        hot = [axes.images[0].get_array()[1, 1].tolist() for axes in drawn]
+        assert len({tuple(colour) for colour in hot}) == 3 - ends
+        bar = drawn[0].get_figure().axes[-1]
+        assert ([text.get_text() for text in bar.get_yticklabels()] == ["low", "high"]) is (not shared)
+    alone = one.plot(Figure().subplots(), question=1, shared=False)
+    assert "low" not in [text.get_text() for text in alone.get_figure().axes[-1].get_yticklabels()]
+
+
+def test_every_head_has_its_panel() -> None:
+    heads = np.random.default_rng(0).random((2, 13, 3, 4), np.float32) ** 8
+    heads /= heads.sum(axis=(2, 3), keepdims=True)
+    one = result(head_maps=heads)
+    figure = one.figure("heads")
+    assert len(figure.axes) == 2 * (1 + 13) + 1  # and the bar
+    texts = written(figure)
+    assert texts.count("mean of 13 heads") == 2
+    assert all(texts.count(f"head {number}") == 2 for number in range(13))
+    assert (
+        "Block 2: where the class token looks; each head sums to 1; "
+        f"{peaks_in_words(np.concatenate([one.maps[:, None], heads], axis=1))}; one colour scale for all heads"
+    ) in " ".join(texts)
+    lefts = [round(axes.get_position().x0, 4) for axes in figure.axes[:-1]]
+    assert [position for position, left in enumerate(lefts) if left == lefts[0]] == [0, 5, 10, 14, 19, 24]
+    sheet = sheet_of(one, "heads", Look())
+    assert len({panel.scale for _, panel in sheet.panels}) == 1
+    own = sheet_of(one, "heads", Look(shared=False))
+    assert len({panel.scale for _, panel in own.panels}) > 13
+    for panel, values in zip(sheet.panels, [one.maps[0], *heads[0], one.maps[1], *heads[1]], strict=True):
+        np.testing.assert_array_equal(panel[1].values, values)
+    largest = result(head_maps=heads, heads="max")
+    assert "largest of 13 heads" in written(largest.figure("heads"))
+    third = result(head_maps=heads, heads=3)
+    assert len(third.figure("heads").axes) == 2 * 13 + 1  # the third is among them
+    assert any(text.startswith("Block 2, head 3: ") for text in written(third.figure("questions")))
+    assert any(text.startswith("Block 2, largest of the heads: ") for text in written(largest.figure("overlay")))
+    with pytest.raises(ValueError, match="kind: 'heads' needs maps of heads, which this result does not have"):
+        result(head_maps=None).figure("heads")
 
 
 def test_the_colours_move_with_the_question() -> None:

@@ -29,7 +29,7 @@ def test_a_saved_result_comes_back_whole(saved: tuple[HeatmapResult, Path], tmp_
     for name in ("maps", "raw", "picture"):
         np.testing.assert_array_equal(getattr(again, name), getattr(result, name))
         assert not getattr(again, name).flags.writeable
-    for name in ("questions", "seen", "block", "method", "words", "answers", "notes", "scores"):
+    for name in ("questions", "seen", "block", "method", "words", "answers", "notes", "scores", "heads"):
         assert getattr(again, name) == getattr(result, name), name
     assert again.notes[0].kind == "unknown_words"
     assert again.word_maps is not None
@@ -37,15 +37,21 @@ def test_a_saved_result_comes_back_whole(saved: tuple[HeatmapResult, Path], tmp_
     for one, other in zip(again.word_maps, result.word_maps, strict=True):
         np.testing.assert_array_equal(one, other)
     assert again.block_maps is None
+    assert again.head_maps is None
     assert result.block_maps is not None
+    assert result.head_maps is not None
     whole = HeatmapResult.load(result.save(tmp_path / "blocks.npz"))
     np.testing.assert_array_equal(whole.block_maps, result.block_maps)
+    np.testing.assert_array_equal(whole.head_maps, result.head_maps)
     np.testing.assert_array_equal(whole.at(3).raw, result.at(3).raw)
     assert whole.blocks == result.blocks
     assert whole.to_dict() == result.to_dict()
-    scored = HeatmapResult(result.maps, result.questions, result.picture, block=(3, 4), scores=[0.5, 0.25])
+    scored = HeatmapResult(result.maps, result.questions, result.picture, block=(3, 4), scores=[0.5, 0.25], heads=2)
     back = HeatmapResult.load(scored.save(tmp_path / "scored.npz"))
     assert (back.block, back.scores.tolist() if back.scores is not None else None) == ((3, 4), [0.5, 0.25])
+    assert back.heads == 2
+    (tmp_path / "old.npz").write_bytes(changed(saved[1], heads=None))  # of a qavit that did not say
+    assert HeatmapResult.load(tmp_path / "old.npz").heads == "mean"
 
 
 def changed(path: Path, **changes: Any) -> bytes:
@@ -99,6 +105,9 @@ def header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
         ({"region": [0, 0]}, "HeatmapResult.save wrote"),
         ({"block_maps": np.zeros((4, 1, 1, 1)), "blocks": [0]}, "block_maps: shape"),
         ({"scores": np.zeros(7)}, "scores: 7 entries"),
+        ({"head_maps": np.zeros((2, 4, 5, 5))}, "head_maps: shape"),
+        ({"heads": "[1]"}, r"heads are \[1\]"),
+        ({"heads": "true"}, "heads are True"),
     ],
 )
 def test_files_that_are_not_results(

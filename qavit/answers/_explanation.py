@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .._base.files import PathLike, write_whole
 from .._base.types import FloatArray
 from .._result import HeatmapResult
+from ..plots._look import CMAP, Cmap, Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,13 +76,19 @@ class Explanation:
             "map": self.result.to_dict(),
         }
 
-    def figure(self, *, top: int = 8) -> Figure:
+    def figure(
+        self, *, top: int = 8, cmap: Cmap = CMAP, vmin: Optional[float] = None, vmax: Optional[float] = None
+    ) -> Figure:
         """The map, the drawn patches, and the captions that the answer attended to most.
 
         Parameters
         ----------
         top : int
             Captions that are shown.
+        cmap : str or Colormap
+            Any of matplotlib's.
+        vmin, vmax : float, optional
+            The values of the two ends of the map's colours, as for `HeatmapResult.overlay`; drawn patches have their own.
 
         Returns
         -------
@@ -92,9 +99,19 @@ class Explanation:
 
         heading = "Captions" if self.attended is None else "Captions that the answer attended to most"
         texts = self.ranked_captions()[:top]
-        return answer_figure(self.result, self.draws, self.question, self.answer.text, texts, heading)
+        look = Look(cmap, vmin=vmin, vmax=vmax)
+        return answer_figure(self.result, self.draws, self.question, self.answer.text, texts, heading, look)
 
-    def save(self, path: PathLike, *, top: int = 8, dpi: float = 150) -> Path:
+    def save(
+        self,
+        path: PathLike,
+        *,
+        top: int = 8,
+        dpi: float = 150,
+        cmap: Cmap = CMAP,
+        vmin: Optional[float] = None,
+        vmax: Optional[float] = None,
+    ) -> Path:
         """Save as the file name's ending says: .json holds `to_dict`, .png, .jpg, .webp, .pdf or .svg the figure.
 
         Raises
@@ -109,7 +126,7 @@ class Explanation:
             return write_whole(target, json.dumps(self.to_dict(), ensure_ascii=False).encode())
         from ..plots._figures import save_figure
 
-        return save_figure(self.figure(top=top), target, dpi)
+        return save_figure(self.figure(top=top, cmap=cmap, vmin=vmin, vmax=vmax), target, dpi)
 
     def _repr_jpeg_(self) -> bytes:
         from ..plots._figures import render

@@ -7,7 +7,18 @@ import json
 from pathlib import Path
 
 from .._base.about import build_info
-from ._options import FILE, FOLDER, OK, UsageError, add_model_options, add_out, completed, model_arguments
+from ._options import (
+    FILE,
+    FOLDER,
+    OK,
+    UsageError,
+    add_model_options,
+    add_out,
+    add_scale_options,
+    check_scale,
+    completed,
+    model_arguments,
+)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +29,8 @@ def add_demo_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--question", action="append", default=[], help="a question; may be given many times")
     parser.add_argument("--block", type=int, metavar="N", help="whose attention (default: the one that points best)")
+    add_scale_options(parser)
+    parser.add_argument("--own-scales", action="store_true", help="each map on a colour scale of its own")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -27,7 +40,9 @@ def run_demo_command(options: argparse.Namespace) -> int:
     from ..metrics._pointing import attention_inside
 
     truth = None if options.image or options.question else demo_scene().boxes
-    result, files = run_demo(options.out, options.image, options.question or None, options.block)
+    check_scale(options)
+    look = {"cmap": options.cmap, "vmin": options.vmin, "vmax": options.vmax, "shared": not options.own_scales}
+    result, files = run_demo(options.out, options.image, options.question or None, options.block, **look)
     if options.json:
         image = options.image or str(PICTURE)
         print(json.dumps({"image": image, "files": list(map(str, files)), **result.to_dict()}, ensure_ascii=False))

@@ -21,6 +21,8 @@ from ._options import (
     add_input_options,
     add_model_options,
     add_questions,
+    add_scale_options,
+    check_scale,
     completed,
     expanded,
     model_arguments,
@@ -57,6 +59,7 @@ def add_ask_options(parser: argparse.ArgumentParser) -> None:
             help="draw where the model looked beside the answer, and what the answer was read out of (default: why.png)",
         ), FILE,
     )  # fmt: skip
+    add_scale_options(parser)
     add_answering(parser)
     parser.add_argument(
         "--among", action="append", metavar="ANSWER", help="choose among these; may be given many times (models that write)"
@@ -75,6 +78,10 @@ def run_ask(options: argparse.Namespace) -> int:
     why = None if options.why is None else Path(options.why or "why.png")
     if why is not None and why.suffix.lower() not in ENDINGS:
         raise UsageError(f"--why: {str(why)!r} is none of {', '.join(sorted(ENDINGS))}")
+    if why is not None:
+        check_scale(options)
+    elif (options.cmap, options.vmin, options.vmax) != ("viridis", None, None):
+        raise UsageError("--cmap, --vmin and --vmax are of a figure, which --why draws")
     asked = questions_of(options)
     arguments = {name: value for name, value in model_arguments(options).items() if value is not None}
     model = open_answering(options.model, **arguments, precision=options.precision, device=options.device)
@@ -127,7 +134,7 @@ def answered(model: Any, one: Asked, options: argparse.Namespace, file: Path | N
     if isinstance(model, PNPVQA):
         explained = model.explain(one.picture, one.question, **answering)
         if file is not None:
-            explained.save(file)
+            explained.save(file, **look_of(options))
         return explained.answer.text, {"image": one.image, **explained.to_dict(), **named}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -135,7 +142,7 @@ def answered(model: Any, one: Asked, options: argparse.Namespace, file: Path | N
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if file is not None:
-        draw(answer.result or model.heatmaps(one.picture, one.question), one.question, answer, file)
+        draw(answer.result or model.heatmaps(one.picture, one.question), one.question, answer, file, look_of(options))
     ranked = None if answer.ranked is None else answer.ranked[:MOST_RANKED]
     about = {"image": one.image, "question": one.question, "answer": answer.text, "score": answer.score, "ranked": ranked}
     return answer.text, {**about, "notes": notes_of(caught), **named}
@@ -147,13 +154,20 @@ def notes_of(caught: Sequence[warnings.WarningMessage]) -> list[dict[str, str]]:
     return [{"kind": note.kind, "text": note.text} for note in notes]
 
 
-def draw(result: HeatmapResult, question: str, answer: Generated, file: Path) -> None:
+def look_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The colours of a figure."""
+    return {"cmap": options.cmap, "vmin": options.vmin, "vmax": options.vmax}
+
+
+def draw(result: HeatmapResult, question: str, answer: Generated, file: Path, look: dict[str, Any]) -> None:
     """The map beside the answer; an answer that was chosen from a list with those that came next."""
     from ..plots._answers import answer_figure
     from ..plots._figures import save_figure
+    from ..plots._look import Look
 
     ranked = [(text, share) for text, share in answer.ranked or [] if share >= LEAST_SHARE]
-    save_figure(answer_figure(result, None, question, answer.text, ranked[:MOST_RANKED], "Answers"), file)
+    texts = ranked[:MOST_RANKED]
+    save_figure(answer_figure(result, None, question, answer.text, texts, "Answers", Look(**look)), file)
 
 
 def numbered(file: Path, number: int, count: int) -> Path:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from .._base.arguments import one_line
 from .._base.files import make_folder, remove_leftovers, write_whole
 from .._base.progress import Progress
@@ -27,6 +25,8 @@ from ._options import (
     add_model_options,
     add_out,
     add_questions,
+    add_scale_options,
+    check_scale,
     completed,
     expanded,
     load_model,
@@ -63,14 +63,10 @@ def add_heatmap_options(parser: argparse.ArgumentParser) -> None:
         "--kind", choices=KINDS, metavar="KIND",
         help=f"the kind of figure: {', '.join(KINDS)} (default: panels for one question, else questions)",
     )  # fmt: skip
-    parser.add_argument("--cmap", default="viridis", metavar="NAME", help="a matplotlib colormap (default: viridis)")
     parser.add_argument(
         "--image-weight", type=float, help="0: colours alone, 1: the picture alone (default: colours fade in with the map)"
     )
-    parser.add_argument("--vmin", type=float, metavar="VALUE", help="the value of the colours' lower end (default: 0)")
-    parser.add_argument(
-        "--vmax", type=float, metavar="VALUE", help="the value of their upper end (default: the peak, or 3 times the mean)"
-    )
+    add_scale_options(parser)
     parser.add_argument("--own-scales", action="store_true", help="each map on a colour scale of its own")
     parser.add_argument("--contours", action="store_true", help="lines of equal value, not colours that hide the picture")
     parser.add_argument("--boxes", type=float, metavar="SHARE", help="frame what stands out: above this part of the peak")
@@ -147,12 +143,13 @@ def check_request(model: Model, jobs: Sequence[Job], options: argparse.Namespace
         raise UsageError(f'{silent[0]}: no question; give some with -q "..." or --questions FILE')
     if not model.takes_questions and len(silent) < len(jobs):
         raise UsageError(f"{model.name} takes no questions: {model._why_no_questions()}; leave -q and --questions out")
+    if options.kind == "heads" and not options.no_figures and not request.method.takes_heads:
+        raise UsageError(f"--kind heads: method {request.method.name!r} does not read heads one by one")
     if not options.no_figures or options.html:
-        from ..plots._pixels import check_weight, colormap, scale_of
+        from ..plots._pixels import check_weight
 
-        colormap(options.cmap)
         check_weight(options.image_weight)
-        scale_of(np.ones((1, 1), np.float32), options.vmin, options.vmax)
+        check_scale(options)
 
 
 def look_of(target: Path, options: argparse.Namespace) -> dict[str, Any]:

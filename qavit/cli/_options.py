@@ -186,6 +186,25 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_scale_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what colours a map has."""
+    parser.add_argument("--cmap", default="viridis", metavar="NAME", help="a matplotlib colormap (default: viridis)")
+    parser.add_argument("--vmin", type=float, metavar="VALUE", help="the value of the colours' lower end (default: 0)")
+    parser.add_argument(
+        "--vmax", type=float, metavar="VALUE", help="the value of their upper end (default: the peak, or 3 times the mean)"
+    )
+
+
+def check_scale(options: argparse.Namespace) -> None:
+    """Raise ValueError for colours that there are not, before anything is computed."""
+    import numpy as np
+
+    from ..plots._pixels import colormap, scale_of
+
+    colormap(options.cmap)
+    scale_of(np.ones((1, 1), np.float32), options.vmin, options.vmax)
+
+
 def blocks_of(text: str) -> Any:
     """The number of a block, or several with commas between them."""
     try:

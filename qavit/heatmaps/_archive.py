@@ -31,7 +31,7 @@ def array_of(result: Maps) -> bytes:
 
 
 def archive_of(result: Maps) -> bytes:
-    """The .npz file of a result: maps of blocks are in it where they were computed before."""
+    """The .npz file of a result: maps of blocks and of heads are in it where they were computed before."""
     from PIL import Image
 
     png = io.BytesIO()
@@ -47,6 +47,7 @@ def archive_of(result: Maps) -> bytes:
         "block": np.array(result.block),
         "method": np.array(result.method),
         "model": np.array(result.model),
+        "heads": np.array(_json(result.heads)),
         "questions": np.array(result.questions),
         "notes": np.array(_json(result.notes)),
     }
@@ -61,6 +62,9 @@ def archive_of(result: Maps) -> bytes:
         values = result.__dict__[f"_{name}"]
         if values is not None and not callable(values):
             arrays[name], arrays["blocks"] = values, np.array(result.blocks)
+    heads = result.__dict__["_head_maps"]
+    if heads is not None and not callable(heads):
+        arrays["head_maps"] = heads
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
@@ -147,8 +151,11 @@ def _parts(read: _Members) -> dict[str, Any]:
             parts["word_maps"] = [read(f"word_maps_{index}") for index in range(len(questions))]
     if "answers" in read.names:
         parts["answers"] = [[(_text(answer), float(p)) for answer, p in ranked] for ranked in read.json("answers")]
-    if "scores" in read.names:
-        parts["scores"] = read("scores")
+    if "heads" in read.names:
+        parts["heads"] = _heads(read.json("heads"))
+    for name in ("scores", "head_maps"):
+        if name in read.names:
+            parts[name] = read(name)
     for name in ("block_maps", "block_raw"):
         if name in read.names:
             parts[name], parts["blocks"] = read(name), tuple(int(one) for one in read("blocks"))
@@ -157,6 +164,12 @@ def _parts(read: _Members) -> dict[str, Any]:
 
 def _note(kind: Any, text: Any, question: Any) -> Note:
     return Note(_text(kind), _text(text), None if question is None else int(question))
+
+
+def _heads(value: Any) -> Any:
+    if not isinstance(value, str) and type(value) is not int:
+        raise TypeError(f"heads are {value!r:.40}")
+    return value
 
 
 def _text(value: Any) -> str:

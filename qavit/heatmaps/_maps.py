@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .._base.arguments import finite_numbers, whole_number
 from .._base.pictures import Picture
-from .._base.types import FloatArray, Normalization, PackageNormalization, Resampling
+from .._base.types import FloatArray, Heads, Normalization, PackageNormalization, Resampling
 from .._base.warnings import Note
 from ..images import Region
 from ._grid import (
@@ -61,6 +61,8 @@ class Maps:
     blocks: tuple[int, ...]
     notes: tuple[Note, ...]
     model: str
+    heads: Heads
+    head_maps: Optional[FloatArray]
 
     def __init__(
         self,
@@ -80,6 +82,8 @@ class Maps:
         blocks: Sequence[int] = (),
         notes: Sequence[Note] = (),
         model: str = "",
+        heads: Heads = "mean",
+        head_maps: MaybeLater[FloatArray] = None,
     ) -> None:
         """Check that all parts fit each other; the class says what they are."""
         keep = self.__dict__
@@ -96,16 +100,17 @@ class Maps:
         if not (self.seen.left < self.seen.right and self.seen.top < self.seen.bottom):
             raise ValueError(f"seen: {self.seen} is empty; expected left < right and top < bottom")
         keep["scores"] = None if scores is None else _read_only(finite_numbers(scores, "scores"))
-        keep.update(block=block, method=method, words=words, answers=answers, blocks=tuple(blocks), model=str(model))
+        keep.update(block=block, method=method, words=words, answers=answers, blocks=tuple(blocks))
+        keep.update(model=str(model), heads=heads if isinstance(heads, str) else whole_number(heads, "heads"))
         keep["notes"] = tuple(Note(*note) for note in notes)
-        keep.update(_word_maps=word_maps, _block_maps=block_maps, _block_raw=block_raw)
+        keep.update(_word_maps=word_maps, _block_maps=block_maps, _block_raw=block_raw, _head_maps=head_maps)
         for name in ("questions", "words", "_word_maps", "answers", "scores"):
             part = keep[name]
             if part is not None and not callable(part) and len(part) != len(self):
                 raise ValueError(f"{name.lstrip('_')}: {len(part)} entries for {len(self)} maps, expected one for each")
         if words is None and word_maps is not None:
             raise ValueError("word_maps: given without words, which say what they are of")
-        for place in ("_word_maps", "_block_maps", "_block_raw"):
+        for place in ("_word_maps", "_block_maps", "_block_raw", "_head_maps"):
             if keep[place] is not None and not callable(keep[place]):
                 keep[place] = self._checked(place, keep[place])
 
@@ -119,9 +124,15 @@ class Maps:
         return value
 
     def _checked(self, place: str, value: Any) -> Any:
-        """Maps of words or of blocks that are of the right shape, read-only."""
+        """Maps of words, of heads or of blocks that are of the right shape, read-only."""
         if value is None:
             return None
+        if place == "_head_maps":
+            values = _as_maps(value, "head_maps", 4)
+            if (len(values), *values.shape[2:]) != self.maps.shape:
+                rows, columns = self.grid
+                raise ValueError(f"head_maps: shape {values.shape}, expected ({len(self)}, heads, {rows}, {columns})")
+            return values
         if place != "_word_maps":
             values = _as_maps(value, place[1:], 4)
             if values.shape[1:] != self.maps.shape:
@@ -194,7 +205,7 @@ class Maps:
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: maps of words and of blocks that are not there yet would need the model, and stay behind."""
+        """For pickle: maps of words, of heads and of blocks that are not there yet would need the model, and stay behind."""
         state = {name: None if callable(part) else part for name, part in self.__dict__.items()}
         return state if state["_block_maps"] is not None else {**state, "blocks": ()}
 
@@ -226,6 +237,7 @@ class Maps:
             word_maps=(lambda: part(self.word_maps or ())) if callable(word_maps) else word_maps and part(word_maps),
             block_maps=self._taken("block_maps", chosen),
             block_raw=self._taken("block_raw", chosen),
+            head_maps=self._taken("head_maps", chosen),
             notes=tuple(
                 note._replace(question=None if note.question is None else chosen.index(note.question))
                 for note in self.notes
@@ -238,14 +250,15 @@ class Maps:
         return type(self)(**{**{name.lstrip("_"): part for name, part in self.__dict__.items()}, **changes})
 
     def _taken(self, name: str, chosen: list[int]) -> Any:
-        """Some questions' maps of every block: now if they are there, else when they are asked for."""
+        """Some questions' maps of every block or head: now if they are there, else when they are asked for."""
         values = self.__dict__[f"_{name}"]
+        where: Any = chosen if name == "head_maps" else (slice(None), chosen)
         if callable(values):
-            return lambda: getattr(self, name)[:, chosen]
-        return None if values is None else values[:, chosen]
+            return lambda: getattr(self, name)[where]
+        return None if values is None else values[where]
 
     def at(self: SomeMaps, block: int) -> SomeMaps:
-        """The same result read at another block: its maps are that block's, words and answers stay.
+        """The same result read at another block: its maps are that block's, words and answers stay, maps of heads do not.
 
         Parameters
         ----------
@@ -271,6 +284,7 @@ class Maps:
             block=number,
             block_maps=every,
             block_raw=raw,
+            head_maps=self.__dict__["_head_maps"] if number == self.block else None,
             notes=tuple(note for note in self.notes if note.kind != "question_blind"),
         )
 
@@ -454,6 +468,7 @@ class Maps:
             "grid": list(self.grid),
             "block": self.block if isinstance(self.block, int) else list(self.block),
             "method": self.method,
+            "heads": self.heads,
             "model": self.model,
             "notes": [{"kind": note.kind, "question": note.question, "text": note.text} for note in self.notes],
             "questions": entries,
@@ -470,7 +485,7 @@ class _Computed:
         return self if instance is None else instance._computed(self.place)
 
 
-for _name in ("word_maps", "block_maps", "block_raw"):
+for _name in ("word_maps", "block_maps", "block_raw", "head_maps"):
     setattr(Maps, _name, _Computed(_name))  # behind the dataclass's back, for whom they are fields like others
 
 

@@ -51,7 +51,7 @@ class Dense(Method):
         """The map of the path that begins in each block."""
         return np.stack([self._from(look, block) for block in blocks], axis=1)
 
-    def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
+    def read(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """The map of the path that begins in the first of the blocks."""
         return self._from(look, min(blocks))
 

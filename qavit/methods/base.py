@@ -79,8 +79,11 @@ class Method(ABC):
         """Whether the map of a block that can be read cannot know the question."""
         return False
 
-    def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
-        """One map a question, float32 [Q, P]; of several blocks, what the method makes of them together: their mean."""
+    def read(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
+        """One map a question, float32 [Q, P]; of several blocks, what the method makes of them together: their mean.
+
+        With heads=None one a head, [Q, h, P].
+        """
         values = self.by_block(look, blocks, heads)
         return values[:, 0] if len(blocks) == 1 else np.asarray(values.mean(axis=1, dtype=np.float64), np.float32)
 

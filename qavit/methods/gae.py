@@ -34,7 +34,7 @@ class GAE(OfGradient):
         """Each block by itself: R of one step."""
         return times_gradient(look, blocks, "mean" if heads is None else heads, look.logit_scale)
 
-    def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
+    def read(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """R through all of the blocks."""
         if len(blocks) == 1:
             return self.by_block(look, blocks, heads)[:, 0]

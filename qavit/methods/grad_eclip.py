@@ -32,7 +32,7 @@ class GradECLIP(OfGradient):
             return np.stack([self._maps(look, [block], block)[0] for block in blocks], axis=1)
         return np.stack(self._maps(look, blocks, None), axis=1)
 
-    def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
+    def read(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """The sum of the blocks' maps, as the public code adds them; with a single head, all of them run so."""
         maps = self._maps(look, blocks, min(blocks) if heads == "single" else None)
         return np.asarray(np.sum(maps, axis=0, dtype=np.float64), np.float32)

@@ -45,7 +45,7 @@ class LeGrad(OfGradient):
         values = self._of_texts(look, blocks, heads, empty)
         return values if empty is None else _corrected(values[:-1], values[-1:])
 
-    def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
+    def read(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """The sum of the blocks' maps."""
         empty = self._empty(look)
         values = self._of_texts(look, blocks, heads, empty).sum(axis=1, dtype=np.float64).astype(np.float32)

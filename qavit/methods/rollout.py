@@ -43,7 +43,7 @@ class Rollout(Method):
         attention, row = look.mean_attention(blocks), look.pooling_weights()
         return np.stack([patches(look, _through(row, attention[block])) for block in blocks], axis=1)
 
-    def read(self, look: Look, blocks: Sequence[int], heads: Heads) -> FloatArray:
+    def read(self, look: Look, blocks: Sequence[int], heads: Optional[Heads]) -> FloatArray:
         """All of the blocks, one behind the other."""
         attention, row = look.mean_attention(blocks), look.pooling_weights()
         for block in sorted(set(blocks), reverse=True):

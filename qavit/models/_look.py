@@ -9,7 +9,9 @@ from typing import Any, Optional
 from .. import _core
 from .._base.types import FloatArray, Heads, Score
 from .._base.warnings import Note
+from ..heatmaps._distribution import to_distribution
 from ..methods._look import Look, Options
+from ..methods.base import Method
 
 
 class ModelLook(Look, ABC):
@@ -103,3 +105,10 @@ class ModelLook(Look, ABC):
     @abstractmethod
     def release(self) -> None:
         """Let go of what can be computed again."""
+
+
+def maps_of_heads(look: ModelLook, method: Method, blocks: Sequence[int], count: int) -> FloatArray:
+    """The map of each head for so many questions, [Q, H, gh, gw], each summing to 1."""
+    values = method.read(look, blocks, None).reshape(count, -1, *look.grid)
+    look.release()
+    return to_distribution(values, axes=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, TypeVar, Union, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from ..methods._registry import MethodLike, method_of, methods_of
 from ..methods.base import Method
 from ._capabilities import Capabilities, Questions
 from ._devices import Placement, computing_precision, place, same_device
-from ._look import ModelLook
+from ._look import ModelLook, maps_of_heads
 from ._notes import bundled_notes, crop_notes, pixel_notes
 from ._picture_cache import DEFAULT_LIMIT, CacheInfo, PictureCache
 from ._stream import stream
@@ -391,7 +391,8 @@ class Model(Capabilities, ABC):
         if options.score not in ("cosine", "softmax"):
             raise ValueError(f"score: {options.score!r} is unknown; expected 'cosine' or 'softmax'")
         chosen.check_options(self, options)
-        return Request(chosen, blocks, heads, options)
+        own = heads if isinstance(heads, str) else int(heads) % self.num_heads
+        return Request(chosen, blocks, cast("Heads", own), options)
 
     def _check_heads(self, heads: Any, method: Method) -> None:
         """TypeError or ValueError for heads that do not exist, or that the method does not take."""
@@ -455,6 +456,7 @@ class Model(Capabilities, ABC):
         word_maps: Any = None
         if look.words is not None:
             word_maps = _Once(lambda: look.word_maps(blocks, heads))
+        head_maps = _Once(lambda: maps_of_heads(look, method, blocks, len(raw))) if method.takes_heads else None
         blind = self._blind_notes(blocks, method) if asked is not None else ()
         shown.picture.setflags(write=False)
         result = HeatmapResult(
@@ -474,6 +476,8 @@ class Model(Capabilities, ABC):
             blocks=usable,
             notes=(*shown.notes, *look.notes, *look.score_notes(), *blind),
             model=self.name,
+            heads=heads,
+            head_maps=head_maps,
         )
         look.release()
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ def answer_figure(
     answer: str,
     texts: Sequence[tuple[str, Optional[float]]],
     heading: str,
+    look: Optional[Look] = None,
 ) -> Figure:
     """Where the model looked, which patches were drawn how often (where any were), and what was answered, out of what.
 
@@ -35,7 +37,10 @@ def answer_figure(
         Of one question each.
     texts : sequence of (str, float or None)
         With their shares, where they are known; `heading` says what they are.
+    look : Look, optional
+        The colours of the maps; the ends of the scale are of `result`'s.
     """
+    look = replace(look or Look(), colorbar=False)
     panels = [(result, "Where the model looks")]
     if draws is not None:
         panels.append((draws, "How often each patch was drawn"))
@@ -46,7 +51,8 @@ def answer_figure(
         wspace=0.06,
     )  # fmt: skip
     for place, (maps, title) in enumerate(panels):
-        plot(maps, figure.add_subplot(grid[place]), None, "overlay", Look(colorbar=False), title)
+        own = look if maps is result else replace(look, vmin=None, vmax=None)
+        plot(maps, figure.add_subplot(grid[place]), None, "overlay", own, title)
     _write(figure.add_subplot(grid[len(panels)]), question, answer, texts, heading)
     return figure
 
@@ -60,7 +66,8 @@ def _write(axes: Any, question: str, answer: str, texts: Sequence[tuple[str, Opt
 
     def line(text: str, size: float, colour: str, weight: str = "normal") -> None:
         nonlocal height
-        for part in labels.wrap(text, int((LETTERS if weight == "normal" else BOLD_LETTERS) * NOTE_SIZE / size), 4):
+        columns = int((LETTERS if weight == "normal" else BOLD_LETTERS) * NOTE_SIZE / size)
+        for part in labels.wrap(text, columns, 4, measured=True):
             axes.text(
                 0.02, height, labels.plain(part), fontsize=size, color=colour, fontweight=weight, va="top",
                 fontfamily=labels.families(part),
@@ -79,6 +86,6 @@ def _write(axes: Any, question: str, answer: str, texts: Sequence[tuple[str, Opt
             break
         top = height
         shown = text if share is None else f"{share:.0%}  {text}"
-        line(labels.wrap(shown, int(LETTERS * NOTE_SIZE / SMALL_SIZE), 1)[0], SMALL_SIZE, INK)
+        line(labels.wrap(shown, int(LETTERS * NOTE_SIZE / SMALL_SIZE), 1, measured=True)[0], SMALL_SIZE, INK)
         if share is not None and most > 0:
             axes.barh((top + height) / 2 + 0.008, share / most, top - height, color=BAR, zorder=0, align="center")

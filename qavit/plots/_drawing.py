@@ -34,13 +34,14 @@ class Drawing(Maps):
         resampling: Resampling = "bicubic",
         vmin: Optional[float] = None,
         vmax: Optional[float] = None,
+        shared: bool = True,
     ) -> Picture:
         """The picture with one map over it, as pixels.
 
         Parameters
         ----------
         question : int or str
-            Which map, by its number or its question. Colours are on the scale shared by all maps of the result.
+            Which map, by its number or its question.
         cmap : str or Colormap
             Any of matplotlib's.
         image_weight : float, optional
@@ -52,6 +53,8 @@ class Drawing(Maps):
         vmin, vmax : float, optional
             The values of the colormap's two ends; by default 0, and the peak or three times the mean of all maps of the
             result, whichever is more: a flat map looks flat.
+        shared : bool
+            Colours on the scale shared by all maps of the result; False: on one of this map alone.
 
         Returns
         -------
@@ -61,7 +64,8 @@ class Drawing(Maps):
         from ._pixels import overlay, scale_of
 
         values = self.maps[self.number_of(question)]
-        return overlay(self, values, scale_of(self.maps, vmin, vmax), cmap, image_weight, size, resampling)
+        scale = scale_of(self.maps if shared else values, vmin, vmax)
+        return overlay(self, values, scale, cmap, image_weight, size, resampling)
 
     def plot(
         self,
@@ -73,6 +77,7 @@ class Drawing(Maps):
         image_weight: Optional[float] = None,
         vmin: Optional[float] = None,
         vmax: Optional[float] = None,
+        shared: bool = True,
         boxes: Optional[float] = None,
         contours: bool = False,
         colorbar: bool = True,
@@ -87,7 +92,7 @@ class Drawing(Maps):
         question : int or str, optional
             One map alone, by its number or its question.
         kind : {"original", "heatmap", "overlay", "patches"}
-        cmap, image_weight, vmin, vmax
+        cmap, image_weight, vmin, vmax, shared
             As for `overlay`.
         boxes : float, optional
             Frames what stands out: the threshold of `HeatmapResult.boxes`, such as 0.5.
@@ -95,7 +100,7 @@ class Drawing(Maps):
             Lines at a quarter, a half and three quarters of the colour scale, in place of colours that hide the picture
             (with `image_weight`, over them).
         colorbar : bool
-            Adds a colour bar, on the scale shared by all maps of the result.
+            Adds a colour bar; of several maps that are each on a scale of its own, one from low to high.
         title : str, optional
             The question by default; "" for none. The answer and notes stand below the axes.
 
@@ -111,7 +116,7 @@ class Drawing(Maps):
             ax,
             question,
             kind,
-            Look(cmap, image_weight, vmin, vmax, boxes=boxes, contours=contours, colorbar=colorbar),
+            Look(cmap, image_weight, vmin, vmax, shared, boxes=boxes, contours=contours, colorbar=colorbar),
             title,
         )
 
@@ -140,7 +145,7 @@ class Drawing(Maps):
             "questions": the picture and an overlay for each question, side by side, with one colour bar (the default
             for several questions); "panels": original, heatmap, overlay and patches, a row for each question (the
             default for one); "original", "heatmap", "overlay", "patches": one of them for each question; "blocks":
-            block by block; "words": a map for each word.
+            block by block; "words": a map for each word; "heads": every head of the block, behind what was made of all.
         cmap, image_weight
             As for `overlay`.
         vmin, vmax : float, optional

@@ -76,8 +76,8 @@ def plot(
     if kind not in PANEL_KINDS:
         raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, PANEL_KINDS))}")
     check_weight(look.image_weight)
-    scale = scale_of(result.maps, look.vmin, look.vmax)
     numbers = list(range(len(result))) if question is None else [result.number_of(question)]
+    scales = [scale_of(result.maps if look.shared else result.maps[number], look.vmin, look.vmax) for number in numbers]
     given = [] if ax is None else [ax] if isinstance(ax, Axes) else list(np.asarray(ax, dtype=object).ravel())
     if ax is not None and len(given) != len(numbers):
         raise ValueError(f"ax: {len(given)} axes for {len(numbers)} questions, expected one each; question= chooses one")
@@ -87,7 +87,7 @@ def plot(
     if not given:
         every, width = _new_axes(view_of(result).aspect, below, general)
     figure: Any = every[0].get_figure()
-    for axes, number, own in zip(every, numbers, below):
+    for axes, number, own, scale in zip(every, numbers, below, scales):
         draw(axes, result, Panel(kind, result.maps[number], scale), look)
         if given:
             width = axes.get_window_extent().width / figure.dpi
@@ -96,7 +96,8 @@ def plot(
         small = "\n".join(small_print(own + general if given else own, width))
         axes.set_xlabel(labels.plain(small), fontfamily=labels.families(small), fontsize=SMALL_SIZE, color=FAINT)
     if look.colorbar and kind != "original":
-        bar = bar_of(Place(0.0, 0.0, 0.13, 3.0), scale, result.maps)
+        same = look.shared or len(numbers) == 1
+        bar = bar_of(Place(0.0, 0.0, 0.13, 3.0), scales[0] if same else (0.0, 1.0), result.maps, same)
         _dress_bar(figure.colorbar(_mappable(look.cmap, bar.scale), ax=every), bar)
     if isinstance(ax, Axes) or (ax is None and len(every) == 1):
         return every[0]

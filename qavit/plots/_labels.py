@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from .._base.warnings import MissingGlyphWarning, warn
@@ -21,6 +22,7 @@ FAMILIES = (
     "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Nirmala UI", "Leelawadee UI",
     "Lohit Devanagari", "FreeSans", "FreeSerif", "Arial Unicode MS", "Unifont",
 )  # fmt: skip
+COLUMN = 0.558  # of the font's size: a usual letter of DejaVu Sans, with its share of spaces
 _SPACES = re.compile(r"[^\S\u00a0]+")
 
 
@@ -160,7 +162,24 @@ def _is_wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF"
 
 
-def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
+def measured_width(text: str) -> float:
+    """`display_width`, or more where the letters are wide: how many columns of `COLUMN` a text takes as it is drawn."""
+    return max(display_width(text), sum(map(_advance, text)) / COLUMN)
+
+
+@functools.lru_cache(maxsize=4096)
+def _advance(character: str) -> float:
+    """How far a character goes, in parts of the font's size; as wide as usual where DejaVu Sans does not draw it."""
+    if unicodedata.category(character)[0] == "C":
+        return 0.0
+    if not _has(*base_font(), character):
+        return COLUMN * display_width(character)
+    font = _glyphs(base_font()[0])
+    font.set_size(64, 72)
+    return float(font.load_char(ord(character)).linearHoriAdvance) / (64 * 65536)
+
+
+def wrap(text: str, columns: int, lines: int = 4, measured: bool = False) -> list[str]:
     """Break a text into lines.
 
     Parameters
@@ -172,6 +191,8 @@ def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
         longer than a line.
     lines : int
         The most lines; what does not fit ends in an ellipsis.
+    measured : bool
+        Whether a column is `COLUMN` of the font's size, and letters are as wide as they are drawn; else each takes one.
 
     Returns
     -------
@@ -180,21 +201,22 @@ def wrap(text: str, columns: int, lines: int = 4) -> list[str]:
     """
     done: list[str] = []
     line = ""
-    for piece in _pieces(named(text), columns):
-        if line and display_width((line + piece).rstrip()) > columns:
+    width_of = measured_width if measured else display_width
+    for piece in _pieces(named(text), columns, width_of):
+        if line and width_of((line + piece).rstrip()) > columns:
             done.append(line.rstrip())
             line = ""
         line += piece
     done.append(line.rstrip())
     if len(done) > lines:
         last = done[lines - 1]
-        while display_width(last) > columns - 1:
+        while width_of(last) > columns - 1:
             last = last[:-1]
         done = [*done[: lines - 1], last.rstrip() + "…"]
     return done
 
 
-def _pieces(text: str, columns: int) -> list[str]:
+def _pieces(text: str, columns: int, width_of: Callable[[str], float]) -> list[str]:
     """Words with the space after them, in parts no longer than a line; wide characters each alone.
 
     Closing punctuation stays with what it closes.
@@ -205,7 +227,7 @@ def _pieces(text: str, columns: int) -> list[str]:
         for character in word:
             closing = unicodedata.category(character) in ("Po", "Pe", "Pf")
             breaks = not closing and (_is_wide(character) or _is_wide(part[:1] or "a"))
-            if part and (breaks or display_width(part + character) > columns):
+            if part and (breaks or width_of(part + character) > columns):
                 pieces.append(part)
                 part = ""
             part += character

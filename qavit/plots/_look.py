@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
 PanelKind = Literal["original", "heatmap", "overlay", "patches"]
-Kind = Literal["questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words"]
+Kind = Literal["questions", "panels", "original", "heatmap", "overlay", "patches", "blocks", "words", "heads"]
 KINDS: tuple[str, ...] = get_args(Kind)
 PANEL_KINDS: tuple[str, ...] = get_args(PanelKind)
 Cmap = Union[str, "Colormap"]
@@ -81,6 +81,13 @@ def how_read(method: str) -> str:
         "gradcam": "GradCAM",
     }
     return known.get(method, f"read by {method}")
+
+
+def which_heads(result: Maps) -> str:
+    """How heads became a result's maps, where that is not their mean."""
+    if isinstance(result.heads, int):
+        return f"head {result.heads}"
+    return {"max": "largest of the heads", "single": "one head"}.get(result.heads, "")
 
 
 def are_distributions(maps: FloatArray) -> bool:

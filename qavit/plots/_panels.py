@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
@@ -21,6 +22,7 @@ NO_BREAK = "\u00a0"  # a space at which no line ends
 INK, FAINT = "#1c1c1e", "#5f5f66"
 EMPTY = "#f2f2f4"  # where there is neither picture nor map
 MOST_BLOCKS = 8
+MOST_HEADS = 6  # in a row
 
 
 class Panel(NamedTuple):
@@ -40,6 +42,7 @@ class Cell:
     note: str = ""
     small: str = ""
     span: int = 1
+    starts: bool = False  # a row
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def panels_of(result: Maps, kind: Kind, look: Look) -> Panels:
         return _block_panels(result, look)
     if kind == "words":
         return _word_panels(result, look)
+    if kind == "heads":
+        return _head_panels(result, look)
     maps = result.maps
     shown: PanelKind = kind if kind in ("original", "heatmap", "patches") else "overlay"
     cells = [
@@ -122,6 +127,33 @@ def _block_panels(result: Maps, look: Look) -> Panels:
     ]
     per_row = len(chosen) if len(result) > 1 else min(len(chosen), 4)
     return Panels(cells, per_row, shown, f"{len(chosen)} of {count} blocks" if len(chosen) < count else "Each block")
+
+
+def _head_panels(result: Maps, look: Look) -> Panels:
+    """Rows of heads for each question: first what became of all of them, unless that is one of them."""
+    heads = result.head_maps
+    if heads is None:
+        raise ValueError(
+            "kind: 'heads' needs maps of heads, which this result does not have: ask the model for the block, by a method "
+            "that reads heads one by one, such as 'class'"
+        )
+    count = heads.shape[1]
+    merged = {"mean": f"mean of {count} heads", "max": f"largest of {count} heads"}.get(str(result.heads))
+    every = heads if merged is None else np.concatenate([result.maps[:, None], heads], axis=1)
+    titles = [*([] if merged is None else [merged]), *(f"head {head}" for head in range(count))]
+    per_row = math.ceil(len(titles) / math.ceil(len(titles) / MOST_HEADS))
+    cells = [
+        Cell(
+            _panel("overlay", values, every, look),
+            f"{question}\n{title}" if question and position == 0 else title,
+            small=" ".join(notes_of(result, index)) if position == 0 else "",
+            span=per_row,
+            starts=position == 0,
+        )
+        for index, question in enumerate(result.questions)
+        for position, (title, values) in enumerate(zip(titles, every[index]))
+    ]
+    return Panels(cells, per_row, every)
 
 
 def _word_panels(result: Maps, look: Look) -> Panels:

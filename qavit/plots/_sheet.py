@@ -20,6 +20,7 @@ from ._look import (
     notes_of,
     peaks_in_words,
     view_of,
+    which_heads,
 )
 from ._panels import FAINT, INK, Cell, Panel, Panels, panels_of
 from ._pixels import Scale, check_weight, scale_of
@@ -94,7 +95,11 @@ def _lay_out(result: Maps, panels: Panels, look: Look, scale: Optional[Scale], c
     aspect = view_of(result).aspect
     strip = aspect < 0.34 and look.columns is None  # too wide to stand beside others
     per_row = 1 if strip else min(look.columns or panels.per_row, len(cells))
-    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
+    rows: list[list[Cell]] = []
+    for cell in cells:
+        if not rows or cell.starts or len(rows[-1]) == per_row:
+            rows.append([])
+        rows[-1].append(cell)
     room = 7.2 if strip else 3.3 if per_row <= 2 else 2.9 if per_row <= 4 else 2.2
     width = min(room, 1.45 * room / aspect)
     height = max(width * aspect, 0.3)
@@ -171,7 +176,7 @@ def small_print(texts: list[str], width: float) -> list[str]:
 
 def fitted(text: str, width: float, letter: float) -> list[str]:
     """A text in lines of a width, with letters of another."""
-    return labels.wrap(text, max(12, int(width / letter)), MOST_LINES)
+    return labels.wrap(text, max(12, int(width / letter)), MOST_LINES, measured=True)
 
 
 def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tuple[str, float, float]]]:
@@ -184,13 +189,22 @@ def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tupl
     return above if cell.title else [], below
 
 
+def _blocks_read(result: Maps) -> str:
+    """The block that was read, or several."""
+    *others, last = map(str, result.block_numbers)
+    return f"Blocks {', '.join(others)} and {last}" if others else f"Block {last}"
+
+
 def _caption(result: Maps, kind: Kind, panels: Panels, look: Look) -> str:
     """How the maps of a figure were read, how far they stand out, and what its panels share."""
     parts = []
     if kind != "original":
         how = "which patches look at each word" if kind == "words" else how_read(result.method)
-        compared = kind if kind in ("blocks", "words") else "questions"
-        parts = [f"{panels.which or f'Block {result.block}'}: {how}", peaks_in_words(panels.maps)]
+        compared = kind if kind in ("blocks", "words", "heads") else "questions"
+        merged = "" if kind == "heads" else which_heads(result)
+        which = f"{panels.which or _blocks_read(result)}{f', {merged}' if merged else ''}"
+        each = "each head sums to 1" if kind == "heads" else ""
+        parts = [f"{which}: {how}", each, peaks_in_words(panels.maps)]
         if look.shared and (len(result) > 1 or compared != "questions"):
             parts.append(f"one colour scale for all {compared}")
         elif not look.shared:
