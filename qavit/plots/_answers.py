@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from ..heatmaps._maps import Maps
 from . import _labels as labels
 from ._figures import HeatmapFigure, plot
-from ._look import Look
-from ._panels import FAINT, INK
-from ._sheet import NOTE_SIZE, SMALL_SIZE, TITLE_SIZE
+from ._look import Look, notes_of
+from ._panels import FAINT, INK, answers_in_words
+from ._sheet import NOTE_SIZE, SMALL_LINE, SMALL_SIZE, TITLE_SIZE, small_print
 
 PANEL, TEXT, HEIGHT = 3.4, 4.2, 3.9  # inches
 LETTERS, BOLD_LETTERS = 52, 43  # of a line of the text
@@ -45,10 +45,14 @@ def answer_figure(
     if draws is not None:
         panels.append((draws, "How often each patch was drawn"))
     width = PANEL * len(panels) + TEXT
-    figure = HeatmapFigure(figsize=(width, HEIGHT))
+    # Notes on the question have room below the panels, whose size stays.
+    below = [answers_in_words(result, 0), *notes_of(result, 0), *notes_of(result, None)]
+    more = SMALL_LINE * max(0, len(small_print(below, PANEL * 0.9)) - 2)
+    height = HEIGHT + more
+    figure = HeatmapFigure(figsize=(width, height))
     grid = figure.add_gridspec(
-        1, len(panels) + 1, width_ratios=[PANEL] * len(panels) + [TEXT], left=0.015, right=0.985, top=0.88, bottom=0.12,
-        wspace=0.06,
+        1, len(panels) + 1, width_ratios=[PANEL] * len(panels) + [TEXT], left=0.015, right=0.985,
+        top=1 - 0.12 * HEIGHT / height, bottom=(0.12 * HEIGHT + more) / height, wspace=0.06,
     )  # fmt: skip
     for place, (maps, title) in enumerate(panels):
         own = look if maps is result else replace(look, vmin=None, vmax=None)
