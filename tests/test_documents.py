@@ -256,10 +256,13 @@ def test_pnp_vqa_document(place: Path) -> None:
 
 def test_methods_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = str(GOLDEN / "methods_clip")
-    (code,) = python("docs/METHODS.md")
+    code, of_heads = python("docs/METHODS.md")
     names: dict[str, Any] = {"qavit": qavit}
     run(code, names, {"clip-vit-base-patch16/": clip})
     assert names["result"].method == "gem"
+    run(of_heads, names)
+    assert names["result"].head_maps.shape == (1, names["model"].num_heads, *names["model"].grid)
+    assert Path("heads.png").stat().st_size > 3000
     text = (ROOT / "docs" / "METHODS.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `(\w+)` \| .* \|$", text.split("## What each does")[1].split("## What a map")[0], re.M)
     assert set(names["model"].methods) <= set(named)
