@@ -5,6 +5,7 @@ from ._base.warnings import BundledModelWarning as BundledModelWarning
 from ._base.warnings import LowScoreWarning as LowScoreWarning
 from ._base.warnings import MissingGlyphWarning as MissingGlyphWarning
 from ._base.warnings import Note as Note
+from ._base.warnings import PictureCacheWarning as PictureCacheWarning
 from ._base.warnings import PictureCroppedWarning as PictureCroppedWarning
 from ._base.warnings import PixelsNotNormalizedWarning as PixelsNotNormalizedWarning
 from ._base.warnings import PrecisionWarning as PrecisionWarning
@@ -59,6 +60,7 @@ __all__ = [
     "Model",
     "Note",
     "PNPVQAWithQAViT",
+    "PictureCacheWarning",
     "PictureCroppedWarning",
     "PixelsNotNormalizedWarning",
     "PrecisionWarning",

@@ -853,6 +853,20 @@ def use_picture_cache() -> None:
     model.cache_clear()
 
 
+def use_picture_folder() -> None:
+    """Written, read, pushed out, damaged, emptied."""
+    there = place() / "kept"
+    for limit in (20_000, "1MB"):
+        model = qavit.load(folder(), cache=0, cache_dir=there, cache_dir_limit=limit)
+        for seed in (0, 1, 2, 0):
+            model.heatmaps(floats(1, 3, SIDE, SIDE, seed=seed), QUESTIONS)
+        assert model.cache_info().disk_hits
+    for file in there.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    model.heatmaps(floats(1, 3, SIDE, SIDE, seed=0), QUESTIONS)
+    model.cache_clear(disk=True)
+
+
 def serve_and_ask() -> None:
     one = Served(small())
     try:
@@ -887,6 +901,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     # models
     "load": (lambda: qavit.load(folder()), 1),
     "cache of pictures": (use_picture_cache, 1),
+    "folder of pictures": (use_picture_folder, 1),
     "load and call": (lambda: qavit.load(folder()).heatmaps(photo(), QUESTIONS), 1),
     "load, refused": (refused(lambda: qavit.load(folder() / "absent")), 1),
     "load, no such device": (refused(lambda: qavit.load(folder(), device="nowhere")), 1),

@@ -480,12 +480,12 @@ static PyGetSetDef question_attributes[] = {ATTRIBUTES, {NULL, NULL, NULL, NULL,
      "encode_image(pixel_values, preprocessing=None)\n--\n\n"                                                     \
      "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing, a tuple as\n"  \
      "preprocess_image takes it, the image is a uint8 picture [H, W, 3], which becomes pixel values where the "   \
-     "model computes."}
+     "model computes."},                                                                                          \
+    {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,                     \
+     "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."}
 
 static PyMethodDef itm_methods[] = {
     ENCODE_IMAGE,
-    {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,
-     "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."},
     {"gradcam", QVPY_KEYWORDS(itm_gradcam),
      "gradcam(image, ids, mask, block, tokens=False)\n--\n\nMaps [Q, P], logits [Q, 2] and, where asked for, the maps\n"
      "of all tokens that count, [R, P], one question after another, or of all queries, [Q * queries, P]; else None.\n"

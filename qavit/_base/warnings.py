@@ -48,6 +48,10 @@ class PrecisionWarning(QavitWarning):
     """The model computes in another precision than was asked for."""
 
 
+class PictureCacheWarning(QavitWarning):
+    """The folder for what a model makes of pictures cannot be written, so nothing more is kept there."""
+
+
 class MissingGlyphWarning(QavitWarning):
     """No font of this machine has a character of a text in a figure: a box is drawn."""
 

@@ -421,6 +421,11 @@ def map_open_file(file: BinaryIO, path: str | os.PathLike[str]) -> mmap.mmap:
     return mapped
 
 
+def origin_of(buffer: Any) -> Origin | None:
+    """The file that a tensor's buffer is a map of, or None."""
+    return _origins.get(buffer) if isinstance(buffer, mmap.mmap) else None
+
+
 def origins(weights: Weights) -> tuple[Origin, ...]:
     """The files that tensors are mapped from, for `check_unchanged`."""
     maps = {id(weight[0]): weight[0] for weight in weights.values() if isinstance(weight[0], mmap.mmap)}

@@ -132,8 +132,8 @@ def model_identity(parts: Mapping[str, Any]) -> str:
     if is_configuration(parts.get("model")):
         said = {name: model_identity(block) for name, block in parts_named(parts["model"]).items()}
     for name, value in sorted(parts.items()):
-        if value is None or name == "cache" or (name, value) in (("precision", "float32"), ("device", "cpu")):
-            continue
+        if value is None or name.startswith("cache") or (name, value) in (("precision", "float32"), ("device", "cpu")):
+            continue  # what is kept changes no row
         if name not in ("model", "path", "checkpoint", "vision", "text", "tokenizer", "reader"):
             said[name] = value
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .. import _core
 from .._base.types import FloatArray
-from ._picture_cache import PictureCache, digest_of
+from ._picture_cache import PictureCache, arrays_in, bytes_of, digest_of
 
 if TYPE_CHECKING:
     from ..images import CorePreprocessing, Seen
@@ -60,22 +60,22 @@ class CachedTower:
     ) -> dict[str, Any]:
         """As `_core.Vit.forward`; the arrays are the caller's own."""
         wanted = Wanted(tuple(attention), tuple(hidden), tuple(outputs))
-        if len(seen) != 1 or self.cache.limit == 0:
+        if len(seen) != 1 or self.cache.largest == 0:
             return self._run(seen, pairs, wanted)
         return self._known(seen, pairs, wanted, digest_of(seen))
 
     def dense(self, seen: Seen, method: str, first: Optional[int]) -> tuple[FloatArray, FloatArray]:
         """As `_core.Vit.dense`; read-only."""
         cache = self.cache
-        key = (digest_of(seen), method, first) if len(seen) == 1 and cache.limit else None
-        found = None if key is None else cache.get(key)
+        key = (digest_of(seen), method, first) if len(seen) == 1 and cache.largest else None
+        found = None if key is None else cache.find(key)
         if key is not None:
             cache.count(found is not None)
         if found is None:
             given, how = _as_core_takes(seen)
             found = self.vit.dense(given, method, first, how)
             if key is not None:
-                cache.put(key, _read_only(found), _bytes_of(found))
+                cache.put(key, _read_only(found), bytes_of(found), found)
         patches, image = found
         return patches, image
 
@@ -90,14 +90,14 @@ class CachedTower:
         # What is read of pictures alone; of a tower that takes questions, whatever lies before these.
         alone = pairs is None
         everything = (digest, wanted)
-        if alone and (found := cache.get(everything)) is not None:
+        if alone and (found := cache.find(everything)) is not None:
             cache.count(True)
             return dict(_copied(found))
         border = min(first, min((block for block, _ in wanted.attention), default=vit.blocks))
         reach = max([block + 1 for block, _ in wanted.attention] + [vit.blocks if wanted.outputs else 0])
         states: dict[int, FloatArray] = {}
         for level in wanted.hidden:
-            kept = cache.get((digest, level)) if level <= border and (level < reach or reach == 0) else None
+            kept = cache.find((digest, level)) if level <= border and (level < reach or reach == 0) else None
             if kept is not None:
                 states[level] = kept
         rest = wanted._replace(hidden=tuple(level for level in wanted.hidden if level not in states))
@@ -110,12 +110,13 @@ class CachedTower:
         new = {level: array for level, array in result["hidden"].items() if level <= border and level not in states}
         for level, array in new.items():
             own = array if level in extra else array.copy()
-            cache.put((digest, level), _read_only(own), own.nbytes)
+            cache.put((digest, level), _read_only(own), own.nbytes, own)
         for level in extra:
             result["hidden"].pop(level, None)
         result["hidden"].update((level, array.copy()) for level, array in states.items())
-        if alone and (wanted.attention or wanted.outputs) and _bytes_of(result) <= cache.limit:
-            cache.put(everything, _read_only(_copied(result)), _bytes_of(result))
+        if alone and (wanted.attention or wanted.outputs) and bytes_of(result) <= cache.largest:
+            own = _read_only(_copied(result))
+            cache.put(everything, own, bytes_of(own), own)
         return result
 
     def _from_states(
@@ -126,7 +127,7 @@ class CachedTower:
         needed = [*(block for block, _ in wanted.attention), *(level - 1 for level in wanted.hidden)]
         deepest = min([border, self.vit.blocks - 1, *needed])
         for level in range(deepest, 0, -1):
-            states = cache.get((digest, level))
+            states = cache.find((digest, level))
             if states is not None:
                 cache.count(True)
                 own = wanted._replace(hidden=(*wanted.hidden, *(one for one in extra if one > level)))
@@ -141,21 +142,8 @@ def _as_core_takes(seen: Seen) -> tuple[Any, Optional[CorePreprocessing]]:
     return (seen, None) if isinstance(seen, np.ndarray) else ([seen.picture], seen.preprocessing)
 
 
-def _arrays(value: Any) -> Iterator[FloatArray]:
-    """Those in dicts and tuples of dicts and tuples."""
-    if isinstance(value, np.ndarray):
-        yield value
-        return
-    for part in value.values() if isinstance(value, dict) else value:
-        yield from _arrays(part)
-
-
-def _bytes_of(value: Any) -> int:
-    return sum(array.nbytes for array in _arrays(value))
-
-
 def _read_only(value: Any) -> Any:
-    for array in _arrays(value):
+    for array in arrays_in(value):
         array.setflags(write=False)
     return value
 

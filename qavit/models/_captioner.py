@@ -126,22 +126,22 @@ class BlipCaptioner(Model):
         """Of one picture those that are kept, which are read-only."""
         check_unchanged(self._files)
         cache, vit = self._picture_cache, self._vit
-        if len(seen) != 1 or cache.limit == 0:
+        if len(seen) != 1 or cache.largest == 0:
             return self._run(vit, seen)
         key = digest_of(seen), "states"
-        found = cache.get(key)
+        found = cache.find(key, lambda states: ((vit, states), states.nbytes))
         known = found is not None and found[0] is vit
         cache.count(known)
         states: FloatArray = found[1] if known else self._run(vit, seen)
         if not known:
             states.setflags(write=False)
-            cache.put(key, (vit, states), states.nbytes)
+            cache.put(key, (vit, states), states.nbytes, states)
         return states
 
     def _memory_of(self, seen: Seen) -> _core.DecoderMemory:
         """What cross-attention reads of one picture."""
         cache, decoder = self._picture_cache, self._decoder
-        if cache.limit == 0 or self.device != "cpu":
+        if cache.largest == 0 or self.device != "cpu":
             return self._read(self._states_of(seen))
         key = digest_of(seen), "memory"
         found = cache.get(key)

@@ -134,9 +134,10 @@ class CrossAttending(Model):
         Kept by its content on the CPU; a GPU's memory is left to what computes.
         """
         core, cache = self._computing
-        keeps = cache.limit > 0 and self.device == "cpu"
+        keeps = cache.largest > 0 and self.device == "cpu"
         key = digest_of(seen) if keeps else b""
-        found = cache.get(key) if keeps else None
+        size = _bytes_of_image(core)
+        found = cache.find(key, lambda tokens: (core.image_from_embeddings(tokens), size)) if keeps else None
         if keeps:
             cache.count(found is not None)
         if found is None:
@@ -145,7 +146,9 @@ class CrossAttending(Model):
             else:
                 found = core.encode_image(seen.picture, seen.preprocessing)
             if keeps:
-                cache.put(key, found, _bytes_of_image(core))
+                # Keys and values are made anew of what a folder has: a twentieth of their bytes.
+                tokens = None if cache.folder is None else found.embeddings
+                cache.put(key, found, size, tokens)
         image: BlipImage = found
         return image
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._base.arguments import byte_count
+from .._base.files import make_folder
 from .._base.types import ImageSize, Precision
 from ._devices import check_device, check_precision
 from ._picture_cache import DEFAULT_LIMIT
+from ._picture_folder import DEFAULT_LIMIT as DEFAULT_FOLDER_LIMIT
 
 if TYPE_CHECKING:
     from ._model import Model
@@ -49,6 +52,8 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     cache: int | str = DEFAULT_LIMIT,
+    cache_dir: str | Path | None = None,
+    cache_dir_limit: int | str = DEFAULT_FOLDER_LIMIT,
 ) -> Model:
     """Load a model.
 
@@ -96,6 +101,12 @@ def load(
     cache : int or str
         How many bytes are kept of pictures that the model has seen, as 256_000_000 or "256MB"; 0: none. The next question
         about such a picture, the same file or the same pixels again, is answered sooner and the same to the last bit.
+    cache_dir : str or Path, optional
+        A folder, made where it is missing, that keeps it for other processes as well, now and later: files, by a digest of
+        the weights, the precision, this build and the kind of CPU. Of what a GPU computes nothing is kept there. Whoever can
+        write there can change what is computed. Where it cannot be written, a `PictureCacheWarning` says so once.
+    cache_dir_limit : int or str
+        How many bytes that folder may hold, of all models; what was not used for longest goes first. By default 4 GB.
 
     Returns
     -------
@@ -112,6 +123,8 @@ def load(
     check_precision(precision)
     check_device(device)
     limit = byte_count(cache, "cache")
+    folder_limit = byte_count(cache_dir_limit, "cache_dir_limit")
+    folder = None if cache_dir is None else _cache_folder(cache_dir)
     if path is None and checkpoint is None and vision is None and reader is None:
         if text is not None:
             raise ValueError("text: given alone; expected checkpoint= (QA-ViT) or vision= (CLIP) beside it")
@@ -130,10 +143,27 @@ def load(
     kind = getattr(importlib.import_module(module, __package__), name)
     model: Model = kind(source, precision=precision, device=device, offload_model=offload_model)
     model._picture_cache.limit = limit
-    others = {"config": config, "image_size": image_size, "precision": precision, "cache": limit}
+    model._keep_in(folder, folder_limit)
+    kept = {"cache": limit, "cache_dir": folder, "cache_dir_limit": folder_limit}
+    others = {"config": config, "image_size": image_size, "precision": precision, **kept}
     places = {"hub": hub, "revision": revision, "local_files_only": local_files_only}
     model._remember({**files, **others, **places}, _load_again)
     return model
+
+
+def _cache_folder(path: str | Path) -> str:
+    """The absolute path, the folder made where that can be done; where not, the first who writes there says so."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"cache_dir: expected the path of a folder, got {type(path).__name__}")
+    if not os.fspath(path):
+        raise ValueError("cache_dir: got '', expected the path of a folder")
+    try:
+        make_folder(path, "cache_dir")
+    except NotADirectoryError:
+        raise
+    except OSError:
+        pass
+    return os.path.abspath(path)
 
 
 def _load_again(arguments: dict[str, Any]) -> Any:

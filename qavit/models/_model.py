@@ -20,9 +20,10 @@ from ..methods._registry import MethodLike, method_of, methods_of
 from ..methods.base import Method
 from ._capabilities import Capabilities, Questions
 from ._devices import Placement, computing_precision, place, same_device
+from ._keeping import Keeping
 from ._look import ModelLook, maps_of_heads
 from ._notes import bundled_notes, crop_notes, pixel_notes
-from ._picture_cache import DEFAULT_LIMIT, CacheInfo, PictureCache
+from ._picture_cache import DEFAULT_LIMIT, PictureCache
 from ._stream import stream
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Request(NamedTuple):
     options: Options
 
 
-class Model(Capabilities, ABC):
+class Model(Capabilities, Keeping, ABC):
     """A model that :func:`qavit.load` made: pictures and questions go in, and maps come out.
 
     One object may be used from many threads at once, and after a fork. What it made of a picture it keeps, by the picture's
@@ -183,22 +184,6 @@ class Model(Capabilities, ABC):
             )
         return self._load_again, ({**self._loaded_with, "device": self.device, "offload_model": self.offload_model},)
 
-    # ---- pictures that were seen ----
-
-    def cache_info(self) -> CacheInfo:
-        """What is kept of pictures that this model was shown lately, and how often that helped.
-
-        Returns
-        -------
-        CacheInfo
-            Named: hits, misses, entries, bytes, limit.
-        """
-        return self._picture_cache.info()
-
-    def cache_clear(self) -> None:
-        """Let go of all that is kept of pictures, and begin to count anew; calls that run meanwhile are not disturbed."""
-        self._picture_cache.clear()
-
     # ---- devices ----
 
     def to(self: SomeModel, device: Any, *, offload_model: Optional[bool] = None) -> SomeModel:
@@ -228,6 +213,7 @@ class Model(Capabilities, ABC):
             placement = place(device, self.requested_precision, offload)
             self._load_core(placement)
             self.device, self.precision = placement.name, computing_precision(self.requested_precision, placement.name)
+            self._use_folder()
         self.offload_model = offload
         return self
 
