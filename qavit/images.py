@@ -367,7 +367,10 @@ def as_pixel_values(values: Any, name: str = "pixel_values") -> FloatArray:
         return np.stack(items)
     array = to_numpy(values, name)
     if array.ndim not in (3, 4) or array.shape[-3] != 3 or 0 in array.shape[-2:]:
-        hint = "; a picture [H, W, 3] must be uint8" if array.ndim == 3 and array.shape[-1] == 3 else ""
+        hint = ""
+        if array.ndim == 3 and array.shape[-1] in (3, 4):
+            made = "(255 * picture).round().astype('uint8')"
+            hint = f"; a picture {list(array.shape)} must be uint8: {made} makes one of floats from 0 to 1"
         raise ValueError(f"{name}: shape {list(array.shape)}, expected [3, H, W] or [B, 3, H, W]{hint}")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise ValueError(

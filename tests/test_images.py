@@ -538,6 +538,14 @@ def test_no_picture_is_refused_by_name(tmp_path):
         load_image("https://example.org/cat.jpg")
     with pytest.raises(OSError, match=str(tmp_path)):
         load_image(tmp_path)
+    with pytest.raises(IsADirectoryError, match="image: expected a picture's file, this is a folder"):
+        load_image(tmp_path)
+    with pytest.raises(ValueError, match=r"int64, expected uint8, uint16 or bool; astype\('uint8'\) makes it so"):
+        load_image(np.full((4, 4, 3), 255))
+    with pytest.raises(ValueError, match=r"int64, expected uint8, uint16 or bool$"):
+        load_image(np.full((4, 4, 3), 256))
+    with pytest.raises(ValueError, match=r"a picture \[4, 4, 4\] must be uint8: \(255 \* picture\)"):
+        as_pixel_values(np.zeros((4, 4, 4), np.float32))
     for name, data in {
         "empty.jpg": b"",
         "text.png": b"not a picture",

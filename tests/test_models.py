@@ -187,6 +187,13 @@ def test_words_that_the_model_does_not_know(picture: np.ndarray, tmp_path: Path)
     ]  # fmt: skip
     assert long.notes[0].text.endswith("left out: '" + ("star " + "where is the red star " * 6).strip() + "'")
     assert "does not know '星' of 'where is the 星 star?'" in long.notes[1].text
+    # Notes stand under a figure: however long a question, they are of a few lines.
+    asked = ["where is the star " * 500, "星" * 500, "where is " + " ".join(f"odd{number}" for number in range(20))]
+    with pytest.warns(qavit.QavitWarning):
+        pages = demo.heatmaps(picture, asked)
+    assert max(len(note.text) for note in pages.notes) < 330
+    assert pages.notes[0].text.endswith("...'")
+    assert "'odd7' and 12 more words of" in pages.notes[-1].text
     assert "does not know 'unicorn' of" in long[2].notes[0].text
     assert [note.question for note in long[1:].notes] == [0, 1]
     maps = long.word_maps

@@ -135,6 +135,8 @@ def _read_file(path: str | bytes) -> bytes:
     except FileNotFoundError as error:
         hint = " (download it first: only local files are read)" if re.match(r"\w+://", str(path)) else ""
         raise FileNotFoundError(error.errno, f"image: no such file{hint}", str(path)) from None
+    except IsADirectoryError as error:
+        raise IsADirectoryError(error.errno, "image: expected a picture's file, this is a folder", str(path)) from None
     return data
 
 
@@ -268,6 +270,8 @@ def _from_array(array: npt.NDArray[Any]) -> Picture:
         array = array * np.uint8(255)
     elif array.dtype != np.uint8:
         hint = "; floats are taken as pixel values [3, S, S]" if array.dtype.kind == "f" else ""
+        if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
+            hint = "; astype('uint8') makes it so"
         raise ValueError(f"image: an array of {array.dtype}, expected uint8, uint16 or bool{hint}")
     picture = np.empty((shape[0], shape[1], 3), np.uint8)
     picture[...] = array[:, :, None] if array.ndim == 2 else array[:, :, : 3 if shape[2] == 4 else shape[2]]

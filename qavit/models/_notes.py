@@ -87,22 +87,27 @@ def _looks_drawn(pixel_values: FloatArray, preprocessing: Preprocessing) -> bool
     return most >= 40 and not (scattered and (most < min(180, 0.055 * counts.sum()) or int(coloured.max(initial=0)) < 32))
 
 
+def _quoted(text: str, letters: int = 60) -> str:
+    """A text between quotes, so long at most: notes stand under figures."""
+    return repr(text if len(text) <= letters else text[: letters - 3] + "...")
+
+
 def question_notes(
     questions: Sequence[str], unknown: Sequence[Sequence[str]], cut: Sequence[Sequence[str]], known: Sequence[bool]
 ) -> list[Note]:
     """Words that a model does not know or did not read, question by question; `known`: whether it knows any."""
     notes = []
     for number, question in enumerate(questions):
-        shown = repr(question if len(question) <= 60 else question[:57] + "...")
+        shown = _quoted(question)
         if cut[number]:
-            left = " ".join(cut[number])
-            text = f"{shown} is longer than what the model reads; left out: {left!r}"
+            text = f"{shown} is longer than what the model reads; left out: {_quoted(' '.join(cut[number]), 160)}"
             notes.append(note_of(QuestionCutWarning, text, number))
         if not known[number]:
-            text = f"the model knows no word of {question!r}: its map says nothing about the question"
+            text = f"the model knows no word of {shown}: its map says nothing about the question"
             notes.append(note_of(UnknownWordsWarning, text, number))
         elif unknown[number]:
-            named = ", ".join(map(repr, dict.fromkeys(unknown[number])))
+            words = list(dict.fromkeys(unknown[number]))
+            named = ", ".join(map(_quoted, words[:8])) + (f" and {len(words) - 8} more words" if len(words) > 8 else "")
             text = f"the model does not know {named} of {shown}: its map says nothing about it"
             notes.append(note_of(UnknownWordsWarning, text, number))
     return notes
