@@ -14,10 +14,13 @@ from ._base.arguments import question_list, whole_numbers
 from ._base.files import make_folder
 from ._base.tensors import to_numpy
 from ._base.types import FloatArray
+from ._base.warnings import warn_of
 from ._result import HeatmapResult
 from .heatmaps._grid import MapStatistics, map_statistics
 from .images import load_image, preprocess
 from .lavis._pnpvqa import PNPVQAWithQAViT
+from .methods.class_token import METHOD as CLASS_TOKEN
+from .models._notes import bundled_notes, crop_notes
 from .models._question_vit import QAViT
 from .plots._look import Kind
 
@@ -211,6 +214,10 @@ class QAViTHeatmapDemo:
         block = model.qavit.check_block(block_num, "block_num")
         picture = load_image(image)
         pixels, region = preprocess(picture, model.qavit.preprocessing)
+        notes = crop_notes(picture, region)
+        if model.qavit._bundled:
+            notes += bundled_notes(pixels, model.qavit.preprocessing)
+        warn_of(notes)
         batch = np.repeat(pixels[None], len(questions), axis=0)
         maps = to_numpy(model.forward_itm({"image": batch, "text_input": questions}, block_num=block), "forward_itm")
         grid = model.qavit.grid
@@ -222,6 +229,8 @@ class QAViTHeatmapDemo:
             every = model.multi_scale_attention(outputs, range(model.qavit.num_blocks))
             return to_numpy(every, "multi_scale_attention").reshape(model.qavit.num_blocks, len(questions), *grid)
 
+        # forward_itm has warned of these.
+        notes += [*model.qavit._encode(questions).notes, *model.qavit._blind_notes([block], CLASS_TOKEN)]
         answers = None
         if model.qavit.answer_names is not None:
             answers = [one.ranked or [] for one in model.qavit.answer(pixels, questions)]
@@ -234,6 +243,7 @@ class QAViTHeatmapDemo:
             method="class",
             answers=answers,
             block_maps=block_maps,
+            notes=tuple(notes),
         )
 
     def _there(self, blocks: Sequence[int]) -> list[int]:

@@ -369,6 +369,12 @@ def test_questions_without_words_are_refused(model: PNPVQA, picture: Path) -> No
 def test_parts_of_another_kind_are_named(matcher: qavit.QAViT) -> None:
     with pytest.raises(TypeError, match=r"captioner: expected a model with image_states.*got StandInReader"):
         PNPVQA(matcher, StandInReader(), StandInReader())
+    with pytest.raises(
+        TypeError, match=r"matcher: expected a model, got the path 'itm\.pth'; qavit\.load\(checkpoint='itm\.pth'\)"
+    ):
+        PNPVQA("itm.pth", StandInCaptioner(), StandInReader())
+    with pytest.raises(TypeError, match=r"reader: .*qavit\.load\(reader='t5'\)"):
+        PNPVQA(matcher, StandInCaptioner(), Path("t5"))
     with pytest.raises(TypeError, match=r"matcher: .*got StandInCaptioner"):
         PNPVQA(StandInCaptioner(), StandInCaptioner(), StandInReader())
     with pytest.raises(TypeError, match=r"reader: expected a model of kind 'reader', got .* of kind 'qavit'"):

@@ -727,7 +727,9 @@ def test_options_of_the_wrong_kind_are_named(tmp_path):
         with pytest.raises(TypeError, match=rf"config\['{key}'\]: expected a dict, got int"):
             open_model(vision=clip, config={key: 3})
     blip = GOLDEN / "blip_itm" / "checkpoint.pth"
-    with pytest.raises(ValueError, match="config: 'patches' not known; expected 'vision' and 'text'"):
+    with pytest.raises(
+        ValueError, match=r"'patches' not known; expected 'vision' and 'text'.*opened as BLIP image-text matching"
+    ):
         open_model(checkpoint=blip, config={"patches": 4})
     with pytest.raises(TypeError, match=r"config\['text'\]: expected a dict, got int"):
         open_model(checkpoint=blip, config={"text": 3})

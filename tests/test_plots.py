@@ -263,6 +263,13 @@ def test_notes_stand_under_the_map_that_they_concern() -> None:
     assert "Half of the picture was not seen. dashed: what the model saw" in axes.get_xlabel().replace("\n", " ")
 
 
+def test_each_note_begins_a_line() -> None:
+    notes = (Note("unknown_words", "No word is known", 0), Note("low_score", "The score is low", 0))
+    for kind in ("overlay", "questions", "panels", "blocks", "words"):
+        lines = [text.get_text() for text in result(notes=notes).figure(kind).texts]  # type: ignore[arg-type]
+        assert {"No word is known", "The score is low"} <= set(lines)
+
+
 def test_very_wide_pictures_stand_below_each_other() -> None:
     figure = result(2, size=(20, 120), seen=None).figure("questions", colorbar=False)
     boxes = [axes.get_position() for axes in figure.axes]

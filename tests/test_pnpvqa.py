@@ -383,6 +383,17 @@ def test_demo_of_one_picture(model, picture, tmp_path):
     assert "blocks_3_7_10_11" in entry["files"]["blocks"].name
 
 
+@pytest.mark.filterwarnings("ignore::qavit.QavitWarning")
+def test_demo_keeps_what_is_said_of_picture_and_questions(picture):
+    demo, photograph = QAViTHeatmapDemo(create_simple_demo_model()), np.asarray(Image.open(picture))
+    for question in ("汽车在哪里？", "where is the car?"):
+        expected = demo.model.qavit.heatmaps(photograph, question, block=7).notes
+        assert "unknown_words" in {note.kind for note in expected}
+        assert len(expected) >= 2  # of the picture, too
+        (entry,) = demo.demo_multiple_questions(photograph, [question], block_num=7)
+        assert sorted(map(repr, entry["result"].notes)) == sorted(map(repr, expected))
+
+
 def test_demo_of_several_questions(model, picture, tmp_path):
     demo = QAViTHeatmapDemo(model.qavit, device="cpu")
     same = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0]]

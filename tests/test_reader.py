@@ -46,6 +46,8 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE)
 
 
 def test_the_readers_face(reader: qavit.Reader) -> None:
+    assert repr(reader).startswith(f"Reader({reader.name!r}: ")
+    assert "object at" not in repr(reader)
     assert (reader.kind, reader.takes_questions, reader.methods, reader.num_blocks, reader.num_heads) == (
         "reader", True, (), 2, 4,
     )  # fmt: skip

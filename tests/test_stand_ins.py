@@ -63,3 +63,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(NotADirectoryError, match=r"folder: .* is a file"):
         qavit.stand_in_weights("clip", tmp_path / "taken")
+
+
+def test_advice_on_heads_can_be_followed(tmp_path: Path) -> None:
+    given = qavit.stand_in_weights("blip_itm", tmp_path)
+    with pytest.raises(ValueError, match=r"give config=\{'vision': \{'num_attention_heads': \.\.\.\}\}"):
+        qavit.load(**{**given, "config": {}})
+    halves = {half: {"num_attention_heads": 4} for half in ("vision", "text")}
+    assert qavit.load(**{**given, "config": halves}).kind == "blip_itm"

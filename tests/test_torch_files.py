@@ -651,3 +651,13 @@ def test_reading_needs_no_torch():
         [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True
     )
     assert done.stdout.split() == [b"False"], done.stderr.decode()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_download_that_ended_early_is_called_one(zipped, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.ones(4000)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"x\.pth: .*is the download unfinished\?"):
+        read_torch_file(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -268,6 +269,9 @@ def check_part(name: str, part: Any) -> None:
         if part.kind not in KINDS[name]:
             kinds = " or ".join(map(repr, KINDS[name]))
             raise TypeError(f"{name}: expected a model of kind {kinds}, got {part.name} of kind {part.kind!r}")
+    elif isinstance(part, (str, PathLike)):
+        given = "reader" if name == "reader" else "checkpoint"
+        raise TypeError(f"{name}: expected a model, got the path {str(part)!r}; qavit.load({given}={str(part)!r}) gives one")
     elif not all(hasattr(part, need) for need in NEEDED[name]):
         raise TypeError(f"{name}: expected a model with {', '.join(NEEDED[name])}, got {type(part).__name__}")
 

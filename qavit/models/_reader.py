@@ -77,6 +77,11 @@ class Reader(Model):
                 f"tokenizer: its texts end in token {last}, the reader's in {self._end}: this is another model's tokenizer"
             )
 
+    def __repr__(self) -> str:
+        return (
+            f"Reader({self.name!r}: {self.num_blocks} decoder blocks, texts of {self.max_tokens} tokens, {self.precision})"
+        )
+
     def _load_core(self, placement: Placement) -> None:
         text, weights = dict(self._source.text or {}), self._source.every_weight()
         encoder = _core.T5Encoder(text, weights, placement.precision, device=placement.device)

@@ -79,7 +79,7 @@ def panels_of(result: Maps, kind: Kind, look: Look) -> Panels:
             _panel(shown, values, maps, look),
             heading(result, index),
             answers_in_words(result, index),
-            " ".join(notes_of(result, index)),
+            "\n".join(notes_of(result, index)),
         )
         for index, values in enumerate(maps)
     ]
@@ -119,7 +119,7 @@ def _block_panels(result: Maps, look: Look) -> Panels:
         Cell(
             _panel("overlay", every[block, index], shown, look),
             f"{question}\nblock {block}" if question and position == 0 else f"block {block}",
-            small=" ".join(notes_of(result, index)) if position == 0 else "",
+            small="\n".join(notes_of(result, index)) if position == 0 else "",
             span=len(chosen),
         )
         for index, question in enumerate(result.questions)
@@ -169,7 +169,7 @@ def _word_panels(result: Maps, look: Look) -> Panels:
     for index, (words, word_maps) in enumerate(zip(result.words, maps_of_words)):
         if words:
             picture = _panel("original", result.maps[index], every, look)
-            cells.append(Cell(picture, heading(result, index), small=" ".join(notes_of(result, index))))
+            cells.append(Cell(picture, heading(result, index), small="\n".join(notes_of(result, index))))
         cells += [Cell(_panel("overlay", values, every, look), word) for word, values in zip(words, word_maps)]
     return Panels(cells, min(len(cells), 5), every)
 

@@ -185,7 +185,7 @@ def _texts(cell: Cell, width: float, per_row: int) -> tuple[list[str], list[tupl
     span = min(cell.span, per_row)
     wide = width * span + GAP * (span - 1)
     below = [(line, NOTE_SIZE, NOTE_LINE) for line in (fitted(cell.note, wide, NOTE_LETTER) if cell.note else [])]
-    below += [(line, SMALL_SIZE, SMALL_LINE) for line in (fitted(cell.small, wide, SMALL_LETTER) if cell.small else [])]
+    below += [(line, SMALL_SIZE, SMALL_LINE) for line in small_print(cell.small.split("\n"), wide)]
     return above if cell.title else [], below
 
 

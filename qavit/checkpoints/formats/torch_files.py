@@ -215,7 +215,9 @@ class _Legacy:
             storage = self.found[str(key)]
             count = int.from_bytes(self.mapped[position : position + 8], "big" if self.swap else "little")
             if count * ITEM_SIZES[storage.dtype] != storage.bytes or storage.bytes > len(self.mapped) - position - 8:
-                raise ValueError(f"the storage {str(key)[:80]!r} is cut short, or not of its stated size")
+                raise ValueError(
+                    f"the storage {str(key)[:80]!r} is cut short, or not of its stated size; is the download unfinished?"
+                )
             self.places[str(key)] = position + 8
             position += 8 + storage.bytes
         return plain(root)
@@ -253,4 +255,4 @@ def read_torch_file(path: Path_) -> Any:
     ) as err:
         raise ValueError(f"{path}: {err}") from None
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, UnicodeError, RecursionError) as err:
-        raise ValueError(f"{path}: not a whole file of torch.save: {err}") from None
+        raise ValueError(f"{path}: not a whole file of torch.save: {err}; is the download unfinished?") from None

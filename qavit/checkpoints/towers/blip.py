@@ -93,7 +93,7 @@ def vision_config(
     return {
         "image_size": size,
         **sizes,
-        "num_attention_heads": choose_heads(vision, "num_attention_heads", width, heads, what + ": vision"),
+        "num_attention_heads": choose_heads(vision, "num_attention_heads", width, heads, what + ": vision", "vision"),
         "hidden_act": _activation(vision, "hidden_act", "gelu", what + ": vision"),
         "layer_norm_eps": _epsilon(vision, "layer_norm_eps", eps, what + ": vision"),
     }
@@ -124,7 +124,7 @@ def text_config(
     result = {
         "model_type": "bert",
         **sizes,
-        "num_attention_heads": choose_heads(text, "num_attention_heads", text_width, heads, what + ": text"),
+        "num_attention_heads": choose_heads(text, "num_attention_heads", text_width, heads, what + ": text", "text"),
         "hidden_act": _activation(text, "hidden_act", "gelu", what + ": text"),
         "layer_norm_eps": _epsilon(text, "layer_norm_eps", 1e-12, what + ": text"),
     }
@@ -283,7 +283,8 @@ def open_kind(given: Given, kind: Kind, plain: Callable[[Stored], Stored] = dict
     unknown = [str(key) for key in options if key not in (*_OPTIONS, *kind.options)]
     if unknown:
         raise ValueError(
-            f"config: {', '.join(map(repr, unknown))} not known; expected 'vision' and 'text' with what files cannot tell"
+            f"config: {', '.join(map(repr, unknown))} not known; expected 'vision' and 'text' with what files cannot tell; "
+            f"{name} is opened as {kind.called}"
         )
     for key in ("vision", "text", "preprocessing"):
         if options.get(key) is not None and not isinstance(options[key], Mapping):

@@ -48,11 +48,14 @@ def settle(config: Mapping[str, Any], sizes: dict[str, Any], what: str) -> None:
             raise ValueError(f"{what}: the configuration says {key} {stated!r}, the weights say {value}")
 
 
-def choose_heads(config: Mapping[str, Any], key: str, width: int, default: int | None, what: str) -> int:
-    """The number of heads, which no shape tells."""
+def choose_heads(
+    config: Mapping[str, Any], key: str, width: int, default: int | None, what: str, half: str | None = None
+) -> int:
+    """The number of heads, which no shape tells; ``half`` is where ``config=`` holds it, if not at its top."""
     heads = config.get(key, default)
     if heads is None:
-        raise ValueError(f"{what}: the number of heads cannot be told from the weights; give config={{'{key}': ...}}")
+        given = f"{{'{key}': ...}}" if half is None else f"{{'{half}': {{'{key}': ...}}}}"
+        raise ValueError(f"{what}: the number of heads cannot be told from the weights; give config={given}")
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or width % heads:
         raise ValueError(f"{what}: {key} {heads!r} does not divide the width {width}")
     return heads
