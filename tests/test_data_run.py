@@ -342,7 +342,7 @@ def test_resume_does_what_is_missing(data: DataSet, tmp_path: Path) -> None:
         ({"dtype": "float16"}, "dtype"),
         ({"part_rows": 4}, "part_rows 3"),
         ({"window": 31}, "window"),
-        ({"precision": "bfloat16"}, "model"),
+        ({"precision": "int8"}, r"model QAViT.*float32\), this run has QAViT.*int8\)"),
     ],
 )
 def test_another_run_is_refused(data: DataSet, options: dict[str, Any], message: str) -> None:
@@ -359,7 +359,7 @@ def test_another_input_or_model_is_refused(data: DataSet, tmp_path: Path) -> Non
     from small_models import write_qavit
 
     model = write_qavit(tmp_path / "model", blocks=3, first=1, image_size=21, width=8, heads=4)
-    with pytest.raises(ValueError, match="made with model"):
+    with pytest.raises(ValueError, match="made with model QAViT"):
         go(data._replace(model=model), data.whole)
 
 
@@ -561,14 +561,49 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert failed in re.split("[\\r\\n]", said)
     bar = said.rsplit("\r", 1)[1]
     # A fortieth took 100 s, 39 are left.
-    assert re.fullmatch(r" +2%\|.*\| 2 questions, 0\.0 images/s, 0\.0 questions/s, 1 h 05 min left, 0 errors *", bar)
+    assert re.fullmatch(r" +2%\|.*\| 2 questions, 0\.0 questions/s, 1 h 05 min left, 0 errors *", bar)
     progress.tick(199, 398, 1)
     assert capsys.readouterr().err == ""
     progress.part(0, 1.0, 400, 0, None, name="00000-000001", images=200)
     progress.close()
     end = capsys.readouterr()
-    assert re.search(r"100%\|.*\| 400 questions, 2\.0 images/s, 4\.0 questions/s, 0 s left, 1 error *\n$", end.err)
+    assert re.search(r"100%\|.*\| 400 questions, 4\.0 questions/s, 0 s left, 1 error *\n$", end.err)
     assert end.out == ""
+
+
+def test_progress_within_a_part_is_told_by_the_rows_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qavit._base.progress import RunProgress
+
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress = RunProgress([400], [False])
+    progress.begin(rows_estimated=300)
+    progress.start(0, 0.25)  # an earlier run did a quarter
+    clock[0] += 10.0
+    progress.tick(50, 100, 0)
+    assert progress.fraction == pytest.approx(0.5)
+    progress.part(0, 0.5, 100, 0, None, name="00000-000001", images=50)
+    assert progress.fraction == pytest.approx(0.5)
+    progress.tick(150, 300, 0)  # more than were expected
+    assert 0.99 < progress.fraction < 1.0
+    progress.part(0, 1.0, 300, 0, None, name="00000-000002", images=150)
+    assert progress.fraction == 1.0
+
+
+def test_a_bar_has_all_of_its_text_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qavit._base.progress import RunProgress
+
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    progress = RunProgress([400], [False])
+    clock[0] += 10000.0
+    progress.tick(50000, 123456, 12)
+    assert capsys.readouterr().err.endswith("123,456 questions, 12.3 questions/s, unknown time left, 12 errors")
+    progress.abandon()
 
 
 def test_a_bar_is_closed_when_a_run_ends_early(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -629,3 +664,13 @@ def test_missing_libraries_are_named(data: DataSet, tmp_path: Path, monkeypatch:
             patch.setitem(sys.modules, module, None)
             with pytest.raises(ImportError, match=rf'pip install "qavit\[{extra}\]"'):
                 go(data, tmp_path, **options)
+
+
+def test_workers_without_parts_are_told_of_smaller_ones() -> None:
+    from qavit.data._estimate import Estimate
+
+    assert Estimate(600, 36.0, 0.06, 12).advice(2, 512) == "; 2 workers share that better in smaller parts (--part-rows 60)"
+    assert Estimate(2048, 36.0, 0.06, 12).advice(2, 512) == ""  # two parts each
+    assert Estimate(600, 36.0, 0.06, 12).advice(1, 512) == ""
+    assert Estimate(600, 9.0, 0.015, 1).advice(2, 512) == ""  # not worth a word
+    assert Estimate(600, None, None, 0).advice(2, 512) == ""

@@ -313,3 +313,20 @@ def test_an_interrupted_command_says_whether_it_goes_on(
     assert capsys.readouterr().err == "interrupted\n"
     assert cli_main.main([*command, "-o", str(tmp_path / "out")]) == cli_options.INTERRUPTED
     assert "the same command goes on where it stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("methods", "across"), [(1, True), (3, True), (7, False)])
+def test_a_table_too_wide_for_a_terminal_has_its_figures_below_one_another(methods: int, across: bool) -> None:
+    from qavit.data._evaluation import Evaluation
+    from qavit.metrics._localization import Estimate
+
+    figures = {f"figure_{number}": Estimate(0.5, 0.25, 0.75) for number in range(7)}
+    found = Evaluation({f"m{number}": figures for number in range(methods)}, 8, 4, [])
+    lines = str(found).splitlines()
+    assert len(lines) == (9 if across else methods + 2)
+    assert lines[1].split()[:2] == ["figure_0" if across else "m0", "50.0"]
+    assert not across or max(map(len, lines[:-1])) <= 80
+    # What failed has no figures, and takes nobody's place.
+    lines = str(Evaluation({"broken": {}, "m0": figures}, 0, 0, [])).splitlines()
+    assert lines[0].split() == ["broken", "m0"]
+    assert lines[1] == "figure_0          50.0 [25.0, 75.0]"

@@ -11,6 +11,7 @@ from typing import Any, Generic, Optional, TextIO, TypeVar
 T = TypeVar("T")
 LINE_SECONDS = 10.0
 BAR_SECONDS = 0.1
+NEARLY = 0.999
 
 
 def duration(seconds: Optional[float]) -> str:
@@ -150,6 +151,8 @@ class RunProgress:
         self._total = max(1, sum(sizes))
         self._sizes = list(sizes)
         self._positions = [1.0 if done else 0.0 for done in finished]
+        self._rows: Optional[int] = None
+        self._in_parts = 0
         self._begun = False
         self._before = self.fraction
         self._events = events
@@ -158,11 +161,16 @@ class RunProgress:
 
     @property
     def fraction(self) -> float:
-        """How much of the input is done, from 0 to 1."""
-        return min(1.0, sum(size * position for size, position in zip(self._sizes, self._positions)) / self._total)
+        """How much of the input is done, from 0 to 1: parts by their places, what is done of others by the rows expected."""
+        parts = min(1.0, sum(size * position for size, position in zip(self._sizes, self._positions)) / self._total)
+        if not self._rows:
+            return parts
+        pending = max(0, self.questions - self._in_parts) / self._rows * (1.0 - self._before)
+        return max(parts, min(NEARLY, parts + pending))  # all of it only when its last part is written
 
     def begin(self, estimate: Optional[str] = None, **about: Any) -> None:
-        """The first word, with what is to be expected."""
+        """The first word, with what is to be expected; `rows_estimated` is how many rows are left to do."""
+        self._rows = about.get("rows_estimated")
         self._teller.event("start", **about)
         if estimate and not self._events:
             self._teller.say(f"qavit: {estimate}", sys.stderr)
@@ -184,6 +192,7 @@ class RunProgress:
     def part(self, file: int, position: float, rows: int, errors: int, problem: Optional[str], **about: Any) -> None:
         """Told of a part that was written, and how much of its file is done with it."""
         self._positions[file] = max(self._positions[file], position)
+        self._in_parts += rows
         self._teller.event("part", **about, rows=rows, errors=errors, problem=problem)
         if problem is not None and not self._events:
             what = f"{rows} row{'' if rows == 1 else 's'}"
@@ -223,8 +232,10 @@ class RunProgress:
             self._teller.event("progress", **numbers)
             self._teller.told()
             return
+        # A bar has a terminal's line, of 80 columns maybe, and what does not fit is cut off.
+        images = "" if self._teller.has_bar else f" {numbers['images_per_second']:.1f} images/s,"
         text = (
-            f"{self.questions:,} question{'' if self.questions == 1 else 's'}, {numbers['images_per_second']:.1f} images/s, "
+            f"{self.questions:,} question{'' if self.questions == 1 else 's'},{images} "
             f"{numbers['questions_per_second']:.1f} questions/s, {duration(numbers['seconds_left'])} left, "
             f"{self.errors:,} error{'' if self.errors == 1 else 's'}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Optional
@@ -13,6 +14,7 @@ from ._plan import Group, Part
 COUNTED_BYTES = 64 << 20  # of input whose rows are counted; of more, how many there are is told from the first part
 MEASURED_SECONDS, MEASURED_GROUPS = 1.0, 4  # whichever is first ends the measuring
 WORTH_SECONDS = 10.0  # a run that takes no longer is not measured closer
+GOOD_PARTS_EACH = 5  # of a worker: what waits for the last one is then a tenth of the run
 
 
 class Estimate(NamedTuple):
@@ -41,6 +43,14 @@ class Estimate(NamedTuple):
         if self.seconds is None or self.each is None:
             return f"{rows}; how long they take could not be told by the first ones, which failed"
         return f"{rows}, {duration(self.seconds)}: {self.each:.2g} s each, measured on {self.measured}"
+
+    def advice(self, workers: int, part_rows: int) -> str:
+        """How more workers would have something to do; empty where there is no need. A part is one worker's."""
+        parts_each = self.rows / part_rows / workers
+        if workers == 1 or self.seconds is None or self.seconds < WORTH_SECONDS or parts_each >= 2:
+            return ""
+        better = math.ceil(self.rows / (GOOD_PARTS_EACH * workers))
+        return f"; {workers} workers share that better in smaller parts (--part-rows {better})"
 
     def to_dict(self) -> dict[str, Any]:
         """For the first event."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ ROWS, SETTINGS, TABLE_JSON, TABLE_CSV = "rows.jsonl", "settings.json", "table.js
 LONGEST_EDGE = 1024
 #: The same for what sorts all pixels.
 SORTED_EDGE = 224
+TERMINAL_COLUMNS = 80
 FAILURES = (OSError, ValueError, TypeError, RuntimeError, MemoryError)
 
 
@@ -72,11 +74,18 @@ class Evaluation:
         table = [["", *names]]
         for method, found in self.methods.items():
             table.append([method, *(_shown(found[name]) for name in names if found)])
-        widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(len(table[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
+        lines = _aligned(table)
+        if len(self.methods) < len(names) and max(map(len, lines)) > TERMINAL_COLUMNS:
+            lines = _aligned([list(column) for column in itertools.zip_longest(*table, fillvalue="")])
         said = f"{self.rows:,} texts of {self.pictures:,} pictures; percent, with 95% intervals over pictures"
         failed = f"; {len(self.errors):,} errors" if self.errors else ""
         return "\n".join([*lines, said + failed])
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; rows may end before the first one does."""
+    widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
 
 
 def _shown(one: Estimate) -> str:

@@ -261,6 +261,9 @@ class OutputFolder(PartFolder):
             if key != "about" and known.get(key) != value:
                 shown = [json.dumps(one) for one in (known.get(key), value)]
                 theirs, ours = (one if len(one) < 100 else "others" for one in shown)
+                if key == "model":  # what identifies it says nothing to a reader
+                    theirs, ours = (str(one.get("about", {}).get("model")) for one in (known, manifest))
+                    ours = "that of other files or options" if ours == theirs else ours
                 raise ValueError(
                     f"out: {str(self.path)!r} was made with {key} {theirs}, this run has {ours}; "
                     "a run goes on with the input and options that it began with: choose another folder, or again (--again)"

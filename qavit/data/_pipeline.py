@@ -208,7 +208,7 @@ def run(
         sizes = [source.size if share.has_file(file, len(sources)) else 0 for file, source in enumerate(sources)]
         progress = RunProgress(sizes, [file not in left for file in range(len(sources))], events)
         about = {"engine": engine, "workers": workers, "shard": str(share), "model": repr(actor.model)}
-        _begin(progress, _estimate(actor, plan, left, folder, sizes, workers, threads), out=str(folder.path), **about)
+        _begin(progress, _estimate(actor, plan, left, folder, sizes, workers, threads), plan, out=str(folder.path), **about)
         if engine == "local" and workers == 1:
             results = run_here(actor, settings, _begun(plan, left, folder, progress), progress.tick)
         elif engine == "local":
@@ -281,12 +281,12 @@ def _about_input(
     }
 
 
-def _begin(progress: RunProgress, estimate: Optional[Estimate], **about: Any) -> None:
+def _begin(progress: RunProgress, estimate: Optional[Estimate], plan: Plan, **about: Any) -> None:
     """The first word of a run, with what is to be expected of it."""
     if estimate is None:
         progress.begin(**about)
     else:
-        progress.begin(estimate.text(), **about, **estimate.to_dict())
+        progress.begin(estimate.text() + estimate.advice(about["workers"], plan.part_rows), **about, **estimate.to_dict())
 
 
 def _estimate(

@@ -72,7 +72,7 @@ def place(device: Any, precision: Precision, offload_model: bool = False) -> Pla
     name = str(device)
     if name == "cpu":
         if precision == "tf32":
-            raise ValueError("precision: 'tf32' is for GPUs; on the CPU use 'float32' or 'bfloat16'")
+            raise ValueError("precision: 'tf32' is for GPUs; on the CPU use 'float32', 'bfloat16', 'int8' or 'int8_mixed'")
         return Placement(name, None, precision)
     opened = _core.Device(name, tf32=precision == "tf32", offload=bool(offload_model))
     return Placement(name, opened, "float32" if precision == "tf32" else precision)
