@@ -14,9 +14,10 @@ import os as _os
 
 import lazy_loader as _lazy_loader
 
-from qavit._base.system import find_libraries as _find_libraries
+if _os.name == "nt":  # elsewhere a run path says where a module's libraries lie
+    from qavit._base.system import find_libraries as _find_libraries
 
-_find_libraries(_os.path.join(_os.path.dirname(__file__), ".libs"))
+    _find_libraries(_os.path.join(_os.path.dirname(__file__), ".libs"))
 try:
     import qavit._core as _core  # noqa: F401  # a build that cannot run says so here, not at the first picture
 except ModuleNotFoundError as _missing:

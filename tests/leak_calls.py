@@ -1019,7 +1019,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "float_array": (lambda: weights.float_array(open_model(folder()).weights["vision_model.pre_layrnorm.weight"]), 1),
     "convert": (lambda: convert(open_model(folder()), place() / "converted", "bfloat16"), 1),
     "convert, panels": (lambda: convert(open_model(folder()), place() / "panels", "float32", 16), 1),
-    "convert, refused": (refused(lambda: convert(open_model(folder()), place() / "converted", "int8")), 1),
+    "convert, refused": (refused(lambda: convert(open_model(folder()), place() / "converted", "int4")), 1),
     "describe": (lambda: description_text(describe(open_model(folder()))), 1),
     "read_torch_file, an archive": (
         lambda: open_weights(torch_file("archive.pth", hostile.archive(pickled()))), 1),
@@ -1075,7 +1075,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "qavit info": (command("info", "{model}"), 1),
     "qavit info, this build": (command("info"), 1),
     "qavit info, refused": (command("info", "--model", "absent", code=1), 1),
-    "qavit convert": (command("convert", "--model", "{model}", "-o", "{out}/converted"), 1),
+    "qavit convert": (command("convert", "--model", "{model}", "-o", "{out}/converted", "--again"), 1),
     "qavit heatmap": (
         command("heatmap", "{photo}", "-q", "what", *DRAWN, "--no-figures", "--maps", "npy",
                 "--html", "--again"), 1),

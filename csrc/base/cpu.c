@@ -41,7 +41,8 @@ static int wanted_level(void) {
 
 qv_status qv_cpu_check(qv_error *err) {
     if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) {
-        return qv_fail(err, QV_ERR_VALUE, "this CPU is big-endian; qavit maps files of weights, which are little-endian, as they are");
+        return qv_fail(err, QV_ERR_VALUE,
+                       "this CPU is big-endian; qavit maps files of weights, which are little-endian, as they are");
     }
     return wanted_level() < LEVELS ? QV_OK
                                    : qv_fail(err, QV_ERR_VALUE, "QAVIT_CPU is '%.40s', expected " LEVEL_NAMES,
