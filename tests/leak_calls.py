@@ -240,6 +240,8 @@ def blip_vqa() -> Any:
 
 def use_blip_vqa() -> None:
     model = blip_vqa()
+    seen = model._core.encode_image(floats(3, 32, 32))
+    model._core.image_from_embeddings(seen.embeddings)
     model.answer(photo(), QUESTIONS, max_new_tokens=3)
     model.answer(photo(), QUESTIONS, answers=["red", "the car"])
     model.heatmaps(photo(), QUESTIONS, answer="red", block=1)
