@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -213,7 +214,7 @@ def test_a_folder_is_replaced_where_names_cannot_be_swapped(late, tmp_path, monk
     def no_library(*_, **__):
         raise OSError("no C library")
 
-    monkeypatch.setattr(convert_module.ctypes, "CDLL", no_library)
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
     convert(late, tmp_path / "model")
     convert(late, tmp_path / "model", "bfloat16")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
