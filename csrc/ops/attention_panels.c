@@ -1,6 +1,26 @@
 #include "ops/attention_panels.h"
 
+#include <math.h>
 #include <string.h>
+
+/* The rows from `row` on, at a column; none where there are none. */
+static qv_const_rows set_of(qv_const_rows rows, size_t row, size_t column) {
+    return (qv_const_rows){rows.at != NULL ? rows.at + row * rows.ld + column : NULL, rows.ld};
+}
+
+qv_attention_head qv_view_head(const qv_attention *a, size_t b, size_t h) {
+    size_t q_set = a->q_index != NULL ? a->q_index[b] : b, kv_set = a->kv_index != NULL ? a->kv_index[b] : b;
+    size_t column = h * a->d, kv_row = kv_set * (a->kv_stride != 0 ? a->kv_stride : a->S);
+    return (qv_attention_head){
+        .q = set_of(a->q, q_set * a->T, column),
+        .k = set_of(a->k, kv_row, column),
+        .v = set_of(a->v, kv_row, column),
+        .extra_k = set_of(a->extra_k, b * a->M, column),
+        .extra_v = set_of(a->extra_v, b * a->M, column),
+        .b = b,
+        .h = h,
+    };
+}
 
 qv_const_rows qv_rows_in_steps(const qv_head_packing *packing, qv_const_rows x, size_t n) {
     if (packing->product->write_steps == NULL) {
@@ -58,6 +78,23 @@ void qv_pack_rows(const qv_head_packing *packing, float *out, const qv_head_rows
     }
 }
 
+/* The scores [M + S] of keys that query t does not see become -INFINITY. */
+static void hide_keys(float *scores, const qv_attention *a, const qv_attention_head *head, size_t t) {
+    for (size_t m = a->extra_length != NULL ? a->extra_length[head->b] : a->M; m < a->M; m++) {
+        scores[m] = -INFINITY;
+    }
+    scores += a->M;
+    if (a->key_mask != NULL) {
+        const uint8_t *mask = a->key_mask + head->b * a->S;
+        for (size_t s = 0; s < a->S; s++) {
+            scores[s] = mask[s] != 0 || (a->causal && s == a->past + t) ? scores[s] : -INFINITY;
+        }
+    }
+    for (size_t s = a->past + t + 1; a->causal && s < a->S; s++) {
+        scores[s] = -INFINITY;
+    }
+}
+
 float qv_mask_scores(const qv_attention *a, const qv_attention_head *head, float *row, size_t t) {
     float scale = a->scale;
     if (a->bias.at != NULL) {
@@ -70,6 +107,6 @@ float qv_mask_scores(const qv_attention *a, const qv_attention_head *head, float
         }
         scale = 1.0f;
     }
-    qv_hide_keys(row, a, head, t);
+    hide_keys(row, a, head, t);
     return scale;
 }

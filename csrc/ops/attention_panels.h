@@ -1,4 +1,5 @@
-/* How attention and its gradient lay the keys and values of one head out for their products. */
+/* What attention and its gradient share: where one head's rows lie, how its keys and values are laid out for the products, and
+ * which scores count. */
 #ifndef QV_OPS_ATTENTION_PANELS_H
 #define QV_OPS_ATTENTION_PANELS_H
 
@@ -6,6 +7,14 @@
 
 /* Rows that are written in steps together, on their way to a panel. */
 #define QV_PACK_ROWS QV_MAX_PANEL
+
+/* One head of one b: where its rows lie. Where attention has no v or no extra tokens, none. */
+typedef struct {
+    qv_const_rows q, k, v, extra_k, extra_v;
+    size_t b, h;
+} qv_attention_head;
+
+qv_attention_head qv_view_head(const qv_attention *attention, size_t b, size_t h);
 
 typedef struct {
     const qv_kernels *kernels;

@@ -75,16 +75,6 @@ void qv_cpu_head_lengths(qv_call *call, qv_rows out, qv_const_rows x, const floa
                          size_t H, size_t d);
 void qv_cpu_mean_rows(qv_call *call, float *out, const float *x, size_t R, size_t D);
 
-/* One head of one b: where its rows lie. Where attention has no v or no extra tokens, none. */
-typedef struct {
-    qv_const_rows q, k, v, extra_k, extra_v;
-    size_t b, h;
-} qv_attention_head;
-
-qv_attention_head qv_view_head(const qv_attention *attention, size_t b, size_t h);
-/* The scores [M + S] of keys that query t does not see become -INFINITY. */
-void qv_hide_keys(float *scores, const qv_attention *attention, const qv_attention_head *head, size_t t);
-
 /* out [rows, count] = (act(out + bias) * multiply) + residual; `column` is the first column of multiply and residual.
  * bias and epilogue may be NULL. */
 void qv_apply_epilogue(qv_rows out, const float *bias, const qv_epilogue *epilogue, size_t column, size_t rows,

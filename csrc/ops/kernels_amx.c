@@ -15,17 +15,16 @@
 
 #define TILE ((size_t)16)  /* rows of a tile, steps in a row of x's, columns in a row of sums */
 #define BLOCK (2 * TILE)   /* rows and columns of sums that are held */
-#define PANEL QV_MAX_PANEL /* columns of a panel */
 /* Lines of the next panel that are prefetched with 16 steps. */
 #define PREFETCH_LINES 4
 
 #define INLINE static inline __attribute__((always_inline))
 /* Tiles 0, 1 over 2, 3: sums; 4 over 5: rows of x; 6, 7: columns of the panel. */
-#define LOAD(tile, from, stride) \
+#define LOAD_TILE(tile, from, stride) \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(stride) : "memory")
-#define STORE(tile, to, stride) \
+#define STORE_TILE(tile, to, stride) \
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(stride) : "memory")
-#define CLEAR(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
+#define CLEAR_TILE(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
 #define DOT(instruction, sums, x, columns) \
     __asm__ volatile(instruction " %%tmm" #columns ", %%tmm" #x ", %%tmm" #sums : :)
 
@@ -81,11 +80,11 @@ INLINE void multiply_tiles(bool lower, const bool bytes) {
 /* The sums += 16 steps of x times 16 of the panel; strides in bytes. */
 INLINE void multiply_steps(const qv_bits32 *x, size_t x_stride, const qv_bits32 *panel, size_t panel_stride, bool lower,
                            const bool bytes) {
-    LOAD(6, panel, panel_stride);
-    LOAD(7, panel + TILE, panel_stride);
-    LOAD(4, x, x_stride);
+    LOAD_TILE(6, panel, panel_stride);
+    LOAD_TILE(7, panel + TILE, panel_stride);
+    LOAD_TILE(4, x, x_stride);
     if (lower) {
-        LOAD(5, x + TILE * x_stride / sizeof *x, x_stride);
+        LOAD_TILE(5, x + TILE * x_stride / sizeof *x, x_stride);
     }
     multiply_tiles(lower, bytes);
 }
@@ -100,7 +99,7 @@ INLINE void multiply_rest(const tile_block *b, size_t done, const bool bytes) {
         memcpy(x + r * TILE, b->x + r * b->ld_x + done, rest * sizeof *x);
     }
     for (size_t k = 0; k < rest; k++) {
-        memcpy(panel + k * BLOCK, b->panel + (done + k) * PANEL, BLOCK * sizeof *panel);
+        memcpy(panel + k * BLOCK, b->panel + (done + k) * QV_MAX_PANEL, BLOCK * sizeof *panel);
     }
     multiply_steps(x, TILE * sizeof *x, panel, BLOCK * sizeof *panel, b->rows > TILE, bytes);
 }
@@ -110,18 +109,18 @@ INLINE void multiply_block(tile_block *b, void *out, size_t out_stride, bool add
     const bool lower = b->rows > TILE;
     char *below = (char *)out + TILE * out_stride;
     if (add_to_out) {
-        LOAD(0, out, out_stride);
-        LOAD(1, (char *)out + 64, out_stride);
+        LOAD_TILE(0, out, out_stride);
+        LOAD_TILE(1, (char *)out + 64, out_stride);
         if (lower) {
-            LOAD(2, below, out_stride);
-            LOAD(3, below + 64, out_stride);
+            LOAD_TILE(2, below, out_stride);
+            LOAD_TILE(3, below + 64, out_stride);
         }
     } else {
-        CLEAR(0);
-        CLEAR(1);
+        CLEAR_TILE(0);
+        CLEAR_TILE(1);
         if (lower) {
-            CLEAR(2);
-            CLEAR(3);
+            CLEAR_TILE(2);
+            CLEAR_TILE(3);
         }
     }
     size_t k = 0;
@@ -129,17 +128,17 @@ INLINE void multiply_block(tile_block *b, void *out, size_t out_stride, bool add
         for (size_t line = 0; line < PREFETCH_LINES && b->prefetch < b->prefetch_end; line++, b->prefetch += 64) {
             __builtin_prefetch(b->prefetch, 0, 2);
         }
-        multiply_steps(b->x + k, b->ld_x * sizeof *b->x, b->panel + k * PANEL, PANEL * sizeof *b->panel, lower,
+        multiply_steps(b->x + k, b->ld_x * sizeof *b->x, b->panel + k * QV_MAX_PANEL, QV_MAX_PANEL * sizeof *b->panel, lower,
                        bytes);
     }
     if (k < b->steps) {
         multiply_rest(b, k, bytes);
     }
-    STORE(0, out, out_stride);
-    STORE(1, (char *)out + 64, out_stride);
+    STORE_TILE(0, out, out_stride);
+    STORE_TILE(1, (char *)out + 64, out_stride);
     if (lower) {
-        STORE(2, below, out_stride);
-        STORE(3, below + 64, out_stride);
+        STORE_TILE(2, below, out_stride);
+        STORE_TILE(3, below + 64, out_stride);
     }
 }
 
@@ -170,7 +169,7 @@ void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_
         block.x = (const qv_bits32 *)p->x + r * p->ld_x;
         for (size_t c = 0; c < p->columns; c += BLOCK) {
             float *out = p->out + r * p->ld_out + c;
-            block.panel = (const qv_bits32 *)p->panel + c / PANEL * PANEL * p->depth + c % PANEL;
+            block.panel = (const qv_bits32 *)p->panel + c / QV_MAX_PANEL * QV_MAX_PANEL * p->depth + c % QV_MAX_PANEL;
             if (p->columns - c >= BLOCK) {
                 multiply_block(&block, out, p->ld_out * sizeof *out, p->add_to_out, false);
             } else {
@@ -196,7 +195,7 @@ static void dequantise(const tile_block *b, float *out, size_t ld_out, const uin
         const uint32_t point = b->x[r * b->ld_x + b->steps + 1];
         float *row = out + r * ld_out;
         for (size_t c = 0; c < columns; c++) {
-            const float y = (float)(int32_t)(sums[r * BLOCK + c] - point * tail[PANEL + c]) * (scale * scales[c]);
+            const float y = (float)(int32_t)(sums[r * BLOCK + c] - point * tail[QV_MAX_PANEL + c]) * (scale * scales[c]);
             row[c] = add_to_out ? y + row[c] : y;
         }
     }
@@ -218,7 +217,7 @@ void qv_multiply_byte_tiles(const qv_panel_product *p,
             const size_t columns = p->columns - c < BLOCK ? p->columns - c : BLOCK;
             block.panel = (const qv_bits32 *)p->panel + c;
             multiply_block(&block, sums, BLOCK * sizeof *sums, false, true);
-            dequantise(&block, p->out + r * p->ld_out + c, p->ld_out, sums, block.panel + p->depth * PANEL, columns,
+            dequantise(&block, p->out + r * p->ld_out + c, p->ld_out, sums, block.panel + p->depth * QV_MAX_PANEL, columns,
                        p->add_to_out);
         }
         if (finishes) {
