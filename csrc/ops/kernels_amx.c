@@ -157,16 +157,21 @@ static void multiply_part(tile_block *b, float *out, size_t ld_out, size_t colum
     }
 }
 
+/* Let the block be of the product's rows from r on, and the tiles of that many. */
+static void take_rows(tile_block *b, const qv_panel_product *p, size_t r) {
+    const size_t rows = p->rows - r < BLOCK ? p->rows - r : BLOCK;
+    if (rows != b->rows) {
+        set_shapes(rows < TILE ? rows : TILE, rows < TILE ? 0 : rows - TILE);
+    }
+    b->rows = rows;
+    b->x = (const qv_bits32 *)p->x + r * p->ld_x;
+}
+
 void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_product *p, size_t first, size_t rows)) {
     tile_block block = {.ld_x = p->ld_x, .steps = p->depth, .prefetch = p->prefetch, .prefetch_end = p->prefetch_end};
     const bool finishes = p->bias != NULL || p->epilogue != NULL;
     for (size_t r = 0; r < p->rows; r += BLOCK) {
-        const size_t rows = p->rows - r < BLOCK ? p->rows - r : BLOCK;
-        if (rows != block.rows) {
-            set_shapes(rows < TILE ? rows : TILE, rows < TILE ? 0 : rows - TILE);
-        }
-        block.rows = rows;
-        block.x = (const qv_bits32 *)p->x + r * p->ld_x;
+        take_rows(&block, p, r);
         for (size_t c = 0; c < p->columns; c += BLOCK) {
             float *out = p->out + r * p->ld_out + c;
             block.panel = (const qv_bits32 *)p->panel + c / QV_MAX_PANEL * QV_MAX_PANEL * p->depth + c % QV_MAX_PANEL;
@@ -177,7 +182,7 @@ void qv_multiply_tiles(const qv_panel_product *p, void (*finish)(const qv_panel_
             }
         }
         if (finishes) {
-            finish(p, r, rows);
+            finish(p, r, block.rows);
         }
     }
     release_tiles();
@@ -207,12 +212,7 @@ void qv_multiply_byte_tiles(const qv_panel_product *p,
     const bool finishes = p->bias != NULL || p->epilogue != NULL;
     uint32_t sums[BLOCK * BLOCK];
     for (size_t r = 0; r < p->rows; r += BLOCK) {
-        const size_t rows = p->rows - r < BLOCK ? p->rows - r : BLOCK;
-        if (rows != block.rows) {
-            set_shapes(rows < TILE ? rows : TILE, rows < TILE ? 0 : rows - TILE);
-        }
-        block.rows = rows;
-        block.x = (const qv_bits32 *)p->x + r * p->ld_x;
+        take_rows(&block, p, r);
         for (size_t c = 0; c < p->columns; c += BLOCK) {
             const size_t columns = p->columns - c < BLOCK ? p->columns - c : BLOCK;
             block.panel = (const qv_bits32 *)p->panel + c;
@@ -221,7 +221,7 @@ void qv_multiply_byte_tiles(const qv_panel_product *p,
                        p->add_to_out);
         }
         if (finishes) {
-            finish(p, r, rows);
+            finish(p, r, block.rows);
         }
     }
     release_tiles();
