@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 try:
     from hypothesis import settings
@@ -21,6 +25,18 @@ else:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: several workers share the cores
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A page in a headless Chromium, for all tests of a file."""
+    from browser import PROGRAM, Browser  # with NumPy and Pillow, which not every environment of a few tests has
+
+    if PROGRAM is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    opened = Browser()
+    yield opened
+    opened.close()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import PROGRAM, Browser
+from browser import Browser
 
 import qavit
 from qavit.plots import _widget
@@ -24,15 +23,6 @@ pytest.importorskip("anywidget")
 @pytest.fixture(scope="module")
 def model() -> qavit.Model:
     return qavit.load("demo")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if PROGRAM is None:
-        pytest.skip("no Chromium here (Debian: apt install chromium)")
-    opened = Browser()
-    yield opened
-    opened.close()
 
 
 def answers(widget: Any, *messages: Any) -> list[Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import PROGRAM, Browser
+from browser import Browser
 from matplotlib import colormaps
 
 from qavit import HeatmapResult
@@ -98,15 +97,6 @@ def test_texts_stay_data() -> None:
     assert page.count("</script>") == 2
     assert data_of(page)["questions"][1]["text"] == HOSTILE
     html.render(result(questions=["\udc80", "@DATA@ @SCRIPT@", "c"])).encode("utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if PROGRAM is None:
-        pytest.skip("no Chromium here (Debian: apt install chromium)")
-    opened = Browser()
-    yield opened
-    opened.close()
 
 
 def hot(pixels: Any) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, features
+from test_plots import result as grey_result
 
 from qavit import HeatmapResult
 from qavit._base.resampling import grid_weights, spread
@@ -34,26 +35,10 @@ DPI = 100
 
 def result(count: int = 2, size: tuple[int, int] = (60, 90), **changes: Any) -> HeatmapResult:
     """Maps with one hot patch each, over a picture whose colours change from left to right and from top to bottom."""
-    maps = np.full((count, 3, 4), 0.01, np.float32)
-    for index in range(count):
-        maps[index, 1, 1 + index % 3] = 1.0
-    maps /= maps.sum(axis=(1, 2), keepdims=True)
     height, width = size
     across, down = np.linspace(40, 200, width), np.linspace(60, 220, height)
     picture = np.stack(np.broadcast_arrays(across[None, :], down[:, None], 128.0), axis=-1).astype(np.uint8)
-    parts: dict[str, Any] = {
-        "maps": maps,
-        "questions": [f"question {index}?" for index in range(count)],
-        "picture": picture,
-        "seen": Region((width - height) / 2, 0, (width + height) / 2, height) if width > height else None,
-        "block": 2,
-        "words": [["a", "b"]] * count,
-        "word_maps": [np.ones((2, 3, 4), np.float32)] * count,
-        "answers": [[("yes", 0.9), ("no", 0.1)]] * count,
-        "block_maps": lambda: np.stack([maps] * 3),
-        "head_maps": lambda: np.stack([maps, maps[..., ::-1]], axis=1),
-    }
-    return HeatmapResult(**{**parts, **changes})
+    return grey_result(count, size, **{"picture": picture, **changes})
 
 
 def drawn(shown: HeatmapResult, kind: Any = None, dpi: float = DPI, **look: Any) -> npt.NDArray[np.int64]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import PROGRAM, Browser
+from browser import Browser
 from serving import Served
 from test_serve import PICTURE, png
 
@@ -24,15 +24,6 @@ ABOUT = "document.querySelector('#about').textContent"
 WRONG = "document.querySelector('#wrong').textContent"
 ANSWER = "document.querySelector('.answer')?.textContent ?? ''"
 SHOWN = "document.querySelector('main').classList.contains('blank') ? '' : document.querySelector('#said').textContent"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if PROGRAM is None:
-        pytest.skip("no Chromium here (Debian: apt install chromium)")
-    opened = Browser()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
