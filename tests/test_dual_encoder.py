@@ -415,8 +415,9 @@ def test_openais_pairs(tmp_path: Path) -> None:
         (gzip.compress(b"title\na b c\n", mtime=0), "'a b c' is not a pair of pieces"),
         (gzip.compress(b"title\n\xff\xfe\n", mtime=0), "not UTF-8 text"),
         (gzip.compress(b"title\na b\n", mtime=0)[:-6], "not a file of pairs that gzip packed"),
-        (gzip.compress(bytes(1 << 25)), "more than 16777216 bytes when unpacked"),
+        (gzip.compress(bytes(1 << 25), mtime=0), "more than 16777216 bytes when unpacked"),
     ],
+    ids=["no gzip", "three pieces", "no UTF-8", "cut off", "too large"],
 )
 def test_pairs_that_are_none(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.txt.gz"
