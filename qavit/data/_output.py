@@ -35,7 +35,7 @@ SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 MODEL_ENDINGS = frozenset({".json", ".safetensors", ".bin", ".pt", ".pth", ".txt", ".model"})
 
 
-def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] = ()) -> Any:
+def schema_of(dtype: npt.DTypeLike, keep: Sequence[str] = ()) -> Any:
     """The columns of a part; `keep` are those of the input, as text."""
     pa = require("pyarrow", "data")
     value = pa.from_numpy_dtype(np.dtype(dtype))
@@ -44,7 +44,8 @@ def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] =
     fields = [pa.field(name, kind, nullable=False) for name, kind in needed]
     fields += [
         pa.field("block", pa.int16()),
-        pa.field("map", pa.list_(value, grid[0] * grid[1])),
+        # Not of fixed size: before 26, pyarrow cannot read such a column again where a row has none.
+        pa.field("map", pa.list_(value)),
         pa.field("scale", pa.float32(), nullable=False),
         pa.field("score", pa.float32()),
         pa.field("answer", pa.string()),
@@ -62,24 +63,25 @@ def schema_of(grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] =
 def check_keep(keep: Sequence[str]) -> None:
     """ValueError where a column that is kept would be called as one of the run's own."""
     for name in keep:
-        if name in schema_of((1, 1), "float32").names:
+        if name in schema_of("float32").names:
             raise ValueError(f"keep: {name!r} is a column of the run's own; give it another name: input_{name}={name}")
 
 
 def table_of(rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike, keep: Sequence[str] = ()) -> Any:
     """Rows as a pyarrow table."""
     pa = require("pyarrow", "data")
-    schema = schema_of(grid, dtype, keep)
+    schema = schema_of(dtype, keep)
     patches = grid[0] * grid[1]
     flat = np.zeros((len(rows), patches), np.float32)
     for place, row in enumerate(rows):
         if row.map is not None:
             flat[place] = row.map.reshape(-1)
     maps, scale = scale_maps(flat, dtype)
-    missing = pa.array([row.map is None for row in rows], pa.bool_())
+    there = np.array([row.map is not None for row in rows], bool)
+    places = np.concatenate([[0], np.cumsum(there * patches)]).astype(np.int32)
     made = {
         "grid": pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array(grid, np.int32), len(rows))), 2),
-        "map": pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), patches, mask=missing),
+        "map": pa.ListArray.from_arrays(pa.array(places), pa.array(maps[there].reshape(-1)), mask=pa.array(~there)),
         "scale": pa.array(scale),
         # Several blocks stand in the manifest.
         "block": pa.array([row.block if isinstance(row.block, int) else None for row in rows], pa.int16()),
