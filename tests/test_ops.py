@@ -432,6 +432,30 @@ def test_softmax_range() -> None:
     assert np.isnan(found).all()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("scale", [0.125, 1.0, 3.7])
+def test_the_largest_score_weighs_one_however_large(precision: str, tokens: int, scale: float) -> None:
+    """Softmax of scores up to float32's largest, of numbers that bfloat16 has; beyond it they are refused as NaN."""
+    v = normal(1, 40, 8, seed=2)
+    for size in (1e3, 1e9, 2.0**30, 2.0**31, 1e12, 1e20, 1e30, 3e38):
+        exact = reference.from_bfloat16(reference.to_bfloat16(np.float32([size])))[0]
+        for row in (normal(1, 40, 1, seed=3), -np.abs(normal(1, 40, 1, seed=4)), np.ones((1, 40, 1), np.float32)):
+            k = reference.from_bfloat16(reference.to_bfloat16(row / np.abs(row).max()))
+            q = np.full((1, tokens, 1), exact, np.float32)
+            found, out = np.empty((1, 1, tokens, 40), np.float32), np.empty((1, tokens, 8), np.float32)
+            attention(out, np.tile(q, 8) * np.float32([1] + [0] * 7), np.tile(k, 8), v, heads=1, scale=scale,
+                      probabilities=found, precision=precision)  # fmt: skip
+            expected, _ = reference.attention(q, k, None, heads=1, scale=scale)
+            np.testing.assert_allclose(found, expected, rtol=3e-6, atol=2e-38)
+            close(out, np.einsum("bhts,bsd->btd", expected, v), 2e-2 if precision == "bfloat16" else 3e-6)
+    for bad in (3e38, np.inf, -np.inf):
+        q = np.full((1, tokens, 8), bad, np.float32)
+        found = np.empty((1, 1, tokens, 40), np.float32)
+        attention(None, q, np.full((1, 40, 8), 2, np.float32), None, heads=1, scale=scale, probabilities=found)
+        assert np.isnan(found).all()
+
+
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFC000FF, 0x7F800001, 0x7F800000, 0xFF800000])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_what_is_not_finite_is_nan_in_every_probability(bits: int, tokens: int) -> None:

@@ -1,14 +1,14 @@
 /* What makes weights of the scores that a product gives, for the steps of the next one. kernel_template.h includes it once a
  * product, with the name EXPONENTIATE of what it defines, STEP_TARGET, and KEEP(x, i, e, n): the n lanes of e become items i ..
- * of x's steps. */
+ * of x's steps. The largest is taken away before scale is multiplied by: its own weight is then 1, however large the scores. */
 
 STEP_TARGET static float EXPONENTIATE(float *x, float scale, size_t n) {
     const float top = find_largest(x, n);
-    const vec factor = set1(scale), start = set1(-top * scale);
+    const vec factor = set1(scale), start = set1(top);
     vec sum = zero(), other = zero();
     size_t i = 0;
     for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
-        vec y = multiply_add(load(x + i), factor, start), z = multiply_add(load(x + i + WIDTH), factor, start);
+        vec y = (load(x + i) - start) * factor, z = (load(x + i + WIDTH) - start) * factor;
         vec e = keep_nan(exponential(y), y), f = keep_nan(exponential(z), z);
         KEEP(x, i, e, WIDTH);
         KEEP(x, i + WIDTH, f, WIDTH);
@@ -16,13 +16,13 @@ STEP_TARGET static float EXPONENTIATE(float *x, float scale, size_t n) {
         other = other + f;
     }
     if (i + WIDTH <= n) {
-        vec y = multiply_add(load(x + i), factor, start), e = keep_nan(exponential(y), y);
+        vec y = (load(x + i) - start) * factor, e = keep_nan(exponential(y), y);
         KEEP(x, i, e, WIDTH);
         sum = sum + e;
         i += WIDTH;
     }
     if (i < n) {
-        vec y = multiply_add(load_part(x + i, n - i), factor, start), e = keep_part(keep_nan(exponential(y), y), n - i);
+        vec y = (load_part(x + i, n - i) - start) * factor, e = keep_part(keep_nan(exponential(y), y), n - i);
         KEEP(x, i, e, n - i);
         other = other + e;
     }

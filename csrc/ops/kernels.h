@@ -55,8 +55,7 @@ typedef struct {
     /* out [n] steps, each of an item of `items` rows [n] */
     void (*join_rows)(float *out, const float *const *rows, size_t n);
     /* x [n] = exp(scale (x - max)) in steps, beginning where x does, a last step filled with zeros; returns 1 / sum.
-     * -INFINITY gives 0. All of them, NaN or INFINITY: NaN everywhere, so that no overflow passes for a map. A largest
-     * scale x beyond 2^30, which no float32 sum gives to within 1, may be NaN too: scale max is rounded once. */
+     * -INFINITY gives 0. All of them, NaN or INFINITY: NaN everywhere, so that no overflow passes for a map. */
     float (*exponentiate)(float *x, float scale, size_t n);
     /* Multiply and add in registers alone, and say how many operations that was: what the product's speed is held against. */
     double (*burn)(size_t steps);
