@@ -94,6 +94,23 @@ def test_question_aware_vision(name: str, point: str, heads: int, width: int) ->
         close(row, expected["attentions"][block][:, :, :1], tolerance)
 
 
+@pytest.mark.parametrize("heads", [4, 1])
+def test_scores_far_beyond_what_exponentials_take(name: str, heads: int) -> None:
+    """Scores of 1e12 and more give the largest key all of the weight, on tiles and on single rows."""
+    config, weights = vision(None, hidden_size=32 * heads, num_attention_heads=heads, num_hidden_layers=2, image_size=56)
+    for key in weights:
+        if key.endswith(("layers.1.self_attn.q_proj.weight", "layers.1.self_attn.k_proj.weight")):
+            values, *rest = weights[key]
+            weights[key] = (values.view(np.float32) * np.float32(2**22), *rest)
+    pixels = asked(56)[0]
+    expected = _core.Vit(config, weights).forward(pixels, attention=[(1, "raw")])["attentions"][1]
+    assert np.mean(expected.max(axis=-1) == 1) > 0.99
+    vit = _core.Vit(config, weights, device=_core.Device(name))
+    close(vit.forward(pixels, attention=[(1, "raw")])["attentions"][1], expected, TOLERANCE[name])
+    row = vit.forward(pixels, attention=[(1, "class")])["attentions"][1]
+    close(row, expected[:, :, :1], TOLERANCE[name])
+
+
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
 def test_activations(name: str, act: str) -> None:
     config, weights = vision(None, hidden_act=act)
