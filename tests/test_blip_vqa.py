@@ -480,7 +480,7 @@ def test_bad_questions_and_answers(pair: tuple[Any, Any]) -> None:
         (lambda: ours.answer(pixels, "the dog", answers=[]), "answers"),
         (lambda: ours.answer(pixels, "the dog", answers=["no", "no"]), "answers: one of them is there twice"),
         (lambda: ours.answer(pixels, "the dog", answers=["no"], num_beams=2), "answers= are chosen from, none is written"),
-        (lambda: ours.answer(pixels, "the dog", max_new_tokens=0), "max_new_tokens: 0, expected at least 1"),
+        (lambda: ours.answer(pixels, "the dog", max_new_tokens=0), "max_new_tokens: 0, expected 1 to 4095"),
         (lambda: ours.answer(pixels, "the dog", max_new_tokens=40), "max_new_tokens: 40, expected 1 to 39"),
         (lambda: ours.answer(pixels, "the dog", min_new_tokens=31), "min_new_tokens: 31, expected 0 to max_new_tokens, 30"),
         (lambda: ours.answer(pixels, "the dog", num_beams=0), "num_beams: 0"),

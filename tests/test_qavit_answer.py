@@ -230,7 +230,7 @@ def test_bad_calls(model: Any, golden: dict[str, Array]) -> None:
     for call, message in (
         (lambda: model.answer(image, "!"), "questions: '!' has no words"),
         (lambda: model.answer(image, []), "questions"),
-        (lambda: model.answer(image, "the dog", max_new_tokens=0), "max_new_tokens: 0, expected at least 1"),
+        (lambda: model.answer(image, "the dog", max_new_tokens=0), "max_new_tokens: 0, expected 1 to 4095"),
         (lambda: model.answer(image, "the dog", max_new_tokens=2, min_new_tokens=3), "min_new_tokens: 3, expected 0 to"),
         (lambda: model.answer(image, "the dog", answers=["no", ""]), "answers: '' has no words"),
         (lambda: model.heatmaps(image, "the dog", answer="red"), "answer: method 'class' does not take it"),

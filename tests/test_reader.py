@@ -285,7 +285,9 @@ def test_bad_settings_are_named(reader: qavit.Reader) -> None:
     for settings, error, message in (
         ({"max_len": 1}, ValueError, "max_length: 1, expected more than the 1 tokens"),
         ({"max_len": 5, "min_len": 6}, ValueError, "min_length: 6, expected at most max_length, 5"),
-        ({"num_beams": 0}, ValueError, "num_beams: 0, expected at least 1"),
+        ({"num_beams": 0}, ValueError, "num_beams: 0, expected 1 to 1024"),
+        ({"num_beams": 10**9}, ValueError, "num_beams: 1000000000, expected 1 to 1024"),
+        ({"max_len": 10**30}, ValueError, "max_length: 10{30}, expected 1 to 4096"),
         ({"max_len": "5"}, TypeError, "max_length"),
     ):
         with pytest.raises(error, match=message):

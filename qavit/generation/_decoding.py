@@ -14,6 +14,9 @@ from ._processors import Sampling
 
 Ids = npt.NDArray[np.int64]
 
+#: A text has at most so many tokens and beams, whatever is asked for: a decoder that never ends one would fill the memory.
+MOST_TOKENS, MOST_BEAMS = 4096, 1024
+
 
 class Decoded(NamedTuple):
     """One text: its new ids, the end's where it was emitted; their log-probability; logits [n, V] if asked for."""
@@ -30,7 +33,7 @@ class Decoding:
     Attributes
     ----------
     max_length : int
-        A text ends there at the latest.
+        A text ends there at the latest; 1 to `MOST_TOKENS`.
     eos : int or None
         The token that ends a text; None: only the length does.
     sampling : Sampling
@@ -38,7 +41,7 @@ class Decoding:
     do_sample : bool
         Draw the next token instead of taking the best.
     num_beams : int
-        1: no beams. With more, transformers' beam search.
+        1: no beams. With more, up to `MOST_BEAMS`, transformers' beam search.
     length_penalty : float
         A finished beam's log-probability is divided by its number of new tokens to this power.
     early_stopping : bool or "never"
@@ -60,12 +63,12 @@ class Decoding:
     early_stopping: Union[bool, Literal["never"]] = False
 
     def __post_init__(self) -> None:
-        if whole_number(self.max_length, "max_length") < 1:
-            raise ValueError(f"max_length: {self.max_length}, expected at least 1")
+        if not 1 <= whole_number(self.max_length, "max_length") <= MOST_TOKENS:
+            raise ValueError(f"max_length: {self.max_length}, expected 1 to {MOST_TOKENS}")
         if self.sampling.min_length > self.max_length:
             raise ValueError(f"min_length: {self.sampling.min_length}, expected at most max_length, {self.max_length}")
-        if whole_number(self.num_beams, "num_beams") < 1:
-            raise ValueError(f"num_beams: {self.num_beams}, expected at least 1")
+        if not 1 <= whole_number(self.num_beams, "num_beams") <= MOST_BEAMS:
+            raise ValueError(f"num_beams: {self.num_beams}, expected 1 to {MOST_BEAMS}")
         if not np.isfinite(real_number(self.length_penalty, "length_penalty")):
             raise ValueError(f"length_penalty: {self.length_penalty}, expected a finite number")
         if self.early_stopping not in (True, False, "never"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._base.arguments import question_list, whole_number
 from ..checkpoints._weights import NOT_FINITE
-from ..generation._decoding import Decoding
+from ..generation._decoding import MOST_TOKENS, Decoding
 from ..generation._generated import Generated
 from ..generation._loops import decode
 from ..generation._processors import Sampling
@@ -30,12 +30,12 @@ class Lengths(NamedTuple):
     num_beams: int = 1
 
     def decoding(self, end: int, room: int) -> Decoding:
-        """Checked, for a decoder of up to `room` tokens (0: any number), the start's included."""
+        """Checked, for a decoder of up to `room` tokens (0: as many as any), the start's included."""
         most = whole_number(self.max_new_tokens, "max_new_tokens")
         least = whole_number(self.min_new_tokens, "min_new_tokens")
-        if most < 1 or 0 < room <= most:
-            limit = f"1 to {room - 1}" if room else "at least 1"
-            raise ValueError(f"max_new_tokens: {most}, expected {limit}")
+        room = min(room or MOST_TOKENS, MOST_TOKENS)
+        if not 1 <= most < room:
+            raise ValueError(f"max_new_tokens: {most}, expected 1 to {room - 1}")
         if not 0 <= least <= most:
             raise ValueError(f"min_new_tokens: {least}, expected 0 to max_new_tokens, {most}")
         return Decoding(1 + most, end, Sampling(min_length=1 + least, eos=end), num_beams=self.num_beams)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: LAVIS's, and so many patches as PnP-VQA's own evaluation draws.
 PROMPT, NUM_PATCHES = "a picture of ", 20
+#: Of one picture by one call.
+MOST_CAPTIONS = 1 << 16
 
 
 class _Given(NamedTuple):
@@ -370,8 +372,8 @@ class BlipCaptioner(Model):
         TypeError, ValueError
             A setting is not of its kind or range, or does not go with the others; the message names it.
         """
-        if whole_number(num_captions, "num_captions") < 1:
-            raise ValueError(f"num_captions: {num_captions}, expected at least 1")
+        if not 1 <= whole_number(num_captions, "num_captions") <= MOST_CAPTIONS:
+            raise ValueError(f"num_captions: {num_captions}, expected 1 to {MOST_CAPTIONS}")
         how = Decoding(
             max_length, self._end, Sampling(repetition_penalty, min_length, self._end, temperature, top_k, top_p),
             do_sample, num_beams, length_penalty, early_stopping,
