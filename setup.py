@@ -179,7 +179,7 @@ class BuildCore(build_ext):
             return None
         import scipy_openblas32
 
-        name = scipy_openblas32.get_library()
+        name = scipy_openblas32.get_library().removeprefix("lib")  # which it leaves there on Windows
         ext.include_dirs.append(scipy_openblas32.get_include_dir())
         ext.library_dirs.append(scipy_openblas32.get_lib_dir())
         ext.libraries.append(name)

@@ -108,6 +108,26 @@ def test_each_platform_is_told_what_it_knows(monkeypatch: pytest.MonkeyPatch) ->
         assert ("-Wl,-z,relro,-z,now" in core.extra_link_args) == relocations
 
 
+@pytest.mark.parametrize(
+    ("platform", "said", "file"),
+    [
+        ("linux", "scipy_openblas", "libscipy_openblas.so"),
+        ("darwin", "scipy_openblas", "libscipy_openblas.dylib"),
+        ("win32", "libscipy_openblas", "libscipy_openblas.dll"),  # what its package says is its .lib's name there
+    ],
+)
+def test_openblas_has_its_file_s_name_on_each_platform(
+    monkeypatch: pytest.MonkeyPatch, platform: str, said: str, file: str
+) -> None:
+    theirs = SimpleNamespace(get_library=lambda: said, get_lib_dir=lambda: "there", get_include_dir=lambda: "headers")
+    monkeypatch.setitem(sys.modules, "scipy_openblas32", theirs)
+    monkeypatch.delenv("QAVIT_OPENBLAS", raising=False)
+    names = run_setup(monkeypatch, platform)
+    core = names["extension"](CORE.split(".")[0].replace("/", "."))
+    assert names["BuildCore"].use_openblas(SimpleNamespace(), core) == Path("there", file)
+    assert (core.libraries, core.library_dirs) == (["scipy_openblas"], ["there"])
+
+
 def test_msvc_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = SimpleNamespace(compiler=SimpleNamespace(compiler_type="msvc"))
     with pytest.raises(SystemExit, match=r"which MSVC does not compile; build it with MinGW's gcc or clang"):
