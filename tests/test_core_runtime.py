@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_levels import LEVELS
+from interrupting import seconds_of, seconds_until_stopped
 
 from qavit import _core
 
@@ -227,22 +228,10 @@ def test_ctrl_c_ends_a_long_call_and_leaves_the_encoder_usable() -> None:
     small = batch(1, 5)
     expected_small = encoder.encode(small)
     large = batch(96, 512)
-    # All in processor time, of which other programs take none.
-    start = time.process_time()
-    encoder.encode(large[:2])
-    whole = (time.process_time() - start) * len(large) / 2
-    before = signal.signal(signal.SIGPROF, signal.default_int_handler)
-    try:
-        start = time.process_time()
-        signal.setitimer(signal.ITIMER_PROF, whole / 20)
-        with pytest.raises(KeyboardInterrupt):
-            encoder.encode(large)
-        stopped = time.process_time() - start
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+    whole = seconds_of(lambda: encoder.encode(large[:2])) * len(large) / 2
+    stopped = seconds_until_stopped(lambda: encoder.encode(large), whole / 20)
     assert (encoder.encode(small) == expected_small).all()
-    # It stops behind the block that is running, of 12 in each of 48 passes.
+    # It stops behind what is running, in one of 12 blocks in each of 48 passes.
     assert stopped < whole / 4
 
 

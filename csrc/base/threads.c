@@ -33,6 +33,7 @@ static struct {
     atomic_size_t inside;     /* workers that are looking at `job` */
     job_state job;
     bool ready, fork_handler; /* the lock and the wake are made; a child makes them anew */
+    unsigned forks;           /* between this process and the one that first started workers */
 } pool = {.busy = ATOMIC_FLAG_INIT};
 
 static inline void relax(void) {
@@ -149,6 +150,7 @@ static void work_for_ever(void *number) {
 /* In a forked child no worker exists and any lock may be held by a thread that is not there: start afresh. */
 static void after_fork_in_child(void) {
     pool.ready = false;
+    pool.forks++;
     atomic_flag_clear(&pool.busy);
     pool.workers = 0;
     atomic_store(&pool.sleepers, 0);
@@ -175,15 +177,16 @@ static void run_alone(size_t tasks, qv_task run, void *context) {
     }
 }
 
-void qv_parallel(size_t width, size_t tasks, qv_task run, void *context) {
+bool qv_parallel(size_t width, size_t tasks, qv_task run, void *context) {
     if (width > tasks) {
         width = tasks;
     }
     if (width <= 1 || atomic_flag_test_and_set(&pool.busy)) {
         run_alone(tasks, run, context);
-        return;
+        return true;
     }
     start_workers(width - 1);
+    unsigned forks = pool.forks;
     pool.job.run = run;
     pool.job.context = context;
     pool.job.tasks = tasks;
@@ -199,6 +202,9 @@ void qv_parallel(size_t width, size_t tasks, qv_task run, void *context) {
         qv_lock_give(&pool.lock);
     }
     work(&pool.job, 0);
+    if (forks != pool.forks) {
+        return false; /* the pool has begun afresh, and this job is none of its */
+    }
     atomic_fetch_add(&pool.generation, 1); /* even: closed; wait for the workers that are still in a task */
     for (spin wait = {0, 0}; atomic_load(&pool.inside) != 0;) {
         if (!spins_on(&wait)) {
@@ -206,4 +212,5 @@ void qv_parallel(size_t width, size_t tasks, qv_task run, void *context) {
         }
     }
     atomic_flag_clear(&pool.busy);
+    return true;
 }

@@ -9,7 +9,7 @@
 /* Multiplications below which waking another thread costs more than it gains. */
 #define QV_LEAST_SHARED ((size_t)1 << 17)
 
-/* The tasks of an op, on up to `lanes` lanes; none where the call is to stop. */
+/* The tasks of an op, on up to `lanes` lanes; none, or not all, where the call is to stop. */
 void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context);
 
 /* What the CPU keeps of a layer: each part in panels of the product, or plain [part_columns, K] for OpenBLAS; the file's or in

@@ -3,6 +3,8 @@
 #include "ops/cpu_ops.h"
 #include "ops/kernels.h"
 
+#include <stdatomic.h>
+
 const qv_kernels *qv_kernels_here(void) {
     qv_cpu_features cpu = qv_cpu();
 #if defined(__x86_64__)
@@ -42,8 +44,33 @@ size_t qv_cpu_panel_columns(void) {
     return product->packs_layers ? product->panel_columns : 0;
 }
 
+typedef struct {
+    qv_call *call;
+    qv_task run;
+    void *context;
+    atomic_bool stopped; /* the call is: for lanes that are not its own thread */
+} asking_work;
+
+static void run_unless_stopped(void *context, size_t task, size_t lane) {
+    asking_work *w = context;
+    if (lane == 0 && qv_call_stopped(w->call)) {
+        atomic_store_explicit(&w->stopped, true, memory_order_relaxed);
+    }
+    if (!atomic_load_explicit(&w->stopped, memory_order_relaxed)) {
+        w->run(w->context, task, lane);
+    }
+}
+
 void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *context) {
-    if (!qv_call_stopped(call)) {
+    if (qv_call_stopped(call)) {
+        return;
+    }
+    if (!call->polls_in_ops) {
         qv_parallel(lanes, tasks, run, context);
+        return;
+    }
+    asking_work work = {.call = call, .run = run, .context = context};
+    if (!qv_parallel(lanes, tasks, run_unless_stopped, &work)) {
+        call->stopped = true; /* its poll forked this process: here it cannot be brought to its end */
     }
 }

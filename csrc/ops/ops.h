@@ -154,6 +154,7 @@ typedef struct {
     void *scratch;        /* ops->scratch_bytes(...) bytes, from the call's arena */
     bool (*poll)(void *); /* true: stop; called before ops on the thread that made the call; may be NULL */
     void *poll_context;
+    bool polls_in_ops; /* between an op's tasks, too, while other lanes are in theirs: poll does not end the thread */
     bool stopped;      /* every op returns at once, and qv_call_end says that the call was interrupted */
     int64_t last_poll; /* monotonic nanoseconds */
 } qv_call;

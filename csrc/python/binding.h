@@ -26,12 +26,13 @@ PyObject *qvpy_raise(const qv_error *err);
 typedef struct {
     PyTypeObject *device, *blip_image, *decoder_memory, *decoder_cache;
     PyTypeObject *file_mapping; /* mmap.mmap */
+    unsigned long main_thread;  /* the one that signal handlers run in */
 } qvpy_state;
 /* Borrowed; of the module that a heap type of this folder belongs to. */
 const qvpy_state *qvpy_state_of(PyTypeObject *type);
 
 /* The time without the GIL, in which the core is asked now and then whether to stop: its poll looks for signals, so that
- * Ctrl-C stops it within a layer. */
+ * Ctrl-C stops it within an op's task. */
 typedef struct {
     PyThreadState *thread; /* saved by qvpy_release */
     int raised;            /* a signal handler raised; the exception is pending */

@@ -101,9 +101,12 @@ static void deallocate(qvpy_model *self) {
 int qvpy_begin(qvpy_call *call, const qvpy_model *self) {
     *call = (qvpy_call){.core = {.lanes = qv_thread_count(), .poll = qvpy_poll_signals}};
     call->core.poll_context = &call->poll;
-    if (qvpy_device(self->device, qvpy_state_of(Py_TYPE(self)), &call->core.ops) < 0) {
+    const qvpy_state *state = qvpy_state_of(Py_TYPE(self));
+    if (qvpy_device(self->device, state, &call->core.ops) < 0) {
         return -1;
     }
+    /* Other threads hear of no signal, and one that asks for the GIL when Python has ended does not come back. */
+    call->core.polls_in_ops = PyThread_get_thread_ident() == state->main_thread;
     qvpy_release(&call->poll);
     return 0;
 }

@@ -21,12 +21,23 @@ static int import_type(PyTypeObject **type, const char *module_name, const char 
     return found != NULL ? 0 : -1;
 }
 
+static int find_main_thread(unsigned long *ident) {
+    PyObject *threading = PyImport_ImportModule("threading");
+    PyObject *thread = threading != NULL ? PyObject_CallMethod(threading, "main_thread", NULL) : NULL;
+    PyObject *number = thread != NULL ? PyObject_GetAttrString(thread, "ident") : NULL;
+    *ident = number != NULL ? PyLong_AsUnsignedLong(number) : 0;
+    Py_XDECREF(threading);
+    Py_XDECREF(thread);
+    Py_XDECREF(number);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 int qvpy_start(PyObject *module, int (*const *parts)(PyObject *module)) {
     if (PyArray_ImportNumPyAPI() < 0) {
         return -1;
     }
     qvpy_state *state = PyModule_GetState(module);
-    if (import_type(&state->file_mapping, "mmap", "mmap") < 0) {
+    if (import_type(&state->file_mapping, "mmap", "mmap") < 0 || find_main_thread(&state->main_thread) < 0) {
         return -1;
     }
     qv_error err;
