@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,12 @@ class Browser:
         self.call("Page.navigate", url=address)
         self.wait(f"location.href === {json.dumps(address)} && document.documentElement?.dataset.ready === 'true'")
 
-    def wait(self, condition: str) -> None:
+    def wait(self, condition: str | Callable[[], bool]) -> None:
+        """Until an expression on the page holds, or something here does."""
         end = time.monotonic() + self.timeout
-        while not self.run(condition):
+        while not (condition() if callable(condition) else self.run(condition)):
             if time.monotonic() > end:
-                raise TimeoutError(condition)
+                raise TimeoutError(str(condition))
             time.sleep(0.05)
 
     def run(self, script: str) -> Any:
@@ -128,16 +130,36 @@ class Browser:
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def point(self, selector: str, x: float = 0.5, y: float = 0.5, click: bool = False) -> None:
-        """Move the mouse to a place in an element, and click."""
+        """Move the mouse to a place in an element, and click. What comes later and moves the element on the page makes a
+        click miss it: the page does not hear of such a click, and it is made again."""
         element = f"document.querySelector({json.dumps(selector)})"
-        self.run(f"{element}.scrollIntoView({{block: 'center'}})")
-        box = self.run(f"(b => [b.left, b.top, b.width, b.height])({element}.getBoundingClientRect())")
-        at = {"x": box[0] + x * box[2], "y": box[1] + y * box[3]}
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
-        if click:
+
+        def place() -> Any:
+            return self.run(f"(b => [b.left, b.top, b.width, b.height])({element}.getBoundingClientRect())")
+
+        def reached() -> bool:
+            self.run(f"{element}.scrollIntoView({{block: 'center'}})")
+            box = place()
+            at = {"x": box[0] + x * box[2], "y": box[1] + y * box[3]}
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
+            self.settle()
+            if place() != box or not self.run(f"{element}.matches(':hover')"):
+                return False
+            if not click:
+                return True
+            self.run(
+                "window.clicked = null; addEventListener('click', event => {"
+                f"  window.clicked = event.composedPath().includes({element});"
+                "  if (!window.clicked) { event.stopImmediatePropagation(); event.preventDefault(); }"
+                "}, {capture: true, once: true})"
+            )
             for kind in ("mousePressed", "mouseReleased"):
                 self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
-        self.settle()
+            self.wait("window.clicked !== null")
+            self.settle()
+            return bool(self.run("window.clicked"))
+
+        self.wait(reached)
 
     def press(self, key: str) -> None:
         """One key."""

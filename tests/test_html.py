@@ -224,10 +224,7 @@ def test_in_a_browser_the_download_is_a_picture(browser: Browser, tmp_path: Path
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     browser.point("#download", click=True)
     target = tmp_path / "where-is-the-star-block-3.png"
-    for _ in range(200):
-        browser.settle()
-        if target.exists() and target.stat().st_size:
-            break
+    browser.wait(lambda: target.exists() and target.stat().st_size > 0)
     assert target.read_bytes().startswith(b"\x89PNG")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,8 +295,7 @@ def test_what_is_drawn_and_its_numbers_are_downloaded(browser: Browser, served: 
     browser.point("#downloadjson", click=True)
     stem = "where-is-the-star-block-9"
     files = [tmp_path / f"{stem}.{ending}" for ending in ("png", "json")]
-    while not all(file.exists() and file.stat().st_size for file in files):
-        time.sleep(0.05)
+    browser.wait(lambda: all(file.exists() and file.stat().st_size for file in files))
     assert files[0].read_bytes().startswith(b"\x89PNG")
     numbers = json.loads(files[1].read_text())
     expected = served.model.heatmaps(PICTURE, [FIRST, SECOND])
