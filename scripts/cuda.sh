@@ -31,7 +31,7 @@ if command -v "${CXX:-g++}" >/dev/null; then
         # A relative path: flags are split at spaces, which $root may have.
         export CFLAGS="${CFLAGS:-} -DQV_CUDA_EMULATED" LDFLAGS="${LDFLAGS:-} build/emulated/gpu.o"
         core "$emulated"
-        "$python" -m pytest tests/test_cuda.py tests/test_cuda_pictures.py \
+        "$python" -m pytest tests/test_cuda.py tests/test_cuda_attention.py tests/test_cuda_pictures.py \
             -k "cuda-host and not benchmark and not maps_of_pictures and not texts_of_blip"
     )
 fi
@@ -65,7 +65,7 @@ fi
 echo "building with CUDA $release"
 QAVIT_CUDA=1 core "$folder"
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'import qavit; assert qavit.build_info()["cuda"]')
-"$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_pictures.py tests/test_cuda_streams.py
+"$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_attention.py tests/test_cuda_pictures.py tests/test_cuda_streams.py
 gpu=""
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'from qavit import _core; _core.check_device("cuda")' 2>/dev/null) && gpu=cuda
 if [ -n "$gpu" ] || [ "${1:-}" = suites ]; then

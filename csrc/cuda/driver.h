@@ -35,7 +35,7 @@ struct qv_cuda_driver {
     /* A device's state: context, streams, events, workspace. `tf32`: float32 products may round to it. */
     qv_status (*open)(void **state, size_t ordinal, bool tf32, qv_error *err);
     void (*close)(void *state);
-    bool (*has_bfloat16)(void *state);
+    bool (*has_tensor_cores)(void *state); /* for bfloat16 and TF32 */
     /* Calls on this thread go to this device. */
     qv_status (*enter)(void *state, qv_error *err);
     void *(*allocate)(void *state, size_t bytes); /* NULL: no memory */

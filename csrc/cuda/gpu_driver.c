@@ -124,7 +124,7 @@ static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err
     return QV_OK;
 }
 
-static bool gpu_has_bfloat16(void *state) {
+static bool gpu_has_tensor_cores(void *state) {
     return ((gpu_state *)state)->has_tensor_cores;
 }
 
@@ -229,7 +229,7 @@ const qv_cuda_driver qv_cuda_gpu_driver = {
     .name = "cuda",
     .open = gpu_open,
     .close = gpu_close,
-    .has_bfloat16 = gpu_has_bfloat16,
+    .has_tensor_cores = gpu_has_tensor_cores,
     .enter = gpu_enter,
     .allocate = gpu_allocate,
     .free = gpu_free,

@@ -8,6 +8,7 @@
 #include "cuda/kernel_bodies.h"
 #include "cuda/kernel_pictures.h"
 #include "cuda/kernel_scores.h"
+#include "cuda/kernel_tensor_attention.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,7 +47,7 @@ static qv_status host_open(void **state, size_t ordinal, bool tf32, qv_error *er
     return QV_OK;
 }
 
-static bool host_has_bfloat16(void *state) {
+static bool host_has_tensor_cores(void *state) {
     (void)state;
     return true;
 }
@@ -213,7 +214,7 @@ const qv_cuda_driver qv_cuda_host_driver = {
     .name = "cuda-host",
     .open = host_open,
     .close = host_close,
-    .has_bfloat16 = host_has_bfloat16,
+    .has_tensor_cores = host_has_tensor_cores,
     .enter = host_enter,
     .allocate = host_allocate,
     .free = host_free,

@@ -5,10 +5,18 @@
 #include "cuda/kernel_bodies.h"
 #include "cuda/kernel_pictures.h"
 #include "cuda/kernel_scores.h"
+#include "cuda/kernel_tensor_attention.h"
 
-#define QVK_DEFINE(id, body, parameters)                                                                    \
-    __global__ void __launch_bounds__(QVK_MAX_THREADS) body##_kernel(const __grid_constant__ parameters p) { \
-        body(&p);                                                                                           \
+/* Blocks that a multiprocessor has at once at the least: of two of these, one loads while the other multiplies, and what
+ * registers are left to a thread is as many as it needs. */
+static constexpr unsigned blocks_at_once(qvk_kernel kernel) {
+    return kernel == QVK_BFLOAT16_ATTENTION_64 || kernel == QVK_TF32_ATTENTION_64 ? 2 : 1;
+}
+
+#define QVK_DEFINE(id, body, parameters)                                                             \
+    __global__ void __launch_bounds__(QVK_MAX_THREADS, blocks_at_once(QVK_##id))                     \
+        body##_kernel(const __grid_constant__ parameters p) {                                        \
+        body(&p);                                                                                    \
     }
 QVK_KERNELS(QVK_DEFINE)
 

@@ -15,6 +15,18 @@
 #define QVK_TILE_ROWS 4
 #define QVK_TILE_KEYS 2
 #define QVK_TILE_COLUMNS 16
+/* A tile of attention on tensor cores: 16 queries a warp, and so many keys. Lines in shared memory are words of 32 bits: one
+ * column of TF32, two of bfloat16 (of values, one column of two keys), and between them as many words more as keep those that
+ * a warp reads at once in different banks. */
+#define QVK_TENSOR_WIDTH 128
+#define QVK_TENSOR_STEPS 16
+#define QVK_TENSOR_GROUPS 8
+#define QVK_TENSOR_VALUE_ROWS 32u
+#define QVK_TENSOR_KEYS(half) ((half) ? 64u : 32u)
+#define QVK_TENSOR_KEY_WORDS(half, width) ((half) ? (width) / 2 : (width))
+#define QVK_TENSOR_KEY_STRIDE(half, width) \
+    (QVK_TENSOR_KEY_WORDS(half, width) + (QVK_TENSOR_KEY_WORDS(half, width) % 16 == 0 ? 8 : 0))
+#define QVK_TENSOR_VALUE_STRIDE(half, width) ((width) + ((half) ? 8 : 4))
 /* Shared memory that a launch may ask for: every GPU gives a block 48 KB, of which the sums and maxima over a block take
  * their part. */
 #define QVK_STATIC_BYTES ((size_t)256)
@@ -220,6 +232,14 @@ typedef struct {
     X(ATTENTION_64, qvk_attention_tile_64, qvk_attention)              \
     X(ATTENTION_128, qvk_attention_tile_128, qvk_attention)            \
     X(ATTENTION_256, qvk_attention_tile_256, qvk_attention)            \
+    X(BFLOAT16_ATTENTION_64, qvk_bfloat16_attention_64, qvk_attention) \
+    X(BFLOAT16_ATTENTION_80, qvk_bfloat16_attention_80, qvk_attention) \
+    X(BFLOAT16_ATTENTION_96, qvk_bfloat16_attention_96, qvk_attention) \
+    X(BFLOAT16_ATTENTION_128, qvk_bfloat16_attention_128, qvk_attention)\
+    X(TF32_ATTENTION_64, qvk_tf32_attention_64, qvk_attention)         \
+    X(TF32_ATTENTION_80, qvk_tf32_attention_80, qvk_attention)         \
+    X(TF32_ATTENTION_96, qvk_tf32_attention_96, qvk_attention)         \
+    X(TF32_ATTENTION_128, qvk_tf32_attention_128, qvk_attention)       \
     X(ATTENTION_BACKWARD_ROW, qvk_backward_row, qvk_attention_backward) \
     X(ATTENTION_BACKWARD_KEY, qvk_backward_key, qvk_attention_backward) \
     X(RELEVANCE, qvk_relevance_chunk, qvk_relevance)                   \

@@ -175,6 +175,41 @@ static size_t tile_bytes(size_t rows, size_t keys, size_t d) {
     return ((rows + keys) * (d + 1) + rows * (keys + 1)) * sizeof(float);
 }
 
+/* Whether a warp may read and write four numbers of a row at once. */
+static bool in_fours(const float *at, size_t ld) {
+    return at == NULL || ((uintptr_t)at % 16 == 0 && ld % 4 == 0);
+}
+
+/* Launch attention on tensor cores, where its precision has them, for heads of the widths that models have. */
+static bool start_tensor_attention(qv_cuda_device *device, const qv_attention *a, qvk_attention *p) {
+    static const struct {
+        qvk_kernel bfloat16, tf32;
+        size_t widest;
+    } tiles[] = {{QVK_BFLOAT16_ATTENTION_64, QVK_TF32_ATTENTION_64, 64},
+                 {QVK_BFLOAT16_ATTENTION_80, QVK_TF32_ATTENTION_80, 80},
+                 {QVK_BFLOAT16_ATTENTION_96, QVK_TF32_ATTENTION_96, 96},
+                 {QVK_BFLOAT16_ATTENTION_128, QVK_TF32_ATTENTION_128, 128}};
+    bool half = a->precision != QV_PRECISION_FLOAT32 && device->driver->has_tensor_cores(device->state);
+    if ((!half && !device->tf32) || a->d % 8 != 0 || !in_fours(a->q.at, a->q.ld) || !in_fours(a->k.at, a->k.ld) ||
+        !in_fours(a->v.at, a->v.ld) || !in_fours(a->extra_k.at, a->extra_k.ld) || !in_fours(a->extra_v.at, a->extra_v.ld) ||
+        !in_fours(a->out.at, a->out.ld)) {
+        return false;
+    }
+    for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) {
+        if (a->d <= tiles[i].widest) {
+            /* Warps of wide heads have so many registers that smaller blocks, of which there are several, are the better. */
+            size_t width = tiles[i].widest, warps = (a->T + 15) / 16, most = width <= 64 ? 8 : 4;
+            size_t blocks = (warps + most - 1) / most, each = (warps + blocks - 1) / blocks;
+            size_t words = QVK_TENSOR_KEYS(half) * QVK_TENSOR_KEY_STRIDE(half, width) +
+                           QVK_TENSOR_VALUE_ROWS * QVK_TENSOR_VALUE_STRIDE(half, width);
+            qv_cuda_launch_kernel(device, half ? tiles[i].bfloat16 : tiles[i].tf32, p,
+                                  a->B * a->H * ((warps + each - 1) / each), (unsigned)each * 32, words * sizeof(uint32_t));
+            return true;
+        }
+    }
+    return false;
+}
+
 void qv_cuda_attention(qv_call *call, const qv_attention *a) {
     qv_cuda_device *device = qv_cuda_device_of(call);
     /* Which tile: rows, keys and the widest head. Rows that shared memory cannot hold go through a tile, too. */
@@ -189,6 +224,9 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
     qvk_attention p = attention_parameters(device, a);
     if (row_bytes <= QVK_SHARED_BYTES && (a->T <= FEW_ROWS || a->d > tiles[2].widest)) {
         qv_cuda_launch_kernel(device, QVK_ATTENTION_ROW, &p, heads * a->T, QVK_MAX_THREADS, row_bytes);
+        return;
+    }
+    if (start_tensor_attention(device, a, &p)) {
         return;
     }
     for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) {

@@ -254,7 +254,7 @@ static char *make_room(qv_cuda_device *device, cuda_weights *weights, size_t byt
 
 qv_precision qv_cuda_computes_in(const qv_ops *ops, qv_precision wanted) {
     const qv_cuda_device *device = qv_cuda_of(ops);
-    bool full = wanted == QV_PRECISION_FLOAT32 || !device->driver->has_bfloat16(device->state);
+    bool full = wanted == QV_PRECISION_FLOAT32 || !device->driver->has_tensor_cores(device->state);
     return full ? QV_PRECISION_FLOAT32 : QV_PRECISION_BFLOAT16; /* there are no int8 products on a GPU */
 }
 

@@ -335,18 +335,23 @@ static bool arrays_fit(const qv_attention *a, const attention_arrays *x) {
 }
 
 /* attention(out, q, k, v, extra_k, extra_v, extra_length, key_mask, bias, q_index, kv_index, probabilities, key_index, heads,
- * batch, scale, causal, past, keys, first_row, first_column, precision): every array but q and k may be None, and bias
- * [1, T, S] is of all heads; of a set's rows of k and v the first `keys` are seen, or those of key_index */
+ * batch, scale, causal, past, keys, first_row, first_column, precision, device=None, tf32=False, repeats=0): every array but q
+ * and k may be None, and bias [1, T, S] is of all heads; of a set's rows of k and v the first `keys` are seen, or those of
+ * key_index. On a device, the seconds that it takes `repeats` times. */
 static PyObject *attention(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *o[13], *result = NULL;
     Py_ssize_t heads, batch, past, keys, first_row, first_column;
-    int causal;
-    const char *precision;
+    int causal, tf32 = 0;
+    const char *precision, *device = NULL;
+    Py_ssize_t repeats = 0;
+    double seconds = 0.0;
+    qv_error err;
+    qv_status status = QV_OK;
     qv_attention a = {.scale = 1.0f};
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOOnnfpnnnns", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOOnnfpnnnns|zpn", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
                           &o[8], &o[9], &o[10], &o[11], &o[12], &heads, &batch, &a.scale, &causal, &past, &keys, &first_row,
-                          &first_column, &precision) ||
+                          &first_column, &precision, &device, &tf32, &repeats) ||
         qvpy_precision(precision, &a.precision) < 0) {
         return NULL;
     }
@@ -355,7 +360,7 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     if (read_arrays(o, &x) < 0) {
         goto done;
     }
-    if (heads < 1 || batch < 0 || past < 0 || keys < 0 || first_row < 0 || first_column < 0 || x.q.dims != 3 || x.k.dims != 3 ||
+    if (heads < 1 || repeats < 0 || batch < 0 || past < 0 || keys < 0 || first_row < 0 || first_column < 0 || x.q.dims != 3 || x.k.dims != 3 ||
         x.q.columns % (size_t)heads != 0) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
         goto done;
@@ -380,9 +385,13 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
         goto done;
     }
     Py_BEGIN_ALLOW_THREADS
-    qv_cpu_ops.attention(&call, &a);
+    if (device == NULL) {
+        qv_cpu_ops.attention(&call, &a);
+    } else {
+        status = qvt_attention_on(device, tf32 != 0, &a, x.q.rows, x.k.rows, (size_t)repeats, &seconds, &err);
+    }
     Py_END_ALLOW_THREADS
-    result = Py_BuildValue("");
+    result = status == QV_OK ? Py_BuildValue("d", seconds) : qvpy_raise(&err);
 done:
     end_call(&call);
     release_arrays(&x);

@@ -20,7 +20,7 @@ namespace {
 
 enum state { READY, AT_BARRIER, AT_EXCHANGE, DONE };
 
-constexpr unsigned WARP = 32, THREADS = 256;
+constexpr unsigned WARP = 32, THREADS = 256, WORDS = 6, PRODUCT = WARP;
 constexpr size_t STACK = 64 << 10, SHARED_FLOATS = (48 << 10) / sizeof(float);
 
 struct coordinates {
@@ -35,7 +35,7 @@ struct thread {
     unsigned exchanges;
     /* To the warp: one exchange may be read while the next one is written. */
     unsigned steps[2];
-    float given[2];
+    uint32_t given[2][WORDS];
     alignas(64) char stack[STACK];
 };
 
@@ -62,25 +62,38 @@ void __syncthreads() {
     wait_as(AT_BARRIER);
 }
 
-float __shfl_xor_sync(unsigned mask, float value, unsigned step) {
+/* Give the warp `count` words; `step`, by which its threads exchange, or PRODUCT. Returns which of the two it was. */
+unsigned exchange(unsigned step, const uint32_t *words, unsigned count) {
     thread &self = threads[at];
     const unsigned turn = self.exchanges++ % 2;
+    self.steps[turn] = step;
+    memcpy(self.given[turn], words, count * sizeof *words);
+    wait_as(AT_EXCHANGE);
+    return turn;
+}
+
+/* What another thread of the warp gave in that exchange. */
+const uint32_t *given_by(unsigned other, unsigned turn, unsigned step) {
+    if (threads[other].exchanges < threads[at].exchanges || threads[other].steps[turn] != step) {
+        give_up("threads of a warp exchange at different places");
+    }
+    return threads[other].given[turn];
+}
+
+float __shfl_xor_sync(unsigned mask, float value, unsigned step) {
+    uint32_t word;
     if (mask != 0xffffffffu) {
         give_up("an exchange without all of a warp");
     }
-    self.steps[turn] = step;
-    self.given[turn] = value;
-    wait_as(AT_EXCHANGE);
-    const thread &other = threads[at ^ step];
-    if (other.exchanges < self.exchanges || other.steps[turn] != step) {
-        give_up("threads of a warp exchange at different places");
-    }
-    return other.given[turn];
+    memcpy(&word, &value, sizeof word);
+    const unsigned turn = exchange(step, &word, 1);
+    memcpy(&value, given_by(at ^ step, turn, step), sizeof value);
+    return value;
 }
 
 }
 
-thread_local float memory[SHARED_FLOATS + 1];
+alignas(16) thread_local float memory[SHARED_FLOATS + 1];
 
 #define QVK_EMULATED 1
 #define __device__
@@ -88,8 +101,25 @@ thread_local float memory[SHARED_FLOATS + 1];
 #define __shared__ thread_local
 #include "cuda/kernel_attention.h"
 #include "cuda/kernel_bodies.h"
+#include "cuda/kernel_mma.h"
+
+/* A warp's product: each thread gives its factors, and makes its own part of the result of those of all. */
+static void qvk_mma(bool half, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const uint32_t words[WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const unsigned turn = exchange(PRODUCT, words, WORDS), first = at / WARP * WARP, lane = at % WARP;
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < (half ? 16 : 8); k++) {
+            const qvk_place_of x = qvk_place_in_a(half, row, k), y = qvk_place_in_b(half, k, column);
+            const uint32_t *x_words = given_by(first + x.lane, turn, PRODUCT), *y_words = given_by(first + y.lane, turn, PRODUCT);
+            c[i] += qvk_factor(half, x_words[x.word], x.upper) * qvk_factor(half, y_words[4 + y.word], y.upper);
+        }
+    }
+}
+
 #include "cuda/kernel_pictures.h"
 #include "cuda/kernel_scores.h"
+#include "cuda/kernel_tensor_attention.h"
 
 namespace {
 
