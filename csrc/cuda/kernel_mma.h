@@ -62,6 +62,15 @@ QVK_FUNCTION float qvk_power_of_two(float x) {
 #endif
 }
 
+/* x y as a number of its own: a difference behind it is not joined with it, of which a large one would not come out as 0. */
+QVK_FUNCTION float qvk_product_alone(float x, float y) {
+#if defined(__CUDA_ARCH__)
+    return __fmul_rn(x, y);
+#else
+    return x * y;
+#endif
+}
+
 #if defined(__CUDACC__) || defined(QVK_EMULATED)
 
 #define QVK_PRIVATE_WORDS(name, n, m) uint32_t name[n][m]

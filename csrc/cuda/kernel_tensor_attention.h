@@ -176,7 +176,7 @@ QVK_FUNCTION void qvk_tensor_masked(const qvk_attention *p QVK_AT, const qvk_ten
     }
 }
 
-/* The scores of keys s0 .. of the tile from the products, and each row's largest among the lane's own. */
+/* The scores of keys s0 .. of the tile from the products, times log2(e), and each row's largest among the lane's own. */
 QVK_FUNCTION void qvk_tensor_scores(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head,
                                     qvk_fragments *own, size_t s0) {
     const bool inside = s0 + tile->keys <= p->M + p->S && (tile->seen || s0 >= p->M);
@@ -185,13 +185,14 @@ QVK_FUNCTION void qvk_tensor_scores(const qvk_attention *p QVK_AT, const qvk_ten
         qvk_tensor_masked(QVK_PASS, tile, head, own, s0);
     }
     QVK_EVERY_THREAD {
-        const float scale = plain ? p->scale : 1.0f;
+        const float scale = plain ? p->scale * QVK_LOG2_E : QVK_LOG2_E;
         QVK_UNROLL for (unsigned row = 0; row < 2; row++) {
             float top = -INFINITY;
             QVK_UNROLL for (unsigned j = 0; j < tile->groups; j++) {
                 QVK_UNROLL for (unsigned c = 2 * row; c < 2 * row + 2; c++) {
-                    QVK_GRID(own->scores, j, c) *= scale;
-                    top = fmaxf(top, QVK_GRID(own->scores, j, c));
+                    const float score = qvk_product_alone(QVK_GRID(own->scores, j, c), scale);
+                    QVK_GRID(own->scores, j, c) = score;
+                    top = fmaxf(top, score);
                 }
             }
             QVK_OURS(own->top, row) = top;
@@ -199,9 +200,9 @@ QVK_FUNCTION void qvk_tensor_scores(const qvk_attention *p QVK_AT, const qvk_ten
     }
 }
 
-/* exp(score - top), as qvk_weight, from top log2(e); 0 where nothing has been seen. */
+/* As qvk_weight, of scores times log2(e): 0 also while nothing has been seen. */
 QVK_FUNCTION float qvk_tensor_weight(float score, float top) {
-    return qvk_power_of_two(score * QVK_LOG2_E - (top == -INFINITY ? 0.0f : top));
+    return qvk_power_of_two(score - (top == -INFINITY ? 0.0f : top));
 }
 
 /* The scores become weights; what was summed so far shrinks where a row's maximum has grown. */
@@ -211,11 +212,11 @@ QVK_FUNCTION void qvk_tensor_weights(const qvk_tensor_tile *tile QVK_AT, qvk_fra
     QVK_EVERY_THREAD {
         QVK_UNROLL for (unsigned row = 0; row < 2; row++) {
             const float before = QVK_OURS(own->best, row), now = fmaxf(before, QVK_OURS(own->top, row));
-            const float shrink = before == now ? 1.0f : qvk_power_of_two((before - now) * QVK_LOG2_E);
+            const float shrink = before == now ? 1.0f : qvk_power_of_two(before - now);
             float part = QVK_OURS(own->total, row) * shrink;
             QVK_UNROLL for (unsigned j = 0; j < tile->groups; j++) {
                 QVK_UNROLL for (unsigned c = 2 * row; c < 2 * row + 2; c++) {
-                    const float weight = qvk_tensor_weight(QVK_GRID(own->scores, j, c), now * QVK_LOG2_E);
+                    const float weight = qvk_tensor_weight(QVK_GRID(own->scores, j, c), now);
                     QVK_GRID(own->scores, j, c) = weight;
                     part += weight;
                 }
@@ -308,7 +309,7 @@ QVK_FUNCTION void qvk_tensor_window(const qvk_attention *p QVK_AT, const qvk_ten
                     const size_t key = s0 + 8 * j + 2 * (t % 4) + c;
                     if (window != NULL && key >= p->first_column && key < end) {
                         window[key - p->first_column] =
-                            qvk_tensor_weight(QVK_GRID(own->scores, j, 2 * row + c), QVK_OURS(own->best, row) * QVK_LOG2_E) *
+                            qvk_tensor_weight(QVK_GRID(own->scores, j, 2 * row + c), QVK_OURS(own->best, row)) *
                             QVK_OURS(own->total, row);
                     }
                 }
