@@ -79,20 +79,34 @@ QVK_FUNCTION void qvk_tensor_queries(const qvk_attention *p QVK_AT, const qvk_te
     }
 }
 
+/* Four columns of a tile's line, of which a thread takes several at once: they are all on their way before the first is
+ * needed. */
+QVK_FUNCTION qvk_four qvk_tensor_item(const qvk_attention *p, const qvk_head *head, qvk_lines kind, size_t key,
+                                      unsigned column, bool wanted) {
+    const float *line = wanted && key < p->M + p->S ? qvk_line(p, head, kind, key) : NULL;
+    return qvk_four_of(line, column, (unsigned)p->d);
+}
+
 /* Keys s0 .. of the tile into shared memory. */
 QVK_FUNCTION void qvk_tensor_keys(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head, size_t s0) {
-    const size_t all = p->M + p->S;
     QVK_THREADS(t) {
-        const unsigned fours = tile->width / 4;
-        for (unsigned item = t; item < tile->keys * fours; item += QVK_WIDTH) {
-            const unsigned row = item / fours, column = item % fours * 4;
-            const float *line = s0 + row < all ? qvk_line(p, head, QVK_KEYS, s0 + row) : NULL;
-            const qvk_four x = qvk_four_of(line, column, (unsigned)p->d);
-            if (tile->half) {
-                const qvk_two_words words = {{qvk_to_bfloat16s(x.at[0], x.at[1]), qvk_to_bfloat16s(x.at[2], x.at[3])}};
-                *(qvk_two_words *)(tile->k + row * tile->key_stride + column / 2) = words;
-            } else {
-                *(qvk_four_words *)(tile->k + row * tile->key_stride + column) = qvk_four_in_tf32(&x);
+        const unsigned fours = tile->width / 4, items = tile->keys * fours;
+        for (unsigned first = t; first < items; first += 4 * QVK_WIDTH) {
+            qvk_four x[4];
+            QVK_UNROLL for (unsigned i = 0; i < 4; i++) {
+                const unsigned item = first + i * QVK_WIDTH;
+                x[i] = qvk_tensor_item(p, head, QVK_KEYS, s0 + item / fours, item % fours * 4, item < items);
+            }
+            QVK_UNROLL for (unsigned i = 0; i < 4; i++) {
+                const unsigned item = first + i * QVK_WIDTH, column = item % fours * 4;
+                uint32_t *line = tile->k + item / fours * tile->key_stride;
+                if (item < items && tile->half) {
+                    const qvk_two_words words = {
+                        {qvk_to_bfloat16s(x[i].at[0], x[i].at[1]), qvk_to_bfloat16s(x[i].at[2], x[i].at[3])}};
+                    *(qvk_two_words *)(line + column / 2) = words;
+                } else if (item < items) {
+                    *(qvk_four_words *)(line + column) = qvk_four_in_tf32(&x[i]);
+                }
             }
         }
     }
@@ -100,23 +114,27 @@ QVK_FUNCTION void qvk_tensor_keys(const qvk_attention *p QVK_AT, const qvk_tenso
 
 QVK_FUNCTION void qvk_tensor_values(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head,
                                     size_t s0) {
-    const size_t all = p->M + p->S;
     QVK_THREADS(t) {
-        const unsigned fours = tile->width / 4, lines = tile->half ? 2 : 1;
-        for (unsigned item = t; item < QVK_TENSOR_VALUE_ROWS * fours; item += QVK_WIDTH) {
-            const unsigned row = item / fours, column = item % fours * 4, d = (unsigned)p->d;
-            const size_t key = s0 + lines * row;
-            const qvk_four x = qvk_four_of(key < all ? qvk_line(p, head, QVK_VALUES, key) : NULL, column, d);
-            qvk_four_words words;
-            if (tile->half) {
-                const qvk_four y = qvk_four_of(key + 1 < all ? qvk_line(p, head, QVK_VALUES, key + 1) : NULL, column, d);
-                QVK_UNROLL for (unsigned c = 0; c < 4; c++) {
-                    words.at[c] = qvk_to_bfloat16s(x.at[c], y.at[c]);
+        const unsigned fours = tile->width / 4, items = QVK_TENSOR_VALUE_ROWS * fours, lines = tile->half ? 2 : 1;
+        for (unsigned first = t; first < items; first += 2 * QVK_WIDTH) {
+            qvk_four x[2][2];
+            QVK_UNROLL for (unsigned i = 0; i < 2; i++) {
+                const unsigned item = first + i * QVK_WIDTH;
+                const size_t key = s0 + lines * (item / fours);
+                QVK_UNROLL for (unsigned line = 0; line < lines; line++) {
+                    x[i][line] = qvk_tensor_item(p, head, QVK_VALUES, key + line, item % fours * 4, item < items);
                 }
-            } else {
-                words = qvk_four_in_tf32(&x);
             }
-            *(qvk_four_words *)(tile->v + row * tile->value_stride + column) = words;
+            QVK_UNROLL for (unsigned i = 0; i < 2; i++) {
+                const unsigned item = first + i * QVK_WIDTH;
+                if (item < items) {
+                    qvk_four_words words = qvk_four_in_tf32(&x[i][0]);
+                    QVK_UNROLL for (unsigned c = 0; c < 4 && tile->half; c++) {
+                        words.at[c] = qvk_to_bfloat16s(x[i][0].at[c], x[i][1].at[c]);
+                    }
+                    *(qvk_four_words *)(tile->v + item / fours * tile->value_stride + item % fours * 4) = words;
+                }
+            }
         }
     }
 }
