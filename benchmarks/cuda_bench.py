@@ -1,8 +1,9 @@
 """A GPU: qavit beside torch on the same card. `python -m benchmarks.cuda_bench`; needs qavit and torch with CUDA.
 
-CLIP L/14@336 with the class token's map of one block, QA-ViT of the same size with ten questions an image, and BLIP-ITM's
-GradCAM, at batch 1, 8 and 32: medians of interleaved runs, host to host, and the part of the card's own peak, which a large
-product in torch measures. Without a GPU it says what is missing; `--small` tries the script itself, on the host.
+Attention alone (`benchmarks.cuda_attention`, which needs no torch), CLIP L/14@336 with the class token's map of one block,
+QA-ViT of the same size with ten questions an image, and BLIP-ITM's GradCAM, at batch 1, 8 and 32: medians of interleaved
+runs, host to host, and the part of the card's own peak, which a large product in torch measures. Without a GPU it says what
+is missing; `--small` tries the script itself, on the host.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 import qavit
-from benchmarks import blip_bench, models
+from benchmarks import blip_bench, cuda_attention, models
 from benchmarks.sizes import SIZES, Size
 from benchmarks.timing import interleave
 from qavit import _core
@@ -182,6 +183,7 @@ def main() -> int:
         print("this torch has no CUDA", file=sys.stderr)
         return 1
     print("cuda-host" if options.small else torch.cuda.get_device_name(), file=sys.stderr)
+    cuda_attention.measure(measured.device, options.small, 1 if options.small else 2, options.json)
     with tempfile.TemporaryDirectory() as name:
         blip_bench.make_folder(Path(name), measured.vision, measured.text)
         works: dict[str, Callable[[int, str], tuple[Runs, float | None]]] = {
