@@ -16,17 +16,17 @@
 #include "cuda/kernel_bodies.h"
 
 /* Read and written at once. */
-typedef struct {
+typedef struct __attribute__((aligned(8))) {
     uint32_t at[2];
-} __attribute__((aligned(8))) qvk_two_words;
+} qvk_two_words;
 
-typedef struct {
+typedef struct __attribute__((aligned(16))) {
     uint32_t at[4];
-} __attribute__((aligned(16))) qvk_four_words;
+} qvk_four_words;
 
-typedef struct {
+typedef struct __attribute__((aligned(16))) {
     float at[4];
-} __attribute__((aligned(16))) qvk_four;
+} qvk_four;
 
 /* x in TF32: 10 bits of fraction, nearest, ties away from zero. */
 QVK_FUNCTION uint32_t qvk_to_tf32(float x) {

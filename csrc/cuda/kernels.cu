@@ -7,10 +7,13 @@
 #include "cuda/kernel_scores.h"
 #include "cuda/kernel_tensor_attention.h"
 
-/* Blocks that a multiprocessor has at once at the least: of two of these, one loads while the other multiplies, and what
- * registers are left to a thread is as many as it needs. */
+/* Blocks that a multiprocessor has at once at the least: registers are left to a thread accordingly. Of two blocks one loads
+ * while the other multiplies; wide heads need more registers than that leaves. 0: the compiler's choice. */
 static constexpr unsigned blocks_at_once(qvk_kernel kernel) {
-    return kernel == QVK_BFLOAT16_ATTENTION_64 || kernel == QVK_TF32_ATTENTION_64 ? 2 : 1;
+    if (kernel == QVK_BFLOAT16_ATTENTION_64 || kernel == QVK_TF32_ATTENTION_64) {
+        return 2;
+    }
+    return kernel >= QVK_BFLOAT16_ATTENTION_64 && kernel <= QVK_TF32_ATTENTION_128 ? 1 : 0;
 }
 
 #define QVK_DEFINE(id, body, parameters)                                                             \

@@ -360,8 +360,8 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     if (read_arrays(o, &x) < 0) {
         goto done;
     }
-    if (heads < 1 || repeats < 0 || batch < 0 || past < 0 || keys < 0 || first_row < 0 || first_column < 0 || x.q.dims != 3 || x.k.dims != 3 ||
-        x.q.columns % (size_t)heads != 0) {
+    if (heads < 1 || repeats < 0 || batch < 0 || past < 0 || keys < 0 || first_row < 0 || first_column < 0 ||
+        x.q.dims != 3 || x.k.dims != 3 || x.q.columns % (size_t)heads != 0) {
         PyErr_SetString(PyExc_ValueError, "the arrays' shapes do not fit together");
         goto done;
     }
