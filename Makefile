@@ -96,7 +96,7 @@ coverage: $(STAMPS)/test ## lines of csrc/ and qavit/ that the tests run
 	@$(PIP) --group coverage
 	@PYTHON=$(BIN)/python scripts/coverage.sh
 
-fuzz: $(STAMPS)/test ## fuzz the parsers of bytes for two minutes (SECONDS_EACH=... for longer)
+fuzz: $(STAMPS)/test ## fuzz what reads files and requests for two minutes (SECONDS_EACH=... or EXECUTIONS=... for longer)
 	@$(PIP) --only-binary=:all: atheris 2>/dev/null || echo "atheris is not for this Python: files are damaged by chance alone"
 	@PYTHON=$(BIN)/python scripts/fuzz.sh
 

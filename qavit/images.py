@@ -419,8 +419,8 @@ def _three_numbers(values: Any, name: str) -> tuple[float, float, float]:
             raise TypeError
         numbers = [float(value) for value in np.atleast_1d(values)]
         red, green, blue = numbers * 3 if len(numbers) == 1 and np.ndim(values) == 0 else numbers
-    except (TypeError, ValueError):
-        raise ValueError(f"preprocessing: {name} is {values!r}, expected three numbers") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"preprocessing: {name} is {values!r:.80}, expected three numbers") from None
     for value in (red, green, blue):
         if not math.isfinite(value) or abs(value) > 1e6 or (name == "std" and value < 1e-6):
             raise ValueError(f"preprocessing: {name} is {values!r}, expected three finite numbers, std above zero")

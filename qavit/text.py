@@ -158,7 +158,11 @@ class Tokenizer:
         """
         from ._base.vocabularies import read_tokenizer
 
-        return cls(read_tokenizer(Path(path)), vocabulary)
+        json_text = read_tokenizer(Path(path))
+        try:
+            return cls(json_text, vocabulary)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
 
     def to_json(self) -> str:
         """The content of a tokenizer.json."""

@@ -87,7 +87,7 @@ def header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
         ({"maps": np.zeros((2, 3))}, "maps: expected numbers with 3 axes"),
         ({"maps": np.full((2, 12, 12), np.nan)}, "NaN"),
         ({"raw": np.zeros((2, 5, 5))}, "raw: shape"),
-        ({"maps": np.array([{}, []], object)}, "maps is object"),
+        ({"maps": np.array([{}, []], object)}, "maps is no array"),
         ({"maps": header((1 << 40, 12, 12))}, "maps is float32 of shape"),
         ({"maps": header((-1, 12, 12))}, "maps"),
         ({"maps": b"no array"}, "HeatmapResult.save wrote"),

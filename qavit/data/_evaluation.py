@@ -23,6 +23,7 @@ from ..metrics._localization import Estimate, Localization
 from ..models._load import load
 from ..models._model import Model, Request, Shown
 from ._pictures import ImageSource
+from ._tables import storable
 from ._targets import Target, read_targets
 
 ROWS, SETTINGS, TABLE_JSON, TABLE_CSV = "rows.jsonl", "settings.json", "table.json", "table.csv"
@@ -178,7 +179,8 @@ def evaluate(
         runner.run(targets)
         found = runner.found(targets, resamples, seed)
     if place is not None:
-        write_whole(place / TABLE_JSON, json.dumps(found.to_dict(), indent=1, ensure_ascii=False).encode() + b"\n")
+        table = storable(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+        write_whole(place / TABLE_JSON, table.encode() + b"\n")
         write_whole(place / TABLE_CSV, found.to_csv().encode())
     return found
 
@@ -201,7 +203,7 @@ class _Kept:
             return
         rows, said = place / ROWS, json.dumps(settings, sort_keys=True)
         if not again and rows.exists():
-            if not (place / SETTINGS).exists() or (place / SETTINGS).read_text(encoding="utf-8") != said:
+            if not (place / SETTINGS).exists() or (place / SETTINGS).read_bytes() != said.encode():
                 raise ValueError(f"out: {str(place)!r} holds an evaluation of something else; take another folder, or again")
             self._read(rows)
         elif rows.exists():
@@ -211,21 +213,23 @@ class _Kept:
 
     def _read(self, rows: Path) -> None:
         whole = []
-        for line in rows.read_text(encoding="utf-8").splitlines():
+        for line in rows.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
-                self.numbers[row["id"], row["method"]] = [float(one) for one in row["numbers"]]
-                whole.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
+                numbers = [float(one) for one in row["numbers"]]
+                Localization().add(numbers)
+                self.numbers[str(row["id"]), str(row["method"])] = numbers
+                whole.append(line + b"\n")
+            except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
                 continue  # a row that failed, or a line that a killed process left half written
-        write_whole(rows, "".join(whole).encode())
+        write_whole(rows, b"".join(whole))
 
     def put(self, row: str, method: str, **said: Any) -> None:
         """Keep what is known of a row: numbers=, or error=."""
         if "numbers" in said:
             self.numbers[row, method] = said["numbers"]
         if self._file is not None:
-            self._file.write(json.dumps({"id": row, "method": method, **said}, ensure_ascii=False) + "\n")
+            self._file.write(storable(json.dumps({"id": row, "method": method, **said}, ensure_ascii=False)) + "\n")
 
     def flush(self) -> None:
         if self._file is not None:

@@ -167,8 +167,7 @@ class PartFolder:
 
     def finished_input(self, file: int) -> Optional[dict[str, int]]:
         """How many parts and rows an input file has, where it has been read to its end."""
-        counts: Optional[dict[str, int]] = read_json(self.path / f"_input-{file:05d}.json", may_lack=True)
-        return counts
+        return finished_input(self.path, file)
 
     def finish_input(self, file: int, parts: int, rows: int) -> None:
         """Remember how many parts and rows an input file has."""
@@ -322,5 +321,44 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: not a manifest of qavit run")
     if manifest.get("version") != VERSION:
-        raise ValueError(f"{path}: version {manifest.get('version')}, this qavit reads {VERSION}")
+        raise ValueError(f"{path}: version {manifest.get('version')!r:.40}, this qavit reads {VERSION}")
+    _check_manifest(manifest, path)
     return manifest
+
+
+def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    """ValueError where what is read of a manifest is not there, or of another kind."""
+    grid, block = manifest.get("grid"), manifest.get("block")
+    numbers = block if isinstance(block, list) else [block]
+    about, keep = manifest.get("about", {}), manifest.get("keep", [])
+    for name, well in (
+        ("grid", isinstance(grid, list) and len(grid) == 2 and all(_is_count(side) and 0 < side < 1 << 15 for side in grid)),
+        ("block", all(map(_is_count, numbers))),
+        ("method", isinstance(manifest.get("method"), str)),
+        ("questions", isinstance(manifest.get("questions"), list)),
+        ("keep", isinstance(keep, (list, dict)) and all(isinstance(one, str) for one in keep)),
+        ("about", isinstance(about, dict)),
+    ):
+        if not well:
+            raise ValueError(f"{path}: not a manifest of qavit run: {name} is {manifest.get(name)!r:.60}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def finished_input(folder: Path, file: int) -> Optional[dict[str, int]]:
+    """How many parts and rows an input file of a run has; None where it has not been read to its end.
+
+    Raises
+    ------
+    ValueError
+        The run's note of it is broken.
+    """
+    path = folder / f"_input-{file:05d}.json"
+    counts: Any = read_json(path, may_lack=True)
+    if counts is None:
+        return None
+    if not isinstance(counts, dict) or not all(_is_count(counts.get(name)) for name in ("parts", "rows")):
+        raise ValueError(f"{path}: expected how many parts and rows there are, got {counts!r:.60}")
+    return {name: counts[name] for name in ("parts", "rows")}

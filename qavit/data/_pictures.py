@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import tarfile
 import zipfile
-import zlib
 from typing import Any, NamedTuple, Optional, Union
 
+from .._base.archives import broken_archives, files_of, is_tar, open_tar, read_member, tar_members
 from .._base.files import PathLike
 from .._base.pictures import MAX_FILE_BYTES
 
@@ -49,7 +48,7 @@ class ImageSource(NamedTuple):
         if self.size:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
-                return file.read(self.size)
+                return file.read(min(self.size, MAX_FILE_BYTES + 1))
         return self.other if self.other and not os.path.exists(self.path) and os.path.exists(self.other) else self.path
 
 
@@ -79,12 +78,12 @@ class Pictures:
             raise FileNotFoundError(f"images: there is no folder or archive {os.fspath(place)!r}")
         elif zipfile.is_zipfile(self.path):
             self._kind = "zip"
-        elif tarfile.is_tarfile(self.path):
+        elif is_tar(self.path):
             self._kind = "tar"
+        else:
             with open(self.path, "rb") as file:
                 if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
                     raise ValueError(f"images: {self.path!r} is compressed as a whole; unpack it, or make it a .zip or .tar")
-        else:
             raise ValueError(f"images: {self.path!r} is a file, expected a folder, a .zip or a .tar of pictures")
 
     def find(self, name: str) -> ImageSource:
@@ -108,11 +107,10 @@ class Pictures:
     def _index(self) -> dict[str, tuple[int, int]]:
         members: dict[str, tuple[int, int]] = {}
         if self._kind == "zip":
-            members = {one.filename: (0, one.file_size) for one in _archive(self.path).infolist() if not one.is_dir()}
+            members = {one.filename: (0, one.file_size) for one in files_of(_archive(self.path))}
         else:
-            with tarfile.open(self.path, "r:") as archive:
-                for one in archive:
-                    archive.members = []  # type: ignore[attr-defined]  # else every member ever read is remembered
+            with broken_archives(f"images: {self.path!r} is not a whole tar file"), open_tar(self.path) as archive:
+                for one in tar_members(archive):
                     if one.isfile() and one.size:
                         members[one.name.removeprefix("./")] = one.offset_data, one.size
         self._tops = sorted({name.partition("/")[0] for name in members if "/" in name})
@@ -124,18 +122,14 @@ class Pictures:
 
 @functools.lru_cache(maxsize=4)
 def _archive(path: str) -> zipfile.ZipFile:
-    try:
+    with broken_archives(f"images: {path!r} is not a whole zip archive"):
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"images: {path!r} is not a whole zip archive: {error}") from None
 
 
 def _read_member(path: str, member: str) -> bytes:
     archive = _archive(path)
-    try:
-        if archive.getinfo(member).file_size > MAX_FILE_BYTES:
-            raise ValueError(f"image: {member} in {path}: larger than {MAX_FILE_BYTES} bytes")
-        return archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # RuntimeError is what an encrypted member raises.
-        raise ValueError(f"image: {member} in {path}: {error}") from None
+    with broken_archives(f"image: {member} in {path}"):
+        info = archive.getinfo(member)
+        if info.file_size > MAX_FILE_BYTES:
+            raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
+        return read_member(archive, info)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
+from .._base.archives import broken_archives, open_tar, tar_members
 from .._base.files import PathLike
 from .._base.pictures import PICTURE_ENDINGS, picture_in_text
 from ._pictures import ImageSource, Pictures
@@ -336,7 +337,7 @@ class QuestionFile:
 
     def _read_txt(self) -> Iterator[Row]:
         with Stream(self.path) as stream, stream.named_errors(), stream.text(self._reading.encoding) as text:
-            for number, line in enumerate(text, 1):
+            for number, line in enumerate(stream.lines(text), 1):
                 self.position = stream.position
                 if line.strip():
                     yield Row(f"{self.path}, line {number}", {"question": line.strip()})
@@ -356,29 +357,26 @@ class QuestionFile:
         if self._reading.image_name is None and layout.image_name is not None:
             self._reading = self._reading._replace(image_name=layout.image_name)
         with Stream(self.path) as stream, stream.named_errors(), stream.text(self._reading.encoding) as text:
-            yield from self._followed(stream, layout.rows(JsonScanner(text, self.path), self.path))
+            yield from self._followed(stream, layout.rows(JsonScanner(text, self.path, stream.longest), self.path))
 
     def _layout(self) -> Layout:
         with Stream(self.path) as stream, stream.named_errors(), stream.text(self._reading.encoding) as text:
-            return find_layout(JsonScanner(text, self.path), self.path)
+            return find_layout(JsonScanner(text, self.path, stream.longest), self.path)
 
     def _read_tar(self) -> Iterator[Row]:
-        try:
-            with tarfile.open(self.path, "r:") as archive:
-                for key, files in _samples(archive):
-                    self.position = min(1.0, archive.offset / self.size)
-                    member = next((files[end] for end in files if end.lower() in PICTURE_ENDINGS), None)
-                    where = f"{self.path}, sample {key}"
-                    for row in _texts(archive, files, where):
-                        if row.problem is None and (member is None or member.size == 0):
-                            row = row._replace(problem="no image is there")
-                        if row.problem is None and member is not None:
-                            name = f"{os.path.basename(self.path)}/{member.name}"
-                            source = ImageSource(name, self.path, member.offset_data, member.size)
-                            row = row._replace(values={**row.values, self._reading.column("image")[0]: source})
-                        yield row
-        except tarfile.TarError as error:
-            raise ValueError(f"questions: {self.path!r} is not a whole tar file: {error}") from None
+        with broken_archives(f"questions: {self.path!r} is not a whole tar file"), open_tar(self.path) as archive:
+            for key, files in _samples(archive):
+                self.position = min(1.0, archive.offset / self.size)
+                member = next((files[end] for end in files if end.lower() in PICTURE_ENDINGS), None)
+                where = f"{self.path}, sample {storable(key)}"
+                for row in _texts(archive, files, where):
+                    if row.problem is None and (member is None or member.size == 0):
+                        row = row._replace(problem="no image is there")
+                    if row.problem is None and member is not None:
+                        name = storable(f"{os.path.basename(self.path)}/{member.name}")
+                        source = ImageSource(name, self.path, member.offset_data, member.size)
+                        row = row._replace(values={**row.values, self._reading.column("image")[0]: source})
+                    yield row
 
 
 class Layout(NamedTuple):
@@ -510,8 +508,7 @@ def _is_json(line: str) -> bool:
 def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Files that follow one another under one name, by their endings: webdataset's samples."""
     current, files = "", dict[str, tarfile.TarInfo]()
-    for member in archive:
-        archive.members = []  # type: ignore[attr-defined]  # else every member ever read is remembered
+    for member in tar_members(archive):
         if not member.isfile():
             continue
         folder, _, base = member.name.rpartition("/")

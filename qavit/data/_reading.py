@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from .._base.extras import require
 from .._base.files import PathLike
-from .._base.small_files import read_json
 from .._base.types import FloatArray
-from ._output import PART_NAME, read_manifest
+from ._output import PART_NAME, finished_input, read_manifest
 from ._rows import MapRow
 
 CACHED_PARTS = 8
@@ -61,10 +60,11 @@ class MapReader:
     def __init__(self, out: PathLike) -> None:
         self.path = Path(out)
         self.manifest = read_manifest(out)
-        self.grid: tuple[int, int] = (int(self.manifest["grid"][0]), int(self.manifest["grid"][1]))
+        rows, columns = self.manifest["grid"]
+        self.grid: tuple[int, int] = (rows, columns)
         block = self.manifest["block"]
-        self.block: Union[int, tuple[int, ...]] = tuple(block) if isinstance(block, list) else int(block)
-        self.method = str(self.manifest["method"])
+        self.block: Union[int, tuple[int, ...]] = tuple(block) if isinstance(block, list) else block
+        self.method: str = self.manifest["method"]
         self._parquet = require("pyarrow.parquet", "data")
         names = sorted(name for name in os.listdir(self.path / "parts") if PART_NAME.fullmatch(name))
         self.files = [self.path / "parts" / name for name in names]
@@ -79,7 +79,7 @@ class MapReader:
             number = int(file.name.partition("-")[0])
             counts[number] = counts.get(number, 0) + 1
         for number in range(len(self.manifest["questions"])):
-            finished = read_json(self.path / f"_input-{number:05d}.json", may_lack=True)
+            finished = finished_input(self.path, number)
             if finished is None or finished["parts"] != counts.get(number, 0):
                 return False
         return True

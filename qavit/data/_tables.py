@@ -14,16 +14,17 @@ import json
 import os
 import re
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
+from .._base.archives import BROKEN, broken_archives, files_of, open_member
 from .._base.extras import require
 
 MAX_FIELD = 1 << 30  # letters of a field of a table
 MAX_QUOTED_LINES = 1000  # that a quoted field may go over
-MAX_VALUE = 1 << 28  # letters of one row of a JSON file
+MAX_VALUE = 1 << 28  # letters of one row
+MAX_INFLATION, MIN_INFLATED = 32, 1 << 26  # of a packed file: a row's letters for each of its bytes, or at all
 PIECE = 1 << 16
 SPOILED = re.compile("[\ud800-\udfff]")
 BOMS = (
@@ -55,26 +56,27 @@ class Stream:
         self._raw: BinaryIO = open(path, "rb")  # noqa: SIM115
         self.file: BinaryIO = self._raw
         self._size = max(1, os.path.getsize(path))
+        self.longest = MAX_VALUE
         try:
             if self.name.lower().endswith(".gz"):
                 self.name = self.name[:-3]
                 self.file = gzip.GzipFile(fileobj=self._raw)  # type: ignore[assignment]
             elif self.name.lower().endswith(".zip"):
                 self.file = self._only_member()
+            if self.file is not self._raw:
+                self.longest = min(MAX_VALUE, max(MIN_INFLATED, MAX_INFLATION * self._size))
         except BaseException:
             self._raw.close()
             raise
 
     def _only_member(self) -> BinaryIO:
-        try:
+        with broken_archives(f"questions: {self.path!r}"):
             archive = zipfile.ZipFile(self._raw)
-            names = [one.filename for one in archive.infolist() if not one.is_dir() and "__MACOSX" not in one.filename]
-            if len(names) != 1:
-                raise ValueError(f"questions: {self.path!r} holds {len(names)} files, expected one; unpack it")
-            self.name = os.path.basename(names[0])
-            return archive.open(names[0])  # type: ignore[return-value]
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            raise ValueError(f"questions: {self.path!r}: {error}") from None
+            members = [one for one in files_of(archive) if "__MACOSX" not in one.filename]
+            if len(members) != 1:
+                raise ValueError(f"it holds {len(members)} files, expected one; unpack it")
+            self.name = os.path.basename(members[0].filename)
+            return open_member(archive, members[0])  # type: ignore[return-value]
 
     @property
     def position(self) -> float:
@@ -95,9 +97,18 @@ class Stream:
         self.encoding = found
         return io.TextIOWrapper(self.file, found, errors, newline="")
 
+    def lines(self, text: io.TextIOWrapper) -> Iterator[str]:
+        """The lines of a text with their ends; ValueError for one that no row is as long as."""
+        number = 0
+        while line := text.readline(self.longest + 1):
+            number += 1
+            if len(line) > self.longest:
+                raise ValueError(f"questions: {self.path!r}: line {number} has more than {self.longest} letters")
+            yield line
+
     def named_errors(self, line: Callable[[], int] = lambda: 0) -> _NamedErrors:
         """What is wrong with the file's bytes becomes a ValueError that names the file."""
-        return _NamedErrors(self.path, line)
+        return _NamedErrors(self.path, line, self.file is not self._raw)
 
     def __enter__(self) -> Stream:
         return self
@@ -108,20 +119,20 @@ class Stream:
 
 
 class _NamedErrors:
-    def __init__(self, path: str, line: Callable[[], int]) -> None:
-        self._path, self._line = path, line
+    def __init__(self, path: str, line: Callable[[], int], packed: bool) -> None:
+        self._path, self._line, self._packed = path, line, packed
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)):
-            raise ValueError(f"questions: {self._path!r} is not a whole archive: {error}") from None
         if isinstance(error, UnicodeError):
             line = self._line()
             where = f" after line {line}" if line else ""
             name = getattr(error, "encoding", "text")
             raise ValueError(f"questions: {self._path!r}{where} is not {name}: {error}") from None
+        if self._packed and isinstance(error, BROKEN) and not isinstance(error, (ValueError, MemoryError)):
+            raise ValueError(f"questions: {self._path!r} is not a whole archive: {error}") from None
 
 
 def _encoding(head: bytes, asked: Optional[str]) -> str:
@@ -212,31 +223,29 @@ class Records:
     def _quoted(self, line: str) -> Union[list[str], str]:
         """The fields of a record that begins with this line, or what is wrong with it; lines after a bad one come again."""
         taken: list[str] = []
-        problem = None
-        while True:
-            try:
-                fields = _split(line + "".join(taken), self.delimiter)
-                # In a table by tabs, lines that are rows by themselves are rows: the quote was a letter.
-                if self.delimiter == "\t" and self._is_row(line) and any(map(self._is_row, taken)):
-                    problem = "a quote that is not closed in its row"
-                    break
-                if taken and self.names and any(fields[len(self.names) :]):
-                    problem = f"a quote that is closed {len(taken)} lines later, where there are too many fields"
-                    break
-                return fields
-            except csv.Error as error:
-                if "unexpected end" not in str(error):
-                    problem = f"quotes that are no table's: {error}"
-                    break
-            more = self._next()
-            while more is not None:
+        letters = len(line)
+
+        def lines() -> Iterator[str]:
+            nonlocal letters
+            yield line
+            while len(taken) <= MAX_QUOTED_LINES and letters <= MAX_FIELD and (more := self._next()) is not None:
                 taken.append(more)
-                if '"' in more or len(taken) > MAX_QUOTED_LINES:
-                    break
-                more = self._next()
-            if more is None or len(taken) > MAX_QUOTED_LINES:
-                problem = "a quote that is never closed"
-                break
+                letters += len(more)
+                yield more
+
+        try:
+            fields = _first_record(lines(), self.delimiter)
+        except csv.Error as error:
+            unclosed = "unexpected end" in str(error)
+            problem = "a quote that is never closed" if unclosed else f"quotes that are no table's: {error}"
+        else:
+            # In a table by tabs, lines that are rows by themselves are rows: the quote was a letter.
+            if self.delimiter == "\t" and self._is_row(line) and any(map(self._is_row, taken)):
+                problem = "a quote that is not closed in its row"
+            elif taken and self.names and any(fields[len(self.names) :]):
+                problem = f"a quote that is closed {len(taken)} lines later, where there are too many fields"
+            else:
+                return fields
         self._again.extendleft(reversed(taken))
         self.line -= len(taken)
         return line.rstrip("\r\n").split("\t") if self.delimiter == "\t" and self._is_row(line) else problem
@@ -245,11 +254,11 @@ class Records:
         return line.count(self.delimiter) + 1 == len(self.names)
 
 
-def _split(text: str, delimiter: str) -> list[str]:
-    """The fields of one record; csv.Error where its quotes are wrong."""
+def _first_record(lines: Iterator[str], delimiter: str) -> list[str]:
+    """The fields of the record that the first line begins; no more lines are taken. csv.Error where its quotes are wrong."""
     before = csv.field_size_limit(MAX_FIELD)
     try:
-        return next(csv.reader([text], delimiter=delimiter, strict=True), [])
+        return next(csv.reader(lines, delimiter=delimiter, strict=True), [])
     finally:
         csv.field_size_limit(before)
 
@@ -258,7 +267,7 @@ def read_delimited(stream: Stream, encoding: Optional[str]) -> Iterator[Row]:
     """Rows of a CSV or TSV file; the first has no values and is the header, to be checked by the caller."""
     records: Optional[Records] = None
     with stream.named_errors(lambda: records.line if records else 0), stream.text(encoding) as text:
-        records = Records(iter(text), stream.name.lower().endswith((".tsv", ".tab")))
+        records = Records(stream.lines(text), stream.name.lower().endswith((".tsv", ".tab")))
         for line, fields, problem in records:
             yield Row(f"{stream.path}, line {line}", dict(zip(records.names, fields)), problem)
 
@@ -266,7 +275,7 @@ def read_delimited(stream: Stream, encoding: Optional[str]) -> Iterator[Row]:
 def delimited_names(stream: Stream, encoding: Optional[str]) -> list[str]:
     """The columns that a CSV or TSV file's first line names. ValueError where that is broken."""
     with stream.named_errors(), stream.text(encoding) as text:
-        names = Records(iter(text), stream.name.lower().endswith((".tsv", ".tab"))).names
+        names = Records(stream.lines(text), stream.name.lower().endswith((".tsv", ".tab"))).names
     for name in names:
         if problem := spoiled(name, stream.encoding):
             raise ValueError(f"questions: {stream.path!r}, line 1: column {storable(name)!r}: {problem}")
@@ -282,7 +291,7 @@ def read_lines(stream: Stream, encoding: Optional[str]) -> Iterator[Row]:
     """Rows of a file with a JSON object in each line."""
     number = 0
     with stream.named_errors(lambda: number), stream.text(encoding) as text:
-        for number, line in enumerate(text, 1):
+        for number, line in enumerate(stream.lines(text), 1):
             if line.strip():
                 yield row_of_json(line, f"{stream.path}, line {number}", stream.encoding)
 
@@ -310,8 +319,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 class JsonScanner:
     """A JSON text taken apart from its beginning, a piece of it in memory at a time."""
 
-    def __init__(self, text: io.TextIOBase, path: str) -> None:
-        self._file, self._path = text, path
+    def __init__(self, text: io.TextIOBase, path: str, longest: int = MAX_VALUE) -> None:
+        self._file, self._path, self._longest = text, path, longest
         self._text, self._at, self._over = "", 0, False
         self._counted, self._lines = 0, 1  # how many lines begin before that place
         self._decode = json.JSONDecoder().raw_decode
@@ -357,7 +366,7 @@ class JsonScanner:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - 16
                 into = error.pos - self._at
-                if not cut or len(self._text) - self._at > MAX_VALUE or not self._more():
+                if not cut or len(self._text) - self._at > self._longest or not self._more():
                     self._at = min(self._at + into, len(self._text))
                     raise self.error(error.msg) from None
             except ValueError as error:  # a number of thousands of digits

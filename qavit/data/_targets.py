@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.files import PathLike
+from .._base.pictures import MAX_PIXELS
 from ..images import load_image
 from ._pictures import ImageSource
 from ._questions import QuestionFile, Reading
@@ -23,6 +24,7 @@ Corners = tuple[float, float, float, float]
 OUTLINES = ("segmentation", "mask")
 SHAPES = ("box", "boxes", "bbox", "bboxes", *OUTLINES)
 SOUGHT = (*SHAPES, "label")
+MAX_PIXEL = 1e9  # from a picture's corner, in pixels
 
 
 class Target(NamedTuple):
@@ -113,7 +115,7 @@ def _value(column: str, text: str) -> Any:
             value = json.loads(text)
         else:
             value = [float(one) for one in re.split(r"[,;\s]+", text.strip())]
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{column}: {text!r:.60} is no list of numbers") from None
     if column in OUTLINES:
         return _outlines(column, value)
@@ -123,9 +125,16 @@ def _value(column: str, text: str) -> Any:
 
 def _numbers(column: str, values: Any, expected: str) -> list[float]:
     numbers = isinstance(values, list) and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values)
-    if not numbers or not np.isfinite(np.asarray(values, np.float64)).all():
-        raise ValueError(f"{column}: {values!r:.60}, expected {expected}")
+    if not numbers or not all(abs(one) <= MAX_PIXEL for one in values):  # nor is NaN
+        raise ValueError(f"{column}: {_shown(values)}, expected {expected}")
     return [float(one) for one in values]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list ...
+        return type(value).__name__
 
 
 def _corners(column: str, box: Any) -> Corners:
@@ -133,7 +142,7 @@ def _corners(column: str, box: Any) -> Corners:
     expected = "left, top, width, height" if sizes else "left, top, right, bottom"
     numbers = _numbers(column, box, expected)
     if len(numbers) != 4:
-        raise ValueError(f"{column}: {box!r:.60}, expected {expected}")
+        raise ValueError(f"{column}: {_shown(box)}, expected {expected}")
     left, top, right, bottom = numbers
     if sizes:
         right, bottom = left + right, top + bottom
@@ -149,8 +158,11 @@ def _outlines(column: str, value: Any) -> Any:
             raise ValueError(f"{column}: compressed run lengths; decode them first (pycocotools.mask.decode)")
         lengths = _numbers(column, counts, "run lengths")
         edges = _numbers(column, size, "size: height and width")
-        if len(edges) != 2 or min(lengths, default=0) < 0 or sum(lengths) != edges[0] * edges[1]:
-            raise ValueError(f"{column}: the run lengths do not make up the size {size!r:.40}")
+        if len(edges) != 2 or min(edges) < 1 or edges[0] * edges[1] > MAX_PIXELS or not all(map(float.is_integer, edges)):
+            raise ValueError(f"{column}: {_shown(size)}, expected the height and width of a picture")
+        whole = all(length >= 0 and length.is_integer() for length in lengths)
+        if not whole or sum(lengths) != edges[0] * edges[1]:
+            raise ValueError(f"{column}: the run lengths do not make up the size {_shown(size)}")
         return {"size": [int(edge) for edge in edges], "counts": [int(length) for length in lengths]}
     polygons = [_numbers(column, polygon, "outlines x, y, x, y, ...") for polygon in value]
     if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .._base.archives import BROKEN, read_member
 from .._base.files import PathLike
 from .._base.pictures import load_image
 from .._base.warnings import Note
@@ -21,6 +23,10 @@ from ._maps import Maps
 FORMAT = 1
 MAX_BYTES = 1 << 30
 """Of all arrays of a file that is read."""
+#: The header of an array file as NumPy writes it, read here: NumPy would have Python compile it.
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|=]?[fiuU]\d{1,9})', 'fortran_order': False, 'shape': \(((?:\d{1,18},? ?){0,8})\), *\} *\n?"
+)
 
 
 def array_of(result: Maps) -> bytes:
@@ -83,9 +89,11 @@ def parts_of(path: PathLike) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(Path(path)) as archive:
             return _parts(_Members(archive))
+    except FileNotFoundError:
+        raise
     except zipfile.BadZipFile:
         raise ValueError(f"{path}: not a file of heatmaps: no zip archive") from None
-    except (LookupError, TypeError, ValueError, EOFError, SyntaxError, RuntimeError, OverflowError, zlib.error) as error:
+    except (LookupError, TypeError, *BROKEN) as error:
         raise ValueError(f"{path}: not a file of heatmaps that HeatmapResult.save wrote: {error}") from None
 
 
@@ -104,19 +112,19 @@ class _Members:
         self.left -= info.file_size
         if self.left < 0:
             raise ValueError(f"its arrays take more than {MAX_BYTES} bytes")
-        data = io.BytesIO(self.archive.read(info))
-        version = np.lib.format.read_magic(data)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{name} is an array file of version {version}, expected 1 or 2")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(data)
-        body = data.read()
-        count = 1
-        for side in shape:
-            count *= side
-        if dtype.kind not in "fiuU" or fortran or count < 0 or count * dtype.itemsize != len(body):
-            raise ValueError(f"{name} is {dtype} of shape {shape} in {len(body)} bytes")
-        return np.frombuffer(body, dtype).reshape(shape) if count else np.zeros(shape, dtype)
+        data = read_member(self.archive, info)
+        # The version of the format, then the header's length in two bytes, or since version 2 in four.
+        start = {b"\x93NUMPY\x01\0": 10, b"\x93NUMPY\x02\0": 12}.get(data[:8], 0)
+        end = start + int.from_bytes(data[8:start], "little")
+        found = _HEADER.fullmatch(data, start, end) if start and end <= len(data) else None
+        if found is None:
+            raise ValueError(f"{name} is no array as NumPy writes it")
+        dtype = np.dtype(found[1].decode())
+        shape = tuple(int(side) for side in found[2].replace(b",", b" ").split())
+        count = math.prod(shape)
+        if count * dtype.itemsize != len(data) - end:
+            raise ValueError(f"{name} is {dtype} of shape {shape} in {len(data) - end} bytes")
+        return np.frombuffer(data, dtype, count, end).reshape(shape) if count else np.zeros(shape, dtype)
 
     def json(self, name: str) -> Any:
         return json.loads(str(self(name)[()]))

@@ -213,7 +213,8 @@ def _score(answer: str, row: Mapping[str, Any], where: str) -> float:
     given = row.get("answers")
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) < 2:
         raise ValueError(f"{where}: expected a list of at least two answers, got {type(given).__name__}")
-    people = [{**person, "answer": text_of(person, "answer", where)} for person in given]
+    answers = [text_of(person, "answer", where) for person in given]
+    people = [{**person, "answer": text} for person, text in zip(given, answers)]
     if len({person["answer"] for person in people}) > 1:
         for person in people:
             person["answer"] = strip_punctuation(person["answer"])
@@ -236,9 +237,11 @@ def table_of(table: Table, what: str) -> Any:
     """A table, read where it is a file; an object with a list of annotations or results as that list."""
     if isinstance(table, (str, PathLike)):
         try:
-            table = read_json(table, MAX_TABLE_BYTES)
+            given, table = table, read_json(table, MAX_TABLE_BYTES)
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from None
+        if not isinstance(table, (list, dict)):  # a text would be a path
+            raise ValueError(f"{what}: {given}: expected a list of rows, or an object, got {type(table).__name__}")
     return table.get("annotations", table.get("results", table)) if isinstance(table, Mapping) else table
 
 

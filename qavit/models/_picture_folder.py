@@ -34,6 +34,7 @@ DEFAULT_LIMIT = 4_000_000_000
 #: What begins a file; another number means that other versions cannot read it.
 FORMAT = b"qavit kept 0001\n"
 NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\.kept")
+DTYPE = re.compile(r"[<>|=][fiub][1-8]")
 ALIGNMENT = 64
 #: An entry may take so much of a folder, and so much of it is made free beyond need, so that it is seldom gone through.
 LARGEST_SHARE, SLACK_SHARE = 4, 16
@@ -244,14 +245,15 @@ def _unpacked(data: npt.NDArray[np.uint8], name: str) -> Any:
         arrays = []
         for kind, shape in header["arrays"]:
             at += -at % ALIGNMENT
-            dtype = np.dtype(str(kind))
-            if dtype.kind not in "fiub" or min(shape, default=0) < 0:
+            # Of other texts NumPy would have Python compile a part.
+            if DTYPE.fullmatch(str(kind)) is None or min(shape, default=0) < 0:
                 return None
+            dtype = np.dtype(str(kind))
             size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
             arrays.append(data[at : at + size].view(dtype).reshape(shape))
             at += size
         return _rebuilt(header["tree"], arrays)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):  # whole, but not written by this module
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):  # whole, but not written by this module
         return None
 
 

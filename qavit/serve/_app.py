@@ -178,7 +178,9 @@ def _explained(act: Callable[[Any], Awaitable[Any]], responses: Any) -> Callable
     def answer(status: int, said: str) -> Any:
         # Its body may not have been read: what comes behind it is no request.
         headers = {"connection": "close", **({"retry-after": "1"} if status == 503 else {})}
-        return responses.JSONResponse({"error": said}, status_code=status, headers=headers)
+        # In ASCII: what was asked may hold half letters, which cannot be sent otherwise.
+        text = json.dumps({"error": said})
+        return responses.Response(text, status_code=status, headers=headers, media_type="application/json")
 
     async def explained(request: Any) -> Any:
         try:

@@ -12,7 +12,7 @@ from .._weights import Stored, Weights, shape_of
 from .bert import bert_shapes
 from .blip import LAYERS, POSITIONS, Kind, core_names, finish, head_shapes, open_kind, text_config, vision_config
 from .blip import vision_shapes as _vision_shapes
-from .sizes import count_blocks, need
+from .sizes import count_blocks, need, stated_number
 
 _TYPES = "text_encoder.embeddings.token_type_embeddings.weight"
 
@@ -35,7 +35,7 @@ def complete(
     fused, width = _fused(tensors), vision["hidden_size"]
     sizes = {"type_vocab_size": need(tensors, _TYPES, 2, name)[0], "fusion_layer": fused[0]}
     told = text_config(tensors, text, fused, width, name, sizes)
-    told["closing_tokens"] = int(text.get("closing_tokens", 1))
+    told["closing_tokens"] = stated_number(text, "closing_tokens", 1, f"{name}: text")
     expected = {**_vision_shapes(vision, shape_of(tensors[POSITIONS])[0]), **head_shapes(told, width)}
     expected.update(bert_shapes(told, "text_encoder.", width, fused))
     return vision, told, finish(tensors, vision, expected, name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._weights import Stored
-from .sizes import Shapes, _activation, _affine, _epsilon, choose_heads, count_blocks, need, settle
+from .sizes import Shapes, _activation, _affine, _epsilon, choose_heads, count_blocks, need, settle, stated_number
 
 
 def bert_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def bert_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[s
         "num_attention_heads": choose_heads(config, "num_attention_heads", width, 12, what),
         "hidden_act": _activation(config, "hidden_act", "gelu", what),
         "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-12, what),
-        "pad_token_id": int(config.get("pad_token_id") or (1 if kind != "bert" else 0)),
+        "pad_token_id": stated_number(config, "pad_token_id", 0, what) or int(kind != "bert"),
     }
 
 

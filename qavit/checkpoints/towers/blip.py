@@ -29,6 +29,7 @@ from .sizes import (
     count_blocks,
     need,
     settle,
+    stated_part,
     take,
 )
 
@@ -300,12 +301,13 @@ def open_kind(given: Given, kind: Kind, plain: Callable[[Stored], Stored] = dict
         raise ValueError(f"{name}: {told}, not {kind.called}")
     tensors = merge_adapters(found, with_option(adapter_of(folder), options.get("lora_alpha")), name)
     tensors.update(leave_out(others, asked.strict, name))
-    vision = {**(config.get("vision_config") or {}), **_vision_options({"vision": options.get("vision")})}
-    text = {**(config.get("qformer_config") or config.get("text_config") or {}), **(options.get("text") or {})}
+    half = "qformer_config" if config.get("qformer_config") else "text_config"
+    vision = {**stated_part(config, "vision_config", name), **_vision_options({"vision": options.get("vision")})}
+    text = {**stated_part(config, half, name), **(options.get("text") or {})}
     if "encoder_hidden_size" in text:
         text.setdefault("encoder_width", text["encoder_hidden_size"])
-    for half in (vision, text):
-        half.pop("projection_dim", None)
+    for one in (vision, text):
+        one.pop("projection_dim", None)
     if folder is not None and "qformer_config" not in config:  # what transformers takes where a configuration says nothing
         vision = {"num_attention_heads": 12, "layer_norm_eps": 1e-5, **vision}
         text = {"num_attention_heads": 8, **text}

@@ -24,6 +24,7 @@ from .sizes import (
     position_grid,
     position_resize,
     settle,
+    stated_number,
     stated_size,
 )
 
@@ -102,7 +103,7 @@ def clip_text_config(tensors: Stored, config: Mapping[str, Any], what: str) -> d
         "num_attention_heads": choose_heads(config, "num_attention_heads", width, 8, what),
         "hidden_act": _activation(config, "hidden_act", "quick_gelu", what),
         "layer_norm_eps": _epsilon(config, "layer_norm_eps", 1e-5, what),
-        "eos_token_id": int(config.get("eos_token_id") or 49407),
+        "eos_token_id": stated_number(config, "eos_token_id", 0, what) or 49407,
     }
     if config.get("causal") is False:
         result["causal"] = False

@@ -24,7 +24,7 @@ from .families import refused_by_names, told_by_names, told_by_type
 from .names import CLASS_EMBEDDING, PROBE, VISION
 from .openai_clip import is_openai, open_clip_text, open_clip_vision, openai_options, rename, rename_timm
 from .question_blocks import integration_point
-from .sizes import Shapes, check, count_blocks, need, settle, stated_size, take
+from .sizes import Shapes, check, count_blocks, need, settle, stated_part, stated_size, take
 from .t5 import TRANSLATION, t5_decoder_shapes, t5_picture_shapes
 from .text import _text_config, _text_names, checkpoint_answer, checkpoint_text, text_shapes
 
@@ -297,7 +297,9 @@ def _settings(folder: Path, argument: str) -> _Settings:
             return _Settings({})
     whole = _folder_config(folder, argument)
     _check_type(whole, folder, argument)
-    vision = dict(whole.get("vision_config") or {}) if "vision_config" in whole else whole
+    vision = whole
+    if "vision_config" in whole:
+        vision = dict(stated_part(whole, "vision_config", f"{argument}: {folder}: config.json"))
     kind, text = str(whole.get("model_type", "clip")), whole.get("text_config")
     if kind in ("siglip", "siglip_vision_model"):
         vision = siglip.vision_settings(vision)
@@ -375,7 +377,7 @@ def complete(
     if integrated:
         instruct = need(tensors, reduce.format(integrated[0]), 2, what)[1]
         settle(vision, {"instruction_dim": instruct}, what)
-        complete["integration_point"] = integration_point(integrated, blocks, vision.get("integration_point"))
+        complete["integration_point"] = integration_point(integrated, blocks, vision.get("integration_point"), what)
         complete["instruction_dim"] = instruct
     elif vision.get("integration_point") is not None:
         raise ValueError(f"{what}: integration_point {vision['integration_point']!r}, but no block has instruct weights")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 #: Which blocks of L take the question, by the name of the integration point.
 INTEGRATION_POINTS = ("all", "early", "late", "late2", "late3", "sparse")
 
@@ -18,8 +20,8 @@ def integrated_blocks(point: str, blocks: int) -> tuple[int, ...]:
     raise ValueError(f"integration_point: expected one of {', '.join(INTEGRATION_POINTS)}, got {point!r}")
 
 
-def integration_point(found: tuple[int, ...], blocks: int, stated: str | None) -> str:
-    """The name of a set of integrated blocks, checked against the one that was stated.
+def integration_point(found: tuple[int, ...], blocks: int, stated: Any, what: str) -> str:
+    """The name of a set of integrated blocks, checked against the one that was stated; ``what`` is the model's name.
 
     Raises
     ------
@@ -27,18 +29,21 @@ def integration_point(found: tuple[int, ...], blocks: int, stated: str | None) -
         Where the weights' blocks are not those of ``stated``, or of any integration point.
     """
     if stated is not None:
-        expected = integrated_blocks(stated, blocks)
-        if expected != found:
+        if stated not in INTEGRATION_POINTS:
+            expected = ", ".join(INTEGRATION_POINTS)
+            raise ValueError(f"{what}: integration_point: expected one of {expected}, got {stated!r:.60}")
+        meant = integrated_blocks(stated, blocks)
+        if meant != found:
             raise ValueError(
-                f"integration_point {stated!r} means blocks {_ranges(expected)} of {blocks}, "
+                f"{what}: integration_point {stated!r} means blocks {_ranges(meant)} of {blocks}, "
                 f"but the weights have instruct layers in blocks {_ranges(found)}"
             )
-        return stated
+        return str(stated)
     for point in ("late", "all", "early", "late2", "late3", "sparse"):
         if integrated_blocks(point, blocks) == found:
             return point
     raise ValueError(
-        f"the weights have instruct layers in blocks {_ranges(found)} of {blocks}, which is none of the integration "
+        f"{what}: the weights have instruct layers in blocks {_ranges(found)} of {blocks}, which is none of the integration "
         f"points ({', '.join(INTEGRATION_POINTS)})"
     )
 

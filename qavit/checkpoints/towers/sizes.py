@@ -68,6 +68,24 @@ def _epsilon(config: Mapping[str, Any], key: str, default: float, what: str) -> 
     return float(value)
 
 
+def stated_number(config: Mapping[str, Any], key: str, default: int, what: str) -> int:
+    """A whole number that a configuration states, from 0 on."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise ValueError(f"{what}: {key} {value!r:.60}, expected a whole number")
+    return value
+
+
+def stated_part(config: Mapping[str, Any], key: str, what: str) -> Mapping[str, Any]:
+    """An object in a configuration; an empty one where there is none."""
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what}: {key} is {value!r:.60}, expected an object")
+    return value
+
+
 def _activation(config: Mapping[str, Any], key: str, default: str, what: str) -> str:
     value = config.get(key, default)
     known = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._weights import Stored
-from .sizes import Shapes, _affine, _epsilon, count_blocks, need, settle
+from .sizes import Shapes, _affine, _epsilon, count_blocks, need, settle, stated_number
 
 
 def t5_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def t5_config(tensors: Stored, config: Mapping[str, Any], what: str) -> dict[str
     return {
         "model_type": "t5",
         **sizes,
-        "relative_attention_max_distance": int(config.get("relative_attention_max_distance", 128)),
+        "relative_attention_max_distance": stated_number(config, "relative_attention_max_distance", 128, what),
         "feed_forward_proj": activation,
         "layer_norm_epsilon": _epsilon(config, "layer_norm_epsilon", 1e-6, what),
     }
