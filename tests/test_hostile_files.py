@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import struct
 import tarfile
 import tracemalloc
@@ -164,6 +165,15 @@ def test_a_quoted_field_is_parsed_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(calls) == 1
 
 
+def test_half_letters_in_names_of_questions(tmp_path: Path) -> None:
+    questions = {"a": {"question": "x", "imageId": "1"}, "\ud800": {"question": 7}, "\ud800b": 8}
+    (tmp_path / "q.json").write_text(json.dumps(questions))
+    items = list(open_questions(tmp_path / "q.json")[0])
+    assert [item.problem is None for item in items] == [True, False, False]
+    for item in items:
+        (item.id + (item.problem or "")).encode()
+
+
 # ---- boxes ----
 
 
@@ -191,6 +201,23 @@ def test_boxes_that_are_none(tmp_path: Path, shape: dict[str, Any]) -> None:
     assert next(iter(shape)) in bad.problem
     assert good.problem is None
     assert good.mask(8, 8, (8, 8)).sum() == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_table_that_names_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")  # to open it would wait for a writer for ever
+    row = {"image": "a.png", "question": "cup", "box": [1, 2, 12, 14]}
+    (item,) = open_questions(write_lines(tmp_path / "q.jsonl", [row]))[0]
+    assert item.image is not None
+    with pytest.raises(ValueError, match=r"a\.png' is a device or a pipe"):
+        item.image.read()
+    model = qavit.load(write_model(tmp_path / "model"))
+    ((_, _, said),) = evaluate(tmp_path / "q.jsonl", model=model).errors
+    assert "is a device or a pipe" in said
+    write_pictures(tmp_path, 1)
+    masked = write_lines(tmp_path / "masks.jsonl", [{"image": "0.png", "question": "cup", "mask": "a.png"}])
+    ((_, _, said),) = evaluate(masked, model=model).errors
+    assert "is a device or a pipe" in said
 
 
 def test_an_evaluation_goes_on_with_whatever_stands_in_its_rows(tmp_path: Path) -> None:
@@ -315,6 +342,20 @@ def test_vision_config_of_no_kind(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": value, "text_config": {}}))
         with pytest.raises(ValueError, match=r"config\.json: vision_config is .*, expected an object"):
             halves._settings(tmp_path, "vision")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"added_tokens_decoder": {"3": {"content": "\ud800"}}}, {"\ud800": 1}, {"pad_token": "\udfff"},
+        {"never_split": ["\ud800"]}, {"additional_special_tokens": [{"content": "a\ud800"}]},
+    ],
+)  # fmt: skip
+def test_half_letters_among_a_tokenizers_settings(tmp_path: Path, said: dict[str, Any]) -> None:
+    (tmp_path / "vocab.txt").write_bytes((GOLDEN / "blip_itm" / "vocab.txt").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}: .*half a letter"):
+        Tokenizer.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("value", [[], "128", float("inf"), -1, True])

@@ -318,7 +318,7 @@ def test_types(served: Served) -> None:
      b'{"questions": ["a","b","c"]}',
      b'{"questions": ["' + b"x" * 1001 + b'"]}', b'{"method": 3}', b'{"block": 1.5}', b'{"block": true}', b'{"block": []}',
      b'{"block": [1, "2"]}', b'{"heads": null}', b'{"fit": "../x"}', b'{"fit": []}', b'{"words": 1}', b'{"__class__": 1}',
-     b'{"block": ' + b"9" * 5000 + b"}"],
+     b'{"block": ' + b"9" * 5000 + b"}", b'{"\\ud800": 1}'],
 )  # fmt: skip
 def test_what_is_asked_is_checked(served: Served, body: bytes) -> None:
     status, headers, said = served.request("ask", body, Content_Type="application/json")

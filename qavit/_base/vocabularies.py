@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -83,6 +84,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if not isinstance(table, dict) or not all(_is_number(number) for number in table.values()):
             raise ValueError(f"{path}: expected an object of token numbers")
         result["added_tokens"] = table
+    if re.search("[\ud800-\udfff]", json.dumps(result, ensure_ascii=False)):
+        raise ValueError(f"{folder}: the settings of its tokenizer hold half a letter (a lone surrogate)")
     return result
 
 

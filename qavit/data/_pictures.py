@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import zipfile
 from typing import Any, NamedTuple, Optional, Union
 
@@ -49,7 +50,19 @@ class ImageSource(NamedTuple):
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 return file.read(min(self.size, MAX_FILE_BYTES + 1))
-        return self.other if self.other and not os.path.exists(self.path) and os.path.exists(self.other) else self.path
+        instead = self.other and not os.path.exists(self.path) and os.path.exists(self.other)
+        return plain_file(self.other if instead else self.path)
+
+
+def plain_file(path: str) -> str:
+    """The path that a table names; ValueError for a device or a pipe, which may have no end."""
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError):  # told by who opens it
+        return path
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise ValueError(f"image: {path!r:.200} is a device or a pipe, expected a picture's file")
+    return path
 
 
 class Pictures:

@@ -226,7 +226,7 @@ class QuestionFile:
             problem = row.problem if row.where in row.problem else f"{row.where}: {row.problem}"
             question = self._value(row.values, "question")
             said = storable(question) if isinstance(question, str) else ""
-            yield Item(self._spare_id(row.values), None, said, problem, self._kept(row.values))
+            yield Item(self._spare_id(row.values), None, said, storable(problem), self._kept(row.values))
             return
         asked = self._asked(row.values)
         for turn, question in enumerate(asked):
@@ -254,7 +254,8 @@ class QuestionFile:
             image = self._image(row.values)
             return Item(identity, image, question, None, self._kept(row.values))
         except ValueError as error:
-            return Item(identity, image, storable(said), f"{row.where}: {error}", self._kept(row.values))
+            problem = storable(f"{row.where}: {error}")
+            return Item(identity, image, storable(said), problem, self._kept(row.values))
 
     def _value(self, values: Mapping[str, Any], role: str) -> Any:
         return next((values[key] for key in self._reading.column(role) if values.get(key) is not None), None)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .._base.files import PathLike
 from .._base.pictures import MAX_PIXELS
 from ..images import load_image
-from ._pictures import ImageSource
+from ._pictures import ImageSource, plain_file
 from ._questions import QuestionFile, Reading
 
 Mask = npt.NDArray[np.bool_]
@@ -204,7 +204,7 @@ def _outlined_pixels(value: Any, height: int, width: int, size: tuple[int, int])
     from PIL import Image, ImageDraw
 
     if isinstance(value, str):
-        levels = load_image(value).max(axis=2)
+        levels = load_image(plain_file(value)).max(axis=2)
         return _sampled(levels > 0, size)
     if isinstance(value, dict):
         rows, columns = value["size"]
