@@ -251,11 +251,11 @@ def test_integration_points():
     assert integrated_blocks("late3", 24) == tuple(range(6, 24))
     assert integrated_blocks("sparse", 24) == tuple(range(0, 24, 2))
     for point in ("all", "early", "late", "late2", "late3", "sparse"):
-        assert integration_point(integrated_blocks(point, 24), 24, None) == point
+        assert integration_point(integrated_blocks(point, 24), 24, None, "x") == point
     with pytest.raises(ValueError, match="blocks 1, 5-7 of 24, which is none of"):
-        integration_point((1, 5, 6, 7), 24, None)
+        integration_point((1, 5, 6, 7), 24, None, "x")
     with pytest.raises(ValueError, match="expected one of all, early"):
-        integration_point((1,), 24, "middle")
+        integration_point((1,), 24, "middle", "x")
 
 
 def test_a_stated_integration_point_is_checked():
