@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
 import random
 import resource
@@ -25,7 +26,7 @@ import tempfile
 import time
 import traceback
 import zipfile
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     guided = not options.random and importlib.util.find_spec("atheris") is not None
     atheris: Any = importlib.import_module("atheris") if guided else None
-    with nullcontext() if atheris is None else atheris.instrument_imports(include=["qavit"]):
+    quiet = redirect_stderr(io.StringIO())  # a line a module
+    with quiet, nullcontext() if atheris is None else atheris.instrument_imports(include=["qavit"]):
         modules = [importlib.import_module(name) for name in MODULES]
     zipfile.ZipExtFile._update_crc = lambda self, data: None  # type: ignore[attr-defined]  # no checksum hides what is below
     failed = 0

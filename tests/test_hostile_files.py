@@ -117,17 +117,18 @@ def tar_of(*members: tuple[str, bytes]) -> bytearray:
     return bytearray(buffer.getvalue())
 
 
-def with_size(archive: bytearray, size: bytes, kind: bytes = b"0") -> bytes:
-    """The archive whose first header states another size, and kind, under a right checksum."""
-    archive[124:136], archive[156:157], archive[148:156] = size, kind, b" " * 8
-    archive[148:156] = b"%06o\0 " % sum(archive[:512])
+def with_size(archive: bytearray, size: bytes, kind: bytes = b"0", at: int = 1024) -> bytes:
+    """The archive whose header at a place states another size, and kind, under a right checksum."""
+    archive[at + 124 : at + 136], archive[at + 156 : at + 157], archive[at + 148 : at + 156] = size, kind, b" " * 8
+    archive[at + 148 : at + 156] = b"%06o\0 " % sum(archive[at : at + 512])
     return bytes(archive)
 
 
 @pytest.mark.parametrize(
     ("size", "kind"),
     [
-        (b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2, "big"), b"0"),  # in base 256: back to itself, without end
+        (b"\xff" * 10 + (-512 & 0xFFFF).to_bytes(2, "big"), b"0"),  # in base 256: back to itself, without end
+        (b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2, "big"), b"0"),  # to where no header is
         (b"77777777777\0", b"0"),  # 8 GB, of which nothing is there
         (b"77777777777\0", b"x"),  # the same of a header's text, which would be read at once
         (b"77777777777\0", b"L"),
