@@ -197,6 +197,11 @@ def load_blip() -> Any:
     return qavit.load(checkpoint=blip_checkpoint(), tokenizer=small_vocabulary(), image_size=32, config=blip_settings())
 
 
+@cache
+def converted_int8() -> Path:
+    return convert(open_model(folder()), place() / "folder of int8", "int8", calibrate=[floats(3, SIDE, SIDE)])
+
+
 def resized() -> None:
     """A tower of another size, which lives longer than what it came from."""
     vit = qavit.load(folder())._vit
@@ -588,8 +593,8 @@ def use_decode() -> None:
     _core.token_log_probabilities(floats(3, 9), np.ones((3, 1), np.int64))
 
 
-def use_captioner() -> None:
-    model, picture = BlipCaptioner(captioner()._source), floats(3, 32, 32)
+def use_captioner(precision: Any = "float32") -> None:
+    model, picture = BlipCaptioner(captioner()._source, precision=precision), floats(3, 32, 32)
     states = model.image_states(picture)
     model.logits(states, ids(), tokens=[1, 2])
     model.score(states, ["two cats", ""])
@@ -909,6 +914,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "load, no such device": (refused(lambda: qavit.load(folder(), device="nowhere")), 1),
     "load, pickled": (lambda: pickle.loads(pickle.dumps(qavit.load(folder()))), 1),
     "load bfloat16": (lambda: qavit.load(folder(), precision="bfloat16"), 1),
+    "load int8": (lambda: qavit.load(folder(), precision="int8").heatmaps(photo(), QUESTIONS), 1),
+    "load int8, converted": (lambda: qavit.load(converted_int8()).heatmaps(photo(), QUESTIONS), 1),
     "load CLIP": (lambda: qavit.load(vision=LATE / "clip"), 1),
     "load BLIP": (load_blip, 1),
     "load a checkpoint": (lambda: qavit.load(**late()), 1),
@@ -1021,6 +1028,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "float_array": (lambda: weights.float_array(open_model(folder()).weights["vision_model.pre_layrnorm.weight"]), 1),
     "convert": (lambda: convert(open_model(folder()), place() / "converted", "bfloat16"), 1),
     "convert, panels": (lambda: convert(open_model(folder()), place() / "panels", "float32", 16), 1),
+    "convert, int8": (
+        lambda: convert(open_model(folder()), place() / "int8", "int8", calibrate=[floats(3, SIDE, SIDE)]), 1),
     "convert, refused": (refused(lambda: convert(open_model(folder()), place() / "converted", "int4")), 1),
     "describe": (lambda: description_text(describe(open_model(folder()))), 1),
     "read_torch_file, an archive": (
@@ -1089,6 +1098,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
         1),
     "qavit heatmap, figures": (
         drawn_small(command("heatmap", "{photo}", "-q", "what", *DRAWN, "--kind", "original", "--again")), 4),
+    "qavit ask": (command("ask", "{photo}", "what is it?", "--json"), 8),
+    "qavit eval": (command("eval", "--model", "{model}", "-o", "{new}", "--json"), 4),
+    "qavit eval --against": (command("eval", "--model", "{model}", "--precision", "int8", "--against", "float32", "--json"), 4),
+    "qavit run --answers": (
+        command("run", "{questions}", "-o", "{new}", "--answers", "{out}/answers.json", "--json", code=1), 12),
     "qavit run": (command("run", "{questions}", "--model", "{model}", "-o", "{new}", "--json", code=1), 1),
     "qavit bench": (command("bench", "--model", "{model}", "--repeat", "1"), 1),
     "qavit demo": (drawn_small(demo_of_a_small_model), 4),
@@ -1097,6 +1111,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "process_logits, refused": (refused(lambda: qavit.generation.process_logits(floats(2, 3), ids())), 1),
     "decode": (use_decode, 1),
     "BlipCaptioner": (use_captioner, 1),
+    "BlipCaptioner, int8": (lambda: use_captioner("int8"), 1),
     "generate, refused": (refused(lambda: small().generate(floats(3, 14, 14))), 1),
     "image_states, refused": (refused(lambda: small().image_states(floats(3, 14, 14))), 1),
     "score, refused": (refused(lambda: small().score(floats(3, 14, 14), "a")), 1),
