@@ -1100,7 +1100,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
         drawn_small(command("heatmap", "{photo}", "-q", "what", *DRAWN, "--kind", "original", "--again")), 4),
     "qavit ask": (command("ask", "{photo}", "what is it?", "--json"), 8),
     "qavit eval": (command("eval", "--model", "{model}", "-o", "{new}", "--json"), 4),
-    "qavit eval --against": (command("eval", "--model", "{model}", "--precision", "int8", "--against", "float32", "--json"), 4),
+    "qavit eval --against": (
+        command("eval", "--model", "{model}", "--precision", "int8", "--against", "float32", "--json"), 4),
     "qavit run --answers": (
         command("run", "{questions}", "-o", "{new}", "--answers", "{out}/answers.json", "--json", code=1), 12),
     "qavit run": (command("run", "{questions}", "--model", "{model}", "-o", "{new}", "--json", code=1), 1),
