@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional, Union, cast
 
 from .._base.arguments import one_line
-from .._base.files import PathLike, absolute_paths, make_folder, write_whole
+from .._base.files import PathLike, absolute_paths, make_folder, remove_leftovers, write_whole
 from .._base.pictures import MAX_PIXELS
 from .._base.progress import Progress
 from .._base.types import Fit, Heads
@@ -201,6 +201,7 @@ class _Kept:
         self._file: Any = None
         if place is None:
             return
+        remove_leftovers(place)
         rows, said = place / ROWS, json.dumps(settings, sort_keys=True)
         if not again and rows.exists():
             if not (place / SETTINGS).exists() or (place / SETTINGS).read_bytes() != said.encode():

@@ -234,7 +234,8 @@ class OutputFolder(PartFolder):
             self.done = set(names)
             if retry_errors:
                 self.done -= {name for name in names if self._is_mine(name) and self._failed(name)[1]}
-            remove_leftovers(self.parts)
+            for place in (self.path, self.parts):
+                remove_leftovers(place)
         except BaseException:
             self.close()
             raise

@@ -242,7 +242,7 @@ def _answer_options(
         if layout or answering:
             raise ValueError("layout, answering: they are for answers; name the file that they go to (answers, --answers)")
         return {}
-    make_folder(Path(answers).absolute().parent, "answers")
+    remove_leftovers(make_folder(Path(answers).absolute().parent, "answers"))
     return {"answers": True, "answering": dict(answering or {})}
 
 
