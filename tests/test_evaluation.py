@@ -235,8 +235,8 @@ def test_goes_on_where_it_stopped(tmp_path: Path, model: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         evaluate(path, tmp_path / "out", model=loaded, methods=["class", "question"])
     assert calls == ["class", "question", "class", "question", "class"]
-    with open(tmp_path / "out" / "rows.jsonl", "a") as rows:
-        rows.write('{"id": "torn')
+    with open(tmp_path / "out" / "rows.jsonl", "ab") as rows:
+        rows.write(b'{"id": "torn in a letter \xc3')
     calls[:] = [""] * 6
     found = evaluate(path, tmp_path / "out", model=loaded, methods=["class", "question"])
     # Of the picture that it stopped at, the first method's numbers were there.
@@ -251,6 +251,16 @@ def test_goes_on_where_it_stopped(tmp_path: Path, model: Path, monkeypatch: pyte
         evaluate(path, tmp_path / "out", model=loaded, methods=["class"], block=1)
     evaluate(path, tmp_path / "out", model=loaded, methods=["class"], block=1, again=True)
     assert calls[6:] == ["class"] * 4
+
+
+def test_ids_of_any_letters_are_kept_by_a_line_each(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = write_pictures(tmp_path / "data", 1)
+    ids = ["a\u2028b", "\u00e9", "c\x85", "tab\tand\nline"]
+    rows = [{"id": one, "image": names[0], "text": "where is the cup?", "box": [2, 3, 14, 20]} for one in ids]
+    path = write_lines(tmp_path / "data" / "boxes.jsonl", rows)
+    whole = evaluate(path, tmp_path / "out", model=qavit.load(model))
+    monkeypatch.setattr("qavit.models._model.Model._see", lambda *_: pytest.fail("it was there"))
+    assert evaluate(path, tmp_path / "out", model=qavit.load(model)) == whole
 
 
 def test_what_fails_is_an_error_of_its_row(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -230,7 +230,7 @@ class _Kept:
         if "numbers" in said:
             self.numbers[row, method] = said["numbers"]
         if self._file is not None:
-            self._file.write(storable(json.dumps({"id": row, "method": method, **said}, ensure_ascii=False)) + "\n")
+            self._file.write(json.dumps({"id": row, "method": method, **said}) + "\n")
 
     def flush(self) -> None:
         if self._file is not None:
