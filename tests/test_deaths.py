@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +22,13 @@ from test_evaluation import boxes
 from writers import clean_up, files, picture
 
 import qavit
+from qavit._base.files import write_whole
 from qavit.checkpoints import open_model
 from qavit.cli import main
 from qavit.cli._options import INTERRUPTED, OK, SOME_FAILED
 
 pytest.importorskip("pyarrow")
+resource = pytest.importorskip("resource")
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore::qavit.QavitWarning"),
@@ -121,7 +125,7 @@ def captions_case(given: Path) -> Case:
 
     def act(out: Path) -> int:
         out.mkdir(exist_ok=True)
-        (out / "said").write_text(json.dumps(captions(out)))
+        write_whole(out / "said", json.dumps(captions(out)).encode())
         return 0
 
     def check(out: Path) -> None:
@@ -199,6 +203,60 @@ def test_ctrl_c_at_any_step_leaves_nothing_behind(kind: str, given: Path, tmp_pa
         case.check(out)
         assert go(case, out) in (OK, SOME_FAILED)
         assert case.found(out) == expected, step
+
+
+def limited(case: Case, out: Path, size: int) -> int:
+    """What the command says in a child none of whose files may be larger."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            code = go(case, out)
+        except OSError as error:
+            code = SOME_FAILED if error.errno == errno.EFBIG else 98
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("kind", list(CASES))
+@pytest.mark.parametrize("size", [1500, pytest.param(0, marks=pytest.mark.nightly)])
+def test_files_without_room_are_not_half_written(kind: str, size: int, given: Path, tmp_path: Path) -> None:
+    case, out = CASES[kind](given), tmp_path / "out"
+    assert go(case, tmp_path / "whole") in (OK, SOME_FAILED)
+    assert limited(case, out, size) in (OK, SOME_FAILED)
+    case.check(out)
+    assert not hidden(out)
+    assert go(case, out) in (OK, SOME_FAILED)
+    assert case.found(out) == case.found(tmp_path / "whole")
+    before = case.found(out)
+    assert limited(case, out, size) in (OK, SOME_FAILED)  # what is there stays, or is replaced by the same
+    assert case.found(out) == before
+    assert not hidden(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("kind", list(CASES))
+def test_a_device_that_fills_up_is_gone_on_with_when_it_has_room(kind: str, given: Path, tmp_path: Path) -> None:
+    case, device = CASES[kind](given), tmp_path / "device"
+    assert go(case, tmp_path / "whole") in (OK, SOME_FAILED)
+    device.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(device)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        try:
+            assert go(case, device / "out") in (OK, SOME_FAILED)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017
+        case.check(device / "out")
+        assert not hidden(device)
+        subprocess.run(["mount", "-o", "remount,size=9m", str(device)], check=True)
+        assert go(case, device / "out") in (OK, SOME_FAILED)
+        assert case.found(device / "out") == case.found(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(device)], check=True)
 
 
 @pytest.mark.nightly
