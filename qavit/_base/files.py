@@ -85,6 +85,17 @@ def whole_file(path: PathLike, durable: bool = False) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """What is written meanwhile is this file's: an error that names none, such as that of a full disk, names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def make_folder(path: PathLike, argument: str) -> Path:
     """The folder, made where it is missing, its parents too; NotADirectoryError where a file has its name."""
     folder = Path(path)

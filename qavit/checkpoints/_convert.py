@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Union
 
+from .._base.files import naming
 from .._base.system import exchange_folders, is_running, sync_folder
 from .._core import build_info
 from ._describe import _check_source
@@ -126,7 +127,7 @@ def convert(
 
         Tokenizer(source.tokenizer, source.text["vocab_size"])
     _remove_leftovers(target)
-    with _partial_folder(target) as partial:
+    with _partial_folder(target) as partial, naming(target):
         with _new_file(partial / "model.safetensors") as file:
             write_safetensors(file, weights, dtypes)
         check_unchanged(origins(source.weights))

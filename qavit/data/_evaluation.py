@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional, Union, cast
 
 from .._base.arguments import one_line
-from .._base.files import PathLike, absolute_paths, make_folder, remove_leftovers, write_whole
+from .._base.files import PathLike, absolute_paths, make_folder, naming, remove_leftovers, write_whole
 from .._base.pictures import MAX_PIXELS
 from .._base.progress import Progress
 from .._base.types import Fit, Heads
@@ -201,6 +201,7 @@ class _Kept:
         self._file: Any = None
         if place is None:
             return
+        self._path = place / ROWS
         remove_leftovers(place)
         rows, said = place / ROWS, json.dumps(settings, sort_keys=True)
         if not again and rows.exists():
@@ -230,18 +231,21 @@ class _Kept:
         if "numbers" in said:
             self.numbers[row, method] = said["numbers"]
         if self._file is not None:
-            self._file.write(json.dumps({"id": row, "method": method, **said}) + "\n")
+            with naming(self._path):
+                self._file.write(json.dumps({"id": row, "method": method, **said}) + "\n")
 
     def flush(self) -> None:
         if self._file is not None:
-            self._file.flush()
+            with naming(self._path):
+                self._file.flush()
 
     def __enter__(self) -> _Kept:
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
 
 
 class _Runner:
