@@ -131,23 +131,22 @@ class BuildCore(build_ext):
         self.library = self.use_openblas(ext)
         if self.has_header("stb/stb_image.h"):
             ext.define_macros.append(("QV_HAVE_STB", "1"))
-        if switch("QAVIT_CUDA") and ext.name == CORE:
+        if switch("QAVIT_CUDA"):
             self.use_cuda(ext)
         super().build_extension(ext)
 
     def compile_together(self) -> None:
-        """Let the compiler work on as many files at once as there are CPUs, and once on what both modules have alike."""
+        """Let the compiler work on as many files at once as there are CPUs, and once on what both modules have."""
         compile_in_turn, made = self.compiler.compile, {}
 
         def compile_each(sources: list[str], output_dir: str, **options: Any) -> list[str]:
-            told = tuple(options.get("macros") or ())  # one module may have CUDA and the other not
-            missing = [source for source in sources if (source, told) not in made]
+            missing = [source for source in sources if source not in made]
             for source in missing:
                 Path(output_dir, source).parent.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 objects = pool.map(lambda source: compile_in_turn([source], output_dir=output_dir, **options), missing)
-                made.update(zip([(source, told) for source in missing], objects))
-            return [path for source in sources for path in made[source, told]]
+                made.update(zip(missing, objects))
+            return [path for source in sources for path in made[source]]
 
         self.compiler.compile = compile_each
 
