@@ -22,7 +22,8 @@ if [ $# -eq 0 ]; then
         blip_vqa qavit_answer matchers images models cuda cuda_pictures; do
         [ -e "tests/test_$name.py" ] && set -- "$@" "tests/test_$name.py"
     done
-    set -- "$@" -k "not memory_stays_flat and not memory_is_flat"
+    # Two workers, for the core that is left over when what runs beside this has ended.
+    set -- "$@" -k "not memory_stays_flat and not memory_is_flat" -n 2 --dist worksteal
 fi
 
 runtime=$(gcc -print-file-name=libasan.so)

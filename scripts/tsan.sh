@@ -13,7 +13,7 @@ echo "building with ThreadSanitizer"
 rm -f "$folder"/*.o
 printf '%s\n' csrc/{base,image,ops,models}/*.c tests/core/threads.c | xargs -P "$(nproc)" -I{} bash -c '
     object=$2/$(echo "${1%.c}" | tr / _).o
-    ${CC:-gcc} -std=c11 -ffp-contract=off -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX -Wall -Wextra -O1 -g -fsanitize=thread -Icsrc -I"$3" \
+    ${CC:-gcc} -std=c11 -ffp-contract=off -D_GNU_SOURCE -DQV_BLAS_SCIPY_PREFIX -Wall -Wextra -O1 -g1 -fsanitize=thread -Icsrc -I"$3" \
         -c "$1" -o "$object"' _ {} "$folder" "$include"
 ${CC:-gcc} -fsanitize=thread -o "$folder/threads" "$folder"/*.o -L"$library" -l"$name" -Wl,-rpath,"$library" -lm -pthread
 # A kernel that spreads addresses wider than this runtime knows stops it at its start; without spreading it runs.
