@@ -41,15 +41,10 @@ if sys.platform == "win32":
     def sync_folder(folder: PathLike) -> None:
         """Nothing: Windows gives no folder to a program, and writes names through with the files."""
 
-    def try_lock(file: IO[Any]) -> bool | None:
-        """Lock an open file until it is closed or this process ends: False where another has it, None without locks."""
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        except OSError:  # a file system without locks
-            return None
-        return True
+    _HELD = PermissionError  # says that another process has the lock
+
+    def _lock(file: IO[Any]) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
     def exchange_folders(one: PathLike, two: PathLike) -> bool:
         """False: Windows cannot swap two folders in one step."""
@@ -83,15 +78,10 @@ else:
         finally:
             os.close(number)
 
-    def try_lock(file: IO[Any]) -> bool | None:
-        """Lock an open file until it is closed or this process ends: False where another has it, None without locks."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            return None
-        return True
+    _HELD = BlockingIOError  # says that another process has the lock
+
+    def _lock(file: IO[Any]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def exchange_folders(one: PathLike, two: PathLike) -> bool:
         """Swap two folders in one step, so that there is never none; False where the system cannot."""
@@ -106,3 +96,14 @@ else:
 
     def find_libraries(folder: PathLike) -> None:
         """Nothing: a run path in each module says where its libraries lie."""
+
+
+def try_lock(file: IO[Any]) -> bool | None:
+    """Lock an open file until it is closed or this process ends: False where another has it, None without locks."""
+    try:
+        _lock(file)
+    except _HELD:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True

@@ -112,6 +112,4 @@ def _shuffled(model: Any, lowest: int, seed: int) -> Any:
             values = float_array(weights[name])
             weights[name] = from_array(rng.permutation(values.ravel()).reshape(values.shape))
     source = dataclasses.replace(model._source, weights=weights)
-    return type(model)(
-        source, precision=model.requested_precision, device=model.device, offload_model=model.offload_model
-    )
+    return type(model)(source, precision=model.requested_precision, device=model.device, offload_model=model.offload_model)

@@ -101,9 +101,7 @@ class Answerer(NamedTuple):
         found = decode(
             self.decoder, memory, prompt, how, memory_of=np.arange(count, dtype=np.int32), keep_logits=keep_logits
         )
-        return [
-            Generated(self.tokenizer.decode(best.ids.tolist()), best.ids, best.score, best.logits) for best, *_ in found
-        ]
+        return [Generated(self.tokenizer.decode(best.ids.tolist()), best.ids, best.score, best.logits) for best, *_ in found]
 
     def choose(self, memory: Any, count: int, answers: Sequence[str]) -> list[Generated]:
         """The likeliest of `answers` for each of `count` sequences of the memory, with all of them ranked."""
