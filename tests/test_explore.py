@@ -34,6 +34,19 @@ def answers(widget: Any, *messages: Any) -> list[Any]:
     return sent
 
 
+def test_closed_it_leaves_nothing_behind(model: qavit.Model) -> None:
+    """ipywidgets keeps each layout that it makes; and one that somebody else gave is theirs."""
+    registry = pytest.importorskip("ipywidgets.widgets.widget")._instances
+    before, shared = dict(registry), model.explore(PICTURE)
+    widget = model.explore(PICTURE, FIRST)
+    widget.layout = shared.layout
+    widget.close()
+    widget.close()
+    assert shared.layout.comm is not None
+    shared.close()
+    assert dict(registry) == before
+
+
 def test_it_answers_by_the_notebooks_channel(model: qavit.Model) -> None:
     widget = model.explore(PICTURE, FIRST)
     assert widget.start["questions"] == [FIRST]

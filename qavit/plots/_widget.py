@@ -59,4 +59,15 @@ def _kind() -> Any:
         _esm = script
         start = traitlets.Dict().tag(sync=True)
 
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**values)
+            self._made = self.layout
+
+        def close(self) -> None:
+            """With the layout that was made for it, which would otherwise stay as long as the process."""
+            made, self._made = getattr(self, "_made", None), None
+            super().close()
+            if made is not None:
+                made.close()
+
     return Explorer
