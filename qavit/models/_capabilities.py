@@ -157,7 +157,7 @@ class Capabilities:
         max_new_tokens, min_new_tokens : int
             How many tokens an answer may have, and at least has before it may end; the end's counts.
         num_beams : int
-            1: the likeliest token, one after the other; more: the best of so many beams, as in transformers.
+            1: the likeliest token, one after the other; more, up to 1024: the best of so many beams, as in transformers.
         return_logits : bool
             Keep the logits, float32 [tokens, vocabulary].
         answers : list of str, optional

@@ -109,9 +109,9 @@ class Reader(Model):
         contexts : str or list of str
             At least one. They do not see each other: their order is of no matter.
         max_len, min_len : int
-            Of the answer in tokens, the start token counted: 20 leaves 19.
+            Of the answer in tokens, the start token counted: 20 leaves 19; up to 4096.
         num_beams : int
-            1: the likeliest token after the other. More: beam search.
+            1: the likeliest token after the other. More, up to 1024: beam search.
         return_logits : bool
 
         Returns
