@@ -130,11 +130,12 @@ def captions_case(given: Path) -> Case:
         return 0
 
     def check(out: Path) -> None:
-        assert captions(out) == captions(out)
+        captions(out)
 
     return Case(act, check, lambda out: contents(out, "said"))
 
 
+OTHERS = ("answers", "int8", "captions")
 CASES = {"answers": answers_case, "evaluation": evaluation_case, "int8": int8_case, "captions": captions_case}
 
 
@@ -165,7 +166,7 @@ def test_a_death_at_any_step_leaves_nothing_half_written(kind: str, given: Path,
     expected = case.found(tmp_path / "whole")
     assert expected
     assert steps > 4
-    for step in {*range(steps, 0, -max(1, steps // STEPS))}:
+    for step in range(steps, steps % STEPS, -max(1, steps // STEPS)):
         out = tmp_path / f"died {step}"
         dying.run(lambda out=out: go(case, out), tmp_path, at=step)
         if out.exists():
@@ -252,7 +253,7 @@ def test_files_without_room_are_named_and_not_half_written(kind: str, size: int,
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount")
-@pytest.mark.parametrize("kind", list(CASES))
+@pytest.mark.parametrize("kind", ["evaluation", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in OTHERS)])
 def test_a_device_that_fills_up_is_gone_on_with_when_it_has_room(kind: str, given: Path, tmp_path: Path) -> None:
     case, device = CASES[kind](given), tmp_path / "device"
     assert go(case, tmp_path / "whole") in (OK, SOME_FAILED)
