@@ -359,6 +359,23 @@ def test_half_letters_among_a_tokenizers_settings(tmp_path: Path, said: dict[str
         Tokenizer.from_folder(tmp_path)
 
 
+def test_ways_of_resizing_positions_of_no_kind() -> None:
+    for value in (["bicubic"], {"a": 1}, 7, "sideways"):
+        with pytest.raises((ValueError, TypeError), match="position_resize"):
+            open_model("demo", config={"position_resize": value}, image_size=96)
+
+
+def test_open_clip_settings_of_no_kind(tmp_path: Path) -> None:
+    vision = {"layers": 3, "width": 64, "head_width": 16, "image_size": [[], []]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": vision, "embed_dim": 8}}))
+    halves._settings(tmp_path, "vision")  # that it is no size is told beside the weights
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": {"resize_mode": []}}))
+    assert folder_preprocessing(tmp_path, "clip", 224, None, {})["resize"] == "shortest_edge"  # as good as nothing
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": {"resize_mode": ["squash"]}}))
+    with pytest.raises(ValueError, match="resize_mode is"):
+        folder_preprocessing(tmp_path, "clip", 224, None, {})
+
+
 @pytest.mark.parametrize("value", [[], "128", float("inf"), -1, True])
 def test_distances_of_no_kind(tmp_path: Path, value: Any) -> None:
     folder = write_model(tmp_path / "model")

@@ -129,7 +129,7 @@ def _config_of(values: dict[str, Any]) -> dict[str, Any]:
         config["prompt"] = str(values.pop("prompt"))
     vit = values.pop("vit_type", None)
     if vit is not None:
-        if vit not in WIDTHS:
+        if not isinstance(vit, str) or vit not in WIDTHS:
             raise ValueError(f"vit_type: got {vit!r}, expected {' or '.join(map(repr, WIDTHS))}")
         config["vision"] = {"hidden_size": WIDTHS[vit]}
     values.pop("embed_dim", None)  # the heads' shapes say it

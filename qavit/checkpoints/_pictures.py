@@ -271,7 +271,7 @@ def from_open_clip(settings: Mapping[str, Any], size: ImageSize, architecture: s
         "longest": {"resize": "longest_edge", "crop": True},
         "squash": {"resize": "exact", "crop": False},
     }
-    if mode not in resizes:
+    if not isinstance(mode, str) or mode not in resizes:
         raise ValueError(f"preprocess_cfg: resize_mode is {mode!r:.40}, expected one of {', '.join(resizes)}")
     fill = settings.get("fill_color") or 0
     if mode == "longest" and fill not in (0, [0, 0, 0]):

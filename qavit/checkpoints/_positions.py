@@ -46,7 +46,7 @@ def resize_positions(
     float32 [n + rows * columns, D]
         The first n as they were.
     """
-    if way not in WAYS:
+    if not isinstance(way, str) or way not in WAYS:
         raise ValueError(f"position_resize: {way!r} is unknown; expected one of {', '.join(map(repr, WAYS))}")
     if old == new:
         return positions

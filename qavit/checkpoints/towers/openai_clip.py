@@ -174,7 +174,7 @@ def open_clip_vision(config: Mapping[str, Any], what: str) -> dict[str, Any]:
         raise ValueError(f"{what}: width {width!r:.40} and head_width {head_width!r:.40} do not give whole heads")
     size = vision.get("image_size", 224)
     result = {
-        "image_size": size[0] if isinstance(size, list) and len(set(size)) == 1 else size,
+        "image_size": size[0] if isinstance(size, list) and size and size == size[:1] * len(size) else size,
         "num_attention_heads": width // head_width,
         "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
         "hidden_size": width, "num_hidden_layers": vision.get("layers", 12), "patch_size": vision.get("patch_size", 16),

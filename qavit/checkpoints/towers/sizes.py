@@ -134,7 +134,7 @@ def position_grid(count: int, stated: ImageSize | None, patch: int, what: str) -
 def position_resize(config: Mapping[str, Any], what: str) -> str:
     """How positions are taken to another grid: one of `WAYS`."""
     way = config.get("position_resize") or "bicubic"
-    if way not in WAYS:
+    if not isinstance(way, str) or way not in WAYS:
         raise ValueError(f"{what}: position_resize {way!r:.40}, expected one of {', '.join(WAYS)}")
     return str(way)
 
