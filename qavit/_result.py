@@ -74,4 +74,8 @@ class HeatmapResult(Drawing):
         ValueError
             It is no such file, or a broken one.
         """
-        return cls(**parts_of(path))
+        parts = parts_of(path)
+        try:
+            return cls(**parts)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a whole file of heatmaps: {error}") from None

@@ -115,8 +115,9 @@ def test_files_that_are_not_results(
 ) -> None:
     path = tmp_path / "hostile.npz"
     path.write_bytes(changed(saved[1], **changes))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         HeatmapResult.load(path)
+    assert "hostile.npz" in str(raised.value)
 
 
 def test_cut_and_foreign_files(saved: tuple[HeatmapResult, Path], tmp_path: Path) -> None:
