@@ -235,13 +235,13 @@ static void ask(const models *made, const questions *asked, results *out) {
                                     .pair_count = PAIRS, .instruct = asked->instruct, .instruct_length = lengths,
                                     .M = M, .taps = taps, .pooled = out->pooled};
     qv_error err;
-    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count(), .poll = keep_going};
+    qv_call call = {.ops = &qv_cpu_ops, .lanes = qv_thread_count(), .poll = keep_going, .polls_in_ops = true};
     check(qv_vit_forward(&made->vit, &call, &request, &err), &err);
-    call = (qv_call){.lanes = qv_thread_count(), .poll = keep_going};
+    call = (qv_call){.lanes = qv_thread_count(), .poll = keep_going, .polls_in_ops = true};
     check(qv_text_encode(made->t5, &call, out->states, asked->ids, NULL, ROWS, LENGTH, &err), &err);
     qv_blip_image image;
     check(qv_blip_image_allocate(&image, &made->blip, &err), &err);
-    call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count(), .poll = keep_going};
+    call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count(), .poll = keep_going, .polls_in_ops = true};
     check(qv_blip_embed_image(&made->blip, &call, &image, asked->images, NULL, NULL, &err), &err);
     check(qv_blip_cross_attend(&made->blip, &call, &image, &err), &err);
     const qv_blip_questions texts = {2, asked->tokens, starts};
