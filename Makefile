@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 STAMPS := .stamps
 CSRC := $(shell find csrc -name '*.[ch]')
 OUT ?= out
+PYTHONS ?= $(PYTHON)
 IMAGE ?=
 QUESTIONS ?=
 BENCH ?=
 # Where ccache is installed, what was compiled once is not compiled again.
 export PATH := /usr/lib/ccache:$(PATH)
 
-.PHONY: help demo test nightly levels old lint types asan cuda tsan coverage fuzz cross everywhere bench wheel docs train ready clean
+.PHONY: help demo test nightly levels old lint types asan cuda tsan coverage fuzz cross everywhere pythons bench wheel docs train ready clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -108,6 +109,9 @@ everywhere: $(STAMPS)/build ## compile the core for every system by one compiler
 	@PYTHON=$(PYTHON) scripts/system_packages.sh cross
 	@$(PIP) --group everywhere
 	@PYTHON=$(BIN)/python scripts/everywhere.sh
+
+pythons: ## a wheel with its extras and the usual tests, in an environment of its own for each of PYTHONS="python3.10 python3.13"
+	@scripts/pythons.sh $(PYTHONS)
 
 bench: $(STAMPS)/build ## time qavit beside its peers: one Markdown table, benchmarks/results/bench.md (BENCH=--quick to try it)
 	@$(PIP) --group bench

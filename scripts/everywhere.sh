@@ -1,61 +1,71 @@
 #!/usr/bin/env bash
-# Compiles the core for the systems that it is written for, by one compiler from a package (ziglang), and runs its ops and whole
-# models where an emulator can: Linux on aarch64 (glibc, musl) and x86-64 (musl), Windows on x86-64 under wine, at the level of
-# this CPU and at each below; s390x, which is big-endian, must refuse with a sentence. macOS and Windows on aarch64 are compiled
-# and linked. The Python half is compiled for each Linux and macOS against this Python's headers. PYTHON is one that has qavit
-# and ziglang. scripts/everywhere.sh quick leaves out whole models under emulators, and other levels.
+# Compiles and links the core for every system that it is written for, by one compiler from a package (ziglang), and runs its ops
+# and whole models where an emulator can: Linux on aarch64 under qemu, on CPUs with and without products of bfloat16; Linux on x86-64
+# with musl, here; Windows on x86-64 under wine; each at its CPU's level and at all below, which must be the level that its kernels
+# say. s390x, which is big-endian, must refuse with a sentence. The Python half is compiled against this Python's headers.
+# PYTHON is one that has qavit and ziglang. scripts/everywhere.sh TARGET... does those alone, and scripts/everywhere.sh quick only
+# compiles what differs between systems, csrc/base, for Windows, macOS and a big-endian CPU.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-quick=${1:-}
 folder=build/everywhere
-flags=(-std=c11 -O2 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes
+flags=(-std=c11 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes
     -Werror -D_GNU_SOURCE -D__USE_MINGW_ANSI_STDIO=1 -Icsrc -Itests/core)
 sources=(csrc/{base,ops,image,models}/*.c)
 sources=("${sources[@]/#csrc\/base\/blas.c/tests/core/plain_blas.c}" tests/core/check.c)
 mkdir -p "$folder"
-zig=("$python" -m ziglang cc)
 export WINEDEBUG=-all WINEPREFIX="$PWD/$folder/wine"
 
-say() { printf '%-28s %s\n' "$1" "$2"; }
+say() { printf '%-20s %s\n' "$1" "$2"; }
 
-# build TARGET SUFFIX LIBRARY...: both programs, by way of objects of their own
+"$python" -m ziglang version >/dev/null 2>&1 || { echo "ziglang is not here: pip install --group everywhere"; exit 2; }
+zig=("$python" -m ziglang cc)
+
+# compile FOLDER TARGET WORD...: objects of the files that are named on standard input, but of those that are newer than all they come from
+compile() {
+    local into=$1 target=$2
+    shift 2
+    mkdir -p "$into"
+    xargs -P "$(nproc)" -I{} bash -c '
+        into=$1 file=$2
+        shift 2
+        object="$into/$(echo "${file%.c}" | tr / _).o"
+        [ "$object" -nt "$file" ] && [ -z "$(find csrc tests/core -name "*.h" -newer "$object" | head -n 1)" ] || "$@" -c "$file" -o "$object"
+    ' _ "$into" {} "${zig[@]}" -target "$target" "${flags[@]}" "$@"
+}
+
+# build TARGET SUFFIX WORD...: both programs
 build() {
     local target=$1 suffix=$2 program
-    local here=$folder/$target
+    local here=$folder/$target link=()
     shift 2
-    mkdir -p "$here"
-    printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} bash -c '
-        here=$1 file=$2
-        shift 2
-        object="$here/$(echo "${file%.c}" | tr / _).o"
-        [ "$object" -nt "$file" ] && [ -z "$(find csrc tests/core -name "*.h" -newer "$object" | head -n 1)" ] || "$@" -c "$file" -o "$object"
-    ' _ "$here" {} "${zig[@]}" -target "$target" "${flags[@]}"
+    case $target in *musl) link=(-static) ;; esac
+    printf '%s\n' "${sources[@]}" | compile "$here" "$target" "$@"
     for program in ops_check models_check; do
-        "${zig[@]}" -target "$target" "${flags[@]}" "tests/core/$program.c" "$here"/*.o -o "$here/$program$suffix" "$@"
+        "${zig[@]}" -target "$target" "${flags[@]}" "tests/core/$program.c" "$here"/*.o -o "$here/$program$suffix" "$@" "${link[@]}"
     done
     say "$target" "core compiled and linked"
 }
 
+unoptimised=(-O0 -fno-sanitize=undefined)
+
 # build_python TARGET: compile the Python half, which links against nothing
 build_python() {
-    local include
+    local include extra=()
     include=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     mkdir -p "$folder/endian"
     [ -e "$folder/endian/endian.h" ] || printf '#include <machine/endian.h>\n' >"$folder/endian/endian.h"
-    local extra=()
     case $1 in *macos*) extra=(-isystem "$folder/endian") ;; esac
-    printf '%s\n' csrc/python/*.c | xargs -P "$(nproc)" -I{} "${zig[@]}" -target "$1" "${flags[@]}" "${extra[@]}" \
-        -isystem "$include" -fsyntax-only {}
+    printf '%s\n' csrc/python/*.c | compile "$folder/$1-python" "$1" "${unoptimised[@]}" "${extra[@]}" -isystem "$include" \
+        -isystem "$("$python" -c 'import numpy; print(numpy.get_include())')"
     say "$1" "Python half compiled"
 }
 
-# check TARGET SUFFIX LEVEL RUNNER...: run what there is to run at a level of CPU ("": the CPU's own)
+# check TARGET SUFFIX LEVEL KERNELS RUNNER...: run both programs at a level ("": the CPU's own); they must say that they run KERNELS
 check() {
-    local target=$1 suffix=$2 level=$3 program log said
-    shift 3
+    local target=$1 suffix=$2 level=$3 kernels=$4 program log said
+    shift 4
     for program in ops_check models_check; do
-        [ "$quick" != quick ] || [ $program = ops_check ] || continue
         log=$folder/$target/$program${level:+_$level}.log
         local words=()
         [ $program = ops_check ] || words=("$folder/cases.bin")
@@ -64,8 +74,12 @@ check() {
             say "$target" "$program${level:+ at $level}: failed"
             return 1
         fi
-        said=$(tr -d '\r' <"$log")
-        say "$target" "$program: $(grep -m1 ^kernels <<<"$said"); $(tail -n 1 <<<"$said")"
+        said=$(tr -d '\r' <"$log" | grep -m1 ^kernels)
+        if [ "${said#"kernels $kernels,"}" = "$said" ]; then
+            say "$target" "$program${level:+ at $level}: '$said', and not $kernels"
+            return 1
+        fi
+        say "$target" "$program${level:+ at $level}: $kernels; $(tr -d '\r' <"$log" | tail -n 1)"
     done
 }
 
@@ -82,48 +96,61 @@ refuse() {
     say "$target" "refused: $(head -n 1 "$log")"
 }
 
+# read_as TARGET...: compile csrc/base
+read_as() {
+    local target
+    for target in "$@"; do
+        printf '%s\n' "${sources[@]}" | grep ^csrc/base/ | compile "$folder/$target-base" "$target" "${unoptimised[@]}"
+        say "$target" "csrc/base compiles"
+    done
+}
+
 has() { command -v "$1" >/dev/null || { say "$2" "not run: $1 is not here (scripts/system_packages.sh cross)"; return 1; }; }
 
-"$python" -m ziglang version >/dev/null 2>&1 || { echo "ziglang is not here: pip install --group everywhere"; exit 2; }
-PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD" "$python" tests/core/write_cases.py "$folder/cases.bin"
+# kernels LEVEL: "FLOAT32, bfloat16 BFLOAT16", which this machine's own build runs at a level
+kernels() {
+    QAVIT_CPU=$1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" -c '
+import qavit
+names = qavit.build_info()["kernels"]
+print(names["float32"] + ", bfloat16 " + names["bfloat16"])'
+}
 
-lesser=()
-[ "$quick" = quick ] || [ "$(uname -m)" != x86_64 ] || read -r -a lesser < <(PYTHONPATH="$PWD" "$python" tests/cpu_levels.py)
+if [ "${1:-}" = quick ]; then
+    read_as x86_64-windows-gnu aarch64-macos s390x-linux-musl
+    exit
+fi
+[ $# -gt 0 ] || set -- {aarch64,x86_64}-linux-musl {x86_64,aarch64}-windows-gnu s390x-linux-musl {x86_64,aarch64}-linux-gnu {x86_64,aarch64}-macos
+PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" tests/core/write_cases.py "$folder/cases.bin"
+levels=("")
+[ "$(uname -m)" != x86_64 ] || levels+=($(PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" tests/cpu_levels.py))
 
-build aarch64-linux-musl "" -static
-build aarch64-linux-gnu ""
-for target in aarch64-linux-musl aarch64-linux-gnu; do
-    build_python $target
+for target in "$@"; do
+    case $target in
+    aarch64-linux-musl)
+        build $target "" -O2
+        has qemu-aarch64-static $target || continue
+        check $target "" "" "neon, bfloat16 neon_bf16" qemu-aarch64-static -cpu max
+        check $target "" neon "neon, bfloat16 neon" qemu-aarch64-static -cpu cortex-a57
+        check $target "" portable "openblas, bfloat16 openblas" qemu-aarch64-static -cpu cortex-a57
+        ;;
+    x86_64-linux-musl | x86_64-windows-gnu)
+        suffix="" runner=env
+        [ $target = x86_64-linux-musl ] || suffix=.exe runner=wine
+        build $target "$suffix" -O2
+        [ "$(uname -m)" = x86_64 ] && has $runner $target || continue
+        for level in "${levels[@]}"; do
+            check $target "$suffix" "$level" "$(kernels "$level")" $runner
+        done
+        ;;
+    s390x-linux-musl)
+        build $target "" "${unoptimised[@]}"
+        has qemu-s390x-static $target || continue
+        refuse $target qemu-s390x-static
+        ;;
+    *) # What runs nowhere here is compiled without optimisation, which takes most of the time.
+        suffix=""
+        case $target in *windows*) suffix=.exe ;; *) build_python $target ;; esac
+        build $target "$suffix" "${unoptimised[@]}"
+        ;;
+    esac
 done
-if has qemu-aarch64-static aarch64-linux-musl; then
-    check aarch64-linux-musl "" "" qemu-aarch64-static -cpu max
-    if [ -d /usr/aarch64-linux-gnu ]; then
-        check aarch64-linux-gnu "" "" qemu-aarch64-static -cpu cortex-a57 -L /usr/aarch64-linux-gnu
-    fi
-fi
-
-build x86_64-linux-musl "" -static
-build_python x86_64-linux-musl
-if [ "$(uname -m)" = x86_64 ]; then
-    for level in "" "${lesser[@]}"; do
-        check x86_64-linux-musl "" "$level" env
-    done
-fi
-
-build x86_64-windows-gnu .exe
-build aarch64-windows-gnu .exe
-if [ "$(uname -m)" = x86_64 ] && has wine x86_64-windows-gnu; then
-    for level in "" "${lesser[@]}"; do
-        check x86_64-windows-gnu .exe "$level" wine
-    done
-fi
-
-for target in x86_64-macos aarch64-macos; do
-    build $target ""
-    build_python $target
-done
-
-build s390x-linux-musl "" -static
-if has qemu-s390x-static s390x-linux-musl; then
-    refuse s390x-linux-musl qemu-s390x-static
-fi
