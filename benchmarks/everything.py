@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "captions": ("captions_bench", ("--small", "--captions", "4", "--repeats", "1"), False),
     "reader": ("reader_bench", ("--size", "small", "--contexts", "4", "--repeats", "1"), False),
     "memory": ("memory_bench", ("--small", "--repeats", "1"), False),
+    "typing": ("typing_bench", ("--models", "demo", "--keys", "1"), False),
     "drawing": ("drawing_bench", ("--rounds", "1"), False),
 }
 

@@ -329,6 +329,39 @@ def with_blip_tokens(json_text: str) -> str:
     return str(result.to_str())
 
 
+#: Where bert-base-uncased has some of its tokens, and LAVIS those that it adds: BLIP, BLIP-2 and ALBEF know no others.
+_UNCASED = {
+    "[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "the": 1996, "is": 2003, "it": 2009, "what": 2054,
+}  # fmt: skip
+_ADDED = {"[DEC]": 30522, "[ENC]": 30523}
+#: Tokens of bert-base-uncased; and rows that a table may have behind the last token, being a multiple of some number.
+_UNCASED_SIZE, _SPARE = 30522, 64
+
+
+def check_bert(tokenizer: Tokenizer, rows: int) -> None:
+    """Raise ValueError unless a tokenizer may be that of a text half by BERT whose table has so many rows.
+
+    A table of bert-base-uncased's size is taken for one: some of its words, and what LAVIS adds, have to be in their places.
+    """
+    lacking = [name for name in ("[CLS]", "[SEP]") if tokenizer.id_of(name) is None]
+    if lacking:
+        raise ValueError(f"tokenizer: it has no {' and no '.join(lacking)}; expected BERT's, as its vocab.txt")
+    wrong = f"this is not the tokenizer of this model, whose table has {rows} rows"
+    if tokenizer.size + _SPARE <= rows:
+        raise ValueError(f"tokenizer: it has {tokenizer.size} tokens; {wrong}")
+    if not _UNCASED_SIZE <= rows < _UNCASED_SIZE + _SPARE:
+        return
+    places = {**_UNCASED, **{name: place for name, place in _ADDED.items() if tokenizer.id_of(name) is not None}}
+    for name, place in places.items():
+        found = tokenizer.id_of(name)
+        if found != place:
+            said = "is no token of it" if found is None else f"is its number {found}"
+            raise ValueError(
+                f"tokenizer: {name!r} {said}, in bert-base-uncased's it is number {place}; {wrong} and wants that one's "
+                "vocab.txt"
+            )
+
+
 Value = TypeVar("Value")
 
 

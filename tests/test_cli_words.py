@@ -127,6 +127,35 @@ def test_ask_goes_through_folders_and_past_what_fails(asked: Path, capsys: pytes
     assert "no picture fits this pattern" in capsys.readouterr().err
 
 
+def test_why_a_command_ends_stands_in_the_json(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["one.png", "-q", "where is the star?", "--json", "--no-figures"]
+    for options, said in (
+        (["--heads", "99"], "--heads: head 99 does not exist; this model has heads 0 to 3"),
+        (["--method", "clas"], "--method: got 'clas'; this model has 'class', 'gae', 'grad_eclip', 'gradcam', "
+         "'gradcam_attention', 'legrad', 'question', 'rollout'; did you mean 'class'?"),
+    ):  # fmt: skip
+        assert ended(["heatmap", *question, *options]) == cli_options.SOME_FAILED
+        told = capsys.readouterr()
+        assert json.loads(told.out) == {"error": said}
+        assert told.err == f"qavit: {said}\n"
+    assert ended(["run", "none.csv", "-o", "maps", "--json"]) == cli_options.SOME_FAILED
+    (event,) = told_lines(capsys)
+    assert event["event"] == "error"
+    assert "none.csv" in event["error"]
+
+
+def test_advice_on_config_is_what_the_option_takes(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = qavit.stand_in_weights("blip_itm", asked / "weights")
+    files = ["--checkpoint", given["checkpoint"], "--tokenizer", given["tokenizer"]]
+    assert ended(["heatmap", "one.png", "-q", "a ring", "--no-figures", "--json", *files]) == cli_options.SOME_FAILED
+    said = json.loads(capsys.readouterr().out)["error"]
+    advised = """--config '{"vision": {"num_attention_heads": N}}'"""
+    assert advised in said
+    config = {half: {"num_attention_heads": 4} for half in ("vision", "text")}
+    files += ["--config", json.dumps(config)]
+    assert ended(["heatmap", "one.png", "-q", "a ring", "--no-figures", "--json", *files]) == cli_options.OK
+
+
 def test_json_has_the_top_five_and_the_notes(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_main.main(["ask", "one.png", "where is the unicorn?", "--json"]) == cli_options.OK
     (told,) = told_lines(capsys)

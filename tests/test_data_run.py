@@ -523,7 +523,7 @@ def test_a_line_now_and_then_without_a_terminal(capsys: pytest.CaptureFixture[st
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     progress = RunProgress([300, 100, 0], [False, True, False])
     assert progress.fraction == 0.25
-    progress.start(0, 0.2)
+    progress.start(0, 0.2, 0.6)
     assert progress.fraction == pytest.approx(0.4)
     for _ in range(8):
         clock[0] += 2.5
@@ -549,7 +549,7 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setenv("COLUMNS", "120")
     progress = RunProgress([400], [False])
     assert "starting" in capsys.readouterr().err
-    progress.start(0, 0.0)
+    progress.start(0, 0.0, 0.025)
     clock[0] += 0.05
     progress.tick(1, 2, 0)
     assert capsys.readouterr().err == ""  # at most ten times a second
@@ -578,15 +578,32 @@ def test_progress_within_a_part_is_told_by_the_rows_expected(monkeypatch: pytest
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     progress = RunProgress([400], [False])
     progress.begin(rows_estimated=300)
-    progress.start(0, 0.25)  # an earlier run did a quarter
+    progress.start(0, 0.25, 0.5)  # an earlier run did a quarter
     clock[0] += 10.0
     progress.tick(50, 100, 0)
     assert progress.fraction == pytest.approx(0.5)
     progress.part(0, 0.5, 100, 0, None, name="00000-000001", images=50)
     assert progress.fraction == pytest.approx(0.5)
+    progress.start(0, 0.5, 1.0)
     progress.tick(150, 300, 0)  # more than were expected
     assert 0.99 < progress.fraction < 1.0
     progress.part(0, 1.0, 300, 0, None, name="00000-000002", images=150)
+    assert progress.fraction == 1.0
+
+
+def test_the_last_part_done_first_is_not_the_end() -> None:
+    from qavit._base.progress import RunProgress
+
+    progress = RunProgress([300, 100], [False, False])
+    progress.start(0, 0.0, 0.5)
+    progress.start(0, 0.5, 1.0)
+    assert progress.fraction == 0.0
+    progress.part(0, 1.0, 10, 0, None, name="00000-000001", images=5)
+    assert progress.fraction == pytest.approx(150 / 400)
+    progress.start(1, 0.0, 1.0)
+    progress.part(0, 0.5, 10, 0, None, name="00000-000000", images=5)
+    assert progress.fraction == pytest.approx(300 / 400)
+    progress.part(1, 1.0, 10, 0, None, name="00001-000000", images=5)
     assert progress.fraction == 1.0
 
 
@@ -624,7 +641,7 @@ def test_events_tell_numbers_every_ten_seconds(capsys: pytest.CaptureFixture[str
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # events take the bar's place
     progress = RunProgress([100, 300], [False, False], events=True)
     progress.begin(out="maps", workers=2)
-    progress.start(0, 0.0)
+    progress.start(0, 0.0, 1.0)
     for _ in range(3):
         clock[0] += 4
         progress.tick(3, 6, 1)

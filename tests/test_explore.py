@@ -65,6 +65,22 @@ def test_it_answers_by_the_notebooks_channel(model: qavit.Model) -> None:
     json.dumps(right)
 
 
+def test_maps_of_words_cost_no_second_look(model: qavit.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    widget = model.explore(PICTURE)
+    looks: list[Any] = []
+    look = type(model)._look
+    monkeypatch.setattr(type(model), "_look", lambda self, *given: looks.append(given) or look(self, *given))
+    asked = {"questions": [FIRST]}
+    first, words, again = answers(
+        widget, *({"id": str(number), "asked": {**asked, "words": number > 0}} for number in range(3))
+    )
+    assert len(looks) == 2  # words that were asked for before are computed with their map
+    assert "words" not in first["content"]
+    assert words["content"] == again["content"]
+    assert len(words["content"]["words"]["bounds"]) == len(words["content"]["questions"][0]["words"]) > 0
+    assert first["content"]["maps"] == words["content"]["maps"]
+
+
 def test_without_the_extra_its_name_is_said(model: qavit.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     _widget._kind.cache_clear()
     monkeypatch.setitem(sys.modules, "anywidget", None)
@@ -124,6 +140,13 @@ def test_in_a_browser_two_of_them_do_not_meet(model: qavit.Model, browser: Brows
     urls = [browser.run(f"{inside(index, '#view')}.toDataURL()") for index in (0, 1)]
     assert urls[0] != urls[1]
     assert browser.run("document.getElementById('data').textContent") == "of another"
+    # JupyterLab's theme, when it is another one, too.
+    papers = []
+    for light in ("false", "true"):
+        browser.run(f"document.body.dataset.jpThemeLight = {light!r}")
+        browser.settle()
+        papers.append(browser.run(f"getComputedStyle({inside(1, '.qavit')}).backgroundColor"))
+    assert papers == ["rgb(22, 22, 24)", "rgb(255, 255, 255)"]
     shot = browser.screenshot()
     assert np.ptp(shot) > 200
     problems = [e for e in browser.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]

@@ -238,3 +238,40 @@ def test_in_a_browser_phone_and_dark(browser: Browser, tmp_path: Path) -> None:
     assert min(heights) >= 40
     browser.open(path)
     assert browser.screenshot()[-1, 2].min() > 240
+
+
+def with_heads(count: int = 3, heads: int = 2) -> HeatmapResult:
+    """Head h's hot patch of question i is patch i of row h."""
+    every = np.full((count, heads, 6, 6), 0.001, np.float32)
+    for question in range(count):
+        every[question, range(heads), range(heads), question] = 1.0
+    return result(count, head_maps=every / every.sum(axis=(2, 3), keepdims=True))
+
+
+def test_maps_of_heads_are_bounded(tmp_path: Path) -> None:
+    page = with_heads().to_html(tmp_path / "page.html", heads=True).read_text(encoding="utf-8")
+    assert len(data_of(page)["heads"]["bounds"]) == 3 * 2
+    assert "heads" not in data_of(with_heads().to_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    with pytest.raises(ValueError, match="heads: this result has no maps of single heads"):
+        result().to_html(tmp_path / "none.html", heads=True)
+    every = np.full((40, 16, 24, 24), 1 / 576, np.float32)
+    large = result(40, grid=24, head_maps=every)
+    with pytest.raises(ValueError, match=r"16 heads of 40 questions are 368,640 values, .* as result\[:32\]"):
+        large.to_html(tmp_path / "none.html", heads=True)
+    assert not (tmp_path / "none.html").exists()
+    assert large[:32].to_html(tmp_path / "page.html", heads=True, blocks=False).stat().st_size < 700_000
+
+
+def test_in_a_browser_heads_are_chosen_by_number(browser: Browser, tmp_path: Path) -> None:
+    browser.open(with_heads().to_html(tmp_path / "page.html", heads=True))
+    plain = browser.canvas()
+    reading = "document.querySelector('#reading').textContent"
+    for head in (1, 0):
+        browser.run(f"(s => {{ s.value = {head}; s.dispatchEvent(new Event('input')); }})(document.querySelector('#head'))")
+        browser.point("#view", 70 / 240, (head + 0.5) / 6)
+        assert browser.run(reading).startswith(f"Row {head + 1}, column 1: 96.6% of the attention, number 1 of 36")
+        assert np.abs(browser.canvas() - plain).max() > 60
+    browser.press("]")  # another block, which is no head's
+    assert browser.run("document.querySelector('#head').value") == "-1"
+    browser.open(result().to_html(tmp_path / "page.html"))
+    assert browser.run("document.querySelector('#headrow').hidden")

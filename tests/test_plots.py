@@ -26,7 +26,7 @@ from qavit.plots import KINDS
 from qavit.plots import _figures as plots_figures
 from qavit.plots import _labels as labels
 from qavit.plots import _pixels as plots_pixels
-from qavit.plots._look import Look, peaks_in_words
+from qavit.plots._look import Look, notes_of, peaks_in_words
 from qavit.plots._sheet import sheet_of
 
 ROOT = Path(__file__).parent.parent
@@ -404,6 +404,7 @@ def test_figures_that_cannot_be_drawn_are_refused_by_name(tmp_path: Path) -> Non
     one = result(1)
     for draw, message in (
         (lambda: one.figure("contours"), "kind: 'contours' is unknown; expected one of"),
+        (lambda: one.figure("pannels"), r"kind: 'pannels' is unknown; .*; did you mean 'panels'\?"),
         (lambda: one.figure(columns=0), "columns: got 0, expected at least 1"),
         (lambda: one.figure("patches", top=0), "top: got 0, expected at least 1"),
         (lambda: one.plot(kind="contours"), "kind: 'contours' is unknown; expected one of"),
@@ -582,3 +583,14 @@ def test_show_cam_on_image() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             show_cam_on_image(bad_img, bad_mask, image_weight=weight)
+
+
+def test_a_nearly_flat_map_says_so_below_it() -> None:
+    even = np.full((2, 6, 6), 1 / 36, np.float32)
+    even[0, 2, 3] *= 1.05
+    even[1, 2, 3] *= 3
+    one = HeatmapResult(even / even.sum(axis=(1, 2), keepdims=True), ["a?", "b?"], np.zeros((60, 60, 3), np.uint8), None)
+    assert notes_of(one, 0) == ["Nearly flat: peak 1.05 × uniform, so where it is largest says little"]
+    assert notes_of(one, 1) == notes_of(one, None) == []
+    blank = HeatmapResult(np.zeros((1, 6, 6), np.float32), [""], np.zeros((60, 60, 3), np.uint8), None)
+    assert notes_of(blank, 0) == []

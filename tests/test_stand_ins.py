@@ -65,6 +65,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
         qavit.stand_in_weights("clip", tmp_path / "taken")
 
 
+def test_a_text_of_nothing_is_told(tmp_path: Path) -> None:
+    model = qavit.load(**qavit.stand_in_weights("clip", tmp_path))
+    with pytest.warns(qavit.UnknownWordsWarning, match="the text is empty: its map is of no text"):
+        result = model.heatmaps(qavit.demo_scene().picture, ["a dog", " "])
+    assert [(note.kind, note.question) for note in result.notes if note.kind == "unknown_words"] == [("unknown_words", 1)]
+
+
 def test_advice_on_heads_can_be_followed(tmp_path: Path) -> None:
     given = qavit.stand_in_weights("blip_itm", tmp_path)
     with pytest.raises(ValueError, match=r"give config=\{'vision': \{'num_attention_heads': \.\.\.\}\}"):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
-from qavit.text import QuestionCache, Tokenizer, clean_question, with_blip_tokens, words_with_tokens
+from qavit.text import QuestionCache, Tokenizer, check_bert, clean_question, with_blip_tokens, words_with_tokens
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 T5 = GOLDEN / "qavit_official_late" / "t5"
@@ -236,3 +237,39 @@ def test_hostile_vocabularies_are_refused(tmp_path):
     refused(r"merges\.txt", vocab_json='{"<s>": 0, "</s>": 1}', merges_txt="a b")
     refused("nested too deeply", vocab_json="[" * 100_000, merges_txt="")
     refused(r"not a tokenizer\.json", tokenizer_json="{")
+
+
+def bert(words: dict[str, int], size: int) -> Tokenizer:
+    """A WordPiece tokenizer of so many tokens, these among them."""
+    places = {place: word for word, place in words.items()}
+    vocabulary = {places.get(place, f"w{place}"): place for place in range(size)}
+    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
+    return Tokenizer(tokenizers.Tokenizer(model).to_str())
+
+
+@pytest.mark.parametrize(
+    ("moved", "size", "rows", "wrong"),
+    [
+        ({}, 30524, 30524, None),
+        ({}, 30522, 30522, None),
+        ({}, 30524, 30528, None),
+        ({}, 28996, 30524, "it has 28996 tokens; this is not the tokenizer of this model, whose table has 30524 rows"),
+        ({"the": 5}, 30524, 30524, "'the' is its number 5, in bert-base-uncased's it is number 1996"),
+        ({"the": None}, 30524, 30524, "'the' is no token of it"),
+        ({"[ENC]": 30522, "[DEC]": 30523}, 30524, 30524, r"'\[DEC\]' is its number 30523"),
+        ({"[CLS]": 40000}, 40001, 40001, None),
+        ({"[CLS]": None, "[SEP]": None}, 40001, 40001, r"no \[CLS\] and no \[SEP\]; expected BERT's"),
+    ],
+)
+def test_a_tokenizer_of_another_bert_is_refused(
+    moved: dict[str, int | None], size: int, rows: int, wrong: str | None
+) -> None:
+    places = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "the": 1996, "is": 2003, "it": 2009}
+    places |= {"what": 2054, "[DEC]": 30522, "[ENC]": 30523}
+    chosen = {word: place for word, place in {**places, **moved}.items() if place is not None}
+    tokenizer = bert(chosen, size)
+    if wrong is None:
+        check_bert(tokenizer, rows)
+    else:
+        with pytest.raises(ValueError, match=f"tokenizer: .*{wrong}"):
+            check_bert(tokenizer, rows)

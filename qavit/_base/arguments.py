@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -16,6 +17,12 @@ from .types import FloatArray, ImageSize
 
 #: What PnP-VQA's forward_itm reads unless told otherwise.
 PNP_VQA_BLOCK = 7
+
+
+def nearest(given: str, names: Iterable[str]) -> str:
+    """The name that is nearest to what was given; "" where none is near."""
+    near = difflib.get_close_matches(given.lower(), list(names), 1, 0.6)
+    return near[0] if near else ""
 
 
 def one_line(error: BaseException) -> str:

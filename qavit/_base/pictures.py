@@ -86,7 +86,7 @@ def load_image(image: Any, *, exif: bool = True, max_pixels: int = MAX_PIXELS) -
         return _decode(bytes(data), str(getattr(image, "name", "image")), exif, max_pixels)
     hint = ""
     if isinstance(image, (list, tuple)):
-        hint = "; give one picture, or a batch of normalised ones as floats [B, 3, S, S]"
+        hint = "; give one picture (model.stream takes several), or a batch of normalised ones as floats [B, 3, S, S]"
     elif hasattr(image, "detach") or hasattr(image, "__dlpack__"):
         hint = "; give a picture as a uint8 NumPy array [H, W, 3], pixel values as floats [3, S, S]"
     raise TypeError(f"image: expected a path, bytes, a file, a PIL image or a uint8 array, got {type(image).__name__}{hint}")

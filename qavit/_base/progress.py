@@ -150,7 +150,8 @@ class RunProgress:
         self.images = self.questions = self.errors = 0
         self._total = max(1, sum(sizes))
         self._sizes = list(sizes)
-        self._positions = [1.0 if done else 0.0 for done in finished]
+        self._positions = [1.0 if done else 0.0 for done in finished]  # the ends of the last parts that were begun
+        self._open: dict[tuple[int, float], float] = {}  # parts that are being done: file and end, and how much of the file
         self._rows: Optional[int] = None
         self._in_parts = 0
         self._begun = False
@@ -162,7 +163,9 @@ class RunProgress:
     @property
     def fraction(self) -> float:
         """How much of the input is done, from 0 to 1: parts by their places, what is done of others by the rows expected."""
-        parts = min(1.0, sum(size * position for size, position in zip(self._sizes, self._positions)) / self._total)
+        begun = sum(size * position for size, position in zip(self._sizes, self._positions))
+        missing = sum(self._sizes[file] * length for (file, _), length in self._open.items())
+        parts = min(1.0, max(0.0, begun - missing) / self._total)
         if not self._rows:
             return parts
         pending = max(0, self.questions - self._in_parts) / self._rows * (1.0 - self._before)
@@ -175,12 +178,14 @@ class RunProgress:
         if estimate and not self._events:
             self._teller.say(f"qavit: {estimate}", sys.stderr)
 
-    def start(self, file: int, position: float) -> None:
-        """Told of each part that is begun: what lies before the first was done by an earlier run."""
+    def start(self, file: int, start: float, position: float) -> None:
+        """Told of each part that is begun, by its ends: what lies before the first was done by an earlier run."""
         if not self._begun:
             self._begun = True
-            self._positions[file] = position
+            self._positions[file] = start
             self._before = self.fraction
+        self._positions[file] = max(self._positions[file], position)
+        self._open[file, position] = position - start
 
     def tick(self, images: int, questions: int, errors: int) -> None:
         """Told of what was done since."""
@@ -192,6 +197,7 @@ class RunProgress:
     def part(self, file: int, position: float, rows: int, errors: int, problem: Optional[str], **about: Any) -> None:
         """Told of a part that was written, and how much of its file is done with it."""
         self._positions[file] = max(self._positions[file], position)
+        self._open.pop((file, position), None)
         self._in_parts += rows
         self._teller.event("part", **about, rows=rows, errors=errors, problem=problem)
         if problem is not None and not self._events:

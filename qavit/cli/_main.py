@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -72,15 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return OK
     except UsageError as error:
-        print(f"qavit {options.command}: {error}", file=sys.stderr)
+        failed(f"qavit {options.command}", str(error), options)
         return USAGE
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError, ImportError) as error:
         if options.verbose:
             raise
-        print(f"qavit: {as_option(one_line(error), options)}", file=sys.stderr)
+        failed("qavit", as_option(one_line(error), options), options)
         return SOME_FAILED
     finally:
         warnings.showwarning = shown
+
+
+def failed(who: str, problem: str, options: argparse.Namespace) -> None:
+    """Say why a command ends: to a person, and where JSON was asked for as an object of it, too."""
+    print(f"{who}: {problem}", file=sys.stderr, flush=True)
+    if getattr(options, "json", False):
+        event = {"event": "error"} if options.command == "run" else {}
+        print(json.dumps({**event, "error": problem}, ensure_ascii=False), flush=True)
 
 
 def once_in_a_line() -> Callable[..., None]:
@@ -103,6 +112,16 @@ ARGUMENTS = re.compile(
 )
 
 
+#: What --config is advised to be, as Python writes it; of its braces as many are closed as were opened.
+CONFIG = re.compile(r"--config (\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})")
+
+
+def as_json(found: re.Match[str]) -> str:
+    """The same as a shell takes it: JSON, with N for what a person fills in."""
+    text = found[1].replace("'", '"').replace("...", "N").replace(": False", ": false").replace(": True", ": true")
+    return f"--config '{text}'"
+
+
 def option_named(found: re.Match[str]) -> str:
     """The option that is an argument of the library: "--config {" for "config={"."""
     option = f"--{found[1].replace('_', '-')}"
@@ -111,7 +130,8 @@ def option_named(found: re.Match[str]) -> str:
 
 def as_option(problem: str, options: argparse.Namespace) -> str:
     """What is wrong with arguments of the library, in the words of the command line."""
-    problem = ARGUMENTS.sub(option_named, problem)
+    problem = ARGUMENTS.sub(option_named, problem).replace(" or a function", "")  # which no option takes
+    problem = CONFIG.sub(as_json, problem)
     name, colon, rest = problem.partition(": ")
     if name == "path" and getattr(options, "model", None) is None and options.command == "info":
         return rest

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import glob
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
+from .._base.arguments import nearest
 from ..models._devices import PRECISIONS
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def meant(given: str, choices: Iterable[str], said: str) -> str:
     """``said`` with the choice that is nearest to what was given; "" where none is near."""
     known = list(choices)
     other = OTHERWISE_CALLED.get(given.lower())
-    near = [other] if other in known else difflib.get_close_matches(given.lower(), known, 1, 0.6)
-    return said.format(near[0]) if near else ""
+    near = other if other in known else nearest(given, known)
+    return said.format(near) if near else ""
 
 
 def completed(action: argparse.Action, by: dict[str, str]) -> None:

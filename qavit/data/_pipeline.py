@@ -286,7 +286,9 @@ def _begin(progress: RunProgress, estimate: Optional[Estimate], plan: Plan, **ab
     if estimate is None:
         progress.begin(**about)
     else:
-        progress.begin(estimate.text() + estimate.advice(about["workers"], plan.part_rows), **about, **estimate.to_dict())
+        advice = estimate.advice(about["workers"], plan.part_rows)
+        more = {"advice": advice.removeprefix("; ")} if advice else {}
+        progress.begin(estimate.text() + advice, **about, **estimate.to_dict(), **more)
 
 
 def _estimate(
@@ -362,7 +364,7 @@ def _begun(plan: Plan, files: Sequence[int], folder: PartFolder, progress: RunPr
     """The parts of some input files; `progress` hears of the first, since what lies before it was done earlier."""
     for file in files:
         for part in plan.parts(file, folder):
-            progress.start(part.file, part.start)
+            progress.start(part.file, part.start, part.position)
             yield part
 
 

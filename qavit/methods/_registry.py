@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, Union
 
+from .._base.arguments import nearest
 from .._base.types import FloatArray, MethodName
 from ._look import Readable
 from .base import Method
@@ -42,7 +43,8 @@ def method_of(method: Any, model: Readable) -> Method:
         if method not in known:
             others = " or a function" if "attention" in model.reads else ""
             hint = all_methods()[method].lacks(model) if method in all_methods() else ""
-            said = f"; {hint}" if hint else ""
+            near = "" if method in all_methods() else nearest(method, known)
+            said = f"; {hint}" if hint else f"; did you mean {near!r}?" if near else ""
             raise ValueError(f"method: got {method!r}; this model has {', '.join(map(repr, known))}{others}{said}")
         return all_methods()[method]
     if not isinstance(method, Method) and not callable(method):

@@ -74,6 +74,7 @@ class SeenPicture:
         picture.setflags(write=False)
         self.picture = picture
         self._shown: dict[Optional[str], Any] = {}
+        self._last: Optional[tuple[Wish, HeatmapResult]] = None
 
     def shown(self, model: Asked, fit: Optional[str]) -> Any:
         """What the model takes of it."""
@@ -82,6 +83,15 @@ class SeenPicture:
             # One copy of the pixels serves every fit.
             found = self._shown[fit] = model._see(self.picture, fit)._replace(picture=self.picture)
         return found
+
+    def keep(self, wish: Wish, result: HeatmapResult) -> None:
+        """The last answer, for the maps of its words, which are asked for once typing stops."""
+        self._last = wish._replace(words=True), result
+
+    def kept(self, wish: Wish) -> Optional[HeatmapResult]:
+        """The last answer, where the wish is its words; given once."""
+        last, self._last = self._last, None
+        return last[1] if last is not None and last[0] == wish else None
 
 
 def description_of(model: Asked) -> dict[str, Any]:
@@ -116,17 +126,21 @@ def answers_of(model: Asked, seen: SeenPicture, wish: Wish) -> HeatmapResult:
     ValueError, TypeError
         There is no such method, block or head, or the model takes no such questions.
     """
+    kept = seen.kept(wish)
+    if kept is not None:
+        return kept
     request = model._request(wish.method, wish.block, wish.heads)
     shown = seen.shown(model, wish.fit)
-    if wish.questions is None or not _answers(model):
-        alone: HeatmapResult = model._result(shown, wish.questions, request)
-        return alone
     result: HeatmapResult
-    result, found = model._answered(shown, wish.questions, request)
-    if result.answers is not None:
-        return result
-    texts = [[(one.text, float(np.exp(one.score)))] for one in found]
-    return result._with(answers=texts)
+    if wish.questions is None or not _answers(model):
+        result = model._result(shown, wish.questions, request)
+    else:
+        result, found = model._answered(shown, wish.questions, request)
+        if result.answers is None:
+            result = result._with(answers=[[(one.text, float(np.exp(one.score)))] for one in found])
+    if not wish.words and result.words is not None:
+        seen.keep(wish, result)
+    return result
 
 
 def _answers(model: Asked) -> bool:

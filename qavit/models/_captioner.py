@@ -70,7 +70,7 @@ class BlipCaptioner(Model):
         self, source: ModelSource, *, precision: Precision = "float32", device: Any = "cpu", offload_model: bool = False
     ) -> None:
         from ..images import Preprocessing
-        from ..text import Tokenizer
+        from ..text import Tokenizer, check_bert
 
         if source.text is None or source.tokenizer is None:
             raise ValueError(
@@ -85,6 +85,7 @@ class BlipCaptioner(Model):
         self.default_block = self.num_blocks - 1
         self.preprocessing = Preprocessing.from_dict(source.preprocessing)
         self._tokenizer = Tokenizer(source.tokenizer, self._decoder.vocab_size)
+        check_bert(self._tokenizer, self._decoder.vocab_size)
         self._start, self._end = self._special("[DEC]", "starts"), self._special("[SEP]", "ends")
         self.prompt = str(source.defaults.get("prompt", PROMPT))
         self._prompt_ids = self._ids_of("")[:-1]

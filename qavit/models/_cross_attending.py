@@ -62,7 +62,7 @@ class CrossAttending(Model):
         self, source: ModelSource, *, precision: Precision = "float32", device: Any = "cpu", offload_model: bool = False
     ) -> None:
         from ..images import Preprocessing
-        from ..text import Tokenizer
+        from ..text import Tokenizer, check_bert
 
         if source.text is None or source.tokenizer is None:
             raise ValueError(
@@ -78,6 +78,7 @@ class CrossAttending(Model):
         self.preprocessing = Preprocessing.from_dict(source.preprocessing)
         self.max_tokens = min(int(source.questions.get("max_tokens", 35)), self._core.max_tokens)
         self._tokenizer = Tokenizer(source.tokenizer, self._core.vocab_size)
+        check_bert(self._tokenizer, self._core.vocab_size)
 
     @property
     def _core(self) -> Any:

@@ -102,7 +102,10 @@ def question_notes(
         if cut[number]:
             text = f"{shown} is longer than what the model reads; left out: {_quoted(' '.join(cut[number]), 160)}"
             notes.append(note_of(QuestionCutWarning, text, number))
-        if not known[number]:
+        if not question.strip():
+            text = "the text is empty: its map is of no text"
+            notes.append(note_of(UnknownWordsWarning, text, number))
+        elif not known[number]:
             text = f"the model knows no word of {shown}: its map says nothing about the question"
             notes.append(note_of(UnknownWordsWarning, text, number))
         elif unknown[number]:

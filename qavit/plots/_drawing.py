@@ -241,6 +241,7 @@ class Drawing(Maps):
         vmax: Optional[float] = None,
         shared: bool = True,
         blocks: bool = True,
+        heads: bool = False,
     ) -> Path:
         """One self-contained page to look at and pass on; it needs no network.
 
@@ -258,10 +259,17 @@ class Drawing(Maps):
             Whether it opens with one colour scale for all questions.
         blocks : bool
             Puts in the maps of every block where they can be computed.
+        heads : bool
+            Puts in the maps of every head of the result's block, to be chosen by number: 300,000 values at most.
+
+        Raises
+        ------
+        ValueError
+            There are no maps of heads, or too many of them for a page.
         """
         from ._page import render
 
-        page = render(self, title, Look(cmap, vmin=vmin, vmax=vmax, shared=shared), blocks)
+        page = render(self, title, Look(cmap, vmin=vmin, vmax=vmax, shared=shared), blocks, heads)
         return write_whole(path, page.encode("utf-8"))
 
     def show(

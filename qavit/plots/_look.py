@@ -20,6 +20,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 PANEL_KINDS: tuple[str, ...] = get_args(PanelKind)
 Cmap = Union[str, "Colormap"]
 CMAP = "viridis"  # even in brightness, also for the colour-blind
+FLAT = 1.2  # a map whose peak is so many times its mean says little of any place
 STRIP = 3.0  # a picture so many times as long as high is a strip
 #: Endings of files of pixels, and what Pillow calls them.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -70,7 +71,16 @@ def spread_blocks(count: int, own: int, most: int) -> list[int]:
 
 def notes_of(result: Maps, question: Optional[int]) -> list[str]:
     """The notes on one question; for None those on all of them. They begin as sentences do."""
-    return [note.text[:1].upper() + note.text[1:] for note in result.notes if note.question == question]
+    notes = [note.text[:1].upper() + note.text[1:] for note in result.notes if note.question == question]
+    return notes if question is None else [*notes, *_flatness(result.maps[question])]
+
+
+def _flatness(map_: FloatArray) -> list[str]:
+    """What is said under a map that is nearly the same everywhere; a map of zeros, or below them, has no such peak."""
+    mean = float(map_.mean())
+    if map_.size < 2 or map_.min() < 0 or mean <= 0 or map_.max() >= FLAT * mean:
+        return []
+    return [f"Nearly flat: {peaks_in_words(map_[None])}, so where it is largest says little"]
 
 
 def how_read(method: str) -> str:

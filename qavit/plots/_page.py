@@ -48,20 +48,30 @@ qavitViewer(document).show(JSON.parse(document.getElementById("data").textConten
   .then(() => { document.documentElement.dataset.ready = "true"; });
 """
 FINE, COARSE = 120_000, 150_000  # the most bytes of maps stored with 16 bits a value, and with 8
+HEADS = 300_000  # the most bytes of maps of heads, with 8 bits a value
 
 
-def render(result: Maps, title: Optional[str] = None, look: Optional[Look] = None, blocks: bool = True) -> str:
+def render(
+    result: Maps, title: Optional[str] = None, look: Optional[Look] = None, blocks: bool = True, heads: bool = False
+) -> str:
     """The page of a result, see `HeatmapResult.to_html`; of a look, colours, ends and whether they are shared count.
 
     Returns
     -------
     str
         HTML. Beside the picture under 300 KB: values are stored with 16 or 8 bits, and where many questions and blocks
-        would take more, fewer blocks are put in.
+        would take more, fewer blocks are put in. Maps of heads come beside that, at most `HEADS` values of them.
+
+    Raises
+    ------
+    ValueError
+        The result has no maps of heads, or they are too many for a page.
     """
     style, script = file_text("page.css"), f"{file_text('page.js')}{SHOW_STORED}"
     heading = html.escape(title or "Where the model looks")
     content = content_of(result, look or Look(), blocks)
+    if heads:
+        content["heads"] = _heads_of(result)
     parts = {
         "@STYLE_HASH@": _hash(style),
         "@SCRIPT_HASH@": _hash(script),
@@ -157,6 +167,20 @@ def _maps_of(result: Maps, blocks: bool) -> tuple[list[int], FloatArray]:
     if 0 <= own < len(every):
         every[own] = result.maps
     return numbers, every[numbers]
+
+
+def _heads_of(result: Maps) -> dict[str, Any]:
+    """Each head's maps of every question, packed [heads * Q, gh, gw]."""
+    every = result.head_maps
+    if every is None:
+        raise ValueError(f"heads: this result has no maps of single heads (method {result.method!r})")
+    if every.size > HEADS:
+        most = max(1, HEADS // every[0].size)
+        raise ValueError(
+            f"heads: {every.shape[1]} heads of {len(every)} questions are {every.size:,} values, expected at most "
+            f"{HEADS:,}; write a page of fewer questions, as result[:{most}]"
+        )
+    return _packed(every.swapaxes(0, 1).reshape(-1, *result.grid), 8)
 
 
 def _questions_of(result: Maps, words: bool) -> tuple[list[dict[str, Any]], int]:

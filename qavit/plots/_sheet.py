@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Optional
 
-from .._base.arguments import whole_number
+from .._base.arguments import nearest, whole_number
 from .._base.types import FloatArray
 from ..heatmaps._maps import Maps
 from . import _labels as labels
@@ -75,7 +75,9 @@ def sheet_of(result: Maps, kind: Optional[Kind], look: Look) -> Sheet:
     """Plan a figure; see `HeatmapResult.figure`."""
     kind = kind or ("panels" if len(result) == 1 else "questions")
     if kind not in KINDS:
-        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, KINDS))}")
+        near = nearest(str(kind), KINDS)
+        meant = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"kind: {kind!r} is unknown; expected one of {', '.join(map(repr, KINDS))}{meant}")
     check_weight(look.image_weight)
     if look.columns is not None and whole_number(look.columns, "columns") < 1:
         raise ValueError(f"columns: got {look.columns}, expected at least 1")

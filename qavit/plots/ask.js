@@ -3,9 +3,9 @@
 // reject with an Error for a person to read.
 const qavitAsking = (root, viewer, { about, ask, upload = null, first = null, questions = [] }) => {
   const $ = (id) => root.getElementById(id);
-  const QUICK = 60, LONGEST = 120, IDLE = 400, SETTLED = 1500, KEPT = 30; // milliseconds, and entries
+  const QUICK = 400, PAUSE = 250, IDLE = 400, SETTLED = 1500, KEPT = 30; // milliseconds, and entries
   let picture = null, file = null, blank = null; // what is asked about, its file, and what is shown of it without a question
-  let version = 0, flying = false, took = 0, timer = 0, later = 0, settled = 0, given = 0;
+  let version = 0, flying = false, took = 0, due = 0, timer = 0, later = 0, settled = 0, given = 0;
   let answered = -1, kept = -1; // the versions that were shown, and that go into the history once they are
   const history = [];
 
@@ -116,17 +116,19 @@ const qavitAsking = (root, viewer, { about, ask, upload = null, first = null, qu
       clearTimeout(slow);
       flying = false;
       took = words ? took : performance.now() - started;
-      if (mine !== version) run();
+      if (mine !== version && performance.now() >= due) run(); // else the timer does
     }
   };
-  // At once where answers come at once; else a little after the last key, so that it is not what is computed behind another.
+  // At once where an answer takes little longer than the next key: on average the last key then waits for half of one. Where
+  // answers are slow it would wait longer than the pause after which it is asked here, and what nobody reads is not computed.
   const changed = () => {
     version += 1;
     if (wrongPicture) complain("", true);
     clearTimeout(timer);
     clearTimeout(later);
+    due = performance.now() + (took <= QUICK ? 0 : PAUSE);
     if (took <= QUICK) run();
-    else timer = setTimeout(run, Math.min(LONGEST, took / 2));
+    else timer = setTimeout(run, PAUSE);
   };
 
   // ---- pictures ----
@@ -192,7 +194,7 @@ const qavitAsking = (root, viewer, { about, ask, upload = null, first = null, qu
   });
   for (const name of Object.keys(about.methods)) option($("method"), name, name);
   $("method").value = JSON.stringify(about.method);
-  for (const [value, name] of [[null, "as the model was trained"], ["crop", "the middle (crop)"], ["stretch", "all, out of shape (stretch)"], ["pad", "all, within bars (pad)"]]) option($("fit"), name, value);
+  for (const [value, name] of [[null, "as it was trained"], ["crop", "the middle"], ["stretch", "all, out of shape"], ["pad", "all, within bars"]]) option($("fit"), name, value);
   fillMethod();
   [$("question").value, $("question2").value] = [questions[0] || "", questions[1] || ""];
   $("about").textContent = about.about;

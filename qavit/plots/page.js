@@ -8,9 +8,9 @@ const qavitViewer = (root) => {
     { view: $("view2"), cursor: $("cursor2"), name: $("name2"), stage: $("stage2") },
   ];
   const picture = new Image();
-  const state = { question: 0, beside: -1, block: 0, word: -1, pinned: -1, patch: -1 };
-  let data = null, rows = 0, columns = 0, patches = 0, questions = [], maps = [], wordMaps = [], ramps = {};
-  let axes = {}, base = null, loaded = "";
+  const state = { question: 0, beside: -1, block: 0, head: -1, word: -1, pinned: -1, patch: -1 };
+  let data = null, rows = 0, columns = 0, patches = 0, questions = [], maps = [], wordMaps = [], headMaps = [], ramps = {};
+  let axes = {}, base = null, grey = null, loaded = "";
 
   // ---- numbers ----
 
@@ -31,16 +31,18 @@ const qavitViewer = (root) => {
     });
   };
   const mapOf = (question, block) => maps[block * questions.length + question];
+  // Of the block, or of one of the heads of the result's own.
+  const mapNow = (question) => (state.head >= 0 ? headMaps[state.head * questions.length + question] : mapOf(question, state.block));
   const wordMap = (question, word) => wordMaps[questions[question].first_word + word];
-  const chosen = () => (state.word >= 0 ? wordMap(state.question, state.word) : mapOf(state.question, state.block));
-  const shown = () => (state.beside < 0 ? [chosen()] : [chosen(), mapOf(state.beside, state.block)]);
+  const chosen = () => (state.word >= 0 ? wordMap(state.question, state.word) : mapNow(state.question));
+  const shown = () => (state.beside < 0 ? [chosen()] : [chosen(), mapNow(state.beside)]);
   const scale = () => {
     let together = shown();
     if ($("shared").checked) {
       together = state.word >= 0
         ? questions[state.question].words.map((_, word) => wordMap(state.question, word))
-        : questions.map((_, question) => mapOf(question, state.block));
-      if (state.word >= 0 && state.beside >= 0) together.push(mapOf(state.beside, state.block));
+        : questions.map((_, question) => mapNow(question));
+      if (state.word >= 0 && state.beside >= 0) together.push(mapNow(state.beside));
     }
     // From zero to the peak, or a few times the mean, so that a flat map is pale.
     let low = 0, high = -Infinity, sum = 0;
@@ -78,12 +80,11 @@ const qavitViewer = (root) => {
       return [clamp(base + offset), weight];
     });
   });
+  // Both axes, and the pixels across that were seen: from `first` to before `end`.
   const axesFor = (w, h, smooth) => (axes[`${w} ${h} ${smooth}`] ??= (() => {
     const [left, top, right, bottom] = data.region, [x0, y0, x1, y1] = drawn();
-    return {
-      x: spread(w, x0, x1, columns, left, right, smooth),
-      y: spread(h, y0, y1, rows, top, bottom, smooth),
-    };
+    const x = spread(w, x0, x1, columns, left, right, smooth), first = x.findIndex((pairs) => pairs);
+    return { x, first: Math.max(0, first), end: first < 0 ? 0 : x.findLastIndex((pairs) => pairs) + 1, y: spread(h, y0, y1, rows, top, bottom, smooth) };
   })());
   // Both canvases at the size that suits the part that is drawn, and that part's own pixels.
   const resize = () => {
@@ -101,47 +102,52 @@ const qavitViewer = (root) => {
     const across = picture.naturalWidth / data.size[1], down = picture.naturalHeight / data.size[0];
     context.imageSmoothingQuality = "high";
     context.drawImage(picture, x0 * across, y0 * down, wide * across, high * down, 0, 0, canvas.width, canvas.height);
-    base = context.getImageData(0, 0, canvas.width, canvas.height);
+    // A number a pixel, red lowest; and grey, as where the model did not look.
+    base = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    grey = Uint32Array.from(base, (pixel) => {
+      let faded = 255 << 24;
+      for (const shift of [0, 8, 16]) faded |= Math.round(0.4 * ((pixel >>> shift) & 255) + 0.6 * 128) << shift;
+      return faded;
+    });
   };
-  // What is painted over a pixel for each of so many values of the scale: how much of the picture is left, and what is added.
+  // What is painted over a pixel for each of so many values of the scale: how much of the picture is left, and what is added,
+  // in 65536ths; half of one more, so that cutting rounds.
   const STEPS = 2048;
   const inks = () => {
     const ramp = ramps[$("cmap").value], opacity = $("opacity").value / 100, fade = $("fade").checked;
-    const table = new Float32Array(4 * (STEPS + 1));
+    const table = new Int32Array(4 * (STEPS + 1));
     for (let step = 0; step <= STEPS; step++) {
       const part = opacity * (fade ? Math.pow(step / STEPS, 0.7) : 1), colour = 3 * Math.round((255 * step) / STEPS);
-      table[4 * step] = 1 - part;
-      for (let k = 0; k < 3; k++) table[4 * step + 1 + k] = part * ramp[colour + k];
+      table[4 * step] = Math.round(65536 * (1 - part));
+      for (let k = 0; k < 3; k++) table[4 * step + 1 + k] = Math.round(65536 * part * ramp[colour + k]) + 32768;
     }
     return table;
   };
   const paint = (canvas, map) => {
-    const w = canvas.width, h = canvas.height, smooth = $("smooth").checked;
+    const w = canvas.width, h = canvas.height;
     const context = canvas.getContext("2d", { willReadFrequently: true });
-    const pixels = context.createImageData(w, h), from = base.data, out = pixels.data, table = inks();
+    const pixels = context.createImageData(w, h), out = new Uint32Array(pixels.data.buffer), table = inks();
     const [low, high] = scale(), times = high > low ? STEPS / (high - low) : 0;
-    const { x, y } = axesFor(w, h, smooth);
-    // Across first: each row of patches as a row of pixels.
+    const { x, first, end, y } = axesFor(w, h, $("smooth").checked);
+    out.set(grey);
+    // Across first: each row of patches as a row of pixels, in steps of the scale, which weights that sum to one keep.
     const lines = Array.from({ length: rows }, (_, row) => Float32Array.from(x, (pairs) => {
       let value = 0;
-      if (pairs) for (const [column, weight] of pairs) value += weight * map[row * columns + column];
+      if (pairs) for (const [column, weight] of pairs) value += weight * (map[row * columns + column] - low) * times;
       return value;
     }));
-    const line = new Float32Array(w);
     for (let j = 0; j < h; j++) {
-      line.fill(0);
-      if (y[j]) for (const [row, weight] of y[j]) for (let i = 0; i < w; i++) line[i] += weight * lines[row][i];
-      for (let i = 0; i < w; i++) {
-        const at = 4 * (j * w + i);
-        out[at + 3] = 255;
-        if (!y[j] || !x[i]) {
-          for (let k = 0; k < 3; k++) out[at + k] = 0.4 * from[at + k] + 0.6 * 128;
-          continue;
-        }
-        const ink = 4 * Math.round(Math.max(0, Math.min(STEPS, (line[i] - low) * times)));
-        out[at] = table[ink] * from[at] + table[ink + 1];
-        out[at + 1] = table[ink] * from[at + 1] + table[ink + 2];
-        out[at + 2] = table[ink] * from[at + 2] + table[ink + 3];
+      if (!y[j]) continue;
+      const [[row, a], [row1, b], [row2, c], [row3, d]] = y[j].length > 1 ? y[j] : [...y[j], [0, 0], [0, 0], [0, 0]];
+      const line = lines[row], line1 = lines[row1], line2 = lines[row2], line3 = lines[row3];
+      for (let i = first; i < end; i++) {
+        const value = a * line[i] + b * line1[i] + c * line2[i] + d * line3[i];
+        const ink = value <= 0 ? 0 : value >= STEPS ? 4 * STEPS : 4 * ((value + 0.5) | 0);
+        const at = j * w + i, pixel = base[at], left = table[ink];
+        out[at] = 0xff000000
+          | ((left * (pixel & 255) + table[ink + 1]) >>> 16)
+          | (((left * ((pixel >>> 8) & 255) + table[ink + 2]) >>> 16) << 8)
+          | (((left * ((pixel >>> 16) & 255) + table[ink + 3]) >>> 16) << 16);
       }
     }
     context.putImageData(pixels, 0, 0);
@@ -199,7 +205,10 @@ const qavitViewer = (root) => {
       style.height = `${within((top + (row + 1) * h - y0) / (y1 - y0)) - y}%`;
     }
   };
+  let waiting = 0;
   const update = () => {
+    cancelAnimationFrame(waiting);
+    waiting = 0;
     if (!base) return;
     const two = state.beside >= 0;
     $("stages").classList.toggle("two", two);
@@ -212,19 +221,15 @@ const qavitViewer = (root) => {
     $("low").textContent = number(low);
     $("high").textContent = number(high);
     $("blockname").textContent = String(data.blocks[state.block]);
-    $("blind").hidden = data.blank || state.word >= 0 || !alike(state.block);
+    $("head").value = state.head;
+    $("blind").hidden = data.blank || state.word >= 0 || state.head >= 0 || !alike(state.block);
     $("opacityname").textContent = `${$("opacity").value}%`;
     [...$("questions").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.question)));
     [...$("words").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.pinned)));
     panes.forEach(({ view }, pane) => view.setAttribute("aria-label", `Heatmap over the picture: ${nameOf(pane ? Math.max(0, state.beside) : state.question)}`));
     read();
   };
-  let waiting = false;
-  const soon = () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; update(); });
-  };
+  const soon = () => { waiting ||= requestAnimationFrame(update); };
   const element = (name, text, parent) => {
     const made = document.createElement(name);
     made.textContent = text;
@@ -300,8 +305,9 @@ const qavitViewer = (root) => {
     sayAnswers();
     soon();
   };
-  const goTo = (block) => {
+  const goTo = (block, head = -1) => {
     state.block = Math.max(0, Math.min(data.blocks.length - 1, block));
+    state.head = head;
     $("block").value = state.block;
     state.word = state.pinned = -1;
     soon();
@@ -339,6 +345,7 @@ const qavitViewer = (root) => {
     view.addEventListener("keydown", step);
   });
   $("block").addEventListener("input", () => goTo(Number($("block").value)));
+  $("head").addEventListener("input", () => goTo(data.blocks.indexOf(data.block), Number($("head").value)));
   $("beside").addEventListener("input", () => choose(state.question, Number($("beside").value)));
   for (const id of ["opacity", "cmap", "fade", "smooth", "grid", "shared"]) $(id).addEventListener("input", soon);
   $("whole").addEventListener("input", () => { resize(); soon(); });
@@ -353,6 +360,7 @@ const qavitViewer = (root) => {
 
   // ---- downloads ----
 
+  const place = () => `block ${data.blocks[state.block]}${state.head >= 0 ? ` head ${state.head}` : ""}`;
   const wrapped = (context, text, room) => {
     const lines = [""];
     for (const piece of text.split(/(\s+)/)) {
@@ -390,7 +398,7 @@ const qavitViewer = (root) => {
     context.font = font(14);
     context.fillText($("low").textContent, 16, y + 32);
     context.textAlign = "center";
-    context.fillText(`${unit()} · block ${data.blocks[state.block]}`, canvas.width / 2, y + 32);
+    context.fillText(`${unit()} · ${place()}`, canvas.width / 2, y + 32);
     context.textAlign = "right";
     context.fillText($("high").textContent, canvas.width - 16, y + 32);
     context.textAlign = "left";
@@ -406,9 +414,10 @@ const qavitViewer = (root) => {
     model: data.model,
     method: data.method,
     block: data.blocks[state.block],
+    ...(state.head >= 0 ? { head: state.head } : {}),
     notes: data.notes,
     questions: questions.map(({ text, answers, notes, words }, question) => ({
-      question: text, answers, notes, map: [...mapOf(question, state.block)],
+      question: text, answers, notes, map: [...mapNow(question)],
       ...(words ? { words: words.map((word, index) => ({ word, map: [...wordMap(question, index)] })) } : {}),
     })),
   });
@@ -416,7 +425,7 @@ const qavitViewer = (root) => {
     const link = document.createElement("a");
     const slug = (questions[state.question].text || "map").toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60);
     link.href = URL.createObjectURL(blob);
-    link.download = `${slug || "map"}-block-${data.blocks[state.block]}.${ending}`;
+    link.download = `${slug || "map"}-${place().replaceAll(/\W+/g, "-")}.${ending}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
@@ -445,6 +454,10 @@ const qavitViewer = (root) => {
     $("about").textContent = data.about;
     $("unit").textContent = unit();
     $("blockrow").hidden = data.blocks.length < 2;
+    $("headrow").hidden = !headMaps.length;
+    $("head").replaceChildren();
+    element("option", "all, as the map has them", $("head")).value = -1;
+    for (let head = 0; head < headMaps.length / questions.length; head++) element("option", `head ${head} of block ${data.block}`, $("head")).value = head;
     $("block").max = data.blocks.length - 1;
     $("wholerow").hidden = !data.zoomed;
     $("stages").closest("main").classList.toggle("blank", Boolean(data.blank));
@@ -458,6 +471,7 @@ const qavitViewer = (root) => {
     questions = data.questions;
     maps = unpack(data.maps); // [blocks, questions]
     wordMaps = data.words ? unpack(data.words) : [];
+    headMaps = data.heads ? unpack(data.heads) : [];
     if (data.colormaps) ramps = Object.fromEntries(Object.entries(data.colormaps).map(([name, text]) => [name, bytes(text)]));
     if (state.patch >= patches) state.patch = -1;
     fill();

@@ -9,9 +9,14 @@ const render = ({ model, el }) => {
   page.innerHTML = MARKUP;
   root.append(style, page);
   el.append(host);
-  // JupyterLab says which theme it has; elsewhere the system's holds.
-  const light = document.body.dataset.jpThemeLight;
-  if (light) host.className = light === "true" ? "light" : "dark";
+  // JupyterLab says which theme it has, and when it gets another; elsewhere the system's holds.
+  const follow = () => {
+    const light = document.body.dataset.jpThemeLight;
+    host.className = light ? (light === "true" ? "light" : "dark") : "";
+  };
+  follow();
+  const theme = new MutationObserver(follow);
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
 
   const view = Math.random().toString(36).slice(2), waiting = new Map();
   let number = 0;
@@ -30,6 +35,9 @@ const render = ({ model, el }) => {
   });
   const { about, content, questions } = model.get("start");
   qavitAsking(root, qavitViewer(root), { about, ask, first: { id: null, content }, questions });
-  return () => model.off("msg:custom", receive);
+  return () => {
+    theme.disconnect();
+    model.off("msg:custom", receive);
+  };
 };
 export default { render };
