@@ -3,9 +3,10 @@
     python -m benchmarks.typing_bench                       # CLIP and QA-ViT, B/16@224 and L/14@336
     python -m benchmarks.typing_bench --models demo --keys 3    # the bundled model: what is not the model
 
-Full sizes, random weights; the server in this process, the browser (Chromium) on the same machine. Every key makes a question
-that was not asked before about a picture that was. Times are of the wall, from the key's event to the frame that shows the new
-map, what the page waits for among them; "model" is the part in which the maps and answers are computed. Lone keys first, then the last of five, 150 ms apart.
+Full sizes, random weights; the server in this process, the browser (Chromium) on the same machine. Every key makes a new
+question about a picture that was asked about before: lone keys, and the last of five, 150 ms apart. Times are of the wall,
+from the key's event to the frame that shows the new map, with all that the page waits for; "model" is the part in which maps
+and answers are computed.
 """
 
 from __future__ import annotations
