@@ -177,7 +177,8 @@ const qavitAsking = (root, viewer, { about, ask, upload = null, first = null, qu
 
   for (const id of ["question", "question2"]) {
     $(id).addEventListener("input", changed);
-    $(id).addEventListener("blur", keep);
+    // A little later: what is listed moves what lies below, a button that is being pressed among it.
+    $(id).addEventListener("blur", () => { setTimeout(keep, IDLE); });
     $(id).addEventListener("keydown", (event) => { if (event.key === "Enter") keep(); });
   }
   $("method").addEventListener("input", () => { fillMethod(); changed(); });
