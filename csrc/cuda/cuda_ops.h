@@ -53,7 +53,7 @@ struct qv_cuda_device {
     qv_memory memory; /* likewise found from the address */
     const qv_cuda_driver *driver;
     void *state;
-    bool tf32; /* float32 products may round to it, and the device can */
+    bool tf32; /* attention in float32 may round to it, and the device can */
     bool offload;
     uint64_t process; /* that opened it */
     qv_lock turn; /* held from begin to end, and while weights are prepared */

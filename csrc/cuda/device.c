@@ -184,7 +184,7 @@ qv_status qv_cuda_open(qv_cuda_device **out, const char *name, const qv_cuda_opt
     device->ops.memory = &device->memory;
     status = driver->open(&device->state, ordinal, options->tf32, err);
     if (status == QV_OK) {
-        device->tf32 = options->tf32 && driver->has_tensor_cores(device->state);
+        device->tf32 = options->tf32 && driver->attends_on_tensor_cores(device->state);
         status = allocate_stages(device, err);
     }
     if (status != QV_OK) {

@@ -36,6 +36,7 @@ struct qv_cuda_driver {
     qv_status (*open)(void **state, size_t ordinal, bool tf32, qv_error *err);
     void (*close)(void *state);
     bool (*has_tensor_cores)(void *state); /* for bfloat16 and TF32 */
+    bool (*attends_on_tensor_cores)(void *state);
     /* Calls on this thread go to this device. */
     qv_status (*enter)(void *state, qv_error *err);
     void *(*allocate)(void *state, size_t bytes); /* NULL: no memory */

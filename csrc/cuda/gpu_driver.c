@@ -2,12 +2,15 @@
  * CUDA is imported and computes on the CPU where there is no driver. */
 #include "cuda/gpu.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "base/memory.h"
 #include "cuda/launch.h"
 
 typedef struct {
     int ordinal;
-    bool has_tensor_cores; /* for bfloat16 and TF32 */
+    bool has_tensor_cores, attends_on_them; /* for bfloat16 and TF32 */
     cudaStream_t streams[QV_CUDA_STREAMS];
     cudaEvent_t events[QV_CUDA_EVENTS];
     qv_gpu_products *products;
@@ -79,6 +82,17 @@ static qv_status open_streams(gpu_state *gpu, qv_error *err) {
     return status;
 }
 
+/* Attention on tensor cores has to be asked for: no GPU has run it yet. */
+static qv_status choose_attention(gpu_state *gpu, qv_error *err) {
+    const char *wanted = getenv("QAVIT_CUDA_TENSOR_ATTENTION");
+    bool off = wanted == NULL || *wanted == '\0' || strcmp(wanted, "0") == 0;
+    if (!off && strcmp(wanted, "1") != 0) {
+        return qv_fail(err, QV_ERR_VALUE, "QAVIT_CUDA_TENSOR_ATTENTION is '%.40s', expected 0 or 1", wanted);
+    }
+    gpu->attends_on_them = gpu->has_tensor_cores && !off;
+    return QV_OK;
+}
+
 /* Load every kernel now: a GPU that none was compiled for, or that cannot run one as it is launched, is told when the model
  * is loaded. */
 static qv_status load_kernels(qv_error *err) {
@@ -111,6 +125,9 @@ static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err
     *gpu = (gpu_state){.ordinal = (int)ordinal};
     qv_status status = open_streams(gpu, err);
     if (status == QV_OK) {
+        status = choose_attention(gpu, err);
+    }
+    if (status == QV_OK) {
         status = load_kernels(err);
     }
     if (status == QV_OK) {
@@ -126,6 +143,10 @@ static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err
 
 static bool gpu_has_tensor_cores(void *state) {
     return ((gpu_state *)state)->has_tensor_cores;
+}
+
+static bool gpu_attends_on_tensor_cores(void *state) {
+    return ((gpu_state *)state)->attends_on_them;
 }
 
 static qv_status gpu_enter(void *state, qv_error *err) {
@@ -230,6 +251,7 @@ const qv_cuda_driver qv_cuda_gpu_driver = {
     .open = gpu_open,
     .close = gpu_close,
     .has_tensor_cores = gpu_has_tensor_cores,
+    .attends_on_tensor_cores = gpu_attends_on_tensor_cores,
     .enter = gpu_enter,
     .allocate = gpu_allocate,
     .free = gpu_free,

@@ -215,6 +215,7 @@ const qv_cuda_driver qv_cuda_host_driver = {
     .open = host_open,
     .close = host_close,
     .has_tensor_cores = host_has_tensor_cores,
+    .attends_on_tensor_cores = host_has_tensor_cores,
     .enter = host_enter,
     .allocate = host_allocate,
     .free = host_free,

@@ -189,7 +189,7 @@ static bool start_tensor_attention(qv_cuda_device *device, const qv_attention *a
                  {QVK_BFLOAT16_ATTENTION_80, QVK_TF32_ATTENTION_80, 80},
                  {QVK_BFLOAT16_ATTENTION_96, QVK_TF32_ATTENTION_96, 96},
                  {QVK_BFLOAT16_ATTENTION_128, QVK_TF32_ATTENTION_128, 128}};
-    bool half = a->precision != QV_PRECISION_FLOAT32 && device->driver->has_tensor_cores(device->state);
+    bool half = a->precision != QV_PRECISION_FLOAT32 && device->driver->attends_on_tensor_cores(device->state);
     if ((!half && !device->tf32) || a->d % 8 != 0 || !in_fours(a->q.at, a->q.ld) || !in_fours(a->k.at, a->k.ld) ||
         !in_fours(a->v.at, a->v.ld) || !in_fours(a->extra_k.at, a->extra_k.ld) || !in_fours(a->extra_v.at, a->extra_v.ld) ||
         !in_fours(a->out.at, a->out.ld)) {
