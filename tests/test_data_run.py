@@ -367,12 +367,13 @@ def test_two_processes_do_not_write_one_share(data: DataSet, tmp_path: Path, mon
     from qavit.data import Shard
     from qavit.data._output import OutputFolder
 
-    held = OutputFolder(tmp_path, {"a": 1}, Shard(), 1)
+    said = {"grid": [3, 3], "block": 1, "method": "question", "questions": []}
+    held = OutputFolder(tmp_path, said, Shard(), 1)
     with pytest.raises(ValueError, match="another process"):
-        OutputFolder(tmp_path, {"a": 1}, Shard(), 1)
-    OutputFolder(tmp_path, {"a": 1}, Shard(0, 2), 1).close()
+        OutputFolder(tmp_path, said, Shard(), 1)
+    OutputFolder(tmp_path, said, Shard(0, 2), 1).close()
     held.close()
-    OutputFolder(tmp_path, {"a": 1}, Shard(), 1).close()
+    OutputFolder(tmp_path, said, Shard(), 1).close()
 
 
 # ---- what happens to runs ----
