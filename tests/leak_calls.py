@@ -484,7 +484,8 @@ def use_comparison() -> None:
 
 
 def output_folder() -> None:
-    target = data_output.OutputFolder(place() / "output", {"grid": [2, 2]}, plan.Shard(), 1, True)
+    said = {"grid": [2, 2], "block": 1, "method": "question", "questions": []}
+    target = data_output.OutputFolder(place() / "output", said, plan.Shard(), 1, True)
     try:
         target.finish_input(0, 1, 1)
         target.count()
