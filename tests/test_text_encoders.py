@@ -24,6 +24,7 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 # Of the largest state. The largest difference seen is 9.7e-6, of a T5: its scores are large, as they
 # are not divided by sqrt(d), and so are the derivatives of their softmax.
 TOLERANCE = 3e-5
+BY_OPENBLAS = _core.build_info()["kernels"]["float32"] == "openblas"
 FEW = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 
 
@@ -71,8 +72,9 @@ def assert_states_match(
     assert not states[mask == 0].any()
     for b, length in enumerate(mask.sum(axis=1)):
         alone = encoder.encode(ids[b : b + 1, :length])
-        # At most 1.1e-6 of the largest state: products over other numbers of rows round differently.
-        assert np.abs(alone[0] - states[b, :length]).max() <= alone_tolerance * np.abs(expected).max()
+        # At most 1.1e-6 of the largest state, 4.1e-6 by OpenBLAS: products over other numbers of rows round differently.
+        limit = max(alone_tolerance, 1e-5) if BY_OPENBLAS else alone_tolerance
+        assert np.abs(alone[0] - states[b, :length]).max() <= limit * np.abs(expected).max()
 
 
 def t5_model(seed: int = 0, **config: Any) -> torch.nn.Module:

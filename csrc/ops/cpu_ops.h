@@ -35,8 +35,9 @@ void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear 
                    const qv_epilogue *epilogue, size_t R);
 void qv_cpu_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
                             bool accumulate, size_t R);
-/* Columns of a lane's slab, where `columns` of a plain product are shared out. */
-size_t qv_cpu_slab_columns(const qv_call *call, size_t columns);
+/* Columns of a task, where a plain product is shared out. However many lanes there are: OpenBLAS rounds the same column in other
+ * ways among other numbers of columns. */
+enum { QV_SLAB_COLUMNS = 96 };
 size_t qv_cpu_linear_scratch(size_t rows, size_t depth);
 size_t qv_cpu_linear_backward_scratch(size_t lanes);
 

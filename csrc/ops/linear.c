@@ -201,24 +201,19 @@ typedef struct {
     const qv_epilogue *epilogue;
     bool add_to_out;
     size_t offset; /* of this part's first column in out */
-    size_t count, depth, rows, slab;
+    size_t count, depth, rows;
 } slab_work;
 
 static void multiply_slab(void *context, size_t task, size_t lane) {
     (void)lane;
     const slab_work *w = context;
-    size_t first = task * w->slab;
-    size_t count = first + w->slab <= w->count ? w->slab : w->count - first;
+    size_t first = task * QV_SLAB_COLUMNS;
+    size_t count = first + QV_SLAB_COLUMNS <= w->count ? QV_SLAB_COLUMNS : w->count - first;
     size_t column = w->offset + first;
     qv_rows out = {w->out.at + column, w->out.ld};
     qv_sgemm(out.at, out.ld, w->x.at, w->x.ld, false, w->plain + first * w->depth, w->depth, true, 1.0f,
              w->add_to_out ? 1.0f : 0.0f, w->rows, count, w->depth);
     qv_apply_epilogue(out, w->bias != NULL ? w->bias + first : NULL, w->epilogue, column, w->rows, count);
-}
-
-size_t qv_cpu_slab_columns(const qv_call *call, size_t columns) {
-    size_t slabs = call->lanes < columns / 16 ? call->lanes : 1;
-    return ((columns + slabs - 1) / slabs + 15) / 16 * 16;
 }
 
 static void multiply_plain(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
@@ -229,7 +224,7 @@ static void multiply_plain(qv_call *call, qv_rows out, qv_const_rows x, const qv
         if (start < first || start >= first + count) {
             continue;
         }
-        size_t columns = layer->part_columns[part], slab = qv_cpu_slab_columns(call, columns);
+        size_t columns = layer->part_columns[part];
         slab_work work = {.out = out,
                           .x = x,
                           .plain = weights->parts[part],
@@ -239,9 +234,8 @@ static void multiply_plain(qv_call *call, qv_rows out, qv_const_rows x, const qv
                           .offset = start - first,
                           .count = columns,
                           .depth = layer->depth,
-                          .rows = R,
-                          .slab = slab};
-        qv_cpu_run(call, call->lanes, (columns + slab - 1) / slab, multiply_slab, &work);
+                          .rows = R};
+        qv_cpu_run(call, call->lanes, (columns + QV_SLAB_COLUMNS - 1) / QV_SLAB_COLUMNS, multiply_slab, &work);
     }
 }
 

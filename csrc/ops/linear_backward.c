@@ -172,14 +172,14 @@ typedef struct {
     qv_const_rows dy;
     const float *plain; /* [N, K] */
     bool accumulate;
-    size_t R, N, K, slab;
+    size_t R, N, K;
 } backward_slab_work;
 
 static void backward_slab(void *context, size_t task, size_t lane) {
     (void)lane;
     const backward_slab_work *w = context;
-    size_t first = task * w->slab;
-    size_t count = first + w->slab <= w->K ? w->slab : w->K - first;
+    size_t first = task * QV_SLAB_COLUMNS;
+    size_t count = first + QV_SLAB_COLUMNS <= w->K ? QV_SLAB_COLUMNS : w->K - first;
     qv_sgemm(w->dx.at + first, w->dx.ld, w->dy.at, w->dy.ld, false, w->plain + first, w->K, false, 1.0f,
              w->accumulate ? 1.0f : 0.0f, w->R, count, w->N);
 }
@@ -187,13 +187,13 @@ static void backward_slab(void *context, size_t task, size_t lane) {
 static void backward_plain(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first, size_t count,
                            bool accumulate, size_t R) {
     const qv_cpu_weights *weights = layer->packed;
-    size_t K = layer->depth, slab = qv_cpu_slab_columns(call, K), start = 0;
+    size_t K = layer->depth, start = 0;
     for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
         if (start >= first && start < first + count) {
             qv_const_rows columns = {dy.at + start - first, dy.ld};
             backward_slab_work work = {
-                dx, columns, weights->parts[part], accumulate || start != first, R, layer->part_columns[part], K, slab};
-            qv_cpu_run(call, call->lanes, (K + slab - 1) / slab, backward_slab, &work);
+                dx, columns, weights->parts[part], accumulate || start != first, R, layer->part_columns[part], K};
+            qv_cpu_run(call, call->lanes, (K + QV_SLAB_COLUMNS - 1) / QV_SLAB_COLUMNS, backward_slab, &work);
         }
     }
 }
