@@ -42,12 +42,17 @@ def missing(device: str) -> str | None:
     return None
 
 
-@pytest.fixture(params=["cuda-host", "cuda"])
-def name(request: pytest.FixtureRequest) -> str:
-    reason = missing(request.param)
+def present(device: str) -> str:
+    """The device; the test is skipped where there is none."""
+    reason = missing(device)
     if reason:
         pytest.skip(reason)
-    return str(request.param)
+    return device
+
+
+@pytest.fixture(params=["cuda-host", "cuda"])
+def name(request: pytest.FixtureRequest) -> str:
+    return present(request.param)
 
 
 # ---- the vision models ----

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_blip as blip
-from test_cuda import TOLERANCE, close, missing, vision
+from test_cuda import TOLERANCE, close, present, vision
 
 import qavit
 from qavit import _core
@@ -26,20 +26,14 @@ QUESTIONS = ["where is the red cube?", "how many spheres are there?"]
 
 @pytest.fixture(params=["cuda-host", "cuda"])
 def name(request: pytest.FixtureRequest) -> str:
-    reason = missing(request.param)
-    if reason:
-        pytest.skip(reason)
-    return str(request.param)
+    return present(request.param)
 
 
 @pytest.fixture(params=["cpu", "cuda-host", "cuda"])
 def device(request: pytest.FixtureRequest) -> Any:
     if request.param == "cpu":
         return None
-    reason = missing(request.param)
-    if reason:
-        pytest.skip(reason)
-    return _core.Device(request.param)
+    return _core.Device(present(request.param))
 
 
 def noise(height: int, width: int, seed: int = 0) -> Array:

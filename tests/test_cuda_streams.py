@@ -18,7 +18,7 @@ import pytest
 import test_blip as blip
 import test_text_encoders as text
 from reference import close
-from test_cuda import TOLERANCE, asked, missing, vision
+from test_cuda import TOLERANCE, asked, present, vision
 from test_cuda_pictures import noise
 
 from qavit import _core
@@ -30,10 +30,7 @@ LATE = ["cuda-host:1", "cuda-host:2"]
 
 @pytest.fixture(params=[*LATE, "cuda"])
 def name(request: pytest.FixtureRequest) -> str:
-    reason = missing(request.param)
-    if reason:
-        pytest.skip(reason)
-    return str(request.param)
+    return present(request.param)
 
 
 def tolerance(name: str, precision: str = "float32") -> float:
@@ -184,9 +181,7 @@ print("done", turns > 0)
 @pytest.mark.parametrize("device", ["cuda-host", "cuda"])
 def test_freeing_a_model_does_not_wait_for_another_ones_call(device: str) -> None:
     """The one holds the interpreter's lock, the other one asks for it between ops: to look for Ctrl-C."""
-    reason = missing(device)
-    if reason:
-        pytest.skip(reason)
+    present(device)
     script = WAITING.format(path=[str(Path(__file__).parent), *filter(None, sys.path)], name=device)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600)
