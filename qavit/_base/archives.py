@@ -62,7 +62,7 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 class _Clamped:
-    """A file that is never asked for more than it has: a read of many bytes takes their memory before it finds them."""
+    """A tar file that is never asked for more than it has: a read of many bytes takes their memory before it finds them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -70,6 +70,8 @@ class _Clamped:
 
     def read(self, count: int = -1) -> bytes:
         left = max(0, self._size - self._file.tell())
+        if count > max(left, tarfile.BLOCKSIZE):  # else older Pythons take a cut header for a whole one
+            raise tarfile.ReadError("unexpected end of data")
         return self._file.read(left if count < 0 else min(count, left))
 
     def seek(self, offset: int, whence: int = 0) -> int:
