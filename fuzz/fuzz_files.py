@@ -37,6 +37,7 @@ import damage  # noqa: E402
 from watching import WATCH, Descriptors, Kind, read_once  # noqa: E402
 
 MODULES = ("kinds_models", "kinds_tables", "kinds_server")
+MEMORY = "/dev/shm"  # where a file is written and read many times as fast as on a disk
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def main() -> int:
         modules = [importlib.import_module(name) for name in MODULES]
     zipfile.ZipExtFile._update_crc = lambda self, data: None  # type: ignore[attr-defined]  # no checksum hides what is below
     failed = 0
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as name:
         WATCH.inside = os.path.realpath(name)
         table: dict[str, Kind] = {}
         for module in modules:
@@ -145,8 +146,12 @@ def by_coverage(name: str, kind: Kind, atheris: Any, options: argparse.Namespace
     open_files = Descriptors()
 
     def test_one_input(data: bytes) -> None:
-        read_once(kind, data, options.slow)
-        open_files.look()
+        try:
+            read_once(kind, data, options.slow)
+            open_files.look()
+        except BaseException:
+            save(options.out, name, data)
+            raise
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         chance = random.Random(seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 from kinds_models import GOLDEN, pack_gzip, with_name
 from PIL import Image
 from watching import Kind
@@ -23,10 +24,12 @@ import qavit
 from qavit._base import pictures as base_pictures
 from qavit.cli import _score as score
 from qavit.data import _evaluation as evaluation
+from qavit.data import _output as output
 from qavit.data import _pictures as pictures
 from qavit.data import _questions as questions
 from qavit.data import _reading as reading
 from qavit.data import _targets as targets
+from qavit.data._rows import MapRow
 from qavit.heatmaps import _archive as archive
 from qavit.metrics import _gqa, _vqa  # noqa: F401 - so that they are instrumented
 from qavit.models import _picture_folder as picture_folder
@@ -118,6 +121,7 @@ def _questions(place: Place) -> dict[str, Kind]:
         "rows.csv": [CSV, CSV.replace(b",", b";"), CSV.decode().encode("utf-16-le")],
         "rows.tsv": [TSV],
         "rows.tar": [small_tar()],
+        "rows.parquet": [small_parquet(), small_parquet("gzip"), small_parquet(version="1.0", use_dictionary=False)],
     }
     made = {
         name: Kind(seeds, place(name) / name, read_table, _aligned if name == "rows.tar" else bytes)
@@ -205,6 +209,21 @@ def small_tar() -> bytes:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             packed.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def small_parquet(compression: str = "none", **options: Any) -> bytes:
+    """Rows with a box in a list, and a picture as `datasets` keeps it."""
+    rows = [
+        {"id": name, "image": {"bytes": picture, "path": path}, "question": said, "box": box, "label": "dog"}
+        for name, picture, path, said, box in (
+            ("q0", png(), "0.png", "where is the dog?", [1.0, 2.0, 30.0, 40.0]),
+            ("q1", jpeg(), None, "what?", [1.5, 2.0, 30.0, 40.0]),
+            ("q2", None, "2.png", None, None),
+        )
+    ]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, compression=compression, **options)
     return buffer.getvalue()
 
 
@@ -356,8 +375,9 @@ def _runs(place: Place) -> dict[str, Kind]:
     value = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": (np.zeros(2, np.int32), np.ones((1, 1), np.float16))}
     return {
         "npz": Kind([small_result(), small_result(stored=True)], place("npz") / "x.npz", read_result),
+        "part": Kind([small_part()], _second(run, place, "part") / "parts" / "00000-000000.parquet", read_parts),
         "manifest": Kind([json.dumps(manifest).encode()], run / "_manifest.json", read_run),
-        "finished": Kind([b'{"parts": 0, "rows": 0}'], _second(run, place) / "_input-00000.json", read_run),
+        "finished": Kind([b'{"parts": 0, "rows": 0}'], _second(run, place, "finished") / "_input-00000.json", read_run),
         "evaluated": Kind([line + line.replace(b'"0"', b'"1"')], rows / "rows.jsonl", read_evaluated, named=False),
         "kept": Kind([b"".join(map(bytes, picture_folder._packed("x", value)))], kept / "x.kept", read_kept, pack_kept),
     }
@@ -368,12 +388,38 @@ def _numbers() -> list[float]:
     return meter.update(np.ones((4, 4), np.float32), np.eye(4, dtype=bool))
 
 
-def _second(run: Path, place: Place) -> Path:
-    other = place("finished")
+def _second(run: Path, place: Place, name: str) -> Path:
+    other = place(name)
     (other / "parts").mkdir()
     manifest = {"format": "qavit-maps", "version": 1, "grid": [3, 3], "block": [1, 2], "method": "class", "questions": [{}]}
     (other / "_manifest.json").write_text(json.dumps(manifest))
     return other
+
+
+def small_part() -> bytes:
+    """Two maps, and a row that failed."""
+    shape = ("0.png", "where?", 2, (3, 3))
+    maps = np.arange(18, dtype=np.float32).reshape(2, 3, 3) / 36
+    rest = (0.5, None, 0.1, "class", (6, 5), (0, 0, 5, 6), ("cropped",))
+    rows = [MapRow(f"q{one}", *shape, values, *rest) for one, values in enumerate(maps)]
+    rows.append(MapRow("q2", *shape, None, None, "no picture", 0.0, "class"))
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(output.table_of(rows, (3, 3), "float16"), buffer, compression="none")
+    return buffer.getvalue()
+
+
+def read_parts(path: Path) -> None:
+    """Every way of reading a part says the same of it, or refuses it."""
+    reader = reading.read_maps(path.parent.parent)
+    repr(reader)
+    ids, maps = reader.to_numpy()
+    assert maps.shape == (len(ids), 3, 3)
+    rows = list(itertools.islice(reader, MOST_ROWS))
+    assert len(rows) == len(reader)
+    assert [row.id for row in rows if row.map is not None] == ids
+    assert len(list(reader.errors())) <= len(rows)
+    if len(set(ids)) == len(rows):
+        assert np.array_equal(reader.gather(ids), maps, equal_nan=True)
 
 
 def read_run(path: Path) -> None:

@@ -248,6 +248,27 @@ def test_rows_of_one_id_are_not_mistaken_for_each_other(data: DataSet, tmp_path:
     assert reader.gather([8]).shape == (1, 3, 3)
 
 
+def test_a_damaged_part_is_named(data: DataSet, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"id": number, "image": "0.png", "question": "where?"} for number in range(2)]
+    qavit.data.run(write_lines(data.questions.parent / "pair.jsonl", rows), tmp_path, model=data.model)
+    reader = qavit.data.read_maps(tmp_path)
+    (part, *_) = reader.files
+    whole, ids = parquet.read_table(part), reader.to_numpy()[0]
+    other = whole.set_column(whole.column_names.index("map"), "map", whole.column("id"))
+    lacking = whole.drop_columns("id")
+    for spoil in (
+        lambda: part.write_bytes(part.read_bytes()[:100]),
+        lambda: parquet.write_table(lacking, part),
+        lambda: parquet.write_table(other, part),
+    ):
+        spoil()
+        for ask in (lambda: list(reader), reader.to_numpy, lambda: qavit.data.read_maps(tmp_path).gather(ids[:1])):
+            with pytest.raises(ValueError, match=rf"{part.name}' cannot be read as a part of a run") as caught:
+                ask()
+            assert type(caught.value) is ValueError
+
+
 def test_other_libraries_open_the_folder(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.dataset
 

@@ -434,6 +434,13 @@ def test_parquet_that_is_broken(tmp_path: Path) -> None:
     assert asked(items) == ["where?", None]
     assert "spoiled.parquet, row 1: column 'question' is not UTF-8" in problems(items)[0]
     assert [item.id for item in items] == ["1", "2"]
+    table = pa.table({"image": ["a.jpg"] * 3, "question": ["where is it?"] * 3})
+    parquet.write_table(table, tmp_path / "q.parquet", use_dictionary=False, compression="none")
+    whole = (tmp_path / "q.parquet").read_bytes()
+    (tmp_path / "q.parquet").write_bytes(whole.replace(b"\x0c\0\0\0where", b"\xff\xff\xff\x7fwhere"))
+    with pytest.raises(ValueError, match=r"q\.parquet' cannot be read after row 0: ") as caught:
+        read(tmp_path / "q.parquet")
+    assert type(caught.value) is ValueError
 
 
 TABLES = {

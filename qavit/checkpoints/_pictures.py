@@ -77,23 +77,22 @@ def folder_preprocessing(
     ValueError
         Where a file says what cannot be obeyed, naming the file and the setting.
     """
-    result = default_preprocessing(architecture, own)
+    size = own if asked is None else asked
     if folder is not None and not {"resize", "mean", "std"} <= given.keys():
         found = _settings_file(folder)
         if found is not None:
             path, settings, read = found
             try:
-                result = read(settings, own, architecture)
+                return {**at_size(read(settings, own, architecture), size), **given}
             except ValueError as err:
                 raise ValueError(f"{path}: {err}") from None
-    if asked is not None and asked != own:
-        result = at_size(result, asked)
-    return {**result, **given}
+    return {**at_size(default_preprocessing(architecture, own), size), **given}
 
 
 def at_size(settings: Mapping[str, Any], size: ImageSize) -> dict[str, Any]:
     """The same for a model of another size."""
-    return Preprocessing.from_dict(settings).resized(size).to_dict()
+    made = Preprocessing.from_dict(settings)
+    return dict(settings) if made.size == size else made.resized(size).to_dict()
 
 
 def folder_size(folder: Path, usual: ImageSize) -> ImageSize:

@@ -6,6 +6,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -42,6 +43,17 @@ def read_maps(out: PathLike) -> MapReader:
         Its manifest cannot be read.
     """
     return MapReader(out)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """A damaged part is a ValueError that names it: other columns than a run's, or what pyarrow says."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, require("pyarrow", "data").ArrowException) as error:
+        raise ValueError(f"{str(file)!r} cannot be read as a part of a run: {error}") from None
 
 
 class MapReader:
@@ -85,29 +97,54 @@ class MapReader:
         return True
 
     def __len__(self) -> int:
-        return sum(self._parquet.read_metadata(file).num_rows for file in self.files)
+        total = 0
+        for file in self.files:
+            with _reading(file):
+                total += self._parquet.read_metadata(file).num_rows
+        return total
 
     def __iter__(self) -> Iterator[MapRow]:
-        for table in self.tables():
-            maps, there = self._maps(table)
-            kept = [name for name in table.column_names if name not in MapRow._fields and name != "scale"]
-            plain = table.drop_columns(["map", "scale", "grid", "block"])
-            for place, row in enumerate(plain.to_pylist()):
-                values = maps[place].copy() if there[place] else None
-                own = {name: row[name] for name in plain.column_names if name not in kept}
-                for name in ("picture_size", "region", "notes", "captions"):
-                    own[name] = None if own[name] is None else tuple(own[name])
-                yield MapRow(**own, grid=self.grid, block=self.block, map=values, kept={name: row[name] for name in kept})
+        for file in self.files:
+            with _reading(file):
+                rows = self._rows(self._table(file))
+            yield from rows
+
+    def _rows(self, table: Any) -> list[MapRow]:
+        maps, there = self._maps(table)
+        kept = [name for name in table.column_names if name not in MapRow._fields and name != "scale"]
+        plain = table.drop_columns(["map", "scale", "grid", "block"])
+        rows = []
+        for place, row in enumerate(plain.to_pylist()):
+            values = maps[place].copy() if there[place] else None
+            own = {name: row[name] for name in plain.column_names if name not in kept}
+            for name in ("picture_size", "region", "notes", "captions"):
+                own[name] = None if own[name] is None else tuple(own[name])
+            mine = {name: row[name] for name in kept}
+            rows.append(MapRow(**own, grid=self.grid, block=self.block, map=values, kept=mine))
+        return rows
 
     def tables(self, columns: Optional[Sequence[str]] = None) -> Iterator[Any]:
-        """The parts one after another, as pyarrow tables; only `columns` of them, where given."""
+        """The parts one after another, as pyarrow tables; only `columns` of them, where given.
+
+        Raises
+        ------
+        ValueError
+            A part cannot be read; the message names it.
+        """
         for file in self.files:
-            yield self._parquet.read_table(file, columns=None if columns is None else list(columns), partitioning=None)
+            with _reading(file):
+                table = self._table(file, columns)
+            yield table
+
+    def _table(self, file: Path, columns: Optional[Sequence[str]] = None) -> Any:
+        return self._parquet.read_table(file, columns=None if columns is None else list(columns), partitioning=None)
 
     def _maps(self, table: Any) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """Maps float32 [B, gh, gw] of a table, and which of them are there; the others are NaN."""
         column = table.column("map").combine_chunks()
         column = column.combine_chunks() if hasattr(column, "chunks") else column
+        if not hasattr(column.type, "value_type") or not hasattr(column, "flatten"):
+            raise ValueError(f"its maps are {column.type}, expected lists of numbers")
         there = np.asarray(column.is_valid().to_numpy(zero_copy_only=False), bool)
         maps = np.full((len(there), self.grid[0] * self.grid[1]), np.nan, np.float32)
         scale = table.column("scale").to_numpy()
@@ -128,9 +165,11 @@ class MapReader:
         """
         ids: list[str] = []
         maps = [np.empty((0, *self.grid), np.float32)]
-        for table in self.tables(("id", "map", "scale")):
-            values, there = self._maps(table)
-            ids += [identity for identity, well in zip(table.column("id").to_pylist(), there) if well]
+        for file in self.files:
+            with _reading(file):
+                table = self._table(file, ("id", "map", "scale"))
+                values, there = self._maps(table)
+                ids += [identity for identity, well in zip(table.column("id").to_pylist(), there) if well]
             maps.append(values[there])
         return ids, np.concatenate(maps)
 
@@ -149,20 +188,22 @@ class MapReader:
         wanted = [*usual, *self.manifest.get("keep", ())] if columns is None else list(columns)
         stored = [*wanted, "scale"] if "map" in wanted else wanted
         frames = []
-        for table in self.tables(stored):
+        for file, table in zip(self.files, self.tables(stored)):
             frame = table.select([name for name in wanted if name != "map"]).to_pandas()
             if "map" in wanted:
-                maps, there = self._maps(table)
+                with _reading(file):
+                    maps, there = self._maps(table)
                 frame["map"] = [values if well else None for values, well in zip(maps, there)]
             frames.append(frame[wanted])
         return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=wanted)
 
     def errors(self) -> Iterator[tuple[str, str]]:
         """(id, error) of each row that failed."""
-        for table in self.tables(("id", "error")):
-            for identity, error in zip(table.column("id").to_pylist(), table.column("error").to_pylist()):
-                if error is not None:
-                    yield identity, error
+        for file in self.files:
+            with _reading(file):
+                table = self._table(file, ("id", "error"))
+                said = list(zip(table.column("id").to_pylist(), table.column("error").to_pylist()))
+            yield from ((identity, error) for identity, error in said if error is not None)
 
     def gather(self, ids: Sequence[Any]) -> FloatArray:
         """The maps of some rows.
@@ -193,7 +234,8 @@ class MapReader:
                 raise KeyError(f"{self.path}: several rows have the id {identity!r}; read them one by one")
             values, there = self._part(file)
             if not there[row]:
-                errors = self._parquet.read_table(self.files[file], columns=["error"], partitioning=None).column(0)
+                with _reading(self.files[file]):
+                    errors = self._table(self.files[file], ("error",)).column(0)
                 raise KeyError(f"{self.path}: row {identity!r} has no map: {errors[row].as_py()}")
             maps[place] = values[row]
         return maps
@@ -201,8 +243,10 @@ class MapReader:
     def _index(self) -> dict[str, tuple[int, int]]:
         if self._places is None:
             places: dict[str, tuple[int, int]] = {}
-            for file, table in enumerate(self.tables(("id",))):
-                for row, identity in enumerate(table.column("id").to_pylist()):
+            for file, name in enumerate(self.files):
+                with _reading(name):
+                    identities = self._table(name, ("id",)).column("id").to_pylist()
+                for row, identity in enumerate(identities):
                     places[identity] = (file, row) if identity not in places else (-1, -1)
             self._places = places
         return self._places
@@ -210,8 +254,8 @@ class MapReader:
     def _part(self, file: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """A part's maps, the last few of which are kept."""
         if file not in self._cache:
-            table = self._parquet.read_table(self.files[file], columns=["map", "scale"], partitioning=None)
-            self._cache[file] = self._maps(table)
+            with _reading(self.files[file]):
+                self._cache[file] = self._maps(self._table(self.files[file], ("map", "scale")))
             if len(self._cache) > CACHED_PARTS:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(file)

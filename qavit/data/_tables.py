@@ -425,7 +425,10 @@ class JsonScanner:
 def parquet_names(path: str) -> list[str]:
     """The columns of a Parquet file. ValueError where it is none."""
     with _parquet(path) as file:
-        return list(file.schema_arrow.names)
+        try:
+            return list(file.schema_arrow.names)
+        except _arrow_errors() as error:
+            raise ValueError(f"questions: the columns of {path!r} cannot be read: {error}") from None
 
 
 def read_parquet(path: str, columns: Sequence[str], tell: Callable[[float], None]) -> Iterator[Row]:
@@ -439,7 +442,7 @@ def read_parquet(path: str, columns: Sequence[str], tell: Callable[[float], None
                     tell((number + 1) / total)
                     yield Row(f"{path}, row {number}", values, problem)
                     number += 1
-        except OSError as error:
+        except _arrow_errors() as error:
             raise ValueError(f"questions: {path!r} cannot be read after row {number}: {error}") from None
 
 
@@ -447,8 +450,13 @@ def _parquet(path: str) -> Any:
     parquet = require("pyarrow.parquet", "data")
     try:
         return parquet.ParquetFile(path)
-    except (ValueError, OSError) as error:  # pyarrow's own error is a ValueError
+    except _arrow_errors() as error:
         raise ValueError(f"questions: {path!r} is not Parquet: {error}") from None
+
+
+def _arrow_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow says of a damaged file: of its own kinds, which are a ValueError, a NotImplementedError or another's."""
+    return (OSError, ValueError, require("pyarrow", "data").ArrowException)
 
 
 def _values(batch: Any) -> Iterator[tuple[Mapping[str, Any], Optional[str]]]:
