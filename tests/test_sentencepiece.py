@@ -197,3 +197,13 @@ def test_damaged_models_are_read_or_refused(tmp_path):
             text, origin = CharsMap(bytes(table)).replace("where is the \ufb01re \u1112\u1161\u11ab?")
             assert len(text) == len(origin)
     assert np.asarray(CharsMap(model.charsmap).replace("a\u0301")[1]).tolist() == [0]
+
+
+def test_a_table_that_replaces_by_half_a_letter_is_damaged():
+    units = [0] * 256  # "a", whose replacement is the first of the texts behind
+    units[0], units[1 ^ ord("a")], units[0x70] = 1 << 10, ord("a") | 1 << 8 | (0x70 ^ (1 ^ ord("a"))) << 10, 1 << 31
+    head = np.array([4 * len(units), *units], "<u4").tobytes()
+    assert CharsMap(head + "\u00e9\0".encode()).replace("cat") == ("c\u00e9t", [0, 1, 2])
+    with pytest.raises(ValueError, match="the normaliser's table is damaged") as caught:
+        CharsMap(head + b"\xc3\0").replace("cat")
+    assert type(caught.value) is ValueError

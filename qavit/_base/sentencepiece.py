@@ -305,6 +305,10 @@ class CharsMap:
                 found = (position + 1 - start, units[node] & 0x7FFFFFFF)
         return found
 
+    def _replacement(self, begin: int) -> bytes:
+        end = self._texts.find(b"\0", begin)
+        return self._texts[begin : end if end >= 0 else len(self._texts)]
+
     def replace(self, text: str) -> tuple[str, list[int]]:
         """The text with all entries replaced, and which character of the old text each of the new one comes from.
 
@@ -321,13 +325,13 @@ class CharsMap:
             own = next((text for text in self._kept if data.startswith(text, at)), None)
             found = self._longest(data, at) if own is None else None
             width = found[0] if found else len(own) if own is not None else _width(data[at])
-            if found:
-                end = self._texts.find(b"\0", found[1])
-                new = self._texts[found[1] : end if end >= 0 else len(self._texts)].decode("utf-8")
-            else:
-                new = data[at : at + width].decode("utf-8")
+            try:
+                old = data[at : at + width].decode("utf-8")
+                new = self._replacement(found[1]).decode("utf-8") if found else old
+            except UnicodeDecodeError as error:
+                raise ValueError(f"the normaliser's table is damaged: {error}") from None
             parts.append(new)
-            read = len(data[at : at + width].decode("utf-8"))
+            read = len(old)
             origin += [character] * len(new) if found else range(character, character + read)
             character += read
             at += width
