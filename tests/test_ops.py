@@ -58,6 +58,24 @@ def test_linear(rows: int, columns: int, depth: int) -> None:
     close(linear(layer, x, columns), reference.linear(x, weight), 3e-6)  # 1.5e-6
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("columns", [15, 64, 100, 150])
+@pytest.mark.parametrize("depth", [1, 33, 1030])
+def test_a_row_gives_the_same_bits_alone_and_among_others(precision: str, columns: int, depth: int) -> None:
+    """Few rows are multiplied by several panels side by side."""
+    x, weight, bias = normal(20, depth), normal(columns, depth, seed=1), normal(columns, seed=2)
+    layer, residual = prepare([{"weight": weight, "bias": bias}], precision), normal(20, columns, seed=3)
+    whole = linear(layer, x, columns, activation="relu", residual=residual)
+    for rows in (1, 2, 3, 4, 7):
+        found = linear(layer, x[5 : 5 + rows], columns, activation="relu", residual=residual[5 : 5 + rows])
+        np.testing.assert_array_equal(found, whole[5 : 5 + rows])
+        wide = np.full((rows, columns + 2), 7, np.float32)
+        wide[:, 1:-1] = residual[5 : 5 + rows]
+        own = wide[:, 1:-1]
+        linear(layer, x[5 : 5 + rows], columns, residual=own, out=own)
+        assert (wide[:, [0, -1]] == 7).all()
+
+
 @pytest.mark.parametrize("activation", ["linear", "gelu", "gelu_new", "quick_gelu", "relu", "silu"])
 @pytest.mark.parametrize("extras", ["", "multiply", "residual", "both"])
 @pytest.mark.parametrize("depth", [40, 2100])

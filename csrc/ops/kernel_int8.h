@@ -54,8 +54,10 @@ STEP_TARGET static void INT8(write)(float *out, const float *x, size_t n) {
     }
 }
 
-STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t first, const size_t rows, const size_t vectors) {
-    words32 sum[INT8_ROWS][TILE_VECTORS];
+/* Rows first .. of out from column c on; more vectors than a panel's are of panels that lie one behind another. */
+STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t first, size_t c, const size_t rows,
+                            const size_t vectors) {
+    words32 sum[INT8_ROWS][TILE_VECTORS * MOST_PANELS];
     UNROLL
     for (size_t r = 0; r < rows; r++) {
         UNROLL
@@ -64,18 +66,18 @@ STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t fir
         }
     }
     const size_t ld_x = s->ld_x, depth = p->depth;
-    const qv_bits32 *x = (const qv_bits32 *)p->x + first * ld_x, *panel = p->panel;
+    const size_t panel_words = (depth + 2) * PANEL;
+    const qv_bits32 *x = (const qv_bits32 *)p->x + first * ld_x, *panel = (const qv_bits32 *)p->panel + c / PANEL * panel_words;
     for (size_t k0 = 0; k0 < depth; k0 += PREFETCH_STEPS) {
         size_t end = depth - k0 < PREFETCH_STEPS ? depth : k0 + PREFETCH_STEPS;
-        if (s->prefetch < s->prefetch_end) {
+        for (size_t i = 0; i < s->lines && s->prefetch < s->prefetch_end; i++, s->prefetch += 64) {
             __builtin_prefetch(s->prefetch, 0, 2);
-            s->prefetch += 64;
         }
         for (size_t k = k0; k < end; k++) {
-            words32 weight[INT8_PARTS][TILE_VECTORS];
+            words32 weight[INT8_PARTS][TILE_VECTORS * MOST_PANELS];
             UNROLL
             for (size_t v = 0; v < vectors; v++) {
-                const words32 step = load_words(panel + k * PANEL + v * WIDTH);
+                const words32 step = load_words(panel + v / TILE_VECTORS * panel_words + k * PANEL + v % TILE_VECTORS * WIDTH);
                 UNROLL
                 for (size_t part = 0; part < INT8_PARTS; part++) {
                     weight[part][v] = INT8_PART(step, part);
@@ -102,9 +104,10 @@ STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t fir
         const words32 point = set1_words(tail[1]);
         UNROLL
         for (size_t v = 0; v < vectors; v++) {
-            const words32 exact = sum[r][v] - point * load_words(sums + v * WIDTH);
-            vec y = from_words(exact) * (scale * (vec)load_words(scales + v * WIDTH));
-            float *place = p->out + (first + r) * s->ld_out + v * WIDTH;
+            const size_t place_in_panels = v / TILE_VECTORS * panel_words + v % TILE_VECTORS * WIDTH;
+            const words32 exact = sum[r][v] - point * load_words(sums + place_in_panels);
+            vec y = from_words(exact) * (scale * (vec)load_words(scales + place_in_panels));
+            float *place = p->out + (first + r) * s->ld_out + c + v * WIDTH;
             if (v + 1 == vectors && s->part != 0) {
                 if (s->add) {
                     y = y + load_part(place, s->part);
@@ -122,10 +125,11 @@ STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t fir
 
 #define TILE_CASE(n)                                                              \
     case n:                                                                       \
-        INT8(tile)(s, p, first, n < INT8_ROWS ? n : INT8_ROWS, vectors); \
+        INT8(tile)(s, p, first, c, n < INT8_ROWS ? n : INT8_ROWS, vectors); \
         break;
 
-STEP_INLINE void INT8(tile_of_rows)(tile_state *s, const qv_panel_product *p, size_t first, size_t rows, const size_t vectors) {
+STEP_INLINE void INT8(tile_of_rows)(tile_state *s, const qv_panel_product *p, size_t first, size_t c, size_t rows,
+                                   const size_t vectors) {
     switch (rows) {
         TILE_CASE(1)
         TILE_CASE(2)
@@ -133,37 +137,71 @@ STEP_INLINE void INT8(tile_of_rows)(tile_state *s, const qv_panel_product *p, si
         TILE_CASE(4)
         TILE_CASE(5)
     default:
-        INT8(tile)(s, p, first, INT8_ROWS, vectors);
+        INT8(tile)(s, p, first, c, INT8_ROWS, vectors);
     }
 }
 #undef TILE_CASE
 
+STEP_TARGET static void INT8(tile_of)(tile_state *s, const qv_panel_product *p, size_t first, size_t c, size_t rows) {
+    const size_t left = p->columns - c, columns = left < PANEL ? left : PANEL;
+    s->part = columns % WIDTH;
+    switch ((columns + WIDTH - 1) / WIDTH) {
+    case 1:
+        INT8(tile_of_rows)(s, p, first, c, rows, 1);
+        break;
+#if TILE_VECTORS > 2
+    case 2:
+        INT8(tile_of_rows)(s, p, first, c, rows, 2);
+        break;
+    case 3:
+        INT8(tile_of_rows)(s, p, first, c, rows, 3);
+        break;
+#endif
+    default:
+        INT8(tile_of_rows)(s, p, first, c, rows, TILE_VECTORS);
+    }
+}
+
+#if MOST_PANELS > 1
+/* As MULTIPLY_FEW of kernel_tile.h: rows first .. of all panels. */
+STEP_TARGET static void INT8(multiply_few)(tile_state *s, const qv_panel_product *p) {
+    const size_t columns = PANEL * PANELS_BESIDE(p->rows), whole = p->columns / columns * columns;
+    for (size_t c = 0; c < whole; c += columns) {
+        if (p->rows == 1) {
+            INT8(tile)(s, p, 0, c, 1, TILE_VECTORS * PANELS_BESIDE(1));
+        } else if (p->rows == 2) {
+            INT8(tile)(s, p, 0, c, 2, TILE_VECTORS * PANELS_BESIDE(2));
+        } else {
+            INT8(tile)(s, p, 0, c, 3, TILE_VECTORS * PANELS_BESIDE(3));
+        }
+    }
+    for (size_t c = whole; c < p->columns; c += PANEL) {
+        INT8(tile_of)(s, p, 0, c, p->rows);
+    }
+}
+#endif
+
 /* The depth in one piece: the sums are integers, which `out` cannot hold. */
 STEP_TARGET static void INT8(multiply)(const qv_panel_product *p) {
-    size_t vectors = (p->columns + WIDTH - 1) / WIDTH;
     tile_state s = {.ld_out = p->ld_out,
                     .ld_x = p->ld_x,
-                    .part = p->columns % WIDTH,
                     .add = p->add_to_out,
+                    .lines = prefetch_lines(p->rows, INT8_ROWS),
                     .prefetch = p->prefetch,
                     .prefetch_end = p->prefetch_end};
+#if MOST_PANELS > 1
+    if (p->rows <= FEW_ROWS && p->columns > PANEL) {
+        s.prefetch_end = s.prefetch;
+        INT8(multiply_few)(&s, p);
+        if (p->bias != NULL || p->epilogue != NULL) {
+            finish_rows(p, 0, p->rows);
+        }
+        return;
+    }
+#endif
     for (size_t r = 0; r < p->rows; r += INT8_ROWS) {
         size_t rows = p->rows - r < INT8_ROWS ? p->rows - r : INT8_ROWS;
-        switch (vectors) {
-        case 1:
-            INT8(tile_of_rows)(&s, p, r, rows, 1);
-            break;
-#if TILE_VECTORS > 2
-        case 2:
-            INT8(tile_of_rows)(&s, p, r, rows, 2);
-            break;
-        case 3:
-            INT8(tile_of_rows)(&s, p, r, rows, 3);
-            break;
-#endif
-        default:
-            INT8(tile_of_rows)(&s, p, r, rows, TILE_VECTORS);
-        }
+        INT8(tile_of)(&s, p, r, 0, rows);
         if (p->bias != NULL || p->epilogue != NULL) {
             finish_rows(p, r, rows);
         }

@@ -7,6 +7,7 @@
 static const qv_product products[] = {
     {
         .name = NAME,
+        .few_rows = FEW_ROWS,
         .precision = QV_PRECISION_FLOAT32,
         .dtype = QV_FLOAT32,
         .items = 1,
@@ -43,6 +44,7 @@ static const qv_product products[] = {
 #if defined(BFLOAT16_NAME)
     {
         .name = BFLOAT16_NAME,
+        .few_rows = FEW_ROWS,
         .precision = QV_PRECISION_BFLOAT16,
         .dtype = QV_BFLOAT16,
         .items = 2,
@@ -77,6 +79,7 @@ static const qv_product products[] = {
     {
         INT8_RECORD(PANEL),
         .name = VNNI_NAME,
+        .few_rows = FEW_ROWS,
         .row_words = 1,
         .tile_rows = TILE_ROWS,
         .runs = has_vnni,
@@ -88,6 +91,7 @@ static const qv_product products[] = {
     {
         INT8_RECORD(PANEL),
         .name = INT8_NAME,
+        .few_rows = FEW_ROWS,
         .row_words = 2,
         .tile_rows = PAIR_ROWS,
         .multiply = multiply_spread,

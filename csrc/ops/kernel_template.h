@@ -8,6 +8,7 @@
  *   transpose_block (WIDTH x WIDTH)
  *   words32 and set1_words, load_words, round_words (to nearest, ties to even), from_words, of as many 32-bit integers, and
  *   for kernel_int8.h multiply_pairs (of two signed 16-bit items a lane, summed) and store_quads
+ *   where it has them, FEW_ROWS, MOST_PANELS and PANELS_BESIDE(rows): how many panels few rows are multiplied by at a time
  * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS, INT8_NAME and PAIR_ROWS, its int8 product's
  * and the rows of that one's tile. With VNNI_NAME, an int8 product by dot products of four bytes, also TARGET_VNNI, INLINE_VNNI,
  * dot_bytes, store_bytes and has_vnni. For products of bfloat16 also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16),
@@ -15,6 +16,10 @@
  * load_pairs, dot_pairs and has_bfloat16; with TILES_NAME, for that by AMX's tiles, has_tiles. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
+#ifndef MOST_PANELS
+#define FEW_ROWS ((size_t)0)
+#define MOST_PANELS 1
+#endif
 #define UNROLL _Pragma("GCC unroll 8")
 /* Depth steps between two prefetches of one line of the next panel. */
 #define PREFETCH_STEPS ((size_t)8)
@@ -359,8 +364,16 @@ typedef struct {
     size_t ld_out, ld_x;
     size_t part; /* floats in the last vector of a row; 0: all */
     bool add;
+    size_t lines; /* of that, in PREFETCH_STEPS of the depth */
     const char *prefetch, *prefetch_end;
 } tile_state;
+
+/* As many as bring the next panel in while this one is used; where several panels are not used side by side, so that it was
+ * not worth it, one. */
+INLINE size_t prefetch_lines(size_t rows, size_t tile_rows) {
+    const size_t lines = MOST_PANELS > 1 && rows != 0 ? PREFETCH_STEPS * tile_rows / rows : 1;
+    return lines > PREFETCH_STEPS ? PREFETCH_STEPS : lines > 1 ? lines : 1;
+}
 
 /* The largest of x [n]; NaN is passed over: exponentiate finds it. */
 INLINE float find_largest(const float *x, size_t n) {
@@ -392,6 +405,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define TILE_OF tile_of_float32
 #define MULTIPLY multiply_float32
 #define EXPONENTIATE exponentiate_float32
+#define MULTIPLY_FEW multiply_few_float32
 #define BURN burn_float32
 #define STEP_TARGET TARGET
 #define STEP_INLINE INLINE
@@ -413,6 +427,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #undef MULTIPLY
 #undef EXPONENTIATE
 #undef BURN
+#undef MULTIPLY_FEW
 #undef STEP_TARGET
 #undef STEP_INLINE
 #undef STEP_ITEMS
@@ -428,6 +443,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define TILE_OF tile_of_bfloat16
 #define MULTIPLY multiply_bfloat16
 #define EXPONENTIATE exponentiate_items_bfloat16
+#define MULTIPLY_FEW multiply_few_bfloat16
 #define BURN burn_bfloat16
 #define STEP_TARGET TARGET_BFLOAT16
 #define STEP_INLINE INLINE_BFLOAT16

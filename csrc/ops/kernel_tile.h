@@ -7,10 +7,11 @@
  *   SMALL                       a step whose items are 2^-20 */
 
 /* out [rows, columns] (+)= x [rows, depth] panel [depth, PANEL]; rows and vectors are constants where this is inlined,
- * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. */
+ * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. More vectors
+ * than a panel's are of panels that lie one behind another. */
 STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT *panel, size_t depth,
                       const size_t rows, const size_t vectors) {
-    vec sum[TILE_ROWS][TILE_VECTORS];
+    vec sum[TILE_ROWS][TILE_VECTORS * MOST_PANELS];
     UNROLL
     for (size_t r = 0; r < rows; r++) {
         UNROLL
@@ -23,16 +24,15 @@ STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT
     const size_t ld_x = s->ld_x;
     for (size_t k0 = 0; k0 < depth; k0 += PREFETCH_STEPS) {
         size_t end = depth - k0 < PREFETCH_STEPS ? depth : k0 + PREFETCH_STEPS;
-        if (s->prefetch < s->prefetch_end) {
+        for (size_t i = 0; i < s->lines && s->prefetch < s->prefetch_end; i++, s->prefetch += 64) {
             __builtin_prefetch(s->prefetch, 0, 2);
-            s->prefetch += 64;
         }
         for (size_t k = k0; k < end; k++) {
             const ELEMENT *row = panel + k * PANEL;
-            LANES weight[TILE_VECTORS];
+            LANES weight[TILE_VECTORS * MOST_PANELS];
             UNROLL
             for (size_t v = 0; v < vectors; v++) {
-                weight[v] = PANEL_LOAD(row + v * WIDTH);
+                weight[v] = PANEL_LOAD(row + v / TILE_VECTORS * depth * PANEL + v % TILE_VECTORS * WIDTH);
             }
             UNROLL
             for (size_t r = 0; r < rows; r++) {
@@ -97,14 +97,48 @@ STEP_TARGET static void TILE_OF(tile_state *s, float *out, const ELEMENT *x, con
     }
 }
 
+#if MOST_PANELS > 1
+/* Few rows, and any number of panels one behind another: some of them side by side, so that memory is read at several places
+ * at once, which is faster than at one. Each column adds up in the same order as by itself. */
+STEP_TARGET static void MULTIPLY_FEW(const qv_panel_product *p) {
+    const ELEMENT *x = p->x, *panel = p->panel;
+    const size_t columns = PANEL * PANELS_BESIDE(p->rows), whole = p->columns / columns * columns;
+    tile_state s = {.ld_out = p->ld_out, .ld_x = p->ld_x, .add = p->add_to_out};
+    for (size_t c = 0; c < whole; c += columns) {
+        if (p->rows == 1) {
+            TILE(&s, p->out + c, x, panel + c * p->depth, p->depth, 1, TILE_VECTORS * PANELS_BESIDE(1));
+        } else if (p->rows == 2) {
+            TILE(&s, p->out + c, x, panel + c * p->depth, p->depth, 2, TILE_VECTORS * PANELS_BESIDE(2));
+        } else {
+            TILE(&s, p->out + c, x, panel + c * p->depth, p->depth, 3, TILE_VECTORS * PANELS_BESIDE(3));
+        }
+    }
+    for (size_t c = whole; c < p->columns; c += PANEL) {
+        s.part = p->columns - c < PANEL ? (p->columns - c) % WIDTH : 0;
+        size_t vectors = ((p->columns - c < PANEL ? p->columns - c : PANEL) + WIDTH - 1) / WIDTH;
+        TILE_OF(&s, p->out + c, x, panel + c * p->depth, p->depth, p->rows, vectors);
+    }
+    if (p->bias != NULL || p->epilogue != NULL) {
+        finish_rows(p, 0, p->rows);
+    }
+}
+#endif
+
 /* A block of the depth at a time, so that its part of the panel stays in the second-level cache for all rows. */
 STEP_TARGET static void MULTIPLY(const qv_panel_product *p) {
+#if MOST_PANELS > 1
+    if (p->rows <= FEW_ROWS && p->columns > PANEL) {
+        MULTIPLY_FEW(p);
+        return;
+    }
+#endif
     const ELEMENT *x = p->x, *panel = p->panel;
     size_t vectors = (p->columns + WIDTH - 1) / WIDTH;
     tile_state s = {.ld_out = p->ld_out,
                     .ld_x = p->ld_x,
                     .part = p->columns % WIDTH,
-                    .add = p->add_to_out};
+                    .add = p->add_to_out,
+                    .lines = prefetch_lines(p->rows, TILE_ROWS)};
     bool finish = p->bias != NULL || p->epilogue != NULL;
     for (size_t k = 0; k < p->depth || k == 0; k += QV_DEPTH_BLOCK) {
         size_t depth = p->depth - k < QV_DEPTH_BLOCK ? p->depth - k : QV_DEPTH_BLOCK;

@@ -43,6 +43,7 @@ typedef struct {
     size_t panel_tail; /* rows behind a panel's */
     size_t panel_columns;
     size_t most_columns; /* of one call: a panel's, or any number, of panels that lie one behind another */
+    size_t few_rows;     /* up to so many rows a call may be of panels that lie one behind another, too, and is best so */
     size_t tile_rows;    /* rows that the register tile holds: chunks of rows are best a multiple of it */
     bool packs_layers;   /* whether it beats OpenBLAS's product here, so that linear layers are packed for it */
     bool (*runs)(void);  /* whether this CPU has it; NULL: any that has the set's other kernels */

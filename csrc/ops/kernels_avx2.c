@@ -18,6 +18,9 @@
 #define WIDTH ((size_t)8)
 #define TILE_ROWS ((size_t)6)
 #define TILE_VECTORS 2
+#define FEW_ROWS ((size_t)3)
+#define MOST_PANELS 4
+#define PANELS_BESIDE(rows) ((size_t)((rows) == 1 ? 4 : 2))
 typedef __m256 vec;
 typedef uint32_t words32 __attribute__((vector_size(32)));
 

@@ -107,14 +107,17 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     product_work *w = context;
     size_t number = 0, chunk = 0;
     take_group(w, lane, &number, &chunk);
-    size_t width = w->product->panel_columns, steps = qv_steps(w->product, w->layer->depth);
     size_t row = chunk_start(w, chunk), rows = chunk_start(w, chunk + 1) - row;
+    size_t steps = qv_steps(w->product, w->layer->depth);
+    size_t width = rows <= w->product->few_rows ? GROUP_COLUMNS : w->product->panel_columns;
     qv_const_rows x = {w->x.at + row * w->x.ld, w->x.ld};
     if (w->written != NULL) {
         write_chunk(w, chunk);
         x = (qv_const_rows){w->written + row * w->row_words, w->row_words};
     }
-    column_group group = find_group(w, number), next = find_group(w, (number + 1) % w->groups);
+    /* Lanes that share a chunk take its groups in turns. */
+    size_t further = w->chunks < w->lanes ? w->lanes : 1;
+    column_group group = find_group(w, number), next = find_group(w, (number + further) % w->groups);
     size_t block = steps < QV_DEPTH_BLOCK ? steps : QV_DEPTH_BLOCK;
     for (size_t c = 0; c < group.columns; c += width) {
         size_t column = group.column - w->first + c;
