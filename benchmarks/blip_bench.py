@@ -24,6 +24,7 @@ import numpy as np
 
 from .peak import peak_memory, start_module
 from .table import Row, beside, write_rows
+from .vocabulary import write_vocabulary
 
 SCENARIOS = ("one", "four", "ten")
 SIDES = ("lavis", "torch", "float32", "bfloat16")
@@ -56,9 +57,7 @@ def make_folder(folder: Path, vision: dict[str, Any] = VISION, text: dict[str, A
     torch.manual_seed(0)
     config = BlipConfig(vision_config=vision, text_config=text, image_text_hidden_size=256)
     BlipForImageTextRetrieval(config).save_pretrained(folder)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    filler = [f"filler{i}" for i in range(text["vocab_size"] - 2 - len(special) - len(set(WORDS)))]
-    (folder / "vocab.txt").write_text("\n".join([*special, *sorted(set(WORDS)), *filler]) + "\n")
+    write_vocabulary(folder, WORDS, text["vocab_size"] - 2)
 
 
 def scenario_pairs(scenario: str) -> list[tuple[np.ndarray, list[str]]]:

@@ -26,12 +26,14 @@ import numpy as np
 from .blip_bench import TEXT, VISION
 from .peak import peak_memory, start_module
 from .table import Row, beside, write_rows
+from .vocabulary import PLACES, write_vocabulary
 
 SCENARIOS = ("new", "known")
 SIDES = ("transformers", "transformers bfloat16", "float32", "bfloat16")
-SMALL = ({"num_hidden_layers": 2}, {"num_hidden_layers": 2, "vocab_size": 2000})
+SMALL = ({"num_hidden_layers": 2}, {"num_hidden_layers": 2, "vocab_size": 3000})
 PROMPT = ["a", "picture", "of"]
 PATCHES = 20
+SEP = PLACES["[SEP]"]
 LENGTHS = {"max_length": 20, "min_length": 10}
 
 
@@ -41,14 +43,12 @@ def make_folder(folder: Path, small: bool) -> None:
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     vision, text = ({**full, **less} for full, less in zip((VISION, TEXT), SMALL if small else ({}, {})))
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    filler = [f"filler{i}" for i in range(text["vocab_size"] - 2 - len(special) - len(PROMPT))]
-    (folder / "vocab.txt").write_text("\n".join([*special, *PROMPT, *filler]) + "\n")
+    write_vocabulary(folder, PROMPT, text["vocab_size"] - 2)
     start = text["vocab_size"] - 2
     torch.manual_seed(0)
     config = BlipConfig(
         vision_config=vision,
-        text_config={**text, "bos_token_id": start, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0},
+        text_config={**text, "bos_token_id": start, "sep_token_id": SEP, "eos_token_id": SEP, "pad_token_id": 0},
     )
     BlipForConditionalGeneration(config).save_pretrained(folder)
 
@@ -67,7 +67,9 @@ def transformers_side(folder: Path, known: bool, count: int, repeats: int, preci
     model = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     pixels, weights = inputs(576)
     image = torch.from_numpy(pixels[None]).to(dtype)
-    prompt = torch.tensor([[model.config.text_config.bos_token_id, 5, 6, 7]]).repeat(count, 1)
+    names = (folder / "vocab.txt").read_text().splitlines()
+    start = model.config.text_config.bos_token_id
+    prompt = torch.tensor([[start, *(names.index(word) for word in PROMPT)]]).repeat(count, 1)
 
     @torch.no_grad()
     def states() -> Any:
@@ -77,7 +79,7 @@ def transformers_side(folder: Path, known: bool, count: int, repeats: int, preci
     def captions(of: Any) -> None:
         drawn = torch.multinomial(torch.from_numpy(weights).repeat(count, 1), PATCHES) + 1
         out = model.text_decoder.generate(
-            input_ids=prompt, encoder_hidden_states=of[drawn], do_sample=True, top_k=50, eos_token_id=3, pad_token_id=0,
+            input_ids=prompt, encoder_hidden_states=of[drawn], do_sample=True, top_k=50, eos_token_id=SEP, pad_token_id=0,
             **LENGTHS,
         )  # fmt: skip
         assert len(out) == count
@@ -154,7 +156,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--captions", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side, after one that is not counted")
-    parser.add_argument("--small", action="store_true", help="two blocks a half, 2000 words: to try it")
+    parser.add_argument("--small", action="store_true", help="two blocks a half, 3000 words: to try it")
     parser.add_argument("--folder", type=Path, help="keep the model here, and use it if it is there")
     parser.add_argument("--rows", type=Path, help="write rows for the table of all benchmarks there")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
