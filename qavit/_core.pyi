@@ -84,7 +84,7 @@ class Vit(_Model):
     def resized(self, height: int, width: int, positions: npt.NDArray[np.float32] | None = ...) -> Vit: ...
     def gradients(
         self,
-        states: npt.NDArray[np.float32],
+        states: npt.NDArray[np.float32] | None,
         first: int,
         texts: npt.NDArray[np.float32] | None = ...,
         paired: bool = ...,
@@ -96,6 +96,8 @@ class Vit(_Model):
         wanted: Sequence[tuple[str, int]] = ...,
         relevance: int | None = ...,
         single_head: int | None = ...,
+        keep: bool = ...,
+        kept: npt.NDArray[np.float32] | None = ...,
     ) -> dict[str, Any]: ...
 
 class BlipImage:

@@ -199,6 +199,28 @@ def test_a_question_more_runs_no_block_before_the_question(folder: Path) -> None
     assert asked == [(False, 0), (True, 3), (True, 3)]
 
 
+def test_legrad_of_another_text_runs_no_block() -> None:
+    model, begun = qavit.load(GOLDEN / "methods_clip"), []
+    vit = model._vit
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(vit, name)
+
+        def gradients(self, states: Any, *arguments: Any, **options: Any) -> Any:
+            begun.append(states is None)
+            return vit.gradients(states, *arguments, **options)
+
+    model._vit = Watched()
+    for number, text in ((1, TEXTS[0]), (1, TEXTS[1]), (2, TEXTS[1]), (1, TEXTS[0])):
+        model.heatmaps(picture(number), text, method="legrad")
+    model.heatmaps(picture(1), TEXTS[0], method="legrad", block=-1)
+    assert begun == [False, True, False, True, False]
+    model.cache_clear()
+    model.heatmaps(picture(1), TEXTS[0], method="legrad")
+    assert not begun[-1]
+
+
 @pytest.mark.parametrize("method", ["gae", "legrad", "grad_eclip", "gradcam"])
 def test_a_map_of_a_gradient_and_the_answer_beside_it_are_of_one_pass(method: str) -> None:
     model, passes = qavit.load("demo", cache=0), []

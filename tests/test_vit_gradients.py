@@ -281,6 +281,46 @@ def test_what_is_asked_for_does_not_change_the_rest() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.every_level
+@pytest.mark.parametrize("device", ["cpu", "cuda-host"])
+@pytest.mark.parametrize("name", [name for name in TOWERS if name != "qavit"])
+def test_what_legrad_reads_of_a_picture_gives_the_same_bits_for_other_texts(name: str, device: str) -> None:
+    config = settings(name)
+    vit, _ = make(config, device=device)
+    given = asked(config, vit)
+    texts, wanted = given.get("texts"), [("legrad", 1), ("legrad", 2)]
+    kept = vit.gradients(given["states"], 1, None if texts is None else texts[:1], wanted=wanted, keep=True)["kept"]
+    assert kept.shape[0] == 2
+    for own in (slice(None), slice(1, 2)):
+        asked_now = None if texts is None else texts[own]
+        whole = vit.gradients(given["states"], 1, asked_now, wanted=wanted)
+        known = vit.gradients(None, 1, asked_now, wanted=wanted, kept=kept)
+        assert set(whole) == set(known) == {"scores", "image", "legrad"}
+        for what in ("scores", "image"):
+            np.testing.assert_array_equal(known[what], whole[what])
+        for block in (1, 2):
+            np.testing.assert_array_equal(known["legrad"][block], whole["legrad"][block])
+    one = vit.gradients(given["states"][1:], 1, texts, wanted=wanted, keep=True)["kept"]
+    np.testing.assert_array_equal(one[0], kept[1])
+
+
+def test_what_is_kept_is_for_legrad_of_the_same_blocks() -> None:
+    vit, _ = make(settings("clip"))
+    given = asked(settings("clip"), vit)
+    states, texts, wanted = given["states"], given["texts"], [("legrad", 2)]
+    kept = vit.gradients(states, 1, texts, wanted=wanted, keep=True)["kept"]
+    assert "kept" not in vit.gradients(states, 1, texts[:0], wanted=wanted, keep=True)
+    for arguments, options, message in (
+        ((states, 1, texts), {"wanted": wanted, "kept": kept}, "states and kept are both given, expected one of them"),
+        ((None, 1, texts), {"wanted": [("legrad", 1), *wanted], "kept": kept}, r"kept has shape \[2, \d+\], expected \[N, "),
+        ((None, 1, texts), {"wanted": [("gradcam", 2), *wanted], "kept": kept}, "is for legrad alone, without a question"),
+        ((states, 1, texts), {"wanted": wanted, "keep": True, "relevance": 1}, "is for legrad alone, without a question"),
+        ((states, 1, texts), {"keep": True}, "is for legrad alone, without a question"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vit.gradients(*arguments, **options)
+
+
 def test_nothing_to_differentiate() -> None:
     config = settings("clip")
     vit, _ = make(config)

@@ -1,5 +1,5 @@
-/* What the two files of a vision tower's gradients share: vit_gradients.c goes through the blocks, vit_target.c through what
- * stands behind them. */
+/* What the files of a vision tower's gradients share: vit_gradients.c goes through the blocks, vit_legrad.c through one at a time,
+ * vit_target.c through what stands behind them. */
 #ifndef QV_MODELS_VIT_GRADIENT_PASS_H
 #define QV_MODELS_VIT_GRADIENT_PASS_H
 
@@ -46,6 +46,9 @@ typedef struct {
     float *one_hot;     /* [T] */
     float *place;        /* outputs on their way, where the ops cannot write to the caller's memory, */
     float *second_place; /* [H, M + T], and anywhere */
+    float *values;       /* [T, H d], of a block or of the head, on their way to what is kept, or from there */
+    float *keep;         /* where what is kept next goes; NULL: nowhere */
+    const float *kept;   /* where what was kept is read next; NULL: nothing was */
     qv_vit_target target;
 } qv_vit_gradient_pass;
 
@@ -54,6 +57,18 @@ static inline qv_output qv_vit_place(const qv_vit_gradient_pass *pass, float *pl
     return qv_output_at(pass->vit->ops, place, host, count);
 }
 
+/* vit_gradients.c: block l's kind, what enters it, and its attention of `count` queries. */
+qv_block_kind qv_vit_gradient_kind(const qv_vit_gradient_pass *pass, size_t l);
+float *qv_vit_gradient_level(const qv_vit_gradient_pass *pass, size_t l);
+qv_attention qv_vit_gradient_attention(const qv_vit_gradient_pass *pass, size_t l, size_t n, size_t count);
+
+/* vit_legrad.c: LeGrad's gradient of block l, whose activations and pooled y there are; these to where they are kept, if they
+ * are; and from there, or [D] of that. */
+void qv_vit_legrad(const qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_t n);
+void qv_vit_legrad_keep(qv_vit_gradient_pass *pass, qv_call *call);
+void qv_vit_legrad_find_row(qv_vit_gradient_pass *pass, qv_call *call, float *row);
+void qv_vit_legrad_find(qv_vit_gradient_pass *pass, qv_call *call);
+
 /* How many items wide the score's gradient is: texts', or the number of answers. */
 size_t qv_vit_score_width(const qv_vit_gradient_pass *pass);
 qv_vit_target qv_vit_plan_target(const qv_vit_gradient_pass *pass, qv_arena *arena);
@@ -61,8 +76,12 @@ qv_vit_target qv_vit_plan_target(const qv_vit_gradient_pass *pass, qv_arena *are
 void qv_vit_begin_targets(qv_vit_gradient_pass *pass, qv_call *call, const float *zeros);
 /* y of the pooled mean of tokens [T, D], as LeGrad has it, or of the head's attention over them. */
 void qv_vit_pool_block(const qv_vit_gradient_pass *pass, qv_call *call, const float *tokens);
-/* y of what leaves the last block; and scores [Q] of sequence n. */
-void qv_vit_pool_last(const qv_vit_gradient_pass *pass, qv_call *call, float *x, size_t n);
+/* y of what leaves the last block. */
+void qv_vit_pool_last(const qv_vit_gradient_pass *pass, qv_call *call, float *x);
+/* y of what is pooled already: by a head, or at `last`; else the mean of a block's tokens is there. */
+void qv_vit_pool_again(const qv_vit_gradient_pass *pass, qv_call *call, bool last);
+/* The scores [Q] of sequence n, from y of what leaves the last block. */
+void qv_vit_score_last(const qv_vit_gradient_pass *pass, qv_call *call, size_t n);
 /* d_pooled [count, D] of items `first` .., times factor. */
 void qv_vit_score_gradients(const qv_vit_gradient_pass *pass, qv_call *call, size_t n, size_t first, size_t count,
                             float factor);

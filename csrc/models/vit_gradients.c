@@ -1,7 +1,6 @@
 /* Gradients through a vision tower, a sequence at a time.
  *
- * 1. the blocks from `first` on forward; what enters each is kept, and LeGrad's gradient (Bousselham et al., arXiv 2404.03214)
- *    is taken on the way: it never leaves its block, and begins as one and the same row for every token
+ * 1. the blocks from `first` on forward; what enters each is kept, and LeGrad's gradient is taken on the way (vit_legrad.c)
  * 2. the scores of what is pooled, and their gradients, a chunk of texts at a time (models/vit_target.c)
  * 3. block by block down to the last one that is asked for: the block is run again from what entered it, as far as its
  *    gradient reads of that, once for all texts; then each text's gradient goes through, of the class token alone where nothing
@@ -40,7 +39,7 @@ static size_t keys_of(const qv_vit_gradient_pass *pass) {
     return pass->vit->T + (pass->request->instruct != NULL ? pass->request->M : 0);
 }
 
-static qv_block_kind kind_of(const qv_vit_gradient_pass *pass, size_t l) {
+qv_block_kind qv_vit_gradient_kind(const qv_vit_gradient_pass *pass, size_t l) {
     qv_block_kind kind = pass->vit->kind;
     if (l >= pass->request->single_head) {
         kind.scale /= sqrtf((float)kind.H);
@@ -116,6 +115,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     pass->rows = qv_arena_floats(arena, relevant ? chunk_rows : 0);
     pass->one_hot = qv_arena_floats(arena, relevant ? T : 0);
     pass->place = qv_arena_floats(arena, place_floats(pass, arena));
+    pass->values = qv_arena_take(arena, request->keep != NULL || request->kept != NULL ? T : 0, inner * sizeof(float));
     pass->second_place = qv_arena_take(arena, kind->H, keys * sizeof(float));
     pass->target = qv_vit_plan_target(pass, arena);
     size_t deepest = larger(larger(qv_block_depth(kind), (kind->gated ? 2 : 1) * kind->F), larger(3 * inner, D));
@@ -127,16 +127,14 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
 
 /* ---- a block forward ---- */
 
-/* What enters block l. */
-static float *level(const qv_vit_gradient_pass *pass, size_t l) {
+float *qv_vit_gradient_level(const qv_vit_gradient_pass *pass, size_t l) {
     size_t number = l - pass->request->first, size = pass->vit->T * pass->vit->config.D;
     return pass->x + (pass->lowest < pass->vit->config.L ? number : number % 2) * size;
 }
 
-/* The attention of block l, `count` queries. */
-static qv_attention attention_of(const qv_vit_gradient_pass *pass, size_t l, size_t n, size_t count) {
+qv_attention qv_vit_gradient_attention(const qv_vit_gradient_pass *pass, size_t l, size_t n, size_t count) {
     const qv_vit *vit = pass->vit;
-    const qv_block_kind kind = kind_of(pass, l);
+    const qv_block_kind kind = qv_vit_gradient_kind(pass, l);
     size_t D = vit->config.D;
     qv_attention attention = qv_block_attention(&kind, &pass->a);
     attention.precision = vit->patch_embedding.precision;
@@ -156,10 +154,10 @@ static qv_attention attention_of(const qv_vit_gradient_pass *pass, size_t l, siz
 static void run_block(qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_t n, bool again) {
     const qv_vit *vit = pass->vit;
     const qv_vit_block *block = &vit->blocks[l];
-    const qv_block_kind kind = kind_of(pass, l);
+    const qv_block_kind kind = qv_vit_gradient_kind(pass, l);
     const qv_block_activations *a = &pass->a;
     size_t D = vit->config.D, T = vit->T, count = tokens_of(pass, l);
-    const qv_rows x = {level(pass, l), D}, out = {again ? x.at : level(pass, l + 1), D};
+    const qv_rows x = {qv_vit_gradient_level(pass, l), D}, out = {again ? x.at : qv_vit_gradient_level(pass, l + 1), D};
     const qv_block_rows rows = {x, T, x, count};
     if (block->integrated) {
         qv_vit_embed_question(call, vit, block, &pass->question, pass->instruct, pass->request->M);
@@ -169,7 +167,7 @@ static void run_block(qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_
     if (count == T) {
         qv_vit_rotate(vit, call, a->q, false, 1);
     }
-    const qv_attention attention = attention_of(pass, l, n, count);
+    const qv_attention attention = qv_vit_gradient_attention(pass, l, n, count);
     call->ops->attention(call, &attention);
     if (again) {
         qv_block_keep(call, &kind, &block->block, a, qv_as_const(attention.out), x, count);
@@ -179,47 +177,6 @@ static void run_block(qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_
     }
     qv_block_keep_slopes(call, &kind, a, count);
     pass->run = l;
-}
-
-/* ---- LeGrad: of the block whose activations there are ---- */
-
-/* max(G, 0) of one item, summed over queries, to `host`. */
-static void take_legrad(const qv_vit_gradient_pass *pass, qv_call *call, qv_attention_backward *backward, float *host) {
-    size_t looks = backward->forward.H * (backward->forward.M + backward->forward.S);
-    qv_output out = qv_vit_place(pass, pass->place, host, looks);
-    backward->relevance = out.at;
-    backward->gradient_alone = true;
-    call->ops->attention_backward(call, backward);
-    qv_output_take(call, &out);
-}
-
-static void legrad(const qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_t n) {
-    const qv_vit *vit = pass->vit;
-    const qv_block_kind kind = kind_of(pass, l);
-    const qv_vit_target *target = &pass->target;
-    bool head = vit->config.pooling == QV_POOL_MAP;
-    size_t D = vit->config.D, T = vit->T, inner = kind.H * kind.d;
-    const qv_rows d_mean = {target->d_pooled, D};
-    qv_vit_pool_block(pass, call, level(pass, l + 1));
-    for (size_t first = 0; first < pass->items && !call->stopped; first += pass->turn) {
-        size_t count = smaller(pass->items - first, pass->turn);
-        qv_vit_score_gradients(pass, call, n, first, count, head ? 1.0f : 1.0f / (float)T);
-        if (head) {
-            qv_vit_head_backward(pass, call, 0, count);
-        } else {
-            call->ops->norm_backward(call, d_mean, qv_as_const(d_mean), (qv_const_rows){target->mean, 0}, &vit->post_norm,
-                                     count);
-            qv_block_backward_to_attention(call, &kind, &vit->blocks[l].block, &pass->a, &pass->g, d_mean.at, pass->once,
-                                           count, T);
-        }
-        for (size_t i = 0; i < count; i++) {
-            qv_attention_backward backward = {.forward = attention_of(pass, l, n, T),
-                                              .d_out = {pass->g.d_attended + i * T * inner, inner}};
-            backward = head ? qv_vit_head_attention(pass, i) : backward;
-            size_t looks = backward.forward.H * (backward.forward.M + backward.forward.S);
-            take_legrad(pass, call, &backward, pass->request->taps[l].legrad + (n * pass->items + first + i) * looks);
-        }
-    }
 }
 
 /* ---- from the scores down ---- */
@@ -237,7 +194,7 @@ typedef struct {
 static void class_rows(const qv_vit_gradient_pass *pass, qv_call *call, const turn *t, size_t i) {
     const qv_vit_gradient_tap *tap = &pass->request->taps[t->l];
     size_t item = t->n * pass->items + t->first + i;
-    qv_attention_backward one = {.forward = attention_of(pass, t->l, t->n, 1)};
+    qv_attention_backward one = {.forward = qv_vit_gradient_attention(pass, t->l, t->n, 1)};
     size_t inner = one.forward.H * one.forward.d, looks = one.forward.H * (one.forward.M + one.forward.S);
     bool first = t->first + i == 0 && tap->class_attention != NULL;
     qv_output attention = qv_vit_place(pass, pass->place, first ? tap->class_attention + t->n * looks : NULL, looks);
@@ -267,7 +224,7 @@ static void attend_backward(const qv_vit_gradient_pass *pass, qv_call *call, con
     const qv_vit *vit = pass->vit;
     const qv_vit_gradient_request *request = pass->request;
     const qv_ops *ops = call->ops;
-    qv_attention_backward backward = {.forward = attention_of(pass, t->l, t->n, t->tokens)};
+    qv_attention_backward backward = {.forward = qv_vit_gradient_attention(pass, t->l, t->n, t->tokens)};
     const qv_attention *a = &backward.forward;
     size_t inner = a->H * a->d, T = vit->T, slot = t->further ? i : 0, item = t->n * pass->items + t->first + i;
     const qv_rows d_q = {pass->g.d_q + slot * t->tokens * inner, inner}, d_k = {pass->g.d_kv + slot * T * 2 * inner, 2 * inner};
@@ -333,7 +290,7 @@ static void gradcam(const qv_vit_gradient_pass *pass, qv_call *call, const turn 
 static void run_turn(const qv_vit_gradient_pass *pass, qv_call *call, const turn *t) {
     const qv_vit *vit = pass->vit;
     const qv_block *block = &vit->blocks[t->l].block;
-    const qv_block_kind kind = kind_of(pass, t->l);
+    const qv_block_kind kind = qv_vit_gradient_kind(pass, t->l);
     const qv_vit_gradient_tap *tap = &pass->request->taps[t->l];
     size_t D = vit->config.D, T = vit->T;
     qv_block_gradients g = pass->g;
@@ -350,8 +307,8 @@ static void run_turn(const qv_vit_gradient_pass *pass, qv_call *call, const turn
     if (!t->further) {
         return;
     }
-    qv_block_backward_from_attention(call, &kind, block, &g, (qv_const_rows){level(pass, t->l), D}, d_x, t->count, t->tokens,
-                                     T);
+    const qv_const_rows x = {qv_vit_gradient_level(pass, t->l), D};
+    qv_block_backward_from_attention(call, &kind, block, &g, x, d_x, t->count, t->tokens, T);
     if (tap->hidden_gradient != NULL) {
         qv_take_floats(call, tap->hidden_gradient + (t->n * pass->items + t->first) * T * D, d_x, t->count * T * D);
     }
@@ -386,7 +343,8 @@ static void differentiate(qv_vit_gradient_pass *pass, qv_call *call, size_t l, s
     }
     if (tap->gradcam != NULL) {
         const qv_rows normed = {pass->a.normed, vit->config.D};
-        call->ops->norm(call, normed, (qv_const_rows){level(pass, l), normed.ld}, &vit->blocks[l].block.norm1, vit->T);
+        const qv_const_rows x = {qv_vit_gradient_level(pass, l), normed.ld};
+        call->ops->norm(call, normed, x, &vit->blocks[l].block.norm1, vit->T);
     }
     size_t most = t.tokens == 1 && !t.further ? count : pass->turn;
     for (t.place = 0; t.place < count && !call->stopped; t.place += most) {
@@ -399,7 +357,7 @@ static void differentiate(qv_vit_gradient_pass *pass, qv_call *call, size_t l, s
 static void run_chunk(qv_vit_gradient_pass *pass, qv_call *call, size_t n, size_t first, size_t count) {
     const qv_vit_gradient_request *request = pass->request;
     size_t L = pass->vit->config.L, T = pass->vit->T;
-    qv_vit_start_from_scores(pass, call, level(pass, L), n, first, count);
+    qv_vit_start_from_scores(pass, call, qv_vit_gradient_level(pass, L), n, first, count);
     if (request->relevance != NULL) {
         call->ops->copy(call, (qv_rows){pass->rows, T}, (qv_const_rows){pass->one_hot, 0}, count, T);
     }
@@ -411,21 +369,44 @@ static void run_chunk(qv_vit_gradient_pass *pass, qv_call *call, size_t n, size_
     }
 }
 
+/* From what LeGrad's gradient read of the picture before. */
+static void run_kept(qv_vit_gradient_pass *pass, qv_call *call, size_t n) {
+    const qv_vit_gradient_request *request = pass->request;
+    size_t L = pass->vit->config.L;
+    for (size_t l = request->first; l < L && !call->stopped; l++) {
+        if (request->taps[l].legrad != NULL) {
+            qv_vit_legrad_find(pass, call);
+            qv_vit_pool_again(pass, call, false);
+            qv_vit_legrad(pass, call, l, n);
+        }
+    }
+    qv_vit_legrad_find_row(pass, call, pass->target.pooled);
+    qv_vit_pool_again(pass, call, true);
+    qv_vit_score_last(pass, call, n);
+}
+
 static void run_sequence(qv_vit_gradient_pass *pass, qv_call *call, size_t n) {
     const qv_vit *vit = pass->vit;
     const qv_vit_gradient_request *request = pass->request;
     size_t L = vit->config.L, states = vit->T * vit->config.D, question = request->M * vit->config.instruction_dim;
-    call->ops->give(call, level(pass, request->first), request->states + n * states, states * sizeof(float));
+    call->ops->give(call, qv_vit_gradient_level(pass, request->first), request->states + n * states, states * sizeof(float));
     if (request->instruct != NULL) {
         pass->instruct = (float *)qv_give_floats(call, pass->instruct, request->instruct + n * question, question);
     }
     for (size_t l = request->first; l < L && !call->stopped; l++) {
         run_block(pass, call, l, n, false);
         if (request->taps[l].legrad != NULL) {
-            legrad(pass, call, l, n);
+            qv_vit_pool_block(pass, call, qv_vit_gradient_level(pass, l + 1));
+            qv_vit_legrad_keep(pass, call);
+            qv_vit_legrad(pass, call, l, n);
         }
     }
-    qv_vit_pool_last(pass, call, level(pass, L), n);
+    qv_vit_pool_last(pass, call, qv_vit_gradient_level(pass, L));
+    if (pass->keep != NULL) {
+        qv_take_floats(call, pass->keep, pass->target.pooled, vit->config.D);
+        pass->keep += vit->config.D;
+    }
+    qv_vit_score_last(pass, call, n);
     if (pass->lowest == L && !reads_scores(&request->taps[L])) {
         return;
     }
@@ -448,7 +429,7 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         call->ops->give(call, pass->one_hot, host + D, T * sizeof *host);
     }
     for (size_t n = 0; n < pass->request->N && !call->stopped; n++) {
-        run_sequence(pass, call, n);
+        (pass->kept != NULL ? run_kept : run_sequence)(pass, call, n);
     }
     qv_free(host);
     return QV_OK;
@@ -476,6 +457,10 @@ static qv_status check(const qv_vit_gradient_pass *pass, qv_error *err) {
     if (integrated && request->instruct == NULL) {
         return qv_fail(err, QV_ERR_VALUE, "blocks from %zu on take a question, and none was given", request->first);
     }
+    size_t floats;
+    if ((request->keep != NULL || request->kept != NULL) && !qv_vit_gradients_keep(vit, request, &floats)) {
+        return qv_fail(err, QV_ERR_VALUE, "what is kept of a picture is for legrad alone, without a question");
+    }
     if (request->texts == NULL && vit->answers.columns == 0) {
         return qv_fail(err, QV_ERR_VALUE, "texts: none were given, and this tower has no answers whose scores could be taken");
     }
@@ -490,7 +475,8 @@ static qv_status check(const qv_vit_gradient_pass *pass, qv_error *err) {
 
 qv_status qv_vit_gradients(const qv_vit *vit, qv_call *call, const qv_vit_gradient_request *request, qv_error *err) {
     static const qv_planned planned = {"the gradients of a vision transformer", plan, run};
-    qv_vit_gradient_pass pass = {.vit = vit, .request = request, .run = SIZE_MAX};
+    qv_vit_gradient_pass pass = {
+        .vit = vit, .request = request, .run = SIZE_MAX, .keep = request->keep, .kept = request->kept};
     qv_status status = check(&pass, err);
     if (status != QV_OK || request->N == 0 || (request->texts != NULL && request->Q == 0)) {
         return status;

@@ -33,12 +33,16 @@ typedef struct {
     float *relevance; /* [I, T] or NULL: the class token's row of R = (1 + M_L-1) .. (1 + M_l), l = relevance_from, M = mean over
                          heads of A max(G, 0), question tokens left out */
     size_t relevance_from;
+    float *keep;       /* [N, floats of qv_vit_gradients_keep], what LeGrad reads of the pictures, or NULL */
+    const float *kept; /* the same, of a request with as much of LeGrad: no block runs, and states may be NULL; or NULL */
     float *scores; /* [N, Q] cosines; of an answer [N] */
     float *image;  /* [N, E], what is compared with the texts, of any length, or the answers' logits; or NULL */
 } qv_vit_gradient_request;
 
 /* E: of the projection, the answers (texts NULL), or D where there is none. */
 size_t qv_vit_gradient_width(const qv_vit *vit, bool answers);
+/* Whether what the request reads of a picture can be kept, whatever the texts, and the floats that it takes. */
+bool qv_vit_gradients_keep(const qv_vit *vit, const qv_vit_gradient_request *request, size_t *floats);
 /* QV_ERR_VALUE where the tower has no class token, head, answers or question that is asked for; QV_ERR_MEMORY,
  * QV_ERR_CANCELLED (outputs then hold anything). Memory is for one sequence, and for a bounded number of items at a time. */
 qv_status qv_vit_gradients(const qv_vit *vit, qv_call *call, const qv_vit_gradient_request *request, qv_error *err);

@@ -75,9 +75,8 @@ void qv_vit_pool_block(const qv_vit_gradient_pass *pass, qv_call *call, const fl
     find_y(pass, call);
 }
 
-void qv_vit_pool_last(const qv_vit_gradient_pass *pass, qv_call *call, float *x, size_t n) {
+void qv_vit_pool_last(const qv_vit_gradient_pass *pass, qv_call *call, float *x) {
     const qv_vit *vit = pass->vit;
-    const qv_vit_gradient_request *request = pass->request;
     const qv_vit_target *target = &pass->target;
     size_t D = vit->config.D;
     const qv_block_kind kind = qv_vit_head_kind(vit);
@@ -89,6 +88,21 @@ void qv_vit_pool_last(const qv_vit_gradient_pass *pass, qv_call *call, float *x,
         call->ops->mean_rows(call, target->mean, x + vit->prefix * D, vit->P, D);
     }
     find_y(pass, call);
+}
+
+void qv_vit_pool_again(const qv_vit_gradient_pass *pass, qv_call *call, bool last) {
+    const qv_vit *vit = pass->vit;
+    const qv_vit_target *target = &pass->target;
+    size_t D = vit->config.D;
+    if (!last && vit->config.pooling != QV_POOL_MAP) {
+        call->ops->norm(call, (qv_rows){target->pooled, D}, (qv_const_rows){target->mean, D}, &vit->post_norm, 1);
+    }
+    find_y(pass, call);
+}
+
+void qv_vit_score_last(const qv_vit_gradient_pass *pass, qv_call *call, size_t n) {
+    const qv_vit_gradient_request *request = pass->request;
+    const qv_vit_target *target = &pass->target;
     qv_vit_score_gradients(pass, call, n, 0, 1, 1.0f);
     size_t count = request->texts != NULL ? request->Q : 1;
     qv_take_floats(call, request->scores + n * count, target->scores, count);

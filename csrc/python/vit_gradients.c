@@ -7,7 +7,7 @@
 
 const char qvpy_vit_gradients_doc[] =
     "gradients(states, first, texts=None, paired=False, score='cosine', scale=1.0, answer=None, instruct=None,\n"
-    "instruct_length=None, wanted=(), relevance=None, single_head=None)\n"
+    "instruct_length=None, wanted=(), relevance=None, single_head=None, keep=False, kept=None)\n"
     "--\n\nGradients of scores, from what enters block `first`, states [N, T, D] (forward's hidden). A score is the cosine of\n"
     "what is pooled and one of texts [Q, E], of unit length, times scale; 'softmax': its share among the texts; without texts\n"
     "the log-probability of an answer, by default of the likeliest. There are I = N Q of them, picture by picture, or N where\n"
@@ -15,7 +15,8 @@ const char qvpy_vit_gradients_doc[] =
     "[N, 1]; image [N, E], what texts are compared with, or logits; relevance [I, T], of the blocks from that one on; and for\n"
     "each name {block: array}: legrad [I, H, M + T], class_attention [N, H, M + T], class_gradient [I, H, M + T], key_cosine\n"
     "[N, T], gradcam [I, P], attention_gradient [I, H, T, M + T], hidden_gradient [I, T, D]. Blocks from single_head on run\n"
-    "with one head. The block behind the last is the attention head, whose query stands for the class token.\n"
+    "with one head. keep, with legrad alone: also kept, float32 [N, .], what legrad reads of the pictures, whatever the texts;\n"
+    "kept: that, of a call for the same blocks, in place of states. The block behind the last is the attention head, whose query stands for the class token.\n"
     "models/vit_gradients.h says what each is.";
 
 /* Names of what is wanted of a block, where it goes, and its shape: I or N first, then what follows. */
@@ -42,6 +43,7 @@ typedef struct {
     qv_vit_gradient_tap *taps; /* [L + 1] */
     PyArrayObject **arrays;    /* [OUTPUTS, L + 1] */
     PyArrayObject *scores, *image, *relevance;
+    PyArrayObject *keep, *kept; /* written, read */
     size_t items;
     qv_vit_gradient_request request;
 } gradient_call;
@@ -54,7 +56,7 @@ static void release_call(gradient_call *c, size_t L) {
     PyMem_Free(c->taps);
     PyMem_Free(c->lengths);
     PyArrayObject *held[] = {c->states, c->texts, c->instruct, c->instruct_length, c->scores, c->image,
-                             c->relevance};
+                             c->relevance, c->keep, c->kept};
     for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) {
         Py_XDECREF(held[i]);
     }
@@ -73,7 +75,21 @@ static int read_block(PyObject *object, const char *argument, size_t last, size_
     return 0;
 }
 
-static int read_states(gradient_call *c, const qv_vit *vit, PyObject *states, PyObject *texts) {
+/* The pictures: their states, or what was kept of them. */
+static int read_pictures(gradient_call *c, const qv_vit *vit, PyObject *states, PyObject *kept) {
+    if (kept != Py_None) {
+        if (states != Py_None) {
+            PyErr_SetString(PyExc_ValueError, "states and kept are both given, expected one of them");
+            return -1;
+        }
+        c->kept = qvpy_float_array(kept, "kept", 2);
+        if (c->kept == NULL) {
+            return -1;
+        }
+        c->request.kept = PyArray_DATA(c->kept);
+        c->request.N = (size_t)PyArray_DIM(c->kept, 0);
+        return 0;
+    }
     c->states = qvpy_float_array(states, "states", 3);
     if (c->states == NULL) {
         return -1;
@@ -86,6 +102,10 @@ static int read_states(gradient_call *c, const qv_vit *vit, PyObject *states, Py
     }
     c->request.states = PyArray_DATA(c->states);
     c->request.N = (size_t)shape[0];
+    return 0;
+}
+
+static int read_texts(gradient_call *c, PyObject *texts) {
     if (texts != Py_None) {
         c->texts = qvpy_float_array(texts, "texts", 2);
         if (c->texts == NULL) {
@@ -208,9 +228,34 @@ static int make_outputs(gradient_call *c, const qv_vit *vit, PyObject *wanted, b
     return result;
 }
 
+/* The array for what is kept, or the check of the one that is given. */
+static int make_kept(gradient_call *c, const qv_vit *vit, bool keep) {
+    size_t shape[2] = {c->request.N, 0};
+    if (!keep && c->kept == NULL) {
+        return 0;
+    }
+    if (!qv_vit_gradients_keep(vit, &c->request, &shape[1])) {
+        PyErr_SetString(PyExc_ValueError, "keep, kept: what is kept of a picture is for legrad alone, without a question");
+        return -1;
+    }
+    if (c->kept != NULL && (size_t)PyArray_DIM(c->kept, 1) != shape[1]) {
+        PyErr_Format(PyExc_ValueError, "kept has shape [%zd, %zd], expected [N, %zu] for these blocks",
+                     (Py_ssize_t)PyArray_DIM(c->kept, 0), (Py_ssize_t)PyArray_DIM(c->kept, 1), shape[1]);
+        return -1;
+    }
+    if (keep) {
+        c->keep = qvpy_new_floats(2, shape);
+        c->request.keep = c->keep != NULL ? PyArray_DATA(c->keep) : NULL;
+    }
+    return keep && c->keep == NULL ? -1 : 0;
+}
+
 static PyObject *build_result(const gradient_call *c, size_t L) {
     PyObject *result = Py_BuildValue("{s:O, s:O}", "scores", c->scores, "image", c->image);
     if (result != NULL && c->relevance != NULL && PyDict_SetItemString(result, "relevance", (PyObject *)c->relevance) < 0) {
+        Py_CLEAR(result);
+    }
+    if (result != NULL && c->keep != NULL && PyDict_SetItemString(result, "kept", (PyObject *)c->keep) < 0) {
         Py_CLEAR(result);
     }
     for (size_t i = 0; result != NULL && i < OUTPUTS; i++) {
@@ -242,27 +287,28 @@ static int read_score(gradient_call *c, const char *score, PyObject *answer) {
 
 PyObject *qvpy_vit_gradients(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"states", "first",           "texts",  "paired",    "score",       "scale", "answer",
-                            "instruct", "instruct_length", "wanted", "relevance", "single_head", NULL};
+                            "instruct", "instruct_length", "wanted", "relevance", "single_head", "keep", "kept", NULL};
     PyObject *states, *first, *texts = Py_None, *answer = Py_None, *instruct = Py_None, *instruct_length = Py_None;
-    PyObject *wanted = NULL, *relevance = Py_None, *single_head = Py_None, *result = NULL;
+    PyObject *wanted = NULL, *relevance = Py_None, *single_head = Py_None, *kept = Py_None, *result = NULL;
     const char *score = "cosine";
-    int paired = 0;
+    int paired = 0, keep = 0;
     const qv_vit *vit = self->model;
     size_t L = vit->config.L;
     gradient_call c = {.request = {.scale = 1.0f}};
     qv_vit_gradient_request *request = &c.request;
     qvpy_call call;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|OpsfOOOOOO:gradients", names, &states, &first, &texts, &paired,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|OpsfOOOOOOpO:gradients", names, &states, &first, &texts, &paired,
                                      &score, &request->scale, &answer, &instruct, &instruct_length, &wanted, &relevance,
-                                     &single_head)) {
+                                     &single_head, &keep, &kept)) {
         return NULL;
     }
     request->paired = paired != 0;
     if (read_score(&c, score, answer) < 0 || read_block(first, "first", L - 1, 0, &request->first) < 0 ||
         read_block(relevance, "relevance", L - 1, L, &request->relevance_from) < 0 ||
         read_block(single_head, "single_head", L - 1, L, &request->single_head) < 0 ||
-        read_states(&c, vit, states, texts) < 0 || read_question(&c, vit, instruct, instruct_length) < 0 ||
-        make_outputs(&c, vit, wanted, relevance != Py_None) < 0) {
+        read_pictures(&c, vit, states, kept) < 0 || read_texts(&c, texts) < 0 ||
+        read_question(&c, vit, instruct, instruct_length) < 0 || make_outputs(&c, vit, wanted, relevance != Py_None) < 0 ||
+        make_kept(&c, vit, keep != 0 && c.items != 0) < 0) {
         goto done;
     }
     if (relevance != Py_None && request->relevance_from < request->first) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import numpy as np
@@ -35,6 +35,8 @@ class CachedTower:
     Of a picture that comes alone, with any number of questions, two things are kept. States, what enters a block, as far as
     no question has entered: any later pass begins with the deepest one that comes before all that it is asked for. And
     where there is no question, all that a pass gave, for one that asks for the same.
+
+    Of LeGrad, what its gradients read of a picture, whatever the texts.
 
     No result differs by a bit from that of a pass that begins with the picture. What attention is read of is part of how a
     block is computed, and so is how many of its rows are needed. States are therefore kept and used of passes alone that
@@ -78,6 +80,21 @@ class CachedTower:
                 cache.put(key, _read_only(found), bytes_of(found), found)
         patches, image = found
         return patches, image
+
+    def legrad_kept(self, seen: Seen, wanted: Attention) -> tuple[Hashable, Optional[FloatArray]]:
+        """A picture's key, or None where nothing is kept of it, and `kept` as `_core.Vit.gradients` takes it, or None."""
+        cache = self.cache
+        if len(seen) != 1 or cache.largest == 0:
+            return None, None
+        key = (digest_of(seen), tuple(wanted))
+        found: Optional[FloatArray] = cache.find(key)
+        if found is not None:
+            cache.count(True)
+        return key, found
+
+    def keep_legrad(self, key: Hashable, kept: FloatArray) -> None:
+        """Keep what `_core.Vit.gradients` gave for another text on the same picture."""
+        self.cache.put(key, _read_only(kept), kept.nbytes, kept)
 
     def _run(self, seen: Seen, pairs: Optional[Pairs], wanted: Wanted) -> dict[str, Any]:
         given, how = _as_core_takes(seen)

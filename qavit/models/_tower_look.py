@@ -75,6 +75,8 @@ class TowerLook(ModelLook):
     ) -> dict[str, Any]:
         model = self._model
         states, mask = (None, None) if self._encoded is None else self._encoded[:2]
+        if states is None and _of_legrad_alone(wanted, relevance, single_head) and "texts" in model.reads:
+            return self._legrad(first, wanted, beside, score, scale)
         hidden = self._pass([], (first,))["hidden"][first]
         texts = self.texts if "texts" in model.reads else None
         named = self.options.answer
@@ -94,10 +96,29 @@ class TowerLook(ModelLook):
             fit = found
             if single_head is not None:  # whose score is another model's
                 fit = self.tower.gradients(hidden, first, texts, paired=states is not None, **_in_front(states, mask))
-            lengths = np.linalg.norm(fit["image"].astype(np.float64), axis=1, keepdims=True)
-            self.image = np.asarray(fit["image"] / np.maximum(lengths, 1e-12), np.float32)
+            self.image = _unit(fit["image"])
             if states is not None:
                 self.fits = np.diagonal(fit["scores"]).copy()
+        return found
+
+    def _legrad(
+        self, first: int, wanted: Sequence[tuple[str, int]], beside: Optional[FloatArray], score: Score, scale: float
+    ) -> dict[str, Any]:
+        """LeGrad's gradients alone: what they read of a picture, whatever the texts, is kept of the last pictures."""
+        tower = self._model._tower
+        texts = self.texts if beside is None else np.concatenate([self.texts, beside])
+        key, kept = tower.legrad_kept(self._pixels, wanted)
+        hidden = None
+        if kept is None:
+            hidden = self._pass([], (first,))["hidden"][first]
+        else:
+            check_unchanged(self._model._files)
+        found = self.tower.gradients(
+            hidden, first, texts, score=score, scale=scale, wanted=wanted, keep=key is not None and kept is None, kept=kept
+        )
+        if "kept" in found:
+            tower.keep_legrad(key, found.pop("kept"))
+        self.image = _unit(found["image"])
         return found
 
     def _of_answers(
@@ -155,6 +176,17 @@ class TowerLook(ModelLook):
     def _for_each(self, array: FloatArray) -> FloatArray:
         """What is the picture's own, once a text."""
         return array
+
+
+def _of_legrad_alone(wanted: Sequence[tuple[str, int]], relevance: Optional[int], single_head: Optional[int]) -> bool:
+    """Whether gradients are LeGrad's alone, for which a picture's part is the same for all texts."""
+    return bool(wanted) and relevance is None and single_head is None and all(name == "legrad" for name, _ in wanted)
+
+
+def _unit(image: FloatArray) -> FloatArray:
+    """Rows of unit length."""
+    lengths = np.linalg.norm(image.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(image / np.maximum(lengths, 1e-12), np.float32)
 
 
 def _joined(parts: Sequence[Any]) -> Any:
