@@ -1,5 +1,5 @@
-/* What the files of a vision tower's gradients share: vit_gradients.c goes through the blocks, vit_legrad.c through one at a time,
- * vit_target.c through what stands behind them. */
+/* What the files of a vision tower's gradients share: vit_gradients.c goes through the blocks, vit_legrad.c through each by
+ * itself, vit_target.c through what stands behind them. */
 #ifndef QV_MODELS_VIT_GRADIENT_PASS_H
 #define QV_MODELS_VIT_GRADIENT_PASS_H
 

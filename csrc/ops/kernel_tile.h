@@ -7,8 +7,8 @@
  *   SMALL                       a step whose items are 2^-20 */
 
 /* out [rows, columns] (+)= x [rows, depth] panel [depth, PANEL]; rows and vectors are constants where this is inlined,
- * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. More vectors
- * than a panel's are of panels that lie one behind another. */
+ * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. More
+ * vectors than a panel's are of panels that lie one behind another. */
 STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT *panel, size_t depth,
                       const size_t rows, const size_t vectors) {
     vec sum[TILE_ROWS][TILE_VECTORS * MOST_PANELS];

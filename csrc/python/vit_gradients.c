@@ -15,8 +15,9 @@ const char qvpy_vit_gradients_doc[] =
     "[N, 1]; image [N, E], what texts are compared with, or logits; relevance [I, T], of the blocks from that one on; and for\n"
     "each name {block: array}: legrad [I, H, M + T], class_attention [N, H, M + T], class_gradient [I, H, M + T], key_cosine\n"
     "[N, T], gradcam [I, P], attention_gradient [I, H, T, M + T], hidden_gradient [I, T, D]. Blocks from single_head on run\n"
-    "with one head. keep, with legrad alone: also kept, float32 [N, .], what legrad reads of the pictures, whatever the texts;\n"
-    "kept: that, of a call for the same blocks, in place of states. The block behind the last is the attention head, whose query stands for the class token.\n"
+    "with one head. keep, with legrad alone: also kept, float32 [N, .], what legrad reads of the pictures, whatever the\n"
+    "texts; kept: that, of a call for the same blocks, in place of states. The block behind the last is the attention head,\n"
+    "whose query stands for the class token.\n"
     "models/vit_gradients.h says what each is.";
 
 /* Names of what is wanted of a block, where it goes, and its shape: I or N first, then what follows. */

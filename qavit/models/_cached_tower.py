@@ -81,7 +81,7 @@ class CachedTower:
         patches, image = found
         return patches, image
 
-    def legrad_kept(self, seen: Seen, wanted: Attention) -> tuple[Hashable, Optional[FloatArray]]:
+    def legrad_kept(self, seen: Seen, wanted: Sequence[tuple[str, int]]) -> tuple[Hashable, Optional[FloatArray]]:
         """A picture's key, or None where nothing is kept of it, and `kept` as `_core.Vit.gradients` takes it, or None."""
         cache = self.cache
         if len(seen) != 1 or cache.largest == 0:
