@@ -170,7 +170,8 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """A token's number, or None."""
-        number = self._tokenizer.token_to_id(token)
+        with self._lock:  # the library refuses a question that comes while another thread changes its settings
+            number = self._tokenizer.token_to_id(token)
         return None if number is None else int(number)
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
@@ -229,7 +230,8 @@ class Tokenizer:
         if self._special is None:
             added = json.loads(self._json).get("added_tokens") or []
             self._special = frozenset(token["content"] for token in added if token.get("special"))
-        pieces = [self._tokenizer.id_to_token(int(number)) for number in ids]
+        with self._lock:
+            pieces = [self._tokenizer.id_to_token(int(number)) for number in ids]
         return ["" if piece is None or piece in self._special else piece for piece in pieces]
 
     def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:

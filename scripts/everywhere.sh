@@ -14,7 +14,7 @@ flags=(-std=c11 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wext
 sources=(csrc/{base,ops,image,models}/*.c)
 sources=("${sources[@]/#csrc\/base\/blas.c/tests/core/plain_blas.c}" tests/core/check.c)
 mkdir -p "$folder"
-export WINEDEBUG=-all WINEPREFIX="$PWD/$folder/wine"
+export WINEDEBUG=-all WINEPREFIX="$PWD/$folder/.wine" # a dot: it links to the root, and setuptools would look for packages there
 
 say() { printf '%-20s %s\n' "$1" "$2"; }
 

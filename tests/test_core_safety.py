@@ -21,6 +21,7 @@ from test_core_runtime import CONFIG, batch, run_python, t5_weights
 
 import qavit
 from qavit import QAViT, _core
+from qavit._stand_ins import KINDS
 from qavit.checkpoints import ModelSource, open_model
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -62,6 +63,91 @@ print("ok")
 def test_ids_that_change_while_they_are_encoded() -> None:
     """A call sees the ids that it has checked, or refuses them."""
     assert run_python(IDS_SCRIPT, timeout=300) == "ok"
+
+
+SAMPLING_SCRIPT = """
+import threading, time, numpy as np
+from qavit import _core
+random = np.random.default_rng(0)
+logits = random.standard_normal((64, 3000)).astype(np.float32)
+kept = random.integers(0, 3000, (64, 500))
+ids = kept.copy()
+settings = (1.5, 0, -1, 1.0, 0, 1.0)
+expected = _core.process_logits(logits, kept, settings)
+done = threading.Event()
+
+def write():
+    while not done.wait(0.002):
+        ids[:] = 10**9
+        time.sleep(0.0005)
+        ids[:] = kept
+
+thread = threading.Thread(target=write)
+thread.start()
+refused = right = 0
+while refused == 0 or right == 0 or refused + right < 200:
+    try:
+        processed = _core.process_logits(logits, ids, settings)
+    except ValueError:
+        refused += 1
+    else:
+        right += bool((processed == expected).all())
+done.set()
+thread.join()
+print("ok")
+"""
+
+
+def test_ids_that_change_while_logits_are_processed() -> None:
+    """An id is where a score is written to: what was checked must be what is used."""
+    assert run_python(SAMPLING_SCRIPT, timeout=300) == "ok"
+
+
+LENGTHS_SCRIPT = """
+import threading, numpy as np
+import test_core_safety as t
+decoder = t.open_decoder(FOLDER)
+memory = decoder.read(np.zeros((3, decoder.cross_width), np.float32))
+cache = decoder.begin(memory, 1, 4)
+decoder.step(cache, np.zeros((1, 2), np.int64))
+done = threading.Event()
+
+def reorder():
+    rows = 1
+    while not done.is_set():
+        rows = 400 if rows == 1 else 1
+        try:
+            decoder.reorder(cache, np.zeros(rows, np.int32))
+        except RuntimeError as error:
+            assert "another thread" in str(error)
+
+thread = threading.Thread(target=reorder)
+thread.start()
+right = refused = 0
+while right < 300 or refused == 0:
+    try:
+        lengths = cache.lengths
+    except RuntimeError as error:
+        assert "another thread" in str(error)
+        refused += 1
+    else:
+        assert len(lengths) in (1, 400) and (lengths == 2).all(), lengths
+        right += 1
+done.set()
+thread.join()
+print("ok")
+"""
+
+
+def open_decoder(folder: str) -> Any:
+    """Of small captions' weights."""
+    options = KINDS["blip_caption"](Path(folder))
+    source = open_model(options["checkpoint"], tokenizer=options["tokenizer"], config=options["config"])
+    return _core.Decoder(dict(source.text or {}), source.weights, "float32", "text_decoder.")
+
+
+def test_lengths_of_a_cache_whose_rows_another_thread_moves(tmp_path: Path) -> None:
+    assert run_python(LENGTHS_SCRIPT.replace("FOLDER", repr(str(tmp_path))), timeout=300) == "ok"
 
 
 PICTURE_SCRIPT = """

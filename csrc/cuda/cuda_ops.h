@@ -62,7 +62,7 @@ struct qv_cuda_device {
 
     /* counters */
     atomic_size_t held, allocations;
-    size_t launches, streamed;
+    atomic_size_t launches, streamed; /* written in turn, read by anybody */
 
     /* index arrays */
     char *index_host, *index_device;

@@ -224,7 +224,7 @@ qv_cuda_counters qv_cuda_count_up(const qv_cuda_device *device) {
     return (qv_cuda_counters){
         .held = atomic_load(&device->held),
         .allocations = atomic_load(&device->allocations),
-        .launches = device->launches,
-        .streamed = device->streamed,
+        .launches = atomic_load(&device->launches),
+        .streamed = atomic_load(&device->streamed),
     };
 }

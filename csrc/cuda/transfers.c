@@ -84,7 +84,7 @@ void qv_cuda_launch_kernel(qv_cuda_device *device, qvk_kernel kernel, void *para
     if (blocks == 0) {
         return;
     }
-    device->launches++;
+    atomic_fetch_add(&device->launches, 1);
     if (device->status == QV_OK) {
         device->status =
             device->driver->launch(device->state, kernel, parameters, blocks, threads, shared, &device->error);

@@ -156,7 +156,7 @@ static size_t fetch(qv_cuda_device *device, size_t block) {
     qv_cuda_record(device, QV_CUDA_COPY, EVENT_READY + place);
     buffer->holds = device->status == QV_OK ? block : QV_CUDA_NO_BLOCK;
     buffer->awaited = false;
-    device->streamed++;
+    atomic_fetch_add(&device->streamed, 1);
     return place;
 }
 

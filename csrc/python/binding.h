@@ -48,12 +48,14 @@ int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err);
  * raises TypeError or ValueError naming `argument`. */
 PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims);
 PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims);
+/* The same, but never the caller's own memory: what is checked and then relied on, such as indices, another thread may write to
+ * in between. */
+PyArrayObject *qvpy_copy(PyObject *object, const char *argument, int type_number, int dims);
 PyArrayObject *qvpy_new_floats(int dims, const size_t *shape);
 /* A new tuple of what a sequence holds now, whatever others do to it meanwhile; TypeError with the message where it is none. */
 PyObject *qvpy_tuple(PyObject *object, const char *message);
-/* int32 [N] into out, each item in low .. high; *keep holds the array. 0, or -1 with an exception. */
-int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out, npy_int32 low,
-                      size_t high);
+/* int32 [N] into out, each item in low .. high. 0, or -1 with an exception. */
+int qvpy_read_indices(PyObject *object, const char *argument, size_t N, size_t *out, npy_int32 low, size_t high);
 
 /* The weights given as a dict name -> (buffer, dtype, shape tuple, byte offset). The dtype is "float32", "float16" or
  * "bfloat16", for a matrix in panels followed by their width: "float32@64" (see base/tensor.h).

@@ -50,9 +50,9 @@ int qvpy_acquire(qvpy_poll *poll, qv_status status, const qv_error *err) {
     return status != QV_OK || poll->raised ? -1 : 0;
 }
 
-PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims) {
+static PyArrayObject *array_of(PyObject *object, const char *argument, int type_number, int dims, int flags) {
     PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(
-        object, type_number, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
+        object, type_number, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | flags);
     if (array == NULL) {
         return NULL;
     }
@@ -62,6 +62,14 @@ PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_numbe
         return NULL;
     }
     return array;
+}
+
+PyArrayObject *qvpy_array(PyObject *object, const char *argument, int type_number, int dims) {
+    return array_of(object, argument, type_number, dims, 0);
+}
+
+PyArrayObject *qvpy_copy(PyObject *object, const char *argument, int type_number, int dims) {
+    return array_of(object, argument, type_number, dims, NPY_ARRAY_ENSURECOPY);
 }
 
 PyArrayObject *qvpy_float_array(PyObject *object, const char *argument, int dims) {

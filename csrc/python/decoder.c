@@ -186,10 +186,10 @@ static PyObject *decoder_reorder(qvpy_model *self, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "OO:reorder", &cache_object, &parents_object)) {
         return NULL;
     }
-    PyArrayObject *given = qvpy_array(parents_object, "parents", NPY_INT32, 1), *parents = NULL;
-    qvpy_decoder_cache *cache = given != NULL ? qvpy_enter_cache(self, cache_object) : NULL;
+    PyArrayObject *parents = qvpy_copy(parents_object, "parents", NPY_INT32, 1);
+    qvpy_decoder_cache *cache = parents != NULL ? qvpy_enter_cache(self, cache_object) : NULL;
     qvpy_call call;
-    if (cache == NULL || (parents = (PyArrayObject *)PyArray_NewCopy(given, NPY_CORDER)) == NULL) {
+    if (cache == NULL) {
         goto done;
     }
     if (qvpy_begin(&call, self) == 0 &&
@@ -198,7 +198,6 @@ static PyObject *decoder_reorder(qvpy_model *self, PyObject *arguments) {
         result = Py_BuildValue("");
     }
 done:
-    Py_XDECREF(given);
     Py_XDECREF(parents);
     qvpy_leave_cache(cache);
     return result;

@@ -5,10 +5,8 @@
 
 /* A new array of counts [T], each above 0; with `total` SIZE_MAX of any sum, else of that one. NULL with an exception. */
 static PyArrayObject *counts(PyObject *object, const char *argument, npy_intp T, size_t total) {
-    PyArrayObject *given = qvpy_array(object, argument, NPY_INTP, 1);
-    PyArrayObject *result = given != NULL ? (PyArrayObject *)PyArray_NewCopy(given, NPY_CORDER) : NULL;
+    PyArrayObject *result = qvpy_copy(object, argument, NPY_INTP, 1);
     size_t sum = 0, most = total != SIZE_MAX ? total : (size_t)NPY_MAX_INT32;
-    Py_XDECREF(given);
     if (result == NULL) {
         return NULL;
     }
@@ -47,14 +45,12 @@ static PyObject *differentiate(qvpy_model *self, const qv_decoder_texts *texts, 
 
 PyObject *qvpy_decoder_gradient(qvpy_model *self, PyObject *arguments) {
     PyObject *states_object, *lengths_object, *ids_object, *ids_lengths_object, *result = NULL;
-    PyArrayObject *states = NULL, *lengths = NULL, *given = NULL, *ids = NULL, *ids_lengths = NULL;
+    PyArrayObject *states = NULL, *lengths = NULL, *ids = NULL, *ids_lengths = NULL;
     if (!PyArg_ParseTuple(arguments, "OOOO:gradient", &states_object, &lengths_object, &ids_object, &ids_lengths_object)) {
         return NULL;
     }
-    /* Copies: the core checks the numbers and uses them later, and meanwhile another thread may write to the caller's. */
     if ((states = qvpy_float_array(states_object, "states", 2)) == NULL ||
-        (given = qvpy_array(ids_object, "ids", NPY_INT64, 2)) == NULL ||
-        (ids = (PyArrayObject *)PyArray_NewCopy(given, NPY_CORDER)) == NULL) {
+        (ids = qvpy_copy(ids_object, "ids", NPY_INT64, 2)) == NULL) {
         goto done;
     }
     size_t S = (size_t)PyArray_DIM(states, 0), W = ((const qv_decoder *)self->model)->kind.cross_width;
@@ -79,7 +75,6 @@ PyObject *qvpy_decoder_gradient(qvpy_model *self, PyObject *arguments) {
 done:
     Py_XDECREF(states);
     Py_XDECREF(lengths);
-    Py_XDECREF(given);
     Py_XDECREF(ids);
     Py_XDECREF(ids_lengths);
     return result;

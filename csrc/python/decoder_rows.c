@@ -13,9 +13,7 @@ static PyObject *allocate(PyTypeObject *type) {
 }
 
 PyArrayObject *qvpy_copy_lengths(PyObject *object) {
-    PyArrayObject *given = qvpy_array(object, "lengths", NPY_INTP, 1), *lengths = NULL;
-    lengths = given != NULL ? (PyArrayObject *)PyArray_NewCopy(given, NPY_CORDER) : NULL;
-    Py_XDECREF(given);
+    PyArrayObject *lengths = qvpy_copy(object, "lengths", NPY_INTP, 1);
     for (npy_intp b = 0; lengths != NULL && b < PyArray_DIM(lengths, 0); b++) {
         npy_intp length = ((npy_intp *)PyArray_DATA(lengths))[b];
         if (length < 0) {
@@ -166,7 +164,7 @@ static int choose_sources(qv_decoder_source *source, size_t rows, PyObject *memo
 }
 
 static int optional_integers(PyObject *object, const char *argument, int dims, PyArrayObject **array) {
-    *array = object != Py_None ? qvpy_array(object, argument, NPY_INT32, dims) : NULL;
+    *array = object != Py_None ? qvpy_copy(object, argument, NPY_INT32, dims) : NULL;
     return object != Py_None && *array == NULL ? -1 : 0;
 }
 
@@ -290,11 +288,15 @@ void qvpy_leave_cache(qvpy_decoder_cache *cache) {
 
 static PyObject *cache_lengths(qvpy_decoder_cache *self, void *unused) {
     (void)unused;
+    if (qvpy_enter_cache(self->owner, (PyObject *)self) == NULL) { /* reorder moves the lengths */
+        return NULL;
+    }
     const npy_intp rows = (npy_intp)self->cache.rows;
     PyArrayObject *lengths = (PyArrayObject *)PyArray_SimpleNew(1, &rows, NPY_INTP);
     for (npy_intp r = 0; lengths != NULL && r < rows; r++) {
         ((npy_intp *)PyArray_DATA(lengths))[r] = (npy_intp)self->cache.length[r];
     }
+    qvpy_leave_cache(self);
     return (PyObject *)lengths;
 }
 

@@ -46,7 +46,7 @@ static int acquire(sampling_call *call, PyObject *logits, PyObject *ids, PyObjec
         return -1;
     }
     call->logits = qvpy_float_array(logits, "logits", 2);
-    call->ids = call->logits != NULL ? qvpy_array(ids, "ids", NPY_INT64, 2) : NULL;
+    call->ids = call->logits != NULL ? qvpy_copy(ids, "ids", NPY_INT64, 2) : NULL;
     if (call->ids == NULL) {
         release(call);
         return -1;

@@ -140,7 +140,7 @@ static const char *const output_names[] = {"last", "normed", "pooled", "projecte
  * a dict or a list, another thread can find there and empty while the core writes. */
 typedef struct {
     qvpy_images images;
-    PyArrayObject *states, *instruct, *pair_image, *instruct_length;
+    PyArrayObject *states, *instruct;
     size_t *indices; /* [2 N]: pair_image, instruct_length */
     qv_vit_tap *taps; /* [L] */
     PyArrayObject **outputs; /* [L] attentions, [L + 1] hidden states, one for each of output_names; NULL: not asked for */
@@ -152,8 +152,6 @@ static void release_call(forward_call *c) {
     qvpy_images_release(&c->images);
     Py_XDECREF(c->states);
     Py_XDECREF(c->instruct);
-    Py_XDECREF(c->pair_image);
-    Py_XDECREF(c->instruct_length);
     for (size_t i = 0; c->outputs != NULL && i < c->output_count; i++) {
         Py_XDECREF(c->outputs[i]);
     }
@@ -205,26 +203,27 @@ static int read_pictures(forward_call *c, const qv_vit *vit, PyObject *images, P
     return read_states(c, vit, states, first);
 }
 
-int qvpy_read_indices(PyObject *object, const char *argument, PyArrayObject **keep, size_t N, size_t *out,
-                        npy_int32 low, size_t high) {
-    *keep = qvpy_array(object, argument, NPY_INT32, 1);
-    if (*keep == NULL) {
+int qvpy_read_indices(PyObject *object, const char *argument, size_t N, size_t *out, npy_int32 low, size_t high) {
+    PyArrayObject *array = qvpy_copy(object, argument, NPY_INT32, 1);
+    if (array == NULL) {
         return -1;
     }
-    if ((size_t)PyArray_DIM(*keep, 0) != N) {
-        PyErr_Format(PyExc_ValueError, "%s has %zd items, expected %zu", argument, (Py_ssize_t)PyArray_DIM(*keep, 0), N);
-        return -1;
+    int result = 0;
+    if ((size_t)PyArray_DIM(array, 0) != N) {
+        PyErr_Format(PyExc_ValueError, "%s has %zd items, expected %zu", argument, (Py_ssize_t)PyArray_DIM(array, 0), N);
+        result = -1;
     }
-    const npy_int32 *items = PyArray_DATA(*keep);
-    for (size_t n = 0; n < N; n++) {
+    const npy_int32 *items = PyArray_DATA(array);
+    for (size_t n = 0; result == 0 && n < N; n++) {
         npy_int32 item = items[n];
         if (item < low || (size_t)item > high) {
             PyErr_Format(PyExc_ValueError, "%s[%zu] is %d, expected %d to %zu", argument, n, (int)item, (int)low, high);
-            return -1;
+            result = -1;
         }
         out[n] = (size_t)item;
     }
-    return 0;
+    Py_DECREF(array);
+    return result;
 }
 
 static int read_questions(forward_call *c, const qv_vit *vit, PyObject *pair_image, PyObject *instruct,
@@ -258,10 +257,9 @@ static int read_questions(forward_call *c, const qv_vit *vit, PyObject *pair_ima
     c->request.pair_image = c->indices;
     c->request.instruct_length = c->indices + N;
     size_t last_image = c->request.images.count == 0 ? 0 : c->request.images.count - 1;
-    return qvpy_read_indices(pair_image, "pair_image", &c->pair_image, N, c->indices, 0, last_image) < 0
+    return qvpy_read_indices(pair_image, "pair_image", N, c->indices, 0, last_image) < 0
                ? -1
-               : qvpy_read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->indices + N, 1,
-                              c->request.M);
+               : qvpy_read_indices(instruct_length, "instruct_length", N, c->indices + N, 1, c->request.M);
 }
 
 /* The data of output `i`, which is made unless it has been asked for before; NULL with an exception. */

@@ -39,7 +39,7 @@ static const struct {
 #define OUTPUTS (sizeof outputs / sizeof outputs[0])
 
 typedef struct {
-    PyArrayObject *states, *texts, *instruct, *instruct_length;
+    PyArrayObject *states, *texts, *instruct;
     size_t *lengths;
     qv_vit_gradient_tap *taps; /* [L + 1] */
     PyArrayObject **arrays;    /* [OUTPUTS, L + 1] */
@@ -56,8 +56,7 @@ static void release_call(gradient_call *c, size_t L) {
     PyMem_Free(c->arrays);
     PyMem_Free(c->taps);
     PyMem_Free(c->lengths);
-    PyArrayObject *held[] = {c->states, c->texts, c->instruct, c->instruct_length, c->scores, c->image,
-                             c->relevance, c->keep, c->kept};
+    PyArrayObject *held[] = {c->states, c->texts, c->instruct, c->scores, c->image, c->relevance, c->keep, c->kept};
     for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) {
         Py_XDECREF(held[i]);
     }
@@ -144,7 +143,7 @@ static int read_question(gradient_call *c, const qv_vit *vit, PyObject *instruct
         return -1;
     }
     c->request.instruct_length = c->lengths;
-    return qvpy_read_indices(instruct_length, "instruct_length", &c->instruct_length, N, c->lengths, 1, c->request.M);
+    return qvpy_read_indices(instruct_length, "instruct_length", N, c->lengths, 1, c->request.M);
 }
 
 static PyArrayObject *new_output(const gradient_call *c, const qv_vit *vit, size_t output, size_t block) {

@@ -20,6 +20,7 @@ from ._model import Request, Shown
 if TYPE_CHECKING:
     from .._result import HeatmapResult
     from ..images import Seen
+    from ..text import QuestionCache
 
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 #: Towers of other sizes that are kept: positions alone, as they share the weights.
@@ -65,12 +66,15 @@ class NaFlexEncoder(DualEncoder):
         super().__init__(source, **options)
 
     def _load_core(self, placement: Placement) -> None:
+        from ..text import QuestionCache
+
         super()._load_core(placement)
-        self._sized: dict[tuple[int, int], DualEncoder] = {}
+        self._sized: QuestionCache[DualEncoder] = QuestionCache(KEPT)
 
     def _of(self, grid: tuple[int, int]) -> DualEncoder:
         """The model for pictures of one grid."""
-        found = self._sized.get(grid)
+        name = f"{grid[0]} x {grid[1]}"
+        found = self._sized.get(name)
         if found is None:
             size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
             table = resize_positions(float_array(self._source.weights[POSITIONS]), self.grid, grid, "bilinear_antialias")
@@ -80,9 +84,7 @@ class NaFlexEncoder(DualEncoder):
             found._tower = CachedTower(tower.vit.resized(*size, np.ascontiguousarray(table)), tower.cache)
             found.grid, found.preprocessing = grid, self.preprocessing.resized(size)
             found.image_size = image_size(size, "image_size")
-            while len(self._sized) >= KEPT:
-                self._sized.pop(next(iter(self._sized)), None)
-            self._sized[grid] = found
+            self._sized.put(name, found)
         return found
 
     def _grid_of(self, seen: Seen) -> tuple[int, int]:
