@@ -1,4 +1,4 @@
-"""Small QA-ViT folders with random weights, in the layout that `qavit.load` maps; NumPy and safetensors only."""
+"""Small QA-ViT folders with random weights, in the layout that `qavit.load` maps; NumPy only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+
+from qavit.checkpoints.formats.safetensors_files import write_safetensors
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -87,6 +88,7 @@ def write_qavit(
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(weights, folder / "model.safetensors")
+    with open(folder / "model.safetensors", "wb") as file:
+        write_safetensors(file, {name: (array, "float32", array.shape, 0) for name, array in weights.items()}, dict.fromkeys(weights, "float32"))
     shutil.copyfile(GOLDEN / "qavit_official_late/t5/tokenizer.json", folder / "tokenizer.json")
     return folder

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .._base.arguments import height_and_width, is_pixel_values, question_list, whole_number, whole_numbers
 from .._base.files import absolute_paths
+from .._base.once import Once, Turn
 from .._base.types import Fit, FloatArray, Heads, ImageLike, ImageSize, Kind, Precision, Score
 from .._base.warnings import Note, PrecisionWarning, QuestionBlindWarning, note_of, warn, warn_of
 from ..checkpoints._weights import NOT_FINITE, check_unchanged, origins
@@ -438,11 +439,12 @@ class Model(Capabilities, Keeping, ABC):
         look.options = options
         raw = self._finite_map(method.read(look, blocks, heads)).reshape(shape)
         usable = tuple(block for block in range(self.num_blocks) if self._has_map(method, block))
-        every = _Once(lambda: self._every_block(look, method, usable, heads, len(raw)))
+        turn = Turn()  # what is computed later is of one look, and lets go of what this holds
+        every = Once(lambda: self._every_block(look, method, usable, heads, len(raw)), turn)
         word_maps: Any = None
         if look.words is not None:
-            word_maps = _Once(lambda: look.word_maps(blocks, heads))
-        head_maps = _Once(lambda: maps_of_heads(look, method, blocks, len(raw))) if method.takes_heads else None
+            word_maps = Once(lambda: look.word_maps(blocks, heads), turn)
+        head_maps = Once(lambda: maps_of_heads(look, method, blocks, len(raw)), turn) if method.takes_heads else None
         blind = self._blind_notes(blocks, method) if asked is not None else ()
         shown.picture.setflags(write=False)
         result = HeatmapResult(
@@ -558,21 +560,6 @@ class Model(Capabilities, Keeping, ABC):
 
     def _why_no_questions(self) -> str:
         return "it knows no text"
-
-
-class _Once:
-    """A computation that runs the first time it is called."""
-
-    def __init__(self, compute: Callable[[], Any]) -> None:
-        self._compute: Optional[Callable[[], Any]] = compute
-        self._value: Any = None
-
-    def __call__(self) -> Any:
-        compute = self._compute
-        if compute is not None:
-            self._value = compute()
-            self._compute = None
-        return self._value
 
 
 def _shares(every: FloatArray, usable: Sequence[int]) -> FloatArray:

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+from .._base.once import Turn
 from .._base.warnings import MissingGlyphWarning, warn
 
 FontFile = tuple[str, int]  # a path, and which of the fonts in that file
@@ -24,6 +25,8 @@ FAMILIES = (
 )  # fmt: skip
 COLUMN = 0.558  # of the font's size: a usual letter of DejaVu Sans, with its share of spaces
 _SPACES = re.compile(r"[^\S\u00a0]+")
+#: Of what asks an open font or draws with one: it keeps the last glyph, and reads its file from where it last stood.
+FONTS = Turn()
 
 
 def families(text: str) -> list[str]:
@@ -117,7 +120,8 @@ def _file_of(family: str) -> FontFile:
 @functools.lru_cache(maxsize=4096)
 def _has(path: str, index: int, character: str) -> bool:
     """Whether a font has a character's glyph. The fonts of a collection have the same characters: the first is asked."""
-    return bool(_glyphs(path).get_char_index(ord(character)))
+    with FONTS.take():
+        return bool(_glyphs(path).get_char_index(ord(character)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -174,9 +178,10 @@ def _advance(character: str) -> float:
         return 0.0
     if not _has(*base_font(), character):
         return COLUMN * display_width(character)
-    font = _glyphs(base_font()[0])
-    font.set_size(64, 72)
-    return float(font.load_char(ord(character)).linearHoriAdvance) / (64 * 65536)
+    with FONTS.take():
+        font = _glyphs(base_font()[0])
+        font.set_size(64, 72)
+        return float(font.load_char(ord(character)).linearHoriAdvance) / (64 * 65536)
 
 
 def wrap(text: str, columns: int, lines: int = 4, measured: bool = False) -> list[str]:

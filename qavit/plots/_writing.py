@@ -46,20 +46,21 @@ def write(
     rim : int, optional
         Pixels of black around the letters.
     """
-    parts = [(part, _face(*file, size)) for part, file in labels.runs(_clean(text))]
-    if bold:
-        parts = [(_clean(text), _face(*labels.base_font(bold=True), size))]
-    widths = [face.getlength(part) for part, face in parts]
-    x, y = place
-    if anchor[0] == "m":
-        x -= sum(widths) / 2
-    draw = ImageDraw.Draw(canvas)
-    for (part, face), width in zip(parts, widths):
-        if part.strip():
-            stroke = {} if rim is None else {"stroke_width": rim, "stroke_fill": "black"}
-            draw.text((x, y), part, fill=colour, font=face, anchor=f"l{anchor[1]}", **stroke)  # type: ignore[arg-type]
-        x += width
-    return sum(widths)
+    with labels.FONTS.take():
+        parts = [(part, _face(*file, size)) for part, file in labels.runs(_clean(text))]
+        if bold:
+            parts = [(_clean(text), _face(*labels.base_font(bold=True), size))]
+        widths = [face.getlength(part) for part, face in parts]
+        x, y = place
+        if anchor[0] == "m":
+            x -= sum(widths) / 2
+        draw = ImageDraw.Draw(canvas)
+        for (part, face), width in zip(parts, widths):
+            if part.strip():
+                stroke = {} if rim is None else {"stroke_width": rim, "stroke_fill": "black"}
+                draw.text((x, y), part, fill=colour, font=face, anchor=f"l{anchor[1]}", **stroke)  # type: ignore[arg-type]
+            x += width
+        return sum(widths)
 
 
 def _clean(text: str) -> str:
