@@ -89,6 +89,10 @@ def write_qavit(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     with open(folder / "model.safetensors", "wb") as file:
-        write_safetensors(file, {name: (array, "float32", array.shape, 0) for name, array in weights.items()}, dict.fromkeys(weights, "float32"))
+        write_safetensors(
+            file,
+            {name: (array, "float32", array.shape, 0) for name, array in weights.items()},
+            dict.fromkeys(weights, "float32"),
+        )
     shutil.copyfile(GOLDEN / "qavit_official_late/t5/tokenizer.json", folder / "tokenizer.json")
     return folder

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +140,6 @@ def test_a_result_whose_parts_are_first_read_by_many(kind: str) -> None:
         run_threads([lambda n=n, read=read: read(n) for n in range(8)])  # type: ignore[misc]
 
 
-@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)() is False, reason="this Python has a global lock")
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a global lock")
 def test_nothing_of_this_has_brought_the_lock_back() -> None:
     assert not sys._is_gil_enabled()  # type: ignore[attr-defined]
