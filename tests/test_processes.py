@@ -214,7 +214,6 @@ def test_forked_children_use_the_parents_model_while_its_threads_run(model: QAVi
 
 LOADER_SCRIPT = """
 import sys
-import sysconfig
 import numpy as np, torch
 import test_processes as t
 
