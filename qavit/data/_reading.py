@@ -100,7 +100,10 @@ class MapReader:
         total = 0
         for file in self.files:
             with _reading(file):
-                total += self._parquet.read_metadata(file).num_rows
+                rows = self._parquet.read_metadata(file).num_rows
+                if rows < 0:
+                    raise ValueError(f"it says that it has {rows} rows")
+            total += rows
         return total
 
     def __iter__(self) -> Iterator[MapRow]:
