@@ -405,3 +405,12 @@ def test_a_tokenizer_that_the_library_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}')
     with pytest.raises(ValueError, match=rf"{tmp_path.name}.*tokenizer"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_annotations_that_are_one_text_are_not_opened(tmp_path: Path) -> None:
+    from qavit.metrics._vqa import table_of
+
+    (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "told.json").write_text(json.dumps({"annotations": str(tmp_path / "other.json")}))
+    with pytest.raises(ValueError, match="annotations: expected a list of rows, got str"):
+        table_of(tmp_path / "told.json", "annotations")

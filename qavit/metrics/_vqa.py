@@ -242,7 +242,10 @@ def table_of(table: Table, what: str) -> Any:
             raise ValueError(f"{what}: {error}") from None
         if not isinstance(table, (list, dict)):  # a text would be a path
             raise ValueError(f"{what}: {given}: expected a list of rows, or an object, got {type(table).__name__}")
-    return table.get("annotations", table.get("results", table)) if isinstance(table, Mapping) else table
+    rows = table.get("annotations", table.get("results", table)) if isinstance(table, Mapping) else table
+    if isinstance(rows, (str, PathLike)):  # would be a path where it is handed on
+        raise ValueError(f"{what}: expected a list of rows, got {type(rows).__name__}")
+    return rows
 
 
 def id_rows(table: Any, what: str, key: str = "question_id") -> list[tuple[str, Mapping[str, Any]]]:
