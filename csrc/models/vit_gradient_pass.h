@@ -57,17 +57,16 @@ static inline qv_output qv_vit_place(const qv_vit_gradient_pass *pass, float *pl
     return qv_output_at(pass->vit->ops, place, host, count);
 }
 
-/* vit_gradients.c: block l's kind, what enters it, and its attention of `count` queries. */
-qv_block_kind qv_vit_gradient_kind(const qv_vit_gradient_pass *pass, size_t l);
-float *qv_vit_gradient_level(const qv_vit_gradient_pass *pass, size_t l);
-qv_attention qv_vit_gradient_attention(const qv_vit_gradient_pass *pass, size_t l, size_t n, size_t count);
-
-/* vit_legrad.c: LeGrad's gradient of block l, whose activations and pooled y there are; these to where they are kept, if they
- * are; and from there, or [D] of that. */
-void qv_vit_legrad(const qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_t n);
+/* LeGrad's gradient of block l, whose activations and pooled y there are; and its attention of all queries. */
+void qv_vit_legrad(const qv_vit_gradient_pass *pass, qv_call *call, const qv_block_kind *kind, const qv_attention *attention,
+                   size_t l, size_t n);
+/* What it reads of a block whose activations there are, in floats; to where it is kept, if it is; and from there. */
+size_t qv_vit_legrad_floats(const qv_vit *vit);
 void qv_vit_legrad_keep(qv_vit_gradient_pass *pass, qv_call *call);
-void qv_vit_legrad_find_row(qv_vit_gradient_pass *pass, qv_call *call, float *row);
 void qv_vit_legrad_find(qv_vit_gradient_pass *pass, qv_call *call);
+/* The same of a row [D] behind the blocks. */
+void qv_vit_legrad_keep_row(qv_vit_gradient_pass *pass, qv_call *call, const float *row);
+void qv_vit_legrad_find_row(qv_vit_gradient_pass *pass, qv_call *call, float *row);
 
 /* How many items wide the score's gradient is: texts', or the number of answers. */
 size_t qv_vit_score_width(const qv_vit_gradient_pass *pass);

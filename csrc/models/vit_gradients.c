@@ -39,7 +39,7 @@ static size_t keys_of(const qv_vit_gradient_pass *pass) {
     return pass->vit->T + (pass->request->instruct != NULL ? pass->request->M : 0);
 }
 
-qv_block_kind qv_vit_gradient_kind(const qv_vit_gradient_pass *pass, size_t l) {
+static qv_block_kind kind_of(const qv_vit_gradient_pass *pass, size_t l) {
     qv_block_kind kind = pass->vit->kind;
     if (l >= pass->request->single_head) {
         kind.scale /= sqrtf((float)kind.H);
@@ -52,6 +52,17 @@ qv_block_kind qv_vit_gradient_kind(const qv_vit_gradient_pass *pass, size_t l) {
 static bool reads_scores(const qv_vit_gradient_tap *tap) {
     return tap->class_gradient != NULL || tap->gradcam != NULL || tap->attention_gradient != NULL ||
            tap->hidden_gradient != NULL || tap->class_attention != NULL || tap->key_cosine != NULL;
+}
+
+bool qv_vit_gradients_keep(const qv_vit *vit, const qv_vit_gradient_request *request, size_t *floats) {
+    size_t L = vit->config.L, blocks = 0;
+    bool alone = request->instruct == NULL && request->relevance == NULL && request->single_head == L;
+    for (size_t l = request->first; l <= L; l++) {
+        blocks += request->taps[l].legrad != NULL;
+        alone = alone && !reads_scores(&request->taps[l]);
+    }
+    *floats = blocks * qv_vit_legrad_floats(vit) + vit->config.D;
+    return alone && blocks > 0;
 }
 
 static void find_extent(qv_vit_gradient_pass *pass) {
@@ -127,14 +138,16 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
 
 /* ---- a block forward ---- */
 
-float *qv_vit_gradient_level(const qv_vit_gradient_pass *pass, size_t l) {
+/* What enters block l. */
+static float *level(const qv_vit_gradient_pass *pass, size_t l) {
     size_t number = l - pass->request->first, size = pass->vit->T * pass->vit->config.D;
     return pass->x + (pass->lowest < pass->vit->config.L ? number : number % 2) * size;
 }
 
-qv_attention qv_vit_gradient_attention(const qv_vit_gradient_pass *pass, size_t l, size_t n, size_t count) {
+/* The attention of block l, `count` queries. */
+static qv_attention attention_of(const qv_vit_gradient_pass *pass, size_t l, size_t n, size_t count) {
     const qv_vit *vit = pass->vit;
-    const qv_block_kind kind = qv_vit_gradient_kind(pass, l);
+    const qv_block_kind kind = kind_of(pass, l);
     size_t D = vit->config.D;
     qv_attention attention = qv_block_attention(&kind, &pass->a);
     attention.precision = vit->patch_embedding.precision;
@@ -154,10 +167,10 @@ qv_attention qv_vit_gradient_attention(const qv_vit_gradient_pass *pass, size_t 
 static void run_block(qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_t n, bool again) {
     const qv_vit *vit = pass->vit;
     const qv_vit_block *block = &vit->blocks[l];
-    const qv_block_kind kind = qv_vit_gradient_kind(pass, l);
+    const qv_block_kind kind = kind_of(pass, l);
     const qv_block_activations *a = &pass->a;
     size_t D = vit->config.D, T = vit->T, count = tokens_of(pass, l);
-    const qv_rows x = {qv_vit_gradient_level(pass, l), D}, out = {again ? x.at : qv_vit_gradient_level(pass, l + 1), D};
+    const qv_rows x = {level(pass, l), D}, out = {again ? x.at : level(pass, l + 1), D};
     const qv_block_rows rows = {x, T, x, count};
     if (block->integrated) {
         qv_vit_embed_question(call, vit, block, &pass->question, pass->instruct, pass->request->M);
@@ -167,7 +180,7 @@ static void run_block(qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_
     if (count == T) {
         qv_vit_rotate(vit, call, a->q, false, 1);
     }
-    const qv_attention attention = qv_vit_gradient_attention(pass, l, n, count);
+    const qv_attention attention = attention_of(pass, l, n, count);
     call->ops->attention(call, &attention);
     if (again) {
         qv_block_keep(call, &kind, &block->block, a, qv_as_const(attention.out), x, count);
@@ -194,7 +207,7 @@ typedef struct {
 static void class_rows(const qv_vit_gradient_pass *pass, qv_call *call, const turn *t, size_t i) {
     const qv_vit_gradient_tap *tap = &pass->request->taps[t->l];
     size_t item = t->n * pass->items + t->first + i;
-    qv_attention_backward one = {.forward = qv_vit_gradient_attention(pass, t->l, t->n, 1)};
+    qv_attention_backward one = {.forward = attention_of(pass, t->l, t->n, 1)};
     size_t inner = one.forward.H * one.forward.d, looks = one.forward.H * (one.forward.M + one.forward.S);
     bool first = t->first + i == 0 && tap->class_attention != NULL;
     qv_output attention = qv_vit_place(pass, pass->place, first ? tap->class_attention + t->n * looks : NULL, looks);
@@ -224,7 +237,7 @@ static void attend_backward(const qv_vit_gradient_pass *pass, qv_call *call, con
     const qv_vit *vit = pass->vit;
     const qv_vit_gradient_request *request = pass->request;
     const qv_ops *ops = call->ops;
-    qv_attention_backward backward = {.forward = qv_vit_gradient_attention(pass, t->l, t->n, t->tokens)};
+    qv_attention_backward backward = {.forward = attention_of(pass, t->l, t->n, t->tokens)};
     const qv_attention *a = &backward.forward;
     size_t inner = a->H * a->d, T = vit->T, slot = t->further ? i : 0, item = t->n * pass->items + t->first + i;
     const qv_rows d_q = {pass->g.d_q + slot * t->tokens * inner, inner}, d_k = {pass->g.d_kv + slot * T * 2 * inner, 2 * inner};
@@ -290,7 +303,7 @@ static void gradcam(const qv_vit_gradient_pass *pass, qv_call *call, const turn 
 static void run_turn(const qv_vit_gradient_pass *pass, qv_call *call, const turn *t) {
     const qv_vit *vit = pass->vit;
     const qv_block *block = &vit->blocks[t->l].block;
-    const qv_block_kind kind = qv_vit_gradient_kind(pass, t->l);
+    const qv_block_kind kind = kind_of(pass, t->l);
     const qv_vit_gradient_tap *tap = &pass->request->taps[t->l];
     size_t D = vit->config.D, T = vit->T;
     qv_block_gradients g = pass->g;
@@ -307,8 +320,8 @@ static void run_turn(const qv_vit_gradient_pass *pass, qv_call *call, const turn
     if (!t->further) {
         return;
     }
-    const qv_const_rows x = {qv_vit_gradient_level(pass, t->l), D};
-    qv_block_backward_from_attention(call, &kind, block, &g, x, d_x, t->count, t->tokens, T);
+    qv_block_backward_from_attention(call, &kind, block, &g, (qv_const_rows){level(pass, t->l), D}, d_x, t->count, t->tokens,
+                                     T);
     if (tap->hidden_gradient != NULL) {
         qv_take_floats(call, tap->hidden_gradient + (t->n * pass->items + t->first) * T * D, d_x, t->count * T * D);
     }
@@ -343,8 +356,7 @@ static void differentiate(qv_vit_gradient_pass *pass, qv_call *call, size_t l, s
     }
     if (tap->gradcam != NULL) {
         const qv_rows normed = {pass->a.normed, vit->config.D};
-        const qv_const_rows x = {qv_vit_gradient_level(pass, l), normed.ld};
-        call->ops->norm(call, normed, x, &vit->blocks[l].block.norm1, vit->T);
+        call->ops->norm(call, normed, (qv_const_rows){level(pass, l), normed.ld}, &vit->blocks[l].block.norm1, vit->T);
     }
     size_t most = t.tokens == 1 && !t.further ? count : pass->turn;
     for (t.place = 0; t.place < count && !call->stopped; t.place += most) {
@@ -357,7 +369,7 @@ static void differentiate(qv_vit_gradient_pass *pass, qv_call *call, size_t l, s
 static void run_chunk(qv_vit_gradient_pass *pass, qv_call *call, size_t n, size_t first, size_t count) {
     const qv_vit_gradient_request *request = pass->request;
     size_t L = pass->vit->config.L, T = pass->vit->T;
-    qv_vit_start_from_scores(pass, call, qv_vit_gradient_level(pass, L), n, first, count);
+    qv_vit_start_from_scores(pass, call, level(pass, L), n, first, count);
     if (request->relevance != NULL) {
         call->ops->copy(call, (qv_rows){pass->rows, T}, (qv_const_rows){pass->one_hot, 0}, count, T);
     }
@@ -369,6 +381,13 @@ static void run_chunk(qv_vit_gradient_pass *pass, qv_call *call, size_t n, size_
     }
 }
 
+/* LeGrad's gradient of block l, whose activations and pooled y there are. */
+static void legrad(const qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_t n) {
+    const qv_block_kind kind = kind_of(pass, l);
+    const qv_attention attention = attention_of(pass, l, n, pass->vit->T);
+    qv_vit_legrad(pass, call, &kind, &attention, l, n);
+}
+
 /* From what LeGrad's gradient read of the picture before. */
 static void run_kept(qv_vit_gradient_pass *pass, qv_call *call, size_t n) {
     const qv_vit_gradient_request *request = pass->request;
@@ -377,7 +396,7 @@ static void run_kept(qv_vit_gradient_pass *pass, qv_call *call, size_t n) {
         if (request->taps[l].legrad != NULL) {
             qv_vit_legrad_find(pass, call);
             qv_vit_pool_again(pass, call, false);
-            qv_vit_legrad(pass, call, l, n);
+            legrad(pass, call, l, n);
         }
     }
     qv_vit_legrad_find_row(pass, call, pass->target.pooled);
@@ -389,23 +408,20 @@ static void run_sequence(qv_vit_gradient_pass *pass, qv_call *call, size_t n) {
     const qv_vit *vit = pass->vit;
     const qv_vit_gradient_request *request = pass->request;
     size_t L = vit->config.L, states = vit->T * vit->config.D, question = request->M * vit->config.instruction_dim;
-    call->ops->give(call, qv_vit_gradient_level(pass, request->first), request->states + n * states, states * sizeof(float));
+    call->ops->give(call, level(pass, request->first), request->states + n * states, states * sizeof(float));
     if (request->instruct != NULL) {
         pass->instruct = (float *)qv_give_floats(call, pass->instruct, request->instruct + n * question, question);
     }
     for (size_t l = request->first; l < L && !call->stopped; l++) {
         run_block(pass, call, l, n, false);
         if (request->taps[l].legrad != NULL) {
-            qv_vit_pool_block(pass, call, qv_vit_gradient_level(pass, l + 1));
+            qv_vit_pool_block(pass, call, level(pass, l + 1));
             qv_vit_legrad_keep(pass, call);
-            qv_vit_legrad(pass, call, l, n);
+            legrad(pass, call, l, n);
         }
     }
-    qv_vit_pool_last(pass, call, qv_vit_gradient_level(pass, L));
-    if (pass->keep != NULL) {
-        qv_take_floats(call, pass->keep, pass->target.pooled, vit->config.D);
-        pass->keep += vit->config.D;
-    }
+    qv_vit_pool_last(pass, call, level(pass, L));
+    qv_vit_legrad_keep_row(pass, call, pass->target.pooled);
     qv_vit_score_last(pass, call, n);
     if (pass->lowest == L && !reads_scores(&request->taps[L])) {
         return;

@@ -8,62 +8,73 @@
 
 enum { MOST_PARTS = 5 };
 
-typedef struct {
-    float **at;
-    size_t count;
-} kept_part;
-
 static bool pools_by_head(const qv_vit *vit) {
     return vit->config.pooling == QV_POOL_MAP;
 }
 
-/* What is kept of a block, whose activations there are. */
-static size_t list_parts(qv_vit_gradient_pass *pass, kept_part parts[MOST_PARTS]) {
-    const qv_vit *vit = pass->vit;
-    bool head = pools_by_head(vit);
-    const qv_block_kind kind = head ? qv_vit_head_kind(vit) : vit->kind;
-    qv_block_activations *a = head ? &pass->target.head : &pass->a;
-    size_t rows = head ? 1 : vit->T, count = 0;
-    parts[count++] = (kept_part){head ? &pass->target.pooled : &pass->target.mean, kind.D};
-    parts[count++] = (kept_part){&a->sum1, rows * kind.D};
-    parts[count++] = (kept_part){&a->before, rows * kind.F};
+static qv_block_kind kept_kind(const qv_vit *vit) {
+    return pools_by_head(vit) ? qv_vit_head_kind(vit) : vit->kind;
+}
+
+/* The floats of each part that is kept of a block; their number. */
+static size_t measure_parts(const qv_vit *vit, size_t floats[MOST_PARTS]) {
+    const qv_block_kind kind = kept_kind(vit);
+    size_t rows = pools_by_head(vit) ? 1 : vit->T, count = 0;
+    floats[count++] = kind.D;
+    floats[count++] = rows * kind.D;
+    floats[count++] = rows * kind.F;
     if (kind.gated) {
-        parts[count++] = (kept_part){&a->activated, rows * kind.F};
+        floats[count++] = rows * kind.F;
     }
-    parts[count++] = (kept_part){&pass->values, vit->T * kind.H * kind.d};
+    floats[count++] = vit->T * kind.H * kind.d;
     return count;
 }
 
-bool qv_vit_gradients_keep(const qv_vit *vit, const qv_vit_gradient_request *request, size_t *floats) {
-    const qv_block_kind kind = pools_by_head(vit) ? qv_vit_head_kind(vit) : vit->kind;
-    size_t rows = pools_by_head(vit) ? 1 : vit->T, L = vit->config.L;
-    size_t block = kind.D + rows * (kind.D + (kind.gated ? 2 : 1) * kind.F) + vit->T * kind.H * kind.d;
-    bool any = false, alone = request->instruct == NULL && request->relevance == NULL && request->single_head == L;
-    *floats = kind.D;
-    for (size_t l = request->first; l <= L; l++) {
-        const qv_vit_gradient_tap *tap = &request->taps[l];
-        bool wanted = tap->legrad != NULL;
-        any = any || wanted;
-        alone = alone && tap->class_gradient == NULL && tap->gradcam == NULL && tap->attention_gradient == NULL &&
-                tap->hidden_gradient == NULL && tap->class_attention == NULL && tap->key_cosine == NULL;
-        *floats += wanted ? block : 0;
+/* Where each part is, of a block whose activations there are. */
+static void find_parts(qv_vit_gradient_pass *pass, float **parts[MOST_PARTS]) {
+    bool head = pools_by_head(pass->vit);
+    qv_block_activations *a = head ? &pass->target.head : &pass->a;
+    size_t count = 0;
+    parts[count++] = head ? &pass->target.pooled : &pass->target.mean;
+    parts[count++] = &a->sum1;
+    parts[count++] = &a->before;
+    if (kept_kind(pass->vit).gated) {
+        parts[count++] = &a->activated;
     }
-    return any && alone;
+    parts[count] = &pass->values;
+}
+
+size_t qv_vit_legrad_floats(const qv_vit *vit) {
+    size_t floats[MOST_PARTS], sum = 0;
+    for (size_t i = 0, count = measure_parts(vit, floats); i < count; i++) {
+        sum += floats[i];
+    }
+    return sum;
+}
+
+static void keep_part(qv_vit_gradient_pass *pass, qv_call *call, const float *part, size_t floats) {
+    qv_take_floats(call, pass->keep, part, floats);
+    pass->keep += floats;
+}
+
+void qv_vit_legrad_keep_row(qv_vit_gradient_pass *pass, qv_call *call, const float *row) {
+    if (pass->keep != NULL) {
+        keep_part(pass, call, row, pass->vit->config.D);
+    }
 }
 
 void qv_vit_legrad_keep(qv_vit_gradient_pass *pass, qv_call *call) {
-    bool head = pools_by_head(pass->vit);
-    const qv_block_kind kind = head ? qv_vit_head_kind(pass->vit) : pass->vit->kind;
-    const qv_block_activations *a = head ? &pass->target.head : &pass->a;
-    size_t inner = kind.H * kind.d;
-    kept_part parts[MOST_PARTS];
+    const qv_block_kind kind = kept_kind(pass->vit);
+    const qv_block_activations *a = pools_by_head(pass->vit) ? &pass->target.head : &pass->a;
+    size_t inner = kind.H * kind.d, floats[MOST_PARTS];
+    float **parts[MOST_PARTS];
     if (pass->keep == NULL) {
         return;
     }
     call->ops->copy(call, (qv_rows){pass->values, inner}, (qv_const_rows){a->kv.at + inner, a->kv.ld}, pass->vit->T, inner);
-    for (size_t i = 0, count = list_parts(pass, parts); i < count; i++) {
-        qv_take_floats(call, pass->keep, *parts[i].at, parts[i].count);
-        pass->keep += parts[i].count;
+    find_parts(pass, parts);
+    for (size_t i = 0, count = measure_parts(pass->vit, floats); i < count; i++) {
+        keep_part(pass, call, *parts[i], floats[i]);
     }
 }
 
@@ -74,12 +85,13 @@ void qv_vit_legrad_find_row(qv_vit_gradient_pass *pass, qv_call *call, float *ro
 }
 
 void qv_vit_legrad_find(qv_vit_gradient_pass *pass, qv_call *call) {
-    kept_part parts[MOST_PARTS];
-    size_t count = list_parts(pass, parts);
-    qv_vit_legrad_find_row(pass, call, *parts[0].at);
+    size_t floats[MOST_PARTS], count = measure_parts(pass->vit, floats);
+    float **parts[MOST_PARTS];
+    find_parts(pass, parts);
+    qv_vit_legrad_find_row(pass, call, *parts[0]);
     for (size_t i = 1; i < count; i++) {
-        *parts[i].at = (float *)qv_give_floats(call, *parts[i].at, pass->kept, parts[i].count);
-        pass->kept += parts[i].count;
+        *parts[i] = (float *)qv_give_floats(call, *parts[i], pass->kept, floats[i]);
+        pass->kept += floats[i];
     }
 }
 
@@ -96,12 +108,12 @@ static void take_legrad(const qv_vit_gradient_pass *pass, qv_call *call, qv_atte
     qv_output_take(call, &out);
 }
 
-void qv_vit_legrad(const qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_t n) {
+void qv_vit_legrad(const qv_vit_gradient_pass *pass, qv_call *call, const qv_block_kind *kind, const qv_attention *attention,
+                   size_t l, size_t n) {
     const qv_vit *vit = pass->vit;
-    const qv_block_kind kind = qv_vit_gradient_kind(pass, l);
     const qv_vit_target *target = &pass->target;
     bool head = pools_by_head(vit);
-    size_t D = vit->config.D, T = vit->T, inner = kind.H * kind.d;
+    size_t D = vit->config.D, T = vit->T, inner = kind->H * kind->d;
     const qv_rows d_mean = {target->d_pooled, D};
     for (size_t first = 0; first < pass->items && !call->stopped; first += pass->turn) {
         size_t count = pass->items - first < pass->turn ? pass->items - first : pass->turn;
@@ -111,11 +123,11 @@ void qv_vit_legrad(const qv_vit_gradient_pass *pass, qv_call *call, size_t l, si
         } else {
             call->ops->norm_backward(call, d_mean, qv_as_const(d_mean), (qv_const_rows){target->mean, 0}, &vit->post_norm,
                                      count);
-            qv_block_backward_to_attention(call, &kind, &vit->blocks[l].block, &pass->a, &pass->g, d_mean.at, pass->once,
+            qv_block_backward_to_attention(call, kind, &vit->blocks[l].block, &pass->a, &pass->g, d_mean.at, pass->once,
                                            count, T);
         }
         for (size_t i = 0; i < count; i++) {
-            qv_attention_backward backward = {.forward = qv_vit_gradient_attention(pass, l, n, T),
+            qv_attention_backward backward = {.forward = *attention,
                                               .d_out = {pass->g.d_attended + i * T * inner, inner}};
             backward = head ? qv_vit_head_attention(pass, i) : backward;
             size_t looks = backward.forward.H * (backward.forward.M + backward.forward.S);
