@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-PLACES = {
-    "[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "the": 1996, "is": 2003, "it": 2009, "what": 2054,
-}  # fmt: skip
+from qavit.text import _UNCASED
+
+PLACES = _UNCASED
 
 
-def write_vocabulary(folder: Path, words: Iterable[str], size: int) -> dict[str, int]:
-    """vocab.txt of so many tokens, these words among them; the places of them all."""
+def write_vocabulary(folder: Path, words: Iterable[str], size: int) -> None:
+    """vocab.txt of so many tokens, these words among them."""
     rows = {place: name for name, place in PLACES.items()}
     free = (place for place in range(size) if place not in rows)
     rows.update({next(free): word for word in sorted(set(words) - set(PLACES))})
-    names = [rows.get(place, f"filler{place}") for place in range(size)]
-    (folder / "vocab.txt").write_text("\n".join(names) + "\n")
-    return {name: place for place, name in enumerate(names)}
+    (folder / "vocab.txt").write_text("".join(f"{rows.get(place, f'filler{place}')}\n" for place in range(size)))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
-import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from ._base.once import Turn
 from ._base.refusals import refusals
 
 if TYPE_CHECKING:
@@ -88,17 +87,6 @@ class TokenBatch:
 
 #: What tokenizers put in the place of what they do not know.
 _UNKNOWN = ("<unk>", "[UNK]")
-#: What holds a lock, which in a forked child another thread, that is not there, may have held.
-_locked: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for owner in list(_locked):
-        owner._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class Tokenizer:
@@ -133,8 +121,7 @@ class Tokenizer:
         self._side = truncation["direction"] if truncation else "right"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._lock = threading.Lock()
-        _locked.add(self)
+        self._turn = Turn()
         self._limit: int | None = None
         self._special: frozenset[str] | None = None
         table: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -170,7 +157,7 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """A token's number, or None."""
-        with self._lock:  # the library refuses a question that comes while another thread changes its settings
+        with self._turn.take():  # the library refuses a question that comes while another thread changes its settings
             number = self._tokenizer.token_to_id(token)
         return None if number is None else int(number)
 
@@ -230,12 +217,12 @@ class Tokenizer:
         if self._special is None:
             added = json.loads(self._json).get("added_tokens") or []
             self._special = frozenset(token["content"] for token in added if token.get("special"))
-        with self._lock:
+        with self._turn.take():
             pieces = [self._tokenizer.id_to_token(int(number)) for number in ids]
         return ["" if piece is None or piece in self._special else piece for piece in pieces]
 
     def _encode(self, texts: Sequence[str], max_tokens: int) -> list[Any]:
-        with self._lock:
+        with self._turn.take():
             if self._limit != max_tokens:
                 self._tokenizer.enable_truncation(max_tokens, direction=self._side)
                 self._limit = max_tokens
@@ -380,25 +367,24 @@ class QuestionCache(Generic[Value]):
         if capacity < 1:
             raise ValueError(f"capacity: {capacity}, expected at least 1")
         self.capacity = capacity
-        self._entries: OrderedDict[str, Value] = OrderedDict()
-        self._lock = threading.Lock()
-        _locked.add(self)
+        self._entries: OrderedDict[Hashable, Value] = OrderedDict()
+        self._turn = Turn()
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._turn.take():
             return len(self._entries)
 
-    def get(self, key: str) -> Value | None:
+    def get(self, key: Hashable) -> Value | None:
         """The entry, which counts as used now, or None."""
-        with self._lock:
+        with self._turn.take():
             value = self._entries.get(key)
             if value is not None:
                 self._entries.move_to_end(key)
             return value
 
-    def put(self, key: str, value: Value) -> None:
+    def put(self, key: Hashable, value: Value) -> None:
         """Add or replace an entry; the one that was used longest ago goes when there are too many."""
-        with self._lock:
+        with self._turn.take():
             self._entries[key] = value
             self._entries.move_to_end(key)
             while len(self._entries) > self.capacity:
@@ -406,5 +392,5 @@ class QuestionCache(Generic[Value]):
 
     def clear(self) -> None:
         """Forget all entries."""
-        with self._lock:
+        with self._turn.take():
             self._entries.clear()

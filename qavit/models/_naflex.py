@@ -73,8 +73,7 @@ class NaFlexEncoder(DualEncoder):
 
     def _of(self, grid: tuple[int, int]) -> DualEncoder:
         """The model for pictures of one grid."""
-        name = f"{grid[0]} x {grid[1]}"
-        found = self._sized.get(name)
+        found = self._sized.get(grid)
         if found is None:
             size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
             table = resize_positions(float_array(self._source.weights[POSITIONS]), self.grid, grid, "bilinear_antialias")
@@ -84,7 +83,7 @@ class NaFlexEncoder(DualEncoder):
             found._tower = CachedTower(tower.vit.resized(*size, np.ascontiguousarray(table)), tower.cache)
             found.grid, found.preprocessing = grid, self.preprocessing.resized(size)
             found.image_size = image_size(size, "image_size")
-            self._sized.put(name, found)
+            self._sized.put(grid, found)
         return found
 
     def _grid_of(self, seen: Seen) -> tuple[int, int]:
