@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,10 @@ from .._base.files import PathLike
 from .._base.types import FloatArray
 from ._output import PART_NAME, finished_input, read_manifest
 from ._rows import MapRow
+from ._tables import arrow_errors
 
 CACHED_PARTS = 8
+Taken = TypeVar("Taken")
 
 
 def read_maps(out: PathLike) -> MapReader:
@@ -48,11 +50,12 @@ def read_maps(out: PathLike) -> MapReader:
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
     """A damaged part is a ValueError that names it: other columns than a run's, or what pyarrow says."""
+    damage: tuple[type[Exception], ...] = (*arrow_errors(), LookupError, TypeError)
     try:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, require("pyarrow", "data").ArrowException) as error:
+    except damage as error:
         raise ValueError(f"{str(file)!r} cannot be read as a part of a run: {error}") from None
 
 
@@ -107,9 +110,7 @@ class MapReader:
         return total
 
     def __iter__(self) -> Iterator[MapRow]:
-        for file in self.files:
-            with _reading(file):
-                rows = self._rows(self._table(file))
+        for rows in self._each(self._rows):
             yield from rows
 
     def _rows(self, table: Any) -> list[MapRow]:
@@ -134,10 +135,14 @@ class MapReader:
         ValueError
             A part cannot be read; the message names it.
         """
+        return self._each(lambda table: table, columns)
+
+    def _each(self, take: Callable[[Any], Taken], columns: Optional[Sequence[str]] = None) -> Iterator[Taken]:
+        """What `take` gives of each part."""
         for file in self.files:
             with _reading(file):
-                table = self._table(file, columns)
-            yield table
+                taken = take(self._table(file, columns))
+            yield taken
 
     def _table(self, file: Path, columns: Optional[Sequence[str]] = None) -> Any:
         return self._parquet.read_table(file, columns=None if columns is None else list(columns), partitioning=None)
@@ -168,12 +173,14 @@ class MapReader:
         """
         ids: list[str] = []
         maps = [np.empty((0, *self.grid), np.float32)]
-        for file in self.files:
-            with _reading(file):
-                table = self._table(file, ("id", "map", "scale"))
-                values, there = self._maps(table)
-                ids += [identity for identity, well in zip(table.column("id").to_pylist(), there) if well]
-            maps.append(values[there])
+
+        def take(table: Any) -> tuple[list[str], FloatArray]:
+            values, there = self._maps(table)
+            return [name for name, well in zip(table.column("id").to_pylist(), there) if well], values[there]
+
+        for names, values in self._each(take, ("id", "map", "scale")):
+            ids += names
+            maps.append(values)
         return ids, np.concatenate(maps)
 
     def to_pandas(self, columns: Optional[Sequence[str]] = None) -> Any:
@@ -202,11 +209,13 @@ class MapReader:
 
     def errors(self) -> Iterator[tuple[str, str]]:
         """(id, error) of each row that failed."""
-        for file in self.files:
-            with _reading(file):
-                table = self._table(file, ("id", "error"))
-                said = list(zip(table.column("id").to_pylist(), table.column("error").to_pylist()))
-            yield from ((identity, error) for identity, error in said if error is not None)
+
+        def take(table: Any) -> list[tuple[str, str]]:
+            rows = zip(table.column("id").to_pylist(), table.column("error").to_pylist())
+            return [(identity, error) for identity, error in rows if error is not None]
+
+        for rows in self._each(take, ("id", "error")):
+            yield from rows
 
     def gather(self, ids: Sequence[Any]) -> FloatArray:
         """The maps of some rows.
@@ -246,9 +255,7 @@ class MapReader:
     def _index(self) -> dict[str, tuple[int, int]]:
         if self._places is None:
             places: dict[str, tuple[int, int]] = {}
-            for file, name in enumerate(self.files):
-                with _reading(name):
-                    identities = self._table(name, ("id",)).column("id").to_pylist()
+            for file, identities in enumerate(self._each(lambda table: table.column("id").to_pylist(), ("id",))):
                 for row, identity in enumerate(identities):
                     places[identity] = (file, row) if identity not in places else (-1, -1)
             self._places = places

@@ -427,7 +427,7 @@ def parquet_names(path: str) -> list[str]:
     with _parquet(path) as file:
         try:
             return list(file.schema_arrow.names)
-        except _arrow_errors() as error:
+        except arrow_errors() as error:
             raise ValueError(f"questions: the columns of {path!r} cannot be read: {error}") from None
 
 
@@ -442,7 +442,7 @@ def read_parquet(path: str, columns: Sequence[str], tell: Callable[[float], None
                     tell((number + 1) / total)
                     yield Row(f"{path}, row {number}", values, problem)
                     number += 1
-        except _arrow_errors() as error:
+        except arrow_errors() as error:
             raise ValueError(f"questions: {path!r} cannot be read after row {number}: {error}") from None
 
 
@@ -450,11 +450,11 @@ def _parquet(path: str) -> Any:
     parquet = require("pyarrow.parquet", "data")
     try:
         return parquet.ParquetFile(path)
-    except _arrow_errors() as error:
+    except arrow_errors() as error:
         raise ValueError(f"questions: {path!r} is not Parquet: {error}") from None
 
 
-def _arrow_errors() -> tuple[type[Exception], ...]:
+def arrow_errors() -> tuple[type[Exception], ...]:
     """What pyarrow says of a damaged file: of its own kinds, which are a ValueError, a NotImplementedError or another's."""
     return (OSError, ValueError, require("pyarrow", "data").ArrowException)
 
