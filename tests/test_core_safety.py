@@ -10,7 +10,10 @@ import io
 import json
 import os
 import pickle
+import threading
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +32,49 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 
 # ---- arrays that another thread writes to during a call ----
 
+
+def ask_while_it_changes(
+    ask: Callable[[], Any], expected: Any, spoil: Callable[[], None], mend: Callable[[], None], least: int
+) -> None:
+    """Ask at least so often, while another thread spoils the input and mends it, until it was refused and was right."""
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.wait(0.002):
+            spoil()
+            time.sleep(0.0005)
+            mend()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    refused = right = 0
+    while refused == 0 or right == 0 or refused + right < least:
+        try:
+            found = ask()
+        except ValueError:
+            refused += 1
+        else:
+            right += bool((found == expected).all())
+    done.set()
+    thread.join()
+    print("ok")
+
+
 IDS_SCRIPT = """
-import threading, time, numpy as np
+import numpy as np
 import test_core_runtime as t
+from test_core_safety import ask_while_it_changes
 encoder = t._core.T5Encoder(t.CONFIG, t.t5_weights(D=64, d=16, F=128))
 kept = t.batch(300, 100)
 ids, mask = kept.copy(), np.ones_like(kept)
-expected = encoder.encode(kept)
-done = threading.Event()
 
-def write():
-    while not done.wait(0.002):
-        ids[:], mask[100:] = 10**9, 0
-        time.sleep(0.0005)
-        ids[:], mask[:] = kept, 1
+def spoil():
+    ids[:], mask[100:] = 10**9, 0
 
-thread = threading.Thread(target=write)
-thread.start()
-refused = right = 0
-while refused == 0 or right == 0 or refused + right < 20:
-    try:
-        states = encoder.encode(ids, mask)
-    except ValueError:
-        refused += 1
-    else:
-        right += bool((states == expected).all())
-done.set()
-thread.join()
-print("ok")
+def mend():
+    ids[:], mask[:] = kept, 1
+
+ask_while_it_changes(lambda: encoder.encode(ids, mask), encoder.encode(kept), spoil, mend, 20)
 """
 
 
@@ -66,35 +84,18 @@ def test_ids_that_change_while_they_are_encoded() -> None:
 
 
 SAMPLING_SCRIPT = """
-import threading, time, numpy as np
+import numpy as np
 from qavit import _core
+from test_core_safety import ask_while_it_changes
 random = np.random.default_rng(0)
 logits = random.standard_normal((64, 3000)).astype(np.float32)
 kept = random.integers(0, 3000, (64, 500))
 ids = kept.copy()
 settings = (1.5, 0, -1, 1.0, 0, 1.0)
-expected = _core.process_logits(logits, kept, settings)
-done = threading.Event()
-
-def write():
-    while not done.wait(0.002):
-        ids[:] = 10**9
-        time.sleep(0.0005)
-        ids[:] = kept
-
-thread = threading.Thread(target=write)
-thread.start()
-refused = right = 0
-while refused == 0 or right == 0 or refused + right < 200:
-    try:
-        processed = _core.process_logits(logits, ids, settings)
-    except ValueError:
-        refused += 1
-    else:
-        right += bool((processed == expected).all())
-done.set()
-thread.join()
-print("ok")
+ask_while_it_changes(
+    lambda: _core.process_logits(logits, ids, settings), _core.process_logits(logits, kept, settings),
+    lambda: ids.fill(10**9), lambda: np.copyto(ids, kept), 200,
+)
 """
 
 
