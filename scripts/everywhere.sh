@@ -51,8 +51,18 @@ unoptimised=(-O0 -fno-sanitize=undefined)
 
 # build_python TARGET: compile the Python half, which links against nothing
 build_python() {
-    local include extra=()
-    include=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+    local include=$folder/include extra=()
+    # A distribution's pyconfig.h leads to one a system, by a path that is found among this system's own headers alone.
+    [ -e "$include/Python.h" ] || "$python" - "$include" <<'HEADERS'
+import shutil, sys, sysconfig
+from pathlib import Path
+
+own = Path(sysconfig.get_paths()["include"])
+led_to = own.parent / str(sysconfig.get_config_var("MULTIARCH")) / own.name / "pyconfig.h"
+shutil.copytree(own, sys.argv[1])
+if led_to.exists():
+    shutil.copyfile(led_to, sys.argv[1] + "/pyconfig.h")
+HEADERS
     mkdir -p "$folder/endian"
     [ -e "$folder/endian/endian.h" ] || printf '#include <machine/endian.h>\n' >"$folder/endian/endian.h"
     case $1 in *macos*) extra=(-isystem "$folder/endian") ;; esac

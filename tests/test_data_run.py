@@ -255,6 +255,9 @@ def test_a_damaged_part_is_named(data: DataSet, tmp_path: Path) -> None:
     reader = qavit.data.read_maps(tmp_path)
     (part, *_) = reader.files
     whole, ids = parquet.read_table(part), reader.to_numpy()[0]
+    for ask in (lambda: list(reader.tables(["id", "colour"])), lambda: reader.to_pandas(["colour"])):
+        with pytest.raises(ValueError, match=rf"{part.name}' cannot be read as .*: it has no column 'colour', only id, "):
+            ask()
     other = whole.set_column(whole.column_names.index("map"), "map", whole.column("id"))
     lacking = whole.drop_columns("id")
     for spoil in (

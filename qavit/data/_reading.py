@@ -145,7 +145,14 @@ class MapReader:
             yield taken
 
     def _table(self, file: Path, columns: Optional[Sequence[str]] = None) -> Any:
-        return self._parquet.read_table(file, columns=None if columns is None else list(columns), partitioning=None)
+        # Not read_table: it makes lists of the length that a part states of every column, read or not.
+        with self._parquet.ParquetFile(file) as part:
+            names = part.schema_arrow.names
+            wanted = names if columns is None else list(columns)
+            for name in wanted:
+                if name not in names:
+                    raise ValueError(f"it has no column {name!r}, only {', '.join(names)}")
+            return part.read(columns=wanted).select(wanted)
 
     def _maps(self, table: Any) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """Maps float32 [B, gh, gw] of a table, and which of them are there; the others are NaN."""
