@@ -24,7 +24,7 @@ if [ $# -eq 0 ]; then
     # Left out: what is left to the night anyway; the demo model's accuracy, which unoptimised kernels make slow; what counts
     # milliseconds, leaks or instructions or compiles a core of its own; and processes that end under a limit on the size
     # of files, which would cut the counters short.
-    set -- -k "not full_disk and not 200_ms"
+    set -- -n 2 --dist worksteal -k "not full_disk and not 200_ms"
     for name in cross demo_model instructions leaks; do
         set -- "$@" "--ignore=tests/test_$name.py"
     done
