@@ -253,6 +253,28 @@ def test_goes_on_where_it_stopped(tmp_path: Path, model: Path, monkeypatch: pyte
     assert calls[6:] == ["class"] * 4
 
 
+def test_one_process_writes_into_a_folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, loaded, out = boxes(tmp_path / "data"), qavit.load(model), tmp_path / "out"
+    whole = evaluate(path, model=loaded, methods=["class", "question"])
+    real, refused = type(loaded)._result, []
+
+    def beside_another(self: Any, shown: Any, questions: Any, request: Any) -> Any:
+        with pytest.raises(ValueError, match=r"out: another process is evaluating into '.*out'"):
+            evaluate(path, out, model=loaded, methods=["class"], again=True)
+        refused.append(request.method.name)
+        return real(self, shown, questions, request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(loaded), "_result", beside_another)
+        assert evaluate(path, out, model=loaded, methods=["class", "question"]) == whole
+    assert refused == ["class", "question"] * 4
+    for settings in ({"block": 1}, {}):  # what is refused, and what is done, holds nothing
+        (out / "settings.json").write_text("{}")
+        with pytest.raises(ValueError, match="something else"):
+            evaluate(path, out, model=loaded, methods=["class"], **settings)
+    assert evaluate(path, out, model=loaded, methods=["class", "question"], again=True) == whole
+
+
 def test_ids_of_any_letters_are_kept_by_a_line_each(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = write_pictures(tmp_path / "data", 1)
     ids = ["a\u2028b", "\u00e9", "c\x85", "tab\tand\nline"]

@@ -50,6 +50,13 @@ def test_every_python_that_is_promised_has_its_wheels() -> None:
     assert promised()[0] == settings()["project"]["requires-python"].removeprefix(">=")
 
 
+def test_a_python_without_a_global_lock_is_promised_by_its_wheels() -> None:
+    build, classifiers = settings()["tool"]["cibuildwheel"]["build"], settings()["project"]["classifiers"]
+    free = [each for each in build if "t-" in each]
+    assert bool(free) == any("Free Threading" in each for each in classifiers)
+    assert free == [f"cp{promised()[-1].replace('.', '')}t-*"], "tokenizers has none for older ones"
+
+
 def test_every_system_has_its_wheels_and_is_promised() -> None:
     assert workflow()["wheels"]["strategy"]["matrix"]["os"] == list(RUNNERS)
     project, wheels = settings()["project"], settings()["tool"]["cibuildwheel"]

@@ -107,3 +107,12 @@ def try_lock(file: IO[Any]) -> bool | None:
     except OSError:  # a file system without locks
         return None
     return True
+
+
+def take_lock(path: str | os.PathLike[str], refusal: str) -> IO[str]:
+    """A file that is locked until it is closed or this process ends. ValueError, which says `refusal`: another has it."""
+    lock = open(path, "w")  # noqa: SIM115 - of as long a life as the lock
+    if try_lock(lock) is False:
+        lock.close()
+        raise ValueError(refusal)
+    return lock

@@ -16,6 +16,7 @@ from .._base.arguments import one_line
 from .._base.files import PathLike, absolute_paths, make_folder, naming, remove_leftovers, write_whole
 from .._base.pictures import MAX_PIXELS
 from .._base.progress import Progress
+from .._base.system import take_lock
 from .._base.types import Fit, Heads
 from .._demo import demo_scene
 from ..images import load_image
@@ -26,7 +27,7 @@ from ._pictures import ImageSource
 from ._tables import storable
 from ._targets import Target, read_targets
 
-ROWS, SETTINGS, TABLE_JSON, TABLE_CSV = "rows.jsonl", "settings.json", "table.json", "table.csv"
+ROWS, SETTINGS, TABLE_JSON, TABLE_CSV, LOCK = "rows.jsonl", "settings.json", "table.json", "table.csv", ".lock"
 #: Of the picture that maps and objects are compared on, in pixels; the pointing game's tolerance shrinks with a larger one.
 LONGEST_EDGE = 1024
 #: The same for what sorts all pixels.
@@ -156,7 +157,8 @@ def evaluate(
     Raises
     ------
     ValueError, TypeError, OSError
-        The file, the model or an argument cannot be used; `out` holds an evaluation of something else.
+        The file, the model or an argument cannot be used; `out` holds an evaluation of something else, or another
+        process is writing into it.
     """
     loaded = model if isinstance(model, Model) else load(None if model is None else os.fspath(model), **parts)
     names = [loaded.default_method] if methods is None else [methods] if isinstance(methods, str) else list(methods)
@@ -178,10 +180,10 @@ def evaluate(
         runner = _Runner(loaded, requests, kept, tolerance, fit, max_pixels)
         runner.run(targets)
         found = runner.found(targets, resamples, seed)
-    if place is not None:
-        table = storable(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
-        write_whole(place / TABLE_JSON, table.encode() + b"\n")
-        write_whole(place / TABLE_CSV, found.to_csv().encode())
+        if place is not None:
+            table = storable(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+            write_whole(place / TABLE_JSON, table.encode() + b"\n")
+            write_whole(place / TABLE_CSV, found.to_csv().encode())
     return found
 
 
@@ -199,9 +201,18 @@ class _Kept:
     def __init__(self, place: Optional[Path], settings: Mapping[str, Any], again: bool) -> None:
         self.numbers: dict[tuple[str, str], list[float]] = {}
         self._file: Any = None
+        self._lock: Any = None
         if place is None:
             return
         self._path = place / ROWS
+        self._lock = take_lock(place / LOCK, f"out: another process is evaluating into {str(place)!r}")
+        try:
+            self._open(place, settings, again)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, place: Path, settings: Mapping[str, Any], again: bool) -> None:
         remove_leftovers(place)
         rows, said = place / ROWS, json.dumps(settings, sort_keys=True)
         if not again and rows.exists():
@@ -244,7 +255,7 @@ class _Kept:
 
     def __exit__(self, *_: Any) -> None:
         if self._file is not None:
-            with naming(self._path):
+            with self._lock, naming(self._path):
                 self._file.close()
 
 

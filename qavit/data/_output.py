@@ -23,7 +23,7 @@ import numpy.typing as npt
 from .._base.extras import require
 from .._base.files import PathLike, remove_leftovers, whole_file
 from .._base.small_files import read_json
-from .._base.system import try_lock
+from .._base.system import take_lock, try_lock
 from ._plan import Part, Shard
 from ._rows import MapRow, scale_maps
 from ._tables import storable
@@ -215,7 +215,10 @@ class OutputFolder(PartFolder):
         super().__init__(path)
         self._shard, self._files = shard, files
         self.parts.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
+        self._lock = take_lock(
+            self.path / f".lock-{shard.number}-of-{shard.total}",
+            f"out: another process is writing share {shard} into {str(self.path)!r}",
+        )
         try:
             names = [name[: -len(".parquet")] for name in os.listdir(self.parts) if PART_NAME.fullmatch(name)]
             old_ones = [name for name in names if again and self._is_mine(name)]
@@ -239,14 +242,6 @@ class OutputFolder(PartFolder):
         except BaseException:
             self.close()
             raise
-
-    def _take_lock(self) -> Any:
-        """Held until :meth:`close`, or the death of this process."""
-        lock = open(self.path / f".lock-{self._shard.number}-of-{self._shard.total}", "w")  # noqa: SIM115
-        if try_lock(lock) is False:
-            lock.close()
-            raise ValueError(f"out: another process is writing share {self._shard} into {str(self.path)!r}")
-        return lock
 
     def _is_alone(self) -> bool:
         """Whether no other share is being written."""
