@@ -155,6 +155,23 @@ def test_a_tar_file_that_is_cut(tmp_path: Path) -> None:
         Pictures(tmp_path / "x.tar", "").find("0.png")
 
 
+@pytest.mark.parametrize("damage", ["checksum", "cut"])
+def test_a_damaged_header_is_not_a_tar_file_s_end(tmp_path: Path, damage: str) -> None:
+    members = (("a.png", b"x" * 10), ("a.txt", b"where?"), ("b.png", b"x" * 10), ("b.txt", b"who?"))
+    whole = tar_of(*members)
+    (tmp_path / "x.tar").write_bytes(whole)
+    assert [item.question for item in open_questions(tmp_path / "x.tar")[0]] == ["where?", "who?"]
+    if damage == "checksum":
+        whole[2 * 1024 + 148] ^= 1
+    else:
+        del whole[2 * 1024 + 300 :]
+    (tmp_path / "x.tar").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"questions: .*x\.tar'.*the header at byte 2048 is damaged"):
+        list(open_questions(tmp_path / "x.tar")[0])
+    with pytest.raises(ValueError, match=r"images: .*x\.tar'.*the header at byte 2048 is damaged"):
+        Pictures(tmp_path / "x.tar", "").find("0.png")
+
+
 def test_a_quoted_field_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f'line {number} of ""many""' for number in range(900)]
     (tmp_path / "q.csv").write_text('image,question\na.png,"' + "\n".join(lines) + '"\nb.png,who?\n')

@@ -82,7 +82,7 @@ def test_what_tries_a_wheel_is_there() -> None:
 
 def test_pythons_of_ci_are_promised() -> None:
     ran = {each["python"] for each in workflow()["check"]["strategy"]["matrix"]["include"]}
-    assert ran <= set(promised())
+    assert {each.removesuffix("t") for each in ran} <= set(promised())
     assert {promised()[0], promised()[-1]} <= ran
 
 

@@ -98,7 +98,8 @@ def is_tar(path: Path_) -> bool:
 def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members of a tar file in order, none of which is remembered.
 
-    A size below zero would lead back to a member that has been, without end: it is a ValueError.
+    A size below zero would lead back to a member that has been, without end: it is a ValueError. So is a header that is
+    damaged, which to `tarfile` is the archive's end, unless it is the first.
     """
     before = -1
     for member in archive:
@@ -107,3 +108,8 @@ def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise ValueError(f"the member {member.name[:80]!r} has no possible place")
         before = member.offset
         yield member
+    file = archive.fileobj
+    assert file is not None
+    file.seek(archive.offset)
+    if any(file.read(tarfile.BLOCKSIZE)):
+        raise ValueError(f"the header at byte {archive.offset} is damaged")
