@@ -670,8 +670,16 @@ def use_region() -> None:
 
 
 @cache
+def stand_ins() -> tuple[StandInCaptioner, StandInReader, PNPVQA]:
+    captioner, reader = StandInCaptioner(), StandInReader()
+    return captioner, reader, PNPVQA(small(), captioner, reader)
+
+
 def pnp_vqa() -> PNPVQA:
-    return PNPVQA(small(), StandInCaptioner(), StandInReader())
+    captioner, reader, model = stand_ins()
+    captioner.calls.clear()  # they remember what they were asked
+    reader.calls.clear()
+    return model
 
 
 def use_pnp_vqa() -> None:
