@@ -70,7 +70,7 @@ def lines(device: str, sizes: Sizes, rounds: int, seconds_each: float) -> list[d
         {
             "batch": sizes.batch, "tokens": sizes.tokens, "heads": sizes.heads, "width": sizes.width, "precision": precision,
             "microseconds": round(1e6 * best[precision], 1),
-            "gigaflops": round(sizes.operations / best[precision] / 1e9, 1),
+            "gigaflops": float(f"{sizes.operations / best[precision] / 1e9:.4g}"),
             "times_float32": round(best["float32"] / best[precision], 2),
             "off": float(f"{np.abs(outputs[precision] - exact).max() / np.abs(exact).max():.1e}"),
         }

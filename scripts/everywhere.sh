@@ -53,7 +53,8 @@ unoptimised=(-O0 -fno-sanitize=undefined)
 build_python() {
     local include=$folder/include extra=()
     # A distribution's pyconfig.h leads to one a system, by a path that is found among this system's own headers alone.
-    [ -e "$include/Python.h" ] || "$python" - "$include" <<'HEADERS'
+    rm -rf "$include" # another Python's, maybe
+    "$python" - "$include" <<'HEADERS'
 import shutil, sys, sysconfig
 from pathlib import Path
 

@@ -82,7 +82,7 @@ def test_what_tries_a_wheel_is_there() -> None:
 
 def test_pythons_of_ci_are_promised() -> None:
     ran = {each["python"] for each in workflow()["check"]["strategy"]["matrix"]["include"]}
-    assert {each.removesuffix("t") for each in ran} <= set(promised())
+    assert ran <= {*promised(), f"{promised()[-1]}t"}
     assert {promised()[0], promised()[-1]} <= ran
 
 

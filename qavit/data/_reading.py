@@ -204,14 +204,14 @@ class MapReader:
         usual = ["id", "image", "question", "map", "score", "answer", "notes", "error", "seconds"]
         wanted = [*usual, *self.manifest.get("keep", ())] if columns is None else list(columns)
         stored = [*wanted, "scale"] if "map" in wanted else wanted
-        frames = []
-        for file, table in zip(self.files, self.tables(stored)):
+
+        def take(table: Any) -> Any:
             frame = table.select([name for name in wanted if name != "map"]).to_pandas()
             if "map" in wanted:
-                with _reading(file):
-                    maps, there = self._maps(table)
-                frame["map"] = [values if well else None for values, well in zip(maps, there)]
-            frames.append(frame[wanted])
+                frame["map"] = [values if well else None for values, well in zip(*self._maps(table))]
+            return frame[wanted]
+
+        frames = list(self._each(take, stored))
         return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=wanted)
 
     def errors(self) -> Iterator[tuple[str, str]]:
