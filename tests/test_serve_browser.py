@@ -185,6 +185,28 @@ def test_pictures_are_given(browser: Browser, served: Served, way: str) -> None:
     assert browser.run(WRONG) == ""
 
 
+def test_a_picture_and_what_is_said_of_it_change_together(browser: Browser, served: Served) -> None:
+    visit(browser, served)
+    before = browser.canvas()
+    browser.run(
+        "{ const decode = HTMLImageElement.prototype.decode;"
+        "  const gate = new Promise(open => { window.go = open; });"
+        "  HTMLImageElement.prototype.decode = async function () {"
+        "    window.held = true; await gate; return decode.call(this); }; }"
+    )
+    shade = np.full((60, 90, 3), (250, 0, 120), np.uint8)
+    give(browser, png(shade), "drop")
+    browser.wait("window.held === true")
+    write(browser, FIRST)
+    assert "picture 384 x 384" in browser.run(ABOUT)
+    assert np.array_equal(browser.canvas(), before)
+    browser.run("window.go()")
+    browser.wait(f"{ABOUT}.includes('picture 90 x 60') && {SHOWN}.startsWith('{FIRST}')")
+    drawn = browser.canvas()
+    assert drawn.shape[:2] == (427, 640)
+    assert np.abs(drawn[:, :60] - (0.4 * np.array([250, 0, 120]) + 77)).max() < 3  # grey, where it was not seen
+
+
 def test_errors_are_said_and_no_old_map_stays(browser: Browser, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     visit(browser, served)
     give(browser, b"no picture", "drop")

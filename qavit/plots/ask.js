@@ -144,8 +144,9 @@ const qavitAsking = (root, viewer, { about, ask, upload = null, first = null, qu
       if (mine !== given) return;
       [picture, file, blank] = [id, blob, content];
       say("");
-      await viewer.show(blank);
-      changed();
+      const shown = viewer.show(blank);
+      changed(); // before it is: an answer about the picture before must not be shown over this one
+      await shown;
     } catch (error) {
       if (mine !== given) return;
       say("");

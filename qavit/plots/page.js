@@ -7,10 +7,9 @@ const qavitViewer = (root) => {
     { view: $("view"), cursor: $("cursor"), name: $("name"), stage: $("stage") },
     { view: $("view2"), cursor: $("cursor2"), name: $("name2"), stage: $("stage2") },
   ];
-  const picture = new Image();
   const state = { question: 0, beside: -1, block: 0, head: -1, word: -1, pinned: -1, patch: -1 };
   let data = null, rows = 0, columns = 0, patches = 0, questions = [], maps = [], wordMaps = [], headMaps = [], ramps = {};
-  let axes = {}, base = null, grey = null, loaded = "";
+  let axes = {}, picture = null, base = null, grey = null, loaded = "", turn = Promise.resolve();
 
   // ---- numbers ----
 
@@ -462,8 +461,15 @@ const qavitViewer = (root) => {
     $("wholerow").hidden = !data.zoomed;
     $("stages").closest("main").classList.toggle("blank", Boolean(data.blank));
   };
-  // Without a picture in it, data are of the picture that is shown.
-  const show = async (next, { question = 0, beside = -1 } = {}) => {
+  // The picture is decoded before anything changes, so that what is said, the maps and the picture change together.
+  const put = async (next, question, beside) => {
+    if (next.picture && next.picture !== picture?.src) {
+      const image = new Image();
+      image.src = next.picture;
+      await image.decode();
+      picture = image;
+      base = null;
+    }
     const first = data === null;
     data = next;
     [rows, columns] = data.grid;
@@ -477,12 +483,6 @@ const qavitViewer = (root) => {
     fill();
     if (first) $("shared").checked = data.shared;
     const key = JSON.stringify([data.size, data.region, data.view]);
-    if (data.picture && data.picture !== picture.src) {
-      picture.src = data.picture;
-      await picture.decode();
-      if (data !== next) return;
-      base = null;
-    }
     if (!base || key !== loaded) {
       resize();
       loaded = key;
@@ -490,6 +490,12 @@ const qavitViewer = (root) => {
     goTo(Math.max(0, data.blocks.indexOf(data.block)));
     choose(question, beside);
     update();
+  };
+  // One after the other: without a picture in it, data are of the picture of those before.
+  const show = (next, { question = 0, beside = -1 } = {}) => {
+    const mine = turn.then(() => put(next, question, beside));
+    turn = mine.catch(() => {});
+    return mine;
   };
   return { show, element };
 };
