@@ -118,12 +118,12 @@ read_as() {
 
 has() { command -v "$1" >/dev/null || { say "$2" "not run: $1 is not here (scripts/system_packages.sh cross)"; return 1; }; }
 
-# kernels LEVEL: "FLOAT32, bfloat16 BFLOAT16", which this machine's own build runs at a level
+# kernels LEVEL: "FLOAT32, bfloat16 BFLOAT16, int8 INT8", which this machine's own build runs at a level
 kernels() {
     QAVIT_CPU=$1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" -c '
 import qavit
 names = qavit.build_info()["kernels"]
-print(names["float32"] + ", bfloat16 " + names["bfloat16"])'
+print(names["float32"] + ", bfloat16 " + names["bfloat16"] + ", int8 " + names["int8"])'
 }
 
 if [ "${1:-}" = quick ]; then
@@ -140,9 +140,9 @@ for target in "$@"; do
     aarch64-linux-musl)
         build $target "" -O2
         has qemu-aarch64-static $target || continue
-        check $target "" "" "neon, bfloat16 neon_bf16" qemu-aarch64-static -cpu max
-        check $target "" neon "neon, bfloat16 neon" qemu-aarch64-static -cpu cortex-a57
-        check $target "" portable "openblas, bfloat16 openblas" qemu-aarch64-static -cpu cortex-a57
+        check $target "" "" "neon, bfloat16 neon_bf16, int8 neon_dotprod" qemu-aarch64-static -cpu max
+        check $target "" neon "neon, bfloat16 neon, int8 neon" qemu-aarch64-static -cpu cortex-a57
+        check $target "" portable "openblas, bfloat16 openblas, int8 portable" qemu-aarch64-static -cpu cortex-a57
         ;;
     x86_64-linux-musl | x86_64-windows-gnu)
         suffix="" runner=env

@@ -7,7 +7,7 @@ import platform
 import qavit
 
 LEVELS = (
-    ("portable", "neon", "neon_bf16")
+    ("portable", "neon", "neon_dotprod", "neon_bf16")
     if platform.machine().lower() in ("aarch64", "arm64")
     else ("portable", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 )

@@ -33,9 +33,9 @@ def test_ops_and_models_by_another_compiler() -> None:
 def test_ops_and_models_on_other_cpus() -> None:
     found = run()
     for programs in ("ops", "models"):
-        assert found[f"aarch64, {programs}"].startswith("kernels neon, bfloat16 neon_bf16,")
+        assert found[f"aarch64, {programs}"].startswith("kernels neon, bfloat16 neon_bf16, int8 neon_dotprod,")
         for cpu in ("cortex-a57", "cortex-a72"):
-            assert found[f"aarch64-{cpu}, {programs}"].startswith("kernels neon, bfloat16 neon,")
+            assert found[f"aarch64-{cpu}, {programs}"].startswith("kernels neon, bfloat16 neon, int8 neon,")
         if platform.machine() == "x86_64":
             assert found[f"x86_64-avx2, {programs}"].startswith("kernels avx2")
             assert found[f"x86_64-plain, {programs}"].startswith("kernels openblas")

@@ -20,7 +20,8 @@ KERNELS = {
     "avx512_bf16": ("avx512", "avx512_bf16", "avx512_vnni"),
     "amx": ("avx512", "amx", "amx"),
     "neon": ("neon", "neon", "neon"),
-    "neon_bf16": ("neon", "neon_bf16", "neon"),
+    "neon_dotprod": ("neon", "neon", "neon_dotprod"),
+    "neon_bf16": ("neon", "neon_bf16", "neon_dotprod"),
 }
 
 

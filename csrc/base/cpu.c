@@ -17,9 +17,9 @@ static const char *const levels[] = {"portable", "avx2", "avx_vnni", "avx512", "
 enum { PORTABLE, AVX2, AVX_VNNI, AVX512, AVX512_VNNI, AVX512_BF16, AMX, LEVELS };
 #define LEVEL_NAMES "portable, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16 or amx"
 #elif defined(__aarch64__)
-static const char *const levels[] = {"portable", "neon", "neon_bf16"};
-enum { PORTABLE, NEON, NEON_BF16, LEVELS };
-#define LEVEL_NAMES "portable, neon or neon_bf16"
+static const char *const levels[] = {"portable", "neon", "neon_dotprod", "neon_bf16"};
+enum { PORTABLE, NEON, NEON_DOTPROD, NEON_BF16, LEVELS };
+#define LEVEL_NAMES "portable, neon, neon_dotprod or neon_bf16"
 #else
 static const char *const levels[] = {"portable"};
 enum { PORTABLE, LEVELS };
@@ -103,8 +103,10 @@ static qv_cpu_features detect(int wanted) {
 }
 #elif defined(__aarch64__)
 static qv_cpu_features detect(int wanted) {
+    const unsigned has = qv_os_arm_features();
     return (qv_cpu_features){.neon = wanted >= NEON,
-                             .neon_bf16 = wanted >= NEON_BF16 && (qv_os_arm_features() & QV_OS_ARM_BF16) != 0};
+                             .neon_dotprod = wanted >= NEON_DOTPROD && (has & QV_OS_ARM_DOTPROD) != 0,
+                             .neon_bf16 = wanted >= NEON_BF16 && (has & QV_OS_ARM_BF16) != 0};
 }
 #else
 static qv_cpu_features detect(int wanted) {
@@ -120,8 +122,8 @@ qv_cpu_features qv_cpu(void) {
     unsigned bits = atomic_load_explicit(&known, memory_order_relaxed);
     if (bits == 0) {
         qv_cpu_features cpu = detect(wanted_level());
-        const bool each[] = {cpu.avx2_fma,    cpu.avx_vnni, cpu.avx512, cpu.avx512_vnni,
-                             cpu.avx512_bf16, cpu.amx,      cpu.neon,   cpu.neon_bf16};
+        const bool each[] = {cpu.avx2_fma, cpu.avx_vnni, cpu.avx512,       cpu.avx512_vnni, cpu.avx512_bf16,
+                             cpu.amx,      cpu.neon,     cpu.neon_dotprod, cpu.neon_bf16};
         bits = 1;
         for (size_t i = 0; i < sizeof each / sizeof each[0]; i++) {
             bits |= (unsigned)each[i] << (i + 1);
@@ -135,5 +137,6 @@ qv_cpu_features qv_cpu(void) {
                              .avx512_bf16 = (bits & 32) != 0,
                              .amx = (bits & 64) != 0,
                              .neon = (bits & 128) != 0,
-                             .neon_bf16 = (bits & 256) != 0};
+                             .neon_dotprod = (bits & 256) != 0,
+                             .neon_bf16 = (bits & 512) != 0};
 }

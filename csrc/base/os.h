@@ -29,8 +29,8 @@ void qv_os_yield(void);
 /* Ask that this process may use an x86 CPU's tiles, which add 8 KiB to what is kept for each thread; false where the system
  * does not let it. */
 bool qv_os_allow_tiles(void);
-/* What the system says of an ARM CPU, as these bits: its bfloat16 products. */
-enum { QV_OS_ARM_BF16 = 1 };
+/* What the system says of an ARM CPU, as these bits: dot products of bfloat16, and of four bytes. */
+enum { QV_OS_ARM_BF16 = 1, QV_OS_ARM_DOTPROD = 2 };
 unsigned qv_os_arm_features(void);
 
 /* ---- threads ---- */

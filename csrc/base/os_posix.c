@@ -95,15 +95,23 @@ bool qv_os_allow_tiles(void) {
 #endif
 }
 
+#if defined(__APPLE__) && defined(__aarch64__)
+static bool says_yes(const char *name) {
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname(name, &has, &size, NULL, 0) == 0 && has != 0;
+}
+#endif
+
 unsigned qv_os_arm_features(void) {
     unsigned features = 0;
 #if defined(__linux__) && defined(__aarch64__)
-    const unsigned long bf16 = 1ul << 14; /* HWCAP2_BF16 */
+    const unsigned long dotprod = 1ul << 20, bf16 = 1ul << 14; /* HWCAP_ASIMDDP, HWCAP2_BF16 */
+    features |= (getauxval(AT_HWCAP) & dotprod) != 0 ? QV_OS_ARM_DOTPROD : 0;
     features |= (getauxval(AT_HWCAP2) & bf16) != 0 ? QV_OS_ARM_BF16 : 0;
 #elif defined(__APPLE__) && defined(__aarch64__)
-    int has = 0;
-    size_t size = sizeof has;
-    features |= sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, NULL, 0) == 0 && has != 0 ? QV_OS_ARM_BF16 : 0;
+    features |= says_yes("hw.optional.arm.FEAT_DotProd") ? QV_OS_ARM_DOTPROD : 0;
+    features |= says_yes("hw.optional.arm.FEAT_BF16") ? QV_OS_ARM_BF16 : 0;
 #endif
     return features;
 }

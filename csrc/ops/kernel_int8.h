@@ -5,7 +5,8 @@
  *   INT8_PARTS                  vectors of factors of a step: 1, or 2 of 16-bit items, the even ones and the odd ones
  *   INT8_PART(w, part)          those of four int8 in each lane
  *   INT8_DOT(sum, x, w)         sum + the products of a part, in each lane
- *   INT8_STORE(out, q)          WIDTH numbers 0 .. 255, one a lane, as INT8_PARTS words a step
+ *   INT8_STORE(out, q)          WIDTH numbers, one a lane, as INT8_PARTS words a step
+ *   INT8_BELOW                  what is taken from a row's q and z, so that q is 0 .. 255, or by 128 less -128 .. 127
  *
  * A row x becomes q = z + round(x / s), 0 to 255, with s = (max - min) / 255, z = round(-min / s) and 0 within min .. max; a
  * column w became round(w / t), -127 to 127, with t = max |w| / 127. Then x w = s t (sum q w - z sum w), whose integers are exact
@@ -36,9 +37,10 @@ STEP_TARGET static void INT8(write)(float *out, const float *x, size_t n) {
     scale = scale > 0x1p-126f ? scale : 0x1p-126f;
     const float inverse = 1.0f / scale, zero_point = __builtin_rintf(least * inverse);
     const vec factor = set1(-inverse), lowest = set1(zero_point - 255.0f);
-    const words32 point = set1_words((uint32_t)zero_point);
+    const uint32_t kept = (uint32_t)zero_point - INT8_BELOW;
+    const words32 point = set1_words(kept);
     out[words] = finite ? scale : NAN;
-    to[words + 1] = finite ? (uint32_t)zero_point : 0;
+    to[words + 1] = finite ? kept : 0;
     if (!finite) {
         memset(out, 0, words * sizeof *out);
         return;

@@ -71,21 +71,21 @@ static const qv_product products[] = {
         .tile_rows = 16,
         .runs = has_tiles,
         .multiply = multiply_byte_tiles,
-        .write_steps = write_vnni,
+        .write_steps = write_bytes,
         .burn = qv_burn_byte_tiles,
     },
 #endif
-#if defined(VNNI_NAME)
+#if defined(BYTES_NAME)
     {
         INT8_RECORD(PANEL),
-        .name = VNNI_NAME,
+        .name = BYTES_NAME,
         .few_rows = FEW_ROWS,
         .row_words = 1,
         .tile_rows = TILE_ROWS,
-        .runs = has_vnni,
-        .multiply = multiply_vnni,
-        .write_steps = write_vnni,
-        .burn = burn_vnni,
+        .runs = has_bytes,
+        .multiply = multiply_bytes,
+        .write_steps = write_bytes,
+        .burn = burn_bytes,
     },
 #endif
     {

@@ -10,10 +10,11 @@
  *   for kernel_int8.h multiply_pairs (of two signed 16-bit items a lane, summed) and store_quads
  *   where it has them, FEW_ROWS, MOST_PANELS and PANELS_BESIDE(rows): how many panels few rows are multiplied by at a time
  * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS, INT8_NAME and PAIR_ROWS, its int8 product's
- * and the rows of that one's tile. With VNNI_NAME, an int8 product by dot products of four bytes, also TARGET_VNNI, INLINE_VNNI,
- * dot_bytes, store_bytes and has_vnni. For products of bfloat16 also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16),
- * write_pairs, read_pairs and join_pairs; with BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair,
- * load_pairs, dot_pairs and has_bfloat16; with TILES_NAME, for that by AMX's tiles, has_tiles. */
+ * and the rows of that one's tile. With BYTES_NAME, an int8 product by dot products of four bytes, also TARGET_BYTES,
+ * INLINE_BYTES, dot_bytes, store_bytes, has_bytes and BYTES_BELOW (INT8_BELOW of kernel_int8.h). For products of bfloat16 also
+ * TARGET_BFLOAT16, store_half (the first n lanes in bfloat16), write_pairs, read_pairs and join_pairs; with BFLOAT16_NAME, for the
+ * set's own, INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and has_bfloat16; with TILES_NAME, for that by
+ * AMX's tiles, has_tiles. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #ifndef MOST_PANELS
@@ -499,9 +500,10 @@ INLINE words32 spread(words32 bytes, size_t part) {
 #define INT8_PART(w, part) spread(w, part)
 #define INT8_DOT(sum, x, w) ((sum) + multiply_pairs(x, w))
 #define INT8_STORE(out, q) store_quads(out, q)
+#define INT8_BELOW 0u
 #include "ops/kernel_int8.h"
 
-#if defined(VNNI_NAME)
+#if defined(BYTES_NAME)
 #undef STEP_TARGET
 #undef STEP_INLINE
 #undef INT8
@@ -510,14 +512,16 @@ INLINE words32 spread(words32 bytes, size_t part) {
 #undef INT8_PART
 #undef INT8_DOT
 #undef INT8_STORE
-#define STEP_TARGET TARGET_VNNI
-#define STEP_INLINE INLINE_VNNI
-#define INT8(name) name##_vnni
+#undef INT8_BELOW
+#define STEP_TARGET TARGET_BYTES
+#define STEP_INLINE INLINE_BYTES
+#define INT8(name) name##_bytes
 #define INT8_ROWS TILE_ROWS
 #define INT8_PARTS ((size_t)1)
 #define INT8_PART(w, part) (w)
 #define INT8_DOT(sum, x, w) dot_bytes(sum, x, w)
 #define INT8_STORE(out, q) store_bytes(out, q)
+#define INT8_BELOW BYTES_BELOW
 #include "ops/kernel_int8.h"
 #endif
 

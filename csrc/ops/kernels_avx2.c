@@ -10,8 +10,8 @@
 
 #define TARGET __attribute__((target("avx2,fma")))
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma")))
-#define TARGET_VNNI __attribute__((target("avx2,fma,avxvnni")))
-#define INLINE_VNNI static inline __attribute__((always_inline, target("avx2,fma,avxvnni")))
+#define TARGET_BYTES __attribute__((target("avx2,fma,avxvnni")))
+#define INLINE_BYTES static inline __attribute__((always_inline, target("avx2,fma,avxvnni")))
 #define TARGET_BFLOAT16 TARGET
 #define INLINE_BFLOAT16 INLINE
 
@@ -131,14 +131,14 @@ INLINE void store_quads(qv_bits32 *out, words32 q) {
     _mm_storeu_si128((__m128i *)(void *)out, both);
 }
 
-static bool has_vnni(void) {
+static bool has_bytes(void) {
     return qv_cpu().avx_vnni;
 }
 
-INLINE_VNNI words32 dot_bytes(words32 sum, words32 x, words32 w) {
+INLINE_BYTES words32 dot_bytes(words32 sum, words32 x, words32 w) {
     return (words32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
 }
-INLINE_VNNI void store_bytes(qv_bits32 *out, words32 q) {
+INLINE_BYTES void store_bytes(qv_bits32 *out, words32 q) {
     __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)q), _mm256_extracti128_si256((__m256i)q, 1));
     _mm_storel_epi64((__m128i *)(void *)out, _mm_packus_epi16(halves, halves));
 }
@@ -154,7 +154,8 @@ static bool has_tiles(void) {
 #define PACKS_LAYERS true
 #define INT8_NAME "avx2"
 #define PAIR_ROWS ((size_t)4)
-#define VNNI_NAME "avx_vnni"
+#define BYTES_NAME "avx_vnni"
+#define BYTES_BELOW 0u
 #define TILES_NAME "amx"
 #include "ops/kernel_template.h"
 

@@ -12,8 +12,8 @@
 #define FEATURES "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #define TARGET __attribute__((target(FEATURES)))
 #define INLINE static inline __attribute__((always_inline, target(FEATURES)))
-#define TARGET_VNNI __attribute__((target(FEATURES ",avx512vnni")))
-#define INLINE_VNNI static inline __attribute__((always_inline, target(FEATURES ",avx512vnni")))
+#define TARGET_BYTES __attribute__((target(FEATURES ",avx512vnni")))
+#define INLINE_BYTES static inline __attribute__((always_inline, target(FEATURES ",avx512vnni")))
 #define TARGET_BFLOAT16 __attribute__((target(FEATURES ",avx512bf16")))
 #define INLINE_BFLOAT16 static inline __attribute__((always_inline, target(FEATURES ",avx512bf16")))
 
@@ -207,14 +207,14 @@ INLINE void store_quads(qv_bits32 *out, words32 q) {
     _mm256_storeu_si256((__m256i *)(void *)out, together);
 }
 
-static bool has_vnni(void) {
+static bool has_bytes(void) {
     return qv_cpu().avx512_vnni;
 }
 
-INLINE_VNNI words32 dot_bytes(words32 sum, words32 x, words32 w) {
+INLINE_BYTES words32 dot_bytes(words32 sum, words32 x, words32 w) {
     return (words32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
 }
-INLINE_VNNI void store_bytes(qv_bits32 *out, words32 q) {
+INLINE_BYTES void store_bytes(qv_bits32 *out, words32 q) {
     _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8((__m512i)q));
 }
 
@@ -223,7 +223,8 @@ INLINE_VNNI void store_bytes(qv_bits32 *out, words32 q) {
 #define PACKS_LAYERS true
 #define INT8_NAME "avx512"
 #define PAIR_ROWS ((size_t)4)
-#define VNNI_NAME "avx512_vnni"
+#define BYTES_NAME "avx512_vnni"
+#define BYTES_BELOW 0u
 #define BFLOAT16_NAME "avx512_bf16"
 #define TILES_NAME "amx"
 #include "ops/kernel_template.h"

@@ -1,5 +1,5 @@
 /* NEON, which every 64-bit ARM has: vectors of 4 floats, a tile of 6 rows and 16 columns, which leaves 8 of 32 registers for
- * the columns and the rows' items; bfloat16 dot products where the CPU has them. */
+ * the columns and the rows' items; dot products of bfloat16 and of four bytes where the CPU has them. */
 #include "base/cpu.h"
 #include "ops/kernels.h"
 
@@ -21,8 +21,10 @@ INLINE vec multiply_add(vec a, vec b, vec c) {
 /* In the assembler's words, since not every compiler has the intrinsics in functions for more than its own target. */
 #if defined(__clang__)
 #define BFLOAT16_FEATURE "bf16"
+#define BYTES_FEATURE "dotprod"
 #else
 #define BFLOAT16_FEATURE "+bf16"
+#define BYTES_FEATURE "arch=armv8.2-a+dotprod" /* of which the assembler wants to hear both */
 #endif
 #define TARGET_BFLOAT16 __attribute__((target(BFLOAT16_FEATURE)))
 #define INLINE_BFLOAT16 static inline __attribute__((always_inline, target(BFLOAT16_FEATURE)))
@@ -46,6 +48,23 @@ INLINE_BFLOAT16 vec dot_pairs(pairs x, pairs b, vec sum) {
     return sum;
 }
 
+#define TARGET_BYTES __attribute__((target(BYTES_FEATURE)))
+#define INLINE_BYTES static inline __attribute__((always_inline, target(BYTES_FEATURE)))
+
+static bool has_bytes(void) {
+    return qv_cpu().neon_dotprod;
+}
+
+/* Of signed bytes with signed ones, hence BYTES_BELOW: what has none but this is older, and more, than what has USDOT. */
+INLINE_BYTES words32 dot_bytes(words32 sum, words32 x, words32 w) {
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(x), "w"(w));
+    return sum;
+}
+INLINE_BYTES void store_bytes(qv_bits32 *out, words32 q) {
+    const uint16x4_t halves = vmovn_u32((uint32x4_t)q);
+    *out = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(halves, halves))), 0);
+}
+
 #include "ops/kernel_pairs.h"
 
 #define KERNELS qv_kernels_neon
@@ -54,6 +73,8 @@ INLINE_BFLOAT16 vec dot_pairs(pairs x, pairs b, vec sum) {
 #define BFLOAT16_NAME "neon_bf16"
 #define INT8_NAME "neon"
 #define PAIR_ROWS ((size_t)4)
+#define BYTES_NAME "neon_dotprod"
+#define BYTES_BELOW 128u
 #include "ops/kernel_template.h"
 
 #endif

@@ -263,7 +263,7 @@ struct qv_ops {
 extern const qv_ops qv_cpu_ops;
 
 /* Which packed kernels this CPU uses, for each precision: "avx512", "avx512_bf16", "avx512_vnni", "amx", "avx2",
- * "avx_vnni", "neon", "neon_bf16", "openblas", "portable". */
+ * "avx_vnni", "neon", "neon_dotprod", "neon_bf16", "openblas", "portable". */
 const char *qv_cpu_kernels(qv_precision precision);
 /* The width of the panels that weights are packed in here; 0 where they are not. */
 size_t qv_cpu_panel_columns(void);

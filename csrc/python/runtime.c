@@ -57,9 +57,10 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
     bool debug = false;
 #endif
     PyObject *features = Py_BuildValue(
-        "{s:O, s:O, s:O, s:O, s:O, s:O, s:O, s:O}", "avx2_fma", truth(cpu.avx2_fma), "avx_vnni", truth(cpu.avx_vnni), "avx512",
-        truth(cpu.avx512), "avx512_vnni", truth(cpu.avx512_vnni), "avx512_bf16", truth(cpu.avx512_bf16), "amx",
-        truth(cpu.amx), "neon", truth(cpu.neon), "neon_bf16", truth(cpu.neon_bf16));
+        "{s:O, s:O, s:O, s:O, s:O, s:O, s:O, s:O, s:O}", "avx2_fma", truth(cpu.avx2_fma), "avx_vnni", truth(cpu.avx_vnni),
+        "avx512", truth(cpu.avx512), "avx512_vnni", truth(cpu.avx512_vnni), "avx512_bf16", truth(cpu.avx512_bf16), "amx",
+        truth(cpu.amx), "neon", truth(cpu.neon), "neon_dotprod", truth(cpu.neon_dotprod), "neon_bf16",
+        truth(cpu.neon_bf16));
     PyObject *kernels = Py_BuildValue("{s:s, s:s, s:s}", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
                                       qv_cpu_kernels(QV_PRECISION_BFLOAT16), "int8", qv_cpu_kernels(QV_PRECISION_INT8));
     return Py_BuildValue("{s:s, s:s, s:n, s:n, s:N, s:N, s:n, s:O, s:O, s:O}", "blas", qv_blas_config(), "blas_kernels",

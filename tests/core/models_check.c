@@ -228,8 +228,8 @@ int main(int count, char **arguments) {
         return 2;
     }
     qv_set_thread_count(LANES);
-    printf("kernels %s, bfloat16 %s, %s\n", qv_cpu_kernels(QV_PRECISION_FLOAT32), qv_cpu_kernels(QV_PRECISION_BFLOAT16),
-           qv_blas_kernels());
+    printf("kernels %s, bfloat16 %s, int8 %s, %s\n", qv_cpu_kernels(QV_PRECISION_FLOAT32),
+           qv_cpu_kernels(QV_PRECISION_BFLOAT16), qv_cpu_kernels(QV_PRECISION_INT8), qv_blas_kernels());
     char *bytes = read_file(arguments[1]);
     qv_weights cases = {0};
     qv_tensor *tensors = list_tensors(bytes, &cases.count);

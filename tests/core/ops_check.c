@@ -106,6 +106,65 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     }
 }
 
+/* items [count] of x by a scale and a zero point, as docs/MODEL.md has them; a weight's row has neither below zero. */
+static void quantize(const float *x, size_t count, bool weight, int *items, float *scale, int *point) {
+    float most = 0.0f, least = 0.0f;
+    for (size_t i = 0; i < count; i++) {
+        most = fmaxf(most, weight ? fabsf(x[i]) : x[i]);
+        least = fmaxf(least, weight ? 0.0f : -x[i]);
+    }
+    *scale = weight ? most / 127.0f : most / 255.0f + least / 255.0f;
+    *point = (int)rintf(least * (1.0f / *scale));
+    for (size_t i = 0; i < count; i++) {
+        const float item = weight ? x[i] / *scale : x[i] * (1.0f / *scale);
+        const int q = *point + (int)rintf(item);
+        items[i] = weight || q < 255 ? q : 255;
+    }
+}
+
+static void check_linear_int8(size_t R, size_t N, size_t K) {
+    float *weight = random_floats(N * K), *x = random_floats(R * K), *out = take(R * N, sizeof *out);
+    double *expected = take(R * N, sizeof *expected);
+    int *rows = take(R * K, sizeof *rows), *row = take(K, sizeof *row), *points = take(R, sizeof *points), none;
+    float *scales = take(R, sizeof *scales), scale;
+    qv_tensor weights = {.name = "weight", .dtype = QV_FLOAT32, .dims = 2, .shape = {N, K}, .data = weight};
+    qv_linear_source source = {.weight = &weights};
+    qv_linear layer;
+    qv_error err;
+    for (size_t i = 0; i < R * K; i++) { /* rows of one sign, of both, and of one number */
+        const size_t r = i / K;
+        x[i] = r % 4 == 1 ? fabsf(x[i]) : r % 4 == 2 ? -fabsf(x[i]) : r % 4 == 3 ? 0.7f : x[i];
+    }
+    if (qv_linear_prepare(&qv_cpu_ops, &layer, &source, 1, QV_PRECISION_INT8, &err) != QV_OK) {
+        puts(err.message);
+        exit(2);
+    }
+    const qv_epilogue epilogue = {.activation = QV_IDENTITY};
+    qv_call call = begin_call(R, K, 1, 1);
+    qv_cpu_ops.linear(&call, (qv_rows){out, N}, (qv_const_rows){x, K}, &layer, 0, N, &epilogue, R);
+    for (size_t r = 0; r < R; r++) {
+        quantize(x + r * K, K, false, rows + r * K, &scales[r], &points[r]);
+    }
+    for (size_t n = 0; n < N; n++) {
+        quantize(weight + n * K, K, true, row, &scale, &none);
+        for (size_t r = 0; r < R; r++) {
+            long sum = 0;
+            for (size_t k = 0; k < K; k++) {
+                sum += (long)(rows[r * K + k] - points[r]) * row[k];
+            }
+            expected[r * N + n] = (double)sum * ((double)scales[r] * (double)scale);
+        }
+    }
+    char what[96];
+    snprintf(what, sizeof what, "linear %zu x %zu x %zu, int8", R, N, K);
+    compare(what, out, expected, R * N, 1e-6);
+    qv_linear_free(&qv_cpu_ops, &layer);
+    void *memory[] = {weight, x, out, expected, rows, row, points, scales, call.scratch};
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) {
+        qv_free(memory[i]);
+    }
+}
+
 /* ---- attention ---- */
 
 typedef struct {
@@ -270,8 +329,8 @@ int main(void) {
         return 2;
     }
     qv_set_thread_count(LANES);
-    printf("kernels %s, bfloat16 %s, %s\n", qv_cpu_kernels(QV_PRECISION_FLOAT32), qv_cpu_kernels(QV_PRECISION_BFLOAT16),
-           qv_blas_kernels());
+    printf("kernels %s, bfloat16 %s, int8 %s, %s\n", qv_cpu_kernels(QV_PRECISION_FLOAT32),
+           qv_cpu_kernels(QV_PRECISION_BFLOAT16), qv_cpu_kernels(QV_PRECISION_INT8), qv_blas_kernels());
     check_threads();
     static const size_t shapes[][3] = {{1, 1, 1}, {1, 70, 33}, {5, 17, 64}, {7, 130, 40}, {25, 96, 96}, {13, 66, 1030}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
@@ -279,6 +338,7 @@ int main(void) {
             check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_FLOAT32, (qv_activation)activation);
         }
         check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_BFLOAT16, QV_IDENTITY);
+        check_linear_int8(shapes[i][0], shapes[i][1], shapes[i][2]);
     }
     static const attention_case attentions[] = {
         {1, 1, 1, 1, 0, 1, false, false},   {2, 3, 7, 5, 0, 16, true, false},  {1, 2, 17, 65, 3, 32, false, false},
