@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Compiles the core for aarch64 and runs it under an emulator, on a CPU with bfloat16 products and on two without: its ops against
-# plain loops, whole models against the public codes' numbers. Then this machine's own build on emulated x86-64 CPUs with AVX2 alone and with neither AVX nor FMA, where a
-# stray instruction would be fatal; and here, by clang, with FMA everywhere. PYTHON is one that has qavit.
+# Compiles the core for aarch64 and runs it under an emulator, on CPUs with dot products of bfloat16, of bytes alone and of
+# neither: its ops against plain loops, whole models against the public codes' numbers. Then this machine's own build on emulated
+# x86-64 CPUs with AVX2 alone and with neither AVX nor FMA, where a stray instruction would be fatal; and here, by clang, with
+# FMA everywhere. PYTHON is one that has qavit.
 # scripts/cross.sh clang does the last alone, for which no emulator is needed.
 set -eu
 cd "$(dirname "$0")/.."
@@ -76,7 +77,7 @@ for tool in aarch64-linux-gnu-gcc qemu-aarch64-static qemu-x86_64-static; do
 done
 build aarch64 aarch64-linux-gnu-gcc
 check_both aarch64 aarch64 qemu-aarch64-static -cpu max -L /usr/aarch64-linux-gnu
-for cpu in cortex-a57 cortex-a72; do
+for cpu in cortex-a57 neoverse-n1; do
     check_both "aarch64-$cpu" aarch64 qemu-aarch64-static -cpu $cpu -L /usr/aarch64-linux-gnu
 done
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles and links the core for every system that it is written for, by one compiler from a package (ziglang), and runs its ops
-# and whole models where an emulator can: Linux on aarch64 under qemu, on CPUs with and without products of bfloat16; Linux on x86-64
+# and whole models where an emulator can: Linux on aarch64 under qemu, on CPUs with dot products of bfloat16, of bytes alone and of neither; Linux on x86-64
 # with musl, here; Windows on x86-64 under wine; each at its CPU's level and at all below, which must be the level that its kernels
 # say. s390x, which is big-endian, must refuse with a sentence. The Python half is compiled against this Python's headers.
 # PYTHON is one that has qavit and ziglang. scripts/everywhere.sh TARGET... does those alone, and scripts/everywhere.sh quick only
@@ -141,6 +141,7 @@ for target in "$@"; do
         build $target "" -O2
         has qemu-aarch64-static $target || continue
         check $target "" "" "neon, bfloat16 neon_bf16, int8 neon_dotprod" qemu-aarch64-static -cpu max
+        check $target "" "" "neon, bfloat16 neon, int8 neon_dotprod" qemu-aarch64-static -cpu neoverse-n1
         check $target "" neon "neon, bfloat16 neon, int8 neon" qemu-aarch64-static -cpu cortex-a57
         check $target "" portable "openblas, bfloat16 openblas, int8 portable" qemu-aarch64-static -cpu cortex-a57
         ;;

@@ -34,8 +34,8 @@ def test_ops_and_models_on_other_cpus() -> None:
     found = run()
     for programs in ("ops", "models"):
         assert found[f"aarch64, {programs}"].startswith("kernels neon, bfloat16 neon_bf16, int8 neon_dotprod,")
-        for cpu in ("cortex-a57", "cortex-a72"):
-            assert found[f"aarch64-{cpu}, {programs}"].startswith("kernels neon, bfloat16 neon, int8 neon,")
+        for cpu, int8 in (("cortex-a57", "neon"), ("neoverse-n1", "neon_dotprod")):
+            assert found[f"aarch64-{cpu}, {programs}"].startswith(f"kernels neon, bfloat16 neon, int8 {int8},")
         if platform.machine() == "x86_64":
             assert found[f"x86_64-avx2, {programs}"].startswith("kernels avx2")
             assert found[f"x86_64-plain, {programs}"].startswith("kernels openblas")
