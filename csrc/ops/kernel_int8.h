@@ -72,9 +72,7 @@ STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t fir
     const qv_bits32 *x = (const qv_bits32 *)p->x + first * ld_x, *panel = (const qv_bits32 *)p->panel + c / PANEL * panel_words;
     for (size_t k0 = 0; k0 < depth; k0 += PREFETCH_STEPS) {
         size_t end = depth - k0 < PREFETCH_STEPS ? depth : k0 + PREFETCH_STEPS;
-        for (size_t i = 0; i < s->lines && s->prefetch < s->prefetch_end; i++, s->prefetch += 64) {
-            __builtin_prefetch(s->prefetch, 0, 2);
-        }
+        prefetch_some(s);
         for (size_t k = k0; k < end; k++) {
             words32 weight[INT8_PARTS][TILE_VECTORS * MOST_PANELS];
             UNROLL
@@ -185,15 +183,9 @@ STEP_TARGET static void INT8(multiply_few)(tile_state *s, const qv_panel_product
 
 /* The depth in one piece: the sums are integers, which `out` cannot hold. */
 STEP_TARGET static void INT8(multiply)(const qv_panel_product *p) {
-    tile_state s = {.ld_out = p->ld_out,
-                    .ld_x = p->ld_x,
-                    .add = p->add_to_out,
-                    .lines = prefetch_lines(p->rows, INT8_ROWS),
-                    .prefetch = p->prefetch,
-                    .prefetch_end = p->prefetch_end};
+    tile_state s = {.ld_out = p->ld_out, .ld_x = p->ld_x, .add = p->add_to_out};
 #if MOST_PANELS > 1
     if (p->rows <= FEW_ROWS && p->columns > PANEL) {
-        s.prefetch_end = s.prefetch;
         INT8(multiply_few)(&s, p);
         if (p->bias != NULL || p->epilogue != NULL) {
             finish_rows(p, 0, p->rows);
@@ -201,8 +193,9 @@ STEP_TARGET static void INT8(multiply)(const qv_panel_product *p) {
         return;
     }
 #endif
-    for (size_t r = 0; r < p->rows; r += INT8_ROWS) {
-        size_t rows = p->rows - r < INT8_ROWS ? p->rows - r : INT8_ROWS;
+    plan_prefetch(&s, p->prefetch, p->prefetch_end, p->rows, INT8_ROWS);
+    for (size_t r = 0, rows; r < p->rows; r += rows) {
+        rows = next_rows(p->rows - r, INT8_ROWS);
         INT8(tile_of)(&s, p, r, 0, rows);
         if (p->bias != NULL || p->epilogue != NULL) {
             finish_rows(p, r, rows);

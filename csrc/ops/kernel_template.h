@@ -24,6 +24,8 @@
 #define UNROLL _Pragma("GCC unroll 8")
 /* Depth steps between two prefetches of one line of the next panel. */
 #define PREFETCH_STEPS ((size_t)8)
+/* Places of the next panel at which it is prefetched at once for few rows. */
+#define STREAMS ((size_t)4)
 
 /* ---- exp and the activations ---- */
 
@@ -366,14 +368,44 @@ typedef struct {
     size_t part; /* floats in the last vector of a row; 0: all */
     bool add;
     size_t lines; /* of that, in PREFETCH_STEPS of the depth */
+    size_t apart; /* bytes from one to the next of the places at which it is prefetched at once; 0: one place */
     const char *prefetch, *prefetch_end;
 } tile_state;
 
-/* As many as bring the next panel in while this one is used; where several panels are not used side by side, so that it was
- * not worth it, one. */
-INLINE size_t prefetch_lines(size_t rows, size_t tile_rows) {
-    const size_t lines = MOST_PANELS > 1 && rows != 0 ? PREFETCH_STEPS * tile_rows / rows : 1;
-    return lines > PREFETCH_STEPS ? PREFETCH_STEPS : lines > 1 ? lines : 1;
+/* The rows of the next tile. What is more than one tile and less than two is shared evenly: a tile of one or two rows takes as
+ * long as one of four, since its sums wait for each other. */
+INLINE size_t next_rows(size_t left, size_t tile_rows) {
+    return left <= tile_rows ? left : left < 2 * tile_rows ? (left + 1) / 2 : tile_rows;
+}
+
+/* From here to there: as many lines as bring the next panel in just while this one is used, and for one or two tiles at several
+ * places at once, none in the page of another, from which memory gives more than from one; where several panels are not used
+ * side by side, so that it was not worth it, one line. */
+INLINE void plan_prefetch(tile_state *s, const char *from, const char *end, size_t rows, size_t tile_rows) {
+    const size_t tiles = rows == 0 ? 1 : (rows + tile_rows - 1) / tile_rows, page = 4096;
+    s->lines = MOST_PANELS > 1 ? (PREFETCH_STEPS + tiles - 1) / tiles : 1;
+    s->apart = 0;
+    s->prefetch = from;
+    s->prefetch_end = end;
+    if (MOST_PANELS > 1 && tiles <= 2 && from != end && (size_t)(end - from) >= STREAMS * page) {
+        s->apart = ((size_t)(end - from) / STREAMS + 63) / 64 * 64;
+        s->prefetch_end = from + s->apart;
+    }
+}
+
+INLINE void prefetch_some(tile_state *s) {
+    if (MOST_PANELS > 1 && s->apart != 0) {
+        for (size_t i = 0; i < s->lines && s->prefetch < s->prefetch_end; i += STREAMS, s->prefetch += 64) {
+            UNROLL
+            for (size_t stream = 0; stream < STREAMS; stream++) {
+                __builtin_prefetch(s->prefetch + stream * s->apart, 0, 2);
+            }
+        }
+        return;
+    }
+    for (size_t i = 0; i < s->lines && s->prefetch < s->prefetch_end; i++, s->prefetch += 64) {
+        __builtin_prefetch(s->prefetch, 0, 2);
+    }
 }
 
 /* The largest of x [n]; NaN is passed over: exponentiate finds it. */

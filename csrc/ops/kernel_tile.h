@@ -24,9 +24,7 @@ STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT
     const size_t ld_x = s->ld_x;
     for (size_t k0 = 0; k0 < depth; k0 += PREFETCH_STEPS) {
         size_t end = depth - k0 < PREFETCH_STEPS ? depth : k0 + PREFETCH_STEPS;
-        for (size_t i = 0; i < s->lines && s->prefetch < s->prefetch_end; i++, s->prefetch += 64) {
-            __builtin_prefetch(s->prefetch, 0, 2);
-        }
+        prefetch_some(s);
         for (size_t k = k0; k < end; k++) {
             const ELEMENT *row = panel + k * PANEL;
             LANES weight[TILE_VECTORS * MOST_PANELS];
@@ -137,17 +135,17 @@ STEP_TARGET static void MULTIPLY(const qv_panel_product *p) {
     tile_state s = {.ld_out = p->ld_out,
                     .ld_x = p->ld_x,
                     .part = p->columns % WIDTH,
-                    .add = p->add_to_out,
-                    .lines = prefetch_lines(p->rows, TILE_ROWS)};
+                    .add = p->add_to_out};
     bool finish = p->bias != NULL || p->epilogue != NULL;
     for (size_t k = 0; k < p->depth || k == 0; k += QV_DEPTH_BLOCK) {
         size_t depth = p->depth - k < QV_DEPTH_BLOCK ? p->depth - k : QV_DEPTH_BLOCK;
         bool last = k + depth == p->depth;
         size_t next = p->depth - k - depth < QV_DEPTH_BLOCK ? p->depth - k - depth : QV_DEPTH_BLOCK;
-        s.prefetch = last ? p->prefetch : (const char *)(panel + (k + depth) * PANEL);
-        s.prefetch_end = last ? p->prefetch_end : (const char *)(panel + (k + depth + next) * PANEL);
-        for (size_t r = 0; r < p->rows; r += TILE_ROWS) {
-            size_t rows = p->rows - r < TILE_ROWS ? p->rows - r : TILE_ROWS;
+        const char *then = last ? p->prefetch : (const char *)(panel + (k + depth) * PANEL);
+        const char *end = last ? p->prefetch_end : (const char *)(panel + (k + depth + next) * PANEL);
+        plan_prefetch(&s, then, end, p->rows, TILE_ROWS);
+        for (size_t r = 0, rows; r < p->rows; r += rows) {
+            rows = next_rows(p->rows - r, TILE_ROWS);
             TILE_OF(&s, p->out + r * p->ld_out, x + r * p->ld_x + k, panel + k * PANEL, depth, rows, vectors);
             if (last && finish) {
                 finish_rows(p, r, rows);
