@@ -11,10 +11,10 @@
  *   where it has them, FEW_ROWS, MOST_PANELS and PANELS_BESIDE(rows): how many panels few rows are multiplied by at a time
  * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS, INT8_NAME and PAIR_ROWS, its int8 product's
  * and the rows of that one's tile. With BYTES_NAME, an int8 product by dot products of four bytes, also TARGET_BYTES,
- * INLINE_BYTES, dot_bytes, store_bytes, has_bytes and BYTES_BELOW (INT8_BELOW of kernel_int8.h). For products of bfloat16 also
- * TARGET_BFLOAT16, store_half (the first n lanes in bfloat16), write_pairs, read_pairs and join_pairs; with BFLOAT16_NAME, for the
- * set's own, INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and has_bfloat16; with TILES_NAME, for that by
- * AMX's tiles, has_tiles. */
+ * INLINE_BYTES, dot_bytes, store_bytes, has_bytes and BYTES_BELOW (INT8_BELOW of kernel_int8.h). For products of bfloat16
+ * also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16), write_pairs, read_pairs and join_pairs; with
+ * BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and has_bfloat16; with
+ * TILES_NAME, for that by AMX's tiles, has_tiles. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #ifndef MOST_PANELS
