@@ -448,6 +448,19 @@ def test_a_worker_that_dies_is_replaced(data: DataSet, tmp_path: Path) -> None:
     assert same_rows(data.whole, tmp_path) == 120
 
 
+def test_workers_do_not_try_again_what_the_run_has_tried(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qavit.data._worker import PartWorker, Settings
+
+    tried = []
+    monkeypatch.setattr(qavit.data.HeatmapActor, "_try", lambda actor: tried.append(actor))
+    PartWorker(Settings({"model": str(data.model)}, str(tmp_path)))
+    assert tried == []
+    qavit.data.HeatmapActor(str(data.model))
+    assert len(tried) == 1
+
+
 class Deadly(ImageSource):
     def read(self) -> str:
         os._exit(7)

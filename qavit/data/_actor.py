@@ -148,8 +148,7 @@ class HeatmapActor:
         self._fit: Optional[Fit] = "stretch" if fit is None and isinstance(opened, PNPVQA) else fit
         self._answers, self._answering = answers, dict(answering or {})
         self._choose(method, block, heads)
-        if answers:
-            self._check_answering()
+        self._try()
 
     def _choose(self, method: Optional[str], block: Union[int, Sequence[int], None], heads: Heads) -> None:
         """What is asked of the model, checked."""
@@ -167,14 +166,17 @@ class HeatmapActor:
         blocks = tuple(self._request.blocks)
         self.block: Union[int, tuple[int, ...]] = blocks if len(blocks) > 1 else blocks[0]
         self.at_once = model._questions_at_once(self._request)
-        if self.takes_questions:
-            # What is wrong with block, method or heads is wrong for every row: it shows here, once.
-            blank = np.zeros((*height_and_width(model.image_size), 3), np.uint8)
-            look = model._result(model._see(blank, self._fit), "a", self._request)
-            warn_of(note for note in look.notes if note.kind == "question_blind")
 
-    def _check_answering(self) -> None:
-        """What is wrong with the way of answering is wrong for every row: it shows here, once."""
+    def _try(self) -> None:
+        """What is wrong with block, method, heads or the way of answering is wrong for every row: it shows here, once."""
+        if self.takes_questions:
+            blank = np.zeros((*height_and_width(self.model.image_size), 3), np.uint8)
+            look = self.model._result(self.model._see(blank, self._fit), "a", self._request)
+            warn_of(note for note in look.notes if note.kind == "question_blind")
+        if self._answers:
+            self._try_answering()
+
+    def _try_answering(self) -> None:
         if self._pnp_vqa is not None:
             usual = (self.model.default_method, "stretch", "mean")
             if (self.method, self._fit, self._request.heads) != usual or not isinstance(self.block, int):

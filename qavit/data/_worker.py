@@ -60,6 +60,13 @@ class PartDone(NamedTuple):
     problem: Optional[str]
 
 
+class _TriedActor(HeatmapActor):
+    """One whose arguments were tried where the run began; each worker would spend a picture's time on it."""
+
+    def _try(self) -> None:
+        pass
+
+
 class PartWorker:
     """Computes and writes parts, one after another.
 
@@ -71,7 +78,7 @@ class PartWorker:
     """
 
     def __init__(self, settings: Settings, actor: Optional[HeatmapActor] = None) -> None:
-        self._actor = HeatmapActor(**settings.actor) if actor is None else actor
+        self._actor = _TriedActor(**settings.actor) if actor is None else actor
         self._folder, self._keep = Path(settings.folder), settings.keep
 
     def __call__(self, part: Part, tick: Optional[Tick] = None) -> PartDone:
