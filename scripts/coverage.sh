@@ -47,18 +47,8 @@ else
     half "${second[@]}" || status=$?
     wait $! || status=$?
     cat "$reports/first.log"
-    # The kernels of lesser CPUs, and tiles that are emulated: see scripts/levels.sh.
-    mapfile -t files < <(grep -l "mark.every_level" tests/test_*.py)
-    parity() { tests -m "every_level and not nightly" "$@" "${files[@]}" || status=$?; }
-    for level in $(PYTHONPATH=$PWD "$python" tests/cpu_levels.py); do
-        echo "at the level $level"
-        QAVIT_CPU=$level parity
-    done
-    emulator=$(scripts/tile_emulator.sh)
-    if [ -n "$emulator" ] && ! grep -qw amx_tile /proc/cpuinfo; then
-        echo "at the level amx, emulated"
-        LD_PRELOAD=$emulator QAVIT_CPU=amx QAVIT_NUM_THREADS=3 parity -k "bfloat16 or int8 or build_info"
-    fi
+    # The kernels of lesser CPUs, and tiles that are emulated.
+    PYTHON=$python APART=1 scripts/levels.sh || status=$?
 fi
 unset COVERAGE_PROCESS_START
 "$python" -m coverage combine -q --rcfile "$reports/settings" || true

@@ -393,6 +393,7 @@ INLINE void plan_prefetch(tile_state *s, const char *from, const char *end, size
     }
 }
 
+/* Two loops: one for any number of places takes a fifth of the time of 8 and 12 rows. */
 INLINE void prefetch_some(tile_state *s) {
     if (MOST_PANELS > 1 && s->apart != 0) {
         for (size_t i = 0; i < s->lines && s->prefetch < s->prefetch_end; i += STREAMS, s->prefetch += 64) {
