@@ -65,8 +65,7 @@ fi
 echo "building with CUDA $release"
 QAVIT_CUDA=1 core "$folder"
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'import qavit; assert qavit.build_info()["cuda"]')
-"$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_pictures.py tests/test_cuda_streams.py
-QAVIT_CUDA_TENSOR_ATTENTION=1 "$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_attention.py
+"$python" -m pytest -rs tests/test_cuda.py tests/test_cuda_attention.py tests/test_cuda_pictures.py tests/test_cuda_streams.py
 gpu=""
 (cd "$folder" && PYTHONPATH=$folder/lib "$python" -c 'from qavit import _core; _core.check_device("cuda")' 2>/dev/null) && gpu=cuda
 if [ -n "$gpu" ] || [ "${1:-}" = suites ]; then

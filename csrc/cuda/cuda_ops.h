@@ -13,6 +13,8 @@
 #define QV_CUDA_INDEX_BYTES ((size_t)4 << 20)
 /* A half of the pinned memory that goes out, and the one that comes in. */
 #define QV_CUDA_STAGE_BYTES ((size_t)4 << 20)
+/* Host memory of this many bytes goes out as it lies: the driver then stages it itself, and faster. */
+#define QV_CUDA_DIRECT_BYTES ((size_t)512 << 10)
 #define QV_CUDA_TAKEN 256
 #define QV_CUDA_REMEMBERED 8
 /* Blocks of weights on the device at once where they are streamed. */
@@ -41,6 +43,14 @@ typedef struct {
     size_t holds;  /* the block whose weights are there, or on their way; QV_CUDA_NO_BLOCK */
     bool awaited;  /* the compute stream waits for them already */
 } qv_cuda_buffer;
+
+/* x [R, D] in bfloat16, rows close together, for the products that read it; `of` NULL: nothing is there. */
+typedef struct {
+    uint16_t *memory;
+    size_t room; /* items */
+    const float *of;
+    size_t ld, R, D;
+} qv_cuda_rounded;
 
 /* A result that lies in pinned memory until the call ends. */
 typedef struct {
@@ -79,6 +89,8 @@ struct qv_cuda_device {
     qv_cuda_taken taken[QV_CUDA_TAKEN];
     size_t taken_count, taken_bytes;
 
+    qv_cuda_rounded rounded;
+
     /* what the picture in turn needs on the device */
     void *picture;
     size_t picture_bytes;
@@ -95,7 +107,8 @@ static inline qv_cuda_device *qv_cuda_of(const qv_ops *ops) {
     return (qv_cuda_device *)(void *)ops;
 }
 
-/* The device of an op that begins: where the call is to stop, its status says so, and steps are skipped. */
+/* The device of an op that begins: where the call is to stop, its status says so, and steps are skipped. What was rounded may not
+ * be what lies there when it has been. */
 qv_cuda_device *qv_cuda_device_of(qv_call *call);
 
 /* ---- transfers.c ---- */
@@ -119,6 +132,8 @@ void qv_cuda_send_staged(qv_cuda_device *device, void *to, const void *staged, s
 void qv_cuda_send(qv_cuda_device *device, void *to, const void *host, size_t bytes);
 void qv_cuda_give(qv_call *call, void *to, const void *host, size_t bytes);
 void qv_cuda_take(qv_call *call, void *host, const void *from, size_t bytes);
+/* What was taken, from pinned memory to where it belongs; the compute stream is idle. */
+void qv_cuda_hand_over(qv_cuda_device *device);
 /* Until the compute stream is idle; the call, if there is one, hears meanwhile whether it should stop. */
 void qv_cuda_drain(qv_cuda_device *device, qv_call *call);
 /* The stream is idle: everything that it read is free again. */

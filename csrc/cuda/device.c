@@ -22,6 +22,7 @@ static qv_status begin(qv_call *call, qv_error *err) {
     qv_cuda_forget(device);
     device->taken_count = device->taken_bytes = 0;
     device->running = QV_CUDA_NO_BLOCK;
+    device->rounded.of = NULL;
     return QV_OK;
 }
 
@@ -32,9 +33,8 @@ static qv_status end(qv_call *call, qv_status status, qv_error *err) {
         *err = device->error;
         status = device->status;
     }
-    for (size_t i = 0; status == QV_OK && i < device->taken_count; i++) {
-        const qv_cuda_taken *taken = &device->taken[i];
-        memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
+    if (status == QV_OK) {
+        qv_cuda_hand_over(device);
     }
     qv_cuda_collect_slots(device);
     qv_lock_give(&device->turn);
@@ -184,7 +184,7 @@ qv_status qv_cuda_open(qv_cuda_device **out, const char *name, const qv_cuda_opt
     device->ops.memory = &device->memory;
     status = driver->open(&device->state, ordinal, options->tf32, err);
     if (status == QV_OK) {
-        device->tf32 = options->tf32 && driver->attends_on_tensor_cores(device->state);
+        device->tf32 = options->tf32 && driver->has_tensor_cores(device->state);
         status = allocate_stages(device, err);
     }
     if (status != QV_OK) {
@@ -206,6 +206,7 @@ void qv_cuda_close(qv_cuda_device *device) {
         qv_cuda_release_weights(device);
         qv_cuda_free(&device->memory, device->index_device);
         qv_cuda_free(&device->memory, device->picture);
+        qv_cuda_free(&device->memory, device->rounded.memory);
         device->driver->free_pinned(device->state, device->index_host);
         device->driver->free_pinned(device->state, device->stage_out);
         device->driver->free_pinned(device->state, device->stage_in);

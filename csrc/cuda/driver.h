@@ -36,14 +36,15 @@ struct qv_cuda_driver {
     qv_status (*open)(void **state, size_t ordinal, bool tf32, qv_error *err);
     void (*close)(void *state);
     bool (*has_tensor_cores)(void *state); /* for bfloat16 and TF32 */
-    bool (*attends_on_tensor_cores)(void *state);
+    size_t (*blocks_at_once)(void *state); /* of QVK_MAX_THREADS that the device has room for */
     /* Calls on this thread go to this device. */
     qv_status (*enter)(void *state, qv_error *err);
     void *(*allocate)(void *state, size_t bytes); /* NULL: no memory */
     void (*free)(void *state, void *memory);
     void *(*allocate_pinned)(void *state, size_t bytes);
     void (*free_pinned)(void *state, void *memory);
-    /* In order on a stream; the host's side is pinned, or not touched until the stream is idle. */
+    /* In order on a stream. The host's side is pinned and not touched until then; of other memory what goes out has been read
+     * when this returns, and what comes in is not touched until the stream is idle. */
     qv_status (*copy)(void *state, qv_cuda_stream stream, void *to, const void *from, size_t bytes,
                       qv_cuda_direction direction, qv_error *err);
     /* Events 0 .. QV_CUDA_EVENTS - 1: mark a point of a stream; let another stream, or the host, wait for it. */

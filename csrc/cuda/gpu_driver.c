@@ -10,7 +10,8 @@
 
 typedef struct {
     int ordinal;
-    bool has_tensor_cores, attends_on_them; /* for bfloat16 and TF32 */
+    bool has_tensor_cores; /* for bfloat16 and TF32 */
+    size_t blocks_at_once;
     cudaStream_t streams[QV_CUDA_STREAMS];
     cudaEvent_t events[QV_CUDA_EVENTS];
     qv_gpu_products *products;
@@ -73,24 +74,20 @@ static qv_status open_streams(gpu_state *gpu, qv_error *err) {
     for (size_t i = 0; status == QV_OK && i < QV_CUDA_EVENTS; i++) {
         status = qv_gpu_check(cudaEventCreateWithFlags(&gpu->events[i], cudaEventDisableTiming), "making an event", err);
     }
-    int major = 0;
-    if (status == QV_OK) {
-        status = qv_gpu_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu->ordinal),
-                              "asking for the compute capability", err);
+    int major = 0, multiprocessors = 0, threads = 0;
+    const struct {
+        int *value;
+        enum cudaDeviceAttr attribute;
+    } asked[] = {{&major, cudaDevAttrComputeCapabilityMajor},
+                 {&multiprocessors, cudaDevAttrMultiProcessorCount},
+                 {&threads, cudaDevAttrMaxThreadsPerMultiProcessor}};
+    for (size_t i = 0; status == QV_OK && i < sizeof asked / sizeof asked[0]; i++) {
+        status = qv_gpu_check(cudaDeviceGetAttribute(asked[i].value, asked[i].attribute, gpu->ordinal),
+                              "asking what the GPU is", err);
     }
     gpu->has_tensor_cores = major >= 8;
+    gpu->blocks_at_once = (size_t)multiprocessors * ((size_t)threads / QVK_MAX_THREADS);
     return status;
-}
-
-/* Attention on tensor cores has to be asked for: no GPU has run it yet. */
-static qv_status choose_attention(gpu_state *gpu, qv_error *err) {
-    const char *wanted = getenv("QAVIT_CUDA_TENSOR_ATTENTION");
-    bool off = wanted == NULL || *wanted == '\0' || strcmp(wanted, "0") == 0;
-    if (!off && strcmp(wanted, "1") != 0) {
-        return qv_fail(err, QV_ERR_VALUE, "QAVIT_CUDA_TENSOR_ATTENTION is '%.40s', expected 0 or 1", wanted);
-    }
-    gpu->attends_on_them = gpu->has_tensor_cores && !off;
-    return QV_OK;
 }
 
 /* Load every kernel now: a GPU that none was compiled for, or that cannot run one as it is launched, is told when the model
@@ -125,9 +122,6 @@ static qv_status gpu_open(void **state, size_t ordinal, bool tf32, qv_error *err
     *gpu = (gpu_state){.ordinal = (int)ordinal};
     qv_status status = open_streams(gpu, err);
     if (status == QV_OK) {
-        status = choose_attention(gpu, err);
-    }
-    if (status == QV_OK) {
         status = load_kernels(err);
     }
     if (status == QV_OK) {
@@ -145,8 +139,8 @@ static bool gpu_has_tensor_cores(void *state) {
     return ((gpu_state *)state)->has_tensor_cores;
 }
 
-static bool gpu_attends_on_tensor_cores(void *state) {
-    return ((gpu_state *)state)->attends_on_them;
+static size_t gpu_blocks_at_once(void *state) {
+    return ((gpu_state *)state)->blocks_at_once;
 }
 
 static qv_status gpu_enter(void *state, qv_error *err) {
@@ -251,7 +245,7 @@ const qv_cuda_driver qv_cuda_gpu_driver = {
     .open = gpu_open,
     .close = gpu_close,
     .has_tensor_cores = gpu_has_tensor_cores,
-    .attends_on_tensor_cores = gpu_attends_on_tensor_cores,
+    .blocks_at_once = gpu_blocks_at_once,
     .enter = gpu_enter,
     .allocate = gpu_allocate,
     .free = gpu_free,

@@ -1,6 +1,6 @@
 /* Attention and its gradients. The tiles keep a running maximum and sum of each row (Milakov & Gimelshein, arXiv
  * 1805.02867; as Dao et al., arXiv 2205.14135, put it to use), so that probabilities exist for a tile of keys at a time;
- * where a window of them is asked for, the scores of that window are made again once the sums are known. */
+ * where a window of them is asked for, its scores lie there until the sums are known. */
 #ifndef QV_CUDA_KERNEL_ATTENTION_H
 #define QV_CUDA_KERNEL_ATTENTION_H
 
@@ -65,14 +65,6 @@ QVK_FUNCTION float qvk_score(const qvk_attention *p, const qvk_head *head, float
     return product * p->scale + (p->bias != NULL ? p->bias[(head->h * p->bias_rows + t) * p->ld_bias + s] : 0.0f);
 }
 
-QVK_FUNCTION float qvk_dot(const float *a, const float *b, size_t d) {
-    float sum = 0.0f;
-    for (size_t c = 0; c < d; c++) {
-        sum += a[c] * b[c];
-    }
-    return sum;
-}
-
 /* exp(score - top); 0 for what is not seen, also while nothing has been seen. NaN stays. */
 QVK_FUNCTION float qvk_weight(float score, float top) {
     return score == -INFINITY ? 0.0f : expf(score - top);
@@ -87,34 +79,105 @@ QVK_FUNCTION float *qvk_window(const qvk_attention *p, const qvk_head *head, siz
     return p->probabilities + row * p->column_count;
 }
 
+/* Whether any of `rows` rows from `first` on are asked for. */
+QVK_FUNCTION bool qvk_asks(const qvk_attention *p, size_t first, size_t rows) {
+    return p->probabilities != NULL && first < p->first_row + p->row_count && first + rows > p->first_row;
+}
+
 /* ---- a row by itself ---- */
 
-/* out [d] = factor times the sum over keys of weights[key] times its line, shared out over the block: each group of d threads
- * takes its share of the keys; `parts` [threads] is shared memory. Heads wider than the block are taken in turns. */
+/* A row is 16 threads a key, and what a thread reads at once: the time that memory takes to answer is waited for once. */
+#define QVK_ROW_KEYS 8
+#define QVK_ROW_COLUMNS 4
+
+/* out [M + S] in shared memory = x [d] times each key's or value's line. */
+QVK_FUNCTION void qvk_row_products(float *out, const float *x, const qvk_attention *p, const qvk_head *head,
+                                   qvk_lines kind QVK_AT) {
+    const size_t keys = p->M + p->S, side = QVK_WIDTH / QVK_SIDE, d = p->d;
+    QVK_PRIVATES(products, QVK_ROW_KEYS);
+    for (size_t s0 = 0; s0 < keys; s0 += QVK_ROW_KEYS * side) {
+        QVK_THREADS(t) {
+            const float *lines[QVK_ROW_KEYS];
+            QVK_UNROLL for (unsigned j = 0; j < QVK_ROW_KEYS; j++) {
+                const size_t key = s0 + j * side + t / QVK_SIDE;
+                lines[j] = qvk_line(p, head, kind, key < keys ? key : keys - 1);
+                QVK_OURS(products, j) = 0.0f;
+            }
+            for (size_t c0 = t % QVK_SIDE; c0 < d; c0 += QVK_ROW_COLUMNS * QVK_SIDE) {
+                QVK_UNROLL for (unsigned i = 0; i < QVK_ROW_COLUMNS; i++) {
+                    const size_t c = c0 + i * QVK_SIDE, place = c < d ? c : c0;
+                    const float factor = x[place];
+                    QVK_UNROLL for (unsigned j = 0; j < QVK_ROW_KEYS; j++) {
+                        const float product = factor * lines[j][place];
+                        QVK_OURS(products, j) += c < d ? product : 0.0f;
+                    }
+                }
+            }
+        }
+        QVK_UNROLL for (unsigned j = 0; j < QVK_ROW_KEYS; j++) {
+            QVK_GROUP_SUM(products, j);
+        }
+        QVK_THREADS(t) {
+            QVK_UNROLL for (unsigned j = 0; j < QVK_ROW_KEYS; j++) {
+                const size_t key = s0 + j * side + t / QVK_SIDE;
+                if (t % QVK_SIDE == 0 && key < keys) {
+                    out[key] = QVK_OURS(products, j);
+                }
+            }
+        }
+    }
+    QVK_SYNC();
+}
+
+/* What a thread's own keys add to columns c0 + t % 16 + 16 i of the weighted sum. */
+QVK_FUNCTION void qvk_row_sums(float sums[QVK_ROW_COLUMNS], const float *weights, const qvk_attention *p, const qvk_head *head,
+                               qvk_lines kind, size_t c0, unsigned t, unsigned side) {
+    const size_t keys = p->M + p->S, d = p->d;
+    QVK_UNROLL for (unsigned i = 0; i < QVK_ROW_COLUMNS; i++) {
+        sums[i] = 0.0f;
+    }
+    for (size_t s0 = t / QVK_SIDE; s0 < keys; s0 += QVK_ROW_KEYS * side) {
+        QVK_UNROLL for (unsigned j = 0; j < QVK_ROW_KEYS; j++) {
+            const size_t key = s0 + j * side, place = key < keys ? key : s0;
+            const float *line = qvk_line(p, head, kind, place), weight = weights[place];
+            QVK_UNROLL for (unsigned i = 0; i < QVK_ROW_COLUMNS; i++) {
+                const size_t c = c0 + t % QVK_SIDE + i * QVK_SIDE;
+                const float product = weight * line[c < d ? c : 0];
+                sums[i] += key < keys ? product : 0.0f;
+            }
+        }
+    }
+}
+
+/* out [d] = factor times the sum over keys of weights[key] times its line; `parts` [threads] is shared memory. */
 QVK_FUNCTION void qvk_weighted_sum(float *out, float factor, const float *weights, const qvk_attention *p,
                                    const qvk_head *head, qvk_lines kind, float *parts QVK_AT) {
-    const size_t d = p->d, keys = p->M + p->S;
-    const size_t groups = QVK_WIDTH / d != 0 ? QVK_WIDTH / d : 1;
-    for (size_t turn = 0; turn < d; turn += QVK_WIDTH) {
+    QVK_PRIVATES(sums, QVK_ROW_COLUMNS);
+    for (size_t c0 = 0; c0 < p->d; c0 += QVK_ROW_COLUMNS * QVK_SIDE) {
         QVK_THREADS(t) {
-            const size_t group = groups == 1 ? 0 : t / d, c = groups == 1 ? turn + t : t % d;
-            float sum = 0.0f;
-            for (size_t key = group; group < groups && c < d && key < keys; key += groups) {
-                sum += weights[key] * qvk_line(p, head, kind, key)[c];
+            float own[QVK_ROW_COLUMNS];
+            qvk_row_sums(own, weights, p, head, kind, c0, t, QVK_WIDTH / QVK_SIDE);
+            QVK_UNROLL for (unsigned i = 0; i < QVK_ROW_COLUMNS; i++) {
+                QVK_OURS(sums, i) = own[i];
             }
-            parts[t] = sum;
         }
-        QVK_SYNC();
-        QVK_THREADS(t) {
-            if (turn + t < d && (groups == 1 || t < d)) {
-                float sum = 0.0f;
-                for (size_t group = 0; group < groups; group++) {
-                    sum += parts[group * (groups == 1 ? 0 : d) + t];
+        QVK_UNROLL for (unsigned i = 0; i < QVK_ROW_COLUMNS; i++) {
+            QVK_THREADS(t) {
+                parts[t] = QVK_OURS(sums, i);
+            }
+            QVK_SYNC();
+            QVK_THREADS(t) {
+                const size_t c = c0 + t + i * QVK_SIDE;
+                if (t < QVK_SIDE && c < p->d) {
+                    float sum = 0.0f;
+                    for (unsigned group = 0; group < QVK_WIDTH; group += QVK_SIDE) {
+                        sum += parts[group + t];
+                    }
+                    out[c] = sum * factor;
                 }
-                out[turn + t] = sum * factor;
             }
+            QVK_SYNC();
         }
-        QVK_SYNC();
     }
 }
 
@@ -161,11 +224,11 @@ QVK_BODY(qvk_softmax_row, qvk_softmax_rows) {
 QVK_BODY(qvk_attention_row, qvk_attention) {
     const size_t pair = QVK_BLOCK / p->T, query = QVK_BLOCK % p->T, keys = p->M + p->S;
     const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
-    const float *q = qvk_line(p, &head, QVK_QUERIES, query);
     float *scores = QVK_DYNAMIC, *parts = scores + keys;
+    qvk_row_products(scores, qvk_line(p, &head, QVK_QUERIES, query), p, &head, QVK_KEYS QVK_HERE);
     QVK_THREADS(t) {
         for (size_t key = t; key < keys; key += QVK_WIDTH) {
-            scores[key] = qvk_score(p, &head, qvk_dot(q, qvk_line(p, &head, QVK_KEYS, key), p->d), query, key);
+            scores[key] = qvk_score(p, &head, scores[key], query, key);
         }
     }
     const float inverse = qvk_softmax(scores, keys QVK_HERE);
@@ -327,9 +390,10 @@ QVK_FUNCTION void qvk_tile_out(const qvk_attention *p QVK_AT, const qvk_tile *ti
     }
 }
 
-/* The asked window's part of the tile, whose scores have been made again. */
+/* The asked window's part of the tile: its scores, and when the sums are known what becomes of them. Each thread finds what it
+ * put there itself. */
 QVK_FUNCTION void qvk_tile_window(const qvk_attention *p QVK_AT, const qvk_tile *tile, const qvk_head *head, qvk_own *own,
-                                  size_t s0) {
+                                  size_t s0, const bool last) {
     const size_t end = p->first_column + p->column_count;
     QVK_THREADS(t) {
         const unsigned ty = t / QVK_SIDE, tx = t % QVK_SIDE;
@@ -339,8 +403,9 @@ QVK_FUNCTION void qvk_tile_window(const qvk_attention *p QVK_AT, const qvk_tile 
             QVK_UNROLL for (unsigned j = 0; j < tile->keys_each; j++) {
                 const size_t key = s0 + tx + QVK_SIDE * j;
                 if (window != NULL && key >= p->first_column && key < end) {
-                    window[key - p->first_column] =
-                        qvk_weight(QVK_GRID(own->scores, i, j), QVK_OURS(own->best, i)) * QVK_OURS(own->total, i);
+                    float *item = window + (key - p->first_column);
+                    *item = last ? qvk_weight(*item, QVK_OURS(own->best, i)) * QVK_OURS(own->total, i)
+                                 : QVK_GRID(own->scores, i, j);
                 }
             }
         }
@@ -368,20 +433,20 @@ QVK_FUNCTION void qvk_attention_tile(const qvk_attention *p QVK_AT, const unsign
             }
         }
     }
+    const bool seen = qvk_asks(p, tile.first, rows);
     for (size_t s0 = 0; s0 < tile.all_keys; s0 += keys) {
         qvk_tile_scores(QVK_PASS, &tile, &head, &own, s0);
+        if (seen) {
+            qvk_tile_window(QVK_PASS, &tile, &head, &own, s0, false);
+        }
         qvk_tile_weights(QVK_PASS, &tile, &own);
         if (p->out.at != NULL) {
             qvk_tile_values(QVK_PASS, &tile, &head, &own, s0);
         }
     }
     qvk_tile_out(QVK_PASS, &tile, &head, &own);
-    if (p->probabilities == NULL || tile.first >= p->first_row + p->row_count || tile.first + rows <= p->first_row) {
-        return;
-    }
-    for (size_t s0 = p->first_column / keys * keys; s0 < p->first_column + p->column_count; s0 += keys) {
-        qvk_tile_scores(QVK_PASS, &tile, &head, &own, s0);
-        qvk_tile_window(QVK_PASS, &tile, &head, &own, s0);
+    for (size_t s0 = 0; seen && s0 < tile.all_keys; s0 += keys) {
+        qvk_tile_window(QVK_PASS, &tile, &head, &own, s0, true);
     }
 }
 
@@ -405,14 +470,14 @@ QVK_BODY(qvk_backward_row, qvk_attention_backward) {
     const qvk_attention *a = &p->forward;
     const size_t pair = QVK_BLOCK / a->T, query = QVK_BLOCK % a->T, keys = a->M + a->S;
     const qvk_head head = qvk_view(a, pair / a->H, pair % a->H);
-    const float *q = qvk_line(a, &head, QVK_QUERIES, query);
     const float *d_out = p->d_out.at + (head.b * a->T + query) * p->d_out.ld + head.h * a->d;
     float *A = QVK_DYNAMIC, *G = A + keys, *parts = G + keys;
     QVK_PRIVATE(part);
+    qvk_row_products(A, qvk_line(a, &head, QVK_QUERIES, query), a, &head, QVK_KEYS QVK_HERE);
+    qvk_row_products(G, d_out, a, &head, QVK_VALUES QVK_HERE);
     QVK_THREADS(t) {
         for (size_t key = t; key < keys; key += QVK_WIDTH) {
-            A[key] = qvk_score(a, &head, qvk_dot(q, qvk_line(a, &head, QVK_KEYS, key), a->d), query, key);
-            G[key] = qvk_dot(d_out, qvk_line(a, &head, QVK_VALUES, key), a->d);
+            A[key] = qvk_score(a, &head, A[key], query, key);
         }
     }
     const float inverse = qvk_softmax(A, keys QVK_HERE);

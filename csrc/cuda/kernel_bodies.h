@@ -133,6 +133,32 @@ static inline void qvk_group_max(float *items, unsigned n) {
 
 #endif
 
+QVK_FUNCTION uint32_t qvk_bits(float x) {
+    union {
+        float value;
+        uint32_t bits;
+    } both;
+    both.value = x;
+    return both.bits;
+}
+
+QVK_FUNCTION float qvk_float(uint32_t bits) {
+    union {
+        float value;
+        uint32_t bits;
+    } both;
+    both.bits = bits;
+    return both.value;
+}
+
+QVK_FUNCTION uint16_t qvk_to_bfloat16(float x) {
+    const uint32_t bits = qvk_bits(x);
+    if (x != x) {
+        return (uint16_t)(bits >> 16 | 0x40u);
+    }
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 /* ---- norms ---- */
 
 /* What a norm makes of a row: n = ((x - mean) - missing) inverse; the mean of an RMS norm is 0. */
@@ -183,6 +209,9 @@ QVK_BODY(qvk_norm_row, qvk_norm) {
     QVK_THREADS(t) {
         for (size_t i = t; i < p->D; i += QVK_WIDTH) {
             out[i] = qvk_centre(x[i], &s) * s.inverse * p->weight[i] + (p->bias != NULL ? p->bias[i] : 0.0f);
+            if (p->rounded != NULL) {
+                p->rounded[QVK_BLOCK * p->D + i] = qvk_to_bfloat16(out[i]);
+            }
         }
     }
 }
@@ -343,35 +372,14 @@ QVK_BODY(qvk_elements_chunk, qvk_elements) {
             if (p->residual.at != NULL) {
                 y += p->residual.at[row * p->residual.ld + i];
             }
-            p->out.at[row * p->out.ld + i] = y;
+            if (p->out.at != NULL) {
+                p->out.at[row * p->out.ld + i] = y;
+            }
+            if (p->rounded != NULL) {
+                p->rounded[row * p->D + i] = qvk_to_bfloat16(y);
+            }
         }
     }
-}
-
-QVK_FUNCTION uint32_t qvk_bits(float x) {
-    union {
-        float value;
-        uint32_t bits;
-    } both;
-    both.value = x;
-    return both.bits;
-}
-
-QVK_FUNCTION float qvk_float(uint32_t bits) {
-    union {
-        float value;
-        uint32_t bits;
-    } both;
-    both.bits = bits;
-    return both.value;
-}
-
-QVK_FUNCTION uint16_t qvk_to_bfloat16(float x) {
-    const uint32_t bits = qvk_bits(x);
-    if (x != x) {
-        return (uint16_t)(bits >> 16 | 0x40u);
-    }
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
 QVK_BODY(qvk_round_chunk, qvk_round) {

@@ -1,6 +1,5 @@
 /* Attention whose two products are tensor cores', in bfloat16 or TF32. Sums, the running maximum and what is made of the
- * scores are float32, as in kernel_attention.h; so are masks, bias and windows of probabilities, whose scores are made
- * again with the same rounding.
+ * scores are float32, as in kernel_attention.h; so are masks, bias and windows of probabilities.
  *
  * A warp has 16 queries, in registers. Keys and values go through shared memory a tile at a time. A sum over k does not
  * mind the order of its terms, nor a product that of its columns: k and columns are dealt out such that a lane's words lie side
@@ -20,7 +19,7 @@ typedef struct {
     unsigned steps;        /* of k over a line, 8 words each: 16 columns of bfloat16, 8 of TF32 */
     unsigned keys, groups; /* of the tile; of 8 of its keys */
     unsigned key_stride, value_stride;
-    size_t first, end; /* its first query; the keys that some query of it sees end there */
+    unsigned first, all, end; /* its first query; M + S; the keys that some query of it sees end there */
     bool seen;         /* all question tokens are */
     uint32_t *k;       /* shared [keys, key_stride]: a word is two columns in bfloat16, one in TF32 */
     uint32_t *v;       /* shared [32, value_stride]: a word is two keys of one column in bfloat16, one in TF32 */
@@ -79,73 +78,78 @@ QVK_FUNCTION void qvk_tensor_queries(const qvk_attention *p QVK_AT, const qvk_te
     }
 }
 
-/* Four columns of a tile's line, of which a thread takes several at once: they are all on their way before the first is
- * needed. */
-QVK_FUNCTION qvk_four qvk_tensor_item(const qvk_attention *p, const qvk_head *head, qvk_lines kind, size_t key,
-                                      unsigned column, bool wanted) {
-    const float *line = wanted && key < p->M + p->S ? qvk_line(p, head, kind, key) : NULL;
-    return qvk_four_of(line, column, (unsigned)p->d);
+/* Four columns of line s0 + row. `plain`: the tile's lines lie at one distance, and what is read beyond the last of them, or of
+ * its columns, does not count: it is not seen, or its factor is 0. */
+QVK_FUNCTION qvk_four qvk_tensor_item(const qvk_attention *p, const qvk_tensor_tile *tile, const qvk_head *head,
+                                      qvk_lines kind, unsigned s0, unsigned row, unsigned column, const bool plain) {
+    const unsigned d = (unsigned)p->d;
+    if (!plain) {
+        return qvk_four_of(s0 + row < tile->all ? qvk_line(p, head, kind, s0 + row) : NULL, column, d);
+    }
+    const unsigned ld = (unsigned)(kind == QVK_KEYS ? p->k.ld : p->v.ld), left = tile->all - s0 - 1;
+    const float *first = (kind == QVK_KEYS ? head->k : head->v) + (s0 - p->M) * ld;
+    const bool inside = column < d;
+    qvk_four x = *(const qvk_four *)(first + (row < left ? row : left) * ld + (inside ? column : 0));
+    QVK_UNROLL for (unsigned c = 0; c < 4; c++) {
+        x.at[c] = inside ? x.at[c] : 0.0f;
+    }
+    return x;
 }
 
-/* Keys s0 .. of the tile into shared memory. */
-QVK_FUNCTION void qvk_tensor_keys(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head, size_t s0) {
-    QVK_THREADS(t) {
-        const unsigned fours = tile->width / 4, items = tile->keys * fours;
-        for (unsigned first = t; first < items; first += 4 * QVK_WIDTH) {
-            qvk_four x[4];
-            QVK_UNROLL for (unsigned i = 0; i < 4; i++) {
-                const unsigned item = first + i * QVK_WIDTH;
-                x[i] = qvk_tensor_item(p, head, QVK_KEYS, s0 + item / fours, item % fours * 4, item < items);
-            }
-            QVK_UNROLL for (unsigned i = 0; i < 4; i++) {
-                const unsigned item = first + i * QVK_WIDTH, column = item % fours * 4;
-                uint32_t *line = tile->k + item / fours * tile->key_stride;
-                if (item < items && tile->half) {
-                    const qvk_two_words words = {
-                        {qvk_to_bfloat16s(x[i].at[0], x[i].at[1]), qvk_to_bfloat16s(x[i].at[2], x[i].at[3])}};
-                    *(qvk_two_words *)(line + column / 2) = words;
-                } else if (item < items) {
-                    *(qvk_four_words *)(line + column) = qvk_four_in_tf32(&x[i]);
-                }
-            }
-        }
+QVK_FUNCTION void qvk_tensor_put_keys(const qvk_tensor_tile *tile, const qvk_four *x, unsigned row, unsigned column) {
+    uint32_t *line = tile->k + row * tile->key_stride;
+    if (tile->half) {
+        const qvk_two_words words = {{qvk_to_bfloat16s(x->at[0], x->at[1]), qvk_to_bfloat16s(x->at[2], x->at[3])}};
+        *(qvk_two_words *)(line + column / 2) = words;
+    } else {
+        *(qvk_four_words *)(line + column) = qvk_four_in_tf32(x);
     }
 }
 
-QVK_FUNCTION void qvk_tensor_values(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head,
-                                    size_t s0) {
+/* Of bfloat16 two lines, which go together. */
+QVK_FUNCTION void qvk_tensor_put_values(const qvk_tensor_tile *tile, const qvk_four *x, unsigned row, unsigned column) {
+    qvk_four_words words = qvk_four_in_tf32(x);
+    QVK_UNROLL for (unsigned c = 0; c < 4 && tile->half; c++) {
+        words.at[c] = qvk_to_bfloat16s(x[0].at[c], x[1].at[c]);
+    }
+    *(qvk_four_words *)(tile->v + row * tile->value_stride + column) = words;
+}
+
+/* Keys and values s0 .. of the tile into shared memory: a thread takes the same columns of every 16th line, all of which are
+ * on their way before the first is needed. */
+QVK_FUNCTION void qvk_tensor_load(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head, unsigned s0,
+                                  const bool plain) {
     QVK_THREADS(t) {
-        const unsigned fours = tile->width / 4, items = QVK_TENSOR_VALUE_ROWS * fours, lines = tile->half ? 2 : 1;
-        for (unsigned first = t; first < items; first += 2 * QVK_WIDTH) {
-            qvk_four x[2][2];
-            QVK_UNROLL for (unsigned i = 0; i < 2; i++) {
-                const unsigned item = first + i * QVK_WIDTH;
-                const size_t key = s0 + lines * (item / fours);
+        const unsigned fours = tile->width / 4, lines = tile->half ? 2 : 1;
+        for (unsigned item = t; item < QVK_SIDE * fours; item += QVK_WIDTH) {
+            const unsigned row = item / fours, column = item % fours * 4;
+            qvk_four k[4], v[2][2];
+            QVK_UNROLL for (unsigned i = 0; i < 2 * lines; i++) {
+                k[i] = qvk_tensor_item(p, tile, head, QVK_KEYS, s0, row + QVK_SIDE * i, column, plain);
+            }
+            QVK_UNROLL for (unsigned i = 0; i < 2 && p->out.at != NULL; i++) {
                 QVK_UNROLL for (unsigned line = 0; line < lines; line++) {
-                    x[i][line] = qvk_tensor_item(p, head, QVK_VALUES, key + line, item % fours * 4, item < items);
+                    const unsigned key = lines * (row + QVK_SIDE * i) + line;
+                    v[i][line] = qvk_tensor_item(p, tile, head, QVK_VALUES, s0, key, column, plain);
                 }
             }
-            QVK_UNROLL for (unsigned i = 0; i < 2; i++) {
-                const unsigned item = first + i * QVK_WIDTH;
-                if (item < items) {
-                    qvk_four_words words = qvk_four_in_tf32(&x[i][0]);
-                    QVK_UNROLL for (unsigned c = 0; c < 4 && tile->half; c++) {
-                        words.at[c] = qvk_to_bfloat16s(x[i][0].at[c], x[i][1].at[c]);
-                    }
-                    *(qvk_four_words *)(tile->v + item / fours * tile->value_stride + item % fours * 4) = words;
-                }
+            QVK_UNROLL for (unsigned i = 0; i < 2 * lines; i++) {
+                qvk_tensor_put_keys(tile, &k[i], row + QVK_SIDE * i, column);
+            }
+            QVK_UNROLL for (unsigned i = 0; i < 2 && p->out.at != NULL; i++) {
+                qvk_tensor_put_values(tile, v[i], row + QVK_SIDE * i, column);
             }
         }
     }
 }
 
 /* Whether the half of the tile's keys that a group of 8 lies in has any that is seen. */
-QVK_FUNCTION bool qvk_tensor_reaches(const qvk_tensor_tile *tile, size_t s0, unsigned group) {
+QVK_FUNCTION bool qvk_tensor_reaches(const qvk_tensor_tile *tile, unsigned s0, unsigned group) {
     return group < tile->groups / 2 || s0 + tile->keys / 2 < tile->end;
 }
 
 /* The products of queries and keys: k 2i and 2i + 1 of a step's 8 words are lane i's. */
-QVK_FUNCTION void qvk_tensor_products(const qvk_tensor_tile *tile QVK_AT, qvk_fragments *own, size_t s0) {
+QVK_FUNCTION void qvk_tensor_products(const qvk_tensor_tile *tile QVK_AT, qvk_fragments *own, unsigned s0) {
     QVK_EVERY_THREAD {
         QVK_UNROLL for (unsigned j = 0; j < tile->groups; j++) {
             QVK_UNROLL for (unsigned c = 0; c < 4; c++) {
@@ -176,7 +180,7 @@ QVK_FUNCTION void qvk_tensor_products(const qvk_tensor_tile *tile QVK_AT, qvk_fr
 /* The scores where not every query sees every key, or there is a bias. The groups pass the first place in turn: this is rare, and
  * written out for each of them it would be most of the kernel and of its registers. */
 QVK_FUNCTION void qvk_tensor_masked(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head,
-                                    qvk_fragments *own, size_t s0) {
+                                    qvk_fragments *own, unsigned s0) {
     QVK_THREADS(t) {
         const size_t query = tile->first + t / 32 * 16 + t % 32 / 4;
         QVK_IN_TURN for (unsigned j = 0; j < tile->groups; j++) {
@@ -194,13 +198,28 @@ QVK_FUNCTION void qvk_tensor_masked(const qvk_attention *p QVK_AT, const qvk_ten
     }
 }
 
+/* The scores of the last tile where every query sees every key that there is. */
+QVK_FUNCTION void qvk_tensor_cut(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, qvk_fragments *own, unsigned s0) {
+    QVK_THREADS(t) {
+        const unsigned left = tile->all - s0, first = 2 * (t % 4);
+        QVK_UNROLL for (unsigned j = 0; j < tile->groups; j++) {
+            QVK_UNROLL for (unsigned c = 0; c < 4; c++) {
+                const float score = QVK_GRID(own->scores, j, c) * p->scale;
+                QVK_GRID(own->scores, j, c) = 8 * j + first + c % 2 < left ? score : -INFINITY;
+            }
+        }
+    }
+}
+
 /* The scores of keys s0 .. of the tile from the products, times log2(e), and each row's largest among the lane's own. */
 QVK_FUNCTION void qvk_tensor_scores(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head,
-                                    qvk_fragments *own, size_t s0) {
-    const bool inside = s0 + tile->keys <= p->M + p->S && (tile->seen || s0 >= p->M);
-    const bool plain = inside && p->key_mask == NULL && p->bias == NULL && !p->causal;
-    if (!plain) {
+                                    qvk_fragments *own, unsigned s0) {
+    const bool all_seen = p->key_mask == NULL && p->bias == NULL && !p->causal && (tile->seen || s0 >= p->M);
+    const bool plain = all_seen && s0 + tile->keys <= tile->all;
+    if (!all_seen) {
         qvk_tensor_masked(QVK_PASS, tile, head, own, s0);
+    } else if (!plain) {
+        qvk_tensor_cut(QVK_PASS, tile, own, s0);
     }
     QVK_EVERY_THREAD {
         const float scale = plain ? p->scale * QVK_LOG2_E : QVK_LOG2_E;
@@ -265,7 +284,7 @@ QVK_FUNCTION void qvk_tensor_left(const qvk_tensor_tile *tile QVK_AT, qvk_fragme
 }
 
 /* Weights times values: of 16 columns the even ones are one product's, the odd ones the next one's. */
-QVK_FUNCTION void qvk_tensor_sums(const qvk_tensor_tile *tile QVK_AT, qvk_fragments *own, size_t s0) {
+QVK_FUNCTION void qvk_tensor_sums(const qvk_tensor_tile *tile QVK_AT, qvk_fragments *own, unsigned s0) {
     QVK_UNROLL for (unsigned step = 0; step < QVK_TENSOR_VALUE_ROWS / 8; step++) {
         if (!qvk_tensor_reaches(tile, s0, tile->half ? 2 * step : step)) {
             continue;
@@ -308,27 +327,36 @@ QVK_FUNCTION void qvk_tensor_out(const qvk_attention *p QVK_AT, const qvk_tensor
                         QVK_GRID(own->sums, j + 1, 2 * row + 1) * inverse,
                     }};
                     *(qvk_four *)(out + column) = items;
+                    if (tile->half && p->rounded != NULL) {
+                        const qvk_two_words words = {{qvk_to_bfloat16s(items.at[0], items.at[1]),
+                                                      qvk_to_bfloat16s(items.at[2], items.at[3])}};
+                        const size_t place = (head->b * p->T + query) * p->H + head->h;
+                        *(qvk_two_words *)(void *)(p->rounded + place * p->d + column) = words;
+                    }
                 }
             }
         }
     }
 }
 
-/* The asked window's part of the tile, whose scores have been made again. */
+/* As qvk_tile_window. */
 QVK_FUNCTION void qvk_tensor_window(const qvk_attention *p QVK_AT, const qvk_tensor_tile *tile, const qvk_head *head,
-                                    qvk_fragments *own, size_t s0) {
+                                    qvk_fragments *own, unsigned s0, const bool last) {
     const size_t end = p->first_column + p->column_count;
     QVK_THREADS(t) {
         QVK_UNROLL for (unsigned row = 0; row < 2; row++) {
             const size_t query = tile->first + t / 32 * 16 + t % 32 / 4 + 8 * row;
             float *window = query < p->T ? qvk_window(p, head, query) : NULL;
+            if (window == NULL) {
+                continue;
+            }
             QVK_UNROLL for (unsigned j = 0; j < tile->groups; j++) {
                 QVK_UNROLL for (unsigned c = 0; c < 2; c++) {
                     const size_t key = s0 + 8 * j + 2 * (t % 4) + c;
-                    if (window != NULL && key >= p->first_column && key < end) {
-                        window[key - p->first_column] =
-                            qvk_tensor_weight(QVK_GRID(own->scores, j, 2 * row + c), QVK_OURS(own->best, row)) *
-                            QVK_OURS(own->total, row);
+                    if (key >= p->first_column && key < end) {
+                        float *item = window + (key - p->first_column);
+                        const float score = !last ? QVK_GRID(own->scores, j, 2 * row + c) : s0 < tile->end ? *item : -INFINITY;
+                        *item = !last ? score : qvk_tensor_weight(score, QVK_OURS(own->best, row)) * QVK_OURS(own->total, row);
                     }
                 }
             }
@@ -337,28 +365,35 @@ QVK_FUNCTION void qvk_tensor_window(const qvk_attention *p QVK_AT, const qvk_ten
 }
 
 QVK_FUNCTION void qvk_tensor_attention(const qvk_attention *p QVK_AT, const bool half, const unsigned width) {
-    const size_t rows = QVK_WIDTH / 2, tiles = (p->T + rows - 1) / rows, pair = QVK_BLOCK / tiles;
-    const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
-    const size_t first = QVK_BLOCK % tiles * rows, all = p->M + p->S, past_rows = p->M + p->past + first + rows;
+    const unsigned T = (unsigned)p->T, rows = QVK_WIDTH / 2, tiles = (T + rows - 1) / rows, pair = (unsigned)QVK_BLOCK / tiles;
+    const qvk_head head = qvk_view(p, pair / (unsigned)p->H, pair % (unsigned)p->H);
+    const unsigned first = (unsigned)QVK_BLOCK % tiles * rows, all = (unsigned)(p->M + p->S);
+    const size_t past_rows = p->M + p->past + first + rows;
+    const unsigned end = p->causal && past_rows < all ? (unsigned)past_rows : all;
     const unsigned keys = QVK_TENSOR_KEYS(half), stride = QVK_TENSOR_KEY_STRIDE(half, width);
     uint32_t *shared = (uint32_t *)(void *)QVK_DYNAMIC;
     const qvk_tensor_tile tile = {
         half, width, width / (half ? 16 : 8), keys, keys / 8, stride, QVK_TENSOR_VALUE_STRIDE(half, width),
-        first, p->causal && past_rows < all ? past_rows : all, p->extra_length == NULL || p->extra_length[head.b] >= p->M,
+        first, all, end, p->extra_length == NULL || p->extra_length[head.b] >= p->M,
         shared, shared + keys * stride,
     };
+    const bool seen = qvk_asks(p, first, rows);
     qvk_fragments own;
     qvk_tensor_queries(QVK_PASS, &tile, &head, &own);
-    for (size_t s0 = 0; s0 < tile.end; s0 += keys) {
+    for (unsigned s0 = 0; s0 < end; s0 += keys) {
         QVK_SYNC();
-        qvk_tensor_keys(QVK_PASS, &tile, &head, s0);
-        if (p->out.at != NULL) {
-            qvk_tensor_values(QVK_PASS, &tile, &head, s0);
+        if (s0 >= p->M && p->key_index == NULL) {
+            qvk_tensor_load(QVK_PASS, &tile, &head, s0, true);
+        } else {
+            qvk_tensor_load(QVK_PASS, &tile, &head, s0, false);
         }
         QVK_SYNC();
-        QVK_WARPS(first + 16 * QVK_WARP < p->T) {
+        QVK_WARPS(first + 16 * QVK_WARP < T) {
             qvk_tensor_products(&tile QVK_HERE, &own, s0);
             qvk_tensor_scores(QVK_PASS, &tile, &head, &own, s0);
+            if (seen) {
+                qvk_tensor_window(QVK_PASS, &tile, &head, &own, s0, false);
+            }
             qvk_tensor_weights(&tile QVK_HERE, &own);
             if (p->out.at != NULL) {
                 qvk_tensor_sums(&tile QVK_HERE, &own, s0);
@@ -366,18 +401,8 @@ QVK_FUNCTION void qvk_tensor_attention(const qvk_attention *p QVK_AT, const bool
         }
     }
     qvk_tensor_out(QVK_PASS, &tile, &head, &own);
-    if (p->probabilities == NULL || first >= p->first_row + p->row_count || first + rows <= p->first_row) {
-        return;
-    }
-    for (size_t s0 = p->first_column / keys * keys; s0 < p->first_column + p->column_count; s0 += keys) {
-        QVK_SYNC();
-        qvk_tensor_keys(QVK_PASS, &tile, &head, s0);
-        QVK_SYNC();
-        QVK_WARPS(first + 16 * QVK_WARP < p->T) {
-            qvk_tensor_products(&tile QVK_HERE, &own, s0);
-            qvk_tensor_scores(QVK_PASS, &tile, &head, &own, s0);
-            qvk_tensor_window(QVK_PASS, &tile, &head, &own, s0);
-        }
+    for (unsigned s0 = 0; seen && s0 < p->first_column + p->column_count; s0 += keys) {
+        qvk_tensor_window(QVK_PASS, &tile, &head, &own, s0, true);
     }
 }
 

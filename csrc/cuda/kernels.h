@@ -39,6 +39,7 @@ enum { QVK_IDENTITY, QVK_GELU, QVK_GELU_TANH, QVK_QUICK_GELU, QVK_RELU, QVK_SILU
 typedef struct {
     qv_rows out;
     qv_const_rows x;
+    uint16_t *rounded; /* out in bfloat16, too, rows close together; or NULL */
     const float *weight, *bias; /* [D]; bias may be NULL */
     float eps;
     int rms;
@@ -56,9 +57,11 @@ typedef struct {
 } qvk_norm_backward;
 
 /* out [R, D] = act(x + bias) * multiply + residual; `chunks` blocks a row. x may be out; all but out and x may be none.
- * A stride of 0 repeats a row. With `slope`, out = multiply act'(x), and nothing is added. */
+ * A stride of 0 repeats a row. With `slope`, out = multiply act'(x), and nothing is added. `rounded` as of a norm, and then
+ * there may be no out. */
 typedef struct {
     qv_rows out;
+    uint16_t *rounded;
     qv_const_rows x;
     const float *bias;
     qv_const_rows multiply, residual;
@@ -120,9 +123,11 @@ typedef struct {
     size_t S;
 } qvk_softmax_rows;
 
-/* As qv_attention (ops/ops.h). The tiles: a block some rows of one head of one b; the rows: a block one row. */
+/* As qv_attention (ops/ops.h). The tiles: a block some rows of one head of one b; the rows: a block one row. `rounded` as of a
+ * norm, on tensor cores. */
 typedef struct {
     qv_rows out;
+    uint16_t *rounded;
     qv_const_rows q, k, v, extra_k, extra_v;
     const size_t *extra_length;
     const uint8_t *key_mask;

@@ -33,19 +33,57 @@ static void run_elements(qv_cuda_device *device, qvk_elements *p, size_t R) {
 
 size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
     (void)lanes;
+    (void)rows;
+    (void)depth;
     (void)keys;
     (void)head_width;
-    return rows * depth * sizeof(uint16_t);
+    return 0; /* rounded rows are the device's */
 }
 
-/* x [R, K] rounded into the call's scratch, rows close together. */
-static void round_rows(qv_call *call, qv_const_rows x, size_t R, size_t K) {
-    qvk_round p = {call->scratch, x, K, qv_cuda_chunks(K)};
-    qv_cuda_launch_kernel(qv_cuda_of(call->ops), QVK_ROUND, &p, R * p.chunks, QVK_MAX_THREADS, 0);
+/* Where a kernel that writes x [R, D] puts it in bfloat16, too: what it writes is most often what a product reads next. NULL
+ * where products do not round, or so many never. */
+static uint16_t *round_beside(qv_cuda_device *device, qv_const_rows x, size_t R, size_t D) {
+    qv_cuda_rounded *rounded = &device->rounded;
+    size_t items;
+    if (!qv_multiply_size(R, D, &items) || items > rounded->room) {
+        return NULL;
+    }
+    *rounded = (qv_cuda_rounded){rounded->memory, rounded->room, x.at, x.ld, R, D};
+    return rounded->memory;
+}
+
+/* Memory for R D items, kept for what comes next; it grows to the largest. */
+static void make_room(qv_cuda_device *device, size_t R, size_t D) {
+    qv_cuda_rounded *rounded = &device->rounded;
+    size_t items, bytes;
+    bool fits = qv_multiply_size(R, D, &items) && qv_multiply_size(items, sizeof(uint16_t), &bytes);
+    if (device->status != QV_OK || (fits && items <= rounded->room)) {
+        return;
+    }
+    qv_cuda_drain(device, NULL); /* what was started may still read it */
+    qv_cuda_free(&device->memory, rounded->memory);
+    *rounded = (qv_cuda_rounded){.memory = fits ? qv_cuda_allocate(&device->memory, bytes) : NULL};
+    rounded->room = rounded->memory != NULL ? items : 0;
+    if (rounded->memory == NULL && device->status == QV_OK) {
+        device->status = qv_fail_memory(&device->error, "rounded rows on the GPU");
+    }
+}
+
+/* x [R, D] rounded, rows close together: as the kernel that wrote it left it, or by one of its own. */
+static const uint16_t *round_rows(qv_cuda_device *device, const qv_cuda_rounded *known, qv_const_rows x, size_t R, size_t D) {
+    if (known->of == x.at && known->ld == x.ld && known->R >= R && known->D == D) {
+        device->rounded = *known;
+        return known->memory;
+    }
+    make_room(device, R, D);
+    qvk_round p = {round_beside(device, x, R, D), x, D, qv_cuda_chunks(D)};
+    qv_cuda_launch_kernel(device, QVK_ROUND, &p, R * p.chunks, QVK_MAX_THREADS, 0);
+    return p.out;
 }
 
 void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
                     const qv_epilogue *epilogue, size_t R) {
+    const qv_cuda_rounded rounded = qv_cuda_of(call->ops)->rounded;
     qv_cuda_device *device = qv_cuda_device_of(call);
     const qv_epilogue none = {0}, *e = epilogue != NULL ? epilogue : &none;
     const float *bias = layer->bias.data != NULL ? layer->bias.data + first : NULL;
@@ -65,8 +103,7 @@ void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear
         .K = layer->depth,
     };
     if (product.bfloat16) {
-        round_rows(call, x, R, layer->depth);
-        product.x = call->scratch;
+        product.x = round_rows(device, &rounded, x, R, layer->depth);
         product.ld_x = layer->depth;
     }
     /* The product's own epilogue knows bias, the tanh form of gelu, and what to add; the rest follows it: relu too, because
@@ -81,7 +118,10 @@ void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear
     }
     qv_cuda_multiply(device, &product);
     if (!fused) {
-        qvk_elements p = {.out = out,
+        uint16_t *beside = round_beside(device, qv_as_const(out), R, count);
+        bool alone = e->for_product && product.bfloat16 && beside != NULL;
+        qvk_elements p = {.out = alone ? (qv_rows){NULL, 0} : out,
+                          .rounded = beside,
                           .x = qv_as_const(out),
                           .bias = bias,
                           .multiply = e->multiply,
@@ -94,6 +134,7 @@ void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear
 
 void qv_cuda_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const qv_linear *layer, size_t first,
                              size_t count, bool accumulate, size_t R) {
+    const qv_cuda_rounded rounded = qv_cuda_of(call->ops)->rounded;
     qv_cuda_device *device = qv_cuda_device_of(call);
     if (R == 0 || count == 0 || layer->depth == 0) {
         return;
@@ -114,8 +155,7 @@ void qv_cuda_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const 
         .K = count,
     };
     if (product.bfloat16) {
-        round_rows(call, dy, R, count);
-        product.x = call->scratch;
+        product.x = round_rows(device, &rounded, dy, R, count);
         product.ld_x = count;
     }
     qv_cuda_multiply(device, &product);
@@ -124,8 +164,16 @@ void qv_cuda_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const 
 /* ---- norms ---- */
 
 void qv_cuda_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R) {
-    qvk_norm p = {out, x, norm->weight.data, norm->bias.data, norm->eps, norm->kind == QV_RMS_NORM, norm->D};
-    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_NORM, &p, R, qv_cuda_row_threads(norm->D), 0);
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    qvk_norm p = {.out = out,
+                  .x = x,
+                  .rounded = round_beside(device, qv_as_const(out), R, norm->D),
+                  .weight = norm->weight.data,
+                  .bias = norm->bias.data,
+                  .eps = norm->eps,
+                  .rms = norm->kind == QV_RMS_NORM,
+                  .D = norm->D};
+    qv_cuda_launch_kernel(device, QVK_NORM, &p, R, qv_cuda_row_threads(norm->D), 0);
 }
 
 void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R) {
@@ -175,9 +223,9 @@ static size_t tile_bytes(size_t rows, size_t keys, size_t d) {
     return ((rows + keys) * (d + 1) + rows * (keys + 1)) * sizeof(float);
 }
 
-/* Whether a warp may read and write four numbers of a row at once. */
+/* Whether a warp may read and write four numbers of a row at once, and a tile's rows lie within what a word counts. */
 static bool in_fours(const float *at, size_t ld) {
-    return at == NULL || ((uintptr_t)at % 16 == 0 && ld % 4 == 0);
+    return at == NULL || ((uintptr_t)at % 16 == 0 && ld % 4 == 0 && ld < UINT32_MAX / QVK_TENSOR_KEYS(true));
 }
 
 /* Launch attention on tensor cores, where its precision has them, for heads of the widths that models have. */
@@ -189,17 +237,19 @@ static bool start_tensor_attention(qv_cuda_device *device, const qv_attention *a
                  {QVK_BFLOAT16_ATTENTION_80, QVK_TF32_ATTENTION_80, 80},
                  {QVK_BFLOAT16_ATTENTION_96, QVK_TF32_ATTENTION_96, 96},
                  {QVK_BFLOAT16_ATTENTION_128, QVK_TF32_ATTENTION_128, 128}};
-    bool half = a->precision != QV_PRECISION_FLOAT32 && device->driver->attends_on_tensor_cores(device->state);
-    if ((!half && !device->tf32) || a->d % 8 != 0 || !in_fours(a->q.at, a->q.ld) || !in_fours(a->k.at, a->k.ld) ||
+    bool half = a->precision != QV_PRECISION_FLOAT32 && device->driver->has_tensor_cores(device->state);
+    /* The kernels count queries and keys in words. */
+    bool counts = a->T < UINT32_MAX / 2 && a->M < UINT32_MAX / 4 && a->S < UINT32_MAX / 4;
+    if ((!half && !device->tf32) || !counts || a->d % 8 != 0 || !in_fours(a->q.at, a->q.ld) || !in_fours(a->k.at, a->k.ld) ||
         !in_fours(a->v.at, a->v.ld) || !in_fours(a->extra_k.at, a->extra_k.ld) || !in_fours(a->extra_v.at, a->extra_v.ld) ||
         !in_fours(a->out.at, a->out.ld)) {
         return false;
     }
     for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) {
         if (a->d <= tiles[i].widest) {
-            /* Warps of wide heads have so many registers that smaller blocks, of which there are several, are the better. */
-            size_t width = tiles[i].widest, warps = (a->T + 15) / 16, most = width <= 64 ? 8 : 4;
-            size_t blocks = (warps + most - 1) / most, each = (warps + blocks - 1) / blocks;
+            /* All of a block's warps load keys and values, those too that have no queries. */
+            size_t width = tiles[i].widest, warps = (a->T + 15) / 16, each = warps <= 4 ? 4 : QVK_MAX_THREADS / 32;
+            p->rounded = half ? round_beside(device, qv_as_const(a->out), a->B * a->T, a->H * a->d) : NULL;
             size_t words = QVK_TENSOR_KEYS(half) * QVK_TENSOR_KEY_STRIDE(half, width) +
                            QVK_TENSOR_VALUE_ROWS * QVK_TENSOR_VALUE_STRIDE(half, width);
             qv_cuda_launch_kernel(device, half ? tiles[i].bfloat16 : tiles[i].tf32, p,
@@ -222,11 +272,13 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
         return;
     }
     qvk_attention p = attention_parameters(device, a);
-    if (row_bytes <= QVK_SHARED_BYTES && (a->T <= FEW_ROWS || a->d > tiles[2].widest)) {
-        qv_cuda_launch_kernel(device, QVK_ATTENTION_ROW, &p, heads * a->T, QVK_MAX_THREADS, row_bytes);
+    bool fits = row_bytes <= QVK_SHARED_BYTES, few = a->T <= FEW_ROWS || a->d > tiles[2].widest;
+    if (!(few && fits) && start_tensor_attention(device, a, &p)) {
         return;
     }
-    if (start_tensor_attention(device, a, &p)) {
+    /* Rows that all run at once are done before a tile of them is. */
+    if (fits && (few || heads * a->T <= device->driver->blocks_at_once(device->state))) {
+        qv_cuda_launch_kernel(device, QVK_ATTENTION_ROW, &p, heads * a->T, QVK_MAX_THREADS, row_bytes);
         return;
     }
     for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) {

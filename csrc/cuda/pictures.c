@@ -58,6 +58,10 @@ static void make_room(qv_cuda_device *device, size_t bytes) {
 static void send_rows(qv_cuda_device *device, uint8_t *to, const uint8_t *from, size_t stride, size_t row_bytes,
                       size_t rows) {
     size_t total = rows * row_bytes;
+    if (stride == row_bytes) {
+        qv_cuda_send(device, to, from, total);
+        return;
+    }
     for (size_t done = 0, part; done < total && device->status == QV_OK; done += part) {
         size_t room;
         uint8_t *staged = qv_cuda_stage(device, QV_ALIGNMENT, &room);

@@ -45,6 +45,7 @@ qv_cuda_device *qv_cuda_device_of(qv_call *call) {
     if (qv_call_stopped(call) && device->status == QV_OK) {
         device->status = qv_call_cancel(&device->error);
     }
+    device->rounded.of = NULL;
     return device;
 }
 
@@ -116,6 +117,10 @@ void qv_cuda_send_staged(qv_cuda_device *device, void *to, const void *staged, s
 }
 
 void qv_cuda_send(qv_cuda_device *device, void *to, const void *host, size_t bytes) {
+    if (bytes >= QV_CUDA_DIRECT_BYTES) {
+        qv_cuda_transfer(device, QV_CUDA_COMPUTE, to, host, bytes, QV_CUDA_TO_DEVICE);
+        return;
+    }
     for (size_t done = 0, part; done < bytes && device->status == QV_OK; done += part) {
         size_t room;
         void *staged = qv_cuda_stage(device, QV_ALIGNMENT, &room);
@@ -126,7 +131,7 @@ void qv_cuda_send(qv_cuda_device *device, void *to, const void *host, size_t byt
 }
 
 void qv_cuda_give(qv_call *call, void *to, const void *host, size_t bytes) {
-    qv_cuda_send(qv_cuda_of(call->ops), to, host, bytes);
+    qv_cuda_send(qv_cuda_device_of(call), to, host, bytes);
 }
 
 void qv_cuda_forget(qv_cuda_device *device) {
@@ -247,14 +252,23 @@ qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t b
 
 /* ---- from the device ---- */
 
+void qv_cuda_hand_over(qv_cuda_device *device) {
+    for (size_t i = 0; device->status == QV_OK && i < device->taken_count; i++) {
+        const qv_cuda_taken *taken = &device->taken[i];
+        memcpy(taken->host, device->stage_in + taken->offset, taken->bytes);
+    }
+    device->taken_count = device->taken_bytes = 0;
+}
+
 void qv_cuda_take(qv_call *call, void *host, const void *from, size_t bytes) {
     qv_cuda_device *device = qv_cuda_of(call->ops);
-    if (bytes == 0) {
+    if (bytes > QV_CUDA_STAGE_BYTES) {
+        qv_cuda_transfer(device, QV_CUDA_COMPUTE, host, from, bytes, QV_CUDA_TO_HOST);
         return;
     }
     if (device->taken_count == QV_CUDA_TAKEN || bytes > QV_CUDA_STAGE_BYTES - device->taken_bytes) {
-        qv_cuda_transfer(device, QV_CUDA_COMPUTE, host, from, bytes, QV_CUDA_TO_HOST);
-        return;
+        qv_cuda_drain(device, call);
+        qv_cuda_hand_over(device);
     }
     size_t offset = device->taken_bytes;
     qv_cuda_transfer(device, QV_CUDA_COMPUTE, device->stage_in + offset, from, bytes, QV_CUDA_TO_HOST);

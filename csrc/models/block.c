@@ -242,7 +242,7 @@ void qv_block_feed_forward(qv_call *call, const qv_block_kind *kind, const qv_bl
     size_t F = kind->F;
     qv_rows hidden = {a->hidden, F}, gate = {kind->gated ? a->gate : NULL, F};
     qv_const_rows from = enter(call, kind, a, &block->norm2, h, count);
-    const qv_epilogue activate = {.activation = kind->activation, .multiply = qv_as_const(gate)};
+    const qv_epilogue activate = {.activation = kind->activation, .multiply = qv_as_const(gate), .for_product = true};
     hide(call, kind, block, a, from, count);
     if (a->before == NULL) {
         call->ops->linear(call, hidden, from, &block->hidden, 0, F, &activate, count);

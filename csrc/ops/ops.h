@@ -89,6 +89,8 @@ typedef struct {
     qv_activation activation;
     qv_const_rows multiply; /* [R, count] */
     qv_const_rows residual; /* [R, count]; may be `out` itself if there is no activation and no multiply */
+    bool for_product;       /* out is x of the linear that comes next, in the same precision, and nothing else reads it: a backend
+                               may leave it where that one finds it */
 } qv_epilogue;
 
 /* softmax(scale q k^T + bias, masked) v for B queries' sets over two runs of keys: `extra` question tokens in front

@@ -69,7 +69,7 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
         puts(err.message);
         exit(2);
     }
-    qv_epilogue epilogue = {activation, {multiply, N}, {residual, N}};
+    qv_epilogue epilogue = {.activation = activation, .multiply = {multiply, N}, .residual = {residual, N}};
     qv_call call = begin_call(R, K, 1, 1);
     qv_cpu_ops.linear(&call, (qv_rows){out, N}, (qv_const_rows){x, K}, &layer, 0, N, &epilogue, R);
     for (size_t r = 0; r < R; r++) {
