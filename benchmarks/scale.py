@@ -23,9 +23,8 @@ import numpy as np
 from PIL import Image
 
 import qavit.data
-from qavit.data._local import run_here
 from qavit.data._plan import plan_file
-from qavit.data._worker import Settings
+from qavit.data._worker import PartWorker, Settings
 from tests.small_models import write_qavit
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +124,9 @@ def share(folder: Path, pictures: int = 12) -> dict[str, Any]:
         out.mkdir()
         for part_rows in (each, 512):  # in parts of one picture first, so that libraries are imported
             spent, start = 0.0, time.process_time()
-            list(run_here(actor, Settings({}, str(out)), plan_file(source, 0, 8192, part_rows), lambda *_: None))
+            worker = PartWorker(Settings({}, str(out)), actor)
+            for part in plan_file(source, 0, 8192, part_rows):
+                worker(part)
             total = time.process_time() - start
         each_picture = {"core_seconds": spent / pictures, "all_seconds": total / pictures}
         found[f"{each} questions"] = {**each_picture, "outside": 1 - spent / total}

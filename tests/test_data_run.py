@@ -24,7 +24,11 @@ import qavit.data
 from qavit._base.files import _HERE
 from qavit.cli import _main as cli_main
 from qavit.cli import _options as cli_options
+from qavit.data._local import Alone, Crew
+from qavit.data._output import _column
 from qavit.data._pictures import ImageSource
+from qavit.data._plan import Group, Part, Row
+from qavit.data._worker import PartWorker, Settings
 
 pytest.importorskip("pyarrow")
 
@@ -119,6 +123,39 @@ def test_every_row_is_there_once(data: DataSet) -> None:
     assert "no such file" in errors["q10"]
     assert "empty" in errors["q20"]
     assert "broken.png" in errors["q30"]
+
+
+def test_a_run_needs_no_pandas(data: DataSet, tmp_path: Path) -> None:
+    program = (
+        "import sys\nimport qavit.data\n"
+        "qavit.data.run(sys.argv[1], sys.argv[2], model=sys.argv[3])\nassert 'pandas' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, data.questions, tmp_path / "out", data.model]
+    subprocess.run(command, env=environment(), check=True)
+
+
+def test_columns_are_as_pyarrow_makes_them() -> None:
+    import pyarrow as pa
+
+    for kind, cells in (
+        (pa.string(), ["a", None, "", "é€\0"]),
+        (pa.string(), [None, None]),
+        (pa.int16(), [3, None, -1]),
+        (pa.float64(), [0.5, 1]),
+        (pa.float32(), np.array([0.5, np.nan], np.float32)),
+        (pa.list_(pa.string()), [("a", "é"), None, (), ("",)]),
+        (pa.list_(pa.int32()), [None, (1, 2)]),
+        (pa.list_(pa.int32(), 2), [(1, 2), (3, 4)]),
+        (pa.list_(pa.float16()), [np.array([1, 2], np.float16), None, np.array([3], np.float16)]),
+        (pa.list_(pa.float32()), [None]),
+        (pa.string(), []),
+    ):
+        made = _column(cells, kind)
+        made.validate(full=True)
+        assert made.type == kind
+        assert made.null_count == sum(cell is None for cell in cells)
+        told = [list(cell) if isinstance(cell, (tuple, np.ndarray)) else cell for cell in cells]
+        assert str(made.to_pylist()) == str(pa.array(told, kind).to_pylist())
 
 
 def test_worker_processes_and_shards_give_the_same_rows(data: DataSet, tmp_path: Path) -> None:
@@ -451,8 +488,6 @@ def test_a_worker_that_dies_is_replaced(data: DataSet, tmp_path: Path) -> None:
 def test_workers_do_not_try_again_what_the_run_has_tried(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qavit.data._worker import PartWorker, Settings
-
     tried = []
     monkeypatch.setattr(qavit.data.HeatmapActor, "_try", lambda actor: tried.append(actor))
     PartWorker(Settings({"model": str(data.model)}, str(tmp_path)))
@@ -461,19 +496,71 @@ def test_workers_do_not_try_again_what_the_run_has_tried(
     assert len(tried) == 1
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"block": 99}, "block:"), ({"model": "nowhere"}, "nowhere"), ({"method": "no"}, "method:"), ({"heads": 77}, "heads:")],
+)
+def test_what_is_wrong_with_the_model_is_said_alike_by_one_worker_and_by_two(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = []
+    for workers in (1, 2):
+        with pytest.raises((ValueError, OSError), match=message) as caught:
+            qavit.data.run(data.questions, "out", **{"model": data.model, "workers": workers, **wrong})
+        said.append((caught.type, str(caught.value)))
+        assert not (tmp_path / "out").exists()
+    assert said[0] == said[1]
+
+
+def test_the_model_is_loaded_by_the_workers_alone_and_warned_of_once(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qavit.data.HeatmapActor, "__init__", lambda *_, **__: pytest.fail("it is loaded here"))
+    monkeypatch.setenv("QAVIT_CPU", "portable")  # of the workers: without bfloat16
+    with pytest.warns(qavit.PrecisionWarning) as said:
+        go(data, tmp_path / "out", workers=2, precision="bfloat16")
+    assert [warning.filename for warning in said] == [__file__]
+
+
+class Killing:
+    def __reduce__(self) -> Any:
+        return os._exit, (7,)
+
+
+def test_a_worker_that_dies_over_the_model_ends_the_run(data: DataSet, tmp_path: Path) -> None:
+    crew = Crew(Settings({"model": str(data.model), "config": Killing()}, str(tmp_path)), 2)
+    with pytest.raises(RuntimeError, match=r"the worker that loads the model died \(exit code 7"):
+        crew.about()
+    crew.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_the_estimate_computes_is_not_computed_again(data: DataSet, tmp_path: Path, workers: int) -> None:
+    settings = Settings({"model": str(data.model)}, str(tmp_path))
+    worker = Alone(settings) if workers == 1 else Crew(settings, workers)
+    names = write_pictures(tmp_path, 2)
+    part = Part(0, 0, [Group(ImageSource(name, str(tmp_path / name)), [Row(name, "where?", None)]) for name in names])
+    worker.about()
+    worker.begin(iter([part]))
+    assert worker.measure(part, 10**9).measured == 1
+    (tmp_path / names[1]).unlink()
+    assert [done.errors for done in worker.run(lambda *_: None)] == [0]
+
+
 class Deadly(ImageSource):
     def read(self) -> str:
         os._exit(7)
 
 
 def test_a_part_that_kills_its_workers_ends_the_run(data: DataSet, tmp_path: Path) -> None:
-    from qavit.data._local import run_processes
-    from qavit.data._plan import Group, Part, Row
-    from qavit.data._worker import Settings
-
     part = Part(0, 5, [Group(Deadly("x"), [Row("0", "where?", None)])])
+    crew = Crew(Settings({"model": str(data.model)}, str(tmp_path)), 1)
+    crew.about()
+    crew.begin(iter([part]))
+    assert crew.measure(part, 1).each is None
     with pytest.raises(RuntimeError, match=r"3 workers died at part 00000-000005 .*code 7"):
-        list(run_processes(Settings({"model": str(data.model)}, str(tmp_path)), iter([part]), 1, lambda *_: None))
+        list(crew.run(lambda *_: None))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

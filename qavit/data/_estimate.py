@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional
 from .._base.progress import duration
 from ._actor import HeatmapActor
 from ._plan import Group, Part
+from ._rows import MapRow
 
 COUNTED_BYTES = 64 << 20  # of input whose rows are counted; of more, how many there are is told from the first part
 MEASURED_SECONDS, MEASURED_GROUPS = 1.0, 4  # whichever is first ends the measuring
@@ -58,6 +59,25 @@ class Estimate(NamedTuple):
         return {"rows_estimated": self.rows, "seconds_estimated": seconds}
 
 
+class Pace(NamedTuple):
+    """How fast one worker is.
+
+    Attributes
+    ----------
+    each : float or None
+        Seconds a row; None where no row could be computed.
+    measured : int
+        Rows that it was measured on.
+    """
+
+    each: Optional[float] = None
+    measured: int = 0
+
+    def estimate(self, rows: int, speed: float) -> Estimate:
+        """Of so many rows, by workers that are together so many times as fast as the one that was measured."""
+        return Estimate(rows, None if self.each is None else self.each * rows / speed, self.each, self.measured)
+
+
 def rows_left(part: Part, sizes: Sequence[int], left: Sequence[int], share: float) -> int:
     """About how many rows there are from a part on, itself among them.
 
@@ -77,23 +97,26 @@ def rows_left(part: Part, sizes: Sequence[int], left: Sequence[int], share: floa
     return max(part.rows, round(part.rows * bytes_left / taken * share))
 
 
-def measure(actor: HeatmapActor, part: Part, rows: int, speed: float) -> Estimate:
-    """Compute a little of a part, and conclude how long so many rows take.
+def measure(actor: HeatmapActor, part: Part, rows: int) -> tuple[Pace, dict[int, list[MapRow]]]:
+    """Compute a little of a part: how fast that goes, and the rows of those groups that were computed whole.
 
     Parameters
     ----------
     actor : HeatmapActor
     part : Part
     rows : int
-    speed : float
-        How much faster the run's workers are together than this process.
+        How many are to be done, of which this is a beginning.
     """
     first: Optional[float] = None
     spent, done = 0.0, 0
-    for groups in _samples(part):
+    known: dict[int, list[MapRow]] = {}
+    for number, group in _samples(part):
         start = time.perf_counter()
-        well = sum(row.error is None for found in actor.compute(groups) for row in found)
+        (found,) = actor.compute([group])
         took = time.perf_counter() - start
+        if group is part.groups[number]:
+            known[number] = found
+        well = sum(row.error is None for row in found)
         if well == 0:
             continue
         if first is None:
@@ -104,15 +127,14 @@ def measure(actor: HeatmapActor, part: Part, rows: int, speed: float) -> Estimat
             spent, done = spent + took, done + well
             if spent >= MEASURED_SECONDS:
                 break
-    each = spent / done if done else first
-    return Estimate(rows, None if each is None else each * rows / speed, each, done or int(first is not None))
+    return Pace(spent / done if done else first, done or int(first is not None)), known
 
 
-def _samples(part: Part) -> Iterator[list[Group]]:
-    """One question, then pictures with all of theirs."""
-    groups = [group for group in part.groups if any(row.problem is None for row in group.rows)]
-    if groups:
-        row = next(row for row in groups[0].rows if row.problem is None)
-        yield [Group(groups[0].image, [row])]
-    for group in groups[1 : 1 + MEASURED_GROUPS]:
-        yield [group]
+def _samples(part: Part) -> Iterator[tuple[int, Group]]:
+    """One question, then pictures with all of theirs, each with its place."""
+    places = [place for place, group in enumerate(part.groups) if any(row.problem is None for row in group.rows)]
+    if places:
+        image, rows = part.groups[places[0]]
+        yield places[0], Group(image, [next(row for row in rows if row.problem is None)])
+    for place in places[1 : 1 + MEASURED_GROUPS]:
+        yield place, part.groups[place]

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ FORMAT, VERSION = "qavit-maps", 1
 MANIFEST = "_manifest.json"
 PART_NAME = re.compile(r"(\d{5,})-(\d{6,})\.parquet")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
+Cells = Union[Sequence[Any], npt.NDArray[Any]]
 MODEL_ENDINGS = frozenset({".json", ".safetensors", ".bin", ".pt", ".pth", ".txt", ".model"})
 
 
@@ -71,35 +72,44 @@ def table_of(rows: Sequence[MapRow], grid: tuple[int, int], dtype: npt.DTypeLike
     """Rows as a pyarrow table."""
     pa = require("pyarrow", "data")
     schema = schema_of(dtype, keep)
-    patches = grid[0] * grid[1]
-    flat = np.zeros((len(rows), patches), np.float32)
+    flat = np.zeros((len(rows), grid[0] * grid[1]), np.float32)
     for place, row in enumerate(rows):
         if row.map is not None:
             flat[place] = row.map.reshape(-1)
     maps, scale = scale_maps(flat, dtype)
-    there = np.array([row.map is not None for row in rows], bool)
-    places = np.concatenate([[0], np.cumsum(there * patches)]).astype(np.int32)
-    made = {
-        "grid": pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array(grid, np.int32), len(rows))), 2),
-        "map": pa.ListArray.from_arrays(pa.array(places), pa.array(maps[there].reshape(-1)), mask=pa.array(~there)),
-        "scale": pa.array(scale),
-        # Several blocks stand in the manifest.
-        "block": pa.array([row.block if isinstance(row.block, int) else None for row in rows], pa.int16()),
+    made: dict[str, Cells] = {
+        "map": [None if row.map is None else own for row, own in zip(rows, maps)],
+        "scale": scale,
+        "block": [row.block if isinstance(row.block, int) else None for row in rows],  # several stand in the manifest
     }
 
-    def column(name: str) -> Any:
-        values = [row.kept.get(name) if name in keep else getattr(row, name) for row in rows]
-        return pa.array([_storable(value) for value in values], schema.field(name).type)
+    def cells(name: str) -> Cells:
+        return made[name] if name in made else [row.kept.get(name) if name in keep else getattr(row, name) for row in rows]
 
-    columns = [made[name] if name in made else column(name) for name in schema.names]
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays([_column(cells(field.name), field.type) for field in schema], schema=schema)
 
 
-def _storable(value: Any) -> Any:
-    """A cell with what no file can hold, in a text or in several, written as escapes."""
-    if isinstance(value, tuple):
-        return [_storable(one) for one in value]
-    return storable(value) if isinstance(value, str) else value
+def _column(cells: Cells, kind: Any) -> Any:
+    """Cells as an Arrow array of texts, numbers, or lists of them; None: null.
+
+    Not by ``pa.array``, which imports pandas, half a second's work, to see whether it is given something of its.
+    """
+    pa = require("pyarrow", "data")
+    if isinstance(cells, np.ndarray):
+        return pa.Array.from_buffers(kind, len(cells), [None, pa.py_buffer(cells)])
+    there = np.array([cell is not None for cell in cells], bool)
+    buffers = [None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))]
+    if not (pa.types.is_string(kind) or pa.types.is_nested(kind)):
+        numbers = np.array([0 if cell is None else cell for cell in cells], kind.to_pandas_dtype())
+        return pa.Array.from_buffers(kind, len(cells), [*buffers, pa.py_buffer(numbers)])
+    several = [b"" if cell is None else storable(cell).encode() if isinstance(cell, str) else cell for cell in cells]
+    if not pa.types.is_fixed_size_list(kind):
+        buffers.append(pa.py_buffer(np.cumsum([0, *map(len, several)], dtype=np.int32)))
+    if pa.types.is_string(kind):
+        return pa.Array.from_buffers(kind, len(cells), [*buffers, pa.py_buffer(b"".join(several))])
+    arrays = [cell for cell in several if isinstance(cell, np.ndarray)]
+    inner = np.concatenate(arrays) if arrays else [one for cell in several for one in cell]
+    return pa.Array.from_buffers(kind, len(cells), buffers, children=[_column(inner, kind.value_type)])
 
 
 def write_part(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -10,20 +11,20 @@ from typing import Any, NamedTuple, Optional, Union
 
 from .._base.arguments import whole_number
 from .._base.extras import require
-from .._base.files import PathLike, absolute_paths, make_folder, remove_leftovers
+from .._base.files import PathLike, make_folder, remove_leftovers
 from .._base.progress import RunProgress
 from .._base.system import usable_cpus
 from .._base.types import Fit, Heads
 from .._core import get_num_threads
 from ._actor import HeatmapActor
-from ._estimate import COUNTED_BYTES, Estimate, measure, rows_left
-from ._local import run_here, run_processes
+from ._estimate import COUNTED_BYTES, Estimate, rows_left
+from ._local import Alone, Crew
 from ._output import OutputFolder, PartFolder, check_keep, file_identity, model_identity
 from ._plan import ENGINES, PART_ROWS, WINDOW, Part, Shard, plan_file
 from ._questions import QuestionFile, open_questions
 from ._results import LAYOUTS, ResultLayout, write_finished
 from ._sample import Sample, draw_sample
-from ._worker import PartDone, Settings
+from ._worker import About, PartDone, Settings
 
 
 class RunSummary(NamedTuple):
@@ -180,51 +181,61 @@ def run(
     share = _check_numbers(engine, workers, window, part_rows, shard)
     answer_options = _answer_options(answers, layout, answering, sample)
     sources = open_questions(questions, images, image_name, columns, keep, encoding)
-    kept = tuple(keep)
-    check_keep(kept)
+    check_keep(kept := tuple(keep))
     threads = _threads_each(threads, engine, workers)
     if model is None and not (parts.get("checkpoint") or parts.get("vision")):
         model = "demo"
     asked = {"model": model, "method": method, "block": block, "heads": heads, "fit": fit, "dtype": dtype, **parts}
     asked.update(answer_options)
-    actor = HeatmapActor(**asked, threads=threads if engine == "local" else None)
-    manifest = {
-        **_about_model(actor, {"model": model, **parts}),
-        **_about_input(sources, image_name, columns, keep, encoding),
-        "heads": heads,
-        "fit": fit,
-        "dtype": dtype,
-        "window": window,
-        "part_rows": part_rows,
-        "answers": answer_options.get("answering"),
-        "sample": sample,
-    }
-    folder = OutputFolder(out, manifest, share, len(sources), again, retry_errors)
-    try:
+    settings = Settings({**asked, "threads": threads}, os.path.abspath(PartFolder(out).parts), kept)
+    # Workers end before their folder is let go of: they may be writing.
+    with contextlib.ExitStack() as of_folder, contextlib.ExitStack() as of_workers:
+        worker = _worker(settings, engine, workers, of_workers)
+        model_is = worker.about()
+        manifest = {
+            **_about_model(model_is, {"model": model, **parts}),
+            **_about_input(sources, image_name, columns, keep, encoding),
+            "heads": heads,
+            "fit": fit,
+            "dtype": dtype,
+            "window": window,
+            "part_rows": part_rows,
+            "answers": answer_options.get("answering"),
+            "sample": sample,
+        }
+        folder = OutputFolder(out, manifest, share, len(sources), again, retry_errors)
+        of_folder.callback(folder.close)
+        of_folder.callback(remove_leftovers, folder.parts)
         drawn = None if sample is None else draw_sample(sources, sample)
         plan = Plan(sources, window, part_rows, share, frozenset(folder.done), drawn)
-        settings = Settings({**asked, **absolute_paths(asked), "threads": threads}, os.path.abspath(folder.parts), kept)
         left = plan.files(folder)
         sizes = [source.size if share.has_file(file, len(sources)) else 0 for file, source in enumerate(sources)]
         progress = RunProgress(sizes, [file not in left for file in range(len(sources))], events)
-        about = {"engine": engine, "workers": workers, "shard": str(share), "model": repr(actor.model)}
-        _begin(progress, _estimate(actor, plan, left, folder, sizes, workers, threads), plan, out=str(folder.path), **about)
-        if engine == "local" and workers == 1:
-            results = run_here(actor, settings, _begun(plan, left, folder, progress), progress.tick)
-        elif engine == "local":
-            results = run_processes(settings, _begun(plan, left, folder, progress), workers, progress.tick)
+        worker.begin(_begun(plan, left, folder, progress))
+        speed = workers * (threads or 1) / get_num_threads() if engine == "ray" else workers
+        about = {"engine": engine, "workers": workers, "shard": str(share), "model": model_is.model}
+        _begin(progress, _estimate(worker, plan, left, folder, sizes, speed), plan, out=str(folder.path), **about)
+        if engine == "local":
+            results = worker.run(progress.tick)
         else:
             from ._ray_engine import run_ray
 
             results = run_ray(settings, plan, left, PartFolder(os.path.abspath(out)), workers, gpus, progress.tick)
-        del actor  # workers have models of their own
+        del worker  # Ray's have models of their own
         summary = _follow(results, folder, progress, keep_going)
         if answers is not None:
             write_finished(folder.path, answers, layout or ("gqa" if all(source.is_gqa for source in sources) else "vqa"))
         return summary
-    finally:
-        remove_leftovers(folder.parts)
-        folder.close()
+
+
+def _worker(settings: Settings, engine: str, workers: int, ends: contextlib.ExitStack) -> Union[Alone, Crew]:
+    """Who has the model: workers of this machine, or this process where it is the only one, or for Ray's."""
+    if engine == "local" and workers > 1:
+        crew = Crew(settings, workers)
+        ends.callback(crew.close)
+        return crew
+    threads = settings.actor["threads"] if engine == "local" else None
+    return Alone(settings, HeatmapActor(**{**settings.actor, "threads": threads}))
 
 
 def _answer_options(
@@ -253,14 +264,14 @@ def _threads_each(threads: Optional[int], engine: str, workers: int) -> Optional
     return 1 if engine == "ray" else max(1, usable_cpus() // workers)
 
 
-def _about_model(actor: HeatmapActor, parts: Mapping[str, Any]) -> dict[str, Any]:
+def _about_model(about: About, parts: Mapping[str, Any]) -> dict[str, Any]:
     """The model's share of the manifest."""
     return {
         "model": model_identity(parts),
-        "method": actor.method,
-        "block": actor.block,
-        "grid": list(actor.grid),
-        "about": {"model": repr(actor.model), "qavit": _version()},
+        "method": about.method,
+        "block": about.block,
+        "grid": list(about.grid),
+        "about": {"model": about.model, "qavit": _version()},
     }
 
 
@@ -292,17 +303,15 @@ def _begin(progress: RunProgress, estimate: Optional[Estimate], plan: Plan, **ab
 
 
 def _estimate(
-    actor: HeatmapActor,
+    worker: Union[Alone, Crew],
     plan: Plan,
     left: Sequence[int],
     folder: PartFolder,
     sizes: Sequence[int],
-    workers: int,
-    threads: Optional[int],
+    speed: float,
 ) -> Optional[Estimate]:
     """How long the run will take; None where nothing is left to do."""
     share = 1.0 if len(plan.sources) >= plan.shard.total else 1.0 / plan.shard.total
-    own = get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the rows are read to be done
         parts = ((place, part) for place, file in enumerate(left) for part in plan.parts(file, folder))
@@ -313,7 +322,7 @@ def _estimate(
             rows = first.rows + sum(part.rows for _, part in parts)
         else:
             rows = rows_left(first, sizes, left[place:], share)
-        return measure(actor, first, rows, workers * (threads or own) / own)
+    return worker.measure(first, rows).estimate(rows, speed)
 
 
 def _check_numbers(engine: str, workers: int, window: int, part_rows: int, shard: Union[str, Shard, None]) -> Shard:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from .._base.extras import require
+from .._base.files import absolute_paths
 from ._output import PartFolder
 from ._plan import Part
 from ._worker import PartDone, PartWorker, Settings, Tick
@@ -27,6 +28,7 @@ def run_ray(
         return
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="warning")
+    settings = settings._replace(actor={**settings.actor, **absolute_paths(settings.actor)})
     context = data.DataContext.get_current()
     before = context.target_max_block_size, context.enable_progress_bars
     context.target_max_block_size, context.enable_progress_bars = 1, False  # a block a part

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 from ._actor import HeatmapActor
+from ._estimate import Pace, measure
 from ._output import write_part
 from ._plan import Part
 from ._rows import MapRow
@@ -60,8 +61,25 @@ class PartDone(NamedTuple):
     problem: Optional[str]
 
 
+class About(NamedTuple):
+    """What a run is told of the model that it has in other processes.
+
+    Attributes
+    ----------
+    method, block, grid
+        As of `HeatmapActor`.
+    model : str
+        Its repr.
+    """
+
+    method: str
+    block: Union[int, tuple[int, ...]]
+    grid: tuple[int, int]
+    model: str
+
+
 class _TriedActor(HeatmapActor):
-    """One whose arguments were tried where the run began; each worker would spend a picture's time on it."""
+    """One whose arguments another worker tries for all; each would spend a picture's time on it."""
 
     def _try(self) -> None:
         pass
@@ -80,6 +98,19 @@ class PartWorker:
     def __init__(self, settings: Settings, actor: Optional[HeatmapActor] = None) -> None:
         self._actor = _TriedActor(**settings.actor) if actor is None else actor
         self._folder, self._keep = Path(settings.folder), settings.keep
+        self._known: dict[int, list[MapRow]] = {}
+        self._known_part = ""
+
+    def about(self) -> About:
+        """What its model is, and what it is asked."""
+        actor = self._actor
+        return About(actor.method, actor.block, actor.grid, repr(actor.model))
+
+    def measure(self, part: Part, rows: int) -> Pace:
+        """How fast it is, by a little of the part that it does next; `rows` are left to do."""
+        pace, self._known = measure(self._actor, part, rows)
+        self._known_part = part.name
+        return pace
 
     def __call__(self, part: Part, tick: Optional[Tick] = None) -> PartDone:
         """Compute a part and write it; when this returns, the disk holds it.
@@ -90,7 +121,11 @@ class PartWorker:
             The file cannot be written. Nothing of it is left.
         """
         rows: list[MapRow] = []
-        for group, found in zip(part.groups, self._actor.compute(part.groups)):
+        known = self._known if part.name == self._known_part else {}
+        self._known = {}
+        computed = self._actor.compute(group for place, group in enumerate(part.groups) if place not in known)
+        for place, group in enumerate(part.groups):
+            found = known[place] if place in known else next(computed)
             rows += [row._replace(kept=dict(zip(self._keep, asked.kept))) for asked, row in zip(group.rows, found)]
             if tick is not None:
                 tick(1, len(found), sum(row.error is not None for row in found))
