@@ -38,9 +38,9 @@ class Alone(PartWorker):
 
 
 class Crew:
-    """Worker processes, each of which begins to load its model when it is made here.
+    """Worker processes, each of which begins to load its model as soon as this is made.
 
-    The first tries the arguments, for all. Until `close`, at the latest.
+    The first tells what came of it. `close` ends them, as the end of `run` does.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Crew:
         self._members: list[_Member] = []
         try:
             for number in range(workers):
-                self._start(tries=number == 0)
+                self._start(tells=number == 0)
         except BaseException:
             self.close()
             raise
@@ -142,8 +142,8 @@ class Crew:
         finally:
             self.close()
 
-    def _start(self, tries: bool = False) -> _Member:
-        self._members.append(_Member(self._context, self._settings, self._counts, tries))
+    def _start(self, tells: bool = False) -> _Member:
+        self._members.append(_Member(self._context, self._settings, self._counts, tells))
         return self._members[-1]
 
     def _idle(self) -> Optional[_Member]:
@@ -162,9 +162,9 @@ class Crew:
 class _Member:
     """A worker process, and the part it has."""
 
-    def __init__(self, context: Any, settings: Settings, counts: Any, tries: bool) -> None:
+    def __init__(self, context: Any, settings: Settings, counts: Any, tells: bool) -> None:
         self.connection, theirs = context.Pipe()
-        given = theirs, settings, counts, tries
+        given = theirs, settings, counts, tells
         self.process = context.Process(target=_work, args=given, daemon=True, name="qavit-worker")
         with _script_left_alone(), _interrupts_held():
             self.process.start()
@@ -222,10 +222,11 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, settings: Settings, counts: Any, tries: bool) -> None:
+def _work(connection: Connection, settings: Settings, counts: Any, tells: bool) -> None:
     """A worker process: parts in, results out, until its parent has no more or is no more.
 
-    One that tries the arguments first says what came of that: what was warned of, and `About` the model or what was raised.
+    One that `tells` says first what came of the model: what was warned of, and `About` it or what was raised. The others try
+    their arguments as well, since they would wait for it; after that the weights are as the kernels want them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -241,12 +242,12 @@ def _work(connection: Connection, settings: Settings, counts: Any, tries: bool) 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            worker = PartWorker(settings, HeatmapActor(**settings.actor) if tries else None)
+            worker = PartWorker(settings, HeatmapActor(**settings.actor))
             result = worker.about()
         except Exception as error:
             result = error
     warnings.simplefilter("ignore")  # what there is to be said, the first worker's parent says once
-    if tries:
+    if tells:
         _send(connection, [(str(one.message), one.category, one.filename, one.lineno) for one in said])
         _send(connection, result)
     while True:

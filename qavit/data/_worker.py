@@ -79,7 +79,7 @@ class About(NamedTuple):
 
 
 class _TriedActor(HeatmapActor):
-    """One whose arguments another worker tries for all; each would spend a picture's time on it."""
+    """One whose arguments were tried where the run began; each worker would spend a picture's time on it."""
 
     def _try(self) -> None:
         pass
