@@ -156,6 +156,8 @@ def test_columns_are_as_pyarrow_makes_them() -> None:
         assert made.null_count == sum(cell is None for cell in cells)
         told = [list(cell) if isinstance(cell, (tuple, np.ndarray)) else cell for cell in cells]
         assert str(made.to_pylist()) == str(pa.array(told, kind).to_pylist())
+    with pytest.raises(ValueError, match=r"has 2147483648 bytes or items, .* a smaller part_rows"):
+        _column([range(2**31)], pa.list_(pa.int32()))
 
 
 def test_worker_processes_and_shards_give_the_same_rows(data: DataSet, tmp_path: Path) -> None:

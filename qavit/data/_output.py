@@ -104,7 +104,11 @@ def _column(cells: Cells, kind: Any) -> Any:
         return pa.Array.from_buffers(kind, len(cells), [*buffers, pa.py_buffer(numbers)])
     several = [b"" if cell is None else storable(cell).encode() if isinstance(cell, str) else cell for cell in cells]
     if not pa.types.is_fixed_size_list(kind):
-        buffers.append(pa.py_buffer(np.cumsum([0, *map(len, several)], dtype=np.int32)))
+        ends = np.cumsum([0, *map(len, several)])
+        if ends[-1] > np.iinfo(np.int32).max:
+            what = f"a part's column has {ends[-1]} bytes or items, expected below 2^31"
+            raise ValueError(f"{what}; choose a smaller part_rows")
+        buffers.append(pa.py_buffer(ends.astype(np.int32)))
     if pa.types.is_string(kind):
         return pa.Array.from_buffers(kind, len(cells), [*buffers, pa.py_buffer(b"".join(several))])
     arrays = [cell for cell in several if isinstance(cell, np.ndarray)]
