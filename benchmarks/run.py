@@ -21,6 +21,7 @@ import torch
 from qavit import _core, extract_attention
 from qavit._demo import demo_model, demo_scene
 from qavit.images import preprocess
+from qavit.models._devices import computing_precision
 
 from .contenders import SIDES, Contender, ours, prepare
 from .models import QuestionLoop, add_question_layers, clip_model, core_weights, state_of
@@ -69,6 +70,9 @@ def clip(arguments: argparse.Namespace, size_name: str) -> dict[str, Any]:
     size, threads = SIZES[size_name], arguments.threads
     pixels = np.random.default_rng(0).standard_normal((1, 3, size.image, size.image), dtype=np.float32)
     wanted = [name for name in SIDES if not arguments.contenders or any(word in name for word in arguments.contenders)]
+    if not arguments.contenders and computing_precision("bfloat16", "cpu") != "bfloat16":
+        wanted = [name for name in wanted if "bfloat16" not in name]
+        arguments.notes.append(f"CLIP {size.name}, bfloat16: this CPU has no products in it, and torch takes minutes")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lacking = prepare(wanted, clip_model(size), size, folder)
