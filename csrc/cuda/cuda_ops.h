@@ -46,8 +46,8 @@ typedef struct {
 
 /* x [R, D] in bfloat16, rows close together, for the products that read it; `of` NULL: nothing is there. */
 typedef struct {
-    uint16_t *memory;
-    size_t room; /* items */
+    void *memory;
+    size_t bytes;
     const float *of;
     size_t ld, R, D;
 } qv_cuda_rounded;
@@ -136,6 +136,9 @@ void qv_cuda_take(qv_call *call, void *host, const void *from, size_t bytes);
 void qv_cuda_hand_over(qv_cuda_device *device);
 /* Until the compute stream is idle; the call, if there is one, hears meanwhile whether it should stop. */
 void qv_cuda_drain(qv_cuda_device *device, qv_call *call);
+/* Other memory of the device, of `bytes`, in place of what is held once what was started is done with it; NULL and 0 after a
+ * failure, which the call then says. */
+void qv_cuda_replace(qv_cuda_device *device, void **memory, size_t *held, size_t bytes, const char *what);
 /* The stream is idle: everything that it read is free again. */
 void qv_cuda_forget(qv_cuda_device *device);
 

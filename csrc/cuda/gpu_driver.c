@@ -2,9 +2,6 @@
  * CUDA is imported and computes on the CPU where there is no driver. */
 #include "cuda/gpu.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 #include "base/memory.h"
 #include "cuda/launch.h"
 

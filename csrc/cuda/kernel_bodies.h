@@ -133,22 +133,21 @@ static inline void qvk_group_max(float *items, unsigned n) {
 
 #endif
 
+typedef union {
+    float value;
+    uint32_t bits;
+} qvk_word;
+
 QVK_FUNCTION uint32_t qvk_bits(float x) {
-    union {
-        float value;
-        uint32_t bits;
-    } both;
-    both.value = x;
-    return both.bits;
+    qvk_word word;
+    word.value = x;
+    return word.bits;
 }
 
 QVK_FUNCTION float qvk_float(uint32_t bits) {
-    union {
-        float value;
-        uint32_t bits;
-    } both;
-    both.bits = bits;
-    return both.value;
+    qvk_word word;
+    word.bits = bits;
+    return word.value;
 }
 
 QVK_FUNCTION uint16_t qvk_to_bfloat16(float x) {

@@ -40,33 +40,23 @@ size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t key
     return 0; /* rounded rows are the device's */
 }
 
+/* Of R D items; SIZE_MAX, which no device has, where they overflow. */
+static size_t rounded_bytes(size_t R, size_t D) {
+    size_t bytes;
+    (void)qv_multiply_size(R, D, &bytes);
+    (void)qv_multiply_size(bytes, sizeof(uint16_t), &bytes);
+    return bytes;
+}
+
 /* Where a kernel that writes x [R, D] puts it in bfloat16, too: what it writes is most often what a product reads next. NULL
  * where products do not round, or so many never. */
 static uint16_t *round_beside(qv_cuda_device *device, qv_const_rows x, size_t R, size_t D) {
     qv_cuda_rounded *rounded = &device->rounded;
-    size_t items;
-    if (!qv_multiply_size(R, D, &items) || items > rounded->room) {
+    if (rounded_bytes(R, D) > rounded->bytes) {
         return NULL;
     }
-    *rounded = (qv_cuda_rounded){rounded->memory, rounded->room, x.at, x.ld, R, D};
+    *rounded = (qv_cuda_rounded){rounded->memory, rounded->bytes, x.at, x.ld, R, D};
     return rounded->memory;
-}
-
-/* Memory for R D items, kept for what comes next; it grows to the largest. */
-static void make_room(qv_cuda_device *device, size_t R, size_t D) {
-    qv_cuda_rounded *rounded = &device->rounded;
-    size_t items, bytes;
-    bool fits = qv_multiply_size(R, D, &items) && qv_multiply_size(items, sizeof(uint16_t), &bytes);
-    if (device->status != QV_OK || (fits && items <= rounded->room)) {
-        return;
-    }
-    qv_cuda_drain(device, NULL); /* what was started may still read it */
-    qv_cuda_free(&device->memory, rounded->memory);
-    *rounded = (qv_cuda_rounded){.memory = fits ? qv_cuda_allocate(&device->memory, bytes) : NULL};
-    rounded->room = rounded->memory != NULL ? items : 0;
-    if (rounded->memory == NULL && device->status == QV_OK) {
-        device->status = qv_fail_memory(&device->error, "rounded rows on the GPU");
-    }
 }
 
 /* x [R, D] rounded, rows close together: as the kernel that wrote it left it, or by one of its own. */
@@ -75,7 +65,10 @@ static const uint16_t *round_rows(qv_cuda_device *device, const qv_cuda_rounded 
         device->rounded = *known;
         return known->memory;
     }
-    make_room(device, R, D);
+    size_t bytes = rounded_bytes(R, D);
+    if (bytes > device->rounded.bytes) {
+        qv_cuda_replace(device, &device->rounded.memory, &device->rounded.bytes, bytes, "rounded rows on the GPU");
+    }
     qvk_round p = {round_beside(device, x, R, D), x, D, qv_cuda_chunks(D)};
     qv_cuda_launch_kernel(device, QVK_ROUND, &p, R * p.chunks, QVK_MAX_THREADS, 0);
     return p.out;

@@ -41,16 +41,8 @@ static void lay_out(device_picture *picture, qv_arena *arena, const qv_resize_pl
 
 /* Memory for a picture, kept for the next one; it grows to what the largest needs. */
 static void make_room(qv_cuda_device *device, size_t bytes) {
-    if (bytes <= device->picture_bytes || device->status != QV_OK) {
-        return;
-    }
-    qv_cuda_drain(device, NULL); /* what was started may still read it */
-    qv_cuda_free(&device->memory, device->picture);
-    size_t some_more = bytes / 4;
-    device->picture = qv_cuda_allocate(&device->memory, bytes + some_more);
-    device->picture_bytes = device->picture != NULL ? bytes + some_more : 0;
-    if (device->picture == NULL && device->status == QV_OK) {
-        device->status = qv_fail_memory(&device->error, "a picture on the GPU");
+    if (bytes > device->picture_bytes) {
+        qv_cuda_replace(device, &device->picture, &device->picture_bytes, bytes + bytes / 4, "a picture on the GPU");
     }
 }
 

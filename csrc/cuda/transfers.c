@@ -160,6 +160,19 @@ void qv_cuda_drain(qv_cuda_device *device, qv_call *call) {
     }
 }
 
+void qv_cuda_replace(qv_cuda_device *device, void **memory, size_t *held, size_t bytes, const char *what) {
+    if (device->status != QV_OK) {
+        return;
+    }
+    qv_cuda_drain(device, NULL); /* what was started may still read it */
+    qv_cuda_free(&device->memory, *memory);
+    *memory = qv_cuda_allocate(&device->memory, bytes);
+    *held = *memory != NULL ? bytes : 0;
+    if (*memory == NULL && device->status == QV_OK) {
+        device->status = qv_fail_memory(&device->error, what);
+    }
+}
+
 void qv_cuda_reserve_indices(qv_cuda_device *device, size_t bytes) {
     if (QV_CUDA_INDEX_BYTES - device->index_used < bytes) {
         qv_cuda_drain(device, NULL);
@@ -262,6 +275,9 @@ void qv_cuda_hand_over(qv_cuda_device *device) {
 
 void qv_cuda_take(qv_call *call, void *host, const void *from, size_t bytes) {
     qv_cuda_device *device = qv_cuda_of(call->ops);
+    if (bytes == 0) {
+        return;
+    }
     if (bytes > QV_CUDA_STAGE_BYTES) {
         qv_cuda_transfer(device, QV_CUDA_COMPUTE, host, from, bytes, QV_CUDA_TO_HOST);
         return;
