@@ -115,7 +115,21 @@ static qv_cpu_features detect(int wanted) {
 }
 #endif
 
-/* Every op asks, and getenv is neither quick nor safe beside a setenv: the first answer is kept, as bits. */
+/* KiB of a core's second-level cache. */
+static unsigned second_level_cache(void) {
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (__get_cpuid(0x80000006, &a, &b, &c, &d) && c >> 16 >= 256) {
+        return c >> 16;
+    }
+#endif
+    return 1024;
+}
+
+/* Every op asks, and getenv is neither quick nor safe beside a setenv: the first answer is kept, as bits; above them the
+ * cache, in CACHE_UNIT. */
+#define CACHE_UNIT 64u /* KiB */
+#define CACHE_BIT 16
 static atomic_uint known;
 
 qv_cpu_features qv_cpu(void) {
@@ -128,6 +142,7 @@ qv_cpu_features qv_cpu(void) {
         for (size_t i = 0; i < sizeof each / sizeof each[0]; i++) {
             bits |= (unsigned)each[i] << (i + 1);
         }
+        bits |= second_level_cache() / CACHE_UNIT << CACHE_BIT;
         atomic_store_explicit(&known, bits, memory_order_relaxed);
     }
     return (qv_cpu_features){.avx2_fma = (bits & 2) != 0,
@@ -138,5 +153,6 @@ qv_cpu_features qv_cpu(void) {
                              .amx = (bits & 64) != 0,
                              .neon = (bits & 128) != 0,
                              .neon_dotprod = (bits & 256) != 0,
-                             .neon_bf16 = (bits & 512) != 0};
+                             .neon_bf16 = (bits & 512) != 0,
+                             .cache = (size_t)(bits >> CACHE_BIT) * CACHE_UNIT * 1024};
 }

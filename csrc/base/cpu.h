@@ -5,6 +5,7 @@
 #include "base/error.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 
 typedef struct {
     bool avx2_fma;
@@ -16,6 +17,7 @@ typedef struct {
     bool neon;
     bool neon_dotprod; /* dot products of four bytes */
     bool neon_bf16;    /* and of bfloat16 */
+    size_t cache;      /* bytes of a core's second-level cache; where the CPU does not tell, what most have at least */
 } qv_cpu_features;
 
 /* QAVIT_CPU in the environment hides everything above the level that it names: portable, avx2, avx_vnni, avx512, avx512_vnni,

@@ -38,7 +38,7 @@ void qv_cpu_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const q
 /* Columns of a task, where a plain product is shared out. However many lanes there are: OpenBLAS rounds the same column in other
  * ways among other numbers of columns. */
 enum { QV_SLAB_COLUMNS = 96 };
-size_t qv_cpu_linear_scratch(size_t rows, size_t depth);
+size_t qv_cpu_linear_scratch(size_t lanes, size_t rows, size_t depth);
 size_t qv_cpu_linear_backward_scratch(size_t lanes);
 
 void qv_cpu_attention(qv_call *call, const qv_attention *attention);

@@ -4,7 +4,7 @@
 #include <string.h>
 
 static size_t scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t keys, size_t head_width) {
-    size_t attention = qv_cpu_attention_scratch(lanes, keys, head_width), linear = qv_cpu_linear_scratch(rows, depth);
+    size_t attention = qv_cpu_attention_scratch(lanes, keys, head_width), linear = qv_cpu_linear_scratch(lanes, rows, depth);
     return attention > linear ? attention : linear;
 }
 

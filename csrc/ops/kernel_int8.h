@@ -4,6 +4,7 @@
  *   INT8_ROWS                   rows of the register tile
  *   INT8_PARTS                  vectors of factors of a step: 1, or 2 of 16-bit items, the even ones and the odd ones
  *   INT8_PART(w, part)          those of four int8 in each lane
+ *   INT8_STEPS                  steps that a tile takes without a branch
  *   INT8_DOT(sum, x, w)         sum + the products of a part, in each lane
  *   INT8_STORE(out, q)          WIDTH numbers, one a lane, as INT8_PARTS words a step
  *   INT8_BELOW                  what is taken from a row's q and z, so that q is 0 .. 255, or by 128 less -128 .. 127
@@ -56,46 +57,90 @@ STEP_TARGET static void INT8(write)(float *out, const float *x, size_t n) {
     }
 }
 
-/* Rows first .. of out from column c on; more vectors than a panel's are of panels that lie one behind another. */
+/* out [depth, INT8_PARTS, PANEL] = a panel's steps, each part by itself: what many tiles would have to do for each of them */
+STEP_INLINE void INT8(part)(qv_bits32 *out, const qv_bits32 *panel, size_t depth) {
+    for (size_t k = 0; k < depth; k++) {
+        UNROLL
+        for (size_t v = 0; v < TILE_VECTORS; v++) {
+            const words32 step = load_words(panel + k * PANEL + v * WIDTH);
+            UNROLL
+            for (size_t part = 0; part < INT8_PARTS; part++) {
+                store((float *)(void *)(out + (k * INT8_PARTS + part) * PANEL + v * WIDTH), (vec)INT8_PART(step, part));
+            }
+        }
+    }
+}
+
+/* sum [rows, vectors] += x [rows, n] panel [n, vectors], and on to the steps behind them; as in kernel_tile.h. */
+#define ADD_STEPS(n)                                                                                                   \
+    UNROLL                                                                                                             \
+    for (size_t k = 0; k < (n) * INT8_PARTS; k++) {                                                                    \
+        words32 weight[TILE_VECTORS * MOST_PANELS];                                                                    \
+        UNROLL                                                                                                         \
+        for (size_t v = 0; v < vectors; v++) {                                                                         \
+            const qv_bits32 *from = panels[v / TILE_VECTORS] + v % TILE_VECTORS * WIDTH;                               \
+            weight[v] = parted ? load_words(from + k * PANEL)                                                          \
+                               : INT8_PART(load_words(from + k / INT8_PARTS * PANEL), k % INT8_PARTS);                 \
+        }                                                                                                              \
+        UNROLL                                                                                                         \
+        for (size_t r = 0; r < rows; r++) {                                                                            \
+            const words32 element = set1_words(row[r][k]);                                                             \
+            UNROLL                                                                                                     \
+            for (size_t v = 0; v < vectors; v++) {                                                                     \
+                sum[r][v] = INT8_DOT(sum[r][v], element, weight[v]);                                                   \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    UNROLL                                                                                                             \
+    for (size_t r = 0; r < rows; r++) {                                                                                \
+        row[r] += (n) * INT8_PARTS;                                                                                    \
+        OPAQUE(row[r]);                                                                                                \
+    }                                                                                                                  \
+    UNROLL                                                                                                             \
+    for (size_t v = 0; v < vectors; v += TILE_VECTORS) {                                                               \
+        panels[v / TILE_VECTORS] += (n) * (parted ? INT8_PARTS : 1) * PANEL;                                           \
+        OPAQUE(panels[v / TILE_VECTORS]);                                                                              \
+    }
+
+/* Rows first .. of out from column c on; more vectors than a panel's are of panels that lie one behind another. parted: the
+ * panel's steps are those of p->spare. */
 STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t first, size_t c, const size_t rows,
-                            const size_t vectors) {
-    words32 sum[INT8_ROWS][TILE_VECTORS * MOST_PANELS];
+                            const size_t vectors, const bool parted) {
+    words32 sum[TILE_ROWS][TILE_VECTORS * MOST_PANELS];
+    const qv_bits32 *row[TILE_ROWS], *panels[MOST_PANELS];
+    const size_t ld_x = s->ld_x, depth = p->depth;
+    const size_t panel_words = (depth + 2) * PANEL;
+    const qv_bits32 *x = (const qv_bits32 *)p->x + first * ld_x, *panel = (const qv_bits32 *)p->panel + c / PANEL * panel_words;
     UNROLL
     for (size_t r = 0; r < rows; r++) {
+        row[r] = x + r * ld_x;
         UNROLL
         for (size_t v = 0; v < vectors; v++) {
             sum[r][v] = set1_words(0);
         }
     }
-    const size_t ld_x = s->ld_x, depth = p->depth;
-    const size_t panel_words = (depth + 2) * PANEL;
-    const qv_bits32 *x = (const qv_bits32 *)p->x + first * ld_x, *panel = (const qv_bits32 *)p->panel + c / PANEL * panel_words;
-    for (size_t k0 = 0; k0 < depth; k0 += PREFETCH_STEPS) {
-        size_t end = depth - k0 < PREFETCH_STEPS ? depth : k0 + PREFETCH_STEPS;
-        prefetch_some(s);
-        for (size_t k = k0; k < end; k++) {
-            words32 weight[INT8_PARTS][TILE_VECTORS * MOST_PANELS];
-            UNROLL
-            for (size_t v = 0; v < vectors; v++) {
-                const words32 step = load_words(panel + v / TILE_VECTORS * panel_words + k * PANEL + v % TILE_VECTORS * WIDTH);
-                UNROLL
-                for (size_t part = 0; part < INT8_PARTS; part++) {
-                    weight[part][v] = INT8_PART(step, part);
-                }
-            }
-            UNROLL
-            for (size_t r = 0; r < rows; r++) {
-                UNROLL
-                for (size_t part = 0; part < INT8_PARTS; part++) {
-                    const words32 element = set1_words(x[r * ld_x + k * INT8_PARTS + part]);
-                    UNROLL
-                    for (size_t v = 0; v < vectors; v++) {
-                        sum[r][v] = INT8_DOT(sum[r][v], element, weight[part][v]);
-                    }
-                }
-            }
+    UNROLL
+    for (size_t v = 0; v < vectors; v += TILE_VECTORS) {
+        panels[v / TILE_VECTORS] = parted ? (const qv_bits32 *)p->spare : panel + v / TILE_VECTORS * panel_words;
+    }
+    prefetch_plan ahead = s->ahead;
+    size_t left = depth;
+    while (left >= INT8_STEPS) {
+        size_t times = (left < PREFETCH_STEPS ? left : PREFETCH_STEPS) / INT8_STEPS;
+        left -= times * INT8_STEPS;
+        if (INT8_STEPS < PREFETCH_STEPS) {
+            OPAQUE(times);
+        }
+        prefetch_some(&ahead);
+        for (; times != 0; times--) {
+            ADD_STEPS(INT8_STEPS)
         }
     }
+    OPAQUE(left);
+    for (; INT8_STEPS > 1 && left != 0; left--) {
+        ADD_STEPS((size_t)1)
+    }
+    s->ahead = ahead;
     const qv_bits32 *scales = panel + depth * PANEL, *sums = scales + PANEL;
     UNROLL
     for (size_t r = 0; r < rows; r++) {
@@ -123,13 +168,16 @@ STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t fir
     }
 }
 
-#define TILE_CASE(n)                                                              \
-    case n:                                                                       \
-        INT8(tile)(s, p, first, c, n < INT8_ROWS ? n : INT8_ROWS, vectors); \
+#undef ADD_STEPS
+
+#define TILE_CASE(n)                                                            \
+    case n:                                                                     \
+        INT8(tile)(s, p, first, c, n < most ? n : most, vectors, parted); \
         break;
 
 STEP_INLINE void INT8(tile_of_rows)(tile_state *s, const qv_panel_product *p, size_t first, size_t c, size_t rows,
-                                   const size_t vectors) {
+                                   const size_t vectors, const bool parted) {
+    const size_t most = parted ? TILE_ROWS : INT8_ROWS;
     switch (rows) {
         TILE_CASE(1)
         TILE_CASE(2)
@@ -137,7 +185,7 @@ STEP_INLINE void INT8(tile_of_rows)(tile_state *s, const qv_panel_product *p, si
         TILE_CASE(4)
         TILE_CASE(5)
     default:
-        INT8(tile)(s, p, first, c, INT8_ROWS, vectors);
+        INT8(tile)(s, p, first, c, most, vectors, parted);
     }
 }
 #undef TILE_CASE
@@ -147,18 +195,18 @@ STEP_TARGET static void INT8(tile_of)(tile_state *s, const qv_panel_product *p, 
     s->part = columns % WIDTH;
     switch ((columns + WIDTH - 1) / WIDTH) {
     case 1:
-        INT8(tile_of_rows)(s, p, first, c, rows, 1);
+        INT8(tile_of_rows)(s, p, first, c, rows, 1, false);
         break;
 #if TILE_VECTORS > 2
     case 2:
-        INT8(tile_of_rows)(s, p, first, c, rows, 2);
+        INT8(tile_of_rows)(s, p, first, c, rows, 2, false);
         break;
     case 3:
-        INT8(tile_of_rows)(s, p, first, c, rows, 3);
+        INT8(tile_of_rows)(s, p, first, c, rows, 3, false);
         break;
 #endif
     default:
-        INT8(tile_of_rows)(s, p, first, c, rows, TILE_VECTORS);
+        INT8(tile_of_rows)(s, p, first, c, rows, TILE_VECTORS, false);
     }
 }
 
@@ -168,11 +216,11 @@ STEP_TARGET static void INT8(multiply_few)(tile_state *s, const qv_panel_product
     const size_t columns = PANEL * PANELS_BESIDE(p->rows), whole = p->columns / columns * columns;
     for (size_t c = 0; c < whole; c += columns) {
         if (p->rows == 1) {
-            INT8(tile)(s, p, 0, c, 1, TILE_VECTORS * PANELS_BESIDE(1));
+            INT8(tile)(s, p, 0, c, 1, TILE_VECTORS * PANELS_BESIDE(1), false);
         } else if (p->rows == 2) {
-            INT8(tile)(s, p, 0, c, 2, TILE_VECTORS * PANELS_BESIDE(2));
+            INT8(tile)(s, p, 0, c, 2, TILE_VECTORS * PANELS_BESIDE(2), false);
         } else {
-            INT8(tile)(s, p, 0, c, 3, TILE_VECTORS * PANELS_BESIDE(3));
+            INT8(tile)(s, p, 0, c, 3, TILE_VECTORS * PANELS_BESIDE(3), false);
         }
     }
     for (size_t c = whole; c < p->columns; c += PANEL) {
@@ -193,10 +241,19 @@ STEP_TARGET static void INT8(multiply)(const qv_panel_product *p) {
         return;
     }
 #endif
-    plan_prefetch(&s, p->prefetch, p->prefetch_end, p->rows, INT8_ROWS);
+    const bool parted = INT8_PARTS > 1 && p->spare != NULL && p->columns == PANEL && p->rows >= 3 * TILE_ROWS;
+    const size_t most = parted ? TILE_ROWS : INT8_ROWS;
+    if (parted) {
+        INT8(part)((qv_bits32 *)p->spare, (const qv_bits32 *)p->panel, p->depth);
+    }
+    s.ahead = plan_prefetch(p->prefetch, p->prefetch_end, p->rows, most);
     for (size_t r = 0, rows; r < p->rows; r += rows) {
-        rows = next_rows(p->rows - r, INT8_ROWS);
-        INT8(tile_of)(&s, p, r, 0, rows);
+        rows = next_rows(p->rows - r, most);
+        if (parted) {
+            INT8(tile_of_rows)(&s, p, r, 0, rows, TILE_VECTORS, INT8_PARTS > 1);
+        } else {
+            INT8(tile_of)(&s, p, r, 0, rows);
+        }
         if (p->bias != NULL || p->epilogue != NULL) {
             finish_rows(p, r, rows);
         }

@@ -6,14 +6,46 @@
  *   ACCUMULATE                  sums + the products of the items of two steps, in each lane
  *   SMALL                       a step whose items are 2^-20 */
 
+/* sum [rows, vectors] += x [rows, n] panel [n, vectors], and on to the steps behind them. In a function of its own the sums
+ * would not keep their registers. */
+#define ADD_STEPS(n)                                                                                            \
+    UNROLL                                                                                                      \
+    for (size_t k = 0; k < (n); k++) {                                                                          \
+        LANES weight[TILE_VECTORS * MOST_PANELS];                                                               \
+        UNROLL                                                                                                  \
+        for (size_t v = 0; v < vectors; v++) {                                                                  \
+            weight[v] = PANEL_LOAD(panels[v / TILE_VECTORS] + k * PANEL + v % TILE_VECTORS * WIDTH);            \
+        }                                                                                                       \
+        UNROLL                                                                                                  \
+        for (size_t r = 0; r < rows; r++) {                                                                     \
+            const LANES element = BROADCAST(row[r][k]);                                                         \
+            UNROLL                                                                                              \
+            for (size_t v = 0; v < vectors; v++) {                                                              \
+                sum[r][v] = ACCUMULATE(element, weight[v], sum[r][v]);                                          \
+            }                                                                                                   \
+        }                                                                                                       \
+    }                                                                                                           \
+    UNROLL                                                                                                      \
+    for (size_t r = 0; r < rows; r++) {                                                                         \
+        row[r] += (n);                                                                                          \
+        OPAQUE(row[r]);                                                                                         \
+    }                                                                                                           \
+    UNROLL                                                                                                      \
+    for (size_t v = 0; v < vectors; v += TILE_VECTORS) {                                                        \
+        panels[v / TILE_VECTORS] += (n) * PANEL;                                                                \
+        OPAQUE(panels[v / TILE_VECTORS]);                                                                       \
+    }
+
 /* out [rows, columns] (+)= x [rows, depth] panel [depth, PANEL]; rows and vectors are constants where this is inlined,
  * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. More
  * vectors than a panel's are of panels that lie one behind another. */
 STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT *panel, size_t depth,
                       const size_t rows, const size_t vectors) {
     vec sum[TILE_ROWS][TILE_VECTORS * MOST_PANELS];
+    const ELEMENT *row[TILE_ROWS], *panels[MOST_PANELS];
     UNROLL
     for (size_t r = 0; r < rows; r++) {
+        row[r] = x + r * s->ld_x;
         UNROLL
         for (size_t v = 0; v < vectors; v++) {
             bool part = v + 1 == vectors && s->part != 0;
@@ -21,27 +53,28 @@ STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT
             sum[r][v] = !s->add ? zero() : part ? load_part(place, s->part) : load(place);
         }
     }
-    const size_t ld_x = s->ld_x;
-    for (size_t k0 = 0; k0 < depth; k0 += PREFETCH_STEPS) {
-        size_t end = depth - k0 < PREFETCH_STEPS ? depth : k0 + PREFETCH_STEPS;
-        prefetch_some(s);
-        for (size_t k = k0; k < end; k++) {
-            const ELEMENT *row = panel + k * PANEL;
-            LANES weight[TILE_VECTORS * MOST_PANELS];
-            UNROLL
-            for (size_t v = 0; v < vectors; v++) {
-                weight[v] = PANEL_LOAD(row + v / TILE_VECTORS * depth * PANEL + v % TILE_VECTORS * WIDTH);
-            }
-            UNROLL
-            for (size_t r = 0; r < rows; r++) {
-                const LANES element = BROADCAST(x[r * ld_x + k]);
-                UNROLL
-                for (size_t v = 0; v < vectors; v++) {
-                    sum[r][v] = ACCUMULATE(element, weight[v], sum[r][v]);
-                }
-            }
+    UNROLL
+    for (size_t v = 0; v < vectors; v += TILE_VECTORS) {
+        panels[v / TILE_VECTORS] = panel + v / TILE_VECTORS * depth * PANEL;
+    }
+    prefetch_plan ahead = s->ahead;
+    size_t left = depth;
+    while (left >= STEPS_AT_ONCE) {
+        size_t times = (left < PREFETCH_STEPS ? left : PREFETCH_STEPS) / STEPS_AT_ONCE;
+        left -= times * STEPS_AT_ONCE;
+        if (STEPS_AT_ONCE < PREFETCH_STEPS) {
+            OPAQUE(times);
+        }
+        prefetch_some(&ahead);
+        for (; times != 0; times--) {
+            ADD_STEPS(STEPS_AT_ONCE)
         }
     }
+    OPAQUE(left);
+    for (; STEPS_AT_ONCE > 1 && left != 0; left--) {
+        ADD_STEPS((size_t)1)
+    }
+    s->ahead = ahead;
     UNROLL
     for (size_t r = 0; r < rows; r++) {
         UNROLL
@@ -55,6 +88,8 @@ STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT
         }
     }
 }
+
+#undef ADD_STEPS
 
 #define TILE_CASE(n)                                                                                  \
     case n:                                                                                           \
@@ -143,7 +178,7 @@ STEP_TARGET static void MULTIPLY(const qv_panel_product *p) {
         size_t next = p->depth - k - depth < QV_DEPTH_BLOCK ? p->depth - k - depth : QV_DEPTH_BLOCK;
         const char *then = last ? p->prefetch : (const char *)(panel + (k + depth) * PANEL);
         const char *end = last ? p->prefetch_end : (const char *)(panel + (k + depth + next) * PANEL);
-        plan_prefetch(&s, then, end, p->rows, TILE_ROWS);
+        s.ahead = plan_prefetch(then, end, p->rows, TILE_ROWS);
         for (size_t r = 0, rows; r < p->rows; r += rows) {
             rows = next_rows(p->rows - r, TILE_ROWS);
             TILE_OF(&s, p->out + r * p->ld_out, x + r * p->ld_x + k, panel + k * PANEL, depth, rows, vectors);

@@ -28,6 +28,7 @@ typedef struct {
     const qv_epilogue *epilogue; /* NULL: nothing */
     const float *multiply, *residual;
     const char *prefetch, *prefetch_end; /* memory that the next product will read; NULL: unknown */
+    float *spare; /* [depth, spare_words of the product, its panel_columns]; NULL: done without */
 } qv_panel_product;
 
 /* A product of one precision. Its factors lie in steps of 4 bytes, each of one or more items along the depth: a float, a pair
@@ -39,6 +40,7 @@ typedef struct {
     qv_dtype dtype; /* of panels that it reads where they lie in a file */
     size_t items;   /* of a step */
     size_t row_words;  /* words that a step takes in a row of x: 1, or 2 where int8 is spread to 16 bits */
+    size_t spare_words; /* words of spare memory that a panel's step is spread to, a column, for many rows; 0: none */
     size_t row_tail;   /* words behind a row's steps */
     size_t panel_tail; /* rows behind a panel's */
     size_t panel_columns;

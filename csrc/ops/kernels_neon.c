@@ -17,6 +17,9 @@
 INLINE vec multiply_add(vec a, vec b, vec c) {
     return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
+INLINE vec add_product(vec sum, vec a, vec b) {
+    return multiply_add(a, b, sum);
+}
 
 /* In the assembler's words, since not every compiler has the intrinsics in functions for more than its own target. */
 #if defined(__clang__)

@@ -3,6 +3,7 @@
 #include "ops/cpu_ops.h"
 
 #include "base/blas.h"
+#include "base/cpu.h"
 #include "base/os.h"
 
 #include <stdatomic.h>
@@ -11,8 +12,9 @@
 
 /* ---- packed products ---- */
 
-/* Rows that a task multiplies at most: enough to hide reading the panel, few enough for the second-level cache. */
-#define CHUNK_ROWS ((size_t)768)
+/* Rows that a task multiplies at most, and at least where there are as many: enough to hide reading the panel. */
+#define MOST_CHUNK_ROWS ((size_t)768)
+#define LEAST_CHUNK_ROWS ((size_t)48)
 /* Chunks at most, so that lanes can count what is left of each. */
 #define MOST_CHUNKS ((size_t)64)
 /* Columns of a task: the widest panel. */
@@ -29,6 +31,8 @@ typedef struct {
     qv_rows out;
     qv_const_rows x; /* [rows, depth] */
     float *written;  /* [rows, row_words] of x, by whichever lane first needs a chunk of them; NULL: x itself is in steps */
+    float *spare;    /* [lanes, spare_words], each lane's for a panel; NULL: the product wants none */
+    size_t spare_words;
     const qv_epilogue *epilogue;
     bool add_to_out;
     size_t first, count; /* columns */
@@ -42,6 +46,13 @@ typedef struct {
 static size_t chunk_start(const product_work *w, size_t chunk) {
     size_t row = chunk * w->tiles / w->chunks * w->product->tile_rows;
     return row < w->rows ? row : w->rows;
+}
+
+/* Rows of a chunk: a block of their depth fits into the second-level cache, beside a panel's. */
+static size_t chunk_rows(const product_work *w) {
+    size_t block = w->row_words < QV_DEPTH_BLOCK ? w->row_words : QV_DEPTH_BLOCK;
+    size_t rows = qv_cpu().cache / 5 * 4 / ((block == 0 ? 1 : block) * sizeof(float));
+    return rows < LEAST_CHUNK_ROWS ? LEAST_CHUNK_ROWS : rows > MOST_CHUNK_ROWS ? MOST_CHUNK_ROWS : rows;
 }
 
 /* The chunk's rows are written when this returns, by this lane or another. */
@@ -137,6 +148,7 @@ static void multiply_group(void *context, size_t task, size_t lane) {
             .epilogue = w->epilogue,
             .prefetch = prefetch,
             .prefetch_end = prefetch + block * width * sizeof(float),
+            .spare = w->spare != NULL ? w->spare + lane * w->spare_words : NULL,
         };
         if (w->epilogue != NULL) {
             const qv_epilogue *e = w->epilogue;
@@ -147,10 +159,20 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     }
 }
 
-size_t qv_cpu_linear_scratch(size_t rows, size_t depth) {
+/* Spare memory of a lane, in floats: whole lines of the cache. */
+static size_t spare_words(const qv_product *product, size_t depth) {
+    return (qv_steps(product, depth) * product->spare_words * product->panel_columns + 15) / 16 * 16;
+}
+
+/* Where it begins behind `rows` rows in steps. */
+static size_t written_words(size_t rows, size_t row_words) {
+    return (rows * row_words + 15) / 16 * 16;
+}
+
+size_t qv_cpu_linear_scratch(size_t lanes, size_t rows, size_t depth) {
     /* In int8 spread to 16 bits, a row and what lies behind it are wider than in pairs. */
     const size_t words = (depth + 3) / 4 * 2 + 2;
-    return rows * words * sizeof(float);
+    return (written_words(rows, words) + lanes * spare_words(qv_product_here(QV_PRECISION_INT8), depth)) * sizeof(float);
 }
 
 static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first,
@@ -171,6 +193,10 @@ static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const q
                          .count = count,
                          .rows = R,
                          .lanes = call->lanes};
+    if (product->spare_words != 0) {
+        work.spare_words = spare_words(product, layer->depth);
+        work.spare = (float *)call->scratch + written_words(R, work.row_words);
+    }
     size_t start = 0;
     for (size_t part = 0; part < layer->parts; start += layer->part_columns[part], part++) {
         if (start >= first && start < first + count) {
@@ -182,7 +208,7 @@ static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const q
     }
     /* Equal chunks of whole tiles, one a lane: lanes that work side by side share a panel, and each keeps its rows in its
      * cache. More of them where tasks are too few to share out. */
-    size_t tile = product->tile_rows, most = R / (4 * tile), chunks = (R + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    size_t tile = product->tile_rows, most = R / (4 * tile), chunk = chunk_rows(&work), chunks = (R + chunk - 1) / chunk;
     size_t shares = call->lanes < most ? call->lanes : most;
     chunks = chunks < shares ? shares : chunks;
     while (work.groups * chunks < 4 * call->lanes && R / (2 * chunks) >= 4 * tile) {
