@@ -332,7 +332,8 @@ int main(void) {
     printf("kernels %s, bfloat16 %s, int8 %s, %s\n", qv_cpu_kernels(QV_PRECISION_FLOAT32),
            qv_cpu_kernels(QV_PRECISION_BFLOAT16), qv_cpu_kernels(QV_PRECISION_INT8), qv_blas_kernels());
     check_threads();
-    static const size_t shapes[][3] = {{1, 1, 1}, {1, 70, 33}, {5, 17, 64}, {7, 130, 40}, {25, 96, 96}, {13, 66, 1030}, {40, 130, 70}};
+    static const size_t shapes[][3] = {{1, 1, 1},    {1, 70, 33},    {5, 17, 64},  {7, 130, 40},
+                                       {25, 96, 96}, {13, 66, 1030}, {40, 130, 70}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (int activation = QV_IDENTITY; activation <= QV_SILU; activation++) {
             check_linear(shapes[i][0], shapes[i][1], shapes[i][2], QV_PRECISION_FLOAT32, (qv_activation)activation);
