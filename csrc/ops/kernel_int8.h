@@ -1,7 +1,7 @@
 /* Products of int8 weights with rows that are quantised on the fly. kernel_template.h includes it once a form of the dot product
  * of four, with the name INT8(..) makes of what it defines, and
  *   STEP_TARGET, STEP_INLINE    attributes of its functions
- *   INT8_ROWS                   rows of the register tile
+ *   INT8_ROWS                   rows of the register tile, where a panel's parts do not lie by themselves before
  *   INT8_PARTS                  vectors of factors of a step: 1, or 2 of 16-bit items, the even ones and the odd ones
  *   INT8_PART(w, part)          those of four int8 in each lane
  *   INT8_STEPS                  steps that a tile takes without a branch
@@ -58,7 +58,7 @@ STEP_TARGET static void INT8(write)(float *out, const float *x, size_t n) {
 }
 
 /* out [depth, INT8_PARTS, PANEL] = a panel's steps, each part by itself: what many tiles would have to do for each of them */
-STEP_INLINE void INT8(part)(qv_bits32 *out, const qv_bits32 *panel, size_t depth) {
+STEP_INLINE void INT8(part_panel)(qv_bits32 *out, const qv_bits32 *panel, size_t depth) {
     for (size_t k = 0; k < depth; k++) {
         UNROLL
         for (size_t v = 0; v < TILE_VECTORS; v++) {
@@ -70,37 +70,6 @@ STEP_INLINE void INT8(part)(qv_bits32 *out, const qv_bits32 *panel, size_t depth
         }
     }
 }
-
-/* sum [rows, vectors] += x [rows, n] panel [n, vectors], and on to the steps behind them; as in kernel_tile.h. */
-#define ADD_STEPS(n)                                                                                                   \
-    UNROLL                                                                                                             \
-    for (size_t k = 0; k < (n) * INT8_PARTS; k++) {                                                                    \
-        words32 weight[TILE_VECTORS * MOST_PANELS];                                                                    \
-        UNROLL                                                                                                         \
-        for (size_t v = 0; v < vectors; v++) {                                                                         \
-            const qv_bits32 *from = panels[v / TILE_VECTORS] + v % TILE_VECTORS * WIDTH;                               \
-            weight[v] = parted ? load_words(from + k * PANEL)                                                          \
-                               : INT8_PART(load_words(from + k / INT8_PARTS * PANEL), k % INT8_PARTS);                 \
-        }                                                                                                              \
-        UNROLL                                                                                                         \
-        for (size_t r = 0; r < rows; r++) {                                                                            \
-            const words32 element = set1_words(row[r][k]);                                                             \
-            UNROLL                                                                                                     \
-            for (size_t v = 0; v < vectors; v++) {                                                                     \
-                sum[r][v] = INT8_DOT(sum[r][v], element, weight[v]);                                                   \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-    UNROLL                                                                                                             \
-    for (size_t r = 0; r < rows; r++) {                                                                                \
-        row[r] += (n) * INT8_PARTS;                                                                                    \
-        OPAQUE(row[r]);                                                                                                \
-    }                                                                                                                  \
-    UNROLL                                                                                                             \
-    for (size_t v = 0; v < vectors; v += TILE_VECTORS) {                                                               \
-        panels[v / TILE_VECTORS] += (n) * (parted ? INT8_PARTS : 1) * PANEL;                                           \
-        OPAQUE(panels[v / TILE_VECTORS]);                                                                              \
-    }
 
 /* Rows first .. of out from column c on; more vectors than a panel's are of panels that lie one behind another. parted: the
  * panel's steps are those of p->spare. */
@@ -123,24 +92,11 @@ STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t fir
     for (size_t v = 0; v < vectors; v += TILE_VECTORS) {
         panels[v / TILE_VECTORS] = parted ? (const qv_bits32 *)p->spare : panel + v / TILE_VECTORS * panel_words;
     }
-    prefetch_plan ahead = s->ahead;
-    size_t left = depth;
-    while (left >= INT8_STEPS) {
-        size_t times = (left < PREFETCH_STEPS ? left : PREFETCH_STEPS) / INT8_STEPS;
-        left -= times * INT8_STEPS;
-        if (INT8_STEPS < PREFETCH_STEPS) {
-            OPAQUE(times);
-        }
-        prefetch_some(&ahead);
-        for (; times != 0; times--) {
-            ADD_STEPS(INT8_STEPS)
-        }
-    }
-    OPAQUE(left);
-    for (; INT8_STEPS > 1 && left != 0; left--) {
-        ADD_STEPS((size_t)1)
-    }
-    s->ahead = ahead;
+#define WEIGHT(panel, k)                              \
+    (parted ? load_words((panel) + (k) * PANEL)       \
+            : INT8_PART(load_words((panel) + (k) / INT8_PARTS * PANEL), (k) % INT8_PARTS))
+    ADD_DEPTH(depth, INT8_STEPS, INT8_PARTS, parted ? INT8_PARTS : 1, words32, WEIGHT, set1_words, INT8_DOT)
+#undef WEIGHT
     const qv_bits32 *scales = panel + depth * PANEL, *sums = scales + PANEL;
     UNROLL
     for (size_t r = 0; r < rows; r++) {
@@ -167,8 +123,6 @@ STEP_INLINE void INT8(tile)(tile_state *s, const qv_panel_product *p, size_t fir
         }
     }
 }
-
-#undef ADD_STEPS
 
 #define TILE_CASE(n)                                                            \
     case n:                                                                     \
@@ -244,7 +198,7 @@ STEP_TARGET static void INT8(multiply)(const qv_panel_product *p) {
     const bool parted = INT8_PARTS > 1 && p->spare != NULL && p->columns == PANEL && p->rows >= 3 * TILE_ROWS;
     const size_t most = parted ? TILE_ROWS : INT8_ROWS;
     if (parted) {
-        INT8(part)((qv_bits32 *)p->spare, (const qv_bits32 *)p->panel, p->depth);
+        INT8(part_panel)((qv_bits32 *)p->spare, (const qv_bits32 *)p->panel, p->depth);
     }
     s.ahead = plan_prefetch(p->prefetch, p->prefetch_end, p->rows, most);
     for (size_t r = 0, rows; r < p->rows; r += rows) {

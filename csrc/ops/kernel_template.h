@@ -5,14 +5,13 @@
  *   zero, set1, load, store, load_part, store_part (the first n < WIDTH floats), multiply_add (a b + c), largest,
  *   power_bits (2^n from the float n + 1.5 2^23), clear_below (x < limit ? 0 : value), negative_select,
  *   keep_part (the first n lanes, the others zero), reciprocal, reduce_sum, reduce_max,
- *   add_product (sum + a b, in the register of sum),
  *   transpose_block (WIDTH x WIDTH)
  *   words32 and set1_words, load_words, round_words (to nearest, ties to even), from_words, of as many 32-bit integers, and
- *   for kernel_int8.h multiply_pairs (of two signed 16-bit items a lane, summed), store_quads and OPAQUE_LANES (as OPAQUE below)
+ *   for kernel_int8.h multiply_pairs (of two signed 16-bit items a lane, summed) and store_quads
  *   where it has them, FEW_ROWS, MOST_PANELS and PANELS_BESIDE(rows): how many panels few rows are multiplied by at a time;
- *   STEPS_AT_ONCE
- * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS, INT8_NAME and PAIR_ROWS, its int8 product's
- * and the rows of that one's tile. With BYTES_NAME, an int8 product by dot products of four bytes, also TARGET_BYTES,
+ *   STEPS_AT_ONCE, and MULTIPLY_ADD, the instruction of multiply_add
+ * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS and INT8_NAME, its int8 product's.
+ * With BYTES_NAME, an int8 product by dot products of four bytes, also TARGET_BYTES,
  * INLINE_BYTES, dot_bytes, store_bytes, has_bytes and BYTES_BELOW (INT8_BELOW of kernel_int8.h). For products of bfloat16
  * also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16), write_pairs, read_pairs and join_pairs; with
  * BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and has_bfloat16; with
@@ -24,17 +23,6 @@
 #define MOST_PANELS 1
 #endif
 #define UNROLL _Pragma("GCC unroll 8")
-/* Depth steps between two prefetches of one line of the next panel. */
-#define PREFETCH_STEPS ((size_t)8)
-/* Of these, steps that a tile takes without a branch. */
-#ifndef STEPS_AT_ONCE
-#define STEPS_AT_ONCE ((size_t)1)
-#endif
-/* Places of the next panel at which it is prefetched at once for few rows. */
-#define STREAMS ((size_t)4)
-/* Hides what a pointer or a count was made of, where what the compiler would make of that is slower: pointers added up anew in
- * each step, to save registers. */
-#define OPAQUE(value) __asm__("" : "+r"(value))
 
 /* ---- exp and the activations ---- */
 
@@ -371,12 +359,7 @@ TARGET static void finish_rows(const qv_panel_product *p, size_t first, size_t r
     }
 }
 
-/* What is still to be prefetched. */
-typedef struct {
-    const char *next, *end;
-    size_t lines; /* of it, in PREFETCH_STEPS of the depth */
-    size_t apart; /* bytes from one to the next of the places at which it is prefetched at once; 0: one place */
-} prefetch_plan;
+#include "ops/kernel_depth.h"
 
 /* The state of a product that its tiles share: whether sums begin with what out holds, and what is still to be prefetched. */
 typedef struct {
@@ -390,38 +373,6 @@ typedef struct {
  * long as one of four, since its sums wait for each other. */
 INLINE size_t next_rows(size_t left, size_t tile_rows) {
     return left <= tile_rows ? left : left < 2 * tile_rows ? (left + 1) / 2 : tile_rows;
-}
-
-/* From here to there: as many lines as bring the next panel in just while this one is used, and for one or two tiles at several
- * places at once, none in the page of another, from which memory gives more than from one; where several panels are not used
- * side by side, so that it was not worth it, one line. */
-INLINE prefetch_plan plan_prefetch(const char *from, const char *end, size_t rows, size_t tile_rows) {
-    const size_t tiles = rows == 0 ? 1 : (rows + tile_rows - 1) / tile_rows, page = 4096;
-    const size_t lines = MOST_PANELS > 1 ? (PREFETCH_STEPS + tiles - 1) / tiles : 1;
-    if (MOST_PANELS > 1 && tiles <= 2 && from != end && (size_t)(end - from) >= STREAMS * page) {
-        const size_t apart = ((size_t)(end - from) / STREAMS + 63) / 64 * 64;
-        return (prefetch_plan){.next = from, .end = from + apart, .lines = lines, .apart = apart};
-    }
-    return (prefetch_plan){.next = from, .end = end, .lines = lines};
-}
-
-/* Two loops: one for any number of places takes a fifth of the time of 8 and 12 rows. */
-INLINE void prefetch_some(prefetch_plan *ahead) {
-    if (ahead->next >= ahead->end) {
-        return;
-    }
-    if (MOST_PANELS > 1 && ahead->apart != 0) {
-        for (size_t i = 0; i < ahead->lines && ahead->next < ahead->end; i += STREAMS, ahead->next += 64) {
-            UNROLL
-            for (size_t stream = 0; stream < STREAMS; stream++) {
-                __builtin_prefetch(ahead->next + stream * ahead->apart, 0, 2);
-            }
-        }
-        return;
-    }
-    for (size_t i = 0; i < ahead->lines && ahead->next < ahead->end; i++, ahead->next += 64) {
-        __builtin_prefetch(ahead->next, 0, 2);
-    }
 }
 
 /* The largest of x [n]; NaN is passed over: exponentiate finds it. */
@@ -463,7 +414,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define LANES vec
 #define BROADCAST(x) set1(x)
 #define PANEL_LOAD(pointer) load(pointer)
-#define ACCUMULATE(x, b, sum) add_product(sum, x, b)
+#define ACCUMULATE(sum, x, b) add_product(sum, x, b)
 #define SMALL 0x1p-20f
 #define KEEP(x, i, e, n) ((n) == WIDTH ? store((x) + (i), e) : store_part((x) + (i), e, n))
 #include "ops/kernel_tile.h"
@@ -501,7 +452,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define LANES pairs
 #define BROADCAST(x) set1_pair(x)
 #define PANEL_LOAD(pointer) load_pairs(pointer)
-#define ACCUMULATE(x, b, sum) dot_pairs(x, b, sum)
+#define ACCUMULATE(sum, x, b) dot_pairs(x, b, sum)
 #define SMALL 0x35803580u
 #define KEEP(x, i, e, n) store_half((qv_bits16 *)(void *)(x) + (i), e, n)
 #if defined(BFLOAT16_NAME)
@@ -550,7 +501,7 @@ INLINE words32 add_pairs(words32 sum, words32 x, words32 w) {
 #define STEP_TARGET TARGET
 #define STEP_INLINE INLINE
 #define INT8(name) name##_spread
-#define INT8_ROWS PAIR_ROWS
+#define INT8_ROWS ((size_t)4) /* to spread takes registers */
 #define INT8_PARTS ((size_t)2)
 #define INT8_PART(w, part) spread(w, part)
 #define INT8_STEPS ((STEPS_AT_ONCE + 1) / 2)

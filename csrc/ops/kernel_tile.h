@@ -6,36 +6,6 @@
  *   ACCUMULATE                  sums + the products of the items of two steps, in each lane
  *   SMALL                       a step whose items are 2^-20 */
 
-/* sum [rows, vectors] += x [rows, n] panel [n, vectors], and on to the steps behind them. In a function of its own the sums
- * would not keep their registers. */
-#define ADD_STEPS(n)                                                                                            \
-    UNROLL                                                                                                      \
-    for (size_t k = 0; k < (n); k++) {                                                                          \
-        LANES weight[TILE_VECTORS * MOST_PANELS];                                                               \
-        UNROLL                                                                                                  \
-        for (size_t v = 0; v < vectors; v++) {                                                                  \
-            weight[v] = PANEL_LOAD(panels[v / TILE_VECTORS] + k * PANEL + v % TILE_VECTORS * WIDTH);            \
-        }                                                                                                       \
-        UNROLL                                                                                                  \
-        for (size_t r = 0; r < rows; r++) {                                                                     \
-            const LANES element = BROADCAST(row[r][k]);                                                         \
-            UNROLL                                                                                              \
-            for (size_t v = 0; v < vectors; v++) {                                                              \
-                sum[r][v] = ACCUMULATE(element, weight[v], sum[r][v]);                                          \
-            }                                                                                                   \
-        }                                                                                                       \
-    }                                                                                                           \
-    UNROLL                                                                                                      \
-    for (size_t r = 0; r < rows; r++) {                                                                         \
-        row[r] += (n);                                                                                          \
-        OPAQUE(row[r]);                                                                                         \
-    }                                                                                                           \
-    UNROLL                                                                                                      \
-    for (size_t v = 0; v < vectors; v += TILE_VECTORS) {                                                        \
-        panels[v / TILE_VECTORS] += (n) * PANEL;                                                                \
-        OPAQUE(panels[v / TILE_VECTORS]);                                                                       \
-    }
-
 /* out [rows, columns] (+)= x [rows, depth] panel [depth, PANEL]; rows and vectors are constants where this is inlined,
  * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. More
  * vectors than a panel's are of panels that lie one behind another. */
@@ -57,24 +27,9 @@ STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT
     for (size_t v = 0; v < vectors; v += TILE_VECTORS) {
         panels[v / TILE_VECTORS] = panel + v / TILE_VECTORS * depth * PANEL;
     }
-    prefetch_plan ahead = s->ahead;
-    size_t left = depth;
-    while (left >= STEPS_AT_ONCE) {
-        size_t times = (left < PREFETCH_STEPS ? left : PREFETCH_STEPS) / STEPS_AT_ONCE;
-        left -= times * STEPS_AT_ONCE;
-        if (STEPS_AT_ONCE < PREFETCH_STEPS) {
-            OPAQUE(times);
-        }
-        prefetch_some(&ahead);
-        for (; times != 0; times--) {
-            ADD_STEPS(STEPS_AT_ONCE)
-        }
-    }
-    OPAQUE(left);
-    for (; STEPS_AT_ONCE > 1 && left != 0; left--) {
-        ADD_STEPS((size_t)1)
-    }
-    s->ahead = ahead;
+#define WEIGHT(panel, k) PANEL_LOAD((panel) + (k) * PANEL)
+    ADD_DEPTH(depth, STEPS_AT_ONCE, 1, 1, LANES, WEIGHT, BROADCAST, ACCUMULATE)
+#undef WEIGHT
     UNROLL
     for (size_t r = 0; r < rows; r++) {
         UNROLL
@@ -88,8 +43,6 @@ STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT
         }
     }
 }
-
-#undef ADD_STEPS
 
 #define TILE_CASE(n)                                                                                  \
     case n:                                                                                           \
@@ -201,7 +154,7 @@ STEP_TARGET static double BURN(size_t steps) {
     }
     for (size_t step = 0; step < steps; step++) {
         _Pragma("GCC unroll 12") for (size_t i = 0; i < SUMS; i++) {
-            sum[i] = ACCUMULATE(x, y, sum[i]);
+            sum[i] = ACCUMULATE(sum[i], x, y);
         }
     }
     for (size_t i = 1; i < SUMS; i++) {

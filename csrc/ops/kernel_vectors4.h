@@ -7,13 +7,6 @@
 #define TARGET
 #define INLINE static inline __attribute__((always_inline))
 #define WIDTH ((size_t)4)
-#if defined(__x86_64__)
-#define OPAQUE_LANES(x) __asm__("" : "+x"(x))
-#elif defined(__aarch64__)
-#define OPAQUE_LANES(x) __asm__("" : "+w"(x))
-#else
-#define OPAQUE_LANES(x) __asm__("" : "+m"(x))
-#endif
 
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t integers __attribute__((vector_size(16)));

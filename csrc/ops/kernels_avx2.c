@@ -15,11 +15,11 @@
 #define TARGET_BFLOAT16 TARGET
 #define INLINE_BFLOAT16 INLINE
 
-#define OPAQUE_LANES(x) __asm__("" : "+x"(x))
 #define WIDTH ((size_t)8)
 #define TILE_ROWS ((size_t)6)
 #define TILE_VECTORS 2
 #define STEPS_AT_ONCE ((size_t)8)
+#define MULTIPLY_ADD "vfmadd231ps"
 #define FEW_ROWS ((size_t)3)
 #define MOST_PANELS 4
 #define PANELS_BESIDE(rows) ((size_t)((rows) == 1 ? 4 : 2))
@@ -49,11 +49,6 @@ INLINE void store_part(float *p, vec x, size_t n) {
 }
 INLINE vec multiply_add(vec a, vec b, vec c) {
     return _mm256_fmadd_ps(a, b, c);
-}
-/* Left to itself the compiler gives sums other registers from step to step, with moves between them. */
-INLINE vec add_product(vec sum, vec a, vec b) {
-    __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-    return sum;
 }
 /* b where either is NaN */
 INLINE vec largest(vec a, vec b) {
@@ -160,7 +155,6 @@ static bool has_tiles(void) {
 #define NAME "avx2"
 #define PACKS_LAYERS true
 #define INT8_NAME "avx2"
-#define PAIR_ROWS ((size_t)4)
 #define BYTES_NAME "avx_vnni"
 #define BYTES_BELOW 0u
 #define TILES_NAME "amx"

@@ -17,11 +17,11 @@
 #define TARGET_BFLOAT16 __attribute__((target(FEATURES ",avx512bf16")))
 #define INLINE_BFLOAT16 static inline __attribute__((always_inline, target(FEATURES ",avx512bf16")))
 
-#define OPAQUE_LANES(x) __asm__("" : "+v"(x))
 #define WIDTH ((size_t)16)
 #define TILE_ROWS ((size_t)6)
 #define TILE_VECTORS 4
 #define STEPS_AT_ONCE ((size_t)8)
+#define MULTIPLY_ADD "vfmadd231ps"
 typedef __m512 vec;
 typedef uint32_t words32 __attribute__((vector_size(64)));
 typedef __m512i pairs; /* of bfloat16 */
@@ -49,11 +49,6 @@ INLINE void store_part(float *p, vec x, size_t n) {
 }
 INLINE vec multiply_add(vec a, vec b, vec c) {
     return _mm512_fmadd_ps(a, b, c);
-}
-/* Left to itself the compiler gives sums other registers from step to step, with moves between them. */
-INLINE vec add_product(vec sum, vec a, vec b) {
-    __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-    return sum;
 }
 /* b where either is NaN */
 INLINE vec largest(vec a, vec b) {
@@ -229,7 +224,6 @@ INLINE_BYTES void store_bytes(qv_bits32 *out, words32 q) {
 #define NAME "avx512"
 #define PACKS_LAYERS true
 #define INT8_NAME "avx512"
-#define PAIR_ROWS ((size_t)4)
 #define BYTES_NAME "avx512_vnni"
 #define BYTES_BELOW 0u
 #define BFLOAT16_NAME "avx512_bf16"

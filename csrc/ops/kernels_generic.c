@@ -12,13 +12,9 @@
 INLINE vec multiply_add(vec a, vec b, vec c) {
     return a * b + c;
 }
-INLINE vec add_product(vec sum, vec a, vec b) {
-    return multiply_add(a, b, sum);
-}
 
 #define KERNELS qv_kernels_generic
 #define NAME "openblas"
 #define PACKS_LAYERS false
 #define INT8_NAME "portable"
-#define PAIR_ROWS ((size_t)4)
 #include "ops/kernel_template.h"

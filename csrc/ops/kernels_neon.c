@@ -17,9 +17,6 @@
 INLINE vec multiply_add(vec a, vec b, vec c) {
     return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
-INLINE vec add_product(vec sum, vec a, vec b) {
-    return multiply_add(a, b, sum);
-}
 
 /* In the assembler's words, since not every compiler has the intrinsics in functions for more than its own target. */
 #if defined(__clang__)
@@ -75,7 +72,6 @@ INLINE_BYTES void store_bytes(qv_bits32 *out, words32 q) {
 #define PACKS_LAYERS true
 #define BFLOAT16_NAME "neon_bf16"
 #define INT8_NAME "neon"
-#define PAIR_ROWS ((size_t)4)
 #define BYTES_NAME "neon_dotprod"
 #define BYTES_BELOW 128u
 #include "ops/kernel_template.h"

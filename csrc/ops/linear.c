@@ -31,8 +31,8 @@ typedef struct {
     qv_rows out;
     qv_const_rows x; /* [rows, depth] */
     float *written;  /* [rows, row_words] of x, by whichever lane first needs a chunk of them; NULL: x itself is in steps */
-    float *spare;    /* [lanes, spare_words], each lane's for a panel; NULL: the product wants none */
-    size_t spare_words;
+    float *spare;    /* [lanes, lane_words], each lane's for a panel; NULL: the product wants none */
+    size_t lane_words;
     const qv_epilogue *epilogue;
     bool add_to_out;
     size_t first, count; /* columns */
@@ -148,7 +148,7 @@ static void multiply_group(void *context, size_t task, size_t lane) {
             .epilogue = w->epilogue,
             .prefetch = prefetch,
             .prefetch_end = prefetch + block * width * sizeof(float),
-            .spare = w->spare != NULL ? w->spare + lane * w->spare_words : NULL,
+            .spare = w->spare != NULL ? w->spare + lane * w->lane_words : NULL,
         };
         if (w->epilogue != NULL) {
             const qv_epilogue *e = w->epilogue;
@@ -160,7 +160,7 @@ static void multiply_group(void *context, size_t task, size_t lane) {
 }
 
 /* Spare memory of a lane, in floats: whole lines of the cache. */
-static size_t spare_words(const qv_product *product, size_t depth) {
+static size_t lane_words(const qv_product *product, size_t depth) {
     return (qv_steps(product, depth) * product->spare_words * product->panel_columns + 15) / 16 * 16;
 }
 
@@ -172,7 +172,7 @@ static size_t written_words(size_t rows, size_t row_words) {
 size_t qv_cpu_linear_scratch(size_t lanes, size_t rows, size_t depth) {
     /* In int8 spread to 16 bits, a row and what lies behind it are wider than in pairs. */
     const size_t words = (depth + 3) / 4 * 2 + 2;
-    return (written_words(rows, words) + lanes * spare_words(qv_product_here(QV_PRECISION_INT8), depth)) * sizeof(float);
+    return (written_words(rows, words) + lanes * lane_words(qv_product_here(QV_PRECISION_INT8), depth)) * sizeof(float);
 }
 
 static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first,
@@ -194,7 +194,7 @@ static void multiply_packed(qv_call *call, qv_rows out, qv_const_rows x, const q
                          .rows = R,
                          .lanes = call->lanes};
     if (product->spare_words != 0) {
-        work.spare_words = spare_words(product, layer->depth);
+        work.lane_words = lane_words(product, layer->depth);
         work.spare = (float *)call->scratch + written_words(R, work.row_words);
     }
     size_t start = 0;
