@@ -70,7 +70,7 @@ SMALL = Work(
     {**blip_bench.VISION, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
      "image_size": 32},
     {**blip_bench.TEXT, "hidden_size": 32, "encoder_hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-     "vocab_size": 64},
+     "vocab_size": 1200},
 )  # fmt: skip
 
 

@@ -114,24 +114,27 @@ class BlipItm(_Model):
     blocks: int
     vocab_size: int
     max_tokens: int
+    images_at_once: int
     cross_first: int
     cross_step: int
     queries: int
     projection: int
-    def encode_image(
-        self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
-    ) -> BlipImage: ...
+    def encode_images(
+        self,
+        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
+        preprocessing: _Preprocessing | None = ...,
+    ) -> list[BlipImage]: ...
     def image_from_embeddings(self, embeddings: npt.NDArray[np.float32], /) -> BlipImage: ...
     def gradcam(
         self,
-        image: BlipImage,
+        image: BlipImage | list[BlipImage],
         ids: npt.NDArray[np.int32],
         mask: npt.NDArray[np.uint8],
         block: int,
         tokens: bool = ...,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Any]: ...
     def match(
-        self, image: BlipImage, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
+        self, image: BlipImage | list[BlipImage], ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
     ) -> npt.NDArray[np.float32]: ...
     def text_features(self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]: ...
     def image_features(self, image: BlipImage, /) -> npt.NDArray[np.float32]: ...
@@ -146,16 +149,19 @@ class BlipQuestionEncoder(_Model):
     blocks: int
     vocab_size: int
     max_tokens: int
-    def encode_image(
-        self, pixel_values: npt.NDArray[np.float32] | npt.NDArray[np.uint8], preprocessing: _Preprocessing | None = ...
-    ) -> BlipImage: ...
+    images_at_once: int
+    def encode_images(
+        self,
+        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
+        preprocessing: _Preprocessing | None = ...,
+    ) -> list[BlipImage]: ...
     def image_from_embeddings(self, embeddings: npt.NDArray[np.float32], /) -> BlipImage: ...
     def encode_questions(
-        self, image: BlipImage, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
+        self, image: BlipImage | list[BlipImage], ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
     ) -> npt.NDArray[np.float32]: ...
     def gradcam(
         self,
-        image: BlipImage,
+        image: BlipImage | list[BlipImage],
         ids: npt.NDArray[np.int32],
         mask: npt.NDArray[np.uint8],
         block: int,

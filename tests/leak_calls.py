@@ -245,7 +245,7 @@ def blip_vqa() -> Any:
 
 def use_blip_vqa() -> None:
     model = blip_vqa()
-    seen = model._core.encode_image(floats(3, 32, 32))
+    seen = model._core.encode_images(floats(1, 3, 32, 32))[0]
     model._core.image_from_embeddings(seen.embeddings)
     model.answer(photo(), QUESTIONS, max_new_tokens=3)
     model.answer(photo(), QUESTIONS, answers=["red", "the car"])

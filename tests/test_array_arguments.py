@@ -207,7 +207,7 @@ CALLS: dict[str, tuple[Callable[[], np.ndarray], Callable[[Any], Any]]] = {
     "Vit.dense": (lambda: floats(2, 3, SIDE, SIDE), lambda a: plain_tower().dense(a, "gem")),
     "T5Encoder.encode, ids": (ids, lambda a: small()._text.encode(a)),
     "T5Encoder.encode, mask": (lambda: np.array([[1, 1, 1, 0, 0, 0], [1] * 6]), lambda a: small()._text.encode(ids(), a)),
-    "BlipItm.encode_image": (lambda: floats(3, 32, 32), lambda a: blip()._core.encode_image(a).embeddings),
+    "BlipItm.encode_images": (lambda: floats(1, 3, 32, 32), lambda a: blip()._core.encode_images(a)[0].embeddings),
     "BlipItm.image_from_embeddings": (
         lambda: floats(5, 32), lambda a: blip()._core.image_from_embeddings(a).embeddings),
     "BlipItm.match, ids": (ids, lambda a: blip()._core.match(image_state(), a, np.ones((2, 6), np.uint8))),
@@ -220,7 +220,7 @@ CASTS = {name for name in CALLS if name.startswith(("Vit", "Blip", "T5"))}
 
 @cache
 def image_state() -> Any:
-    return blip()._core.encode_image(floats(3, 32, 32))
+    return blip()._core.encode_images(floats(1, 3, 32, 32))[0]
 
 
 def numbers_of(statistics: Mapping[str, Any]) -> list[Any]:

@@ -20,6 +20,7 @@ from reference import close
 import qavit
 from benchmarks.peak import peak_memory
 from qavit import BlipITM, _core
+from qavit._base.arguments import unique_images
 from qavit.checkpoints import ModelSource
 
 Array = Any
@@ -88,7 +89,7 @@ def test_question_ids(model: BlipITM, golden: dict[str, Array], cases: dict[str,
 @pytest.mark.every_level
 def test_image_embeddings(model: BlipITM, images: Array, golden: dict[str, Array]) -> None:
     for image, expected in zip(images, golden["image_embeds"]):
-        close(model._core.encode_image(image).embeddings, expected, STATES)
+        close(model._core.encode_images(image[None])[0].embeddings, expected, STATES)
 
 
 @pytest.mark.every_level
@@ -276,9 +277,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.core, name)
 
-    def encode_image(self, image: Array) -> Any:
-        self.images += 1
-        return self.core.encode_image(image)
+    def encode_images(self, images: Array) -> Any:
+        self.images += len(images)
+        return self.core.encode_images(images)
 
     def gradcam(self, image: Any, ids: Array, mask: Array, block: int, tokens: bool = False) -> Any:
         self.texts.append(len(ids))
@@ -296,10 +297,24 @@ def test_images_and_questions_are_computed_once(
     model.cache_clear()
     found = model.forward_itm({"image": images[rows], "text_input": questions})
     assert counting.images == 2
-    assert sorted(counting.texts) == [2, 2]
+    assert counting.texts == [4]  # pairs of a picture and a question, both pictures' together
     close(found, np.stack(expected), ROUNDING)
     model.heatmaps(images[0], [a, b, c])
     assert counting.images == 2  # it is known
+
+
+def test_equal_pictures_are_told_by_every_item() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 3, 40, 50)).astype(np.float32)
+    near = a.copy()
+    near[1, 17, 33] = np.nextafter(near[1, 17, 33], np.float32(9))
+    black, white = np.zeros_like(a), np.ones_like(a)
+    batch = np.stack([a, near, b, a, black, near, white, black])
+    different, index = unique_images(batch)
+    assert index.tolist() == [0, 1, 2, 0, 3, 1, 4, 3]
+    assert np.array_equal(different[index], batch)
+    assert unique_images(batch[::2])[1].tolist() == [0, 1, 2, 3]
+    assert unique_images(np.asfortranarray(batch))[1].tolist() == index.tolist()
 
 
 def test_inputs_are_left_alone_and_layouts_do_not_matter(model: BlipITM, images: Array, cases: dict[str, Any]) -> None:
@@ -459,7 +474,7 @@ def test_against_autograd(
     ids, mask = questions(text["vocab_size"], lengths, seed=1)
     size = image["image_size"]
     pixels = np.random.default_rng(2).standard_normal((len(lengths), 3, size, size), np.float32)
-    states = [core.encode_image(one) for one in pixels]
+    states = [core.encode_images(one[None])[0] for one in pixels]
     blocks = list(range(text["num_hidden_layers"] - 1))
     results, logits = autograd(model, pixels, ids, mask, blocks)
     for block, (maps, tokens) in zip(blocks, results):
@@ -470,7 +485,17 @@ def test_against_autograd(
             close(found[2], tokens[i], MAPS / 2)
             close(found[1][0], logits[i], STATES)
             close(core.match(state, ids[i : i + 1], mask[i : i + 1])[0], logits[i], STATES)
-    # All questions on one image together.
+    # All images and questions together; the images in another order, each twice; all questions on one image.
+    encoded = core.encode_images(pixels)
+    for block, (maps, tokens) in zip(blocks, results):
+        found = core.gradcam(encoded, ids, mask, block, True)
+        close(found[0], maps, MAPS / 2)
+        close(found[2], np.concatenate(tokens), MAPS / 2)
+        close(found[1], logits, STATES)
+    order = [*range(len(lengths) - 1, -1, -1), *range(len(lengths))]
+    found = core.gradcam([encoded[i] for i in order], ids[order], mask[order], 1)
+    close(found[0], results[1][0][order], MAPS / 2)
+    close(core.match([encoded[i] for i in order], ids[order], mask[order]), logits[order], STATES)
     same = np.repeat(pixels[:1], len(lengths), axis=0)
     ((maps, _),), logits = autograd(model, same, ids, mask, [1])
     together = core.gradcam(states[0], ids, mask, 1)
@@ -496,7 +521,7 @@ def test_contrastive_heads_against_torch() -> None:
         expected_image = normalise(model.vision_proj(embeddings[:, 0]), dim=-1).numpy()
     close(core.text_features(ids, mask), expected_text, STATES)
     for one, expected in zip(pixels, expected_image):
-        close(core.image_features(core.encode_image(one)), expected, STATES)
+        close(core.image_features(core.encode_images(one[None])[0]), expected, STATES)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -505,7 +530,7 @@ def test_many_rows_at_once(threads: int) -> None:
     model = huggingface_model({**vision, **image}, {**text, "max_position_embeddings": 40}, seed=9)
     core = _core.BlipItm(config_of(model), weights_of(model))
     ids, mask = questions(300, [3 + i % 31 for i in range(71)], seed=1)
-    state = core.encode_image(np.random.default_rng(2).standard_normal((3, 112, 112), np.float32))
+    state = core.encode_images(np.random.default_rng(2).standard_normal((1, 3, 112, 112), np.float32))[0]
     width = _core.get_num_threads()
     try:
         _core.set_num_threads(threads)
@@ -538,7 +563,7 @@ def test_half_precision_files(dtype: torch.dtype) -> None:
     results = []
     for given in (weights, half):
         core = _core.BlipItm(config_of(model), given)
-        results.append(core.gradcam(core.encode_image(pixels), ids, mask, 1))
+        results.append(core.gradcam(core.encode_images(pixels[None])[0], ids, mask, 1))
     for full, found in zip(results[0][:2], results[1][:2]):
         assert np.array_equal(found, full)
 
@@ -572,7 +597,7 @@ def test_full_size_against_autograd() -> None:
     ((maps, tokens),), logits = autograd(model, pixels, ids, mask, [7])
     core = _core.BlipItm(config_of(model), weights_of(model))
     del model
-    found = core.gradcam(core.encode_image(pixels[0]), ids, mask, 7, True)
+    found = core.gradcam(core.encode_images(pixels[:1])[0], ids, mask, 7, True)
     # Both sides are float32 here. Observed: maps 1e-5, logits 4e-6.
     close(found[0], maps, MAPS)
     close(found[2], tokens[0], MAPS)
@@ -623,17 +648,17 @@ def test_missing_and_misshaped_weights_are_named(small: Any) -> None:
     with pytest.raises(ValueError, match="no contrastive heads"):
         core.text_features(np.ones((1, 3), np.int32), np.ones((1, 3), np.uint8))
     with pytest.raises(ValueError, match="no contrastive heads"):
-        core.image_features(core.encode_image(np.zeros((3, 32, 32), np.float32)))
+        core.image_features(core.encode_images(np.zeros((1, 3, 32, 32), np.float32))[0])
 
 
 def test_bad_arguments_of_the_core(small: Any) -> None:
     core, weights, config = small
-    image = core.encode_image(np.zeros((3, 32, 32), np.float32))
+    image = core.encode_images(np.zeros((1, 3, 32, 32), np.float32))[0]
     ids, mask = np.ones((2, 4), np.int32), np.ones((2, 4), np.uint8)
-    with pytest.raises(ValueError, match=r"expected \[3, 32, 32\]"):
-        core.encode_image(np.zeros((3, 31, 32), np.float32))
+    with pytest.raises(ValueError, match=r"expected \[images, 3, 32, 32\]"):
+        core.encode_images(np.zeros((1, 3, 31, 32), np.float32))
     with pytest.raises(ValueError, match="dimensions"):
-        core.encode_image(np.zeros((1, 3, 32, 32), np.float32))
+        core.encode_images(np.zeros((3, 32, 32), np.float32))
     with pytest.raises(ValueError, match=r"expected \[17, 24\]"):
         core.image_from_embeddings(np.zeros((16, 24), np.float32))
     for bad in (50, -1):
@@ -655,9 +680,14 @@ def test_bad_arguments_of_the_core(small: Any) -> None:
         core.gradcam(image, ids, mask, -1)
     with pytest.raises(TypeError, match="expected a BlipImage"):
         core.match(None, ids, mask)
+    with pytest.raises(TypeError, match="expected a BlipImage"):
+        core.match([image, None], ids, mask)
+    with pytest.raises(ValueError, match="1 images for 2 questions"):
+        core.gradcam([image], ids, mask, 0)
+    assert core.encode_images(np.zeros((0, 3, 32, 32), np.float32)) == []
     with pytest.raises(ValueError, match="another model"):
         _core.BlipItm(config, weights).match(image, ids, mask)
-    with pytest.raises(TypeError, match="encode_image"):
+    with pytest.raises(TypeError, match="encode_images"):
         _core.BlipImage()
     assert core.match(image, ids[:0], mask[:0]).shape == (0, 2)
     assert core.gradcam(image, ids[:0], mask[:0], 0)[0].shape == (0, 16)
@@ -667,7 +697,7 @@ def test_embeddings_are_enough(small: Any) -> None:
     core, _, _ = small
     pixels = np.random.default_rng(0).standard_normal((3, 32, 32), np.float32)
     ids, mask = questions(50, [5, 3], seed=1)
-    image = core.encode_image(pixels)
+    image = core.encode_images(pixels[None])[0]
     again = core.image_from_embeddings(image.embeddings)
     assert np.array_equal(core.gradcam(image, ids, mask, 1)[0], core.gradcam(again, ids, mask, 1)[0])
 
@@ -680,7 +710,7 @@ def test_weights_and_images_live_as_long_as_needed(small: Any) -> None:
     core = _core.BlipItm(config, copies)
     with pytest.raises(ValueError, match="resize"):
         buffer.resize(3)
-    image = core.encode_image(np.zeros((3, 32, 32), np.float32))
+    image = core.encode_images(np.zeros((1, 3, 32, 32), np.float32))[0]
     del core
     gc.collect()
     assert image.embeddings.shape == (17, 24)
@@ -695,7 +725,7 @@ def test_memory_stays_flat(small: Any) -> None:
     ids, mask = questions(50, [12, 30, 3], seed=1)
 
     def work() -> None:
-        image = core.encode_image(pixels)
+        image = core.encode_images(pixels[None])[0]
         core.gradcam(image, ids, mask, 0, True)
         core.text_features(ids, mask)
         core.image_features(image)
@@ -718,12 +748,12 @@ def test_threads(small: Any) -> None:
     core, _, _ = small
     pixels = np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)
     ids, mask = questions(50, [12, 30, 3], seed=1)
-    expected = [core.gradcam(core.encode_image(one), ids, mask, 1, True) for one in pixels]
+    expected = [core.gradcam(core.encode_images(one[None])[0], ids, mask, 1, True) for one in pixels]
     failures: list[str] = []
 
     def work(number: int) -> None:
         for _ in range(20):
-            found = core.gradcam(core.encode_image(pixels[number]), ids, mask, 1, True)
+            found = core.gradcam(core.encode_images(pixels[number : number + 1])[0], ids, mask, 1, True)
             if not all(np.array_equal(a, b) for a, b in zip(found, expected[number])):
                 failures.append(f"thread {number} differs")
 
@@ -738,7 +768,7 @@ def test_threads(small: Any) -> None:
     try:
         for count in (1, 3):
             _core.set_num_threads(count)
-            found = core.gradcam(core.encode_image(pixels[0]), ids, mask, 1, True)
+            found = core.gradcam(core.encode_images(pixels[:1])[0], ids, mask, 1, True)
             for a, b in zip(found, expected[0]):
                 close(a, b, 1e-5)
     finally:
@@ -748,20 +778,20 @@ def test_threads(small: Any) -> None:
 @pytest.mark.skipif(not _core.build_info()["debug"], reason="the failing allocator is in QAVIT_DEBUG builds")
 def test_allocation_failures_are_errors(small: Any) -> None:
     core, weights, config = small
-    pixels = np.zeros((3, 32, 32), np.float32)
-    ids, mask = questions(50, [4], seed=1)
+    pixels = np.zeros((2, 3, 32, 32), np.float32)
+    ids, mask = questions(50, [4, 3], seed=1)
     failed = 0
     for n in range(1, 400):
         _core.fail_allocation(n)
         try:
             fresh = _core.BlipItm(config, weights)
-            fresh.gradcam(fresh.encode_image(pixels), ids, mask, 0)
+            fresh.gradcam(fresh.encode_images(pixels), ids, mask, 0)
             break
         except MemoryError:
             failed += 1
     _core.fail_allocation(0)
     assert failed > 10
-    assert np.isfinite(core.gradcam(core.encode_image(pixels), ids, mask, 0)[0]).all()
+    assert np.isfinite(core.gradcam(core.encode_images(pixels), ids, mask, 0)[0]).all()
 
 
 # ---- what a model must bring ----

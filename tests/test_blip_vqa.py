@@ -116,7 +116,7 @@ def test_question_states_and_their_gradient(
     model.double()
     ids, mask = questions(text["vocab_size"], lengths, seed=1)
     (pixels,) = random_pixels(image["image_size"])
-    state = core.encode_image(pixels)
+    state = core.encode_images(pixels[None])[0]
     states = core.encode_questions(state, ids, mask)
     d_states = np.random.default_rng(3).standard_normal(states.shape, np.float32)
     start = np.concatenate([[0], np.cumsum(lengths)])

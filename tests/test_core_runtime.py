@@ -323,7 +323,7 @@ def see(vit):
     return [out["attentions"][5], out["hidden"][6], out["pooled"]]
 
 def match(model):
-    image = model.encode_image(picture)
+    image = model.encode_images(picture[None])[0]
     return list(model.gradcam(image, ids.astype(np.int32), np.ones((2, 7), np.uint8), 1)[:2])
 
 cases = {

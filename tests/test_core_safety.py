@@ -402,7 +402,7 @@ def open_blip() -> ModelSource:
 
 
 def encode(model: Any) -> Any:
-    return model.encode_image(np.zeros((3, model.image_size, model.image_size), np.float32))
+    return model.encode_images(np.zeros((1, 3, model.image_size, model.image_size), np.float32))[0]
 
 
 def test_images_are_of_the_core_s_own_type(monkeypatch: pytest.MonkeyPatch) -> None:

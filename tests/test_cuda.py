@@ -300,22 +300,46 @@ def test_blip(name: str, precision: str, offload: bool) -> None:
     ids, mask = blip.questions(words["vocab_size"], [5, 3, 7], 1)
     here = _core.BlipItm(config, weights)
     there = _core.BlipItm(config, weights, precision, device=_core.Device(name, offload=offload))
-    pixels = np.random.default_rng(0).standard_normal((3, here.image_size, here.image_size)).astype(np.float32)
-    one, other = here.encode_image(pixels), there.encode_image(pixels)
+    pixels = np.random.default_rng(0).standard_normal((2, 3, here.image_size, here.image_size)).astype(np.float32)
+    (one, second), (other, beside) = here.encode_images(pixels), there.encode_images(pixels)
     # GradCAM multiplies small gradients. Observed on cuda-host: 2e-6; in bfloat16 1e-2 of the largest.
     tolerance = 5e-2 if precision == "bfloat16" else max(TOLERANCE[name], 1e-4)
     close(other.embeddings, one.embeddings, tolerance)
+    close(beside.embeddings, second.embeddings, tolerance)
     again = there.image_from_embeddings(one.embeddings)
     for block in range(here.blocks - 1):
-        expected = here.gradcam(one, ids, mask, block, True)
-        for state in (other, again):
+        shared, own = here.gradcam(one, ids, mask, block, True), here.gradcam([one, one, second], ids, mask, block, True)
+        for state, expected in ((other, shared), (again, shared), ([other, other, beside], own)):
             found = there.gradcam(state, ids, mask, block, True)
             for part in range(3):
                 close(found[part], expected[part], tolerance)
     close(there.match(other, ids, mask), here.match(one, ids, mask), tolerance)
+    close(there.match([beside, other, other], ids, mask), here.match([second, one, one], ids, mask), tolerance)
     if here.projection:
         close(there.text_features(ids, mask), here.text_features(ids, mask), tolerance)
         close(there.image_features(other), here.image_features(one), tolerance)
+
+
+def test_many_pictures_go_together(name: str) -> None:
+    """More than are launched at once, each with a question of another length than its neighbours'."""
+    sizes, words, image, _ = blip.SIZES[0]
+    model = blip.huggingface_model({**sizes, **image}, {**words, "max_position_embeddings": 40}, seed=7)
+    config, weights = blip.config_of(model), blip.weights_of(model)
+    device = _core.Device(name)
+    here, there = _core.BlipItm(config, weights), _core.BlipItm(config, weights, device=device)
+    ids, mask = blip.questions(words["vocab_size"], [3 + 5 * i % 17 for i in range(29)], 1)
+    pixels = np.random.default_rng(0).standard_normal((29, 3, here.image_size, here.image_size)).astype(np.float32)
+    states, ours = there.encode_images(pixels), here.encode_images(pixels)
+    tolerance = max(TOLERANCE[name], 1e-4)
+    launched = device.counters()["launches"]
+    found = there.gradcam(states, ids, mask, 0, True)
+    together = device.counters()["launches"] - launched
+    expected = [here.gradcam(one, ids[i : i + 1], mask[i : i + 1], 0, True) for i, one in enumerate(ours)]
+    for part in range(3):
+        close(found[part], np.concatenate([one[part] for one in expected]), tolerance)
+    launched = device.counters()["launches"]
+    there.gradcam(states[0], ids[:1], mask[:1], 0, True)
+    assert together < 10 * (device.counters()["launches"] - launched)  # 29 times as many, one by one
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "quick_gelu", "relu"])
@@ -327,7 +351,7 @@ def test_gradients_of_every_activation(name: str, activation: str) -> None:
     ids, mask = blip.questions(words["vocab_size"], [5, 3], 1)
     here, there = _core.BlipItm(config, weights), _core.BlipItm(config, weights, device=_core.Device(name))
     pixels = np.random.default_rng(0).standard_normal((3, here.image_size, here.image_size)).astype(np.float32)
-    found, expected = (core.gradcam(core.encode_image(pixels), ids, mask, 0)[0] for core in (there, here))
+    found, expected = (core.gradcam(core.encode_images(pixels[None])[0], ids, mask, 0)[0] for core in (there, here))
     assert np.abs(expected).max() > 0
     close(found, expected, max(TOLERANCE[name], 6e-5))  # observed on cuda-host: 7e-6
 
@@ -344,7 +368,7 @@ def test_matrices_of_blips_gradients(name: str) -> None:
             device = _core.Device(name, offload=offload)
             there = _core.BlipItm(config, weights, precision, device=device)
             held[precision, offload] = device.counters()["held"]
-            encoded = there.encode_image(np.zeros((3, there.image_size, there.image_size), np.float32))
+            encoded = there.encode_images(np.zeros((1, 3, there.image_size, there.image_size), np.float32))[0]
             before = device.counters()["streamed"]
             there.gradcam(encoded, ids, mask, 0)
             streamed = device.counters()["streamed"] - before

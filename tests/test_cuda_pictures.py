@@ -241,7 +241,7 @@ def test_blip_allocates_nothing_for_the_next_picture(name: str) -> None:
     how = arguments(27, resize="exact", crop=False)
 
     def ask() -> Array:
-        return there.gradcam(there.encode_image(noise(90, 70), how), ids, mask, 0)[0]
+        return there.gradcam(there.encode_images([noise(90, 70)], how)[0], ids, mask, 0)[0]
 
     first = ask()
     made = device.counters()
@@ -250,9 +250,9 @@ def test_blip_allocates_nothing_for_the_next_picture(name: str) -> None:
     assert device.counters()["allocations"] == made["allocations"]
     assert device.counters()["held"] == made["held"]
     with pytest.raises(ValueError, match=r"picture has the shape \[2, 2, 4\], expected \[H, W, 3\]"):
-        there.encode_image(np.zeros((2, 2, 4), np.uint8), how)
+        there.encode_images([np.zeros((2, 2, 4), np.uint8)], how)
     with pytest.raises(TypeError, match="preprocessing: expected a tuple"):
-        there.encode_image(noise(9, 7), True)
+        there.encode_images([noise(9, 7)], True)
 
 
 def test_whole_data_sets_decode_on_the_cpu_and_resize_on_the_device(name: str) -> None:

@@ -181,7 +181,7 @@ size_t qv_cuda_scratch_bytes(size_t lanes, size_t rows, size_t depth, size_t key
 void qv_cuda_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
                     const qv_epilogue *epilogue, size_t R);
 void qv_cuda_norm(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
-void qv_cuda_attention(qv_call *call, const qv_attention *attention);
+void qv_cuda_attention(qv_call *call, const qv_attention *each, size_t count);
 void qv_cuda_patches(qv_call *call, float *out, const float *image, size_t height, size_t width, size_t p);
 void qv_cuda_embedding(qv_call *call, float *out, const qv_tensor *table, const int32_t *ids, const float *positions,
                        size_t n, size_t D);
@@ -201,7 +201,7 @@ void qv_cuda_linear_backward(qv_call *call, qv_rows dx, qv_const_rows dy, const 
 void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const_rows x, const qv_norm *norm, size_t R);
 void qv_cuda_activation_backward(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                  size_t n);
-void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *backward);
+void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *each, size_t count);
 void qv_cuda_likelihood(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);
 void qv_cuda_gradcam(qv_call *call, float *out, const float *probabilities, const float *d_probabilities, size_t first,
                      size_t H, size_t T, size_t S);

@@ -220,9 +220,9 @@ QVK_BODY(qvk_softmax_row, qvk_softmax_rows) {
     }
 }
 
-/* Shared: scores [M + S], parts [threads]. */
-QVK_BODY(qvk_attention_row, qvk_attention) {
-    const size_t pair = QVK_BLOCK / p->T, query = QVK_BLOCK % p->T, keys = p->M + p->S;
+/* Row `row` of the B H T. Shared: scores [M + S], parts [threads]. */
+QVK_FUNCTION void qvk_attend_row(const qvk_attention *p QVK_AT, size_t row) {
+    const size_t pair = row / p->T, query = row % p->T, keys = p->M + p->S;
     const qvk_head head = qvk_view(p, pair / p->H, pair % p->H);
     float *scores = QVK_DYNAMIC, *parts = scores + keys;
     qvk_row_products(scores, qvk_line(p, &head, QVK_QUERIES, query), p, &head, QVK_KEYS QVK_HERE);
@@ -245,6 +245,18 @@ QVK_BODY(qvk_attention_row, qvk_attention) {
         float *out = p->out.at + (head.b * p->T + query) * p->out.ld + head.h * p->d;
         qvk_weighted_sum(out, inverse, scores, p, &head, QVK_VALUES, parts QVK_HERE);
     }
+}
+
+QVK_BODY(qvk_attention_row, qvk_attention) {
+    qvk_attend_row(QVK_PASS, QVK_BLOCK);
+}
+
+QVK_BODY(qvk_attention_rows, qvk_attentions) {
+    size_t row = QVK_BLOCK, i = 0;
+    for (; i + 1 < p->count && row >= p->each[i].rows; i++) {
+        row -= p->each[i].rows;
+    }
+    qvk_attend_row(&p->each[i] QVK_HERE, row);
 }
 
 /* ---- a tile of rows ---- */
@@ -465,10 +477,10 @@ QVK_BODY(qvk_attention_tile_256, qvk_attention) {
 
 /* ---- gradients ---- */
 
-/* Shared: A [M + S], G [M + S], parts [threads]. */
-QVK_BODY(qvk_backward_row, qvk_attention_backward) {
+/* Row `row` of the B H T. Shared: A [M + S], G [M + S], parts [threads]. */
+QVK_FUNCTION void qvk_row_backward(const qvk_attention_backward *p QVK_AT, size_t row) {
     const qvk_attention *a = &p->forward;
-    const size_t pair = QVK_BLOCK / a->T, query = QVK_BLOCK % a->T, keys = a->M + a->S;
+    const size_t pair = row / a->T, query = row % a->T, keys = a->M + a->S;
     const qvk_head head = qvk_view(a, pair / a->H, pair % a->H);
     const float *d_out = p->d_out.at + (head.b * a->T + query) * p->d_out.ld + head.h * a->d;
     float *A = QVK_DYNAMIC, *G = A + keys, *parts = G + keys;
@@ -487,10 +499,10 @@ QVK_BODY(qvk_backward_row, qvk_attention_backward) {
             A[key] *= inverse;
             sum += A[key] * G[key];
             if (p->probabilities != NULL) {
-                p->probabilities[QVK_BLOCK * keys + key] = A[key];
+                p->probabilities[row * keys + key] = A[key];
             }
             if (p->d_probabilities != NULL) {
-                p->d_probabilities[QVK_BLOCK * keys + key] = G[key];
+                p->d_probabilities[row * keys + key] = G[key];
             }
         }
         QVK_MINE(part) = sum;
@@ -501,8 +513,8 @@ QVK_BODY(qvk_backward_row, qvk_attention_backward) {
         for (size_t key = t; key < keys; key += QVK_WIDTH) {
             G[key] = A[key] * (G[key] - shared);
             if (p->kept_probabilities != NULL && key >= a->M) {
-                p->kept_probabilities[QVK_BLOCK * a->S + key - a->M] = A[key];
-                p->kept_d_scores[QVK_BLOCK * a->S + key - a->M] = G[key];
+                p->kept_probabilities[row * a->S + key - a->M] = A[key];
+                p->kept_d_scores[row * a->S + key - a->M] = G[key];
             }
         }
     }
@@ -511,6 +523,18 @@ QVK_BODY(qvk_backward_row, qvk_attention_backward) {
         float *d_q = p->d_q.at + (head.b * a->T + query) * p->d_q.ld + head.h * a->d;
         qvk_weighted_sum(d_q, a->scale, G, a, &head, QVK_KEYS, parts QVK_HERE);
     }
+}
+
+QVK_BODY(qvk_backward_row, qvk_attention_backward) {
+    qvk_row_backward(QVK_PASS, QVK_BLOCK);
+}
+
+QVK_BODY(qvk_backward_rows, qvk_attentions_backward) {
+    size_t row = QVK_BLOCK, i = 0;
+    for (; i + 1 < p->count && row >= p->each[i].forward.rows; i++) {
+        row -= p->each[i].forward.rows;
+    }
+    qvk_row_backward(&p->each[i] QVK_HERE, row);
 }
 
 /* d_k = scale dS^T q and d_v = A^T d_out of one key. */

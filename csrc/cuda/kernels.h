@@ -142,7 +142,15 @@ typedef struct {
     float *probabilities;
     size_t first_row, row_count, first_column, column_count;
     size_t H, T, S, M, d;
+    size_t rows; /* B H T */
 } qvk_attention;
+
+/* Several that are launched together, as many as a launch's parameters hold: a block a row, those of the first in front. */
+#define QVK_TOGETHER 12
+typedef struct {
+    qvk_attention each[QVK_TOGETHER];
+    size_t count;
+} qvk_attentions;
 
 /* As qv_attention_backward. The rows: a block one (b, h, t); with kept_* [B, H, T, S] they leave what the keys need:
  * A and dS of the S keys. The keys: a block one (b, h, s). */
@@ -153,6 +161,12 @@ typedef struct {
     float *probabilities, *d_probabilities;
     float *kept_probabilities, *kept_d_scores;
 } qvk_attention_backward;
+
+#define QVK_BACKWARD_TOGETHER 8
+typedef struct {
+    qvk_attention_backward each[QVK_BACKWARD_TOGETHER];
+    size_t count;
+} qvk_attentions_backward;
 
 /* out [B H, keys] = sum over t of weights[t] A max(G, 0), without A where it is NULL; `chunks` blocks a row. */
 typedef struct {
@@ -234,6 +248,7 @@ typedef struct {
     X(SOFTMAX, qvk_softmax_row, qvk_softmax_rows)                      \
     X(ROTATE, qvk_rotate_row, qvk_rotate)                              \
     X(ATTENTION_ROW, qvk_attention_row, qvk_attention)                 \
+    X(ATTENTION_ROWS, qvk_attention_rows, qvk_attentions)              \
     X(ATTENTION_64, qvk_attention_tile_64, qvk_attention)              \
     X(ATTENTION_128, qvk_attention_tile_128, qvk_attention)            \
     X(ATTENTION_256, qvk_attention_tile_256, qvk_attention)            \
@@ -246,6 +261,7 @@ typedef struct {
     X(TF32_ATTENTION_96, qvk_tf32_attention_96, qvk_attention)         \
     X(TF32_ATTENTION_128, qvk_tf32_attention_128, qvk_attention)       \
     X(ATTENTION_BACKWARD_ROW, qvk_backward_row, qvk_attention_backward) \
+    X(ATTENTION_BACKWARD_ROWS, qvk_backward_rows, qvk_attentions_backward) \
     X(ATTENTION_BACKWARD_KEY, qvk_backward_key, qvk_attention_backward) \
     X(RELEVANCE, qvk_relevance_chunk, qvk_relevance)                   \
     X(TEXT_SCORES, qvk_text_score, qvk_text_scores)                    \

@@ -176,10 +176,14 @@ void qv_cuda_norm_backward(qv_call *call, qv_rows dx, qv_const_rows dy, qv_const
 
 /* ---- attention ---- */
 
-/* The parameters, with the index arrays on the device. */
+/* Room for all of its index arrays. */
+static size_t index_bytes(const qv_attention *a) {
+    return 3 * a->B * sizeof(size_t) + a->B * a->S * (1 + sizeof(int32_t)) + 5 * QV_ALIGNMENT;
+}
+
+/* The parameters, with the index arrays on the device, where there is room. */
 static qvk_attention attention_parameters(qv_cuda_device *device, const qv_attention *a) {
     size_t sets = a->B * sizeof(size_t);
-    qv_cuda_reserve_indices(device, 3 * sets + a->B * a->S * (1 + sizeof(int32_t)) + 5 * QV_ALIGNMENT);
     return (qvk_attention){
         .out = a->out,
         .q = a->q,
@@ -209,6 +213,7 @@ static qvk_attention attention_parameters(qv_cuda_device *device, const qv_atten
         .S = a->S,
         .M = a->M,
         .d = a->d,
+        .rows = a->B * a->H * a->T,
     };
 }
 
@@ -253,31 +258,21 @@ static bool start_tensor_attention(qv_cuda_device *device, const qv_attention *a
     return false;
 }
 
-void qv_cuda_attention(qv_call *call, const qv_attention *a) {
-    qv_cuda_device *device = qv_cuda_device_of(call);
-    /* Which tile: rows, keys and the widest head. Rows that shared memory cannot hold go through a tile, too. */
-    static const struct {
-        qvk_kernel kernel;
-        size_t rows, keys, widest;
-    } tiles[] = {{QVK_ATTENTION_64, 64, 32, 64}, {QVK_ATTENTION_128, 32, 32, 128}, {QVK_ATTENTION_256, 16, 16, 256}};
-    size_t heads = a->B * a->H, keys = a->M + a->S, row_bytes = (keys + QVK_MAX_THREADS) * sizeof(float);
-    if (heads == 0 || a->T == 0) {
-        return;
-    }
-    qvk_attention p = attention_parameters(device, a);
-    bool fits = row_bytes <= QVK_SHARED_BYTES, few = a->T <= FEW_ROWS || a->d > tiles[2].widest;
-    if (!(few && fits) && start_tensor_attention(device, a, &p)) {
-        return;
-    }
-    /* Rows that all run at once are done before a tile of them is. */
-    if (fits && (few || heads * a->T <= device->driver->blocks_at_once(device->state))) {
-        qv_cuda_launch_kernel(device, QVK_ATTENTION_ROW, &p, heads * a->T, QVK_MAX_THREADS, row_bytes);
-        return;
-    }
+/* Tiles: rows, keys and the widest head. */
+static const struct {
+    qvk_kernel kernel;
+    size_t rows, keys, widest;
+} tiles[] = {{QVK_ATTENTION_64, 64, 32, 64}, {QVK_ATTENTION_128, 32, 32, 128}, {QVK_ATTENTION_256, 16, 16, 256}};
+
+static size_t row_bytes(const qv_attention *a) {
+    return (a->M + a->S + QVK_MAX_THREADS) * sizeof(float);
+}
+
+static void start_tiles(qv_cuda_device *device, const qv_attention *a, qvk_attention *p) {
     for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) {
         if (a->d <= tiles[i].widest) {
-            size_t blocks = heads * ((a->T + tiles[i].rows - 1) / tiles[i].rows);
-            qv_cuda_launch_kernel(device, tiles[i].kernel, &p, blocks, QVK_SIDE * QVK_SIDE,
+            size_t blocks = a->B * a->H * ((a->T + tiles[i].rows - 1) / tiles[i].rows);
+            qv_cuda_launch_kernel(device, tiles[i].kernel, p, blocks, QVK_SIDE * QVK_SIDE,
                                   tile_bytes(tiles[i].rows, tiles[i].keys, a->d));
             return;
         }
@@ -285,7 +280,57 @@ void qv_cuda_attention(qv_call *call, const qv_attention *a) {
     if (device->status == QV_OK) {
         device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
                                  "%s: heads %zu wide over %zu keys are more than its kernels take (256, or 11968 keys)",
-                                 device->driver->name, a->d, keys);
+                                 device->driver->name, a->d, a->M + a->S);
+    }
+}
+
+/* Launch all but what a block is to take a row of: few rows, and those that all run at once, which are done before a tile of
+ * them is. Rows whose scores shared memory cannot hold go through tiles, too. */
+static bool start_others(qv_cuda_device *device, const qv_attention *a, qvk_attention *p) {
+    bool fits = row_bytes(a) <= QVK_SHARED_BYTES, few = a->T <= FEW_ROWS || a->d > tiles[2].widest;
+    if (!(few && fits) && start_tensor_attention(device, a, p)) {
+        return true;
+    }
+    if (fits && (few || p->rows <= device->driver->blocks_at_once(device->state))) {
+        return false;
+    }
+    start_tiles(device, a, p);
+    return true;
+}
+
+/* Up to QVK_TOGETHER, whose index arrays have room. */
+static void start_attention(qv_cuda_device *device, const qv_attention *each, size_t count) {
+    qvk_attentions rows = {.count = 0};
+    size_t blocks = 0, shared = 0;
+    for (size_t i = 0; i < count; i++) {
+        const qv_attention *a = &each[i];
+        qvk_attention p = attention_parameters(device, a);
+        if (p.rows != 0 && !start_others(device, a, &p)) {
+            rows.each[rows.count++] = p;
+            blocks += p.rows;
+            shared = row_bytes(a) > shared ? row_bytes(a) : shared;
+        }
+    }
+    if (rows.count == 1) {
+        qv_cuda_launch_kernel(device, QVK_ATTENTION_ROW, &rows.each[0], blocks, QVK_MAX_THREADS, shared);
+    } else if (rows.count != 0) {
+        qv_cuda_launch_kernel(device, QVK_ATTENTION_ROWS, &rows, blocks, QVK_MAX_THREADS, shared);
+    }
+}
+
+void qv_cuda_attention(qv_call *call, const qv_attention *each, size_t count) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    for (size_t first = 0, n; first < count; first += n) {
+        size_t bytes = index_bytes(&each[first]);
+        for (n = 1; n < QVK_TOGETHER && first + n < count; n++) {
+            size_t more = index_bytes(&each[first + n]);
+            if (bytes + more > QV_CUDA_INDEX_BYTES) {
+                break;
+            }
+            bytes += more;
+        }
+        qv_cuda_reserve_indices(device, bytes);
+        start_attention(device, each + first, n);
     }
 }
 
@@ -296,31 +341,37 @@ size_t qv_cuda_backward_scratch(size_t lanes, size_t keys, size_t head_width, si
     return 2 * H * rows * rows * sizeof(float);
 }
 
-void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *backward) {
-    qv_cuda_device *device = qv_cuda_device_of(call);
-    const qv_attention *a = &backward->forward;
-    size_t heads = a->B * a->H, keys = a->M + a->S, shared = (2 * keys + QVK_MAX_THREADS) * sizeof(float);
-    if (shared > QVK_SHARED_BYTES) {
-        if (device->status == QV_OK) {
-            device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
-                                     "%s: the gradient of attention over %zu keys is more than its kernels take (5984)",
-                                     device->driver->name, keys);
-        }
-        return;
+static size_t backward_bytes(const qv_attention *a) {
+    return (2 * (a->M + a->S) + QVK_MAX_THREADS) * sizeof(float);
+}
+
+static bool backward_fits(qv_cuda_device *device, const qv_attention *a) {
+    bool fits = backward_bytes(a) <= QVK_SHARED_BYTES;
+    if (!fits && device->status == QV_OK) {
+        device->status = qv_fail(&device->error, QV_ERR_UNSUPPORTED,
+                                 "%s: the gradient of attention over %zu keys is more than its kernels take (5984)",
+                                 device->driver->name, a->M + a->S);
     }
+    return fits;
+}
+
+/* The parameters; what the relevance is made of lies in scratch behind what the keys need, where the caller does not take
+ * it. */
+static qvk_attention_backward backward_parameters(qv_call *call, const qv_attention_backward *backward) {
+    const qv_attention *a = &backward->forward;
     bool keeps = backward->d_k.at != NULL, relevant = backward->relevance != NULL;
-    /* What the relevance is made of, behind what the keys need, where the caller does not take it. */
-    float *scratch = (float *)call->scratch + (keeps ? 2 * heads * a->T * a->S : 0);
+    size_t rows = a->B * a->H * a->T, keys = a->M + a->S;
+    float *scratch = (float *)call->scratch + (keeps ? 2 * rows * a->S : 0);
     float *A = backward->probabilities, *G = backward->d_probabilities;
     if (relevant && A == NULL && !backward->gradient_alone) {
         A = scratch;
-        scratch += heads * a->T * keys;
+        scratch += rows * keys;
     }
     if (relevant && G == NULL) {
         G = scratch;
     }
-    qvk_attention_backward p = {
-        .forward = attention_parameters(device, a),
+    return (qvk_attention_backward){
+        .forward = attention_parameters(qv_cuda_device_of(call), a),
         .d_out = backward->d_out,
         .d_q = backward->d_q,
         .d_k = backward->d_k,
@@ -328,16 +379,64 @@ void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *back
         .probabilities = A,
         .d_probabilities = G,
         .kept_probabilities = keeps ? call->scratch : NULL,
-        .kept_d_scores = keeps ? (float *)call->scratch + heads * a->T * a->S : NULL,
+        .kept_d_scores = keeps ? (float *)call->scratch + rows * a->S : NULL,
     };
-    qv_cuda_launch_kernel(device, QVK_ATTENTION_BACKWARD_ROW, &p, heads * a->T, QVK_MAX_THREADS, shared);
-    if (keeps) {
+}
+
+static void start_backward(qv_call *call, const qv_attention_backward *backward) {
+    qv_cuda_device *device = qv_cuda_device_of(call);
+    const qv_attention *a = &backward->forward;
+    size_t heads = a->B * a->H, keys = a->M + a->S;
+    qv_cuda_reserve_indices(device, index_bytes(a));
+    qvk_attention_backward p = backward_parameters(call, backward);
+    qv_cuda_launch_kernel(device, QVK_ATTENTION_BACKWARD_ROW, &p, p.forward.rows, QVK_MAX_THREADS, backward_bytes(a));
+    if (backward->d_k.at != NULL) {
         qv_cuda_launch_kernel(device, QVK_ATTENTION_BACKWARD_KEY, &p, heads * a->S, qv_cuda_row_threads(4 * a->d), 0);
     }
-    if (relevant) {
-        qvk_relevance r = {backward->relevance, backward->gradient_alone ? NULL : A, G, backward->query_weights,
-                           a->H, a->T, keys, qv_cuda_chunks(keys)};
+    if (backward->relevance != NULL) {
+        qvk_relevance r = {backward->relevance, backward->gradient_alone ? NULL : p.probabilities, p.d_probabilities,
+                           backward->query_weights, a->H, a->T, keys, qv_cuda_chunks(keys)};
         qv_cuda_launch_kernel(device, QVK_RELEVANCE, &r, heads * r.chunks, QVK_MAX_THREADS, 0);
+    }
+}
+
+/* Whether it needs no scratch, which those that are launched together would share, and no index arrays. */
+static bool goes_with_others(const qv_attention_backward *backward) {
+    const qv_attention *a = &backward->forward;
+    return backward->d_k.at == NULL && backward->relevance == NULL && a->M == 0 && a->q_index == NULL && a->kv_index == NULL &&
+           a->key_mask == NULL && a->B * a->H * a->T != 0;
+}
+
+/* Those at the front that go together, launched; how many they are. */
+static size_t start_together(qv_call *call, const qv_attention_backward *each, size_t count) {
+    qvk_attentions_backward rows = {.count = 0};
+    size_t blocks = 0, shared = 0;
+    for (; rows.count < QVK_BACKWARD_TOGETHER && rows.count < count && goes_with_others(&each[rows.count]); rows.count++) {
+        const qv_attention_backward *one = &each[rows.count];
+        size_t bytes = backward_bytes(&one->forward);
+        rows.each[rows.count] = backward_parameters(call, one);
+        blocks += rows.each[rows.count].forward.rows;
+        shared = bytes > shared ? bytes : shared;
+    }
+    if (rows.count > 1) {
+        qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ATTENTION_BACKWARD_ROWS, &rows, blocks, QVK_MAX_THREADS, shared);
+    }
+    return rows.count > 1 ? rows.count : 0;
+}
+
+void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *each, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (!backward_fits(qv_cuda_device_of(call), &each[i].forward)) {
+            return;
+        }
+    }
+    for (size_t i = 0; i < count;) {
+        size_t started = start_together(call, each + i, count - i);
+        if (started == 0) {
+            start_backward(call, &each[i]);
+            started = 1;
+        }
+        i += started;
     }
 }
 

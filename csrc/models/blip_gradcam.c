@@ -14,9 +14,11 @@
 #include "models/planned.h"
 #include "models/qformer.h"
 
+/* So many images' attention is differentiated together. */
+#define TOGETHER ((size_t)8)
+
 typedef struct {
     const qv_blip *model;
-    const qv_blip_image *image;
     const qv_blip_questions *questions;
     qv_gradcam_maps out;
     size_t block;
@@ -25,8 +27,8 @@ typedef struct {
     size_t rows; /* that attend to the image: R, or its queries */
     qv_blip_text_plan text;
     qv_block_gradients gradients;
-    float *probabilities;   /* [H, rows, S] */
-    float *d_probabilities; /* [H, rows, S] */
+    float *probabilities;   /* [H, rows, S] of each run of rows that attend to one image */
+    float *d_probabilities; /* the same */
     float *own_tokens;      /* [rows, P], where the caller takes none */
     qv_output maps, tokens, logits;
 } gradcam_pass;
@@ -80,26 +82,48 @@ static void begin_gradient(const gradcam_pass *pass, qv_call *call, const qv_bli
     }
 }
 
-/* From the logits down to the asked block's cross-attention. */
-static qv_attention_backward differentiate(const gradcam_pass *pass, qv_call *call, const qv_blip_questions *questions) {
+/* From the logits down to what the asked block's cross-attention gave. */
+static void differentiate(const gradcam_pass *pass, qv_call *call, const qv_blip_questions *questions) {
     const qv_blip *model = pass->model;
     size_t L = model->config.L, R = questions->start[questions->Q] - questions->start[0];
     const qv_block_gradients *g = &pass->gradients;
     begin_gradient(pass, call, questions, R);
     for (size_t l = L - 1; l > pass->block; l--) {
         const qv_sequences sequences = qv_blip_sequences(questions, qv_blip_one_query(model, l, L));
-        const qv_cross_states cross = qv_blip_cross_of(model, pass->image, l);
+        const qv_cross_states cross = qv_blip_cross_of(model, &pass->text, questions, l);
         qv_block_backward(call, &model->kind, &model->blocks[l], &pass->text.blocks[l], g, &sequences, &cross);
     }
-    const qv_cross_states cross = qv_blip_cross_of(model, pass->image, pass->block);
-    return qv_block_backward_to_cross(call, &model->kind, &model->blocks[pass->block], &pass->text.blocks[pass->block], g,
-                                      &cross, R);
+    qv_block_backward_to_cross(call, &model->kind, &model->blocks[pass->block], &pass->text.blocks[pass->block], g, R);
+}
+
+/* map [rows, P] of the rows that attend to the images */
+static void map_rows(const gradcam_pass *pass, qv_call *call, const qv_blip_questions *questions, float *map) {
+    const qv_blip *model = pass->model;
+    size_t H = model->kind.H, P = model->vision.P, S = model->vision.T;
+    const qv_cross_states cross = qv_blip_cross_of(model, &pass->text, questions, pass->block);
+    qv_attention_backward each[TOGETHER];
+    for (size_t first = 0, n; first < cross.count; first += n) {
+        for (n = 0; n < TOGETHER && first + n < cross.count; n++) {
+            const qv_cross_run *run = &cross.runs[first + n];
+            each[n] = qv_block_cross_backward(&model->kind, &pass->text.blocks[pass->block], &pass->gradients, run);
+            each[n].d_q = (qv_rows){NULL, 0};
+            each[n].probabilities = pass->probabilities + H * run->first * S;
+            each[n].d_probabilities = pass->d_probabilities + H * run->first * S;
+        }
+        call->ops->attention_backward(call, each, n);
+    }
+    for (size_t i = 0; i < cross.count; i++) {
+        const qv_cross_run *run = &cross.runs[i];
+        size_t at = H * run->first * S;
+        call->ops->gradcam(call, map + run->first * P, pass->probabilities + at, pass->d_probabilities + at,
+                           model->vision.prefix, H, run->count, S);
+    }
 }
 
 static qv_status run(void *state, qv_call *call, qv_error *err) {
     const gradcam_pass *pass = state;
     const qv_blip *model = pass->model;
-    size_t D = model->config.D, S = pass->image->S, P = model->vision.P;
+    size_t D = model->config.D, P = model->vision.P;
     const size_t *start = pass->questions->start;
     (void)err;
     for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
@@ -110,20 +134,17 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
         qv_output maps = qv_output_part(&pass->maps, from * P, chunk.Q * P);
         qv_output tokens = qv_output_part(&pass->tokens, row * P, rows * P);
         float *map = tokens.host != NULL ? tokens.at : pass->own_tokens;
-        qv_blip_run(model, call, &pass->text, pass->image, &chunk);
+        qv_blip_run(model, call, &pass->text, &chunk);
         if (logits.host != NULL) {
             call->ops->linear(call, (qv_rows){logits.at, 2}, (qv_const_rows){pass->text.class_rows, D}, &model->itm_head, 0,
                               2, NULL, chunk.Q);
         }
-        qv_attention_backward attention =
-            model->queries != 0 ? qv_qformer_differentiate(model, call, &pass->text, &pass->gradients, pass->image, &chunk,
-                                                           pass->block)
-                                : differentiate(pass, call, &chunk);
-        attention.probabilities = pass->probabilities;
-        attention.d_probabilities = pass->d_probabilities;
-        call->ops->attention_backward(call, &attention);
-        call->ops->gradcam(call, map, pass->probabilities, pass->d_probabilities, model->vision.prefix, model->kind.H, rows,
-                           S);
+        if (model->queries != 0) {
+            qv_qformer_differentiate(model, call, &pass->text, &pass->gradients, &chunk, pass->block);
+        } else {
+            differentiate(pass, call, &chunk);
+        }
+        map_rows(pass, call, &chunk, map);
         mean_over_words(model, call, maps.at, map, &chunk);
         qv_output_take(call, &logits);
         qv_output_take(call, &maps);
@@ -133,7 +154,7 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
     return QV_OK;
 }
 
-qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
+qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out,
                           const qv_blip_questions *questions, size_t block, const float *d_states, qv_error *err) {
     static const qv_planned planned = {"the activations of the questions and their gradients", plan, run};
     size_t L = model->config.L, first = model->cross_first;
@@ -151,8 +172,7 @@ qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_
         return qv_fail(err, QV_ERR_VALUE, "block %zu does not attend to the image; from %zu on, every %zu. block does", block,
                        first, model->cross_step);
     }
-    gradcam_pass pass = {.model = model, .image = image, .questions = questions, .out = *out, .block = block,
-                         .d_states = d_states};
+    gradcam_pass pass = {.model = model, .questions = questions, .out = *out, .block = block, .d_states = d_states};
     qv_blip_chunk_sizes(model, questions, &pass.Q, &pass.R);
     pass.rows = rows_of(model, pass.Q, pass.R);
     return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);

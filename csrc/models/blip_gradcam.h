@@ -17,7 +17,7 @@ typedef struct {
  * Of a question encoder G is what follows from d_states [R, D], the gradient of the states that leave the last block.
  * QV_ERR_VALUE where there is no such block or no cross-attention in it, and for the last one of a matcher without queries:
  * only token 0 reaches the head from there. */
-qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out, const qv_blip_image *image,
+qv_status qv_blip_gradcam(const qv_blip *model, qv_call *call, const qv_gradcam_maps *out,
                           const qv_blip_questions *questions, size_t block, const float *d_states, qv_error *err);
 
 #endif

@@ -6,16 +6,14 @@
 #include "models/planned.h"
 #include "models/qformer.h"
 
-void qv_blip_run(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_image *image,
-                 const qv_blip_questions *questions) {
-    (model->queries != 0 && image != NULL ? qv_qformer_run : qv_blip_run_text)(model, call, plan, image, questions);
+void qv_blip_run(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_questions *questions) {
+    (model->queries != 0 && questions->images != NULL ? qv_qformer_run : qv_blip_run_text)(model, call, plan, questions);
 }
 
 /* ---- the question encoder ---- */
 
 typedef struct {
     const qv_blip *model;
-    const qv_blip_image *image;
     const qv_blip_questions *questions;
     float *out;  /* [R of all, D] */
     size_t Q, R; /* of the largest chunk */
@@ -35,17 +33,17 @@ static qv_status run_states(void *state, qv_call *call, qv_error *err) {
     for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
         const qv_blip_questions chunk = qv_blip_chunk(pass->model, pass->questions, from);
         size_t row = chunk.start[0] - pass->questions->start[0], R = chunk.start[chunk.Q] - chunk.start[0];
-        qv_blip_run(pass->model, call, &pass->text, pass->image, &chunk);
+        qv_blip_run(pass->model, call, &pass->text, &chunk);
         qv_take_floats(call, pass->out + row * D, pass->text.h, R * D);
         from += chunk.Q;
     }
     return QV_OK;
 }
 
-qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_image *image,
-                                   const qv_blip_questions *questions, qv_error *err) {
+qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *out, const qv_blip_questions *questions,
+                                   qv_error *err) {
     static const qv_planned planned = {"the questions' activations", plan_states, run_states};
-    states_pass pass = {.model = model, .image = image, .questions = questions, .out = out};
+    states_pass pass = {.model = model, .questions = questions, .out = out};
     qv_blip_chunk_sizes(model, questions, &pass.Q, &pass.R);
     return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);
 }
@@ -55,7 +53,6 @@ qv_status qv_blip_encode_questions(const qv_blip *model, qv_call *call, float *o
 /* class_rows of every question by chunks, each through `head` [N, D], to unit length where `unit`. */
 typedef struct {
     const qv_blip *model;
-    const qv_blip_image *image; /* NULL: text alone */
     const qv_blip_questions *questions;
     const qv_linear *head;
     size_t N;
@@ -81,7 +78,7 @@ static qv_status run_head(void *state, qv_call *call, qv_error *err) {
     for (size_t from = 0; from < pass->questions->Q && !call->stopped;) {
         const qv_blip_questions chunk = qv_blip_chunk(pass->model, pass->questions, from);
         qv_output rows = qv_output_part(&pass->rows, from * N, chunk.Q * N);
-        qv_blip_run(pass->model, call, &pass->text, pass->image, &chunk);
+        qv_blip_run(pass->model, call, &pass->text, &chunk);
         call->ops->linear(call, (qv_rows){rows.at, N}, (qv_const_rows){pass->text.class_rows, D}, pass->head, 0, N, NULL,
                           chunk.Q);
         if (pass->unit) {
@@ -99,10 +96,9 @@ static qv_status run_heads(head_pass *pass, qv_call *call, qv_error *err) {
     return qv_run_planned(call, (qv_arena_cache *)&pass->model->arenas, &planned, pass, err);
 }
 
-qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_image *image,
-                        const qv_blip_questions *questions, qv_error *err) {
-    head_pass pass = {.model = model, .image = image, .questions = questions, .head = &model->itm_head, .N = 2,
-                      .out = logits};
+qv_status qv_blip_match(const qv_blip *model, qv_call *call, float *logits, const qv_blip_questions *questions,
+                        qv_error *err) {
+    head_pass pass = {.model = model, .questions = questions, .head = &model->itm_head, .N = 2, .out = logits};
     return run_heads(&pass, call, err);
 }
 

@@ -231,11 +231,19 @@ void qv_blip_image_free(qv_blip_image *image, const qv_blip *model) {
     *image = (qv_blip_image){.embeddings = NULL};
 }
 
-qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
-                              const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err) {
-    qv_vit_request request = {.images = {pixels, pixels == NULL ? picture : NULL, how, 1},
-                              .embeddings = image->embeddings};
-    return qv_vit_forward(&model->vision, call, &request, err);
+qv_status qv_blip_embed_images(const qv_blip *model, qv_call *call, qv_blip_image *const *images, const qv_vit_images *from,
+                               qv_error *err) {
+    float **embeddings = qv_allocate(from->count, sizeof *embeddings);
+    if (embeddings == NULL) {
+        return qv_fail_memory(err, "images' places");
+    }
+    for (size_t i = 0; i < from->count; i++) {
+        embeddings[i] = images[i]->embeddings;
+    }
+    qv_vit_request request = {.images = *from, .embeddings = embeddings};
+    qv_status status = qv_vit_forward(&model->vision, call, &request, err);
+    qv_free(embeddings);
+    return status;
 }
 
 qv_status qv_blip_set_embeddings(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *embeddings,
@@ -260,32 +268,37 @@ qv_status qv_blip_get_embeddings(const qv_blip *model, qv_call *call, float *emb
 
 typedef struct {
     const qv_blip *model;
-    const qv_blip_image *image;
+    qv_blip_image *const *images;
+    size_t count;
 } cross_pass;
 
 static void plan_cross(void *state, qv_call *call, qv_arena *arena) {
     const cross_pass *pass = state;
     const qv_blip *model = pass->model;
-    qv_plan_scratch(call, arena, model->ops->scratch_bytes(call->lanes, pass->image->S, model->vision.config.D, 0,
+    qv_plan_scratch(call, arena, model->ops->scratch_bytes(call->lanes, model->vision.T, model->vision.config.D, 0,
                                                            model->kind.d));
 }
 
 static qv_status run_cross(void *state, qv_call *call, qv_error *err) {
     const cross_pass *pass = state;
     const qv_blip *model = pass->model;
-    size_t S = pass->image->S, D = model->config.D;
-    const qv_const_rows embeddings = {pass->image->embeddings, model->vision.config.D};
+    size_t D = model->config.D;
     (void)err;
     for (size_t i = 0; i < model->cross_count; i++) {
         const qv_block *block = &model->blocks[model->cross_first + i * model->cross_step];
-        qv_rows kv = {pass->image->cross + i * S * 2 * D, 2 * D};
-        call->ops->linear(call, kv, embeddings, &block->cross_kv, 0, 2 * D, NULL, S);
+        for (size_t n = 0; n < pass->count; n++) {
+            const qv_blip_image *image = pass->images[n];
+            qv_rows kv = {image->cross + i * image->S * 2 * D, 2 * D};
+            call->ops->linear(call, kv, (qv_const_rows){image->embeddings, model->vision.config.D}, &block->cross_kv, 0,
+                              2 * D, NULL, image->S);
+        }
     }
     return QV_OK;
 }
 
-qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *image, qv_error *err) {
+qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *const *images, size_t count,
+                               qv_error *err) {
     static const qv_planned planned = {"an image's keys and values", plan_cross, run_cross};
-    cross_pass pass = {.model = model, .image = image};
+    cross_pass pass = {.model = model, .images = images, .count = count};
     return qv_run_planned(call, (qv_arena_cache *)&model->arenas, &planned, &pass, err);
 }

@@ -65,10 +65,11 @@ qv_status qv_blip_set_embeddings(const qv_blip *model, qv_call *call, qv_blip_im
                                  qv_error *err);
 qv_status qv_blip_get_embeddings(const qv_blip *model, qv_call *call, float *embeddings, const qv_blip_image *image,
                                  qv_error *err);
-/* embeddings from pixels [3, image_size, image_size], or (pixels NULL) from a picture that becomes such */
-qv_status qv_blip_embed_image(const qv_blip *model, qv_call *call, qv_blip_image *image, const float *pixels,
-                              const qv_picture_view *picture, const qv_preprocessing *how, qv_error *err);
-/* cross from embeddings */
-qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *image, qv_error *err);
+/* embeddings of as many images as there are pixels [count, 3, image_size, image_size], or pictures that become such */
+qv_status qv_blip_embed_images(const qv_blip *model, qv_call *call, qv_blip_image *const *images, const qv_vit_images *from,
+                               qv_error *err);
+/* cross from embeddings, of `count` images */
+qv_status qv_blip_cross_attend(const qv_blip *model, qv_call *call, qv_blip_image *const *images, size_t count,
+                               qv_error *err);
 
 #endif

@@ -3,8 +3,8 @@
  *
  * 1. h [R, D] = layer_norm(word[ids] + position), of all questions one after another without padding, so that a question's
  *    numbers do not depend on its neighbours
- * 2. L blocks (models/block.h), norms last; all queries of all questions attend to the image in one call, since they share
- *    its keys; in the last block only token 0 of each question is a query */
+ * 2. L blocks (models/block.h), norms last; all queries of neighbouring questions on an image attend to it in one call, since
+ *    they share its keys; in the last block only token 0 of each question is a query */
 #include "models/blip_text.h"
 
 #include "models/text_encoder.h"
@@ -37,7 +37,7 @@ qv_blip_questions qv_blip_chunk(const qv_blip *model, const qv_blip_questions *q
     while (from + Q < questions->Q && start[Q + 1] - start[0] + (Q + 1) * model->queries <= CHUNK_ROWS) {
         Q++;
     }
-    return (qv_blip_questions){Q, questions->ids, start};
+    return (qv_blip_questions){Q, questions->ids, start, questions->images != NULL ? questions->images + from : NULL};
 }
 
 void qv_blip_chunk_sizes(const qv_blip *model, const qv_blip_questions *questions, size_t *Q, size_t *R) {
@@ -60,6 +60,7 @@ qv_blip_text_plan qv_blip_plan_text(qv_arena *arena, const qv_blip *model, size_
     plan.blocks = qv_arena_take_host(arena, L, sizeof *plan.blocks);
     plan.positions = qv_arena_take_host(arena, R, sizeof *plan.positions);
     plan.types = qv_arena_take_host(arena, R, sizeof *plan.types);
+    plan.runs = qv_arena_take_host(arena, Q, sizeof *plan.runs);
     plan.start = qv_arena_take_host(arena, queries != 0 ? Q + 1 : 0, sizeof *plan.start);
     plan.h = qv_arena_floats(arena, rows * D);
     plan.class_rows = qv_arena_floats(arena, Q * D);
@@ -91,13 +92,29 @@ size_t qv_blip_scratch_bytes(const qv_blip *model, const qv_call *call, size_t Q
     return model->ops->scratch_bytes(call->lanes, R + Q * model->queries, depth > both ? depth : both, keys, model->kind.d);
 }
 
-qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_image *image, size_t l) {
-    qv_cross_states cross = {NULL, 0};
-    if (image != NULL && qv_blip_attends(model, l)) {
-        size_t place = (l - model->cross_first) / model->cross_step;
-        cross = (qv_cross_states){image->cross + place * image->S * 2 * model->config.D, image->S};
+/* So many rows of a question attend to its image in block l. */
+static size_t attending_rows(const qv_blip *model, const qv_blip_questions *questions, size_t q, size_t l) {
+    if (model->queries != 0) {
+        return model->queries;
     }
-    return cross;
+    return qv_blip_one_query(model, l, model->config.L) ? 1 : questions->start[q + 1] - questions->start[q];
+}
+
+qv_cross_states qv_blip_cross_of(const qv_blip *model, const qv_blip_text_plan *plan, const qv_blip_questions *questions,
+                                 size_t l) {
+    size_t count = 0, row = 0;
+    bool attends = questions->images != NULL && qv_blip_attends(model, l);
+    for (size_t q = 0; attends && q < questions->Q; q++) {
+        const qv_blip_image *image = questions->images[q];
+        size_t place = (l - model->cross_first) / model->cross_step, rows = attending_rows(model, questions, q, l);
+        if (q == 0 || image != questions->images[q - 1]) {
+            const float *kv = image->cross + place * image->S * 2 * model->config.D;
+            plan->runs[count++] = (qv_cross_run){.kv = kv, .S = image->S, .first = row};
+        }
+        plan->runs[count - 1].count += rows;
+        row += rows;
+    }
+    return (qv_cross_states){plan->runs, count};
 }
 
 qv_sequences qv_blip_sequences(const qv_blip_questions *questions, bool one_query) {
@@ -130,10 +147,10 @@ static void gather_first(qv_call *call, const qv_blip_text_plan *plan, const qv_
     }
 }
 
-void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_image *image,
+void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan,
                       const qv_blip_questions *questions) {
     size_t D = model->config.D, Q = questions->Q, R = questions->start[Q] - questions->start[0];
-    size_t end = image != NULL ? model->config.L : model->config.text_blocks;
+    size_t end = questions->images != NULL ? model->config.L : model->config.text_blocks;
     const qv_rows h = {plan->h, D};
     qv_blip_embed_text(model, call, plan, plan->h, plan->shared.normed, questions);
     call->ops->norm(call, h, qv_as_const(h), &model->embedding_norm, R);
@@ -147,7 +164,7 @@ void qv_blip_run_text(const qv_blip *model, qv_call *call, const qv_blip_text_pl
         }
         const qv_block_rows rows = {{plan->h, D}, R, {one ? plan->class_rows : plan->h, D}, one ? Q : R};
         const qv_sequences sequences = qv_blip_sequences(questions, one);
-        const qv_cross_states cross = qv_blip_cross_of(model, image, l);
+        const qv_cross_states cross = qv_blip_cross_of(model, plan, questions, l);
         qv_block_run(call, &model->kind, &model->blocks[l], &plan->blocks[l], &rows, &sequences, &cross);
     }
 }

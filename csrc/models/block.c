@@ -4,6 +4,8 @@
 
 /* Bounds that keep sums of sizes inside size_t. */
 #define MAX_BLOCKS ((size_t)4096)
+/* So many attentions of one block are given to the ops together. */
+#define TOGETHER ((size_t)12)
 
 static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
@@ -187,7 +189,8 @@ qv_attention qv_block_attention(const qv_block_kind *kind, const qv_block_activa
 void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
                      const qv_sequences *sequences) {
     const size_t *start = sequences->start;
-    for (size_t b = 0, next; b < sequences->B; b = next) {
+    qv_attention each[TOGETHER];
+    for (size_t b = 0, next, count = 0; b < sequences->B; b = next) {
         /* Neighbours of one length go together. */
         size_t length = start[b + 1] - start[b], row = start[b] - start[0], queries = sequences->queries;
         size_t query = queries != 0 ? b * queries : row;
@@ -204,23 +207,26 @@ void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_ac
         attention.B = next - b;
         attention.T = queries != 0 ? queries : length;
         attention.S = length;
-        call->ops->attention(call, &attention);
+        each[count++] = attention;
+        if (count == TOGETHER || next == sequences->B) {
+            call->ops->attention(call, each, count);
+            count = 0;
+        }
     }
 }
 
-qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_activations *a,
-                                      const qv_cross_states *cross, size_t count) {
-    size_t inner = inner_width(kind);
+qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_activations *a, const qv_cross_run *run) {
+    size_t inner = inner_width(kind), at = run->first * inner;
     return (qv_attention){
-        .out = {a->attended, inner},
-        .q = {a->cross_q, inner},
-        .k = {cross->kv, 2 * inner},
-        .v = {cross->kv + inner, 2 * inner},
+        .out = {a->attended + at, inner},
+        .q = {a->cross_q + at, inner},
+        .k = {run->kv, 2 * inner},
+        .v = {run->kv + inner, 2 * inner},
         .scale = kind->scale,
         .B = 1,
         .H = kind->H,
-        .T = count,
-        .S = cross->S,
+        .T = run->count,
+        .S = run->S,
         .d = kind->d,
     };
 }
@@ -276,10 +282,15 @@ qv_rows qv_block_add_cross(qv_call *call, const qv_block_kind *kind, const qv_bl
 void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                      qv_const_rows attended, qv_rows rows, size_t count, const qv_cross_states *cross) {
     qv_rows h = qv_block_add_attended(call, kind, block, a, attended, rows, count);
-    if (cross != NULL && cross->kv != NULL) {
+    if (cross != NULL && cross->count != 0) {
+        qv_attention each[TOGETHER];
         qv_block_cross_query(call, kind, block, a, h, count);
-        qv_attention attention = qv_block_cross_attention(kind, a, cross, count);
-        call->ops->attention(call, &attention);
+        for (size_t first = 0, n; first < cross->count; first += n) {
+            for (n = 0; n < TOGETHER && first + n < cross->count; n++) {
+                each[n] = qv_block_cross_attention(kind, a, &cross->runs[first + n]);
+            }
+            call->ops->attention(call, each, n);
+        }
         h = qv_block_add_cross(call, kind, block, a, h, rows, count);
     }
     qv_block_feed_forward(call, kind, block, a, h, rows, count);

@@ -111,13 +111,19 @@ typedef struct {
 void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
                      const qv_sequences *sequences);
 
-/* What cross-attention reads: keys and values [S, 2 H d] that all queries share; kv NULL: the part is left out. */
+/* What cross-attention reads: keys and values [S, 2 H d] that `count` queries from `first` on share. */
 typedef struct {
     const float *kv;
     size_t S;
+    size_t first, count;
+} qv_cross_run;
+
+/* Runs one after another, of all queries; none: the part is left out. */
+typedef struct {
+    const qv_cross_run *runs;
+    size_t count;
 } qv_cross_states;
-qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_activations *a,
-                                      const qv_cross_states *cross, size_t count);
+qv_attention qv_block_cross_attention(const qv_block_kind *kind, const qv_block_activations *a, const qv_cross_run *run);
 
 /* The parts of qv_block_finish, for a caller with a cross-attention of its own: rows [count, D] of the residual stream go on
  * from what was attended to, to the h that is returned; a->cross_q of h; h and a->attended, to the h that the feed-forward
@@ -155,11 +161,12 @@ typedef struct {
 
 qv_block_gradients qv_block_plan_gradients(qv_arena *arena, const qv_block_kind *kind, size_t R);
 
-/* From d_x, that of the block's output, down to the cross-attention: the attention to differentiate, whose results the
- * caller asks for and runs. */
-qv_attention_backward qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
-                                                 const qv_block_activations *a, const qv_block_gradients *g,
-                                                 const qv_cross_states *cross, size_t count);
+/* From d_x, that of the block's output, down to what the cross-attention gave; */
+void qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                                const qv_block_gradients *g, size_t count);
+/* from there, a run of it to differentiate into d_q; the caller adds what else it wants, and runs it. */
+qv_attention_backward qv_block_cross_backward(const qv_block_kind *kind, const qv_block_activations *a,
+                                              const qv_block_gradients *g, const qv_cross_run *run);
 /* The whole block: d_x of its output becomes that of its input. */
 void qv_block_backward(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
                        const qv_block_gradients *g, const qv_sequences *sequences, const qv_cross_states *cross);

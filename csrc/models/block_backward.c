@@ -10,6 +10,9 @@
  *   x = norm(sum2)                                     d_sum2      = norm'(d_x) */
 #include "models/block.h"
 
+/* So many runs of cross-attention are given to the ops together. */
+#define TOGETHER ((size_t)8)
+
 qv_block_gradients qv_block_plan_gradients(qv_arena *arena, const qv_block_kind *kind, size_t R) {
     size_t D = kind->D * sizeof(float), inner = kind->H * kind->d * sizeof(float);
     qv_block_gradients g;
@@ -42,17 +45,22 @@ static void feed_forward_backward(qv_call *call, const qv_block_kind *kind, cons
     ops->linear_backward(call, d_rows, qv_as_const(d_hidden), &block->hidden, 0, F, true, count);
 }
 
-qv_attention_backward qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block,
-                                                 const qv_block_activations *a, const qv_block_gradients *g,
-                                                 const qv_cross_states *cross, size_t count) {
+void qv_block_backward_to_cross(qv_call *call, const qv_block_kind *kind, const qv_block *block, const qv_block_activations *a,
+                                const qv_block_gradients *g, size_t count) {
     qv_rows d_attended = {g->d_attended, kind->H * kind->d};
     feed_forward_backward(call, kind, block, a, g, count);
     norm_backward(call, kind, g, g->d_rows, a->cross_sum, &block->cross_norm, count);
     call->ops->linear_backward(call, d_attended, (qv_const_rows){g->d_rows, kind->D}, &block->cross_out, 0, kind->D, false,
                                count);
+}
+
+qv_attention_backward qv_block_cross_backward(const qv_block_kind *kind, const qv_block_activations *a,
+                                              const qv_block_gradients *g, const qv_cross_run *run) {
+    size_t inner = kind->H * kind->d, at = run->first * inner;
     return (qv_attention_backward){
-        .forward = qv_block_cross_attention(kind, a, cross, count),
-        .d_out = qv_as_const(d_attended),
+        .forward = qv_block_cross_attention(kind, a, run),
+        .d_out = {g->d_attended + at, inner},
+        .d_q = {g->d_q + at, inner},
     };
 }
 
@@ -75,10 +83,15 @@ void qv_block_backward_from_cross(qv_call *call, const qv_block_kind *kind, cons
 void qv_block_backward_to_attended(qv_call *call, const qv_block_kind *kind, const qv_block *block,
                                    const qv_block_activations *a, const qv_block_gradients *g,
                                    const qv_cross_states *cross, size_t count) {
-    if (cross->kv != NULL) {
-        qv_attention_backward attention = qv_block_backward_to_cross(call, kind, block, a, g, cross, count);
-        attention.d_q = (qv_rows){g->d_q, kind->H * kind->d};
-        call->ops->attention_backward(call, &attention);
+    if (cross->count != 0) {
+        qv_block_backward_to_cross(call, kind, block, a, g, count);
+        qv_attention_backward each[TOGETHER];
+        for (size_t first = 0, n; first < cross->count; first += n) {
+            for (n = 0; n < TOGETHER && first + n < cross->count; n++) {
+                each[n] = qv_block_cross_backward(kind, a, g, &cross->runs[first + n]);
+            }
+            call->ops->attention_backward(call, each, n);
+        }
         qv_block_backward_from_cross(call, kind, block, a, g, count);
     } else {
         feed_forward_backward(call, kind, block, a, g, count);
@@ -105,7 +118,7 @@ void qv_block_attend_backward(qv_call *call, const qv_block_kind *kind, const qv
         forward->B = 1;
         forward->S = sequences->start[b + 1] - sequences->start[b];
         forward->T = queries != 0 ? queries : forward->S;
-        call->ops->attention_backward(call, &backward);
+        call->ops->attention_backward(call, &backward, 1);
     }
 }
 

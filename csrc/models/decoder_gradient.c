@@ -28,6 +28,7 @@ typedef struct {
     text_chunk largest; /* in each of its sizes */
     int32_t *ids, *positions, *targets; /* [R] */
     size_t *start, *seen;               /* [T + 1]: in tokens, in states */
+    qv_cross_run *runs;                 /* [T] */
     float *place;  /* [S, W], where the ops cannot read the caller's memory */
     float *h;      /* [R, D] */
     float *kv;     /* [L, S, 2 H d] */
@@ -99,6 +100,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     pass->targets = qv_arena_take_host(arena, R, sizeof *pass->targets);
     pass->start = qv_arena_take_host(arena, T + 1, sizeof *pass->start);
     pass->seen = qv_arena_take_host(arena, T + 1, sizeof *pass->seen);
+    pass->runs = qv_arena_take_host(arena, T, sizeof *pass->runs);
     pass->blocks = qv_arena_take_host(arena, decoder->L, sizeof *pass->blocks);
     pass->place = qv_arena_floats(arena, qv_place_size(ops, S * W));
     pass->h = qv_arena_floats(arena, R * decoder->width);
@@ -126,19 +128,16 @@ static void fill_tokens(const gradient_pass *pass, const text_chunk *chunk) {
     }
 }
 
-/* The cross-attention of all texts, made that of text t alone. */
-static void take_text(const gradient_pass *pass, qv_attention *attention, size_t t) {
-    size_t row = pass->start[t], state = pass->seen[t];
-    attention->q.at += row * attention->q.ld;
-    attention->k.at += state * attention->k.ld;
-    attention->v.at += state * attention->v.ld;
-    attention->T = pass->start[t + 1] - row;
-    attention->S = pass->seen[t + 1] - state;
-}
-
+/* What block l reads: a run a text. */
 static qv_cross_states cross_of(const gradient_pass *pass, const text_chunk *chunk, size_t l) {
     const qv_block_kind *kind = &pass->decoder->kind;
-    return (qv_cross_states){pass->kv + l * chunk->S * 2 * kind->H * kind->d, chunk->S};
+    const float *kv = pass->kv + l * chunk->S * 2 * kind->H * kind->d;
+    for (size_t t = 0; t < chunk->T; t++) {
+        size_t row = pass->start[t], state = pass->seen[t];
+        pass->runs[t] = (qv_cross_run){kv + state * 2 * kind->H * kind->d, pass->seen[t + 1] - state, row,
+                                       pass->start[t + 1] - row};
+    }
+    return (qv_cross_states){pass->runs, chunk->T};
 }
 
 static void run_block(const gradient_pass *pass, qv_call *call, const text_chunk *chunk, const float *states, size_t l) {
@@ -148,22 +147,11 @@ static void run_block(const gradient_pass *pass, qv_call *call, const text_chunk
     size_t D = kind->D, inner = kind->H * kind->d, R = chunk->R;
     const qv_cross_states cross = cross_of(pass, chunk, l);
     const qv_sequences sequences = {.B = chunk->T, .start = pass->start};
-    qv_rows h = {pass->h, D};
+    const qv_rows h = {pass->h, D};
     const qv_block_rows rows = {h, R, h, R};
     qv_rows kv = {pass->kv + l * chunk->S * 2 * inner, 2 * inner};
     call->ops->linear(call, kv, (qv_const_rows){states, kind->cross_width}, &block->cross_kv, 0, 2 * inner, NULL, chunk->S);
-    qv_block_project(call, kind, block, a, &rows, true);
-    qv_block_attend(call, kind, a, &sequences);
-    h = qv_block_add_attended(call, kind, block, a, (qv_const_rows){a->attended, inner}, h, R);
-    qv_block_cross_query(call, kind, block, a, h, R);
-    for (size_t t = 0; t < chunk->T; t++) {
-        qv_attention attention = qv_block_cross_attention(kind, a, &cross, R);
-        attention.out.at += pass->start[t] * inner;
-        take_text(pass, &attention, t);
-        call->ops->attention(call, &attention);
-    }
-    h = qv_block_add_cross(call, kind, block, a, h, rows.x, R);
-    qv_block_feed_forward(call, kind, block, a, h, rows.x, R);
+    qv_block_run(call, kind, block, a, &rows, &sequences, &cross);
 }
 
 static void run_forward(const gradient_pass *pass, qv_call *call, const text_chunk *chunk, const float *states) {
@@ -205,17 +193,13 @@ static void block_backward(const gradient_pass *pass, qv_call *call, const text_
     const qv_block_gradients *g = &pass->gradients;
     size_t inner = kind->H * kind->d, W = kind->cross_width;
     const qv_cross_states cross = cross_of(pass, chunk, l);
-    const qv_attention_backward whole =
-        qv_block_backward_to_cross(call, kind, &decoder->blocks[l], &pass->blocks[l], g, &cross, chunk->R);
+    qv_block_backward_to_cross(call, kind, &decoder->blocks[l], &pass->blocks[l], g, chunk->R);
     for (size_t t = 0; t < chunk->T; t++) {
-        qv_attention_backward attention = whole;
+        qv_attention_backward attention = qv_block_cross_backward(kind, &pass->blocks[l], g, &cross.runs[t]);
         float *d_kv = pass->d_kv + pass->seen[t] * 2 * inner;
-        attention.d_out.at += pass->start[t] * inner;
-        attention.d_q = (qv_rows){g->d_q + pass->start[t] * inner, inner};
         attention.d_k = (qv_rows){d_kv, 2 * inner};
         attention.d_v = (qv_rows){d_kv + inner, 2 * inner};
-        take_text(pass, &attention.forward, t);
-        call->ops->attention_backward(call, &attention);
+        call->ops->attention_backward(call, &attention, 1);
     }
     call->ops->linear_backward(call, (qv_rows){pass->d_read.at, W}, (qv_const_rows){pass->d_kv, 2 * inner},
                                &decoder->blocks[l].cross_kv, 0, 2 * inner, l + 1 < decoder->L, chunk->S);

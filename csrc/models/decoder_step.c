@@ -238,7 +238,7 @@ static void attend(const step_call *c, qv_call *call, const step_pass *pass, siz
         attention.B = next - r;
         attention.T = count;
         attention.S = length + count;
-        call->ops->attention(call, &attention);
+        call->ops->attention(call, &attention, 1);
         at += (next - r) * count;
     }
 }
@@ -298,10 +298,8 @@ static void attend_keys(const step_call *c, qv_call *call, const row_group *grou
     const qv_decoder_memory *memory = group->source->memory;
     const size_t *start = memory->start + group->source->sequence;
     size_t before = l * memory->start[memory->count] + start[0], both = 2 * inner_width(c);
-    const qv_cross_states cross = {memory->kv + before * both, start[1] - start[0]};
-    qv_attention attention = qv_block_cross_attention(kind, &c->a, &cross, group->count);
-    attention.out.at += group->at * attention.out.ld;
-    attention.q.at += group->at * attention.q.ld;
+    const qv_cross_run run = {memory->kv + before * both, start[1] - start[0], group->at, group->count};
+    qv_attention attention = qv_block_cross_attention(kind, &c->a, &run);
     if (cache->tokens != NULL) {
         attention.B = group->next - group->row;
         attention.T = group->count / attention.B;
@@ -314,7 +312,7 @@ static void attend_keys(const step_call *c, qv_call *call, const row_group *grou
         attention.row_count = attention.T;
         attention.column_count = attention.S;
     }
-    call->ops->attention(call, &attention);
+    call->ops->attention(call, &attention, 1);
     size_t set = attention.T * attention.S;
     for (size_t b = 0; c->weights != NULL && b < attention.B; b++) {
         add_heads(c, call, group->sums + b * set, c->probabilities + b * kind->H * set, l == 0, attention.T, attention.S);

@@ -100,7 +100,7 @@ static void embed(const qformer_rows *rows, qv_call *call) {
     call->ops->norm(call, h, qv_as_const(h), &model->embedding_norm, rows->queries + rows->texts);
 }
 
-static void run_block(const qformer_rows *rows, qv_call *call, const qv_blip_image *image, size_t l) {
+static void run_block(const qformer_rows *rows, qv_call *call, size_t l) {
     const qv_blip *model = rows->model;
     const qv_block_kind *kind = &model->kind;
     const qv_block_activations *shared = &rows->plan->shared, *a = &rows->plan->blocks[l], texts = of_texts(rows, a);
@@ -109,7 +109,7 @@ static void run_block(const qformer_rows *rows, qv_call *call, const qv_blip_ima
     const qv_block queries = query_block(model, l);
     const qv_block_rows work = {h, all, h, count};
     const qv_sequences sequences = sequences_of(rows, l);
-    const qv_cross_states cross = qv_blip_cross_of(model, image, l), none = {NULL, 0};
+    const qv_cross_states cross = qv_blip_cross_of(model, rows->plan, rows->questions, l), none = {NULL, 0};
     qv_block_project(call, kind, &queries, shared, &work, true);
     reorder(rows, call, a->q, shared->q, D, count, true);
     reorder(rows, call, a->kv, shared->kv, 2 * D, all, true);
@@ -122,13 +122,12 @@ static void run_block(const qformer_rows *rows, qv_call *call, const qv_blip_ima
     }
 }
 
-void qv_qformer_run(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_image *image,
-                    const qv_blip_questions *questions) {
+void qv_qformer_run(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan, const qv_blip_questions *questions) {
     const qformer_rows rows = rows_of(model, plan, questions);
     size_t D = model->config.D, n = model->queries;
     embed(&rows, call);
     for (size_t l = 0; l < model->config.L; l++) {
-        run_block(&rows, call, image, l);
+        run_block(&rows, call, l);
     }
     for (size_t q = 0; q < questions->Q; q++) {
         call->ops->mean_rows(call, plan->class_rows + q * D, plan->h + q * n * D, n, D);
@@ -139,15 +138,14 @@ void qv_qformer_run(const qv_blip *model, qv_call *call, const qv_blip_text_plan
 
 /* d_x of what goes into block l, from that of what comes out of it. The memory of the forward pass that no block keeps holds
  * what self-attention's gradients are by questions. */
-static void block_backward(const qformer_rows *rows, qv_call *call, const qv_block_gradients *g, const qv_blip_image *image,
-                           size_t l) {
+static void block_backward(const qformer_rows *rows, qv_call *call, const qv_block_gradients *g, size_t l) {
     const qv_blip *model = rows->model;
     const qv_block_kind *kind = &model->kind;
     const qv_block_activations *a = &rows->plan->blocks[l], texts = of_texts(rows, a);
     size_t D = kind->D, all = rows->queries + rows->texts, count = count_queries(rows, l), first = rows->queries * D;
     const qv_block queries = query_block(model, l);
     const qv_sequences sequences = sequences_of(rows, l);
-    const qv_cross_states cross = qv_blip_cross_of(model, image, l), none = {NULL, 0};
+    const qv_cross_states cross = qv_blip_cross_of(model, rows->plan, rows->questions, l), none = {NULL, 0};
     qv_block_gradients of_text = *g, by_question = *g;
     of_text.d_x += first;
     of_text.d_rows += first;
@@ -167,18 +165,16 @@ static void block_backward(const qformer_rows *rows, qv_call *call, const qv_blo
     call->ops->add(call, g->d_x, g->d_rows, count, D);
 }
 
-qv_attention_backward qv_qformer_differentiate(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan,
-                                               const qv_block_gradients *gradients, const qv_blip_image *image,
-                                               const qv_blip_questions *questions, size_t block) {
+void qv_qformer_differentiate(const qv_blip *model, qv_call *call, const qv_blip_text_plan *plan,
+                              const qv_block_gradients *gradients, const qv_blip_questions *questions, size_t block) {
     const qformer_rows rows = rows_of(model, plan, questions);
     const qv_rows d_x = {gradients->d_x, model->config.D};
     call->ops->copy(call, d_x, (qv_const_rows){model->match.data, 0}, rows.queries, d_x.ld);
     for (size_t l = model->config.L - 1; l > block; l--) {
-        block_backward(&rows, call, gradients, image, l);
+        block_backward(&rows, call, gradients, l);
     }
     const qv_block queries = query_block(model, block);
-    const qv_cross_states cross = qv_blip_cross_of(model, image, block);
-    return qv_block_backward_to_cross(call, &model->kind, &queries, &plan->blocks[block], gradients, &cross, rows.queries);
+    qv_block_backward_to_cross(call, &model->kind, &queries, &plan->blocks[block], gradients, rows.queries);
 }
 
 /* ---- the image's side of the contrastive head ---- */
@@ -204,9 +200,9 @@ static qv_status run_features(void *state, qv_call *call, qv_error *err) {
     const qv_blip *model = pass->model;
     size_t N = model->projection, n = model->queries;
     const size_t start[2] = {0, 0};
-    const qv_blip_questions without_text = {1, NULL, start};
+    const qv_blip_questions without_text = {1, NULL, start, &pass->image};
     (void)err;
-    qv_qformer_run(model, call, &pass->plan, pass->image, &without_text);
+    qv_qformer_run(model, call, &pass->plan, &without_text);
     call->ops->linear(call, (qv_rows){pass->features.at, N}, (qv_const_rows){pass->plan.h, model->config.D},
                       &model->vision_projection, 0, N, NULL, n);
     call->ops->unit_length(call, pass->features.at, n, N);

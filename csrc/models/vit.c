@@ -93,7 +93,7 @@ static void plan(void *state, qv_call *call, qv_arena *arena) {
     vit_pass *pass = state;
     const qv_vit *vit = pass->vit;
     size_t T = vit->T, D = vit->config.D, p = vit->config.patch_size, M = pass->request->M;
-    size_t dim = vit->config.instruction_dim, limit = at_least(vit->ops->chunk_rows / T, 1);
+    size_t dim = vit->config.instruction_dim, limit = qv_vit_images_at_once(vit);
     pass->images = qv_vit_chunk(vit, pass->request->images.count);
     pass->pairs = at_most(pass->request->pair_count, limit);
     size_t sequences = at_least(pass->images, pass->pairs), tokens = qv_plan_product(arena, pass->pairs, M);
@@ -204,14 +204,14 @@ static void attend(const vit_pass *pass, qv_call *call, const sequences *s, cons
         size_t one = a.row_count * a.column_count, window = tap->mean ? one : a.H * one;
         qv_output seen = qv_output_at(vit->ops, pass->attention, tap->attention + s->first * window, s->B * window);
         a.probabilities = tap->mean ? pass->heads : seen.at;
-        call->ops->attention(call, &a);
+        call->ops->attention(call, &a, 1);
         for (size_t b = 0; tap->mean && b < s->B; b++) {
             call->ops->mean_rows(call, seen.at + b * one, pass->heads + b * a.H * one, a.H, one);
         }
         qv_output_take(call, &seen);
         return;
     }
-    call->ops->attention(call, &a);
+    call->ops->attention(call, &a, 1);
 }
 
 static void run_block(const vit_pass *pass, qv_call *call, size_t i, const sequences *s, block_extent extent) {
@@ -269,8 +269,9 @@ static void hand_out(const vit_pass *pass, qv_call *call, const sequences *s) {
     if (request->last != NULL) {
         qv_take_floats(call, request->last + first, s->x, rows * D);
     }
-    if (request->embeddings != NULL) {
-        call->ops->norm(call, (qv_rows){request->embeddings + first, D}, x, &vit->post_norm, rows);
+    for (size_t b = 0; request->embeddings != NULL && b < s->B; b++) {
+        const qv_const_rows one = {s->x + b * vit->T * D, D};
+        call->ops->norm(call, (qv_rows){request->embeddings[s->first + b], D}, one, &vit->post_norm, vit->T);
     }
     if (request->normed != NULL) {
         qv_output normed = qv_output_part(&pass->normed, first, rows * D);

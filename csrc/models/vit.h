@@ -57,6 +57,9 @@ typedef struct {
     qv_arena_cache arenas;
 } qv_vit;
 
+/* So many images, at least one, are enough for the full speed of products. */
+size_t qv_vit_images_at_once(const qv_vit *vit);
+
 /* Tensors are called as in Hugging Face's CLIPVisionModel, behind the loader's prefix; docs/MODEL.md has the list. On
  * failure nothing is held. */
 qv_status qv_vit_load(qv_vit *vit, const qv_vit_config *config, qv_loader *loader);
@@ -101,7 +104,7 @@ typedef struct {
     float *embedded;        /* [images.count, T, D], what enters block 0, or NULL */
     float *last;            /* [B, T, D], what leaves the last block, or NULL */
     float *normed;          /* [B, T, D], the final norm of `last`, or NULL */
-    float *embeddings;      /* [B, T, D], the same in the ops' own memory, or NULL */
+    float *const *embeddings; /* [B], the same of each, [T, D] in the ops' own memory, or NULL */
     float *pooled;          /* [B, D], or NULL */
     float *projected;       /* [B, E], its projection, or NULL; only where there is one */
     float *pool_attention;  /* [B, H, T], of the attention head's query, or NULL */

@@ -97,7 +97,7 @@ static void attend_self(const dense_pass *pass, qv_call *call, qv_rows out, qv_c
     a.B = B;
     a.H = H;
     a.T = a.S = vit->T;
-    call->ops->attention(call, &a);
+    call->ops->attention(call, &a, 1);
 }
 
 static void mix_gem(const dense_pass *pass, qv_call *call, const qv_vit_block *block, qv_const_rows v, size_t B) {
@@ -202,7 +202,7 @@ static void run_block(const dense_pass *pass, qv_call *call, size_t i, size_t B)
     attention.B = B;
     attention.T = T / step;
     attention.S = T;
-    call->ops->attention(call, &attention);
+    call->ops->attention(call, &attention, 1);
     qv_block_finish(call, &vit->kind, block, a, qv_as_const(attention.out), (qv_rows){x.at, step * D}, rows / step, NULL);
     if (!second) {
         return;

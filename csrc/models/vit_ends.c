@@ -2,10 +2,13 @@
 
 #include "models/planned.h"
 
+size_t qv_vit_images_at_once(const qv_vit *vit) {
+    size_t limit = vit->ops->chunk_rows / vit->T;
+    return limit == 0 ? 1 : limit;
+}
+
 size_t qv_vit_chunk(const qv_vit *vit, size_t count) {
-    size_t limit = vit->ops->chunk_rows / vit->T, chunks;
-    limit = limit == 0 ? 1 : limit;
-    chunks = count / limit + (count % limit != 0 ? 1 : 0);
+    size_t limit = qv_vit_images_at_once(vit), chunks = count / limit + (count % limit != 0 ? 1 : 0);
     return chunks == 0 ? 0 : count / chunks + (count % chunks != 0 ? 1 : 0); /* as even as can be */
 }
 
@@ -101,7 +104,7 @@ void qv_vit_run_head(const qv_vit *vit, qv_call *call, const qv_vit_pooling_plac
     attention.probabilities = probabilities;
     attention.row_count = 1;
     attention.column_count = vit->T;
-    call->ops->attention(call, &attention);
+    call->ops->attention(call, &attention, 1);
     call->ops->linear(call, y, qv_as_const(attention.out), &vit->head.out, 0, D, NULL, B);
     qv_block_feed_forward(call, &kind, &vit->head, a, y, pooled, B);
 }

@@ -82,7 +82,7 @@ static void find_extent(qv_vit_gradient_pass *pass) {
     pass->all_tokens = below || (pass->lowest < L && !pools_class(vit));
     /* Eight products' worth of items whose gradients wait between blocks; of class tokens alone, as many as there are. */
     bool rows = pass->all_tokens || legrad;
-    pass->turn = rows ? smaller(larger(vit->ops->chunk_rows / vit->T, 1), pass->items) : 1;
+    pass->turn = rows ? smaller(qv_vit_images_at_once(vit), pass->items) : 1;
     pass->chunk = rows ? smaller(8 * pass->turn, pass->items) : pass->items;
 }
 
@@ -181,7 +181,7 @@ static void run_block(qv_vit_gradient_pass *pass, qv_call *call, size_t l, size_
         qv_vit_rotate(vit, call, a->q, false, 1);
     }
     const qv_attention attention = attention_of(pass, l, n, count);
-    call->ops->attention(call, &attention);
+    call->ops->attention(call, &attention, 1);
     if (again) {
         qv_block_keep(call, &kind, &block->block, a, qv_as_const(attention.out), x, count);
     } else {
@@ -219,7 +219,7 @@ static void class_rows(const qv_vit_gradient_pass *pass, qv_call *call, const tu
     one.d_out = (qv_const_rows){pass->g.d_attended + i * t->tokens * inner, inner};
     one.probabilities = attention.host != NULL ? attention.at : NULL;
     one.d_probabilities = gradient.host != NULL ? gradient.at : NULL;
-    call->ops->attention_backward(call, &one);
+    call->ops->attention_backward(call, &one, 1);
     qv_output_take(call, &attention);
     qv_output_take(call, &gradient);
 }
@@ -259,7 +259,7 @@ static void attend_backward(const qv_vit_gradient_pass *pass, qv_call *call, con
         backward.d_probabilities = seen.host != NULL ? seen.at : pass->second_place;
     }
     if (t->keys || relevant || gradient != NULL) {
-        ops->attention_backward(call, &backward);
+        ops->attention_backward(call, &backward, 1);
     }
     qv_output_take(call, &seen);
     if (gradient != NULL && seen.host == NULL) {

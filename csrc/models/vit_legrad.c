@@ -104,7 +104,7 @@ static void take_legrad(const qv_vit_gradient_pass *pass, qv_call *call, qv_atte
     }
     backward->relevance = out.at;
     backward->gradient_alone = true;
-    call->ops->attention_backward(call, backward);
+    call->ops->attention_backward(call, backward, 1);
     qv_output_take(call, &out);
 }
 

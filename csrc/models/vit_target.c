@@ -181,7 +181,7 @@ static void through_head(const qv_vit_gradient_pass *pass, qv_call *call, const 
             backward.d_k = (qv_rows){d_kv, 2 * D};
             backward.d_v = (qv_rows){d_kv + D, 2 * D};
         }
-        call->ops->attention_backward(call, &backward);
+        call->ops->attention_backward(call, &backward, 1);
         qv_output_take(call, &attention);
         qv_output_take(call, &gradient);
     }

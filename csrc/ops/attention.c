@@ -165,7 +165,7 @@ static void attend_rows(void *context, size_t task, size_t lane) {
     }
 }
 
-void qv_cpu_attention(qv_call *call, const qv_attention *a) {
+static void attend_one(qv_call *call, const qv_attention *a) {
     attention_work work = {.a = a,
                            .kernels = qv_kernels_here(),
                            .product = qv_product_here(a->precision),
@@ -186,4 +186,10 @@ void qv_cpu_attention(qv_call *call, const qv_attention *a) {
     work.rows = qv_round_up((a->T + work.splits - 1) / work.splits, work.held);
     work.splits = (a->T + work.rows - 1) / work.rows;
     qv_cpu_run(call, call->lanes, heads * work.splits, attend_rows, &work);
+}
+
+void qv_cpu_attention(qv_call *call, const qv_attention *each, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        attend_one(call, &each[i]);
+    }
 }

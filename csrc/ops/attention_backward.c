@@ -310,7 +310,7 @@ static void backward_head(void *context, size_t task, size_t lane) {
     }
 }
 
-void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *w) {
+static void backward_one(qv_call *call, const qv_attention_backward *w) {
     const qv_attention *a = &w->forward;
     bool whole = a->precision == QV_PRECISION_FLOAT32, scores = w->d_q.at != NULL || w->d_k.at != NULL;
     backward_work work = {.w = w,
@@ -322,4 +322,10 @@ void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *w) {
                               scores || w->probabilities != NULL || (w->relevance != NULL && !w->gradient_alone),
                           .scores = scores};
     qv_cpu_run(call, call->lanes, a->B * a->H, backward_head, &work);
+}
+
+void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *each, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        backward_one(call, &each[i]);
+    }
 }

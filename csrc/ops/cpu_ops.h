@@ -41,8 +41,8 @@ enum { QV_SLAB_COLUMNS = 96 };
 size_t qv_cpu_linear_scratch(size_t lanes, size_t rows, size_t depth);
 size_t qv_cpu_linear_backward_scratch(size_t lanes);
 
-void qv_cpu_attention(qv_call *call, const qv_attention *attention);
-void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *backward);
+void qv_cpu_attention(qv_call *call, const qv_attention *each, size_t count);
+void qv_cpu_attention_backward(qv_call *call, const qv_attention_backward *each, size_t count);
 size_t qv_cpu_attention_scratch(size_t lanes, size_t keys, size_t head_width);
 size_t qv_cpu_attention_backward_scratch(size_t lanes, size_t keys, size_t head_width);
 

@@ -194,7 +194,8 @@ struct qv_ops {
                    const qv_epilogue *epilogue, size_t R);
     /* out [R, D] = norm(x [R, D]); out may be x */
     void (*norm)(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
-    void (*attention)(qv_call *call, const qv_attention *attention);
+    /* Each of `count`, none of which reads what another writes. */
+    void (*attention)(qv_call *call, const qv_attention *each, size_t count);
 
     /* out [3, height, width] = the picture resized, cut and normalised. The picture is the host's wherever the ops work,
      * and of any size: this op may ask for memory, and so it can fail. */
@@ -240,7 +241,7 @@ struct qv_ops {
     /* dx [n] = dy act'(x); dx may be dy, or x; dy NULL: 1 */
     void (*activation_backward)(qv_call *call, float *dx, const float *dy, const float *x, qv_activation activation,
                                 size_t n);
-    void (*attention_backward)(qv_call *call, const qv_attention_backward *backward);
+    void (*attention_backward)(qv_call *call, const qv_attention_backward *each, size_t count);
     /* log_probability [R] = that of each row's target under softmax(logits [R, V]), and logits become its gradient with
      * respect to them: 1 at the target less the probabilities */
     void (*likelihood)(qv_call *call, float *log_probability, float *logits, const int32_t *targets, size_t R, size_t V);

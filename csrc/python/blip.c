@@ -110,73 +110,64 @@ static BlipImageObject *new_image(qvpy_model *self) {
     return image;
 }
 
-/* What questions share, of an image whose pixels, whose picture or whose embeddings are given. */
-static PyObject *finish_image(qvpy_model *self, const float *pixels, const qvpy_pictures *picture,
-                              const float *embeddings) {
-    BlipImageObject *image = new_image(self);
-    qvpy_call call;
-    if (image == NULL || qvpy_begin(&call, self) < 0) {
-        Py_XDECREF(image);
-        return NULL;
-    }
-    qv_status status = embeddings != NULL
-                           ? qv_blip_set_embeddings(self->model, &call.core, &image->image, embeddings, &call.err)
-                           : qv_blip_embed_image(self->model, &call.core, &image->image, pixels, picture->views,
-                                                 &picture->how, &call.err);
-    if (status == QV_OK) {
-        status = qv_blip_cross_attend(self->model, &call.core, &image->image, &call.err);
-    }
-    if (qvpy_end(&call, status) < 0) {
-        Py_CLEAR(image);
-    } else {
-        PyObject_GC_Track(image);
-    }
-    return (PyObject *)image;
-}
-
 static const qv_vit *vision_of(const qvpy_model *self) {
     return &((const qv_blip *)self->model)->vision;
 }
 
-static PyObject *encode_picture(qvpy_model *self, PyObject *object, PyObject *preprocessing) {
-    qvpy_pictures picture;
-    PyObject *one = PyTuple_Pack(1, object), *result = NULL;
-    if (one != NULL &&
-        qvpy_pictures_acquire(&picture, one, preprocessing, vision_of(self)->config.height,
-                              vision_of(self)->config.width) == 0) {
-        result = finish_image(self, NULL, &picture, NULL);
-        qvpy_pictures_release(&picture);
+/* The list of `count` images, their embeddings made of `from`, or (NULL) the one image's `embeddings`. */
+static PyObject *make_images(qvpy_model *self, size_t count, const qv_vit_images *from, const float *embeddings) {
+    PyObject *list = PyList_New((Py_ssize_t)count), *result = NULL;
+    qv_blip_image **images = PyMem_Calloc(count + 1, sizeof *images);
+    if (list == NULL || images == NULL) {
+        PyErr_NoMemory();
+        goto done;
     }
-    Py_XDECREF(one);
+    for (size_t i = 0; i < count; i++) {
+        BlipImageObject *image = new_image(self);
+        if (image == NULL) {
+            goto done;
+        }
+        images[i] = &image->image;
+        PyList_SET_ITEM(list, (Py_ssize_t)i, (PyObject *)image);
+    }
+    qvpy_call call;
+    if (qvpy_begin(&call, self) < 0) {
+        goto done;
+    }
+    qv_status status = from != NULL
+                           ? qv_blip_embed_images(self->model, &call.core, images, from, &call.err)
+                           : qv_blip_set_embeddings(self->model, &call.core, images[0], embeddings, &call.err);
+    if (status == QV_OK) {
+        status = qv_blip_cross_attend(self->model, &call.core, images, count, &call.err);
+    }
+    if (qvpy_end(&call, status) == 0) {
+        for (size_t i = 0; i < count; i++) {
+            PyObject_GC_Track(PyList_GET_ITEM(list, (Py_ssize_t)i));
+        }
+        result = Py_NewRef(list);
+    }
+done:
+    PyMem_Free(images);
+    Py_XDECREF(list);
     return result;
 }
 
-static PyObject *itm_encode_image(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
+static PyObject *itm_encode_images(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"pixel_values", "preprocessing", NULL};
-    PyObject *object, *preprocessing = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:encode_image", names, &object, &preprocessing)) {
+    PyObject *object, *preprocessing = Py_None, *result;
+    qvpy_images images;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:encode_images", names, &object, &preprocessing) ||
+        qvpy_images_acquire(&images, vision_of(self), object, preprocessing) < 0) {
         return NULL;
     }
-    if (preprocessing != Py_None) {
-        return encode_picture(self, object, preprocessing);
-    }
-    PyArrayObject *pixels = qvpy_float_array(object, "pixel_values", 3);
-    if (pixels == NULL) {
-        return NULL;
-    }
-    npy_intp size = (npy_intp)vision_of(self)->config.height;
-    const npy_intp *shape = PyArray_DIMS(pixels);
-    PyObject *result = NULL;
-    if (shape[0] != 3 || shape[1] != size || shape[2] != size) {
-        PyErr_Format(PyExc_ValueError, "pixel_values has shape [%zd, %zd, %zd], expected [3, %zd, %zd]",
-                     (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], (Py_ssize_t)size,
-                     (Py_ssize_t)size);
-    } else {
-        const qvpy_pictures none = {.views = NULL};
-        result = finish_image(self, PyArray_DATA(pixels), &none, NULL);
-    }
-    Py_DECREF(pixels);
+    result = make_images(self, images.core.count, &images.core, NULL);
+    qvpy_images_release(&images);
     return result;
+}
+
+static PyObject *images_at_once(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromSize_t(qv_vit_images_at_once(vision_of((const qvpy_model *)self)));
 }
 
 static PyObject *itm_image_from_embeddings(qvpy_model *self, PyObject *object) {
@@ -190,7 +181,9 @@ static PyObject *itm_image_from_embeddings(qvpy_model *self, PyObject *object) {
         PyErr_Format(PyExc_ValueError, "embeddings has shape [%zd, %zd], expected [%zu, %zu]",
                      (Py_ssize_t)PyArray_DIM(embeddings, 0), (Py_ssize_t)PyArray_DIM(embeddings, 1), S, width);
     } else {
-        result = finish_image(self, NULL, NULL, PyArray_DATA(embeddings));
+        PyObject *list = make_images(self, 1, NULL, PyArray_DATA(embeddings));
+        result = list != NULL ? Py_NewRef(PyList_GET_ITEM(list, 0)) : NULL;
+        Py_XDECREF(list);
     }
     Py_DECREF(embeddings);
     return result;
@@ -211,16 +204,55 @@ static PyObject *image_embeddings(BlipImageObject *self, void *unused) {
 
 /* ---- questions ---- */
 
-/* Padded ids and their mask, packed. */
+/* Padded ids and their mask, packed, and the questions' images, held. */
 typedef struct {
     qv_blip_questions questions;
     int32_t *ids;
     size_t *start;
+    const qv_blip_image **images;
+    PyObject *held;
 } packed_questions;
 
 static void release_questions(packed_questions *packed) {
     PyMem_Free(packed->ids);
     PyMem_Free(packed->start);
+    PyMem_Free(packed->images);
+    Py_XDECREF(packed->held);
+}
+
+static const qv_blip_image *image_of(qvpy_model *self, PyObject *object) {
+    if (Py_TYPE(object) != qvpy_state_of(Py_TYPE(self))->blip_image) {
+        PyErr_Format(PyExc_TypeError, "image: expected a BlipImage, got %s", Py_TYPE(object)->tp_name);
+        return NULL;
+    }
+    BlipImageObject *image = (BlipImageObject *)object;
+    if (image->owner != self) {
+        PyErr_SetString(PyExc_ValueError, "image: it was encoded by another model");
+        return NULL;
+    }
+    return &image->image;
+}
+
+/* packed->images [Q] of one image for all questions, or a list of one a question. */
+static int pack_images(qvpy_model *self, PyObject *object, size_t Q, packed_questions *packed) {
+    bool several = PyList_Check(object);
+    packed->held = several ? PyList_AsTuple(object) : Py_NewRef(object);
+    packed->images = PyMem_Calloc(Q + 1, sizeof *packed->images);
+    if (packed->held == NULL || packed->images == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (several && (size_t)PyTuple_GET_SIZE(packed->held) != Q) {
+        PyErr_Format(PyExc_ValueError, "image: %zd images for %zu questions", PyTuple_GET_SIZE(packed->held), Q);
+        return -1;
+    }
+    for (size_t q = 0; q < Q; q++) {
+        packed->images[q] = image_of(self, several ? PyTuple_GET_ITEM(packed->held, (Py_ssize_t)q) : packed->held);
+        if (packed->images[q] == NULL) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 /* The tokens of row q that count: a run of ones from the first column on. Returns its length, or -1. */
@@ -238,7 +270,9 @@ static Py_ssize_t row_length(const npy_uint8 *mask, size_t M, size_t q) {
     return (Py_ssize_t)length;
 }
 
-static int pack_questions(qvpy_model *self, PyObject *ids_object, PyObject *mask_object, packed_questions *packed) {
+/* image: as pack_images takes it, or NULL: text alone */
+static int pack_questions(qvpy_model *self, PyObject *image, PyObject *ids_object, PyObject *mask_object,
+                          packed_questions *packed) {
     *packed = (packed_questions){.ids = NULL};
     PyArrayObject *ids = qvpy_array(ids_object, "ids", NPY_INT32, 2);
     PyArrayObject *mask = ids != NULL ? qvpy_array(mask_object, "mask", NPY_UINT8, 2) : NULL;
@@ -269,7 +303,10 @@ static int pack_questions(qvpy_model *self, PyObject *ids_object, PyObject *mask
         R += (size_t)length;
         packed->start[q + 1] = R;
     }
-    packed->questions = (qv_blip_questions){Q, packed->ids, packed->start};
+    if (image != NULL && pack_images(self, image, Q, packed) < 0) {
+        goto done;
+    }
+    packed->questions = (qv_blip_questions){Q, packed->ids, packed->start, packed->images};
     qv_error err;
     if (qv_blip_check_questions(self->model, &packed->questions, &err) != QV_OK) {
         qvpy_raise(&err);
@@ -285,22 +322,9 @@ done:
     return result;
 }
 
-static const qv_blip_image *image_of(qvpy_model *self, PyObject *object) {
-    if (Py_TYPE(object) != qvpy_state_of(Py_TYPE(self))->blip_image) {
-        PyErr_Format(PyExc_TypeError, "image: expected a BlipImage, got %s", Py_TYPE(object)->tp_name);
-        return NULL;
-    }
-    BlipImageObject *image = (BlipImageObject *)object;
-    if (image->owner != self) {
-        PyErr_SetString(PyExc_ValueError, "image: it was encoded by another model");
-        return NULL;
-    }
-    return &image->image;
-}
-
 /* Maps and, where there are such, logits and tokens' maps; else None. d_states: of a question encoder. */
-static PyObject *run_gradcam(qvpy_model *self, const qv_blip_image *image, const packed_questions *packed, Py_ssize_t block,
-                             bool want_tokens, const float *d_states) {
+static PyObject *run_gradcam(qvpy_model *self, const packed_questions *packed, Py_ssize_t block, bool want_tokens,
+                             const float *d_states) {
     size_t Q = packed->questions.Q, P = vision_of(self)->P, n = ((const qv_blip *)self->model)->queries;
     size_t map_shape[2] = {Q, P}, token_shape[2] = {n != 0 ? Q * n : packed->start[Q], P}, logit_shape[2] = {Q, 2};
     PyArrayObject *maps = qvpy_new_floats(2, map_shape), *tokens = NULL, *logits = NULL;
@@ -316,8 +340,8 @@ static PyObject *run_gradcam(qvpy_model *self, const qv_blip_image *image, const
         goto done;
     }
     qv_status status = block < 0 ? qv_fail(&call.err, QV_ERR_VALUE, "block %zd does not exist", block)
-                                 : qv_blip_gradcam(self->model, &call.core, &out, image, &packed->questions,
-                                                   (size_t)block, d_states, &call.err);
+                                 : qv_blip_gradcam(self->model, &call.core, &out, &packed->questions, (size_t)block,
+                                                   d_states, &call.err);
     if (qvpy_end(&call, status) == 0) {
         result = Py_BuildValue("OOO", maps, logits != NULL ? (PyObject *)logits : Py_None,
                                tokens != NULL ? (PyObject *)tokens : Py_None);
@@ -331,32 +355,25 @@ done:
 
 static PyObject *itm_gradcam(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"image", "ids", "mask", "block", "tokens", NULL};
-    PyObject *image_object, *ids, *mask, *result;
+    PyObject *image, *ids, *mask, *result;
     Py_ssize_t block;
     int tokens = 0;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOn|p:gradcam", names, &image_object, &ids, &mask, &block,
-                                     &tokens)) {
-        return NULL;
-    }
-    const qv_blip_image *image = image_of(self, image_object);
     packed_questions packed;
-    if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOn|p:gradcam", names, &image, &ids, &mask, &block, &tokens) ||
+        pack_questions(self, image, ids, mask, &packed) < 0) {
         return NULL;
     }
-    result = run_gradcam(self, image, &packed, block, tokens != 0, NULL);
+    result = run_gradcam(self, &packed, block, tokens != 0, NULL);
     release_questions(&packed);
     return result;
 }
 
 static PyObject *question_gradcam(qvpy_model *self, PyObject *arguments) {
-    PyObject *image_object, *ids, *mask, *gradient, *result = NULL;
+    PyObject *image, *ids, *mask, *gradient, *result = NULL;
     Py_ssize_t block;
-    if (!PyArg_ParseTuple(arguments, "OOOnO:gradcam", &image_object, &ids, &mask, &block, &gradient)) {
-        return NULL;
-    }
-    const qv_blip_image *image = image_of(self, image_object);
     packed_questions packed;
-    if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
+    if (!PyArg_ParseTuple(arguments, "OOOnO:gradcam", &image, &ids, &mask, &block, &gradient) ||
+        pack_questions(self, image, ids, mask, &packed) < 0) {
         return NULL;
     }
     PyArrayObject *d_states = qvpy_float_array(gradient, "d_states", 2);
@@ -365,7 +382,7 @@ static PyObject *question_gradcam(qvpy_model *self, PyObject *arguments) {
         PyErr_Format(PyExc_ValueError, "d_states has shape [%zd, %zd], expected [%zu, %zu]",
                      (Py_ssize_t)PyArray_DIM(d_states, 0), (Py_ssize_t)PyArray_DIM(d_states, 1), R, D);
     } else if (d_states != NULL) {
-        result = run_gradcam(self, image, &packed, block, true, PyArray_DATA(d_states));
+        result = run_gradcam(self, &packed, block, true, PyArray_DATA(d_states));
     }
     Py_XDECREF(d_states);
     release_questions(&packed);
@@ -373,20 +390,17 @@ static PyObject *question_gradcam(qvpy_model *self, PyObject *arguments) {
 }
 
 static PyObject *encode_questions(qvpy_model *self, PyObject *arguments) {
-    PyObject *image_object, *ids, *mask;
-    if (!PyArg_ParseTuple(arguments, "OOO:encode_questions", &image_object, &ids, &mask)) {
-        return NULL;
-    }
-    const qv_blip_image *image = image_of(self, image_object);
+    PyObject *image, *ids, *mask;
     packed_questions packed;
-    if (image == NULL || pack_questions(self, ids, mask, &packed) < 0) {
+    if (!PyArg_ParseTuple(arguments, "OOO:encode_questions", &image, &ids, &mask) ||
+        pack_questions(self, image, ids, mask, &packed) < 0) {
         return NULL;
     }
     size_t shape[2] = {packed.start[packed.questions.Q], ((const qv_blip *)self->model)->config.D};
     PyArrayObject *states = qvpy_new_floats(2, shape);
     qvpy_call call;
     if (states == NULL || qvpy_begin(&call, self) < 0 ||
-        qvpy_end(&call, qv_blip_encode_questions(self->model, &call.core, PyArray_DATA(states), image, &packed.questions,
+        qvpy_end(&call, qv_blip_encode_questions(self->model, &call.core, PyArray_DATA(states), &packed.questions,
                                                  &call.err)) < 0) {
         Py_CLEAR(states);
     }
@@ -395,9 +409,9 @@ static PyObject *encode_questions(qvpy_model *self, PyObject *arguments) {
 }
 
 /* match(image, ids, mask), or (image NULL) text_features(ids, mask) */
-static PyObject *run_text(qvpy_model *self, const qv_blip_image *image, PyObject *ids, PyObject *mask) {
+static PyObject *run_text(qvpy_model *self, PyObject *image, PyObject *ids, PyObject *mask) {
     packed_questions packed;
-    if (pack_questions(self, ids, mask, &packed) < 0) {
+    if (pack_questions(self, image, ids, mask, &packed) < 0) {
         return NULL;
     }
     const qv_blip *model = self->model;
@@ -406,7 +420,7 @@ static PyObject *run_text(qvpy_model *self, const qv_blip_image *image, PyObject
     qvpy_call call;
     if (out != NULL && qvpy_begin(&call, self) == 0) {
         qv_status status =
-            image != NULL ? qv_blip_match(model, &call.core, PyArray_DATA(out), image, &packed.questions, &call.err)
+            image != NULL ? qv_blip_match(model, &call.core, PyArray_DATA(out), &packed.questions, &call.err)
                           : qv_blip_text_features(model, &call.core, PyArray_DATA(out), &packed.questions, &call.err);
         if (qvpy_end(&call, status) < 0) {
             Py_CLEAR(out);
@@ -419,12 +433,8 @@ static PyObject *run_text(qvpy_model *self, const qv_blip_image *image, PyObject
 }
 
 static PyObject *itm_match(qvpy_model *self, PyObject *arguments) {
-    PyObject *image_object, *ids, *mask;
-    if (!PyArg_ParseTuple(arguments, "OOO:match", &image_object, &ids, &mask)) {
-        return NULL;
-    }
-    const qv_blip_image *image = image_of(self, image_object);
-    return image != NULL ? run_text(self, image, ids, mask) : NULL;
+    PyObject *image, *ids, *mask;
+    return PyArg_ParseTuple(arguments, "OOO:match", &image, &ids, &mask) ? run_text(self, image, ids, mask) : NULL;
 }
 
 static PyObject *itm_text_features(qvpy_model *self, PyObject *arguments) {
@@ -463,7 +473,8 @@ static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
         QVPY_SIZE_OF(qv_blip, "heads", config.H, "Attention heads of a text block."),                           \
         QVPY_SIZE_OF(qv_blip, "blocks", config.L, "Number of text blocks."),                                    \
         QVPY_SIZE_OF(qv_blip, "vocab_size", config.vocabulary, "Rows of the word embedding."),                  \
-        QVPY_SIZE_OF(qv_blip, "max_tokens", config.positions, "Rows of the position embedding.")
+        QVPY_SIZE_OF(qv_blip, "max_tokens", config.positions, "Rows of the position embedding."),               \
+        {"images_at_once", images_at_once, NULL, "So many images are enough for encode_images' full speed.", NULL}
 
 static PyGetSetDef itm_attributes[] = {
     ATTRIBUTES,
@@ -476,11 +487,11 @@ static PyGetSetDef itm_attributes[] = {
 static PyGetSetDef question_attributes[] = {ATTRIBUTES, {NULL, NULL, NULL, NULL, NULL}};
 
 #define ENCODE_IMAGE                                                                                              \
-    {"encode_image", QVPY_KEYWORDS(itm_encode_image),                                                             \
-     "encode_image(pixel_values, preprocessing=None)\n--\n\n"                                                     \
-     "What every question on the image [3, size, size] shares, as a BlipImage. With preprocessing, a tuple as\n"  \
-     "preprocess_image takes it, the image is a uint8 picture [H, W, 3], which becomes pixel values where the "   \
-     "model computes."},                                                                                          \
+    {"encode_images", QVPY_KEYWORDS(itm_encode_images),                                                           \
+     "encode_images(pixel_values, preprocessing=None)\n--\n\n"                                                    \
+     "What every question on each of the images [N, 3, size, size] shares: a list of BlipImages. With\n"          \
+     "preprocessing, a tuple as preprocess_image takes it, they are a sequence of uint8 pictures [H, W, 3], which\n" \
+     "become pixel values where the model computes."},                                                            \
     {"image_from_embeddings", (PyCFunction)(void (*)(void))itm_image_from_embeddings, METH_O,                     \
      "image_from_embeddings(embeddings)\n--\n\nThe same from the image's tokens [image_tokens, image_width]."}
 
@@ -489,7 +500,7 @@ static PyMethodDef itm_methods[] = {
     {"gradcam", QVPY_KEYWORDS(itm_gradcam),
      "gradcam(image, ids, mask, block, tokens=False)\n--\n\nMaps [Q, P], logits [Q, 2] and, where asked for, the maps\n"
      "of all tokens that count, [R, P], one question after another, or of all queries, [Q * queries, P]; else None.\n"
-     "ids int32, mask uint8 [Q, M]."},
+     "image: of all questions, or a list of one a question. ids int32, mask uint8 [Q, M]."},
     {"match", (PyCFunction)(void (*)(void))itm_match, METH_VARARGS,
      "match(image, ids, mask)\n--\n\nLogits [Q, 2]: no match, match."},
     {"text_features", (PyCFunction)(void (*)(void))itm_text_features, METH_VARARGS,
@@ -504,7 +515,7 @@ static PyMethodDef question_methods[] = {
     ENCODE_IMAGE,
     {"encode_questions", (PyCFunction)(void (*)(void))encode_questions, METH_VARARGS,
      "encode_questions(image, ids, mask)\n--\n\nThe last states of all tokens that count, [R, width], one question after\n"
-     "another. ids int32, mask uint8 [Q, M]."},
+     "another. image: of all questions, or a list of one a question. ids int32, mask uint8 [Q, M]."},
     {"gradcam", (PyCFunction)(void (*)(void))question_gradcam, METH_VARARGS,
      "gradcam(image, ids, mask, block, d_states)\n--\n\nMaps [Q, P], None, and the maps of all tokens that count, [R, P],\n"
      "from the gradient [R, width] of encode_questions' states."},
@@ -557,7 +568,7 @@ static PyGetSetDef image_attributes[] = {
 static PyObject *refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     (void)arguments;
     (void)keywords;
-    return PyErr_Format(PyExc_TypeError, "%s is made by a model's encode_image", type->tp_name);
+    return PyErr_Format(PyExc_TypeError, "%s is made by a model's encode_images", type->tp_name);
 }
 
 static PyType_Slot image_slots[] = {
@@ -565,7 +576,7 @@ static PyType_Slot image_slots[] = {
     {Py_tp_dealloc, (void *)image_dealloc},
     {Py_tp_traverse, (void *)image_traverse},
     {Py_tp_getset, image_attributes},
-    {Py_tp_doc, (void *)"What every question on an image shares; made by a model's encode_image."},
+    {Py_tp_doc, (void *)"What every question on an image shares; made by a model's encode_images."},
     {0, NULL},
 };
 

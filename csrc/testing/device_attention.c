@@ -43,7 +43,7 @@ static qv_status run(const qv_ops *ops, qv_attention *a, const input *inputs, si
         qv_output probabilities = qv_output_lay_out(&arena, ops, a->probabilities, probability_count);
         a->out.at = out_count != 0 ? out.at : NULL;
         a->probabilities = probability_count != 0 ? probabilities.at : NULL;
-        ops->attention(&call, a);
+        ops->attention(&call, a, 1);
         qv_output_take(&call, &out);
         qv_output_take(&call, &probabilities);
         status = qv_call_end(&call, status, err);
@@ -52,7 +52,7 @@ static qv_status run(const qv_ops *ops, qv_attention *a, const input *inputs, si
     if (status == QV_OK && repeats != 0) {
         status = qv_call_begin(&call, err);
         for (size_t i = 0; status == QV_OK && i < repeats; i++) {
-            ops->attention(&call, a);
+            ops->attention(&call, a, 1);
         }
         status = status == QV_OK ? qv_call_end(&call, status, err) : status;
     }

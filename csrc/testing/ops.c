@@ -386,7 +386,7 @@ static PyObject *attention(PyObject *module, PyObject *arguments) {
     }
     Py_BEGIN_ALLOW_THREADS
     if (device == NULL) {
-        qv_cpu_ops.attention(&call, &a);
+        qv_cpu_ops.attention(&call, &a, 1);
     } else {
         status = qvt_attention_on(device, tf32 != 0, &a, x.q.rows, x.k.rows, (size_t)repeats, &seconds, &err);
     }

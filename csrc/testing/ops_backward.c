@@ -235,7 +235,7 @@ static PyObject *attention_backward(PyObject *module, PyObject *arguments) {
     w.probabilities = given ? PyArray_DATA(A) : NULL;
     w.d_probabilities = given ? PyArray_DATA(G) : NULL;
     Py_BEGIN_ALLOW_THREADS
-    qv_cpu_ops.attention_backward(&call, &w);
+    qv_cpu_ops.attention_backward(&call, &w, 1);
     Py_END_ALLOW_THREADS
     result = Py_BuildValue("OOOOO", d_q, keys ? (PyObject *)d_k : Py_None, keys ? (PyObject *)d_v : Py_None,
                            given ? (PyObject *)A : Py_None, given ? (PyObject *)G : Py_None);
@@ -312,7 +312,7 @@ static PyObject *relevance(PyObject *module, PyObject *arguments) {
     if (out != NULL && call.scratch != NULL) {
         w.query_weights = weights;
         w.relevance = PyArray_DATA(out);
-        qv_cpu_ops.attention_backward(&call, &w);
+        qv_cpu_ops.attention_backward(&call, &w, 1);
     }
 done:
     qv_free(call.scratch);

@@ -149,7 +149,7 @@ class AnswerLook(GradCAMLook):
         """The questions' states [R, D], one question behind the other."""
         if self._states is None:
             if self._image is None:
-                self._image = self._model._encode(self._pixels)
+                (self._image,) = self._model._encode(self._pixels)
             ids, mask, _ = self._tokens
             self._states = self._model._finite(self._model._core.encode_questions(self._image, ids, mask))
         return self._states

@@ -129,29 +129,28 @@ class CrossAttending(Model):
         batch = self._tokenizer.encode(list(texts), self.max_tokens)
         return Tokens(batch.ids, batch.mask, batch)
 
-    def _encode(self, seen: Seen) -> BlipImage:
-        """A batch of one, encoded: with the keys and values that the text's blocks read of it.
+    def _encode(self, pixels: Seen) -> list[BlipImage]:
+        """Each of a batch of different pictures: with the keys and values that the text's blocks read of it.
 
-        Kept by its content on the CPU; a GPU's memory is left to what computes.
+        Kept by their content on the CPU; a GPU's memory is left to what computes.
         """
         core, cache = self._computing
-        keeps = cache.largest > 0 and self.device == "cpu"
-        key = digest_of(seen) if keeps else b""
+        if cache.largest == 0 or self.device != "cpu":
+            return _encode_new(core, pixels)
+        keys = [digest_of(one) for one in _one_by_one(pixels)]
         size = _bytes_of_image(core)
-        found = cache.find(key, lambda tokens: (core.image_from_embeddings(tokens), size)) if keeps else None
-        if keeps:
-            cache.count(found is not None)
-        if found is None:
-            if isinstance(seen, np.ndarray):
-                found = core.encode_image(seen[0])
-            else:
-                found = core.encode_image(seen.picture, seen.preprocessing)
-            if keeps:
+        found = [cache.find(key, lambda tokens: (core.image_from_embeddings(tokens), size)) for key in keys]
+        new = [number for number, image in enumerate(found) if image is None]
+        for image in found:
+            cache.count(image is not None)
+        if new:
+            some = pixels if len(new) == len(found) or not isinstance(pixels, np.ndarray) else pixels[new]
+            for number, image in zip(new, _encode_new(core, some)):
+                found[number] = image
                 # Keys and values are made anew of what a folder has: a twentieth of their bytes.
-                tokens = None if cache.folder is None else found.embeddings
-                cache.put(key, found, size, tokens)
-        image: BlipImage = found
-        return image
+                tokens = None if cache.folder is None else image.embeddings
+                cache.put(keys[number], image, size, tokens)
+        return found
 
     def _look(self, pixels: Seen, questions: Optional[list[str]]) -> GradCAMLook:
         return GradCAMLook(self, pixels, questions or [])
@@ -197,7 +196,7 @@ class GradCAMLook(ModelLook):
     def _of(self, block: int) -> Found:
         if block not in self._found:
             if self._image is None:
-                self._image = self._model._encode(self._pixels)
+                (self._image,) = self._model._encode(self._pixels)
             maps, logits, every = self._compute(block)
             finite = self._model._finite
             self._found[block] = Found(finite(maps), None if logits is None else finite(logits), finite(every))
@@ -220,6 +219,18 @@ class GradCAMLook(ModelLook):
 
     def release(self) -> None:
         self._image = None
+
+
+def _one_by_one(pixels: Seen) -> list[Seen]:
+    return [pixels[i : i + 1] for i in range(len(pixels))] if isinstance(pixels, np.ndarray) else [pixels]
+
+
+def _encode_new(core: Any, pixels: Seen) -> list[BlipImage]:
+    if isinstance(pixels, np.ndarray):
+        images: list[BlipImage] = core.encode_images(pixels)
+    else:
+        images = core.encode_images([pixels.picture], pixels.preprocessing)
+    return images
 
 
 def _bytes_of_image(core: Any) -> int:

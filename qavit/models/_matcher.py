@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Matcher(CrossAttending):
     """A text encoder that attends to a picture, with a head that says whether they match.
 
-    Within a call, each different picture goes through the vision half once, whatever the number of questions on it.
+    Within a call, each different picture goes through the vision half once, whatever the number of questions on it, and
+    with others.
 
     Attributes
     ----------
@@ -69,9 +70,9 @@ class Matcher(CrossAttending):
         if len(pixels) != len(questions):
             raise ValueError(f"samples: {len(pixels)} pictures and {len(questions)} questions; expected one a picture")
         maps = np.empty((len(questions), self.grid[0] * self.grid[1]), np.float32)
-        for state, rows, texts, back in self._by_image(pixels, [question.strip("?") for question in questions]):
+        for images, texts, rows, back in self._pairs(pixels, [question.strip("?") for question in questions]):
             tokens = self._tokenize(texts)
-            maps[rows] = self._core.gradcam(state, tokens.ids, tokens.mask, block)[0][back]
+            maps[rows] = self._core.gradcam(images, tokens.ids, tokens.mask, block)[0][back]
         return self._finite(maps)
 
     def gradcam_tokens(
@@ -104,9 +105,9 @@ class Matcher(CrossAttending):
             raise ValueError(f"texts: {len(asked)} for {len(pixels)} pictures; expected one a picture")
         found: dict[int, FloatArray] = {}
         logits = np.empty((len(asked), 2), np.float32)
-        for state, rows, unique, back in self._by_image(pixels, asked):
+        for images, unique, rows, back in self._pairs(pixels, asked):
             tokens = self._tokenize(unique)
-            means, scores, every = self._core.gradcam(state, tokens.ids, tokens.mask, block, True)
+            means, scores, every = self._core.gradcam(images, tokens.ids, tokens.mask, block, True)
             logits[rows] = scores[back]
             stacks = self._token_maps(tokens, means, every)
             found.update((int(row), self._finite(stacks[text])) for row, text in zip(rows, back))
@@ -130,9 +131,9 @@ class Matcher(CrossAttending):
         asked = question_list(texts, "texts")
         pixels = self._batch(image, len(asked), "texts")
         logits = np.empty((len(asked), 2), np.float32)
-        for state, rows, unique, back in self._by_image(pixels, asked):
+        for images, unique, rows, back in self._pairs(pixels, asked):
             tokens = self._tokenize(unique)
-            logits[rows] = self._core.match(state, tokens.ids, tokens.mask)[back]
+            logits[rows] = self._core.match(images, tokens.ids, tokens.mask)[back]
         self._finite(logits)
         return logits, _match_probability(logits)
 
@@ -142,7 +143,7 @@ class Matcher(CrossAttending):
         tokens = self._tokenize(question_list(texts, "texts"), matching=False)
         text_features = self._core.text_features(tokens.ids, tokens.mask)
         different, index = _different(self._batch(image))
-        features = [self._core.image_features(self._encode(one)) for one in different]
+        features = [self._core.image_features(one) for part in self._parts(different) for one in self._encode(part)]
         cosines = np.stack([self._cosines(one, text_features) for one in features])[index]
         several = is_pixel_values(image) and np.ndim(cast(Any, image)) == 4
         return self._finite(cosines if several else cosines[0])
@@ -153,21 +154,36 @@ class Matcher(CrossAttending):
 
     # ---- helpers ----
 
-    def _by_image(
+    def _pairs(
         self, pixels: Seen, texts: Sequence[str]
-    ) -> Iterator[tuple[_core.BlipImage, npt.NDArray[np.intp], list[str], list[int]]]:
-        """For each different picture: it encoded, its rows, its different texts, and which of them each row asks.
+    ) -> Iterator[tuple[list[_core.BlipImage], list[str], npt.NDArray[np.intp], list[int]]]:
+        """Pictures with their texts, as many pictures as are encoded together: the different pairs, by their pictures, as
+        images and texts; the rows that they are of, and which pair each row asks.
 
         One picture is that of all texts.
         """
         different, index = _different(pixels)
         if len(pixels) == 1:
             index = np.zeros(len(texts), np.int32)
-        for number, image in enumerate(different):
-            rows = np.flatnonzero(index == number)
-            place: dict[str, int] = {}
-            back = [place.setdefault(texts[int(row)], len(place)) for row in rows]
-            yield self._encode(image), rows, list(place), back
+        by_picture = np.argsort(index, kind="stable")
+        first = 0
+        for part in self._parts(different):
+            encoded = self._encode(part)
+            within = index[by_picture] - first
+            rows = by_picture[(within >= 0) & (within < len(encoded))]
+            place: dict[tuple[int, str], int] = {}
+            back = [place.setdefault((int(index[row]) - first, texts[int(row)]), len(place)) for row in rows]
+            yield [encoded[number] for number, _ in place], [text for _, text in place], rows, back
+            first += len(encoded)
+
+    def _parts(self, different: Seen) -> Iterator[Seen]:
+        """As many pictures at a time as are worth encoding together."""
+        if not isinstance(different, np.ndarray):
+            yield different
+            return
+        size = self._core.images_at_once
+        for first in range(0, len(different), size):
+            yield different[first : first + size]
 
 
 class MatcherLook(GradCAMLook):
@@ -198,12 +214,9 @@ class MatcherLook(GradCAMLook):
         ]
 
 
-def _different(batch: Seen) -> tuple[list[Seen], npt.NDArray[np.int32]]:
-    """The different pictures of a batch, each a batch of one, and which of them each row is."""
-    if not isinstance(batch, np.ndarray):
-        return [batch], np.zeros(1, np.int32)
-    images, index = unique_images(batch)
-    return [images[i : i + 1] for i in range(len(images))], index
+def _different(batch: Seen) -> tuple[Seen, npt.NDArray[np.int32]]:
+    """The different pictures of a batch, and which of them each row is."""
+    return unique_images(batch) if isinstance(batch, np.ndarray) else (batch, np.zeros(1, np.int32))
 
 
 def _match_probability(logits: FloatArray) -> FloatArray:

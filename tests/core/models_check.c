@@ -186,17 +186,19 @@ static void ask_blip(const qv_blip *model, const qv_weights *cases, size_t q, do
     }
     size_t embedded = qv_tensor_count(embeddings) / QUESTIONS;
     float *found = take(embedded, sizeof *found), *map = take(P, sizeof *map), logits[2];
-    qv_blip_image image;
+    qv_blip_image image, *const images[] = {&image};
     qv_error err;
     qv_call call = {.ops = &qv_cpu_ops, .lanes = LANES};
     check_status(qv_blip_image_allocate(&image, model, &err), &err);
     const float *image_pixels = (const float *)pixels->data + q * qv_tensor_count(pixels) / QUESTIONS;
-    check_status(qv_blip_embed_image(model, &call, &image, image_pixels, NULL, NULL, &err), &err);
+    const qv_vit_images from = {.pixels = image_pixels, .count = 1};
+    check_status(qv_blip_embed_images(model, &call, images, &from, &err), &err);
     check_status(qv_blip_get_embeddings(model, &call, found, &image, &err), &err);
-    check_status(qv_blip_cross_attend(model, &call, &image, &err), &err);
-    const qv_blip_questions question = {1, tokens, start};
+    check_status(qv_blip_cross_attend(model, &call, images, 1, &err), &err);
+    const qv_blip_image *const seen[] = {&image};
+    const qv_blip_questions question = {1, tokens, start, seen};
     const qv_gradcam_maps out = {map, NULL, logits};
-    check_status(qv_blip_gradcam(model, &call, &out, &image, &question, GRADCAM_BLOCK, NULL, &err), &err);
+    check_status(qv_blip_gradcam(model, &call, &out, &question, GRADCAM_BLOCK, NULL, &err), &err);
     compare_part("BLIP, embeddings of image", q, found, embeddings, q * embedded, embedded, tolerance);
     compare_part("BLIP, logits of question", q, logits, get(cases, "blip.itm_logits"), 2 * q, 2, tolerance);
     compare_part("BLIP, GradCAM of question", q, map, expected, q * P, P, tolerance);

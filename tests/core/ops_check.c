@@ -229,7 +229,7 @@ static void check_attention(const attention_case *c, qv_precision precision) {
                       .probabilities = probabilities, .row_count = c->T, .column_count = keys,
                       .precision = precision, .B = c->B, .H = c->H, .T = c->T, .S = c->S, .M = c->M, .d = c->d};
     qv_call call = begin_call(c->B * c->T, D, keys, c->d);
-    qv_cpu_ops.attention(&call, &a);
+    qv_cpu_ops.attention(&call, &a, 1);
     plain_attention(&a, expected, expected_out);
     char what[96];
     bool low = qv_cpu_ops.computes_in(&qv_cpu_ops, precision) == QV_PRECISION_BFLOAT16;

@@ -239,14 +239,16 @@ static void ask(const models *made, const questions *asked, results *out) {
     check(qv_vit_forward(&made->vit, &call, &request, &err), &err);
     call = (qv_call){.lanes = qv_thread_count(), .poll = keep_going, .polls_in_ops = true};
     check(qv_text_encode(made->t5, &call, out->states, asked->ids, NULL, ROWS, LENGTH, &err), &err);
-    qv_blip_image image;
+    qv_blip_image image, *const images[] = {&image};
     check(qv_blip_image_allocate(&image, &made->blip, &err), &err);
     call = (qv_call){.ops = &qv_cpu_ops, .lanes = qv_thread_count(), .poll = keep_going, .polls_in_ops = true};
-    check(qv_blip_embed_image(&made->blip, &call, &image, asked->images, NULL, NULL, &err), &err);
-    check(qv_blip_cross_attend(&made->blip, &call, &image, &err), &err);
-    const qv_blip_questions texts = {2, asked->tokens, starts};
+    const qv_vit_images from = {.pixels = asked->images, .count = 1};
+    check(qv_blip_embed_images(&made->blip, &call, images, &from, &err), &err);
+    check(qv_blip_cross_attend(&made->blip, &call, images, 1, &err), &err);
+    const qv_blip_image *const seen[] = {&image, &image};
+    const qv_blip_questions texts = {2, asked->tokens, starts, seen};
     const qv_gradcam_maps maps = {out->maps, NULL, out->logits};
-    check(qv_blip_gradcam(&made->blip, &call, &maps, &image, &texts, 0, NULL, &err), &err);
+    check(qv_blip_gradcam(&made->blip, &call, &maps, &texts, 0, NULL, &err), &err);
     qv_blip_image_free(&image, &made->blip);
 }
 
