@@ -21,8 +21,8 @@ from interrupting import seconds_of, seconds_until_stopped
 
 from qavit import _core
 
-# Of the largest logit. Large scores magnify what is rounded: of such a T5, transformers itself is 6.6e-5 from its float64, and
-# the core 4e-5 to 1.1e-4, as its sums are cut. Twice what transformers is off is allowed, too.
+# Of the largest logit. Large scores magnify what is rounded: of such a T5, transformers itself is 6.6e-5 from its float64,
+# and the core 4e-5 to 1.1e-4, as its sums are cut. Twice what transformers is off is allowed, too.
 TOLERANCE = 1e-4
 FEW = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 

@@ -38,12 +38,13 @@ typedef struct {
     size_t apart; /* bytes from one to the next of the places at which it is prefetched at once; 0: one place */
 } prefetch_plan;
 
-/* From here to there: as many lines as bring the next panel in just while this one is used, and for one or two tiles at several
- * places at once, none in the page of another, from which memory gives more than from one; where several panels are not used
- * side by side, so that it was not worth it, one line. */
+/* From here to there: as many lines as bring the next panel in just while this one is used. Where memory gives more at several
+ * places at once than at one, so that several panels are used side by side, one or two tiles prefetch at several, none in the
+ * page of another; where not, one tile reads as fast as memory gives, and prefetching only disturbs it. */
 INLINE prefetch_plan plan_prefetch(const char *from, const char *end, size_t rows, size_t tile_rows) {
     const size_t tiles = rows == 0 ? 1 : (rows + tile_rows - 1) / tile_rows, page = 4096;
-    const size_t lines = MOST_PANELS > 1 ? (PREFETCH_STEPS + tiles - 1) / tiles : 1;
+    const size_t all = PREFETCH_STEPS * PANEL * sizeof(float) / 64; /* of PREFETCH_STEPS of a panel */
+    const size_t lines = MOST_PANELS > 1 || tiles > 1 ? (all + tiles - 1) / tiles : 1;
     if (MOST_PANELS > 1 && tiles <= 2 && from != end && (size_t)(end - from) >= STREAMS * page) {
         const size_t apart = ((size_t)(end - from) / STREAMS + 63) / 64 * 64;
         return (prefetch_plan){.next = from, .end = from + apart, .lines = lines, .apart = apart};
