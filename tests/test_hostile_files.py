@@ -76,6 +76,17 @@ def test_a_member_without_a_name(tmp_path: Path) -> None:
         open_questions(tmp_path / "q.zip")
 
 
+def test_a_zip_archive_that_says_it_spans_disks(tmp_path: Path) -> None:
+    """At which the standard library's test whether it is a zip archive raises."""
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    data = (tmp_path / "p.zip").read_bytes()
+    end = data.index(b"PK\5\6")
+    (tmp_path / "p.zip").write_bytes(data[:end] + struct.pack("<4sLQL", b"PK\6\7", 0, 0, 2) + data[end:])
+    with pytest.raises(ValueError, match=r"p\.zip' is not a whole zip archive: .*disks"):
+        Pictures(tmp_path / "p.zip", "").find("a.png")
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
 def test_no_more_is_unpacked_than_a_member_states(tmp_path: Path, compression: int) -> None:
     content = stated(zip_of("a.png", bytes(64 * MB), compression), 24, 100)

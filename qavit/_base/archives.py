@@ -31,6 +31,14 @@ def broken_archives(said: str) -> Iterator[None]:
         raise ValueError(f"{said}: {str(error) or type(error).__name__}") from None
 
 
+def is_zip(path: Path_) -> bool:
+    """Whether a file is a zip archive, also where it is a broken one, at which the standard library's own test may raise."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def files_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The members that are no folders."""
     return [one for one in archive.infolist() if not one.filename.endswith("/")]

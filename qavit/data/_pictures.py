@@ -8,7 +8,7 @@ import stat
 import zipfile
 from typing import Any, NamedTuple, Optional, Union
 
-from .._base.archives import broken_archives, files_of, is_tar, open_tar, read_member, tar_members
+from .._base.archives import broken_archives, files_of, is_tar, is_zip, open_tar, read_member, tar_members
 from .._base.files import PathLike
 from .._base.pictures import MAX_FILE_BYTES
 
@@ -89,7 +89,7 @@ class Pictures:
             self._kind = "folder"
         elif not os.path.exists(self.path):
             raise FileNotFoundError(f"images: there is no folder or archive {os.fspath(place)!r}")
-        elif zipfile.is_zipfile(self.path):
+        elif is_zip(self.path):
             self._kind = "zip"
         elif is_tar(self.path):
             self._kind = "tar"
