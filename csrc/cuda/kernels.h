@@ -145,8 +145,8 @@ typedef struct {
     size_t rows; /* B H T */
 } qvk_attention;
 
-/* Several that are launched together, as many as a launch's parameters hold: a block a row, those of the first in front. */
-#define QVK_TOGETHER 12
+/* Several that are launched together, which a launch's 4 KB of parameters hold: a block a row, those of the first in front. */
+#define QVK_TOGETHER 8
 typedef struct {
     qvk_attention each[QVK_TOGETHER];
     size_t count;
@@ -162,9 +162,8 @@ typedef struct {
     float *kept_probabilities, *kept_d_scores;
 } qvk_attention_backward;
 
-#define QVK_BACKWARD_TOGETHER 8
 typedef struct {
-    qvk_attention_backward each[QVK_BACKWARD_TOGETHER];
+    qvk_attention_backward each[QVK_TOGETHER];
     size_t count;
 } qvk_attentions_backward;
 

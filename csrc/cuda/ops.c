@@ -411,7 +411,7 @@ static bool goes_with_others(const qv_attention_backward *backward) {
 static size_t start_together(qv_call *call, const qv_attention_backward *each, size_t count) {
     qvk_attentions_backward rows = {.count = 0};
     size_t blocks = 0, shared = 0;
-    for (; rows.count < QVK_BACKWARD_TOGETHER && rows.count < count && goes_with_others(&each[rows.count]); rows.count++) {
+    for (; rows.count < QVK_TOGETHER && rows.count < count && goes_with_others(&each[rows.count]); rows.count++) {
         const qv_attention_backward *one = &each[rows.count];
         size_t bytes = backward_bytes(&one->forward);
         rows.each[rows.count] = backward_parameters(call, one);

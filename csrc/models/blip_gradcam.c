@@ -14,9 +14,6 @@
 #include "models/planned.h"
 #include "models/qformer.h"
 
-/* So many images' attention is differentiated together. */
-#define TOGETHER ((size_t)8)
-
 typedef struct {
     const qv_blip *model;
     const qv_blip_questions *questions;
@@ -101,9 +98,9 @@ static void map_rows(const gradcam_pass *pass, qv_call *call, const qv_blip_ques
     const qv_blip *model = pass->model;
     size_t H = model->kind.H, P = model->vision.P, S = model->vision.T;
     const qv_cross_states cross = qv_blip_cross_of(model, &pass->text, questions, pass->block);
-    qv_attention_backward each[TOGETHER];
+    qv_attention_backward each[QV_ATTENTIONS_TOGETHER];
     for (size_t first = 0, n; first < cross.count; first += n) {
-        for (n = 0; n < TOGETHER && first + n < cross.count; n++) {
+        for (n = 0; n < QV_ATTENTIONS_TOGETHER && first + n < cross.count; n++) {
             const qv_cross_run *run = &cross.runs[first + n];
             each[n] = qv_block_cross_backward(&model->kind, &pass->text.blocks[pass->block], &pass->gradients, run);
             each[n].d_q = (qv_rows){NULL, 0};

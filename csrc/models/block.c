@@ -4,8 +4,6 @@
 
 /* Bounds that keep sums of sizes inside size_t. */
 #define MAX_BLOCKS ((size_t)4096)
-/* So many attentions of one block are given to the ops together. */
-#define TOGETHER ((size_t)12)
 
 static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
@@ -189,7 +187,7 @@ qv_attention qv_block_attention(const qv_block_kind *kind, const qv_block_activa
 void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_activations *a,
                      const qv_sequences *sequences) {
     const size_t *start = sequences->start;
-    qv_attention each[TOGETHER];
+    qv_attention each[QV_ATTENTIONS_TOGETHER];
     for (size_t b = 0, next, count = 0; b < sequences->B; b = next) {
         /* Neighbours of one length go together. */
         size_t length = start[b + 1] - start[b], row = start[b] - start[0], queries = sequences->queries;
@@ -208,7 +206,7 @@ void qv_block_attend(qv_call *call, const qv_block_kind *kind, const qv_block_ac
         attention.T = queries != 0 ? queries : length;
         attention.S = length;
         each[count++] = attention;
-        if (count == TOGETHER || next == sequences->B) {
+        if (count == QV_ATTENTIONS_TOGETHER || next == sequences->B) {
             call->ops->attention(call, each, count);
             count = 0;
         }
@@ -283,10 +281,10 @@ void qv_block_finish(qv_call *call, const qv_block_kind *kind, const qv_block *b
                      qv_const_rows attended, qv_rows rows, size_t count, const qv_cross_states *cross) {
     qv_rows h = qv_block_add_attended(call, kind, block, a, attended, rows, count);
     if (cross != NULL && cross->count != 0) {
-        qv_attention each[TOGETHER];
+        qv_attention each[QV_ATTENTIONS_TOGETHER];
         qv_block_cross_query(call, kind, block, a, h, count);
         for (size_t first = 0, n; first < cross->count; first += n) {
-            for (n = 0; n < TOGETHER && first + n < cross->count; n++) {
+            for (n = 0; n < QV_ATTENTIONS_TOGETHER && first + n < cross->count; n++) {
                 each[n] = qv_block_cross_attention(kind, a, &cross->runs[first + n]);
             }
             call->ops->attention(call, each, n);

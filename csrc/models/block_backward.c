@@ -10,9 +10,6 @@
  *   x = norm(sum2)                                     d_sum2      = norm'(d_x) */
 #include "models/block.h"
 
-/* So many runs of cross-attention are given to the ops together. */
-#define TOGETHER ((size_t)8)
-
 qv_block_gradients qv_block_plan_gradients(qv_arena *arena, const qv_block_kind *kind, size_t R) {
     size_t D = kind->D * sizeof(float), inner = kind->H * kind->d * sizeof(float);
     qv_block_gradients g;
@@ -85,9 +82,9 @@ void qv_block_backward_to_attended(qv_call *call, const qv_block_kind *kind, con
                                    const qv_cross_states *cross, size_t count) {
     if (cross->count != 0) {
         qv_block_backward_to_cross(call, kind, block, a, g, count);
-        qv_attention_backward each[TOGETHER];
+        qv_attention_backward each[QV_ATTENTIONS_TOGETHER];
         for (size_t first = 0, n; first < cross->count; first += n) {
-            for (n = 0; n < TOGETHER && first + n < cross->count; n++) {
+            for (n = 0; n < QV_ATTENTIONS_TOGETHER && first + n < cross->count; n++) {
                 each[n] = qv_block_cross_backward(kind, a, g, &cross->runs[first + n]);
             }
             call->ops->attention_backward(call, each, n);

@@ -118,6 +118,9 @@ typedef struct {
     size_t B, H, T, S, M, d;
 } qv_attention;
 
+/* Models give so many at a time to the ops where there are many. */
+#define QV_ATTENTIONS_TOGETHER ((size_t)8)
+
 /* The gradients of attention. With A the probabilities of `forward`: G = d_out v^T is the gradient of A, and
  * dS = A * (G - sum_s A G) that of the scores. Of `forward`, q, k, v, the masks and the sizes are read; its outputs
  * and its choice of rows and columns are not; it has neither kv_stride, key_index nor past. Question tokens in front (M)
@@ -194,7 +197,7 @@ struct qv_ops {
                    const qv_epilogue *epilogue, size_t R);
     /* out [R, D] = norm(x [R, D]); out may be x */
     void (*norm)(qv_call *call, qv_rows out, qv_const_rows x, const qv_norm *norm, size_t R);
-    /* Each of `count`, none of which reads what another writes. */
+    /* Each of `count`, none of which reads what another writes: a backend may run them at once. */
     void (*attention)(qv_call *call, const qv_attention *each, size_t count);
 
     /* out [3, height, width] = the picture resized, cut and normalised. The picture is the host's wherever the ops work,
