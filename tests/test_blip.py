@@ -313,6 +313,7 @@ def test_equal_pictures_are_told_by_every_item() -> None:
     different, index = unique_images(batch)
     assert index.tolist() == [0, 1, 2, 0, 3, 1, 4, 3]
     assert np.array_equal(different[index], batch)
+    assert unique_images(batch[:0])[1].tolist() == []
     assert unique_images(batch[::2])[1].tolist() == [0, 1, 2, 3]
     assert unique_images(np.asfortranarray(batch))[1].tolist() == index.tolist()
 

@@ -141,8 +141,8 @@ def read_samples(samples: Any) -> tuple[Any, list[str]]:
 
 def unique_images(images: FloatArray) -> tuple[FloatArray, npt.NDArray[np.int32]]:
     """The different pictures of a batch, and which of them each row is."""
-    if len(images) == 1:
-        return images, np.zeros(1, np.int32)
+    if len(images) < 2:
+        return images, np.zeros(len(images), np.int32)
     # Some items tell most pictures apart; those that agree in them are compared whole.
     bits = np.ascontiguousarray(images).reshape(len(images), -1).view(np.uint32)
     some = bits[:, :: max(1, bits.shape[1] // 256)]
