@@ -104,7 +104,7 @@ class BlipImage:
     @property
     def embeddings(self) -> npt.NDArray[np.float32]: ...
 
-class BlipItm(_Model):
+class _Blip(_Model):
     image_size: int
     patch_size: int
     image_tokens: int
@@ -114,17 +114,19 @@ class BlipItm(_Model):
     blocks: int
     vocab_size: int
     max_tokens: int
-    images_at_once: int
-    cross_first: int
-    cross_step: int
-    queries: int
-    projection: int
     def encode_images(
         self,
         pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
         preprocessing: _Preprocessing | None = ...,
     ) -> list[BlipImage]: ...
     def image_from_embeddings(self, embeddings: npt.NDArray[np.float32], /) -> BlipImage: ...
+
+class BlipItm(_Blip):
+    images_at_once: int
+    cross_first: int
+    cross_step: int
+    queries: int
+    projection: int
     def gradcam(
         self,
         image: BlipImage | list[BlipImage],
@@ -139,23 +141,7 @@ class BlipItm(_Model):
     def text_features(self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]: ...
     def image_features(self, image: BlipImage, /) -> npt.NDArray[np.float32]: ...
 
-class BlipQuestionEncoder(_Model):
-    image_size: int
-    patch_size: int
-    image_tokens: int
-    image_width: int
-    width: int
-    heads: int
-    blocks: int
-    vocab_size: int
-    max_tokens: int
-    images_at_once: int
-    def encode_images(
-        self,
-        pixel_values: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.uint8]],
-        preprocessing: _Preprocessing | None = ...,
-    ) -> list[BlipImage]: ...
-    def image_from_embeddings(self, embeddings: npt.NDArray[np.float32], /) -> BlipImage: ...
+class BlipQuestionEncoder(_Blip):
     def encode_questions(
         self, image: BlipImage | list[BlipImage], ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], /
     ) -> npt.NDArray[np.float32]: ...

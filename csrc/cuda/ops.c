@@ -407,21 +407,25 @@ static bool goes_with_others(const qv_attention_backward *backward) {
            a->key_mask == NULL && a->B * a->H * a->T != 0;
 }
 
-/* Those at the front that go together, launched; how many they are. */
-static size_t start_together(qv_call *call, const qv_attention_backward *each, size_t count) {
-    qvk_attentions_backward rows = {.count = 0};
+/* So many at the front can be launched together. */
+static size_t count_together(const qv_attention_backward *each, size_t count) {
+    size_t n = 0;
+    while (n < QVK_TOGETHER && n < count && goes_with_others(&each[n])) {
+        n++;
+    }
+    return n;
+}
+
+static void start_together(qv_call *call, const qv_attention_backward *each, size_t count) {
+    qvk_attentions_backward rows = {.count = count};
     size_t blocks = 0, shared = 0;
-    for (; rows.count < QVK_TOGETHER && rows.count < count && goes_with_others(&each[rows.count]); rows.count++) {
-        const qv_attention_backward *one = &each[rows.count];
-        size_t bytes = backward_bytes(&one->forward);
-        rows.each[rows.count] = backward_parameters(call, one);
-        blocks += rows.each[rows.count].forward.rows;
+    for (size_t i = 0; i < count; i++) {
+        size_t bytes = backward_bytes(&each[i].forward);
+        rows.each[i] = backward_parameters(call, &each[i]);
+        blocks += rows.each[i].forward.rows;
         shared = bytes > shared ? bytes : shared;
     }
-    if (rows.count > 1) {
-        qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ATTENTION_BACKWARD_ROWS, &rows, blocks, QVK_MAX_THREADS, shared);
-    }
-    return rows.count > 1 ? rows.count : 0;
+    qv_cuda_launch_kernel(qv_cuda_device_of(call), QVK_ATTENTION_BACKWARD_ROWS, &rows, blocks, QVK_MAX_THREADS, shared);
 }
 
 void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *each, size_t count) {
@@ -430,13 +434,14 @@ void qv_cuda_attention_backward(qv_call *call, const qv_attention_backward *each
             return;
         }
     }
-    for (size_t i = 0; i < count;) {
-        size_t started = start_together(call, each + i, count - i);
-        if (started == 0) {
+    for (size_t i = 0, n; i < count; i += n) {
+        n = count_together(each + i, count - i);
+        if (n > 1) {
+            start_together(call, each + i, n);
+        } else {
             start_backward(call, &each[i]);
-            started = 1;
+            n = 1;
         }
-        i += started;
     }
 }
 

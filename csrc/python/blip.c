@@ -473,11 +473,11 @@ static PyObject *itm_image_features(qvpy_model *self, PyObject *object) {
         QVPY_SIZE_OF(qv_blip, "heads", config.H, "Attention heads of a text block."),                           \
         QVPY_SIZE_OF(qv_blip, "blocks", config.L, "Number of text blocks."),                                    \
         QVPY_SIZE_OF(qv_blip, "vocab_size", config.vocabulary, "Rows of the word embedding."),                  \
-        QVPY_SIZE_OF(qv_blip, "max_tokens", config.positions, "Rows of the position embedding."),               \
-        {"images_at_once", images_at_once, NULL, "So many images are enough for encode_images' full speed.", NULL}
+        QVPY_SIZE_OF(qv_blip, "max_tokens", config.positions, "Rows of the position embedding.")
 
 static PyGetSetDef itm_attributes[] = {
     ATTRIBUTES,
+    {"images_at_once", images_at_once, NULL, "So many images are enough for encode_images' full speed.", NULL},
     QVPY_SIZE_OF(qv_blip, "cross_first", cross_first, "The first text block that attends to the image."),
     QVPY_SIZE_OF(qv_blip, "cross_step", cross_step, "From there on, one block in so many does."),
     QVPY_SIZE_OF(qv_blip, "queries", queries, "Learned queries in front of a text; 0: there are none."),
