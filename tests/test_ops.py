@@ -456,6 +456,22 @@ def test_softmax_range() -> None:
     assert np.isnan(found).all()
 
 
+def test_weights_that_stay_inside_in_bfloat16() -> None:
+    """Of scores that bfloat16 has exactly; a value that is 1 for one key alone shows that key's weight."""
+    keys, queries = 65, np.array([1, 40, -1000, 0, np.nan, np.inf, -np.inf], np.float32)
+    q, k = np.zeros((1, 7, keys), np.float32), np.zeros((1, keys, keys), np.float32)
+    q[0, :, 0], k[0, :, 0] = queries, np.linspace(-4, 4, keys)
+    mask = np.ones((1, keys), np.uint8)
+    mask[0, 5:9] = 0
+    out = np.empty((1, 7, keys), np.float32)
+    for hidden in (None, mask):
+        attention(out, q, k, np.eye(keys, dtype=np.float32)[None], heads=1, scale=0.7, precision="bfloat16", key_mask=hidden)
+        expected, _ = reference.attention(q[:, :4], k, None, heads=1, scale=0.7, key_mask=hidden)
+        np.testing.assert_allclose(out[0, :4], expected[0, 0], rtol=5e-3, atol=2e-38)  # 4e-3, of rounding the weights
+        assert (out[0, :4, expected[0, 0, 0] == 0] == 0).all()
+        assert np.isnan(out[0, 4:]).all()
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("scale", [0.125, 1.0, 3.7])

@@ -15,7 +15,8 @@
  * INLINE_BYTES, dot_bytes, store_bytes, has_bytes and BYTES_BELOW (INT8_BELOW of kernel_int8.h). For products of bfloat16
  * also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16), write_pairs, read_pairs and join_pairs; with
  * BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and has_bfloat16; with
- * TILES_NAME, for that by AMX's tiles, has_tiles. */
+ * TILES_NAME, for that by AMX's tiles, has_tiles; where it has one that is cheaper than exponential, HALF_POWER(y): 2^y for
+ * y <= 0, to be rounded to bfloat16, 1 of 0 and NaN of NaN. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #ifndef MOST_PANELS
@@ -417,6 +418,8 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define ACCUMULATE(sum, x, b) add_product(sum, x, b)
 #define SMALL 0x1p-20f
 #define KEEP(x, i, e, n) ((n) == WIDTH ? store((x) + (i), e) : store_part((x) + (i), e, n))
+#define SCALE_FACTOR 1.0f
+#define WEIGHT_OF(y) keep_nan(exponential(y), y)
 #include "ops/kernel_tile.h"
 #include "ops/kernel_softmax.h"
 
@@ -455,6 +458,12 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define ACCUMULATE(sum, x, b) dot_pairs(x, b, sum)
 #define SMALL 0x35803580u
 #define KEEP(x, i, e, n) store_half((qv_bits16 *)(void *)(x) + (i), e, n)
+#if defined(HALF_POWER)
+#undef SCALE_FACTOR
+#undef WEIGHT_OF
+#define SCALE_FACTOR 1.44269504f
+#define WEIGHT_OF(y) HALF_POWER(y)
+#endif
 #if defined(BFLOAT16_NAME)
 #include "ops/kernel_tile.h"
 #endif

@@ -119,6 +119,17 @@ INLINE void transpose_block(float *out, size_t ld_out, const float *in, size_t l
     }
 }
 
+/* 2^y to 3e-6, 0 below -126. y is the whole number below it, which scalef finds by itself, and the rest, which reduce gives. */
+INLINE vec half_power(vec y) {
+    const vec rest = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vec p = set1(0.013427340f);
+    p = multiply_add(p, rest, set1(0.052241345f));
+    p = multiply_add(p, rest, set1(0.241280718f));
+    p = multiply_add(p, rest, set1(0.693044814f));
+    p = multiply_add(p, rest, set1(1.0f));
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(y, set1(-126.0f), _CMP_NLT_UQ), p, y);
+}
+
 static bool has_bfloat16(void) {
     return qv_cpu().avx512_bf16;
 }
@@ -220,6 +231,7 @@ INLINE_BYTES void store_bytes(qv_bits32 *out, words32 q) {
     _mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8((__m512i)q));
 }
 
+#define HALF_POWER half_power
 #define KERNELS qv_kernels_avx512
 #define NAME "avx512"
 #define PACKS_LAYERS true
