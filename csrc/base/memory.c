@@ -45,17 +45,20 @@ static bool allocation_must_fail(void) {
 #endif
 
 #define HUGE_PAGE ((size_t)2 << 20)
+/* Blocks from here on are whole huge pages, which rounds none up by more than a quarter. */
+#define HUGE_BLOCK (4 * HUGE_PAGE)
+
+static size_t round_up(size_t bytes, size_t alignment) {
+    return (bytes + alignment - 1) / alignment * alignment;
+}
 
 void *qv_allocate(size_t count, size_t size) {
     size_t bytes;
     if (!qv_multiply_size(count, size, &bytes) || bytes > SIZE_MAX / 2 || allocation_must_fail()) {
         return NULL;
     }
-    size_t alignment = bytes >= 4 * HUGE_PAGE ? HUGE_PAGE : QV_ALIGNMENT;
-    bytes = (bytes + alignment - 1) / alignment * alignment;
-    if (bytes == 0) {
-        bytes = alignment;
-    }
+    size_t alignment = bytes >= HUGE_BLOCK ? HUGE_PAGE : QV_ALIGNMENT;
+    bytes = round_up(bytes == 0 ? 1 : bytes, alignment);
     void *memory = qv_os_allocate(alignment, bytes);
     if (memory != NULL && alignment == HUGE_PAGE) {
         qv_os_want_large_pages(memory, bytes);
@@ -66,6 +69,91 @@ void *qv_allocate(size_t count, size_t size) {
 void qv_free(void *memory) {
     qv_os_free(memory);
 }
+
+/* ---- pools ---- */
+
+/* In front of a stretch's pieces. */
+struct qv_stretch {
+    atomic_size_t holders; /* its pieces, and the pool while it is open */
+    size_t used, capacity; /* bytes, these among them */
+};
+
+/* The longest that is begun for shorter pieces. */
+#define LONGEST ((size_t)64 << 20)
+/* Where reads beyond a block are looked for, every piece is one. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SHARES_STRETCHES false
+#else
+#define SHARES_STRETCHES true
+#endif
+
+static void let_go(qv_stretch *stretch) {
+    if (stretch != NULL && atomic_fetch_sub(&stretch->holders, 1) == 1) {
+        qv_free(stretch);
+    }
+}
+
+static size_t room_of(const qv_stretch *stretch) {
+    return stretch != NULL ? stretch->capacity - stretch->used : 0;
+}
+
+/* Twice as long as all before, so that small models stay small. */
+static qv_stretch *begin_stretch(const qv_pool *pool, size_t bytes) {
+    size_t more = pool->taken < LONGEST / 2 ? 2 * pool->taken : LONGEST, capacity;
+    if (!qv_add_size(bytes > more ? bytes : more, QV_ALIGNMENT, &capacity) || capacity > SIZE_MAX / 2) {
+        return NULL;
+    }
+    capacity = round_up(capacity, capacity >= HUGE_BLOCK ? HUGE_PAGE : QV_ALIGNMENT);
+    qv_stretch *stretch = qv_allocate(capacity, 1);
+    if (stretch != NULL) {
+        *stretch = (qv_stretch){.used = QV_ALIGNMENT, .capacity = capacity};
+        atomic_init(&stretch->holders, 1);
+    }
+    return stretch;
+}
+
+bool qv_pool_take(qv_pool *pool, qv_piece *piece, size_t count, size_t size) {
+    *piece = (qv_piece){.at = NULL};
+    if (pool == NULL || !SHARES_STRETCHES) {
+        piece->at = qv_allocate(count, size);
+        return piece->at != NULL;
+    }
+    size_t bytes;
+    if (!qv_multiply_size(count, size, &bytes) || bytes > SIZE_MAX / 2) {
+        return false;
+    }
+    bytes = round_up(bytes == 0 ? 1 : bytes, QV_ALIGNMENT);
+    qv_stretch *stretch = room_of(pool->open) >= bytes ? pool->open : begin_stretch(pool, bytes);
+    if (stretch == NULL) {
+        return false;
+    }
+    *piece = (qv_piece){(char *)stretch + stretch->used, stretch};
+    atomic_fetch_add(&stretch->holders, 1);
+    stretch->used += bytes;
+    pool->taken += bytes;
+    if (stretch != pool->open) { /* the one with more room left stays open */
+        qv_stretch *less = room_of(stretch) > room_of(pool->open) ? pool->open : stretch;
+        pool->open = less == stretch ? pool->open : stretch;
+        let_go(less);
+    }
+    return true;
+}
+
+void qv_piece_free(qv_piece *piece) {
+    if (piece->stretch != NULL) {
+        let_go(piece->stretch);
+    } else {
+        qv_free(piece->at);
+    }
+    *piece = (qv_piece){.at = NULL};
+}
+
+void qv_pool_close(qv_pool *pool) {
+    let_go(pool->open);
+    *pool = (qv_pool){.open = NULL};
+}
+
+/* ---- arenas ---- */
 
 static void *take(qv_arena *arena, char *base, size_t capacity, size_t *used, size_t count, size_t size) {
     size_t bytes, end;

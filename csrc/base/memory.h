@@ -21,6 +21,25 @@ void qv_free(void *memory);
 void qv_fail_allocation(size_t n);
 #endif
 
+/* Memory for many pieces that are read in order and go back about together, as weights do: pieces lie one behind another in
+ * stretches, most of them long enough for huge pages, and a stretch goes back with its last piece. */
+typedef struct qv_stretch qv_stretch;
+typedef struct {
+    qv_stretch *open; /* NULL: none yet */
+    size_t taken;     /* bytes, of all pieces */
+} qv_pool;
+typedef struct {
+    void *at;
+    qv_stretch *stretch; /* NULL: a block of its own */
+} qv_piece;
+
+/* piece->at = `count` items of `size` bytes as qv_allocate gives them, false where it would not; pool NULL: a block of its own.
+ * One thread at a time takes from a pool, any frees. */
+bool qv_pool_take(qv_pool *pool, qv_piece *piece, size_t count, size_t size);
+void qv_piece_free(qv_piece *piece);
+/* Nothing more is taken. */
+void qv_pool_close(qv_pool *pool);
+
 /* Memory that is not the host's: a device's. Safe from any thread. */
 typedef struct qv_memory qv_memory;
 struct qv_memory {

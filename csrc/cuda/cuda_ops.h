@@ -155,7 +155,8 @@ qv_status qv_cuda_upload(const qv_ops *ops, void *to, const void *host, size_t b
 
 /* ---- weights.c ---- */
 qv_precision qv_cuda_computes_in(const qv_ops *ops, qv_precision wanted);
-qv_status qv_cuda_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
+qv_status qv_cuda_linear_pack(const qv_ops *ops, qv_pool *pool, qv_linear *layer, const qv_linear_source *sources,
+                              qv_error *err);
 void qv_cuda_linear_drop(const qv_ops *ops, qv_linear *layer);
 qv_status qv_cuda_next_block(const qv_ops *ops, qv_error *err);
 /* Before a call: buffers as large as the largest block. */

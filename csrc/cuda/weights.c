@@ -258,7 +258,9 @@ qv_precision qv_cuda_computes_in(const qv_ops *ops, qv_precision wanted) {
     return full ? QV_PRECISION_FLOAT32 : QV_PRECISION_BFLOAT16; /* there are no int8 products on a GPU */
 }
 
-qv_status qv_cuda_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err) {
+qv_status qv_cuda_linear_pack(const qv_ops *ops, qv_pool *pool, qv_linear *layer, const qv_linear_source *sources,
+                              qv_error *err) {
+    (void)pool;
     const char *name = sources[0].weight->name;
     size_t item = item_bytes(layer);
     cuda_weights *weights = qv_allocate(1, sizeof *weights);

@@ -119,9 +119,9 @@ static qv_status keep_states(qv_decoder *decoder, qv_decoder_memory *memory, con
         const qv_tensor row_tensor = {.name = what, .dims = 2, .shape = {length, W}, .data = rows};
         const qv_tensor column_tensor = {.name = what, .dims = 2, .shape = {W, length}, .data = columns};
         const qv_linear_source sources[] = {{.weight = &row_tensor}, {.weight = &column_tensor}};
-        status = qv_linear_prepare(decoder->ops, &memory->states[b], &sources[0], 1, decoder->precision, err);
+        status = qv_linear_prepare(decoder->ops, NULL, &memory->states[b], &sources[0], 1, decoder->precision, err);
         if (status == QV_OK) {
-            status = qv_linear_prepare(decoder->ops, &memory->turned[b], &sources[1], 1, decoder->precision, err);
+            status = qv_linear_prepare(decoder->ops, NULL, &memory->turned[b], &sources[1], 1, decoder->precision, err);
         }
     }
     return status;

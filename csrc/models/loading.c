@@ -123,7 +123,7 @@ void qv_load_layer(qv_loader *loader, qv_linear *layer, const qv_linear_source *
         return;
     }
     qv_precision precision = qv_load_precision(loader, loader->place);
-    loader->status = qv_linear_prepare(loader->ops, layer, sources, parts, precision, loader->err);
+    loader->status = qv_linear_prepare(loader->ops, &loader->pool, layer, sources, parts, precision, loader->err);
 }
 
 void qv_load_linear(qv_loader *loader, qv_linear *layer, const char *stem, const char *const *names, size_t parts,

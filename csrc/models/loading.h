@@ -16,6 +16,7 @@ typedef struct {
     const char *prefix;  /* in front of every name */
     const qv_ops *ops;
     qv_precision precision;
+    qv_pool pool;         /* of the layers' weights; who makes the loader closes it */
     qv_layer_place place; /* of the layers that are loaded next */
     qv_poll poll; /* asked before each layer */
     qv_error *err;

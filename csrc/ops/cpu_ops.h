@@ -17,7 +17,7 @@ void qv_cpu_run(qv_call *call, size_t lanes, size_t tasks, qv_task run, void *co
 typedef struct {
     const qv_product *product; /* NULL: plain */
     const float *parts[QV_MAX_PARTS];
-    void *owned;
+    qv_piece owned;
 } qv_cpu_weights;
 
 /* out [columns, count] = inputs k .. k + count of the columns of a panel of `depth` inputs, as float32; k begins a step */
@@ -29,7 +29,8 @@ void qv_int8_pack_panel(const qv_product *product, float *panel, const qv_linear
                         size_t depth, float *spare);
 void qv_int8_unpack(const qv_product *product, float *out, size_t ld_out, const float *panel, size_t depth, size_t columns,
                     size_t k, size_t count);
-qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
+qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_pool *pool, qv_linear *layer, const qv_linear_source *sources,
+                             qv_error *err);
 void qv_cpu_linear_drop(const qv_ops *ops, qv_linear *layer);
 void qv_cpu_linear(qv_call *call, qv_rows out, qv_const_rows x, const qv_linear *layer, size_t first, size_t count,
                    const qv_epilogue *epilogue, size_t R);

@@ -1,7 +1,9 @@
 /* The loop over the depth that register tiles share, and what it prefetches meanwhile. For kernel_template.h alone. */
 
-/* Depth steps between two prefetches of one line of the next panel. */
+/* Depth steps between two prefetches of the next panel. */
+#ifndef PREFETCH_STEPS
 #define PREFETCH_STEPS ((size_t)8)
+#endif
 /* Of these, steps that a tile takes without a branch. */
 #ifndef STEPS_AT_ONCE
 #define STEPS_AT_ONCE ((size_t)1)
@@ -44,7 +46,10 @@ typedef struct {
 INLINE prefetch_plan plan_prefetch(const char *from, const char *end, size_t rows, size_t tile_rows) {
     const size_t tiles = rows == 0 ? 1 : (rows + tile_rows - 1) / tile_rows, page = 4096;
     const size_t all = PREFETCH_STEPS * PANEL * sizeof(float) / 64; /* of PREFETCH_STEPS of a panel */
-    const size_t lines = MOST_PANELS > 1 || tiles > 1 ? (all + tiles - 1) / tiles : 1;
+    const size_t lines = (all + tiles - 1) / tiles;
+    if (MOST_PANELS == 1 && tiles == 1) {
+        return (prefetch_plan){.next = end, .end = end};
+    }
     if (MOST_PANELS > 1 && tiles <= 2 && from != end && (size_t)(end - from) >= STREAMS * page) {
         const size_t apart = ((size_t)(end - from) / STREAMS + 63) / 64 * 64;
         return (prefetch_plan){.next = from, .end = from + apart, .lines = lines, .apart = apart};

@@ -9,7 +9,7 @@
  *   words32 and set1_words, load_words, round_words (to nearest, ties to even), from_words, of as many 32-bit integers, and
  *   for kernel_int8.h multiply_pairs (of two signed 16-bit items a lane, summed) and store_quads
  *   where it has them, FEW_ROWS, MOST_PANELS and PANELS_BESIDE(rows): how many panels few rows are multiplied by at a time;
- *   STEPS_AT_ONCE, and MULTIPLY_ADD, the instruction of multiply_add
+ *   STEPS_AT_ONCE, PREFETCH_STEPS, and MULTIPLY_ADD, the instruction of multiply_add
  * and KERNELS, the table's name, with NAME, its float32 product's, PACKS_LAYERS and INT8_NAME, its int8 product's.
  * With BYTES_NAME, an int8 product by dot products of four bytes, also TARGET_BYTES,
  * INLINE_BYTES, dot_bytes, store_bytes, has_bytes and BYTES_BELOW (INT8_BELOW of kernel_int8.h). For products of bfloat16

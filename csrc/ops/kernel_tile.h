@@ -125,10 +125,11 @@ STEP_TARGET static void MULTIPLY(const qv_panel_product *p) {
                     .part = p->columns % WIDTH,
                     .add = p->add_to_out};
     bool finish = p->bias != NULL || p->epilogue != NULL;
-    for (size_t k = 0; k < p->depth || k == 0; k += QV_DEPTH_BLOCK) {
-        size_t depth = p->depth - k < QV_DEPTH_BLOCK ? p->depth - k : QV_DEPTH_BLOCK;
+    const size_t block = qv_depth_block(p->depth);
+    for (size_t k = 0; k < p->depth || k == 0; k += block) {
+        size_t depth = p->depth - k < block ? p->depth - k : block;
         bool last = k + depth == p->depth;
-        size_t next = p->depth - k - depth < QV_DEPTH_BLOCK ? p->depth - k - depth : QV_DEPTH_BLOCK;
+        size_t next = p->depth - k - depth < block ? p->depth - k - depth : block;
         const char *then = last ? p->prefetch : (const char *)(panel + (k + depth) * PANEL);
         const char *end = last ? p->prefetch_end : (const char *)(panel + (k + depth + next) * PANEL);
         s.ahead = plan_prefetch(then, end, p->rows, TILE_ROWS);

@@ -5,9 +5,15 @@
 
 #include "ops/ops.h"
 
-/* The widest panel of any set, and what a block of the depth may be at most. */
+/* The widest panel of any set, and steps that are multiplied at a time at most. */
 #define QV_MAX_PANEL ((size_t)64)
 #define QV_DEPTH_BLOCK ((size_t)1024)
+
+/* Steps of the depth that are multiplied at a time: as even as can be, since a block's tiles fetch the next one meanwhile. */
+static inline size_t qv_depth_block(size_t depth) {
+    size_t blocks = depth <= QV_DEPTH_BLOCK ? 1 : (depth + QV_DEPTH_BLOCK - 1) / QV_DEPTH_BLOCK;
+    return ((depth + blocks - 1) / blocks + 7) / 8 * 8;
+}
 
 /* Two and four bytes of whatever lies in steps: floats, pairs of bfloat16, int8. */
 typedef uint16_t __attribute__((may_alias)) qv_bits16;

@@ -20,7 +20,8 @@
 #define WIDTH ((size_t)16)
 #define TILE_ROWS ((size_t)6)
 #define TILE_VECTORS 4
-#define STEPS_AT_ONCE ((size_t)8)
+#define STEPS_AT_ONCE ((size_t)4)
+#define PREFETCH_STEPS ((size_t)4)
 #define MULTIPLY_ADD "vfmadd231ps"
 typedef __m512 vec;
 typedef uint32_t words32 __attribute__((vector_size(64)));

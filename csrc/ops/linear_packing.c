@@ -101,8 +101,8 @@ static size_t panels_of(const qv_linear *layer, size_t part, size_t width) {
     return (layer->part_columns[part] + width - 1) / width;
 }
 
-static qv_status pack_panels(qv_cpu_weights *weights, const qv_linear *layer, const qv_linear_source *sources,
-                             qv_error *err) {
+static qv_status pack_panels(qv_cpu_weights *weights, qv_pool *pool, const qv_linear *layer,
+                             const qv_linear_source *sources, qv_error *err) {
     const qv_product *product = weights->product;
     bool int8 = product->precision == QV_PRECISION_INT8;
     size_t panels = 0, width = product->panel_columns, rows = qv_panel_rows(product, layer->depth), items;
@@ -117,10 +117,12 @@ static qv_status pack_panels(qv_cpu_weights *weights, const qv_linear *layer, co
     if (panels == 0) {
         return QV_OK;
     }
-    float *packed = qv_multiply_size(panels * width, rows, &items) ? qv_allocate(items, sizeof *packed) : NULL;
-    weights->owned = packed;
-    float *columns = packed != NULL && int8 ? qv_allocate(spare, sizeof *columns) : NULL;
-    if (packed == NULL || (int8 && columns == NULL)) {
+    if (!qv_multiply_size(panels * width, rows, &items) || !qv_pool_take(pool, &weights->owned, items, sizeof(float))) {
+        return qv_fail_memory(err, sources[0].weight->name);
+    }
+    float *packed = weights->owned.at;
+    float *columns = int8 ? qv_allocate(spare, sizeof *columns) : NULL;
+    if (int8 && columns == NULL) {
         return qv_fail_memory(err, sources[0].weight->name);
     }
     for (size_t i = 0; i < layer->parts; i++) {
@@ -138,18 +140,17 @@ static qv_status pack_panels(qv_cpu_weights *weights, const qv_linear *layer, co
     return QV_OK;
 }
 
-static qv_status copy_plain(qv_cpu_weights *weights, const qv_linear *layer, const qv_linear_source *sources,
-                            qv_error *err) {
+static qv_status copy_plain(qv_cpu_weights *weights, qv_pool *pool, const qv_linear *layer,
+                            const qv_linear_source *sources, qv_error *err) {
     size_t copied = 0;
     for (size_t i = 0; i < layer->parts; i++) {
         copied += lies_ready(&sources[i], 0, QV_FLOAT32) ? 0 : qv_tensor_count(sources[i].weight);
     }
     /* one row more, for the sums */
-    float *copy = copied != 0 ? qv_allocate(copied + layer->depth, sizeof *copy) : NULL;
-    if (copied != 0 && copy == NULL) {
+    if (copied != 0 && !qv_pool_take(pool, &weights->owned, copied + layer->depth, sizeof(float))) {
         return qv_fail_memory(err, sources[0].weight->name);
     }
-    weights->owned = copy;
+    float *copy = weights->owned.at;
     float *spare = copied != 0 ? copy + copied : NULL;
     for (size_t i = 0; i < layer->parts; i++) {
         if (lies_ready(&sources[i], 0, QV_FLOAT32)) {
@@ -165,7 +166,8 @@ static qv_status copy_plain(qv_cpu_weights *weights, const qv_linear *layer, con
     return QV_OK;
 }
 
-qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err) {
+qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_pool *pool, qv_linear *layer, const qv_linear_source *sources,
+                             qv_error *err) {
     if (layer->precision == QV_PRECISION_INT8 && layer->depth > QV_INT8_DEPTH) {
         layer->precision = ops->computes_in(ops, QV_PRECISION_BFLOAT16);
     }
@@ -176,13 +178,13 @@ qv_status qv_cpu_linear_pack(const qv_ops *ops, qv_linear *layer, const qv_linea
     }
     *weights = (qv_cpu_weights){.product = product->packs_layers ? product : NULL};
     layer->packed = weights;
-    return weights->product != NULL ? pack_panels(weights, layer, sources, err)
-                                    : copy_plain(weights, layer, sources, err);
+    return weights->product != NULL ? pack_panels(weights, pool, layer, sources, err)
+                                    : copy_plain(weights, pool, layer, sources, err);
 }
 
 void qv_cpu_linear_drop(const qv_ops *ops, qv_linear *layer) {
     (void)ops;
     qv_cpu_weights *weights = layer->packed;
-    qv_free(weights->owned);
+    qv_piece_free(&weights->owned);
     qv_free(weights);
 }

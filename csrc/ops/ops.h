@@ -184,7 +184,8 @@ struct qv_ops {
     /* What a product that is wanted in a precision computes in here. */
     qv_precision (*computes_in)(const qv_ops *ops, qv_precision wanted);
     /* layer->packed from the sources of its parts, and letting go of it: see qv_linear_prepare. */
-    qv_status (*linear_pack)(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, qv_error *err);
+    qv_status (*linear_pack)(const qv_ops *ops, qv_pool *pool, qv_linear *layer, const qv_linear_source *sources,
+                             qv_error *err);
     void (*linear_drop)(const qv_ops *ops, qv_linear *layer);
 
     /* Scratch for products of up to `rows` rows and `depth` deep (their gradients: of up to `depth` columns), and for
@@ -285,9 +286,10 @@ void qv_vector_free(const qv_ops *ops, qv_vector *vector);
 void qv_norm_free(const qv_ops *ops, qv_norm *norm);
 
 /* Make a layer of `parts` sources that share K; where a weight is NULL (a problem that qv_weights_check will report), one of
- * no columns. Borrowed memory must outlive it. On failure nothing is held. */
-qv_status qv_linear_prepare(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, size_t parts,
-                            qv_precision precision, qv_error *err);
+ * no columns. What it does not borrow, it takes from the pool, where it is one of many. Borrowed memory must outlive it. On
+ * failure nothing is held. */
+qv_status qv_linear_prepare(const qv_ops *ops, qv_pool *pool, qv_linear *layer, const qv_linear_source *sources,
+                            size_t parts, qv_precision precision, qv_error *err);
 void qv_linear_free(const qv_ops *ops, qv_linear *layer);
 
 static inline qv_status qv_next_block(const qv_ops *ops, qv_error *err) {

@@ -182,8 +182,8 @@ static qv_status check_panels(const qv_tensor *tensor, qv_error *err) {
                          tensor->name);
 }
 
-qv_status qv_linear_prepare(const qv_ops *ops, qv_linear *layer, const qv_linear_source *sources, size_t parts,
-                            qv_precision precision, qv_error *err) {
+qv_status qv_linear_prepare(const qv_ops *ops, qv_pool *pool, qv_linear *layer, const qv_linear_source *sources,
+                            size_t parts, qv_precision precision, qv_error *err) {
     *layer = (qv_linear){.parts = parts, .precision = ops->computes_in(ops, precision)};
     size_t columns = 0, items;
     for (size_t i = 0; i < parts; i++) {
@@ -207,7 +207,7 @@ qv_status qv_linear_prepare(const qv_ops *ops, qv_linear *layer, const qv_linear
         status = status == QV_OK ? check_panels(sources[i].add_weight, err) : status;
     }
     if (status == QV_OK) {
-        status = ops->linear_pack(ops, layer, sources, err);
+        status = ops->linear_pack(ops, pool, layer, sources, err);
     }
     if (status == QV_OK) {
         status = prepare_bias(ops, layer, sources, err);

@@ -20,6 +20,7 @@ static int load(qvpy_model *self, const void *config, const char *prefix, qv_pre
                         .poll = {qvpy_poll_signals, &poll}};
     qvpy_release(&poll);
     qv_status status = self->kind->load(&self->model, config, &loader);
+    qv_pool_close(&loader.pool);
     return qvpy_acquire(&poll, status, &err);
 }
 

@@ -144,7 +144,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments) {
         sources[i] = (qv_linear_source){tensors[0], tensors[1], tensors[2], tensors[3], scale, tensors[4]};
     }
     qv_error err;
-    if (qv_linear_prepare(&qv_cpu_ops, &object->linear, sources, (size_t)parts, precision, &err) != QV_OK) {
+    if (qv_linear_prepare(&qv_cpu_ops, NULL, &object->linear, sources, (size_t)parts, precision, &err) != QV_OK) {
         Py_DECREF(capsule);
         return qvpy_raise(&err);
     }

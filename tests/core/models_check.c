@@ -121,6 +121,7 @@ static void load_qavit(qavit_model *model, qv_weights *cases, qv_precision preci
     check_status(qv_t5_load(&model->text, &text, &loader), &err);
     loader.prefix = "vision_model.";
     check_status(qv_vit_load(&model->vision, &vision, &loader), &err);
+    qv_pool_close(&loader.pool);
 }
 
 static void ask_qavit(const qavit_model *model, const qv_weights *cases, size_t q, double tolerance) {
@@ -215,6 +216,7 @@ static void check_blip(qv_weights *cases, qv_precision precision, size_t questio
     qv_error err;
     qv_loader loader = {.weights = cases, .prefix = "blip.", .ops = &qv_cpu_ops, .precision = precision, .err = &err};
     check_status(qv_blip_load(&model, &config, &loader), &err);
+    qv_pool_close(&loader.pool);
     for (size_t q = 0; q < questions; q++) {
         ask_blip(&model, cases, q, tolerance);
     }

@@ -65,7 +65,7 @@ static void check_linear(size_t R, size_t N, size_t K, qv_precision precision, q
     qv_linear_source source = {.weight = &weights, .bias = &biases};
     qv_linear layer;
     qv_error err;
-    if (qv_linear_prepare(&qv_cpu_ops, &layer, &source, 1, precision, &err) != QV_OK) {
+    if (qv_linear_prepare(&qv_cpu_ops, NULL, &layer, &source, 1, precision, &err) != QV_OK) {
         puts(err.message);
         exit(2);
     }
@@ -135,7 +135,7 @@ static void check_linear_int8(size_t R, size_t N, size_t K) {
         const size_t r = i / K;
         x[i] = r % 4 == 1 ? fabsf(x[i]) : r % 4 == 2 ? -fabsf(x[i]) : r % 4 == 3 ? 0.7f : x[i];
     }
-    if (qv_linear_prepare(&qv_cpu_ops, &layer, &source, 1, QV_PRECISION_INT8, &err) != QV_OK) {
+    if (qv_linear_prepare(&qv_cpu_ops, NULL, &layer, &source, 1, QV_PRECISION_INT8, &err) != QV_OK) {
         puts(err.message);
         exit(2);
     }

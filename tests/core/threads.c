@@ -198,6 +198,7 @@ static void make_models(models *made, const weight_set *set) {
     loader.prefix = "";
     loader.precision = QV_PRECISION_BFLOAT16;
     check(qv_blip_load(&made->blip, &blip, &loader), &err);
+    qv_pool_close(&loader.pool);
 }
 
 static void free_models(models *made) {
