@@ -94,23 +94,25 @@ def main(given: Sequence[str] | None = None) -> None:
         public = PublicWay(open_model(**places).weights, vision, text)
         tokenizer = Tokenizer.from_folder(places["text"])
 
-    def mine(model: Any, first: bool) -> Any:
-        own = pixels if not first else pixels + np.float32(next(shift))
-        return model.heatmaps(own, next(asked), method="class", block=block).raw[0]
+    def mine(precision: str, first: bool) -> Any:
+        if first or precision not in seen:
+            seen[precision] = pixels + np.float32(next(shift))
+        return models[precision].heatmaps(seen[precision], next(asked), method="class", block=block).raw[0]
 
     def theirs() -> Any:
         return public(pixels, tokenizer.encode([next(asked)], 30).ids[0], block)
 
     shift = itertools.count(1)
+    seen: dict[str, Any] = {}  # the picture that each was asked about last
     said = next(asked)
     expected = public(pixels, tokenizer.encode([said], 30).ids[0], block)
     found = models["float32"].heatmaps(pixels, said, method="class", block=block).raw[0].ravel()
     far = float(np.abs(found - expected).max() / expected.max())
     if not far < 1e-3:
         raise SystemExit(f"the sides differ by {far:.1e} of the largest value")
-    for precision, model in models.items():
-        calls[f"{precision}, a new picture"] = partial(mine, model, True)
-        calls[f"{precision}, next question"] = partial(mine, model, False)
+    for precision in models:
+        calls[f"{precision}, a new picture"] = partial(mine, precision, True)
+        calls[f"{precision}, next question"] = partial(mine, precision, False)
     calls["public code, torch"] = theirs
     times = interleave(calls, options.rounds, options.clock)
     sides = {name: {"ms": 1e3 * times.median(name)} for name in calls}

@@ -73,6 +73,7 @@ class Vit(_Model):
         preprocessing: _Preprocessing | None = ...,
         states: npt.NDArray[np.float32] | None = ...,
         first: int = ...,
+        qkv: npt.NDArray[np.float32] | None = ...,
     ) -> dict[str, Any]: ...
     def dense(
         self,

@@ -90,16 +90,39 @@ def test_states_stand_for_the_blocks_before_them(folder: Path) -> None:
         alike(vit.forward(None, *pairs, **wanted, states=states, first=first), whole)
 
 
+@pytest.mark.every_level
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_queries_keys_and_values_stand_for_their_product(folder: Path, precision: Any) -> None:
+    vit = qavit.load(folder, precision=precision)._vit
+    random = np.random.default_rng(1)
+    pixels = random.standard_normal((3, 3, 42, 42), np.float32)
+    pairs = (np.array([0, 0, 2], np.int32), random.standard_normal((3, 4, 12), np.float32), np.array([4, 1, 3], np.int32))
+    wanted = {"attention": [(3, "raw"), (5, "class")], "hidden": [4], "outputs": ["pooled"]}
+    whole = vit.forward(pixels, *pairs, **wanted)
+    made = vit.forward(pixels, *pairs, attention=[(4, "class")], hidden=[3], outputs=["qkv"])
+    states, qkv = made["hidden"][3], made["qkv"]
+    assert qkv.shape == (3, 37, 48)
+    alike(vit.forward(None, *pairs, **wanted, states=states, first=3, qkv=qkv), whole)
+    alike(vit.forward(None, *pairs, outputs=["qkv"], attention=[(3, "mean")], states=states, first=3)["qkv"], qkv)
+
+
+STATES = np.zeros((1, 37, 16), np.float32)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"states": np.zeros((1, 37, 16), np.float32), "first": 4}, "states enter block 4, expected at most 3"),
-        ({"states": np.zeros((1, 37, 16), np.float32), "first": -1}, "first: block -1 does not exist"),
+        ({"states": STATES, "first": 4}, "states enter block 4, expected at most 3"),
+        ({"states": STATES, "first": -1}, "first: block -1 does not exist"),
         ({"states": np.zeros((1, 36, 16), np.float32), "first": 1}, r"states has shape \[1, 36, 16\], expected"),
         ({"states": np.zeros((37, 16), np.float32), "first": 1}, "states"),
-        ({"states": np.zeros((1, 37, 16), np.float32), "first": 2, "hidden": [1]}, "lies before block 2"),
-        ({"states": np.zeros((1, 37, 16), np.float32), "first": 2, "attention": [(1, "raw")]}, "lies before block 2"),
-        ({"states": np.zeros((1, 37, 16), np.float32), "first": 2, "hidden": [0]}, "lies before block 2"),
+        ({"states": STATES, "first": 2, "hidden": [1]}, "lies before block 2"),
+        ({"states": STATES, "first": 2, "attention": [(1, "raw")]}, "lies before block 2"),
+        ({"states": STATES, "first": 2, "hidden": [0]}, "lies before block 2"),
+        ({"states": STATES, "first": 2, "qkv": np.zeros((1, 37, 48), np.float32)}, "of block 3, but"),
+        ({"states": np.zeros((2, 37, 16), np.float32), "first": 3, "qkv": np.zeros((1, 37, 48), np.float32)}, "as many as"),
+        ({"states": STATES, "first": 3, "qkv": STATES}, "qkv has shape"),
+        ({"states": STATES, "first": 2, "outputs": ["qkv"]}, "the pass ends before it"),
         ({"first": 2}, "expected pixel_values, or states"),
         ({}, "expected pixel_values, or states"),
     ],
@@ -190,13 +213,23 @@ def test_a_question_more_runs_no_block_before_the_question(folder: Path) -> None
             return getattr(vit, name)
 
         def forward(self, *arguments: Any, **options: Any) -> Any:
-            asked.append((arguments[0] is None, arguments[-1] if arguments[0] is None else 0))
+            begun = "picture" if arguments[0] is not None else "states" if arguments[10] is None else "qkv"
+            asked.append((begun, 0 if begun == "picture" else arguments[9]))
             return vit.forward(*arguments, **options)
 
     model._vit = Watched()
     for question in TEXTS:
         model.heatmaps(picture(), question)
-    assert asked == [(False, 0), (True, 3), (True, 3)]
+    assert asked == [("picture", 0), ("qkv", 3), ("qkv", 3)]
+    model.heatmaps(picture(1), TEXTS[0])
+    model.heatmaps(picture(), TEXTS[0])  # queries, keys and values are of the last picture alone
+    model.heatmaps(picture(), TEXTS[1])
+    assert asked[3:] == [("picture", 0), ("states", 3), ("qkv", 3)]
+    model._picture_cache.limit = 20_000  # less than eight times what they take
+    model.cache_clear()
+    for question in TEXTS[:2]:
+        model.heatmaps(picture(), question)
+    assert asked[6:] == [("picture", 0), ("states", 3)]
 
 
 def test_legrad_of_another_text_runs_no_block() -> None:
@@ -409,7 +442,7 @@ def test_clearing_lets_go_of_all(folder: Path) -> None:
     model.heatmaps(picture(), TEXTS)
     model.heatmaps(picture(), TEXTS)
     info = model.cache_info()
-    assert (info.hits, info.misses, info.entries, info.limit) == (1, 1, 1, DEFAULT_LIMIT)
+    assert (info.hits, info.misses, info.entries, info.limit) == (1, 1, 2, DEFAULT_LIMIT)  # states; queries, keys, values
     assert isinstance(info, tuple)
     assert info._fields[:5] == ("hits", "misses", "entries", "bytes", "limit")
     assert info._fields[5:] == ("disk_hits", "disk_entries", "disk_bytes", "disk_limit")

@@ -289,8 +289,29 @@ static block_extent extent_of(const vit_pass *pass, size_t block) {
     return block + 1 == pass->blocks ? pass->last : WHOLE;
 }
 
-/* From the first integrated block on: one sequence a pair. `image_first` is the first image of the chunk in the plan. */
-static void run_pairs(const vit_pass *pass, qv_call *call, size_t image_first, size_t first, size_t B) {
+/* q, k and v of the first block that takes a question, of a chunk of images: those given, or of what enters it. */
+static const float *find_qkv(const vit_pass *pass, qv_call *call, size_t first, size_t B) {
+    const qv_vit *vit = pass->vit;
+    const qv_vit_request *request = pass->request;
+    size_t D = vit->config.D, items = B * vit->T * 3 * D, start = first * vit->T * 3 * D;
+    if (request->qkv != NULL) {
+        return qv_give_floats(call, pass->qkv_image, request->qkv + start, items);
+    }
+    float *wanted = request->patch_qkv;
+    qv_output kept = qv_output_at(vit->ops, pass->qkv_image, wanted != NULL ? wanted + start : NULL, items);
+    float *qkv = wanted != NULL ? kept.at : pass->qkv_image;
+    const sequences s = {.x = pass->x_image, .B = B, .first = first};
+    qv_block_activations shared = pass->a;
+    shared.q.at = qkv;
+    shared.kv.at = qkv + D;
+    project(pass, call, &vit->blocks[vit->first_integrated], &shared, &s, choose_rows(vit, B, false), true);
+    qv_output_take(call, &kept);
+    return qkv;
+}
+
+/* From the first integrated block on: one sequence a pair. `image_first` is the first image of the chunk in the plan, whose
+ * q, k and v are given. */
+static void run_pairs(const vit_pass *pass, qv_call *call, const float *qkv, size_t image_first, size_t first, size_t B) {
     const qv_vit *vit = pass->vit;
     const qv_vit_request *request = pass->request;
     size_t D = vit->config.D, T = vit->T, states = request->M * vit->config.instruction_dim;
@@ -303,7 +324,7 @@ static void run_pairs(const vit_pass *pass, qv_call *call, size_t image_first, s
     const float *instruct = qv_give_floats(call, pass->questions, request->instruct + first * states, B * states);
     for (size_t i = vit->first_integrated; i < pass->blocks; i++) {
         bool integrated = vit->blocks[i].integrated;
-        s.qkv = i == vit->first_integrated ? pass->qkv_image : NULL;
+        s.qkv = i == vit->first_integrated ? qkv : NULL;
         s.kv_index = i == vit->first_integrated ? pass->kv_index : NULL;
         s.instruct = integrated ? instruct : NULL;
         s.instruct_length = integrated ? request->instruct_length + first : NULL;
@@ -314,7 +335,7 @@ static void run_pairs(const vit_pass *pass, qv_call *call, size_t image_first, s
     }
 }
 
-/* The blocks before the question, from the states on where such are given, and q, k, v of the first block that takes it. */
+/* The blocks before the question, from the states on where such are given. */
 static qv_status run_images(const vit_pass *pass, qv_call *call, size_t first, size_t B, qv_error *err) {
     const qv_vit *vit = pass->vit;
     const qv_vit_request *request = pass->request;
@@ -335,12 +356,7 @@ static qv_status run_images(const vit_pass *pass, qv_call *call, size_t first, s
     for (size_t i = request->first; i < at_most(pass->blocks, vit->first_integrated); i++) {
         run_block(pass, call, i, &s, extent_of(pass, i));
     }
-    if (pass->blocks > vit->first_integrated) {
-        qv_block_activations shared = pass->a;
-        shared.q.at = pass->qkv_image;
-        shared.kv.at = pass->qkv_image + D;
-        project(pass, call, &vit->blocks[vit->first_integrated], &shared, &s, choose_rows(vit, B, false), true);
-    } else if (pass->blocks == vit->config.L) {
+    if (pass->blocks == vit->config.L && vit->first_integrated == vit->config.L) {
         hand_out(pass, call, &s);
     }
     return QV_OK;
@@ -364,8 +380,9 @@ static qv_status run(void *state, qv_call *call, qv_error *err) {
             continue;
         }
         size_t chunk = qv_vit_chunk(vit, end - pair);
+        const float *qkv = find_qkv(pass, call, first, B);
         for (; pair < end; pair += at_most(end - pair, chunk)) {
-            run_pairs(pass, call, first, pair, at_most(end - pair, chunk));
+            run_pairs(pass, call, qkv, first, pair, at_most(end - pair, chunk));
         }
     }
     return QV_OK;
@@ -376,6 +393,10 @@ static qv_status check_states(const qv_vit *vit, const qv_vit_request *request, 
     size_t last = at_most(vit->first_integrated, vit->config.L - 1);
     if (request->first > last) {
         return qv_fail(err, QV_ERR_VALUE, "states enter block %zu, expected at most %zu", request->first, last);
+    }
+    if (request->qkv != NULL && request->first != vit->first_integrated) {
+        return qv_fail(err, QV_ERR_VALUE, "q, k and v are of block %zu, but the states enter block %zu", vit->first_integrated,
+                       request->first);
     }
     bool before = request->embedded != NULL;
     for (size_t i = 0; i < request->first; i++) {
@@ -394,6 +415,10 @@ qv_status qv_vit_forward(const qv_vit *vit, qv_call *call, const qv_vit_request 
         return status;
     }
     find_reach(&pass);
+    if (request->patch_qkv != NULL && pass.blocks <= vit->first_integrated) {
+        return qv_fail(err, QV_ERR_VALUE, "q, k and v of the first block that takes a question: the pass ends before it, or "
+                       "there is none");
+    }
     if (pass.blocks > vit->first_integrated && request->pair_count == 0 && request->images.count != 0) {
         return qv_fail(err, QV_ERR_VALUE, "block %zu and later ones take a question, and none was given",
                        vit->first_integrated);

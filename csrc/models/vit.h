@@ -95,6 +95,7 @@ typedef struct {
                             came through the blocks before it; images.pixels and .pictures are NULL then. NULL: it begins
                             with the images, and first is 0 */
     size_t first;        /* at most the first integrated block, and L - 1 */
+    const float *qkv;    /* [images.count, T, 3 D], q, k and v of the states that enter the first integrated block, or NULL */
     const size_t *pair_image; /* [pair_count], ascending: the image of each pair; unused when pair_count is 0 */
     size_t pair_count;        /* pairs of an image and a question; 0: images alone */
     const float *instruct;    /* [pair_count, M, Dt] */
@@ -102,6 +103,7 @@ typedef struct {
     size_t M;
     const qv_vit_tap *taps; /* [L]; NULL: none */
     float *embedded;        /* [images.count, T, D], what enters block 0, or NULL */
+    float *patch_qkv;       /* [images.count, T, 3 D], for `qkv` of another call; of a pass that comes to that block; or NULL */
     float *last;            /* [B, T, D], what leaves the last block, or NULL */
     float *normed;          /* [B, T, D], the final norm of `last`, or NULL */
     float *const *embeddings; /* [B], the same of each, [T, D] in the ops' own memory, or NULL */
@@ -111,7 +113,8 @@ typedef struct {
 } qv_vit_request;
 
 /* Runs only as far as the request needs. QV_ERR_MEMORY, QV_ERR_CANCELLED (outputs then hold anything), or QV_ERR_VALUE
- * when pairs are missing although an integrated block is needed, or something is wanted that lies before the states. */
+ * when pairs are missing although an integrated block is needed, or something is wanted that lies before the states,
+ * or behind where the pass ends. */
 qv_status qv_vit_forward(const qv_vit *vit, qv_call *call, const qv_vit_request *request, qv_error *err);
 
 #endif

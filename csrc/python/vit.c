@@ -134,13 +134,13 @@ static void free_model(void *vit) {
 
 /* ---- forward ---- */
 
-static const char *const output_names[] = {"last", "normed", "pooled", "projected", "pool_attention"};
+static const char *const output_names[] = {"last", "normed", "pooled", "projected", "pool_attention", "qkv"};
 
 /* The arrays of one call: inputs held, outputs made. The call alone refers to its outputs: whatever the collector knows of,
  * a dict or a list, another thread can find there and empty while the core writes. */
 typedef struct {
     qvpy_images images;
-    PyArrayObject *states, *instruct;
+    PyArrayObject *states, *qkv, *instruct;
     size_t *indices; /* [2 N]: pair_image, instruct_length */
     qv_vit_tap *taps; /* [L] */
     PyArrayObject **outputs; /* [L] attentions, [L + 1] hidden states, one for each of output_names; NULL: not asked for */
@@ -151,6 +151,7 @@ typedef struct {
 static void release_call(forward_call *c) {
     qvpy_images_release(&c->images);
     Py_XDECREF(c->states);
+    Py_XDECREF(c->qkv);
     Py_XDECREF(c->instruct);
     for (size_t i = 0; c->outputs != NULL && i < c->output_count; i++) {
         Py_XDECREF(c->outputs[i]);
@@ -168,16 +169,22 @@ static int read_images(forward_call *c, const qv_vit *vit, PyObject *object, PyO
     return 0;
 }
 
+/* [images, T, width] of each image; NULL with an exception */
+static PyArrayObject *read_rows(const qv_vit *vit, PyObject *object, const char *argument, size_t width) {
+    PyArrayObject *array = qvpy_float_array(object, argument, 3);
+    const npy_intp *shape = array != NULL ? PyArray_DIMS(array) : NULL;
+    if (array != NULL && ((size_t)shape[1] != vit->T || (size_t)shape[2] != width)) {
+        PyErr_Format(PyExc_ValueError, "%s has shape [%zd, %zd, %zd], expected [images, %zu, %zu]", argument,
+                     (Py_ssize_t)shape[0], (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], vit->T, width);
+        Py_CLEAR(array);
+    }
+    return array;
+}
+
 /* What enters block `first` of each image, in place of the images. */
 static int read_states(forward_call *c, const qv_vit *vit, PyObject *object, Py_ssize_t first) {
-    c->states = qvpy_float_array(object, "states", 3);
+    c->states = read_rows(vit, object, "states", vit->config.D);
     if (c->states == NULL) {
-        return -1;
-    }
-    const npy_intp *shape = PyArray_DIMS(c->states);
-    if ((size_t)shape[1] != vit->T || (size_t)shape[2] != vit->config.D) {
-        PyErr_Format(PyExc_ValueError, "states has shape [%zd, %zd, %zd], expected [images, %zu, %zu]", (Py_ssize_t)shape[0],
-                     (Py_ssize_t)shape[1], (Py_ssize_t)shape[2], vit->T, vit->config.D);
         return -1;
     }
     if (first < 0) {
@@ -186,7 +193,24 @@ static int read_states(forward_call *c, const qv_vit *vit, PyObject *object, Py_
     }
     c->request.states = PyArray_DATA(c->states);
     c->request.first = (size_t)first;
-    c->request.images.count = (size_t)shape[0];
+    c->request.images.count = (size_t)PyArray_DIM(c->states, 0);
+    return 0;
+}
+
+/* q, k and v of the states, where they are given. */
+static int read_qkv(forward_call *c, const qv_vit *vit, PyObject *object) {
+    if (object == Py_None) {
+        return 0;
+    }
+    c->qkv = read_rows(vit, object, "qkv", 3 * vit->config.D);
+    if (c->qkv == NULL) {
+        return -1;
+    }
+    if (c->states == NULL || PyArray_DIM(c->qkv, 0) != PyArray_DIM(c->states, 0)) {
+        PyErr_SetString(PyExc_ValueError, "qkv: expected as many as states");
+        return -1;
+    }
+    c->request.qkv = PyArray_DATA(c->qkv);
     return 0;
 }
 
@@ -333,10 +357,11 @@ static int add_hidden(forward_call *c, const qv_vit *vit, PyObject *item) {
 
 static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
     float **const slots[] = {&c->request.last, &c->request.normed, &c->request.pooled, &c->request.projected,
-                             &c->request.pool_attention};
+                             &c->request.pool_attention, &c->request.patch_qkv};
     size_t B = sequences_at(c, vit, vit->config.L - 1), D = vit->config.D, E = vit->projection.columns;
-    const size_t shapes[][3] = {{B, vit->T, D}, {B, vit->T, D}, {B, D}, {B, E}, {B, vit->config.H, vit->T}};
-    static const int dims[] = {3, 3, 2, 2, 3};
+    const size_t shapes[][3] = {{B, vit->T, D}, {B, vit->T, D}, {B, D}, {B, E}, {B, vit->config.H, vit->T},
+                                {c->request.images.count, vit->T, 3 * D}};
+    static const int dims[] = {3, 3, 2, 2, 3, 3};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, output_names[i]) == 0) {
             if (slots[i] == &c->request.pool_attention && vit->config.pooling != QV_POOL_MAP) {
@@ -351,7 +376,8 @@ static int add_output(forward_call *c, const qv_vit *vit, PyObject *item) {
             return *slots[i] == NULL ? -1 : 0;
         }
     }
-    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed', 'pooled', 'projected' or 'pool_attention'", item);
+    PyErr_Format(PyExc_ValueError, "outputs: %R, expected 'last', 'normed', 'pooled', 'projected', 'pool_attention' or 'qkv'",
+                 item);
     return -1;
 }
 
@@ -413,16 +439,19 @@ static PyObject *build_result(const forward_call *c, size_t L) {
 
 static PyObject *forward(qvpy_model *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"pixel_values", "pair_image", "instruct", "instruct_length",
-                            "attention",    "hidden",     "outputs",  "preprocessing",   "states", "first", NULL};
+                            "attention",    "hidden",     "outputs",  "preprocessing",   "states", "first", "qkv",
+                            NULL};
     PyObject *images, *pair_image = Py_None, *instruct = Py_None, *instruct_length = Py_None, *states = Py_None;
+    PyObject *qkv = Py_None;
     PyObject *attention = NULL, *hidden = NULL, *outputs = NULL, *preprocessing = Py_None, *result = NULL;
     Py_ssize_t first = 0;
     const qv_vit *vit = self->model;
     forward_call c = {0};
     qvpy_call call;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOOOn:forward", names, &images, &pair_image, &instruct,
-                                     &instruct_length, &attention, &hidden, &outputs, &preprocessing, &states, &first) ||
-        read_pictures(&c, vit, images, preprocessing, states, first) < 0 ||
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OOOOOOOOnO:forward", names, &images, &pair_image, &instruct,
+                                     &instruct_length, &attention, &hidden, &outputs, &preprocessing, &states, &first,
+                                     &qkv) ||
+        read_pictures(&c, vit, images, preprocessing, states, first) < 0 || read_qkv(&c, vit, qkv) < 0 ||
         read_questions(&c, vit, pair_image, instruct, instruct_length) < 0 ||
         make_outputs(&c, vit, attention, hidden, outputs) < 0 || qvpy_begin(&call, self) < 0) {
         goto done;
@@ -525,14 +554,15 @@ static PyObject *resized(qvpy_model *self, PyObject *arguments, PyObject *keywor
 static PyMethodDef methods[] = {
     {"forward", QVPY_KEYWORDS(forward),
      "forward(pixel_values, pair_image=None, instruct=None, instruct_length=None, attention=(), hidden=(), outputs=(),\n"
-     "preprocessing=None, states=None, first=0)\n"
+     "preprocessing=None, states=None, first=0, qkv=None)\n"
      "--\n\nRun as far as asked. Returns a dict of float32 arrays: attentions {block: [B, H, rows, keys]}, hidden\n"
      "{l: [B, T, D]}, and the named outputs: last and normed [B, T, D], pooled [B, D], projected [B, E],\n"
-     "pool_attention [B, H, T].\n"
+     "pool_attention [B, H, T], qkv [N, T, 3 D], of the first integrated block.\n"
      "B counts images before the first integrated block, pairs from it on.\n"
      "With preprocessing, a tuple as preprocess_image takes it, pixel_values is a sequence of uint8 pictures [H, W, 3],\n"
      "which become pixel values where the model computes. With states [N, T, D], what enters block `first` (hidden of an\n"
-     "earlier call), pixel_values is None, and the pass begins at that block, with the same bits."},
+     "earlier call), pixel_values is None, and the pass begins at that block, with the same bits; with qkv, too, where that\n"
+     "is the first integrated block."},
     {"dense", QVPY_KEYWORDS(qvpy_vit_dense), qvpy_vit_dense_doc},
     {"resized", QVPY_KEYWORDS(resized),
      "resized(height, width, positions=None)\n--\n\nThe same tower for images of another size, as a Vit that shares the\n"

@@ -19,6 +19,10 @@ Attention = Sequence[tuple[int, str]]
 #: Questions as `_core.Vit.forward` takes them: pair_image, instruct, instruct_length.
 Pairs = tuple[npt.NDArray[np.int32], FloatArray, npt.NDArray[np.int32]]
 NO_PAIRS = (None, None, None)
+#: The key of queries, keys and values, and what the core calls them.
+QKV = "qkv"
+#: They are kept where they are no more than one part in so many of all that is: states of other pictures save far more.
+OTHERS = 8
 
 
 class Wanted(NamedTuple):
@@ -34,7 +38,8 @@ class CachedTower:
 
     Of a picture that comes alone, with any number of questions, two things are kept. States, what enters a block, as far as
     no question has entered: any later pass begins with the deepest one that comes before all that it is asked for. And
-    where there is no question, all that a pass gave, for one that asks for the same.
+    where there is no question, all that a pass gave, for one that asks for the same. Of the picture that was asked about
+    last, also queries, keys and values of the first block of questions, which are three times as large as what enters it.
 
     Of LeGrad, what its gradients read of a picture, whatever the texts.
 
@@ -47,10 +52,12 @@ class CachedTower:
     vit : _core.Vit
     cache : PictureCache
         For this tower, or towers of other sizes with the same weights.
+    on_cpu : bool
+        A GPU makes queries, keys and values again before they could be brought to it.
     """
 
-    def __init__(self, vit: _core.Vit, cache: PictureCache) -> None:
-        self.vit, self.cache = vit, cache
+    def __init__(self, vit: _core.Vit, cache: PictureCache, on_cpu: bool = True) -> None:
+        self.vit, self.cache, self.on_cpu = vit, cache, on_cpu
 
     def forward(
         self,
@@ -123,7 +130,16 @@ class CachedTower:
             return {"attentions": {}, "hidden": {level: states[level].copy() for level in wanted.hidden}}
         end = max([reach, *rest.hidden])
         extra = (first,) if 0 < first <= border and first < end and first not in rest.hidden else ()
-        result = self._from_states(seen, pairs, rest, extra, digest, border)
+        largest = self.vit.tokens * 3 * self.vit.hidden_size * 4 * OTHERS
+        keeps_qkv = self.on_cpu and pairs is not None and 0 < first <= border and first < end and largest <= cache.limit
+        last, qkv = (cache.get(QKV) if keeps_qkv else None) or (b"", None)
+        qkv = qkv if last == digest else None
+        if keeps_qkv and qkv is None:
+            rest = rest._replace(outputs=(*rest.outputs, QKV))
+        result = self._from_states(seen, pairs, rest, extra, digest, border, qkv)
+        made = result.pop(QKV, None)
+        if made is not None:
+            cache.put(QKV, (digest, _read_only(made)), made.nbytes)
         new = {level: array for level, array in result["hidden"].items() if level <= border and level not in states}
         for level, array in new.items():
             own = array if level in extra else array.copy()
@@ -137,9 +153,16 @@ class CachedTower:
         return result
 
     def _from_states(
-        self, seen: Seen, pairs: Optional[Pairs], wanted: Wanted, extra: tuple[int, ...], digest: bytes, border: int
+        self,
+        seen: Seen,
+        pairs: Optional[Pairs],
+        wanted: Wanted,
+        extra: tuple[int, ...],
+        digest: bytes,
+        border: int,
+        qkv: Optional[FloatArray],
     ) -> dict[str, Any]:
-        """From the deepest state that comes before all that is wanted."""
+        """From the deepest state that comes before all that is wanted; `qkv` of what enters the first block of questions."""
         cache = self.cache
         needed = [*(block for block, _ in wanted.attention), *(level - 1 for level in wanted.hidden)]
         deepest = min([border, self.vit.blocks - 1, *needed])
@@ -149,7 +172,8 @@ class CachedTower:
                 cache.count(True)
                 own = wanted._replace(hidden=(*wanted.hidden, *(one for one in extra if one > level)))
                 index, instruct, lengths = pairs or NO_PAIRS
-                return self.vit.forward(None, index, instruct, lengths, *own, None, states, level)
+                given = qkv if self.vit.integrated and level == self.vit.integrated[0] else None
+                return self.vit.forward(None, index, instruct, lengths, *own, None, states, level, given)
         cache.count(False)
         return self._run(seen, pairs, wanted._replace(hidden=(*wanted.hidden, *extra)))
 

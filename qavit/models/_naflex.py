@@ -80,7 +80,7 @@ class NaFlexEncoder(DualEncoder):
             found = DualEncoder.__new__(DualEncoder)
             vars(found).update(vars(self))
             tower = self._tower
-            found._tower = CachedTower(tower.vit.resized(*size, np.ascontiguousarray(table)), tower.cache)
+            found._tower = CachedTower(tower.vit.resized(*size, np.ascontiguousarray(table)), tower.cache, tower.on_cpu)
             found.grid, found.preprocessing = grid, self.preprocessing.resized(size)
             found.image_size = image_size(size, "image_size")
             self._sized.put(grid, found)

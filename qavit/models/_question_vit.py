@@ -135,7 +135,7 @@ class QAViT(Model):
     @_vit.setter
     def _vit(self, vit: _core.Vit) -> None:
         # Together, so that no call finds one core with what another made.
-        self._tower = CachedTower(vit, self._picture_cache)
+        self._tower = CachedTower(vit, self._picture_cache, self.device == "cpu")
 
     def _readable(self) -> frozenset[str]:
         """What methods can read of the tower."""
