@@ -29,7 +29,7 @@ from .table import Row, beside, write_rows
 from .vocabulary import PLACES, write_vocabulary
 
 SCENARIOS = ("new", "known")
-SIDES = ("transformers", "transformers bfloat16", "float32", "bfloat16")
+SIDES = ("transformers", "transformers bfloat16", "float32", "bfloat16", "int8")
 SMALL = ({"num_hidden_layers": 2}, {"num_hidden_layers": 2, "vocab_size": 3000})
 PROMPT = ["a", "picture", "of"]
 PATCHES = 20
@@ -140,7 +140,8 @@ def report(results: dict[str, dict[str, dict[str, Any]]], count: int) -> str:
 
 def rows_of(results: dict[str, dict[str, dict[str, Any]]], count: int) -> list[Row]:
     """For the table of all benchmarks."""
-    peers = {"float32": ("transformers",), "bfloat16": ("transformers", "transformers bfloat16")}
+    low = ("transformers", "transformers bfloat16")
+    peers = {"float32": ("transformers",), "bfloat16": low, "int8": low}
     rows = []
     for scenario, sides in results.items():
         found = {

@@ -28,7 +28,7 @@ import numpy as np
 from .peak import peak_memory, start_module
 from .table import Row, beside, skipped, write_rows
 
-SIDES = ("float32", "bfloat16", "torch", "torch_bfloat16", "ctranslate2", "ctranslate2_int8")
+SIDES = ("float32", "bfloat16", "int8", "torch", "torch_bfloat16", "ctranslate2", "ctranslate2_int8")
 #: Makes the model: in a process of its own too, or its memory would count as that of those started behind it.
 MAKE = "make"
 SIZES = {
@@ -152,7 +152,11 @@ def rows_of(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -
     """For the table of all benchmarks."""
     names = {"torch_bfloat16": "torch bfloat16", "ctranslate2": "CTranslate2", "ctranslate2_int8": "CTranslate2 int8"}
     found = {names.get(side, side): {"ms": 1e3 * median(one["times"]), "peak": one["peak"]} for side, one in results.items()}
-    peers = {"float32": ("torch", "CTranslate2"), "bfloat16": ("torch bfloat16", "CTranslate2 int8")}
+    peers = {
+        "float32": ("torch", "CTranslate2"),
+        "bfloat16": ("torch bfloat16", "CTranslate2 int8"),
+        "int8": ("CTranslate2 int8",),
+    }
     work = f"reader, {arguments.size}, {arguments.contexts} contexts of {arguments.tokens} tokens"
     return beside(work, found, tuple(peers), peers)
 

@@ -931,7 +931,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "Vit.resized": (resized, 1),
     "Vit, refused": (refused(broken_weights), 1),
     "moves": (lambda: (small().to("cpu").cpu(), blip().to("cpu").cpu(), repr(small()), repr(blip())), 1),
-    "cuda, refused": (lambda: [refused(model.cuda)() for model in (small(), blip(), pnpvqa())], 1),
+    "cuda, refused": (lambda: [refused(lambda m=model: m.to("cuda:99"))() for model in (small(), blip(), pnpvqa())], 1),
     "check_block, refused": (lambda: [refused(lambda m=m: m.check_block(99))() for m in (small(), blip())], 1),
     "encode_questions": (lambda: small().encode_questions(QUESTIONS), 1),
     "BertEncoder": (lambda: encoder("bert").encode(ids()), 1),

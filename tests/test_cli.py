@@ -122,6 +122,8 @@ def test_what_the_build_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_main.main(["info"]) == cli_options.OK
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert lines["threads"] == str(qavit.build_info()["threads"])
+    assert lines["compiler"] == qavit.build_info()["compiler"]
+    assert re.fullmatch(r"(gcc|clang) \d+\.\d+", lines["compiler"])
     assert lines["kernels"] == ", ".join(f"{k} {v}" for k, v in qavit.build_info()["kernels"].items())
     threads = qavit.get_num_threads()
     try:

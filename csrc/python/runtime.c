@@ -38,6 +38,14 @@ static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
 }
 #endif
 
+#define TEXT_OF(words) #words
+#define TEXT(words) TEXT_OF(words)
+#if defined(__clang__)
+#define COMPILER "clang " TEXT(__clang_major__) "." TEXT(__clang_minor__)
+#else
+#define COMPILER "gcc " TEXT(__GNUC__) "." TEXT(__GNUC_MINOR__)
+#endif
+
 static PyObject *truth(bool is) {
     return is ? Py_True : Py_False;
 }
@@ -63,9 +71,9 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
         truth(cpu.neon_bf16));
     PyObject *kernels = Py_BuildValue("{s:s, s:s, s:s}", "float32", qv_cpu_kernels(QV_PRECISION_FLOAT32), "bfloat16",
                                       qv_cpu_kernels(QV_PRECISION_BFLOAT16), "int8", qv_cpu_kernels(QV_PRECISION_INT8));
-    return Py_BuildValue("{s:s, s:s, s:n, s:n, s:N, s:N, s:n, s:O, s:O, s:O}", "blas", qv_blas_config(), "blas_kernels",
-                         qv_blas_kernels(), "threads", (Py_ssize_t)qv_thread_count(), "cpus", (Py_ssize_t)qv_os_cpus(),
-                         "cpu_features", features, "kernels", kernels, "panel_columns",
+    return Py_BuildValue("{s:s, s:s, s:s, s:n, s:n, s:N, s:N, s:n, s:O, s:O, s:O}", "compiler", COMPILER, "blas",
+                         qv_blas_config(), "blas_kernels", qv_blas_kernels(), "threads", (Py_ssize_t)qv_thread_count(), "cpus",
+                         (Py_ssize_t)qv_os_cpus(), "cpu_features", features, "kernels", kernels, "panel_columns",
                          (Py_ssize_t)qv_cpu_panel_columns(), "stb_image", truth(stb), "cuda", truth(qv_cuda_built()),
                          "debug", truth(debug));
 }

@@ -13,8 +13,8 @@ def build_info() -> dict[str, Any]:
     Returns
     -------
     dict
-        version; blas and blas_kernels (OpenBLAS's own words); kernels (which of ours run, by precision); panel_columns
-        (of the panels that weights are packed in, 0: none); threads and cpus;
+        version; compiler, that the core was built by; blas and blas_kernels (OpenBLAS's own words); kernels (which of ours
+        run, by precision); panel_columns (of the panels that weights are packed in, 0: none); threads and cpus;
         cpu_features; stb_image and cuda, whether they were compiled in.
     """
     from .. import _core
