@@ -14,9 +14,9 @@
  * With BYTES_NAME, an int8 product by dot products of four bytes, also TARGET_BYTES,
  * INLINE_BYTES, dot_bytes, store_bytes, has_bytes and BYTES_BELOW (INT8_BELOW of kernel_int8.h). For products of bfloat16
  * also TARGET_BFLOAT16, store_half (the first n lanes in bfloat16), write_pairs, read_pairs and join_pairs; with
- * BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, dot_pairs and has_bfloat16; with
- * TILES_NAME, for that by AMX's tiles, has_tiles; where it has one that is cheaper than exponential, HALF_POWER(y): 2^y for
- * y <= 0, to be rounded to bfloat16, 1 of 0 and NaN of NaN. */
+ * BFLOAT16_NAME, for the set's own, INLINE_BFLOAT16, the type pairs, set1_pair, load_pairs, has_bfloat16, and dot_pairs, or
+ * BFLOAT16_MATRICES and what kernel_matrices.h wants; with TILES_NAME, for that by AMX's tiles, has_tiles; where it has one
+ * that is cheaper than exponential, HALF_POWER(y): 2^y for y <= 0, to be rounded to bfloat16, 1 of 0 and NaN of NaN. */
 
 #define PANEL (WIDTH * TILE_VECTORS)
 #ifndef MOST_PANELS
@@ -410,7 +410,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define BURN burn_float32
 #define STEP_TARGET TARGET
 #define STEP_INLINE INLINE
-#define STEP_ITEMS ((size_t)1)
+#define OPERATIONS (2 * WIDTH)
 #define ELEMENT float
 #define LANES vec
 #define BROADCAST(x) set1(x)
@@ -433,7 +433,7 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #undef MULTIPLY_FEW
 #undef STEP_TARGET
 #undef STEP_INLINE
-#undef STEP_ITEMS
+#undef OPERATIONS
 #undef ELEMENT
 #undef LANES
 #undef BROADCAST
@@ -450,12 +450,18 @@ static void copy_row(float *out, const float *const *rows, size_t n) {
 #define BURN burn_bfloat16
 #define STEP_TARGET TARGET_BFLOAT16
 #define STEP_INLINE INLINE_BFLOAT16
-#define STEP_ITEMS ((size_t)2)
 #define ELEMENT qv_bits32
 #define LANES pairs
 #define BROADCAST(x) set1_pair(x)
 #define PANEL_LOAD(pointer) load_pairs(pointer)
+#if defined(BFLOAT16_MATRICES)
+#define TILE_OF_MATRICES
+#define ACCUMULATE(sum, x, b) add_matrix(sum, x, b)
+#define OPERATIONS (8 * WIDTH)
+#else
 #define ACCUMULATE(sum, x, b) dot_pairs(x, b, sum)
+#define OPERATIONS (4 * WIDTH)
+#endif
 #define SMALL 0x35803580u
 #define KEEP(x, i, e, n) store_half((qv_bits16 *)(void *)(x) + (i), e, n)
 #if defined(HALF_POWER)

@@ -1,11 +1,16 @@
 /* The register tile and the loops around it, for steps of one kind. kernel_template.h includes it once a product, with the
  * names of what it defines (TILE, TILE_OF_ROWS, TILE_OF, MULTIPLY, BURN) and
  *   STEP_TARGET, STEP_INLINE    attributes of its functions
- *   STEP_ITEMS, ELEMENT, LANES  items of a step, its type, and a vector of them
+ *   ELEMENT, LANES              the type of a step, and a vector of them
  *   BROADCAST, PANEL_LOAD       a step in all lanes; the lanes from memory
  *   ACCUMULATE                  sums + the products of the items of two steps, in each lane
- *   SMALL                       a step whose items are 2^-20 */
+ *   OPERATIONS                  of an ACCUMULATE
+ *   SMALL                       a step whose items are 2^-20
+ *   TILE_OF_MATRICES            where kernel_matrices.h has the register tile */
 
+#if defined(TILE_OF_MATRICES)
+#include "ops/kernel_matrices.h"
+#else
 /* out [rows, columns] (+)= x [rows, depth] panel [depth, PANEL]; rows and vectors are constants where this is inlined,
  * so that the sums stay in registers. Each step loads a row of the panel and broadcasts one element of each row of x. More
  * vectors than a panel's are of panels that lie one behind another. */
@@ -43,6 +48,7 @@ STEP_INLINE void TILE(tile_state *s, float *out, const ELEMENT *x, const ELEMENT
         }
     }
 }
+#endif
 
 #define TILE_CASE(n)                                                                                  \
     case n:                                                                                           \
@@ -161,5 +167,5 @@ STEP_TARGET static double BURN(size_t steps) {
     for (size_t i = 1; i < SUMS; i++) {
         sum[0] = sum[0] + sum[i];
     }
-    return reduce_sum(sum[0]) >= 0.0f ? (double)(steps * SUMS * 2 * STEP_ITEMS * WIDTH) : 0.0;
+    return reduce_sum(sum[0]) >= 0.0f ? (double)(steps * SUMS * OPERATIONS) : 0.0;
 }

@@ -1,5 +1,5 @@
 /* NEON, which every 64-bit ARM has: vectors of 4 floats, a tile of 6 rows and 16 columns, which leaves 8 of 32 registers for
- * the columns and the rows' items; dot products of bfloat16 and of four bytes where the CPU has them. */
+ * the columns and the rows' items; products of bfloat16 matrices and dot products of four bytes where the CPU has them. */
 #include "base/cpu.h"
 #include "ops/kernels.h"
 
@@ -43,9 +43,22 @@ INLINE_BFLOAT16 pairs load_pairs(const qv_bits32 *p) {
     memcpy(&x, p, sizeof x);
     return x;
 }
-INLINE_BFLOAT16 vec dot_pairs(pairs x, pairs b, vec sum) {
-    __asm__("bfdot %0.4s, %1.8h, %2.8h" : "+w"(sum) : "w"(x), "w"(b));
+/* What has BFDOT has this. */
+INLINE_BFLOAT16 vec add_matrix(vec sum, pairs x, pairs w) {
+    __asm__("bfmmla %0.4s, %1.8h, %2.8h" : "+w"(sum) : "w"(x), "w"(w));
     return sum;
+}
+INLINE_BFLOAT16 vec join_low(vec a, vec b) {
+    return (vec)vzip1q_u64((uint64x2_t)a, (uint64x2_t)b);
+}
+INLINE_BFLOAT16 vec join_high(vec a, vec b) {
+    return (vec)vzip2q_u64((uint64x2_t)a, (uint64x2_t)b);
+}
+INLINE_BFLOAT16 pairs weave_low(pairs a, pairs b) {
+    return (pairs)vzip1q_u32((uint32x4_t)a, (uint32x4_t)b);
+}
+INLINE_BFLOAT16 pairs weave_high(pairs a, pairs b) {
+    return (pairs)vzip2q_u32((uint32x4_t)a, (uint32x4_t)b);
 }
 
 #define TARGET_BYTES __attribute__((target(BYTES_FEATURE)))
@@ -71,6 +84,7 @@ INLINE_BYTES void store_bytes(qv_bits32 *out, words32 q) {
 #define NAME "neon"
 #define PACKS_LAYERS true
 #define BFLOAT16_NAME "neon_bf16"
+#define BFLOAT16_MATRICES
 #define INT8_NAME "neon"
 #define BYTES_NAME "neon_dotprod"
 #define BYTES_BELOW 128u
