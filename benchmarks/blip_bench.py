@@ -119,7 +119,7 @@ def torch_side(folder: Path, scenario: str, repeats: int, frozen: bool) -> list[
 def qavit_side(folder: Path, scenario: str, repeats: int, precision: str) -> list[float]:
     import qavit
 
-    model = qavit.load(folder, precision=precision)
+    model = qavit.load(folder, precision=precision, cache=0)  # or what is timed again would be known
     calls = scenario_pairs(scenario)
     samples = {
         "image": np.concatenate([images for images, _ in calls]),

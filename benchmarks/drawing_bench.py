@@ -84,7 +84,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     be_quiet()
     warnings.simplefilter("ignore")
-    model, scene, rows = qavit.load(), qavit.demo_scene(), []
+    model, scene, rows = qavit.load(cache=0), qavit.demo_scene(), []
     peers = {"overlay as PNG": ("Pillow and a colormap",), "figure as PNG": ("matplotlib's figure",), "the map": ()}
     large = np.kron(scene.picture, np.ones((7, 7, 1), np.uint8))
     for name, picture in (("96 x 96", scene.picture), (f"{large.shape[0]} x {large.shape[1]}", large)):

@@ -253,7 +253,7 @@ def demo(arguments: argparse.Namespace) -> dict[str, Any]:
 
     calls: dict[str, Callable[[], object]] = {}
     for precision in ("float32", "bfloat16"):
-        model = demo_model(precision=precision)
+        model = demo_model(precision=precision, cache=0)
         pixels = preprocess(picture, model.preprocessing)[0]
         calls[f"{precision}, map"] = partial(extract_attention, model, pixels, asked, blocks=(model.default_block,))
         calls[f"{precision}, map and answers"] = partial(model.heatmaps, pixels, asked)

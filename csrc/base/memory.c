@@ -80,8 +80,13 @@ struct qv_stretch {
 
 /* The longest that is begun for shorter pieces. */
 #define LONGEST ((size_t)64 << 20)
-/* Where reads beyond a block are looked for, every piece is one. */
-#if defined(__SANITIZE_ADDRESS__)
+/* Where reads beyond a block are looked for, every piece is one: gcc says so, and clang. */
+#if defined(__has_feature)
+#define IS_SANITIZED __has_feature(address_sanitizer)
+#else
+#define IS_SANITIZED 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || IS_SANITIZED
 #define SHARES_STRETCHES false
 #else
 #define SHARES_STRETCHES true
