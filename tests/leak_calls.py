@@ -581,6 +581,12 @@ def refused(call: Callable[[], Any]) -> Callable[[], None]:
     return act
 
 
+def where_there_is_one(move: Callable[[], Any]) -> None:
+    """A move to a GPU, which most machines refuse."""
+    with contextlib.suppress(ValueError, RuntimeError, OSError):
+        move()
+
+
 def set_and_get() -> None:
     qavit.set_num_threads(qavit.get_num_threads())
 
@@ -931,6 +937,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "Vit.resized": (resized, 1),
     "Vit, refused": (refused(broken_weights), 1),
     "moves": (lambda: (small().to("cpu").cpu(), blip().to("cpu").cpu(), repr(small()), repr(blip())), 1),
+    "cuda": (lambda: [where_there_is_one(model.cuda) for model in (small(), blip(), pnpvqa())], 1),
     "cuda, refused": (lambda: [refused(lambda m=model: m.to("cuda:99"))() for model in (small(), blip(), pnpvqa())], 1),
     "check_block, refused": (lambda: [refused(lambda m=m: m.check_block(99))() for m in (small(), blip())], 1),
     "encode_questions": (lambda: small().encode_questions(QUESTIONS), 1),
