@@ -62,6 +62,14 @@ def test_linear(rows: int, columns: int, depth: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_product_of_no_depth_is_its_bias(precision: str, rows: int) -> None:
+    bias = normal(70)
+    layer = prepare([{"weight": np.zeros((70, 0), np.float32), "bias": bias}], precision)
+    np.testing.assert_array_equal(linear(layer, np.zeros((rows, 0), np.float32), 70), np.tile(bias, (rows, 1)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("columns", [15, 64, 100, 150])
 @pytest.mark.parametrize("depth", [1, 33, 1030])
 def test_a_row_gives_the_same_bits_alone_and_among_others(precision: str, columns: int, depth: int) -> None:

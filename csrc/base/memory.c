@@ -48,8 +48,13 @@ static bool allocation_must_fail(void) {
 /* Blocks from here on are whole huge pages, which rounds none up by more than a quarter. */
 #define HUGE_BLOCK (4 * HUGE_PAGE)
 
+static size_t alignment_of(size_t bytes) {
+    return bytes >= HUGE_BLOCK ? HUGE_PAGE : QV_ALIGNMENT;
+}
+
+/* Of nothing, too, there is some. */
 static size_t round_up(size_t bytes, size_t alignment) {
-    return (bytes + alignment - 1) / alignment * alignment;
+    return bytes == 0 ? alignment : (bytes + alignment - 1) / alignment * alignment;
 }
 
 void *qv_allocate(size_t count, size_t size) {
@@ -57,8 +62,8 @@ void *qv_allocate(size_t count, size_t size) {
     if (!qv_multiply_size(count, size, &bytes) || bytes > SIZE_MAX / 2 || allocation_must_fail()) {
         return NULL;
     }
-    size_t alignment = bytes >= HUGE_BLOCK ? HUGE_PAGE : QV_ALIGNMENT;
-    bytes = round_up(bytes == 0 ? 1 : bytes, alignment);
+    size_t alignment = alignment_of(bytes);
+    bytes = round_up(bytes, alignment);
     void *memory = qv_os_allocate(alignment, bytes);
     if (memory != NULL && alignment == HUGE_PAGE) {
         qv_os_want_large_pages(memory, bytes);
@@ -108,7 +113,7 @@ static qv_stretch *begin_stretch(const qv_pool *pool, size_t bytes) {
     if (!qv_add_size(bytes > more ? bytes : more, QV_ALIGNMENT, &capacity) || capacity > SIZE_MAX / 2) {
         return NULL;
     }
-    capacity = round_up(capacity, capacity >= HUGE_BLOCK ? HUGE_PAGE : QV_ALIGNMENT);
+    capacity = round_up(capacity, alignment_of(capacity));
     qv_stretch *stretch = qv_allocate(capacity, 1);
     if (stretch != NULL) {
         *stretch = (qv_stretch){.used = QV_ALIGNMENT, .capacity = capacity};
@@ -127,7 +132,7 @@ bool qv_pool_take(qv_pool *pool, qv_piece *piece, size_t count, size_t size) {
     if (!qv_multiply_size(count, size, &bytes) || bytes > SIZE_MAX / 2) {
         return false;
     }
-    bytes = round_up(bytes == 0 ? 1 : bytes, QV_ALIGNMENT);
+    bytes = round_up(bytes, QV_ALIGNMENT);
     qv_stretch *stretch = room_of(pool->open) >= bytes ? pool->open : begin_stretch(pool, bytes);
     if (stretch == NULL) {
         return false;
@@ -137,8 +142,11 @@ bool qv_pool_take(qv_pool *pool, qv_piece *piece, size_t count, size_t size) {
     stretch->used += bytes;
     pool->taken += bytes;
     if (stretch != pool->open) { /* the one with more room left stays open */
-        qv_stretch *less = room_of(stretch) > room_of(pool->open) ? pool->open : stretch;
-        pool->open = less == stretch ? pool->open : stretch;
+        qv_stretch *less = stretch;
+        if (room_of(stretch) > room_of(pool->open)) {
+            less = pool->open;
+            pool->open = stretch;
+        }
         let_go(less);
     }
     return true;

@@ -9,9 +9,13 @@
 #define QV_MAX_PANEL ((size_t)64)
 #define QV_DEPTH_BLOCK ((size_t)1024)
 
-/* Steps of the depth that are multiplied at a time: as even as can be, since a block's tiles fetch the next one meanwhile. */
+/* Steps of a depth that are multiplied at a time at most, never 0: of a deep one equal parts, since the tiles of each fetch
+ * the next meanwhile. */
 static inline size_t qv_depth_block(size_t depth) {
-    size_t blocks = depth <= QV_DEPTH_BLOCK ? 1 : (depth + QV_DEPTH_BLOCK - 1) / QV_DEPTH_BLOCK;
+    if (depth <= QV_DEPTH_BLOCK) {
+        return QV_DEPTH_BLOCK;
+    }
+    size_t blocks = (depth + QV_DEPTH_BLOCK - 1) / QV_DEPTH_BLOCK;
     return ((depth + blocks - 1) / blocks + 7) / 8 * 8;
 }
 

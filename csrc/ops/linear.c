@@ -129,7 +129,7 @@ static void multiply_group(void *context, size_t task, size_t lane) {
     /* Lanes that share a chunk take its groups in turns. */
     size_t further = w->chunks < w->lanes ? w->lanes : 1;
     column_group group = find_group(w, number), next = find_group(w, (number + further) % w->groups);
-    size_t block = qv_depth_block(steps);
+    size_t most = qv_depth_block(steps), block = steps < most ? steps : most;
     for (size_t c = 0; c < group.columns; c += width) {
         size_t column = group.column - w->first + c;
         bool last = c + width >= group.columns;

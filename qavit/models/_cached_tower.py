@@ -58,6 +58,8 @@ class CachedTower:
 
     def __init__(self, vit: _core.Vit, cache: PictureCache, on_cpu: bool = True) -> None:
         self.vit, self.cache, self.on_cpu = vit, cache, on_cpu
+        #: The first block that takes a question; how many there are where none does.
+        self.first = vit.integrated[0] if vit.integrated else vit.blocks
 
     def forward(
         self,
@@ -109,8 +111,7 @@ class CachedTower:
         return self.vit.forward(given, index, instruct, lengths, *wanted, how)
 
     def _known(self, seen: Seen, pairs: Optional[Pairs], wanted: Wanted, digest: bytes) -> dict[str, Any]:
-        cache, vit = self.cache, self.vit
-        first = vit.integrated[0] if vit.integrated else vit.blocks
+        cache, vit, first = self.cache, self.vit, self.first
         # What is read of pictures alone; of a tower that takes questions, whatever lies before these.
         alone = pairs is None
         everything = (digest, wanted)
@@ -130,10 +131,10 @@ class CachedTower:
             return {"attentions": {}, "hidden": {level: states[level].copy() for level in wanted.hidden}}
         end = max([reach, *rest.hidden])
         extra = (first,) if 0 < first <= border and first < end and first not in rest.hidden else ()
-        largest = self.vit.tokens * 3 * self.vit.hidden_size * 4 * OTHERS
-        keeps_qkv = self.on_cpu and pairs is not None and 0 < first <= border and first < end and largest <= cache.limit
-        last, qkv = (cache.get(QKV) if keeps_qkv else None) or (b"", None)
-        qkv = qkv if last == digest else None
+        size = 3 * vit.tokens * vit.hidden_size * np.dtype(np.float32).itemsize
+        keeps_qkv = self.on_cpu and not alone and 0 < first <= border and first < end and OTHERS * size <= cache.limit
+        kept_qkv = cache.get(QKV) if keeps_qkv else None
+        qkv = kept_qkv[1] if kept_qkv is not None and kept_qkv[0] == digest else None
         if keeps_qkv and qkv is None:
             rest = rest._replace(outputs=(*rest.outputs, QKV))
         result = self._from_states(seen, pairs, rest, extra, digest, border, qkv)
@@ -172,7 +173,7 @@ class CachedTower:
                 cache.count(True)
                 own = wanted._replace(hidden=(*wanted.hidden, *(one for one in extra if one > level)))
                 index, instruct, lengths = pairs or NO_PAIRS
-                given = qkv if self.vit.integrated and level == self.vit.integrated[0] else None
+                given = qkv if level == self.first else None
                 return self.vit.forward(None, index, instruct, lengths, *own, None, states, level, given)
         cache.count(False)
         return self._run(seen, pairs, wanted._replace(hidden=(*wanted.hidden, *extra)))
